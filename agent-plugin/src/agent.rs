@@ -1,0 +1,81 @@
+//! The seam: what the plugin asks of the agent that hosts it. Nothing else of the agent is known here.
+
+use std::{os::fd::OwnedFd, path::PathBuf};
+
+use async_trait::async_trait;
+
+/// The agent that hosts the plugin.
+///
+/// Both methods may take the agent's lock, and must have released it when they return: the plugin never calls the agent
+/// while it works on a volume.
+#[async_trait]
+pub trait Agent: Send + Sync + 'static {
+    /// The running container `id`.
+    ///
+    /// # Errors
+    /// Says why there is none to work on.
+    async fn container(&self, id: &str) -> Result<Container, ContainerError>;
+
+    /// The agent's policy decision on `method` (`"ProbeBlockVolumeRequest"`, …) with the request as JSON.
+    ///
+    /// There is no default on purpose: an agent without a policy says so in one line.
+    ///
+    /// # Errors
+    /// The request is denied; the text goes to the caller.
+    async fn authorize(&self, method: &str, request: &serde_json::Value) -> Result<(), Denied>;
+}
+
+/// A running container, by handles that no later process can take over.
+#[derive(Debug)]
+pub struct Container {
+    /// [`pidfd`](https://man7.org/linux/man-pages/man2/pidfd_open.2.html) of the container's first process.
+    pub init: OwnedFd,
+    /// Its mount namespace (`/proc/PID/ns/mnt`), opened when the container started.
+    pub mount_namespace: OwnedFd,
+    /// Its user namespace, where it is not the agent's own.
+    pub user_namespace: Option<OwnedFd>,
+    /// Its cgroup below the root of the hierarchy: `/pod/c1`.
+    pub cgroup: PathBuf,
+    /// The device rules of its specification, in order.
+    pub device_rules: Vec<DeviceRule>,
+}
+
+/// One entry of `linux.resources.devices` in the container's specification.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceRule {
+    /// Allow, else deny.
+    pub allow: bool,
+    /// `'a'`, `'b'` or `'c'`.
+    pub kind: char,
+    /// `None` for every number.
+    pub major: Option<u32>,
+    /// `None` for every number.
+    pub minor: Option<u32>,
+    /// A subset of `"rwm"`.
+    pub access: String,
+}
+
+/// Why there is no container to work on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ContainerError {
+    /// The agent knows none of this id.
+    #[error("the agent knows no such container")]
+    Unknown,
+    /// It was created and not started.
+    #[error("the container was created, not started")]
+    Created,
+    /// Its first process has ended.
+    #[error("the container has stopped")]
+    Stopped,
+    /// It is paused.
+    #[error("the container is paused")]
+    Paused,
+    /// A handle could not be opened.
+    #[error("the agent cannot reach the container: {0}")]
+    Unreachable(String),
+}
+
+/// The agent's policy says no.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Denied(pub String);

@@ -1,0 +1,17 @@
+//! Written next.
+
+mod agent;
+
+/// The generated contract (`proto/block_volume.proto`).
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes,
+    reason = "generated; the proto file documents it, and which lints it trips depends on the generator"
+)]
+pub mod contract {
+    include!(concat!(env!("OUT_DIR"), "/contract.rs"));
+}
+
+pub use agent::{Agent, Container, ContainerError, Denied, DeviceRule};

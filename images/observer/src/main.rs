@@ -1,0 +1,3 @@
+//! Written next.
+
+fn main() {}
