@@ -1,6 +1,7 @@
-//! Written next.
+//! Hot-plug of block volumes into running containers, inside the guest of a VM sandbox.
 
 mod agent;
+mod service;
 
 /// The generated contract (`proto/block_volume.proto`).
 #[allow(
@@ -15,3 +16,4 @@ pub mod contract {
 }
 
 pub use agent::{Agent, Container, ContainerError, Denied, DeviceRule};
+pub use service::{serve, service};
