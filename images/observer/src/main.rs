@@ -1,3 +1,83 @@
-//! Written next.
+//! The observer: a thread per connection of the harness, nothing else. See the library for the protocol.
+//!
+//! It is started by the guest's init and lives beside the agent. A panic ends one connection, not the observer.
 
-fn main() {}
+mod agent_state;
+mod floor;
+mod programs;
+mod run;
+
+use std::{
+    error::Error,
+    fs::{self, OpenOptions},
+    io::{self, BufRead, BufReader, Write},
+    thread,
+};
+
+use floor::Uevents;
+use guest_observer::{PORT, Reply, Request};
+use vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
+
+fn main() -> io::Result<()> {
+    let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, PORT)?;
+    loop {
+        let (stream, _) = listener.accept()?;
+        thread::spawn(move || {
+            if let Err(error) = serve(&stream) {
+                eprintln!("observer: connection ended: {error}");
+            }
+        });
+    }
+}
+
+fn serve(stream: &VsockStream) -> io::Result<()> {
+    let mut uevents = None;
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    while reader.read_line(&mut line)? > 0 {
+        let reply = match serde_json::from_str(&line) {
+            Ok(request) => answer(request, &mut uevents)
+                .unwrap_or_else(|error| Reply::Error { message: error.to_string() }),
+            Err(error) => Reply::Error { message: format!("not a request: {error}") },
+        };
+        let mut text = serde_json::to_string(&reply)?;
+        text.push('\n');
+        (&mut &*stream).write_all(text.as_bytes())?;
+        line.clear();
+    }
+    Ok(())
+}
+
+fn answer(request: Request, uevents: &mut Option<Uevents>) -> Result<Reply, Box<dyn Error>> {
+    match request {
+        Request::Run { argv, stdin } => run::run(&argv, stdin),
+        Request::Write { path, contents } => {
+            OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(&path)
+                .and_then(|mut file| file.write_all(contents.as_bytes()))
+                .map_err(|error| format!("writing {path}: {error}"))?;
+            Ok(Reply::Done)
+        }
+        Request::Read { path } => {
+            let contents = fs::read(&path).map_err(|error| format!("reading {path}: {error}"))?;
+            Ok(Reply::Contents { contents: String::from_utf8_lossy(&contents).into_owned() })
+        }
+        Request::Programs { cgroup } => Ok(Reply::Programs { ids: programs::attached(&cgroup)? }),
+        Request::AgentState => Ok(Reply::AgentState(agent_state::read()?)),
+        Request::OpenUevents => {
+            *uevents = Some(Uevents::open()?);
+            Ok(Reply::Done)
+        }
+        Request::Scan(address) => {
+            let uevents = uevents.as_mut().ok_or("no uevent socket is open on this connection")?;
+            Ok(Reply::Block { name: floor::scan(uevents, address)? })
+        }
+        Request::Delete(address) => {
+            floor::delete(address)?;
+            Ok(Reply::Done)
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! What can go wrong while an image is built.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// An error of this library.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or directory of the host.
+    #[error("{}: {source}", path.display())]
+    Path {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No kernel where one was expected, or several.
+    #[error("{} holds {found} files boot/vmlinuz-*, expected one: unpack a kernel package there with dpkg -x", path.display())]
+    Kernel {
+        /// The directory of the unpacked package.
+        path: PathBuf,
+        /// How many were found.
+        found: usize,
+    },
+    /// A kernel image of another kind.
+    #[error("{}: not an x86 kernel image: {what}", path.display())]
+    NotAKernel {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// Its payload is broken, or compressed in a way that is not read here.
+    #[error("{}: cannot decompress: {what}", path.display())]
+    Decompress {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        what: String,
+    },
+    /// A module that is neither a file nor built in.
+    #[error("kernel {release} has no module {module}, neither as a file nor built in")]
+    NoModule {
+        /// The kernel.
+        release: String,
+        /// The module.
+        module: String,
+    },
+    /// Modules that depend on each other.
+    #[error("module {0} depends on itself")]
+    ModuleLoop(String),
+    /// A file that is no ELF file.
+    #[error("{}: {source}", path.display())]
+    Elf {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: goblin::error::Error,
+    },
+    /// A shared library that is in none of the known directories.
+    #[error("{} needs {library}, which is in none of {searched}", path.display())]
+    NoLibrary {
+        /// The file that needs it.
+        path: PathBuf,
+        /// Its name.
+        library: String,
+        /// Where it was looked for.
+        searched: String,
+    },
+    /// A program for the guest that needs shared libraries.
+    #[error("{} is not a static program: build it with -C target-feature=+crt-static", .0.display())]
+    NotStatic(PathBuf),
+    /// The archive's entry sizes have 32 bits.
+    #[error("{0} is too large for the archive")]
+    TooLarge(String),
+}
+
+/// Adds the path to an I/O error: `fs::read(path).map_err(at(path))`.
+pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Path { path, source }
+}

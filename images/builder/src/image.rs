@@ -1,0 +1,137 @@
+//! The three files of an image: `vmlinux`, `initramfs.cpio`, and `image.json` that tells what they are made of.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    Error,
+    contents::{self, Programs},
+    error::at,
+    kernel::Kernel,
+};
+
+/// The file with the [`Image`].
+pub const DESCRIPTION: &str = "image.json";
+/// The kernel.
+pub const VMLINUX: &str = "vmlinux";
+/// The root file system.
+pub const INITRAMFS: &str = "initramfs.cpio";
+
+/// What an image is made of: the contents of `image.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// The kernel's release.
+    pub kernel: String,
+    /// SHA-256 of the package's `vmlinuz`, from which `vmlinux` is made.
+    pub vmlinuz_sha256: String,
+    /// SHA-256 of `initramfs.cpio`.
+    pub initramfs_sha256: String,
+    /// File name of the agent on the host.
+    pub agent: String,
+    /// SHA-256 of the agent.
+    pub agent_sha256: String,
+    /// Sizes in bytes, by file name.
+    pub vmlinux_bytes: u64,
+    /// Size in bytes.
+    pub initramfs_bytes: u64,
+}
+
+/// Builds the image in `directory`. Files that are up to date already are left alone.
+///
+/// Returns whether anything was written.
+///
+/// # Errors
+/// An input is missing or is not what it should be, or a file cannot be written.
+pub fn build(kernel: &Kernel, programs: &Programs, directory: &Path) -> Result<bool, Error> {
+    fs::create_dir_all(directory).map_err(at(directory))?;
+    let initramfs = contents::initramfs(kernel, programs)?.to_bytes()?;
+    let vmlinuz = fs::read(&kernel.vmlinuz).map_err(at(&kernel.vmlinuz))?;
+    let agent = fs::read(&programs.agent).map_err(at(&programs.agent))?;
+    let mut image = Image {
+        kernel: kernel.release.clone(),
+        vmlinuz_sha256: sha256(&vmlinuz),
+        initramfs_sha256: sha256(&initramfs),
+        agent: programs.agent.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        agent_sha256: sha256(&agent),
+        vmlinux_bytes: 0,
+        initramfs_bytes: initramfs.len() as u64,
+    };
+
+    let described = read(directory);
+    let size = |name: &str| fs::metadata(directory.join(name)).map(|metadata| metadata.len()).ok();
+    let kernel_is_current = described.as_ref().is_some_and(|old| {
+        old.vmlinuz_sha256 == image.vmlinuz_sha256 && size(VMLINUX) == Some(old.vmlinux_bytes)
+    });
+    let initramfs_is_current = described.as_ref().is_some_and(|old| {
+        old.initramfs_sha256 == image.initramfs_sha256 && size(INITRAMFS) == Some(old.initramfs_bytes)
+    });
+    if let Some(old) = described.as_ref().filter(|_| kernel_is_current) {
+        image.vmlinux_bytes = old.vmlinux_bytes;
+    } else {
+        let vmlinux = kernel.vmlinux()?;
+        image.vmlinux_bytes = vmlinux.len() as u64;
+        replace(&directory.join(VMLINUX), &vmlinux)?;
+    }
+    if !initramfs_is_current {
+        replace(&directory.join(INITRAMFS), &initramfs)?;
+    }
+    if described.as_ref() == Some(&image) && kernel_is_current && initramfs_is_current {
+        return Ok(false);
+    }
+    // Last: it vouches for the other two.
+    let mut text = serde_json::to_vec_pretty(&image).expect("strings and numbers are always JSON");
+    text.push(b'\n');
+    replace(&directory.join(DESCRIPTION), &text)?;
+    Ok(true)
+}
+
+/// What the image in `directory` is made of; `None` where there is no image, or one of another version of this program.
+#[must_use]
+pub fn read(directory: &Path) -> Option<Image> {
+    serde_json::from_slice(&fs::read(directory.join(DESCRIPTION)).ok()?).ok()
+}
+
+/// Replaces a file at once, so that a VM that boots from it meanwhile sees one or the other.
+fn replace(path: &Path, contents: &[u8]) -> Result<(), Error> {
+    let mut new: PathBuf = path.to_owned();
+    new.add_extension("new");
+    fs::write(&new, contents).map_err(at(&new))?;
+    fs::rename(&new, path).map_err(at(path))
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hash_is_written_as_usual() {
+        assert_eq!(sha256(b""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    }
+
+    #[test]
+    fn a_description_of_another_version_is_no_description() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(read(directory.path()), None);
+        fs::write(directory.path().join(DESCRIPTION), r#"{"kernel":"6.1"}"#).unwrap();
+        assert_eq!(read(directory.path()), None);
+    }
+
+    #[test]
+    fn a_file_is_replaced_and_nothing_is_left_beside_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(INITRAMFS);
+        replace(&path, b"one").unwrap();
+        replace(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+}

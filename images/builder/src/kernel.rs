@@ -1,0 +1,205 @@
+//! A kernel package that was unpacked (`dpkg -x`), and the `vmlinux` inside its `vmlinuz`.
+//!
+//! A `vmlinuz` is a bzImage: a setup part whose header
+//! ([boot protocol](https://docs.kernel.org/arch/x86/boot.html), `payload_offset`, `payload_length`) says where the compressed
+//! kernel is. QEMU boots the ELF file directly (PVH), which spares the guest the decompression: a second or two of every boot
+//! without KVM.
+
+use std::{
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use crate::{Error, error::at};
+
+/// An unpacked kernel package.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kernel {
+    /// `6.1.0-50-cloud-amd64`.
+    pub release: String,
+    /// The compressed image.
+    pub vmlinuz: PathBuf,
+    /// `lib/modules/RELEASE`.
+    pub modules: PathBuf,
+}
+
+impl Kernel {
+    /// Finds the kernel below `directory`.
+    ///
+    /// # Errors
+    /// There is none, there are several, or its modules are missing.
+    pub fn find(directory: &Path) -> Result<Self, Error> {
+        let boot = directory.join("boot");
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&boot).map_err(at(&boot))? {
+            let entry = entry.map_err(at(&boot))?;
+            if let Some(release) = entry.file_name().to_str().and_then(|name| name.strip_prefix("vmlinuz-")) {
+                found.push((release.to_owned(), entry.path()));
+            }
+        }
+        if found.len() != 1 {
+            return Err(Error::Kernel { path: directory.to_owned(), found: found.len() });
+        }
+        let (release, vmlinuz) = found.remove(0);
+        // Debian's packages carry the modules in usr/lib since the merge of /usr.
+        let modules = [directory.join("lib/modules"), directory.join("usr/lib/modules")]
+            .map(|parent| parent.join(&release))
+            .into_iter()
+            .find(|path| path.is_dir())
+            .ok_or_else(|| Error::NoModule { release: release.clone(), module: "directory".into() })?;
+        Ok(Self { release, vmlinuz, modules })
+    }
+
+    /// Decompresses the kernel.
+    ///
+    /// # Errors
+    /// The file is no bzImage, or its compression is none of lz4, zstd and xz.
+    pub fn vmlinux(&self) -> Result<Vec<u8>, Error> {
+        let image = fs::read(&self.vmlinuz).map_err(at(&self.vmlinuz))?;
+        let payload = payload(&image).map_err(|what| Error::NotAKernel { path: self.vmlinuz.clone(), what })?;
+        let vmlinux =
+            decompress(payload).map_err(|what| Error::Decompress { path: self.vmlinuz.clone(), what })?;
+        if !vmlinux.starts_with(b"\x7fELF") {
+            return Err(Error::NotAKernel { path: self.vmlinuz.clone(), what: "its payload is not an ELF file" });
+        }
+        Ok(vmlinux)
+    }
+}
+
+/// The compressed kernel in a bzImage.
+fn payload(image: &[u8]) -> Result<&[u8], &'static str> {
+    let word = |at: usize| {
+        let bytes = image.get(at..at + 4).ok_or("too short")?;
+        Ok::<_, &str>(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize)
+    };
+    if image.get(0x202..0x206) != Some(b"HdrS") {
+        return Err("no HdrS header");
+    }
+    // A count of 0 means 4, for historic reasons; the boot sector itself is not counted.
+    let setup_sectors = match image[0x1f1] {
+        0 => 4,
+        count => usize::from(count),
+    };
+    let start = (setup_sectors + 1) * 512 + word(0x248)?;
+    image.get(start..start + word(0x24c)?).ok_or("the payload reaches beyond the file")
+}
+
+/// Decompresses a payload: the compressed stream, then four bytes with the size of what is in it.
+fn decompress(payload: &[u8]) -> Result<Vec<u8>, String> {
+    let (stream, size) = payload.split_last_chunk::<4>().ok_or("no payload")?;
+    let size = u32::from_le_bytes(*size) as usize;
+    let contents = match stream {
+        [0x02, 0x21, 0x4c, 0x18, blocks @ ..] => lz4_legacy(blocks, size)?,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            let mut contents = Vec::with_capacity(size);
+            let mut decoder = ruzstd::decoding::StreamingDecoder::new(stream).map_err(|error| error.to_string())?;
+            decoder.read_to_end(&mut contents).map_err(|error| error.to_string())?;
+            contents
+        }
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => xz(stream)?,
+        _ => return Err("its compression is none of lz4, zstd and xz".into()),
+    };
+    if contents.len() != size {
+        return Err(format!("{} bytes came out, {size} were promised", contents.len()));
+    }
+    Ok(contents)
+}
+
+/// The legacy frame format of lz4: blocks of 8 MiB, each with its compressed size before it.
+fn lz4_legacy(mut blocks: &[u8], size: usize) -> Result<Vec<u8>, String> {
+    const BLOCK: usize = 8 << 20;
+    let mut contents = Vec::with_capacity(size);
+    while let Some((length, rest)) = blocks.split_first_chunk::<4>() {
+        let (block, rest) =
+            rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or("an lz4 block reaches beyond the end")?;
+        let start = contents.len();
+        contents.resize(start + BLOCK.min(size.saturating_sub(start)), 0);
+        let length = lz4_flex::block::decompress_into(block, &mut contents[start..]).map_err(|e| e.to_string())?;
+        contents.truncate(start + length);
+        blocks = rest;
+    }
+    Ok(contents)
+}
+
+/// Decompresses an xz stream, filters for machine code included.
+pub(crate) fn xz(stream: &[u8]) -> Result<Vec<u8>, String> {
+    let mut contents = Vec::new();
+    lzma_rust2::XzReader::new(stream, false).read_to_end(&mut contents).map_err(|error| error.to_string())?;
+    Ok(contents)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A bzImage with one setup sector, `gap` bytes before the payload, and some bytes behind it.
+    fn image(payload: &[u8], gap: usize) -> Vec<u8> {
+        let mut image = vec![0; 1024 + gap];
+        image[0x1f1] = 1;
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x248..0x24c].copy_from_slice(&(gap as u32).to_le_bytes());
+        image[0x24c..0x250].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+        image.extend_from_slice(payload);
+        image.extend_from_slice(b"code");
+        image
+    }
+
+    /// An lz4 block of literals alone: a token, the rest of the length in steps of 255, the bytes.
+    fn lz4_literals(bytes: &[u8]) -> Vec<u8> {
+        assert!(bytes.len() >= 15);
+        let mut block = vec![0xf0];
+        let mut rest = bytes.len() - 15;
+        while rest >= 255 {
+            block.push(255);
+            rest -= 255;
+        }
+        block.push(rest as u8);
+        block.extend_from_slice(bytes);
+        block
+    }
+
+    fn legacy_payload(parts: &[&[u8]], promised: u32) -> Vec<u8> {
+        let mut payload = vec![0x02, 0x21, 0x4c, 0x18];
+        for part in parts {
+            let block = lz4_literals(part);
+            payload.extend_from_slice(&(block.len() as u32).to_le_bytes());
+            payload.extend_from_slice(&block);
+        }
+        payload.extend_from_slice(&promised.to_le_bytes());
+        payload
+    }
+
+    #[test]
+    fn the_payload_is_where_the_header_says() {
+        assert_eq!(payload(&image(b"PAYLOAD", 7)).unwrap(), b"PAYLOAD");
+        let mut short = image(b"PAYLOAD", 0);
+        short.truncate(1026);
+        assert!(payload(&short).unwrap_err().contains("beyond the file"));
+        assert!(payload(b"\x7fELF").unwrap_err().contains("HdrS"));
+    }
+
+    #[test]
+    fn legacy_lz4_may_have_several_blocks_and_its_size_is_checked() {
+        let (one, two) = ([b'a'; 300], [b'b'; 20]);
+        let contents = decompress(&legacy_payload(&[&one, &two], 320)).unwrap();
+        assert_eq!(contents, [one.as_slice(), two.as_slice()].concat());
+        assert!(decompress(&legacy_payload(&[&one, &two], 321)).unwrap_err().contains("321 were promised"));
+    }
+
+    #[test]
+    fn an_unknown_compression_is_told() {
+        assert!(decompress(b"\x1f\x8b gzip is not among them").unwrap_err().contains("none of lz4, zstd and xz"));
+    }
+
+    #[test]
+    fn a_directory_with_two_kernels_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir_all(directory.path().join("boot")).unwrap();
+        assert!(matches!(Kernel::find(directory.path()), Err(Error::Kernel { found: 0, .. })));
+        for release in ["6.1", "6.12"] {
+            fs::write(directory.path().join(format!("boot/vmlinuz-{release}")), "").unwrap();
+        }
+        assert!(matches!(Kernel::find(directory.path()), Err(Error::Kernel { found: 2, .. })));
+    }
+}

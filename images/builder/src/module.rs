@@ -1,0 +1,191 @@
+//! Kernel modules of an unpacked package: which there are, what each depends on, and the order in which to load them.
+//!
+//! A module file is ELF (perhaps compressed with xz); its section `.modinfo` holds `key=value` strings, of which `depends` lists
+//! the modules that have to be loaded before. The kernel writes names with underscores, files are named either way
+//! ([`modinfo`](https://man7.org/linux/man-pages/man8/modinfo.8.html)).
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use goblin::elf::Elf;
+
+use crate::{
+    Error,
+    error::at,
+    kernel::{Kernel, xz},
+};
+
+/// A module, ready to be loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Module {
+    /// With underscores.
+    pub name: String,
+    /// Below `/lib/modules/RELEASE`, without a suffix for compression: `kernel/drivers/scsi/sd_mod.ko`.
+    pub path: String,
+    /// The module itself, decompressed.
+    pub contents: Vec<u8>,
+}
+
+/// The modules of one kernel.
+#[derive(Debug)]
+pub struct Modules {
+    release: String,
+    root: PathBuf,
+    files: HashMap<String, PathBuf>,
+    built_in: HashSet<String>,
+}
+
+impl Modules {
+    /// Lists the modules of `kernel`; reads none yet.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn of(kernel: &Kernel) -> Result<Self, Error> {
+        let mut files = HashMap::new();
+        collect(&kernel.modules.join("kernel"), &mut files)?;
+        let list = kernel.modules.join("modules.builtin");
+        let built_in = fs::read_to_string(&list).map_err(at(&list))?;
+        Ok(Self {
+            release: kernel.release.clone(),
+            root: kernel.modules.clone(),
+            files,
+            built_in: built_in.lines().map(|line| name_of(Path::new(line))).collect(),
+        })
+    }
+
+    /// Whether there is a file of this module; built-in ones have none.
+    #[must_use]
+    pub fn has_file(&self, name: &str) -> bool {
+        self.files.contains_key(&normalized(name))
+    }
+
+    /// The modules that `wanted` need, themselves included, each after those that it depends on. Built-in ones are left out.
+    ///
+    /// # Errors
+    /// One does not exist, cannot be read, or depends on itself.
+    pub fn in_load_order(&self, wanted: &[&str]) -> Result<Vec<Module>, Error> {
+        let mut order = Order { modules: self, done: HashSet::new(), open: HashSet::new(), list: Vec::new() };
+        for name in wanted {
+            order.add(&normalized(name))?;
+        }
+        Ok(order.list)
+    }
+
+    fn read(&self, name: &str, path: &Path) -> Result<Module, Error> {
+        let mut contents = fs::read(path).map_err(at(path))?;
+        let mut inside = path.strip_prefix(&self.root).unwrap_or(path).to_string_lossy().into_owned();
+        if let Some(plain) = inside.strip_suffix(".xz") {
+            contents = xz(&contents).map_err(|what| Error::Decompress { path: path.to_owned(), what })?;
+            inside = plain.to_owned();
+        }
+        Ok(Module { name: name.to_owned(), path: inside, contents })
+    }
+}
+
+/// A depth-first walk that lists a module after its dependencies.
+struct Order<'a> {
+    modules: &'a Modules,
+    done: HashSet<String>,
+    /// The path from a wanted module to where the walk is.
+    open: HashSet<String>,
+    list: Vec<Module>,
+}
+
+impl Order<'_> {
+    fn add(&mut self, name: &str) -> Result<(), Error> {
+        if self.done.contains(name) || self.modules.built_in.contains(name) {
+            return Ok(());
+        }
+        if !self.open.insert(name.to_owned()) {
+            return Err(Error::ModuleLoop(name.to_owned()));
+        }
+        let Some(path) = self.modules.files.get(name) else {
+            return Err(Error::NoModule { release: self.modules.release.clone(), module: name.to_owned() });
+        };
+        let module = self.modules.read(name, path)?;
+        let elf = Elf::parse(&module.contents).map_err(|source| Error::Elf { path: path.clone(), source })?;
+        for dependency in depends(modinfo(&elf, &module.contents)) {
+            self.add(&dependency)?;
+        }
+        self.open.remove(name);
+        self.done.insert(name.to_owned());
+        self.list.push(module);
+        Ok(())
+    }
+}
+
+fn modinfo<'a>(elf: &Elf<'_>, contents: &'a [u8]) -> &'a [u8] {
+    elf.section_headers
+        .iter()
+        .find(|section| elf.shdr_strtab.get_at(section.sh_name) == Some(".modinfo"))
+        .and_then(|section| contents.get(section.file_range()?))
+        .unwrap_or_default()
+}
+
+/// The names in `depends=a,b`, with underscores.
+fn depends(modinfo: &[u8]) -> Vec<String> {
+    modinfo
+        .split(|&byte| byte == 0)
+        .filter_map(|string| str::from_utf8(string).ok()?.strip_prefix("depends="))
+        .flat_map(|names| names.split(','))
+        .filter(|name| !name.is_empty())
+        .map(normalized)
+        .collect()
+}
+
+fn collect(directory: &Path, files: &mut HashMap<String, PathBuf>) -> Result<(), Error> {
+    for entry in fs::read_dir(directory).map_err(at(directory))? {
+        let entry = entry.map_err(at(directory))?;
+        let path = entry.path();
+        if entry.file_type().map_err(at(&path))?.is_dir() {
+            collect(&path, files)?;
+        } else if path.to_string_lossy().ends_with(".ko") || path.to_string_lossy().ends_with(".ko.xz") {
+            files.insert(name_of(&path), path);
+        }
+    }
+    Ok(())
+}
+
+fn name_of(path: &Path) -> String {
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    normalized(file.split('.').next().unwrap_or(&file))
+}
+
+fn normalized(name: &str) -> String {
+    name.replace('-', "_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dependencies_are_read_from_modinfo_with_underscores() {
+        let modinfo = b"license=GPL\0depends=virtio,scsi-common\0name=x\0";
+        assert_eq!(depends(modinfo), ["virtio", "scsi_common"]);
+        assert_eq!(depends(b"depends=\0"), Vec::<String>::new());
+        assert_eq!(depends(b""), Vec::<String>::new());
+    }
+
+    #[test]
+    fn names_come_from_files_whatever_their_suffix() {
+        assert_eq!(name_of(Path::new("kernel/net/vmw_vsock/vmw-vsock.ko.xz")), "vmw_vsock");
+        assert_eq!(name_of(Path::new("kernel/drivers/scsi/sd_mod.ko")), "sd_mod");
+    }
+
+    #[test]
+    fn a_module_that_does_not_exist_is_named_with_the_kernel() {
+        let modules = Modules {
+            release: "6.1".into(),
+            root: PathBuf::new(),
+            files: HashMap::new(),
+            built_in: HashSet::from(["ext4".to_owned()]),
+        };
+        assert_eq!(modules.in_load_order(&["ext4"]).unwrap(), []);
+        let error = modules.in_load_order(&["no-such"]).unwrap_err();
+        assert_eq!(error.to_string(), "kernel 6.1 has no module no_such, neither as a file nor built in");
+    }
+}

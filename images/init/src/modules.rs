@@ -1,0 +1,96 @@
+//! Kernel modules, by [`finit_module(2)`](https://man7.org/linux/man-pages/man2/finit_module.2.html).
+//!
+//! The image holds `/etc/modules.list`, one `path [parameters]` a line in the order in which they have to be loaded, and one
+//! such list per module that is loaded on demand alone, `/etc/modules-on-demand/NAME`.
+
+use std::{
+    collections::HashSet,
+    ffi::CString,
+    fs::{self, File},
+    io,
+    path::Path,
+};
+
+use nix::kmod::{ModuleInitFlags, finit_module};
+
+use crate::{
+    command_line::CommandLine,
+    error::{Error, at},
+};
+
+const LIST: &str = "/etc/modules.list";
+const ON_DEMAND: &str = "/etc/modules-on-demand";
+
+/// Loads the modules that `guest.modules` names, then the image's own list. The extra ones come first so that a test can put
+/// another SCSI host before the virtio one.
+pub(crate) fn load(command_line: &CommandLine) -> Result<(), Error> {
+    let mut loaded = HashSet::new();
+    for module in command_line.extra_modules() {
+        // The name becomes a file name: nothing but a module's own characters.
+        let name = normalized(module);
+        if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            return Err(Error::UnknownModule(module.to_owned()));
+        }
+        let list = fs::read_to_string(Path::new(ON_DEMAND).join(&name)).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::UnknownModule(module.to_owned()),
+            _ => at(module)(error),
+        })?;
+        load_list(&list, command_line, &mut loaded)?;
+    }
+    load_list(&fs::read_to_string(LIST).map_err(at(LIST))?, command_line, &mut loaded)
+}
+
+fn load_list(list: &str, command_line: &CommandLine, loaded: &mut HashSet<String>) -> Result<(), Error> {
+    for (path, own_parameters) in entries(list) {
+        let name = module_name(path);
+        if !loaded.insert(name.clone()) {
+            continue;
+        }
+        let mut parameters = own_parameters.to_owned();
+        let from_command_line = command_line.module_parameters(&name);
+        if !parameters.is_empty() && !from_command_line.is_empty() {
+            parameters.push(' ');
+        }
+        parameters.push_str(&from_command_line);
+        let file = File::open(path).map_err(at(path))?;
+        let text = CString::new(parameters.as_str()).map_err(|_| Error::NulByte)?;
+        finit_module(&file, &text, ModuleInitFlags::empty())
+            .map_err(|errno| Error::Module { path: path.to_owned(), parameters, source: errno.into() })?;
+    }
+    Ok(())
+}
+
+/// The lines of a list: path and parameters. Empty lines and those that start with `#` are skipped.
+fn entries(list: &str) -> impl Iterator<Item = (&str, &str)> {
+    list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(|line| {
+        let (path, parameters) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        (path, parameters.trim())
+    })
+}
+
+/// `virtio_scsi` of `/lib/modules/…/virtio-scsi.ko`: the kernel writes a module's name with underscores.
+fn module_name(path: &str) -> String {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    normalized(file.split('.').next().unwrap_or(file))
+}
+
+fn normalized(name: &str) -> String {
+    name.replace('-', "_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_gives_paths_with_their_parameters() {
+        let list = "# comment\n/lib/a.ko\n\n  /lib/b-c.ko  x=1 y=2 \n";
+        assert_eq!(entries(list).collect::<Vec<_>>(), [("/lib/a.ko", ""), ("/lib/b-c.ko", "x=1 y=2")]);
+    }
+
+    #[test]
+    fn a_module_is_named_by_its_file_with_underscores() {
+        assert_eq!(module_name("/lib/modules/6.1/scsi/virtio-scsi.ko"), "virtio_scsi");
+        assert_eq!(module_name("sd_mod.ko.xz"), "sd_mod");
+    }
+}
