@@ -1,0 +1,43 @@
+# List the recipes
+default:
+    @just --list --unsorted
+
+# Install and fetch what is needed (root, apt, cargo)
+setup:
+    ci/setup --test
+
+# Build the host's binaries and the guest's image
+build:
+    ci/build
+
+# Boot a VM and hot-plug two volumes into a running container
+demo:
+    ci/demo
+
+# Format, lints, unit, documentation and end-to-end tests
+test *arguments:
+    ci/test {{arguments}}
+
+# End-to-end tests only, of a tree that is built
+e2e *arguments:
+    cargo nextest run -p vm-harness {{arguments}}
+
+# Build and test agent-plugin against the other ttrpc
+ttrpc:
+    ci/ttrpc-0.10
+
+# Measure hot-plug beside the least that it could take
+bench *arguments:
+    ci/bench {{arguments}}
+
+# Boot a sandbox and hold it
+boot *arguments:
+    target/release/vm-harness boot {{arguments}}
+
+# Format the code
+format:
+    cargo fmt --all
+
+# Write the man pages anew
+man:
+    cargo run --quiet -p host-trigger --example man
