@@ -1,1 +1,43 @@
-//! Written next.
+//! The host's side of a block volume hot-plug: it hands a host block volume to the QEMU of a running Kata Containers sandbox
+//! and asks the agent in the guest to make it usable in a running container.
+//!
+//! It keeps no state of its own (QEMU does, see [`registry`]), runs no daemon, and knows nothing of the guest but the
+//! contract `blockvolume.v1`. The binary `ecr-runtime` is this library behind [`cli`].
+//!
+//! | file | knows |
+//! |---|---|
+//! | [`cli`] | flags and verbs; one file per verb, here [`hot_plug`] |
+//! | [`sandbox`], [`shim`] | where a Kata host keeps what belongs to a sandbox |
+//! | [`source`], [`holders`] | the volume on the host: opened once, vetted, and who else has it |
+//! | [`qmp`], [`registry`], [`record`] | QEMU's monitor, and what it keeps for us |
+//! | [`agent`] | the agent's addresses, how to dial it, its replies |
+//! | [`undo`] | how everything is taken back |
+//! | [`error`], [`output`] | what a person or a program gets to see |
+
+pub mod agent;
+pub mod cli;
+pub mod deadline;
+mod descriptor;
+mod disk;
+pub mod error;
+mod fault;
+pub mod holders;
+pub mod hot_plug;
+mod lock;
+pub mod output;
+mod prepare;
+mod printable;
+pub mod qmp;
+pub mod record;
+pub mod registry;
+pub mod sandbox;
+pub mod shim;
+mod signals;
+mod socket_peers;
+pub mod source;
+pub mod undo;
+mod unix_socket;
+pub mod volume;
+
+pub use deadline::Deadline;
+pub use error::Error;

@@ -1,0 +1,139 @@
+//! A volume as QEMU has it: a descriptor set, a block node over it
+//! ([`blockdev-add`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-block-core.blockdev-add)) and a
+//! `scsi-hd` on a virtio-scsi controller.
+
+use serde_json::json;
+
+use crate::{
+    Error,
+    qmp::{Qmp, QmpError},
+    source::{Kind, Source},
+    volume::VolumeId,
+};
+
+/// Where a disk is on its controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Address {
+    pub(crate) target: u32,
+    pub(crate) lun: u32,
+}
+
+/// Targets that Kata's own numbering from 0 upwards does not reach.
+const TARGETS: std::ops::RangeInclusive<u32> = 192..=255;
+/// LUN 0 stands for its whole target in some events, and a guest sees those above 255 twice.
+const LUNS: u32 = 255;
+
+/// Addresses to try: each once, from a random one on, so that one is not used again at once.
+#[derive(Debug)]
+pub(crate) struct Addresses {
+    next: u32,
+    left: u32,
+}
+
+impl Addresses {
+    pub(crate) fn shuffled() -> Self {
+        let count = LUNS * (TARGETS.end() - TARGETS.start() + 1);
+        Self { next: fastrand::u32(..count), left: count }
+    }
+}
+
+impl Iterator for Addresses {
+    type Item = Address;
+
+    fn next(&mut self) -> Option<Address> {
+        self.left = self.left.checked_sub(1)?;
+        let (row, column) = (self.next / LUNS, self.next % LUNS);
+        self.next = (self.next + 1) % (LUNS * (TARGETS.end() - TARGETS.start() + 1));
+        Some(Address { target: TARGETS.end() - row, lun: 1 + column })
+    }
+}
+
+/// Makes the block node over descriptor set `set`.
+pub(crate) async fn add_node(
+    qmp: &mut Qmp,
+    id: &VolumeId,
+    source: &Source,
+    read_only: bool,
+    set: u64,
+) -> Result<(), Error> {
+    let (driver, direct) = match source.kind {
+        Kind::Block { .. } => ("host_device", true),
+        Kind::File => ("file", false),
+    };
+    let cache = json!({"direct": direct});
+    for aio in ["io_uring", "threads"] {
+        let file = json!({
+            "driver": driver, "node-name": id.file_node(), "filename": format!("/dev/fdset/{set}"), "aio": aio,
+            "read-only": read_only, "discard": "unmap", "cache": cache,
+        });
+        let node = json!({
+            "driver": "raw", "node-name": id.node(), "file": file,
+            "read-only": read_only, "discard": "unmap", "cache": cache,
+        });
+        match qmp.execute("blockdev-add", node).await {
+            Ok(_) => return Ok(()),
+            // Not built in, or forbidden by the kernel or by QEMU's sandbox.
+            Err(e) if aio == "io_uring" && e.refusal().is_some_and(|text| text.contains("io_uring")) => {}
+            Err(e) => return Err(refused(e, id, source)),
+        }
+    }
+    Err(QmpError::Answer { command: "blockdev-add".into() }.into())
+}
+
+/// Puts the disk on the controller, at the first of `addresses` that is free.
+pub(crate) async fn add_device(
+    qmp: &mut Qmp,
+    id: &VolumeId,
+    source: &Source,
+    controller: &str,
+    addresses: &mut Addresses,
+) -> Result<Address, Error> {
+    let serial = crate::fault::value("device-serial").unwrap_or_else(|| id.to_string());
+    for address in addresses {
+        let mut device = json!({
+            "driver": "scsi-hd", "id": id.device(), "drive": id.node(), "serial": serial,
+            "bus": format!("{controller}.0"), "channel": 0, "scsi-id": address.target, "lun": address.lun,
+            // The default on ENOSPC stops the whole VM.
+            "werror": "report", "rerror": "report", "share-rw": false,
+        });
+        if let Kind::Block { logical_block_size, physical_block_size } = source.kind {
+            device["logical_block_size"] = json!(logical_block_size);
+            device["physical_block_size"] = json!(physical_block_size);
+        }
+        match qmp.execute("device_add", device).await {
+            Ok(_) => return Ok(address),
+            Err(e) if e.refusal().is_some_and(|text| text.contains("lun already used by")) => {}
+            Err(e) => return Err(refused(e, id, source)),
+        }
+    }
+    Err(Error::NoAddress)
+}
+
+/// What QEMU's refusals mean.
+fn refused(error: QmpError, id: &VolumeId, source: &Source) -> Error {
+    let text = error.refusal().unwrap_or_default();
+    if text.contains("Duplicate node") || text.contains("Duplicate device") {
+        return Error::AnotherRun { volume: id.to_string() };
+    }
+    // Another QEMU, or this one through another node, has the file.
+    if (text.contains("Failed to get") && text.contains("lock")) || text.contains("Permission conflict") {
+        return Error::SourceHeld { path: source.given.clone(), holder: "a QEMU that has it open".into() };
+    }
+    error.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_address_is_tried_once_and_is_one_of_ours() {
+        let all: Vec<_> = Addresses::shuffled().collect();
+        assert_eq!(all.len(), 64 * 255);
+        assert!(all.iter().all(|a| TARGETS.contains(&a.target) && (1..=255).contains(&a.lun)));
+        let distinct: HashSet<_> = all.iter().map(|a| (a.target, a.lun)).collect();
+        assert_eq!(distinct.len(), all.len());
+    }
+}

@@ -1,0 +1,297 @@
+//! Everything that can go wrong, each with a reason for programs, an exit code and a way out.
+
+use std::{io, path::PathBuf};
+
+use agent_plugin::contract::block_volume::Reason;
+
+use crate::{agent::API_LEVEL, printable::printable, qmp::QmpError};
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the messages say what the variants and their fields are")]
+pub enum Error {
+    // Usage.
+    #[error("{text}")]
+    Usage { text: String },
+    #[error("the {what} id {id:?} is not valid: letters, digits, '.', '_' and '-' are, without \"..\"")]
+    InvalidId { what: &'static str, id: String },
+    #[error("the {what} id {prefix:?} is ambiguous: {}", .found.join(", "))]
+    AmbiguousId { what: &'static str, prefix: String, found: Vec<String> },
+    #[error("the container id {container:?} does not tell the sandbox here")]
+    SandboxNeeded { container: String },
+    #[error("{container} is the sandbox's own pause container")]
+    PauseContainer { container: String },
+    #[error("the path {path:?} in the container is not valid: {why}")]
+    DevicePath { path: String, why: &'static str },
+    #[error("{volumes} volumes and {paths} paths in the container do not pair up")]
+    Unpaired { volumes: usize, paths: usize },
+    #[error("{what} {value:?} is named twice")]
+    Repeated { what: &'static str, value: String },
+    #[error("{count} volumes are more than the 256 that one call takes")]
+    TooMany { count: usize },
+    #[error("the agent's address {address:?} is not valid")]
+    AgentAddress { address: String },
+    #[error("the VM has several virtio-scsi controllers: {}", .found.join(", "))]
+    ControllerAmbiguous { found: Vec<String> },
+    #[error("the VM has no virtio-scsi controller {name:?}, but: {}", .found.join(", "))]
+    ControllerUnknown { name: String, found: Vec<String> },
+
+    // Not found.
+    #[error("there is no sandbox {id:?} in {}", .searched.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" or "))]
+    SandboxNotFound { id: String, searched: Vec<PathBuf> },
+    #[error("there is no container {id:?} in sandbox {sandbox}")]
+    ContainerNotFound { id: String, sandbox: String },
+    #[error("there is no block volume {path:?}")]
+    SourceNotFound { path: PathBuf },
+
+    // Conflicts.
+    #[error("the path {path} in the container is taken by a {taken_by}")]
+    PathTaken { path: String, taken_by: String },
+    #[error("the volume {volume} is plugged into container {container} at {path} already")]
+    VolumeTaken { volume: String, container: String, path: String },
+    #[error("the volume {volume} is plugged already, with another {}", .differs.join(", "))]
+    OtherOptions { volume: String, differs: Vec<&'static str> },
+    #[error("the path {path} in container {container} holds the volume {volume}")]
+    PathHoldsVolume { path: String, container: String, volume: String },
+    #[error("another run is plugging the volume {volume}")]
+    AnotherRun { volume: String },
+
+    // Unsafe sources.
+    #[error("{path:?} is empty")]
+    SourceEmpty { path: PathBuf },
+    #[error("{path:?} is a {kind}, neither a block device nor a regular file")]
+    SourceKind { path: PathBuf, kind: &'static str },
+    #[error("{path:?} is mounted on {mount_point}")]
+    SourceMounted { path: PathBuf, mount_point: String },
+    #[error("{path:?} is held by {holder}")]
+    SourceHeld { path: PathBuf, holder: String },
+    #[error("{path:?} holds the root file system of this host")]
+    SourceIsRoot { path: PathBuf },
+    #[error("{path:?} is read-only")]
+    SourceReadOnly { path: PathBuf },
+    #[error("the size of {path:?}, {size} bytes, is not a multiple of 512")]
+    SourceUnaligned { path: PathBuf, size: u64 },
+
+    // Time.
+    #[error("time ran out while waiting for {what}")]
+    TimedOut { what: String },
+    #[error("the agent did not answer {method} in time")]
+    AgentTimedOut { method: &'static str },
+    #[error("the agent's address {address} does not answer")]
+    AgentSilent { address: String },
+
+    // What could not be taken back.
+    #[error("{cause}; and the undo is incomplete: {}", .left.join("; "))]
+    Incomplete { cause: Box<Error>, left: Vec<String> },
+
+    // The guest and its agent.
+    #[error("the guest says: {}", printable(.message))]
+    Guest { reason: Reason, message: String, undone: bool },
+    #[error("the agent has no block volume plugin")]
+    NoPlugin,
+    #[error("the agent's block volume plugin has no {method}")]
+    NoMethod { method: &'static str },
+    #[error("the agent's plugin speaks API level {guest}, this program {API_LEVEL}")]
+    ApiLevel { guest: u32 },
+    #[error("the agent answers {method} with {code}: {}", printable(.message))]
+    AgentStatus { method: &'static str, code: String, message: String },
+    #[error("the connection to the agent ended before {method} was answered")]
+    AgentLost { method: &'static str },
+    #[error("the agent at {address} is not reachable")]
+    AgentUnreachable { address: String, source: io::Error },
+    #[error("nothing tells the agent's address: {why}")]
+    AgentUnknown { why: String },
+    #[error("the answer to {method} does not fit the request: {what}")]
+    AgentAnswer { method: &'static str, what: String },
+
+    // QEMU.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    #[error("sandbox {sandbox} has no QMP socket that is known")]
+    NoQmpSocket { sandbox: String },
+    #[error("sandbox {sandbox} is run by {hypervisor}, not by QEMU")]
+    NotQemu { sandbox: String, hypervisor: String },
+    #[error("the VM has no virtio-scsi controller")]
+    NoController,
+    #[error("the VM has no free SCSI address")]
+    NoAddress,
+
+    // The host.
+    #[error("{call} {path:?} is not permitted")]
+    Denied { call: &'static str, path: PathBuf, source: io::Error },
+    #[error("{call} {path:?} failed")]
+    System { call: &'static str, path: PathBuf, source: io::Error },
+    #[error("interrupted by {name}")]
+    Interrupted { signal: i32, name: &'static str },
+    #[error("the fail point {point} says so")]
+    FailPoint { point: &'static str },
+}
+
+/// What a caller may rely on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Class {
+    /// Stable, for programs.
+    pub reason: &'static str,
+    /// The exit status.
+    pub exit_code: u8,
+    /// A way out, where there is one.
+    pub hint: Option<&'static str>,
+}
+
+impl Error {
+    /// A system call on `path` failed.
+    pub fn system(call: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
+        let path = path.into();
+        match source.kind() {
+            io::ErrorKind::PermissionDenied => Self::Denied { call, path, source },
+            _ => Self::System { call, path, source },
+        }
+    }
+
+    /// The reason, the exit code and the hint.
+    pub fn class(&self) -> Class {
+        let (reason, exit_code, hint) = match self {
+            Self::Usage { .. } => ("usage", 2, None),
+            Self::InvalidId { .. } => ("invalid_id", 2, None),
+            Self::AmbiguousId { .. } => ("ambiguous_id", 2, Some("give more characters of the id")),
+            Self::SandboxNeeded { .. } => ("sandbox_needed", 2, Some("name the sandbox with --sandbox")),
+            Self::PauseContainer { .. } => ("pause_container", 2, Some("name a container of the workload")),
+            Self::DevicePath { .. } => ("invalid_device_path", 2, None),
+            Self::Unpaired { .. } => {
+                ("unpaired", 2, Some("give one --device-path after each --block-volume"))
+            }
+            Self::Repeated { .. } => ("repeated", 2, None),
+            Self::TooMany { .. } => ("too_many", 2, Some("split the call")),
+            Self::AgentAddress { .. } => (
+                "invalid_agent_address",
+                2,
+                Some("use vsock://CID:PORT, hvsock:///PATH:PORT or unix:///PATH"),
+            ),
+            Self::ControllerAmbiguous { .. } => {
+                ("ambiguous_controller", 2, Some("name one with --controller"))
+            }
+            Self::ControllerUnknown { .. } => {
+                ("unknown_controller", 2, Some("name one of these with --controller"))
+            }
+            Self::SandboxNotFound { .. } => (
+                "sandbox_not_found",
+                3,
+                Some("another state directory is given with --run-dir, sockets with --qmp and --agent"),
+            ),
+            Self::ContainerNotFound { .. } => ("container_not_found", 3, None),
+            Self::SourceNotFound { .. } => ("source_not_found", 3, None),
+            Self::PathTaken { .. } => ("path_taken", 4, Some("choose another --device-path")),
+            Self::VolumeTaken { .. } => ("volume_taken", 4, Some("unplug it there first")),
+            Self::OtherOptions { .. } => ("other_options", 4, Some("unplug it first, or repeat the options")),
+            Self::PathHoldsVolume { .. } => ("path_taken", 4, Some("choose another --device-path")),
+            Self::AnotherRun { .. } => ("another_run", 4, Some("try again when the other run has ended")),
+            Self::SourceEmpty { .. } => ("source_empty", 6, Some("give the volume a size first")),
+            Self::SourceKind { .. } => ("source_kind", 6, None),
+            Self::SourceMounted { .. } => ("source_mounted", 6, Some("unmount it first")),
+            Self::SourceHeld { .. } => ("source_held", 6, Some("end its other use first")),
+            Self::SourceIsRoot { .. } => ("source_is_root", 6, None),
+            Self::SourceReadOnly { .. } => ("source_read_only", 6, Some("plug it with --read-only")),
+            Self::SourceUnaligned { .. } => {
+                ("source_unaligned", 6, Some("grow the file to a multiple of 512 bytes"))
+            }
+            Self::TimedOut { .. } | Self::AgentTimedOut { .. } | Self::AgentSilent { .. } => {
+                ("timed_out", 7, Some("a longer --timeout may help"))
+            }
+            Self::Incomplete { .. } => {
+                ("incomplete", 8, Some("run the same command again: it first takes back what is left"))
+            }
+            Self::Guest { reason, .. } => guest_class(*reason),
+            Self::NoPlugin => {
+                ("no_plugin", 10, Some("the VM's agent must be built with the agent-plugin crate"))
+            }
+            Self::NoMethod { .. } => ("no_method", 10, Some("the VM's agent is built with an older plugin")),
+            Self::ApiLevel { .. } => ("api_level", 12, Some("use the versions of one release on both sides")),
+            Self::AgentStatus { .. } => ("agent_status", 1, None),
+            Self::AgentLost { .. } => ("agent_lost", 14, None),
+            Self::AgentUnreachable { .. } => ("agent_unreachable", 14, Some("is the sandbox running?")),
+            Self::AgentUnknown { .. } => ("agent_unknown", 14, Some("name the agent's address with --agent")),
+            Self::AgentAnswer { .. } => ("agent_answer", 1, None),
+            Self::Qmp(error) => qmp_class(error),
+            Self::NoQmpSocket { .. } => ("qmp_unreachable", 14, Some("name a QMP socket with --qmp")),
+            Self::NotQemu { .. } => ("not_qemu", 10, Some("only QEMU can be asked to plug a volume")),
+            Self::NoController => {
+                ("no_controller", 10, Some("Kata makes one with block_device_driver = \"virtio-scsi\""))
+            }
+            Self::NoAddress => ("no_address", 10, Some("unplug other volumes first")),
+            Self::Denied { .. } => ("denied", 11, Some("run it as root")),
+            Self::System { .. } => ("system", 1, None),
+            // 128 + n does not leave the range: only 2 and 15 are caught.
+            Self::Interrupted { signal, .. } => {
+                ("interrupted", 128 + u8::try_from(*signal).unwrap_or(0), None)
+            }
+            Self::FailPoint { .. } => ("fail_point", 1, None),
+        };
+        Class { reason, exit_code, hint }
+    }
+
+    /// The message and what caused it, on one line, fit for a terminal.
+    pub fn message(&self) -> String {
+        let mut message = self.to_string();
+        let mut cause = match self {
+            // Its text stands for its cause already.
+            Self::Qmp(error) => std::error::Error::source(error),
+            _ => std::error::Error::source(self),
+        };
+        while let Some(error) = cause {
+            message.push_str(": ");
+            message.push_str(&error.to_string());
+            cause = error.source();
+        }
+        printable(&message)
+    }
+}
+
+fn guest_class(reason: Reason) -> (&'static str, u8, Option<&'static str>) {
+    match reason {
+        Reason::REASON_UNSPECIFIED => ("guest_unspecified", 1, None),
+        Reason::REASON_INVALID_REQUEST => ("guest_invalid_request", 1, None),
+        Reason::REASON_CONTAINER_NOT_FOUND => ("container_not_found", 3, None),
+        Reason::REASON_CONTAINER_NOT_RUNNING => ("container_not_running", 3, None),
+        Reason::REASON_PATH_TAKEN => ("path_taken", 4, Some("choose another --device-path")),
+        Reason::REASON_PARENT_MISSING => {
+            ("parent_missing", 3, Some("make the directory in the container first"))
+        }
+        Reason::REASON_CONFLICT => ("other_options", 4, Some("unplug it first, or repeat the options")),
+        Reason::REASON_BUSY => ("busy", 5, Some("end its use in the guest first")),
+        Reason::REASON_TIMED_OUT => ("timed_out", 7, Some("a longer --timeout may help")),
+        Reason::REASON_CANCELLED => ("cancelled", 4, Some("another run has unplugged it meanwhile")),
+        Reason::REASON_DENIED => ("denied_by_guest", 9, Some("the agent's policy must allow it")),
+        Reason::REASON_IDENTITY_MISMATCH => ("identity_mismatch", 9, None),
+        Reason::REASON_READ_ONLY_FILE_SYSTEM => {
+            ("read_only_file_system", 9, Some("choose a --device-path below /dev"))
+        }
+        Reason::REASON_NO_SPACE => ("no_space", 9, Some("choose a --device-path on another file system")),
+        Reason::REASON_NO_CONTROLLER => ("no_controller", 10, None),
+        Reason::REASON_UNSUPPORTED => ("unsupported", 10, None),
+        Reason::REASON_SYSTEM => ("guest_system", 1, None),
+    }
+}
+
+fn qmp_class(error: &QmpError) -> (&'static str, u8, Option<&'static str>) {
+    match error {
+        QmpError::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            ("denied", 11, Some("run it as root"))
+        }
+        QmpError::Connect { .. } => ("qmp_unreachable", 14, Some("is the sandbox running?")),
+        QmpError::Held { .. } => (
+            "qmp_held",
+            13,
+            Some(
+                "Kata's shim holds qmp.sock for life: give the VM a second QMP socket (extra-monitor.sock, or --qmp)",
+            ),
+        ),
+        QmpError::Silent { .. } => ("timed_out", 7, Some("QEMU may be stopped")),
+        QmpError::NotQmp { .. } => ("not_qemu", 10, None),
+        QmpError::TimedOut { .. } => ("timed_out", 7, Some("QEMU may be stopped or overloaded")),
+        QmpError::Disconnected { .. } => ("qmp_lost", 14, Some("has QEMU ended?")),
+        QmpError::Refused { .. } | QmpError::Answer { .. } | QmpError::Unlisted { .. } => {
+            ("qemu_refused", 1, None)
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Named fail points, for tests only. Without the feature `fault` every function here does nothing and compiles to nothing.
+//!
+//! `ECR_RUNTIME_FAULT="name=action[,name=action]"`; the actions are `error`, `delay:MS`, `kill` (SIGKILL to itself), `stop`
+//! (SIGSTOP to itself) and `value:X`.
+
+#[cfg(not(feature = "fault"))]
+mod points {
+    use crate::Error;
+
+    pub(crate) async fn point(_: &'static str) -> Result<(), Error> {
+        Ok(())
+    }
+
+    pub(crate) fn value(_: &str) -> Option<String> {
+        None
+    }
+}
+
+#[cfg(feature = "fault")]
+mod points {
+    use std::time::Duration;
+
+    use nix::sys::signal::{Signal, raise};
+
+    use crate::Error;
+
+    /// Present in binaries with fail points, and in no other: a test looks for it in what ships.
+    const MARK: &str = "fault points are compiled in";
+
+    fn action(name: &str) -> Option<String> {
+        let all = std::env::var("ECR_RUNTIME_FAULT").ok()?;
+        all.split(',').find_map(|entry| Some(entry.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
+    }
+
+    pub(crate) async fn point(name: &'static str) -> Result<(), Error> {
+        let Some(action) = action(name) else { return Ok(()) };
+        eprintln!("fault: {name}={action} ({MARK})");
+        match action.split_once(':').unwrap_or((&action, "")) {
+            ("error", _) => return Err(Error::FailPoint { point: name }),
+            ("kill", _) => raise_or_panic(Signal::SIGKILL),
+            ("stop", _) => raise_or_panic(Signal::SIGSTOP),
+            ("delay", millis) => {
+                let millis = millis.parse().expect("fault: delay takes milliseconds");
+                tokio::time::sleep(Duration::from_millis(millis)).await;
+            }
+            _ => panic!("fault: the action {action} is not known"),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn value(name: &str) -> Option<String> {
+        Some(action(name)?.strip_prefix("value:")?.to_owned())
+    }
+
+    fn raise_or_panic(signal: Signal) {
+        raise(signal).expect("fault: a process may signal itself");
+    }
+}
+
+pub(crate) use points::{point, value};

@@ -1,0 +1,525 @@
+//! `block-volume hot-plug`: the sequence from a host volume to a device in a running container.
+//!
+//! 1. Before anything changes: find the sandbox, lock it, ask guest, QEMU and the source.
+//! 2. Take back what a killed run left of the same volume.
+//! 3. For each volume `add-fd` (with the intent), `blockdev-add`, `device_add`.
+//! 4. One `Attach` for all volumes in the guest; then the outcome is written beside each intent.
+//!
+//! All or nothing: any failure, lost reply, deadline or signal undoes every step that may have been taken.
+
+use std::{fs::OpenOptions, io::ErrorKind, path::PathBuf, time::Duration};
+
+use agent_plugin::contract::block_volume::{AttachRequest, Attached, Attachment, Detachment, ProbeResponse};
+use serde_json::json;
+
+use crate::{
+    Deadline, Error,
+    agent::{self, Agent, AgentAddress},
+    cli::HotPlug,
+    deadline::Stopwatch,
+    disk::{self, Address, Addresses},
+    fault, lock,
+    output::{Outcome, Report, SCHEMA, Scsi, Timings, Volume},
+    prepare::{self, Prepared},
+    printable::printable,
+    qmp::{PassedFd, Qmp, QmpError},
+    record::{Access, Intent, Placement, Record, filter_name, node_way_name},
+    registry::{Committed, Controller, Presence, Registry},
+    sandbox::Place,
+    signals::Signals,
+    source::Source,
+    undo::{self, Whose},
+    volume::{VolumeId, check_device_path},
+};
+
+/// The most volumes of one call.
+const MOST_VOLUMES: usize = 256;
+/// The most stages of the guest that are shown.
+const MOST_STAGES: usize = 32;
+/// The most directories that the guest may have made for one node.
+const MOST_PARENTS: usize = 64;
+/// The most time that is kept for the undo, of the command's.
+const UNDO_SHARE: Duration = Duration::from_secs(5);
+/// The guest's own undo is given this long before its reply is taken for lost.
+const REPLY_GRACE: Duration = Duration::from_secs(2);
+/// What wrote the records.
+const TOOL: &str = concat!("ecr-runtime ", env!("CARGO_PKG_VERSION"));
+
+/// Runs the verb.
+///
+/// # Errors
+/// The volumes are not plugged; unless it is [`Error::Incomplete`], nothing is left of the attempt.
+pub async fn run(verb: &HotPlug, run_dir: Option<PathBuf>) -> Result<Report, Error> {
+    let mut watch = Stopwatch::new();
+    let deadline = Deadline::after(verb.target.timeout);
+    let mut signals = Signals::catch()?;
+    check(verb)?;
+    let place = Place::find(&verb.target.search(run_dir)?)?;
+    watch.lap("find");
+    let directory = place.lock_directory();
+    let _lock = tokio::select! {
+        lock = lock::acquire(&directory, deadline) => lock?,
+        interrupted = signals.next() => return Err(interrupted),
+    };
+    watch.lap("lock");
+
+    let prepared = tokio::select! {
+        prepared = prepare::prepare(&place, verb, deadline, &mut watch) => prepared?,
+        interrupted = signals.next() => return Err(interrupted),
+    };
+    fault::point("after-probe").await?;
+
+    let (mut plug, registry, probe) = Plug::new(verb, &place, deadline, watch, prepared)?;
+    let done = tokio::select! {
+        done = plug.run(&registry, probe) => done,
+        interrupted = signals.next() => Err(interrupted),
+    };
+    let Err(cause) = done else { return plug.report() };
+    let left = tokio::select! {
+        left = plug.take_back() => left,
+        _ = signals.next() => vec!["a second signal ended the undo".to_owned()],
+    };
+    if left.is_empty() { Err(cause) } else { Err(Error::Incomplete { cause: Box::new(cause), left }) }
+}
+
+/// What can be said of the command line alone.
+fn check(verb: &HotPlug) -> Result<(), Error> {
+    let (volumes, paths) = (verb.block_volume.len(), verb.device_path.len());
+    if volumes != paths {
+        return Err(Error::Unpaired { volumes, paths });
+    }
+    if volumes > MOST_VOLUMES {
+        return Err(Error::TooMany { count: volumes });
+    }
+    for (index, path) in verb.device_path.iter().enumerate() {
+        check_device_path(path).map_err(|why| Error::DevicePath { path: path.clone(), why })?;
+        if verb.device_path[..index].contains(path) {
+            return Err(Error::Repeated { what: "the path", value: path.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// How much of a volume this run may have put into QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Touched {
+    Nothing,
+    Records,
+    Disk,
+}
+
+/// One volume of the call.
+#[derive(Debug)]
+struct Item {
+    id: VolumeId,
+    source: Source,
+    intent: Intent,
+    /// It was plugged before this run.
+    plugged: Option<Committed>,
+    touched: Touched,
+    set: u64,
+    address: Address,
+    attached: Option<Attached>,
+}
+
+/// The plug of all volumes of one call.
+struct Plug<'a> {
+    verb: &'a HotPlug,
+    place: &'a Place,
+    deadline: Deadline,
+    watch: Stopwatch,
+    link: Link,
+    controller: Controller,
+    items: Vec<Item>,
+    /// The guest was asked, and did not say that all is undone.
+    guest_asked: bool,
+}
+
+/// The two that are talked to.
+struct Link {
+    address: AgentAddress,
+    agent: Agent,
+    qmp: Qmp,
+}
+
+impl<'a> Plug<'a> {
+    fn new(
+        verb: &'a HotPlug,
+        place: &'a Place,
+        deadline: Deadline,
+        watch: Stopwatch,
+        prepared: Prepared,
+    ) -> Result<(Self, Registry, ProbeResponse), Error> {
+        let run = format!("{:016x}", fastrand::u64(..));
+        let controller = prepared.registry.controller(verb.target.controller.as_deref())?;
+        let mut items: Vec<Item> = Vec::with_capacity(prepared.sources.len());
+        for (source, path) in prepared.sources.into_iter().zip(&verb.device_path) {
+            let id = VolumeId::derive(&place.sandbox, &source.identity);
+            if items.iter().any(|item| item.id == id) {
+                return Err(Error::Repeated {
+                    what: "the volume",
+                    value: source.given.display().to_string(),
+                });
+            }
+            let intent = Intent {
+                v: 1,
+                id: id.to_string(),
+                container: place.container.clone(),
+                path: path.clone(),
+                source: source.device.to_string_lossy().into_owned(),
+                size: source.size,
+                access: if verb.read_only { Access::ReadOnly } else { Access::ReadWrite },
+                uid: verb.uid,
+                gid: verb.gid,
+                mode: verb.mode,
+                tool: TOOL.to_owned(),
+                run: run.clone(),
+            };
+            let (address, touched) = (Address { target: 0, lun: 0 }, Touched::Nothing);
+            items.push(Item { id, source, intent, plugged: None, touched, set: 0, address, attached: None });
+        }
+        let link = Link { address: prepared.address, agent: prepared.agent, qmp: prepared.qmp };
+        let plug = Self { verb, place, deadline, watch, link, controller, items, guest_asked: false };
+        Ok((plug, prepared.registry, prepared.probe))
+    }
+
+    fn note(&self, text: impl FnOnce() -> String) {
+        if self.verb.target.verbose {
+            eprintln!("{}", printable(&text()));
+        }
+    }
+
+    async fn run(&mut self, registry: &Registry, mut probe: ProbeResponse) -> Result<(), Error> {
+        if self.settle(registry).await? {
+            // What was taken back may have freed a path.
+            let paths = self.verb.device_path.clone();
+            probe = self.link.agent.probe(&self.place.container, paths, self.deadline).await?;
+        }
+        for item in self.items.iter().filter(|item| item.plugged.is_none()) {
+            prepare::check_path(&probe, &item.intent.path)?;
+            item.source.claim()?;
+        }
+        let mut addresses = Addresses::shuffled();
+        for index in 0..self.items.len() {
+            if self.items[index].plugged.is_none() {
+                self.add_disk(index, &mut addresses).await?;
+            }
+        }
+        self.attach().await?;
+        self.write_placements().await
+    }
+
+    /// Finds what is plugged already, and takes back what killed runs left. Was there any of that?
+    async fn settle(&mut self, registry: &Registry) -> Result<bool, Error> {
+        let mut took_back = false;
+        for index in 0..self.items.len() {
+            let presence = registry.presence(&self.items[index].id);
+            if presence.is_nothing() {
+                self.check_path_of_records(registry, index)?;
+            } else if let Some(committed) = presence.committed() {
+                let item = &mut self.items[index];
+                check_same(&item.intent, &committed.intent)?;
+                let placement = &committed.placement;
+                item.address = Address { target: placement.target, lun: placement.lun };
+                item.plugged = Some(committed);
+            } else {
+                took_back = true;
+                self.note(|| {
+                    format!("taking back what an earlier run left of volume {}", self.items[index].id)
+                });
+                self.recover(index, &presence).await.map_err(|cause| Error::Incomplete {
+                    left: vec![format!("what an earlier run left of volume {}", self.items[index].id)],
+                    cause: Box::new(cause),
+                })?;
+                let source = &mut self.items[index].source;
+                *source = Source::open(&source.given, self.verb.read_only)?;
+            }
+        }
+        Ok(took_back)
+    }
+
+    /// Is another volume of ours at this item's path?
+    fn check_path_of_records(&self, registry: &Registry, index: usize) -> Result<(), Error> {
+        let Intent { container, path, .. } = &self.items[index].intent;
+        let holder = registry.records().find_map(|(_, record)| match record {
+            Record::Placement(p) if p.committed && p.container == *container && p.path == *path => Some(p.id),
+            _ => None,
+        });
+        match holder {
+            Some(volume) => {
+                Err(Error::PathHoldsVolume { path: path.clone(), container: container.clone(), volume })
+            }
+            None => Ok(()),
+        }
+    }
+
+    async fn recover(&mut self, index: usize, presence: &Presence) -> Result<(), Error> {
+        let item = &self.items[index];
+        let Link { agent, qmp, .. } = &mut self.link;
+        if presence.device || !presence.placements.is_empty() {
+            let pci = self.controller.pci_address.as_deref().unwrap_or_default();
+            let detachment = undo::detachment(qmp, presence, &item.intent, pci).await?;
+            undo::detach(agent, vec![detachment], self.deadline).await?;
+        }
+        undo::remove(qmp, &item.id, Whose::Any, self.deadline).await?;
+        Ok(())
+    }
+
+    /// Hands the volume to QEMU, as a disk of the VM.
+    async fn add_disk(&mut self, index: usize, addresses: &mut Addresses) -> Result<(), Error> {
+        let item = &mut self.items[index];
+        let qmp = &mut self.link.qmp;
+        item.touched = Touched::Records;
+        let intent = Record::Intent(item.intent.clone()).to_opaque();
+        item.set = qmp.add_fd(item.source.claim()?, None, &intent).await?.set;
+        fault::point("after-add-fd").await?;
+        self.watch.lap("add_fd");
+
+        item.touched = Touched::Disk;
+        let added = disk::add_node(qmp, &item.id, &item.source, self.verb.read_only, item.set).await;
+        if matches!(added, Err(Error::AnotherRun { .. })) {
+            item.touched = Touched::Records;
+        }
+        added?;
+        fault::point("after-blockdev-add").await?;
+        self.watch.lap("blockdev_add");
+
+        item.address = disk::add_device(qmp, &item.id, &item.source, &self.controller.id, addresses).await?;
+        fault::point("after-device-add").await?;
+        self.watch.lap("device_add");
+        let Address { target, lun } = item.address;
+        self.note(|| {
+            format!("volume {} is disk {}:{target}:{lun}", self.items[index].id, self.controller.id)
+        });
+        Ok(())
+    }
+
+    /// Asks the guest to make all volumes usable.
+    async fn attach(&mut self) -> Result<(), Error> {
+        let remaining = self.deadline.remaining();
+        let guest = remaining - (remaining / 4).min(UNDO_SHARE);
+        let reply_by = Deadline::after(guest + REPLY_GRACE).min(Deadline::after((guest + remaining) / 2));
+        let request = AttachRequest {
+            attachments: self.items.iter().map(|item| self.attachment(item)).collect(),
+            timeout_ms: u64::try_from(guest.as_millis()).unwrap_or(u64::MAX).max(1),
+            ..Default::default()
+        };
+        self.guest_asked = true;
+        let reply = self.link.agent.attach(&request, reply_by).await;
+        if matches!(reply, Err(Error::Guest { undone: true, .. })) {
+            self.guest_asked = false;
+        }
+        let reply = reply?;
+        fault::point("after-attach").await?;
+        for stage in reply.stages.iter().take(MOST_STAGES) {
+            self.watch
+                .record(format!("guest_{}", printable(&stage.name)), Duration::from_micros(stage.micros));
+        }
+        if reply.attached.len() != self.items.len() {
+            return Err(answer("another number of volumes"));
+        }
+        for (item, attached) in self.items.iter_mut().zip(reply.attached) {
+            check_answer(item, &attached)?;
+            item.attached = Some(attached);
+        }
+        self.watch.lap("attach");
+        Ok(())
+    }
+
+    fn attachment(&self, item: &Item) -> Attachment {
+        let pci = self.controller.pci_address.as_deref().unwrap_or_default();
+        match &item.plugged {
+            Some(committed) => undo::attachment(&committed.intent, pci, item.address, committed.size),
+            None => undo::attachment(&item.intent, pci, item.address, item.source.size),
+        }
+    }
+
+    /// Writes what was done beside each intent. With this a volume is plugged; without it a later run takes it back.
+    async fn write_placements(&mut self) -> Result<(), Error> {
+        for item in &self.items {
+            let Some(attached) = &item.attached else { continue };
+            if item.plugged.is_some() && attached.unchanged {
+                continue;
+            }
+            let null = OpenOptions::new().write(true).open("/dev/null");
+            let null = null.map_err(|e| Error::system("open", "/dev/null", e))?;
+            let record = Record::Placement(placement(item, attached, &self.controller.id)).to_opaque();
+            let set = item.plugged.as_ref().map_or(item.set, |committed| committed.carrier.set);
+            self.link.qmp.add_fd(null, Some(set), &record).await?;
+            if let Some(PassedFd { set, fd }) = item.plugged.as_ref().map(|committed| committed.carrier) {
+                self.link.qmp.execute("remove-fd", json!({"fdset-id": set, "fd": fd})).await?;
+            }
+        }
+        fault::point("after-outcome").await?;
+        self.watch.lap("outcome");
+        Ok(())
+    }
+
+    /// Undoes all that this run may have done. What could not be undone is named.
+    async fn take_back(&mut self) -> Vec<String> {
+        let touched: Vec<usize> = (0..self.items.len())
+            .rev()
+            .filter(|&index| self.items[index].touched != Touched::Nothing)
+            .collect();
+        if touched.is_empty() {
+            return Vec::new();
+        }
+        let deadline = self.deadline.max(Deadline::after(undo::LEAST_TIME));
+        let names: Vec<_> = touched.iter().map(|&index| self.items[index].id.to_string()).collect();
+        let all = |why: &Error| vec![format!("volume {}: {}", names.join(", "), why.message())];
+        match self.reach_qemu(deadline).await {
+            Ok(true) => {}
+            // With QEMU the VM is gone, and all that it had.
+            Ok(false) => return Vec::new(),
+            Err(e) => return all(&e),
+        }
+        if self.guest_asked
+            && let Err(e) = self.detach(&touched, deadline).await
+        {
+            // Taking the disk from under the guest might make it worse.
+            return all(&e);
+        }
+        let mut left = Vec::new();
+        for index in touched {
+            let item = &self.items[index];
+            let whose = match item.touched {
+                Touched::Disk => Whose::Run(&item.intent.run),
+                Touched::Records | Touched::Nothing => Whose::RecordsOf(&item.intent.run),
+            };
+            if let Err(e) = undo::remove(&mut self.link.qmp, &item.id, whose, deadline).await {
+                left.push(format!("volume {}: {}", item.id, Error::from(e).message()));
+            }
+            if let Err(e) = fault::point("undo-after-remove").await {
+                left.push(e.message());
+            }
+        }
+        left
+    }
+
+    /// Makes sure of a connection on which no command is under way. Is there still a QEMU?
+    async fn reach_qemu(&mut self, deadline: Deadline) -> Result<bool, Error> {
+        self.link.qmp.set_deadline(deadline);
+        if self.link.qmp.execute("query-status", json!({})).await.is_ok() {
+            return Ok(true);
+        }
+        self.note(|| "connecting to QEMU again".to_owned());
+        match self.place.connect_qmp(deadline).await {
+            Ok(qmp) => {
+                self.link.qmp = qmp;
+                Ok(true)
+            }
+            Err(Error::NoQmpSocket { .. }) => Ok(false),
+            Err(Error::Qmp(QmpError::Connect { source, .. }))
+                if matches!(source.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) =>
+            {
+                Ok(false)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    async fn detach(&mut self, items: &[usize], deadline: Deadline) -> Result<(), Error> {
+        self.note(|| "the guest takes back what it did".to_owned());
+        let detachment = |&index: &usize| {
+            let item = &self.items[index];
+            let attachment = Some(self.attachment(item)).into();
+            let outcome =
+                item.attached.as_ref().and_then(|attached| attached.outcome.as_ref().cloned()).into();
+            Detachment { attachment, outcome, ..Default::default() }
+        };
+        let detachments: Vec<_> = items.iter().map(detachment).collect();
+        match undo::detach(&self.link.agent, detachments.clone(), deadline).await {
+            Err(Error::AgentLost { .. }) => {
+                let agent = Agent::new(agent::dial(&self.link.address, deadline).await?);
+                undo::detach(&agent, detachments, deadline).await
+            }
+            done => done,
+        }
+    }
+
+    fn report(self) -> Result<Report, Error> {
+        let unchanged = |item: &Item| item.attached.as_ref().is_some_and(|attached| attached.unchanged);
+        let result = if self.items.iter().all(unchanged) { Outcome::Unchanged } else { Outcome::Attached };
+        let volumes = self.items.iter().filter_map(|item| {
+            let placement = placement(item, item.attached.as_ref()?, &self.controller.id);
+            Some(Volume {
+                id: placement.id,
+                sandbox: self.place.sandbox.clone(),
+                container: placement.container,
+                device_path: placement.path,
+                source: item.source.given.clone(),
+                source_device: item.source.device.clone(),
+                size: item.plugged.as_ref().map_or(item.source.size, |committed| committed.size),
+                read_only: self.verb.read_only,
+                shared: false,
+                scsi: Scsi { controller: placement.controller, target: placement.target, lun: placement.lun },
+                guest_device: placement.guest_device,
+                device_number: format!("{}:{}", placement.major, placement.minor),
+                device_filter: placement.filter,
+                node: placement.node,
+            })
+        });
+        let volumes = volumes.collect();
+        let timings_us = Timings(self.watch.finish());
+        Ok(Report { schema: SCHEMA, command: "hot-plug".to_owned(), result, volumes, timings_us })
+    }
+}
+
+/// Is what is plugged what is asked for?
+fn check_same(asked: &Intent, plugged: &Intent) -> Result<(), Error> {
+    let volume = asked.id.clone();
+    if (&asked.container, &asked.path) != (&plugged.container, &plugged.path) {
+        let (container, path) = (plugged.container.clone(), plugged.path.clone());
+        return Err(Error::VolumeTaken { volume, container, path });
+    }
+    let differs: Vec<_> = [
+        ("access (--read-only)", asked.access != plugged.access),
+        ("owner (--uid)", asked.uid != plugged.uid),
+        ("group (--gid)", asked.gid != plugged.gid),
+        ("mode (--mode)", asked.mode != plugged.mode),
+    ]
+    .into_iter()
+    .filter_map(|(what, differs)| differs.then_some(what))
+    .collect();
+    if differs.is_empty() { Ok(()) } else { Err(Error::OtherOptions { volume, differs }) }
+}
+
+/// Does the guest tell of the volume that it was asked for?
+fn check_answer(item: &Item, attached: &Attached) -> Result<(), Error> {
+    let size = item.plugged.as_ref().map_or(item.source.size, |committed| committed.size);
+    let outcome = attached.outcome.as_ref().ok_or_else(|| answer("no outcome"))?;
+    match () {
+        () if attached.serial != item.id.as_str() => Err(answer("another serial")),
+        () if attached.size != size => Err(answer("another size")),
+        () if attached.read_only != (item.intent.access == Access::ReadOnly) => Err(answer("another access")),
+        () if outcome.device.is_none() => Err(answer("no device number")),
+        () if outcome.parents_made.len() > MOST_PARENTS => Err(answer("too many directories")),
+        () => Ok(()),
+    }
+}
+
+fn answer(what: &str) -> Error {
+    Error::AgentAnswer { method: "Attach", what: what.to_owned() }
+}
+
+fn placement(item: &Item, attached: &Attached, controller: &str) -> Placement {
+    let outcome = attached.outcome.clone().unwrap_or_default();
+    let device = outcome.device.unwrap_or_default();
+    Placement {
+        v: 1,
+        id: item.id.to_string(),
+        container: item.intent.container.clone(),
+        path: item.intent.path.clone(),
+        committed: true,
+        controller: controller.to_owned(),
+        target: item.address.target,
+        lun: item.address.lun,
+        guest_device: printable(&attached.guest_device),
+        major: device.major,
+        minor: device.minor,
+        node: node_way_name(outcome.node.enum_value_or_default()).to_owned(),
+        filter: filter_name(outcome.filter.enum_value_or_default()).to_owned(),
+        parents_made: outcome.parents_made,
+        allowed_before: outcome.allowed_before,
+    }
+}

@@ -1,0 +1,80 @@
+//! One run at a time works on a sandbox: [`flock`](https://man7.org/linux/man-pages/man2/flock.2.html) on its directory, which
+//! needs no file and ends with the process.
+
+use std::{fs::File, path::Path};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+use tokio::sync::oneshot;
+
+use crate::{Deadline, Error};
+
+/// The lock; it ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct SandboxLock {
+    _lock: Flock<File>,
+}
+
+/// Locks `directory`, after whoever has it now.
+///
+/// # Errors
+/// It cannot be opened, or others have the lock until `deadline`.
+pub(crate) async fn acquire(directory: &Path, deadline: Deadline) -> Result<SandboxLock, Error> {
+    let file = File::open(directory).map_err(|e| Error::system("open", directory, e))?;
+    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => return Ok(SandboxLock { _lock: lock }),
+        Err((file, Errno::EWOULDBLOCK)) => file,
+        Err((_, errno)) => return Err(Error::system("flock", directory, errno.into())),
+    };
+    // flock knows no deadline, so that a thread waits. One that is too late finds nobody to take the lock, and drops it.
+    let (sender, receiver) = oneshot::channel();
+    std::thread::spawn(move || {
+        let mut file = file;
+        let locked = loop {
+            match Flock::lock(file, FlockArg::LockExclusive) {
+                Err((again, Errno::EINTR)) => file = again,
+                other => break other,
+            }
+        };
+        let _ = sender.send(locked);
+    });
+    match deadline.wait(receiver).await {
+        Ok(Ok(Ok(lock))) => Ok(SandboxLock { _lock: lock }),
+        Ok(Ok(Err((_, errno)))) => Err(Error::system("flock", directory, errno.into())),
+        Ok(Err(_)) | Err(_) => {
+            Err(Error::TimedOut { what: format!("another run that works on {}", directory.display()) })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_second_run_waits_until_its_deadline() {
+        let directory = tempfile::tempdir().unwrap();
+        let _first = acquire(directory.path(), Deadline::after(Duration::from_secs(1))).await.unwrap();
+        let second = acquire(directory.path(), Deadline::after(Duration::from_millis(50))).await;
+        assert!(matches!(second, Err(Error::TimedOut { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_second_run_goes_on_when_the_first_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = acquire(directory.path(), Deadline::after(Duration::from_secs(1))).await.unwrap();
+        let second = acquire(directory.path(), Deadline::after(Duration::from_secs(20)));
+        let (second, ()) = tokio::join!(second, async { drop(first) });
+        second.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_is_not_there_is_named() {
+        let locked = acquire(Path::new("/nonexistent/s1"), Deadline::after(Duration::from_secs(1))).await;
+        assert!(matches!(locked, Err(Error::System { call: "open", .. })));
+    }
+}

@@ -1,0 +1,7 @@
+//! `ecr-runtime`: see the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    host_trigger::cli::run()
+}

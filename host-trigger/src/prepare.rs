@@ -1,0 +1,172 @@
+//! All that can be known before anything is changed. The agent, QEMU and the source are asked at the same time, because each of
+//! them takes a while to answer and none needs the others: the plug then takes hardly longer than its three changes in QEMU
+//! and the guest's own work.
+
+use std::time::{Duration, Instant};
+
+use agent_plugin::contract::block_volume::{FilterMode, NodeWay, PathState, PathUse, ProbeResponse, Reason};
+
+use crate::{
+    Deadline, Error,
+    agent::{self, Agent, AgentAddress},
+    cli::HotPlug,
+    deadline::Stopwatch,
+    qmp::Qmp,
+    registry::Registry,
+    sandbox::Place,
+    source::Source,
+};
+
+/// The longest that Probe may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What was found.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) address: AgentAddress,
+    pub(crate) agent: Agent,
+    pub(crate) probe: ProbeResponse,
+    pub(crate) qmp: Qmp,
+    pub(crate) registry: Registry,
+    pub(crate) sources: Vec<Source>,
+}
+
+/// Asks all three. The first error ends it.
+pub(crate) async fn prepare(
+    place: &Place,
+    verb: &HotPlug,
+    deadline: Deadline,
+    watch: &mut Stopwatch,
+) -> Result<Prepared, Error> {
+    let guest = async {
+        let start = Instant::now();
+        let address = place.agent_address(deadline).await?;
+        let found = start.elapsed();
+        let agent = Agent::new(agent::dial(&address, deadline).await?);
+        let dialled = start.elapsed();
+        let probe =
+            agent.probe(&place.container, verb.device_path.clone(), deadline.within(PROBE_TIMEOUT)).await?;
+        let stages =
+            [("agent_address", found), ("agent_dial", dialled - found), ("probe", start.elapsed() - dialled)];
+        Ok::<_, Error>((address, agent, probe, stages))
+    };
+    let host = async {
+        let start = Instant::now();
+        let mut qmp = place.connect_qmp(deadline).await?;
+        let connected = start.elapsed();
+        let registry = Registry::read(&mut qmp).await?;
+        Ok((qmp, registry, [("qmp_connect", connected), ("qmp_query", start.elapsed() - connected)]))
+    };
+    // Comes last: the others have sent their requests by the time that this is polled, and it never waits.
+    let sources = async {
+        let start = Instant::now();
+        let sources: Result<Vec<_>, _> =
+            verb.block_volume.iter().map(|path| Source::open(path, verb.read_only)).collect();
+        Ok((sources?, start.elapsed()))
+    };
+    let ((address, agent, probe, guest), (qmp, registry, host), (sources, opened)) =
+        tokio::try_join!(guest, host, sources)?;
+    for (stage, time) in guest.into_iter().chain(host).chain([("source", opened)]) {
+        watch.record(stage, time);
+    }
+    watch.lap("prepare");
+    Ok(Prepared { address, agent, probe, qmp, registry, sources })
+}
+
+/// May a volume be put at `path`, as far as the guest can tell before it is asked to?
+pub(crate) fn check_path(probe: &ProbeResponse, path: &str) -> Result<(), Error> {
+    let guest = |reason, message: String| Err(Error::Guest { reason, message, undone: true });
+    if let Some(filter) = probe.container.as_ref().and_then(|container| container.filter.as_ref()) {
+        if !filter.refused.is_empty() {
+            return guest(
+                Reason::REASON_UNSUPPORTED,
+                format!("the device filter cannot be changed: {}", filter.refused),
+            );
+        }
+        if filter.mode.enum_value() == Ok(FilterMode::FILTER_MODE_UNSPECIFIED) {
+            return Err(answer("no device filter mode"));
+        }
+    }
+    let state = probe
+        .container
+        .as_ref()
+        .and_then(|container| container.paths.iter().find(|state| state.path == path));
+    let Some(state) = state else { return Err(answer("not all paths")) };
+    match state.use_.enum_value() {
+        Ok(PathUse::PATH_USE_TAKEN) => {
+            Err(Error::PathTaken { path: path.to_owned(), taken_by: state.taken_by.clone() })
+        }
+        Ok(PathUse::PATH_USE_PARENT_MISSING) if no_way(state) => guest(
+            Reason::REASON_PARENT_MISSING,
+            format!("the directory that would hold {path} does not exist"),
+        ),
+        Ok(PathUse::PATH_USE_FREE) if state.read_only => {
+            guest(Reason::REASON_READ_ONLY_FILE_SYSTEM, format!("the file system of {path} is read-only"))
+        }
+        Ok(PathUse::PATH_USE_FREE) if no_way(state) => {
+            let what = if state.nodev { "mounted nodev" } else { "not served" };
+            let text = format!("the file system of {path}, {}, is {what} by this version", state.file_system);
+            guest(Reason::REASON_UNSUPPORTED, text)
+        }
+        Ok(PathUse::PATH_USE_FREE | PathUse::PATH_USE_PARENT_MISSING) => Ok(()),
+        Ok(PathUse::PATH_USE_UNSPECIFIED) | Err(_) => Err(answer("an unknown use of a path")),
+    }
+}
+
+fn no_way(state: &PathState) -> bool {
+    state.way.enum_value() == Ok(NodeWay::NODE_WAY_UNSPECIFIED)
+}
+
+fn answer(what: &str) -> Error {
+    Error::AgentAnswer { method: "Probe", what: what.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_plugin::contract::block_volume::{ContainerState, FilterState};
+    use rstest::rstest;
+
+    use super::*;
+
+    fn probe(state: PathState, refused: &str) -> ProbeResponse {
+        let filter = FilterState {
+            mode: FilterMode::FILTER_MODE_NONE.into(),
+            refused: refused.to_owned(),
+            ..Default::default()
+        };
+        let state = PathState { path: "/dev/x".into(), ..state };
+        let container =
+            ContainerState { filter: Some(filter).into(), paths: vec![state], ..Default::default() };
+        ProbeResponse { container: Some(container).into(), ..Default::default() }
+    }
+
+    fn state(usage: PathUse, way: NodeWay) -> PathState {
+        PathState { use_: usage.into(), way: way.into(), ..Default::default() }
+    }
+
+    const MKNOD: NodeWay = NodeWay::NODE_WAY_MKNOD;
+    const NO_WAY: NodeWay = NodeWay::NODE_WAY_UNSPECIFIED;
+
+    #[test]
+    fn a_free_path_passes() {
+        assert!(check_path(&probe(state(PathUse::PATH_USE_FREE, MKNOD), ""), "/dev/x").is_ok());
+    }
+
+    #[rstest]
+    #[case(state(PathUse::PATH_USE_TAKEN, MKNOD), "", "path_taken")]
+    #[case(state(PathUse::PATH_USE_PARENT_MISSING, NO_WAY), "", "parent_missing")]
+    #[case(PathState { read_only: true, ..state(PathUse::PATH_USE_FREE, MKNOD) }, "", "read_only_file_system")]
+    #[case(state(PathUse::PATH_USE_FREE, NO_WAY), "", "unsupported")]
+    #[case(state(PathUse::PATH_USE_FREE, MKNOD), "it has maps", "unsupported")]
+    #[case(state(PathUse::PATH_USE_UNSPECIFIED, MKNOD), "", "agent_answer")]
+    fn others_do_not(#[case] state: PathState, #[case] refused: &str, #[case] reason: &str) {
+        let error = check_path(&probe(state, refused), "/dev/x").unwrap_err();
+        assert_eq!(error.class().reason, reason);
+    }
+
+    #[test]
+    fn a_path_that_was_not_answered_is_an_error() {
+        let answer = check_path(&probe(state(PathUse::PATH_USE_FREE, MKNOD), ""), "/dev/y");
+        assert!(matches!(answer, Err(Error::AgentAnswer { .. })));
+    }
+}

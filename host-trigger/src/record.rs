@@ -1,0 +1,194 @@
+//! What QEMU keeps for us beside a volume's descriptor: the free text (`opaque`) of
+//! [`add-fd`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-misc.add-fd), which it gives back byte for
+//! byte to whoever asks later.
+//!
+//! The volume's own descriptor carries the [`Intent`], written before anything else happens; a second descriptor in the same
+//! set, of `/dev/null`, carries the [`Placement`] once the guest has done its part. A set with an intent alone is half done.
+
+use agent_plugin::contract::block_volume::{DeviceNumber, FilterMode, NodeWay, Outcome};
+use serde::{Deserialize, Serialize};
+
+/// What every text of ours starts with. Others keep sets in the same table.
+pub const PREFIX: &str = "ecrblk1:";
+
+/// One text of ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Record {
+    /// What was asked for.
+    Intent(Intent),
+    /// What was done.
+    Placement(Placement),
+}
+
+/// What was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// The form's version, 1.
+    pub v: u32,
+    /// The volume's id.
+    pub id: String,
+    /// The container.
+    pub container: String,
+    /// The path there.
+    pub path: String,
+    /// The real path on the host.
+    pub source: String,
+    /// The size in bytes.
+    pub size: u64,
+    /// `rw` or `ro`.
+    pub access: Access,
+    /// The node's owner.
+    pub uid: u32,
+    /// The node's group.
+    pub gid: u32,
+    /// The node's permission bits.
+    pub mode: u32,
+    /// The program and its version.
+    pub tool: String,
+    /// Tells this run from every other.
+    pub run: String,
+}
+
+/// May the container write?
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Access {
+    /// Yes.
+    #[serde(rename = "rw")]
+    ReadWrite,
+    /// No.
+    #[serde(rename = "ro")]
+    ReadOnly,
+}
+
+/// What was done in the guest, for one container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// The form's version, 1.
+    pub v: u32,
+    /// The volume's id.
+    pub id: String,
+    /// The container.
+    pub container: String,
+    /// The path there.
+    pub path: String,
+    /// The work is complete.
+    pub committed: bool,
+    /// QEMU's id of the controller.
+    pub controller: String,
+    /// The disk's address there.
+    pub target: u32,
+    /// The disk's address there.
+    pub lun: u32,
+    /// The kernel's name in the guest.
+    pub guest_device: String,
+    /// Its number there.
+    pub major: u32,
+    /// Its number there.
+    pub minor: u32,
+    /// `mknod` or `bind`.
+    pub node: String,
+    /// `none`, `v1` or `bpf`.
+    pub filter: String,
+    /// Directories that did not exist before.
+    pub parents_made: Vec<String>,
+    /// The container had the right before us.
+    pub allowed_before: bool,
+}
+
+impl Record {
+    /// The text that QEMU keeps.
+    pub fn to_opaque(&self) -> String {
+        // A record has no map with keys that are no strings, the only thing that fails here.
+        format!("{PREFIX}{}", serde_json::to_string(self).unwrap_or_default())
+    }
+
+    /// Reads a text that QEMU kept. `None` if it is not ours, or of a later version.
+    pub fn from_opaque(text: &str) -> Option<Self> {
+        let record: Self = serde_json::from_str(text.strip_prefix(PREFIX)?).ok()?;
+        (record.version() == 1).then_some(record)
+    }
+
+    fn version(&self) -> u32 {
+        match self {
+            Self::Intent(intent) => intent.v,
+            Self::Placement(placement) => placement.v,
+        }
+    }
+
+    /// The id of the volume that it is about.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Intent(intent) => &intent.id,
+            Self::Placement(placement) => &placement.id,
+        }
+    }
+}
+
+/// How `node` is noted and shown.
+pub fn node_way_name(way: NodeWay) -> &'static str {
+    match way {
+        NodeWay::NODE_WAY_UNSPECIFIED => "",
+        NodeWay::NODE_WAY_MKNOD => "mknod",
+        NodeWay::NODE_WAY_BIND => "bind",
+    }
+}
+
+/// How `filter` is noted and shown.
+pub fn filter_name(mode: FilterMode) -> &'static str {
+    match mode {
+        FilterMode::FILTER_MODE_UNSPECIFIED => "",
+        FilterMode::FILTER_MODE_NONE => "none",
+        FilterMode::FILTER_MODE_V1 => "v1",
+        FilterMode::FILTER_MODE_BPF => "bpf",
+    }
+}
+
+impl Placement {
+    /// As the guest told it, to be handed back.
+    pub fn outcome(&self) -> Outcome {
+        let ways = [NodeWay::NODE_WAY_MKNOD, NodeWay::NODE_WAY_BIND];
+        let modes = [FilterMode::FILTER_MODE_NONE, FilterMode::FILTER_MODE_V1, FilterMode::FILTER_MODE_BPF];
+        let way = ways.into_iter().find(|way| node_way_name(*way) == self.node);
+        let mode = modes.into_iter().find(|mode| filter_name(*mode) == self.filter);
+        Outcome {
+            device: Some(DeviceNumber { major: self.major, minor: self.minor, ..Default::default() }).into(),
+            node: way.unwrap_or_default().into(),
+            filter: mode.unwrap_or_default().into(),
+            parents_made: self.parents_made.clone(),
+            allowed_before: self.allowed_before,
+            ..Default::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    const INTENT: &str = concat!(
+        r#"ecrblk1:{"kind":"intent","v":1,"id":"0123456789abcdef","container":"c1","path":"/dev/xvda","source":"/dev/loop0","#,
+        r#""size":512,"access":"ro","uid":1,"gid":2,"mode":432,"tool":"ecr-runtime 0.1.0","run":"r"}"#
+    );
+
+    #[test]
+    fn the_text_is_stable_and_read_back() {
+        let record = Record::from_opaque(INTENT).unwrap();
+        assert_eq!(record.to_opaque(), INTENT);
+        assert_eq!(record.id(), "0123456789abcdef");
+    }
+
+    #[rstest]
+    fn foreign_texts_are_left_alone(
+        #[values("", "serial0-source", "kata-block:{}", "ecrblk1:", "ecrblk1:{}", "ecrblk10:{}")] text: &str,
+    ) {
+        assert_eq!(Record::from_opaque(text), None);
+    }
+
+    #[test]
+    fn a_later_version_is_left_alone() {
+        assert_eq!(Record::from_opaque(&INTENT.replace("\"v\":1", "\"v\":2")), None);
+    }
+}

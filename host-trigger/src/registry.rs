@@ -1,0 +1,277 @@
+//! What QEMU says there is: descriptor sets, block nodes, devices, controllers. It is the only registry of volumes; see the
+//! [QMP reference](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html) for the queries.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::{
+    Error,
+    qmp::{PassedFd, Qmp, QmpError},
+    record::{Intent, Placement, Record},
+    volume::VolumeId,
+};
+
+/// QEMU's answers at one time.
+#[derive(Debug)]
+pub struct Registry {
+    sets: Vec<FdSet>,
+    /// Node name to size.
+    nodes: HashMap<String, u64>,
+    /// Device id to type.
+    devices: HashMap<String, String>,
+    /// Device id to PCI address.
+    pci: HashMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct FdSet {
+    fdset_id: u64,
+    fds: Vec<Fd>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Fd {
+    fd: i64,
+    #[serde(default)]
+    opaque: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Node {
+    node_name: Option<String>,
+    image: Image,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Image {
+    virtual_size: u64,
+}
+
+#[derive(Deserialize)]
+struct Property {
+    name: String,
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+#[derive(Deserialize)]
+struct PciBus {
+    devices: Vec<PciDevice>,
+}
+
+#[derive(Deserialize)]
+struct PciDevice {
+    bus: u8,
+    slot: u8,
+    function: u8,
+    #[serde(default)]
+    qdev_id: String,
+    pci_bridge: Option<PciBridge>,
+}
+
+#[derive(Deserialize)]
+struct PciBridge {
+    #[serde(default)]
+    devices: Vec<PciDevice>,
+}
+
+/// A virtio-scsi controller of the VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Controller {
+    /// QEMU's id.
+    pub id: String,
+    /// `0000:00:01.0`, where it is a PCI device: what tells the guest which of its hosts is meant.
+    pub pci_address: Option<String>,
+}
+
+/// What QEMU has of one volume.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Presence {
+    /// What was asked for, and the number of its set. More than one only after two runs that did not lock each other out.
+    pub intents: Vec<(u64, Intent)>,
+    /// What was done, and the descriptor that carries it.
+    pub placements: Vec<(PassedFd, Placement)>,
+    /// Its block node's size, if that exists.
+    pub node: Option<u64>,
+    /// Its device exists.
+    pub device: bool,
+}
+
+impl Presence {
+    /// Nothing of it is there.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What was asked for and what was done, of a volume that is wholly plugged.
+    pub fn committed(&self) -> Option<Committed> {
+        let (carrier, placement) = self.placements.iter().find(|(_, placement)| placement.committed)?;
+        let (_, intent) = self.intents.iter().find(|(set, _)| *set == carrier.set)?;
+        let size = self.node.filter(|_| self.device)?;
+        Some(Committed { carrier: *carrier, intent: intent.clone(), placement: placement.clone(), size })
+    }
+}
+
+/// A volume that is wholly plugged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Committed {
+    /// The descriptor that carries the placement.
+    pub carrier: PassedFd,
+    /// What was asked for.
+    pub intent: Intent,
+    /// What was done.
+    pub placement: Placement,
+    /// What QEMU takes for its size.
+    pub size: u64,
+}
+
+impl Registry {
+    /// Asks QEMU.
+    ///
+    /// # Errors
+    /// QEMU does not answer, or not in the documented form.
+    pub async fn read(qmp: &mut Qmp) -> Result<Self, QmpError> {
+        let sets = qmp.query("query-fdsets", json!({})).await?;
+        let nodes: Vec<Node> = qmp.query("query-named-block-nodes", json!({"flat": true})).await?;
+        let devices: Vec<Property> = qmp.query("qom-list", json!({"path": "/machine/peripheral"})).await?;
+        let mut pci = HashMap::new();
+        match qmp.query::<Vec<PciBus>>("query-pci", json!({})).await {
+            Ok(buses) => buses.into_iter().for_each(|bus| addresses(bus.devices, &mut pci)),
+            // A machine without PCI refuses the question.
+            Err(QmpError::Refused { .. }) => {}
+            Err(e) => return Err(e),
+        }
+        Ok(Self {
+            sets,
+            nodes: nodes
+                .into_iter()
+                .filter_map(|node| Some((node.node_name?, node.image.virtual_size)))
+                .collect(),
+            devices: devices.into_iter().map(|device| (device.name, device.kind)).collect(),
+            pci,
+        })
+    }
+
+    /// What there is of the volume `id`.
+    pub fn presence(&self, id: &VolumeId) -> Presence {
+        let mut presence = Presence {
+            node: self.nodes.get(&id.node()).copied(),
+            device: self.devices.contains_key(&id.device()),
+            ..Presence::default()
+        };
+        for (carrier, record) in self.records().filter(|(_, record)| record.id() == id.as_str()) {
+            match record {
+                Record::Intent(intent) => presence.intents.push((carrier.set, intent)),
+                Record::Placement(placement) => presence.placements.push((carrier, placement)),
+            }
+        }
+        presence
+    }
+
+    /// Every record of ours, with the descriptor that carries it.
+    pub fn records(&self) -> impl Iterator<Item = (PassedFd, Record)> {
+        self.sets.iter().flat_map(|set| {
+            let carrier = |fd: &Fd| PassedFd { set: set.fdset_id, fd: fd.fd };
+            set.fds.iter().filter_map(move |fd| Some((carrier(fd), Record::from_opaque(&fd.opaque)?)))
+        })
+    }
+
+    /// The controller `wanted`, or `scsi0`, or the only one.
+    ///
+    /// # Errors
+    /// There is none, not this one, or several to choose from.
+    pub fn controller(&self, wanted: Option<&str>) -> Result<Controller, Error> {
+        let is_controller = |kind: &str| {
+            kind.strip_prefix("child<virtio-scsi-")
+                .is_some_and(|bus| matches!(bus, "pci>" | "ccw>" | "device>"))
+        };
+        let mut found: Vec<_> =
+            self.devices.iter().filter(|(_, kind)| is_controller(kind)).map(|(id, _)| id.clone()).collect();
+        found.sort_unstable();
+        let has = |id: &str| found.iter().any(|found| found == id);
+        let id = match wanted {
+            _ if found.is_empty() => return Err(Error::NoController),
+            Some(name) if has(name) => name.to_owned(),
+            Some(name) => return Err(Error::ControllerUnknown { name: name.to_owned(), found }),
+            None if has("scsi0") => "scsi0".to_owned(),
+            None if found.len() == 1 => found.swap_remove(0),
+            None => return Err(Error::ControllerAmbiguous { found }),
+        };
+        Ok(Controller { pci_address: self.pci.get(&id).cloned(), id })
+    }
+}
+
+/// Notes the addresses of all devices, also behind bridges.
+fn addresses(devices: Vec<PciDevice>, found: &mut HashMap<String, String>) {
+    for device in devices {
+        if !device.qdev_id.is_empty() {
+            let address = format!("0000:{:02x}:{:02x}.{:x}", device.bus, device.slot, device.function);
+            found.insert(device.qdev_id, address);
+        }
+        if let Some(bridge) = device.pci_bridge {
+            addresses(bridge.devices, found);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn registry(devices: &[(&str, &str)]) -> Registry {
+        Registry {
+            sets: Vec::new(),
+            nodes: HashMap::new(),
+            devices: devices.iter().map(|(id, kind)| ((*id).to_owned(), format!("child<{kind}>"))).collect(),
+            pci: HashMap::from([("scsi0".to_owned(), "0000:00:01.0".to_owned())]),
+        }
+    }
+
+    const PCI: &str = "virtio-scsi-pci";
+
+    #[rstest]
+    #[case(&[("scsi0", PCI), ("a", PCI)], None, "scsi0")]
+    #[case(&[("a", "virtio-scsi-ccw"), ("b", "scsi-hd")], None, "a")]
+    #[case(&[("scsi0", PCI), ("a", "virtio-scsi-device")], Some("a"), "a")]
+    fn a_controller_is_chosen(
+        #[case] devices: &[(&str, &str)],
+        #[case] wanted: Option<&str>,
+        #[case] chosen: &str,
+    ) {
+        assert_eq!(registry(devices).controller(wanted).unwrap().id, chosen);
+    }
+
+    #[test]
+    fn the_guest_gets_the_pci_address() {
+        let controller = registry(&[("scsi0", PCI)]).controller(None).unwrap();
+        assert_eq!(controller.pci_address.as_deref(), Some("0000:00:01.0"));
+    }
+
+    #[test]
+    fn a_choice_that_is_not_clear_is_refused() {
+        assert!(matches!(registry(&[("d", "scsi-hd")]).controller(None), Err(Error::NoController)));
+        let two = registry(&[("a", PCI), ("b", PCI)]);
+        assert!(
+            matches!(two.controller(None), Err(Error::ControllerAmbiguous { found }) if found == ["a", "b"])
+        );
+        assert!(matches!(two.controller(Some("c")), Err(Error::ControllerUnknown { .. })));
+    }
+
+    #[test]
+    fn devices_behind_bridges_are_found() {
+        let answer = r#"[{"bus":0,"devices":[{"bus":0,"slot":2,"function":1,"qdev_id":"rp","pci_bridge":{"bus":{},
+            "devices":[{"bus":1,"slot":31,"function":0,"qdev_id":"scsi9","irq":0}]}}]}]"#;
+        let buses: Vec<PciBus> = serde_json::from_str(answer).unwrap();
+        let mut found = HashMap::new();
+        buses.into_iter().for_each(|bus| addresses(bus.devices, &mut found));
+        assert_eq!(found["rp"], "0000:00:02.1");
+        assert_eq!(found["scsi9"], "0000:01:1f.0");
+    }
+}

@@ -1,0 +1,171 @@
+//! What a Kata shim tells of its sandbox: `GET /agent-url` on its monitor socket, and the file `persist.json` that the Go
+//! runtime keeps ([Kata's design](https://github.com/kata-containers/kata-containers/blob/main/docs/design/architecture/README.md)).
+//! The shim rewrites that file in place without a lock, so that half of it may be read; it is read only, never written.
+
+use std::{fs::File, io::Read, path::Path, time::Duration};
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::{Request, StatusCode, body::Bytes, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+
+use crate::{Deadline, agent::AgentAddress, unix_socket};
+
+/// The longest that the shim may take.
+pub const TIMEOUT: Duration = Duration::from_secs(3);
+/// An address is shorter, and so is an error page.
+const LONGEST_BODY: usize = 16 << 10;
+/// Kata's is some ten kilobytes.
+const LONGEST_STATE: u64 = 8 << 20;
+
+/// What is needed of `persist.json`.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// The agent's address as Kata notes it.
+    pub agent: Option<AgentAddress>,
+    /// `qemu`, `clh`, …
+    pub hypervisor: Option<String>,
+}
+
+/// Asks the shim that listens on `socket` for its agent's address.
+///
+/// # Errors
+/// Says what went wrong, as part of a sentence: there is a second source.
+pub async fn agent_url(socket: &Path, deadline: Deadline) -> Result<AgentAddress, String> {
+    match deadline.within(TIMEOUT).wait(get(socket, "/agent-url")).await {
+        Ok(Ok(body)) => {
+            let text = String::from_utf8_lossy(&body);
+            text.trim()
+                .parse()
+                .map_err(|_| format!("{} answers /agent-url with something else", socket.display()))
+        }
+        Ok(Err(why)) => Err(why),
+        Err(_) => Err(format!("{} does not answer /agent-url", socket.display())),
+    }
+}
+
+async fn get(socket: &Path, path: &str) -> Result<Bytes, String> {
+    let failed = |what: &dyn std::fmt::Display| format!("{}: {what}", socket.display());
+    let stream = unix_socket::connect(socket).await.map_err(|e| failed(&e))?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed(&e))?;
+    let request = Request::get(path).header("host", "localhost").body(Empty::<Bytes>::new());
+    let request = request.map_err(|e| failed(&e))?;
+    let exchange = async {
+        let response = sender.send_request(request).await.map_err(|e| failed(&e))?;
+        if response.status() != StatusCode::OK {
+            return Err(failed(&response.status()));
+        }
+        let body =
+            Limited::new(response.into_body(), LONGEST_BODY).collect().await.map_err(|e| failed(&e))?;
+        Ok(body.to_bytes())
+    };
+    // The connection is driven beside the exchange, and dropped with it.
+    tokio::pin!(exchange, connection);
+    tokio::select! {
+        done = &mut exchange => done,
+        ended = connection => match ended {
+            // The peer closed after its answer, which is read already.
+            Ok(()) => exchange.await,
+            Err(e) => Err(failed(&e)),
+        },
+    }
+}
+
+/// Reads `persist.json` as far as it is understood.
+pub fn state(file: &Path) -> State {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Persist {
+        agent_state: Option<AgentState>,
+        hypervisor_state: Option<HypervisorState>,
+    }
+    #[derive(Deserialize)]
+    struct AgentState {
+        #[serde(rename = "URL")]
+        url: Option<String>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct HypervisorState {
+        r#type: Option<String>,
+    }
+
+    let mut text = Vec::new();
+    let read = File::open(file).and_then(|file| file.take(LONGEST_STATE).read_to_end(&mut text));
+    let Some(persist) = read.ok().and_then(|_| serde_json::from_slice::<Persist>(&text).ok()) else {
+        return State::default();
+    };
+    State {
+        agent: persist.agent_state.and_then(|agent| agent.url?.parse().ok()),
+        hypervisor: persist
+            .hypervisor_state
+            .and_then(|hypervisor| hypervisor.r#type)
+            .filter(|kind| !kind.is_empty()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    async fn answered(answer: &'static str, hold: bool) -> Result<AgentAddress, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("shim-monitor.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let length = stream.read(&mut request).await.unwrap();
+            assert!(request[..length].starts_with(b"GET /agent-url HTTP/1.1\r\n"));
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            if hold {
+                std::future::pending::<()>().await;
+            }
+        });
+        agent_url(&socket, Deadline::after(Duration::from_millis(500))).await
+    }
+
+    #[rstest]
+    #[case("HTTP/1.1 200 OK\r\ncontent-length: 14\r\n\r\nvsock://3:1024", true)]
+    #[case("HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\nvsock://3:1024\n", false)]
+    #[case("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nvsock://3:1024", false)]
+    #[case("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\ne\r\nvsock://3:1024\r\n0\r\n\r\n", true)]
+    #[tokio::test]
+    async fn the_address_is_read(#[case] answer: &'static str, #[case] hold: bool) {
+        assert_eq!(answered(answer, hold).await.unwrap(), AgentAddress::Vsock { cid: 3, port: 1024 });
+    }
+
+    #[rstest]
+    #[case("HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n", true)]
+    #[case("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nabcd", true)]
+    #[case("HTTP/1.1 200 OK\r\ncontent-length: 40000000\r\n\r\n", true)]
+    #[case("nonsense\r\n\r\n", true)]
+    #[case("", true)]
+    #[case("", false)]
+    #[tokio::test]
+    async fn anything_else_is_an_error_in_time(#[case] answer: &'static str, #[case] hold: bool) {
+        assert!(answered(answer, hold).await.is_err());
+    }
+
+    #[rstest]
+    #[case(
+        r#"{"HypervisorState":{"Type":"clh","Pid":3},"AgentState":{"URL":"vsock://3:1024"}}"#,
+        Some("clh"),
+        true
+    )]
+    #[case(r#"{"HypervisorState":{}}"#, None, false)]
+    #[case(r#"{"HypervisorState":{"Type":"q"#, None, false)]
+    fn the_state_file_is_read_as_far_as_it_goes(
+        #[case] text: &str,
+        #[case] hypervisor: Option<&str>,
+        #[case] agent: bool,
+    ) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let state = state(file.path());
+        assert_eq!((state.hypervisor.as_deref(), state.agent.is_some()), (hypervisor, agent));
+    }
+}

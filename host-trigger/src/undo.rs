@@ -1,0 +1,164 @@
+//! Takes back what was done for a volume, or what a killed run left of it. It goes by what QEMU and the guest have, not by what
+//! was noted: the same code undoes a step that failed, one whose reply was lost, and a whole run that ended in the middle.
+//!
+//! The guest comes first ([`device_del`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-qdev.device_del)
+//! of a SCSI disk is a surprise removal), and `remove-fd` last: it takes the record with it.
+
+use std::time::Duration;
+
+use agent_plugin::contract::block_volume::{
+    self as contract, Attachment, DetachRequest, Detachment, ScsiAddress,
+};
+use serde_json::json;
+
+use crate::{
+    Deadline, Error,
+    agent::Agent,
+    disk::Address,
+    qmp::{COMMAND_TIMEOUT, Event, Qmp, QmpError},
+    record::{Access, Intent, Placement},
+    registry::{Presence, Registry},
+    volume::VolumeId,
+};
+
+/// The least time for an undo, also when the command's own is over.
+pub const LEAST_TIME: Duration = Duration::from_secs(5);
+
+/// Whose work on a volume is taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose<'a> {
+    /// Everybody's.
+    Any,
+    /// The disk, and the records of the run of this name.
+    Run(&'a str),
+    /// Only the records of the run of this name: the disk is another run's.
+    RecordsOf(&'a str),
+}
+
+/// Asks the guest to take volumes away.
+///
+/// # Errors
+/// The guest refuses, or its reply is lost.
+pub async fn detach(agent: &Agent, detachments: Vec<Detachment>, deadline: Deadline) -> Result<(), Error> {
+    let timeout = deadline.remaining();
+    let request = DetachRequest {
+        detachments,
+        timeout_ms: u64::try_from((timeout - timeout / 4).as_millis()).unwrap_or(u64::MAX),
+        ..Default::default()
+    };
+    agent.detach(&request, deadline).await.map(drop)
+}
+
+/// What the guest is to take away of a volume that a run left behind. A run that ended before it wrote its outcome leaves the
+/// guest to find out by itself. Where the intent is lost as well, `asked` stands for it: it names the same volume.
+///
+/// # Errors
+/// QEMU does not tell the disk's address.
+pub(crate) async fn detachment(
+    qmp: &mut Qmp,
+    presence: &Presence,
+    asked: &Intent,
+    controller: &str,
+) -> Result<Detachment, QmpError> {
+    let intent = presence.intents.first().map_or(asked, |(_, intent)| intent);
+    let placement = presence.placements.first().map(|(_, placement)| placement);
+    let address = if presence.device {
+        let path = format!("/machine/peripheral/ecrblk-{}", intent.id);
+        let target = qmp.query("qom-get", json!({"path": path, "property": "scsi-id"})).await?;
+        let lun = qmp.query("qom-get", json!({"path": path, "property": "lun"})).await?;
+        Address { target, lun }
+    } else {
+        placement.map_or(Address { target: 0, lun: 0 }, |p| Address { target: p.target, lun: p.lun })
+    };
+    Ok(Detachment {
+        attachment: Some(attachment(intent, controller, address, intent.size)).into(),
+        outcome: placement.map(Placement::outcome).into(),
+        ..Default::default()
+    })
+}
+
+/// A volume as the guest is told of it.
+pub(crate) fn attachment(intent: &Intent, controller: &str, address: Address, size: u64) -> Attachment {
+    Attachment {
+        container_id: intent.container.clone(),
+        controller: controller.to_owned(),
+        address: Some(ScsiAddress { target: address.target, lun: address.lun, ..Default::default() }).into(),
+        serial: intent.id.clone(),
+        size,
+        path: intent.path.clone(),
+        access: match intent.access {
+            Access::ReadWrite => contract::Access::ACCESS_READ_WRITE,
+            Access::ReadOnly => contract::Access::ACCESS_READ_ONLY,
+        }
+        .into(),
+        uid: intent.uid,
+        gid: intent.gid,
+        mode: intent.mode,
+        ..Default::default()
+    }
+}
+
+/// Takes a volume from QEMU: device, node, descriptors, as far as they are there.
+///
+/// # Errors
+/// QEMU refuses, or does not answer.
+pub async fn remove(
+    qmp: &mut Qmp,
+    id: &VolumeId,
+    whose: Whose<'_>,
+    deadline: Deadline,
+) -> Result<(), QmpError> {
+    let presence = Registry::read(qmp).await?.presence(id);
+    let run = match whose {
+        Whose::Any => None,
+        Whose::Run(run) | Whose::RecordsOf(run) => Some(run),
+    };
+    if !matches!(whose, Whose::RecordsOf(_)) {
+        if presence.device {
+            remove_device(qmp, id, deadline).await?;
+        }
+        if presence.node.is_some() {
+            unless_gone(qmp.execute("blockdev-del", json!({"node-name": id.node()})).await)?;
+        }
+    }
+    for (set, intent) in &presence.intents {
+        if run.is_none_or(|run| run == intent.run) {
+            unless_gone(qmp.execute("remove-fd", json!({"fdset-id": set})).await)?;
+        }
+    }
+    Ok(())
+}
+
+async fn remove_device(qmp: &mut Qmp, id: &VolumeId, deadline: Deadline) -> Result<(), QmpError> {
+    let device = id.device();
+    let path = format!("/machine/peripheral/{device}");
+    match qmp.execute("device_del", json!({"id": device})).await {
+        // Somebody asked before; the event is still to come.
+        Err(e) if e.refusal().is_some_and(|text| text.contains("in the process of unplug")) => {}
+        answer => unless_gone(answer)?,
+    }
+    let is_ours = |event: &Event| {
+        event.name == "DEVICE_DELETED"
+            && (event.data["device"] == device.as_str() || event.data["path"] == path.as_str())
+    };
+    let deadline = deadline.within(COMMAND_TIMEOUT);
+    while let Some(event) = qmp.next_event(deadline).await {
+        if is_ours(&event) {
+            return Ok(());
+        }
+    }
+    // The event may have come while nobody listened: then the device is gone.
+    if Registry::read(qmp).await?.presence(id).device {
+        return Err(QmpError::TimedOut { command: "device_del".into() });
+    }
+    Ok(())
+}
+
+/// What is gone already need not be taken away.
+fn unless_gone(answer: Result<serde_json::Value, QmpError>) -> Result<(), QmpError> {
+    let gone = |text: &str| text.contains("not found") || text.contains("Failed to find node");
+    match answer {
+        Err(e) if e.refusal().is_some_and(gone) => Ok(()),
+        answer => answer.map(drop),
+    }
+}

@@ -1,0 +1,109 @@
+//! A volume's name in QEMU and in the guest. It is derived, from the sandbox and from what identifies the source, so that the
+//! same command finds what an earlier one did, and so that QEMU's refusal of a duplicate keeps two runs apart.
+
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+
+/// Sixteen hexadecimal digits; the disk's serial in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VolumeId(String);
+
+impl VolumeId {
+    /// The id of the source `identity` (`b:major:minor:diskseq` or `f:dev:inode`) in a sandbox.
+    pub fn derive(sandbox: &str, identity: &str) -> Self {
+        // NUL occurs in none of the parts.
+        let digest = Sha256::digest(["ecrblk1", sandbox, identity].join("\0"));
+        Self(digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// The digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The id of its `scsi-hd` device in QEMU.
+    pub fn device(&self) -> String {
+        format!("ecrblk-{}", self.0)
+    }
+
+    /// The name of its block node in QEMU (at most 31 characters).
+    pub fn node(&self) -> String {
+        format!("ecrblk-{}-n", self.0)
+    }
+
+    /// The name of the node below that one, which is the descriptor.
+    pub fn file_node(&self) -> String {
+        format!("ecrblk-{}-f", self.0)
+    }
+}
+
+impl fmt::Display for VolumeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Is `path` fit to be a device's path in a container? Absolute, normal, bounded.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn check_device_path(path: &str) -> Result<(), &'static str> {
+    if !path.starts_with('/') {
+        return Err("it is not absolute");
+    }
+    if path.len() > 4096 {
+        return Err("it is longer than 4096 bytes");
+    }
+    if path.contains('\0') {
+        return Err("it holds a NUL");
+    }
+    for part in path[1..].split('/') {
+        match part {
+            "" => return Err("it has an empty component"),
+            "." | ".." => return Err("it has a component \".\" or \"..\""),
+            _ if part.len() > 255 => return Err("it has a component of more than 255 bytes"),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[test]
+    fn an_id_is_stable() {
+        let id = VolumeId::derive("s1", "b:7:0:12");
+        // printf 'ecrblk1\0s1\0b:7:0:12' | sha256sum
+        assert_eq!(id.as_str(), "0dbb44d5db46db68");
+        assert!(id.node().len() <= 31);
+    }
+
+    #[test]
+    fn parts_do_not_run_together() {
+        assert_ne!(VolumeId::derive("s1", "f:1:23"), VolumeId::derive("s1f", ":1:23"));
+    }
+
+    #[rstest]
+    fn good_paths_pass(#[values("/dev/xvda", "/data/a b", "/dev/..x", "/x")] path: &str) {
+        assert_eq!(check_device_path(path), Ok(()));
+    }
+
+    #[rstest]
+    fn odd_paths_are_refused(
+        #[values("", "dev/xvda", "/", "/dev/", "/dev//x", "/dev/../x", "/./x", "/dev/..", "/a\0b")]
+        path: &str,
+    ) {
+        assert!(check_device_path(path).is_err());
+    }
+
+    #[test]
+    fn long_paths_are_refused() {
+        assert!(check_device_path(&format!("/{}", "x".repeat(256))).is_err());
+        assert!(check_device_path(&"/x".repeat(2049)).is_err());
+    }
+}
