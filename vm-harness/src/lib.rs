@@ -1,1 +1,63 @@
-//! Written next.
+//! Boots real QEMU VMs and tests block-volume hot-plug end to end.
+//!
+//! A [`Sandbox`] is a VM with an agent and a run directory as a Kata host would have it: QEMU with a virtio-scsi controller,
+//! vsock by vhost-device-vsock, containers through Kata's agent protocol. A test starts a container, makes a [`Volume`], calls
+//! `ecr-runtime` as a process and compares bytes on both sides:
+//!
+//! ```no_run
+//! use vm_harness::{Machine, Sandbox, Volume};
+//!
+//! # async fn test() {
+//! let sandbox = Sandbox::boot(&Machine::default()).await.unwrap();
+//! let container = sandbox.start_container().await;
+//! let volume = Volume::image(16 << 20);
+//! let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+//! assert_eq!(container.read("/dev/xvda", 0..4096).await, volume.bytes(0..4096));
+//! # }
+//! ```
+//!
+//! Nothing is left behind: dropping the sandbox ends QEMU and its helpers, and a guest whose kernel reported a fault fails
+//! the test. A wait for a guest that dies ends at once, with the console's last lines and a command to repeat it.
+//!
+//! Layout: [`Machine`] is QEMU's command line, [`Guest`] the running machine, [`Agent`] and [`Container`] speak Kata's
+//! protocol, [`Observer`] looks at the guest beside the agent, [`EcrRuntime`] is the command under test, [`Snapshot`] proves
+//! that nothing changed, [`QmpProxy`] records QEMU's traffic.
+
+mod accelerator;
+mod agent;
+mod console;
+mod container;
+mod ecr_runtime;
+mod environment;
+mod error;
+mod guest;
+mod observer;
+mod process;
+mod qemu;
+mod qmp_proxy;
+mod run_dir;
+mod sandbox;
+mod snapshot;
+mod spec;
+mod unplug;
+mod volume;
+mod vsock;
+
+pub use accelerator::{Accelerator, Choice};
+pub use agent::Agent;
+pub use console::Console;
+pub use container::{Container, Output};
+pub use ecr_runtime::{EcrRuntime, Finished, Plugged};
+pub use environment::Environment;
+pub use error::Error;
+pub use guest::Guest;
+pub use observer::{Conversation, Observer, Ran};
+pub use process::Process;
+pub use qemu::{Cgroup, Machine, Scan};
+pub use qmp_proxy::QmpProxy;
+pub use run_dir::RunDir;
+pub use sandbox::Sandbox;
+pub use snapshot::Snapshot;
+pub use spec::{ContainerOptions, DeviceFilter, mount};
+pub use unplug::remove_from_qemu;
+pub use volume::{LoopOptions, Volume, random_bytes};

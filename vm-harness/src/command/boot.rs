@@ -1,0 +1,154 @@
+//! `vm-harness boot`: a sandbox for a person or a script to work with.
+
+use std::{
+    fs,
+    io::{IsTerminal as _, Write as _},
+    os::unix::fs::FileTypeExt as _,
+    process::ExitCode,
+};
+
+use clap::Args;
+use serde_json::{Value, json};
+use tokio::{
+    io::AsyncReadExt as _,
+    signal::unix::{SignalKind, signal},
+};
+use vm_harness::{Cgroup, ContainerOptions, DeviceFilter, Error, Machine, Sandbox, Scan};
+
+use super::step::Waiting;
+
+/// What to boot.
+#[derive(Debug, Args)]
+pub(crate) struct Boot {
+    /// How many containers to start
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    containers: u32,
+    /// The guest's cgroup hierarchy
+    #[arg(long, value_enum, default_value = "v2")]
+    cgroup: Cgroup,
+    /// How the guest's kernel finds disks (scsi_mod.scan)
+    #[arg(long, value_enum, default_value = "none")]
+    scan: Scan,
+    /// The containers' device filter
+    #[arg(long, value_enum, default_value = "none")]
+    device_filter: DeviceFilter,
+    /// Boot the image of this name under target/images
+    #[arg(long, default_value = "default", value_name = "NAME")]
+    image: String,
+    /// A further word of the kernel command line; may be repeated
+    #[arg(long, value_name = "WORD")]
+    kernel_param: Vec<String>,
+}
+
+impl Boot {
+    pub(crate) async fn run(self) -> Result<ExitCode, Error> {
+        // Before the boot: a signal that comes in the middle of it ends it in an orderly way, too.
+        let stop = stop_asked()?;
+        tokio::pin!(stop);
+        tokio::select! {
+            held = self.boot_and_report() => {
+                let sandbox = held?;
+                tokio::select! {
+                    () = &mut stop => {}
+                    status = sandbox.guest().ended() => {
+                        eprintln!("QEMU ended ({status})\n{}", sandbox.guest().report());
+                        return Ok(ExitCode::FAILURE);
+                    }
+                }
+            }
+            () = &mut stop => {}
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    async fn boot_and_report(&self) -> Result<Sandbox, Error> {
+        let machine = Machine {
+            cgroup: self.cgroup,
+            scan: self.scan,
+            kernel_parameters: self.kernel_param.clone(),
+            ..Machine::default()
+        };
+        let waiting = Waiting::start("booting the sandbox");
+        let sandbox = Sandbox::boot_image(&self.image, &machine).await?;
+        let options = ContainerOptions { device_filter: self.device_filter, ..ContainerOptions::default() };
+        let mut containers = Vec::new();
+        for number in 1..=self.containers {
+            waiting.now(&format!("starting container {number} of {}", self.containers));
+            containers.push(sandbox.try_start_container(&options).await?.id().to_owned());
+        }
+        waiting.end();
+        let report = report(&sandbox, &containers).await?;
+        println!("{report}");
+        std::io::stdout().flush().map_err(|source| Error::File {
+            action: "write to",
+            path: "standard output".into(),
+            source,
+        })?;
+        hints(&sandbox, &containers);
+        Ok(sandbox)
+    }
+}
+
+/// What a script needs to reach the sandbox.
+async fn report(sandbox: &Sandbox, containers: &[String]) -> Result<Value, Error> {
+    let image = fs::read_to_string(sandbox.image().join("image.json")).unwrap_or_default();
+    let image: Value = serde_json::from_str(&image).unwrap_or_default();
+    Ok(json!({
+        "run_dir": sandbox.run_dir(),
+        "sandbox": sandbox.id(),
+        "containers": containers,
+        "qmp": sandbox.qmp_socket(),
+        "agent": sandbox.agent_url(),
+        "qemu_pid": sandbox.guest().qemu_id(),
+        "accel": sandbox.guest().accelerator(),
+        "kernel": image["kernel"],
+        "qemu": sandbox.qemu_version().await?,
+        "console": sandbox.guest().console().path(),
+        "boot_ms": u64::try_from(sandbox.booted_in().as_millis()).unwrap_or(u64::MAX),
+    }))
+}
+
+/// The next things that a person might try.
+fn hints(sandbox: &Sandbox, containers: &[String]) {
+    let run_dir = sandbox.run_dir().display();
+    eprintln!("\nThe sandbox runs ({}). From another terminal:\n", sandbox.guest().accelerator());
+    if let Some(container) = containers.first() {
+        let short = &container[..8];
+        eprintln!("  truncate -s 64M /tmp/volume.img");
+        eprintln!(
+            "  target/release/ecr-runtime --run-dir {run_dir} block-volume hot-plug --sandbox {} \\\n    \
+             --container {short} --block-volume /tmp/volume.img --device-path /dev/xvda",
+            &sandbox.id()[..8]
+        );
+        eprintln!(
+            "  target/release/vm-harness exec --run-dir {run_dir} --container {short} -- ls -l /dev/xvda"
+        );
+    }
+    eprintln!("  tail -f {}", sandbox.guest().console().path().display());
+    eprintln!("\nIt ends when standard input closes, or with Ctrl-C.");
+}
+
+/// Completes when standard input ends (where it is a pipe or a terminal) or a signal asks for the end.
+fn stop_asked() -> Result<impl Future<Output = ()>, Error> {
+    let listen =
+        |kind| signal(kind).map_err(|source| Error::File { action: "watch", path: "signals".into(), source });
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let pipe = fs::metadata("/dev/stdin")
+        .is_ok_and(|kind| kind.file_type().is_fifo() || kind.file_type().is_socket());
+    let end_counts = pipe || std::io::stdin().is_terminal();
+    Ok(async move {
+        let end_of_input = async {
+            if !end_counts {
+                return std::future::pending().await;
+            }
+            let mut stdin = tokio::io::stdin();
+            let mut buffer = [0; 4096];
+            while stdin.read(&mut buffer).await.is_ok_and(|length| length > 0) {}
+        };
+        tokio::select! {
+            () = end_of_input => {}
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,44 @@
+//! The commands of `vm-harness`, one file each.
+
+mod bench;
+mod boot;
+mod demo;
+mod exec;
+mod step;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Boots QEMU sandboxes with block-volume hot-plug, and tests them.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Boot a sandbox, print how to reach it as one line of JSON, and hold it until standard input closes or a signal comes
+    Boot(boot::Boot),
+    /// Run a command in a container of a sandbox that `boot` holds
+    Exec(exec::Exec),
+    /// Boot a sandbox, hot-plug two volumes into a running container, and compare every byte
+    Demo(demo::Demo),
+    /// Measure hot-plug beside the least that it could take
+    Bench(bench::Bench),
+}
+
+pub(crate) async fn run(arguments: Arguments) -> ExitCode {
+    let result = match arguments.command {
+        Command::Boot(boot) => boot.run().await,
+        Command::Exec(exec) => exec.run().await,
+        Command::Demo(demo) => demo.run().await,
+        Command::Bench(bench) => bench.run().await,
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {}", error.chain());
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,209 @@
+//! `ecr-runtime` as a process: how a test calls the command, and what it gets back.
+
+use std::{
+    ffi::{OsStr, OsString},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{Guest, Volume};
+
+/// A call that can be varied before it is run.
+#[derive(Debug, Clone)]
+pub struct EcrRuntime {
+    program: PathBuf,
+    run_dir: PathBuf,
+    arguments: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
+    user: Option<u32>,
+}
+
+/// A call that has ended.
+#[derive(Debug, Clone)]
+pub struct Finished {
+    /// Exit status; 128 + n where a signal ended it.
+    pub status: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// From its start to its end.
+    pub elapsed: Duration,
+}
+
+/// One volume as the command reports it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plugged {
+    /// `attached`, `unchanged`.
+    pub result: String,
+    /// The volume object of the JSON output.
+    pub volume: Value,
+}
+
+impl EcrRuntime {
+    pub(crate) fn new(program: PathBuf, run_dir: &Path) -> Self {
+        Self {
+            program,
+            run_dir: run_dir.to_owned(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            user: None,
+        }
+    }
+
+    /// Adds `block-volume hot-plug` with its sandbox, container and volumes, and JSON output.
+    #[must_use]
+    pub fn hot_plug(self, sandbox: &str, container: &str, volumes: &[(&Volume, &str)]) -> Self {
+        let mut this = self.args(["block-volume", "hot-plug", "--output", "json"]);
+        this = this.args(["--sandbox", sandbox, "--container", container]);
+        for (volume, path) in volumes {
+            this = this.args(["--block-volume", volume.name(), "--device-path", path]);
+        }
+        this
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<S: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets an environment variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Uses another run directory.
+    #[must_use]
+    pub fn run_dir(mut self, run_dir: &Path) -> Self {
+        run_dir.clone_into(&mut self.run_dir);
+        self
+    }
+
+    /// Runs it as another user, by number.
+    #[must_use]
+    pub fn user(mut self, user: u32) -> Self {
+        self.user = Some(user);
+        self
+    }
+
+    /// Starts it.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    pub fn start(&self) -> tokio::process::Child {
+        let mut command = tokio::process::Command::new(&self.program);
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
+        command
+            .arg("--run-dir")
+            .arg(&self.run_dir)
+            .args(&self.arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {}: {error}", self.program.display()))
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    pub async fn run(&self) -> Finished {
+        let start = Instant::now();
+        let output = self.start().wait_with_output().await.expect("a child can be waited for");
+        Finished::new(&output, start.elapsed())
+    }
+}
+
+impl Finished {
+    /// Reads the output of a process that has ended.
+    pub fn new(output: &std::process::Output, elapsed: Duration) -> Self {
+        use std::os::unix::process::ExitStatusExt as _;
+        let status = output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0));
+        Self {
+            status,
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            elapsed,
+        }
+    }
+
+    /// Its JSON output.
+    ///
+    /// # Panics
+    /// The output is no JSON document.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| {
+            panic!(
+                "the output is no JSON document ({error}), exit status {}: {}{}",
+                self.status, self.stdout, self.stderr
+            )
+        })
+    }
+
+    /// The volumes that it reports.
+    ///
+    /// # Panics
+    /// It has failed.
+    pub fn succeeded(&self, guest: &Guest) -> Vec<Plugged> {
+        assert_eq!(self.status, 0, "ecr-runtime failed: {}{}\n{}", self.stdout, self.stderr, guest.report());
+        let json = self.json();
+        let volumes = json["volumes"].as_array().cloned().unwrap_or_default();
+        assert!(!volumes.is_empty(), "a success names its volumes: {json}");
+        let result = json["result"].as_str().unwrap_or_default().to_owned();
+        volumes.into_iter().map(|volume| Plugged { result: result.clone(), volume }).collect()
+    }
+
+    /// The reason and the message of its failure.
+    ///
+    /// # Panics
+    /// It ended with another exit status than `status`, or its JSON output says something else.
+    pub fn failed_with(&self, status: i32) -> (String, String) {
+        assert_eq!(self.status, status, "another exit status was expected: {}{}", self.stdout, self.stderr);
+        let json = self.json();
+        let error = &json["error"];
+        assert_eq!(error["exit_code"], status, "the document agrees with the exit status: {json}");
+        let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
+        assert!(
+            !text("reason").is_empty() && !text("message").is_empty(),
+            "a failure explains itself: {json}"
+        );
+        (text("reason"), text("message"))
+    }
+}
+
+impl Plugged {
+    /// `major:minor` of the guest's device.
+    pub fn device_number(&self) -> &str {
+        self.text("device_number")
+    }
+
+    /// The volume's id, which is its serial in the guest.
+    pub fn id(&self) -> &str {
+        self.text("id")
+    }
+
+    /// The kernel's name in the guest.
+    pub fn guest_device(&self) -> &str {
+        self.text("guest_device")
+    }
+
+    /// A text field of the volume object.
+    ///
+    /// # Panics
+    /// There is no such field.
+    pub fn text(&self, key: &str) -> &str {
+        self.volume[key].as_str().unwrap_or_else(|| panic!("the volume has no {key}: {}", self.volume))
+    }
+}

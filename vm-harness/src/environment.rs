@@ -1,0 +1,112 @@
+//! The machine's side: where things are, and the environment variables that say otherwise.
+//!
+//! | variable | meaning | default |
+//! |---|---|---|
+//! | `VM_HARNESS_ACCEL` | `kvm` or `tcg` | KVM where it really works, else TCG |
+//! | `VM_HARNESS_QEMU` | QEMU's binary | `qemu-system-x86_64` |
+//! | `VM_HARNESS_IMAGE` | directory with `vmlinux` and `initramfs.cpio` | `target/images/default` |
+//! | `VM_HARNESS_TIME_SCALE` | factor on every time-out | 1 with KVM, 4 with TCG |
+//! | `VM_HARNESS_CACHE` | what `ci/setup` fetched | `target/cache` |
+//! | `VM_HARNESS_TARGET` | Cargo's target directory with the built binaries | `target` |
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use crate::Error;
+
+/// Paths of a build, found once.
+#[derive(Debug, Clone)]
+pub struct Environment {
+    target: PathBuf,
+    cache: PathBuf,
+}
+
+impl Environment {
+    /// Reads the variables. Nothing is checked yet: a path that is missing is an error where it is needed.
+    pub fn from_variables() -> Self {
+        let target = variable("VM_HARNESS_TARGET").map_or_else(default_target, PathBuf::from);
+        let cache = variable("VM_HARNESS_CACHE").map_or_else(|| target.join("cache"), PathBuf::from);
+        Self { target, cache }
+    }
+
+    /// `ecr-runtime` as it ships.
+    ///
+    /// # Errors
+    /// It was not built.
+    pub fn ecr_runtime(&self) -> Result<PathBuf, Error> {
+        built(self.target.join("release/ecr-runtime"))
+    }
+
+    /// `ecr-runtime` with its fail points.
+    ///
+    /// # Errors
+    /// It was not built.
+    pub fn ecr_runtime_with_faults(&self) -> Result<PathBuf, Error> {
+        built(self.target.join("fault/release/ecr-runtime"))
+    }
+
+    /// This harness's own program.
+    ///
+    /// # Errors
+    /// It was not built.
+    pub fn vm_harness(&self) -> Result<PathBuf, Error> {
+        built(self.target.join("release/vm-harness"))
+    }
+
+    /// The directory of the image `name` (`default`, `fault`).
+    ///
+    /// # Errors
+    /// It was not built.
+    pub fn image(&self, name: &str) -> Result<PathBuf, Error> {
+        match variable("VM_HARNESS_IMAGE") {
+            Some(path) if name == "default" => built(PathBuf::from(path)),
+            _ => built(self.target.join("images").join(name)),
+        }
+    }
+
+    /// `vhost-device-vsock`, the vsock device's back end.
+    ///
+    /// # Errors
+    /// `ci/setup` has not run.
+    pub fn vhost_device_vsock(&self) -> Result<PathBuf, Error> {
+        let path = self.cache.join("bin/vhost-device-vsock");
+        if path.exists() { Ok(path) } else { Err(missing(&path, "run ci/setup")) }
+    }
+
+    /// QEMU's program name or path.
+    pub fn qemu(&self) -> PathBuf {
+        variable("VM_HARNESS_QEMU").map_or_else(|| PathBuf::from("qemu-system-x86_64"), PathBuf::from)
+    }
+
+    /// A directory for what the harness itself wants to keep between runs.
+    pub fn cache(&self) -> &Path {
+        &self.cache
+    }
+}
+
+fn built(path: PathBuf) -> Result<PathBuf, Error> {
+    if path.exists() { Ok(path) } else { Err(missing(&path, "run ci/setup and ci/build")) }
+}
+
+fn missing(path: &Path, remedy: &'static str) -> Error {
+    Error::Missing { what: path.display().to_string(), remedy }
+}
+
+/// An environment variable that is set to something.
+pub(crate) fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// `target` beside the workspace that this crate was built in, or the one that holds the running program.
+fn default_target() -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(|root| root.join("target"));
+    match workspace {
+        Some(target) if target.exists() => target,
+        _ => env::current_exe()
+            .ok()
+            .and_then(|program| program.parent()?.parent().map(Path::to_path_buf))
+            .unwrap_or_else(|| PathBuf::from("target")),
+    }
+}

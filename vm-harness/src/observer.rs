@@ -1,0 +1,126 @@
+//! The harness's own eyes in the guest: a client of the observer that `init` starts beside the agent.
+
+use std::{path::PathBuf, time::Duration};
+
+use guest_observer::{PORT, Reply, Request};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    net::UnixStream,
+};
+
+use crate::{Error, vsock};
+
+/// Talks to the observer of one guest; a connection for each request, or one that is kept ([`Observer::open`]).
+#[derive(Debug, Clone)]
+pub struct Observer {
+    hybrid: PathBuf,
+    limit: Duration,
+}
+
+/// One connection to the observer, for requests that belong together.
+#[derive(Debug)]
+pub struct Conversation {
+    stream: BufReader<UnixStream>,
+    limit: Duration,
+}
+
+/// What a command in the guest printed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ran {
+    /// Exit status; 128 + n after signal n.
+    pub status: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Observer {
+    pub(crate) fn new(hybrid: PathBuf, limit: Duration) -> Self {
+        Self { hybrid, limit }
+    }
+
+    /// Opens a connection that is kept.
+    ///
+    /// # Errors
+    /// The observer doesn't answer.
+    pub async fn open(&self) -> Result<Conversation, Error> {
+        let stream = tokio::time::timeout(self.limit, vsock::connect(&self.hybrid, PORT)).await;
+        let stream = stream.map_err(|_| Error::Observer(format!("no connection within {:?}", self.limit)))?;
+        let stream = stream.map_err(|error| Error::Observer(format!("cannot connect: {error}")))?;
+        Ok(Conversation { stream: BufReader::new(stream), limit: self.limit })
+    }
+
+    /// One request, one reply.
+    ///
+    /// # Errors
+    /// The observer doesn't answer, or its answer is an error.
+    pub async fn ask(&self, request: &Request) -> Result<Reply, Error> {
+        self.open().await?.ask(request).await
+    }
+
+    /// Runs a command beside the agent.
+    ///
+    /// # Errors
+    /// It cannot be run; its exit status is no error.
+    pub async fn run(&self, command: &[&str]) -> Result<Ran, Error> {
+        let argv = command.iter().map(|&word| word.to_owned()).collect();
+        match self.ask(&Request::Run { argv, stdin: None }).await? {
+            Reply::Ran { status, stdout, stderr } => Ok(Ran { status, stdout, stderr }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Runs a shell script beside the agent and returns what it printed.
+    ///
+    /// # Panics
+    /// It cannot be run, or it fails.
+    pub async fn shell(&self, script: &str) -> String {
+        let ran = self.run(&["/bin/busybox", "sh", "-c", script]).await.expect("the observer runs a script");
+        assert_eq!(ran.status, 0, "in the guest: {script}\n{}{}", ran.stdout, ran.stderr);
+        ran.stdout
+    }
+
+    /// Writes a file of the guest (one in sysfs, say).
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub async fn write(&self, path: &str, contents: &str) -> Result<(), Error> {
+        let request = Request::Write { path: path.to_owned(), contents: contents.to_owned() };
+        match self.ask(&request).await? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+impl Conversation {
+    /// One request, one reply.
+    ///
+    /// # Errors
+    /// The observer doesn't answer, or its answer is an error.
+    pub async fn ask(&mut self, request: &Request) -> Result<Reply, Error> {
+        let talk = async {
+            let mut line = serde_json::to_vec(request).expect("a request has a JSON form");
+            line.push(b'\n');
+            self.stream.get_mut().write_all(&line).await?;
+            let mut reply = String::new();
+            self.stream.read_line(&mut reply).await?;
+            Ok::<_, std::io::Error>(reply)
+        };
+        let reply = tokio::time::timeout(self.limit, talk).await;
+        let reply = reply
+            .map_err(|_| Error::Observer(format!("no answer to {request:?} within {:?}", self.limit)))?;
+        let reply =
+            reply.map_err(|error| Error::Observer(format!("connection lost at {request:?}: {error}")))?;
+        match serde_json::from_str(&reply) {
+            Ok(Reply::Error { message }) => Err(Error::Observer(format!("{request:?}: {message}"))),
+            Ok(reply) => Ok(reply),
+            Err(error) => Err(Error::Observer(format!("{request:?}: {error} in {reply:?}"))),
+        }
+    }
+}
+
+fn unexpected(reply: &Reply) -> Error {
+    Error::Observer(format!("unexpected reply {reply:?}"))
+}

@@ -1,0 +1,171 @@
+//! A child process of the harness that cannot outlive it.
+//!
+//! The kernel kills it when the harness dies ([`PR_SET_PDEATHSIG`](https://man7.org/linux/man-pages/man2/pr_set_pdeathsig.2const.html)),
+//! dropping it kills and reaps it, and a [pidfd](https://man7.org/linux/man-pages/man2/pidfd_open.2.html) tells of its end
+//! without polling.
+
+use std::{
+    fs::File,
+    os::{
+        fd::{FromRawFd as _, OwnedFd},
+        unix::process::CommandExt as _,
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::Mutex,
+};
+
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::Error;
+
+/// A running program of the harness.
+#[derive(Debug)]
+pub struct Process {
+    program: &'static str,
+    command: String,
+    stderr: PathBuf,
+    child: Mutex<Child>,
+    end: AsyncFd<OwnedFd>,
+}
+
+impl Process {
+    /// Starts `command`; its standard error goes to the file `stderr`.
+    ///
+    /// # Errors
+    /// The program or the file cannot be had.
+    pub fn start(program: &'static str, mut command: Command, stderr: &Path) -> Result<Self, Error> {
+        let log = File::create(stderr).map_err(Error::file("create", stderr))?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        die_with_parent(&mut command);
+        let shown = shell_quoted(&command);
+        let spawn = |source| Error::Spawn { program: program.to_owned(), source };
+        let child = command.spawn().map_err(spawn)?;
+        let end = watch(pidfd(&child).map_err(spawn)?).map_err(spawn)?;
+        Ok(Self { program, command: shown, stderr: stderr.to_owned(), child: Mutex::new(child), end })
+    }
+
+    /// Its name, for messages.
+    pub fn program(&self) -> &'static str {
+        self.program
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child().id()
+    }
+
+    /// The command line, quoted for a shell.
+    pub fn command(&self) -> &str {
+        &self.command
+    }
+
+    /// What it wrote to its standard error so far.
+    pub fn stderr(&self) -> String {
+        std::fs::read_to_string(&self.stderr).unwrap_or_default()
+    }
+
+    /// Returns when it has ended.
+    pub async fn ended(&self) -> ExitStatus {
+        let _ready = self.end.readable().await.expect("a pidfd can always be watched");
+        self.child().wait().expect("a child can be waited for by its parent")
+    }
+
+    /// Its exit status, if it has ended.
+    pub fn status(&self) -> Option<ExitStatus> {
+        self.child().try_wait().expect("a child can be waited for by its parent")
+    }
+
+    /// Ends it at once.
+    pub fn kill(&self) {
+        let mut child = self.child();
+        // An error means that it has ended already.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+
+    fn child(&self) -> std::sync::MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Has the kernel kill the command's process when the thread that starts it ends.
+#[expect(unsafe_code, reason = "std offers no safe way to run a system call in the child")]
+pub(crate) fn die_with_parent(command: &mut Command) {
+    // SAFETY: the closure runs between fork and exec and makes one async-signal-safe system call.
+    unsafe {
+        command.pre_exec(|| {
+            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(std::io::Error::from)
+        });
+    }
+}
+
+#[expect(unsafe_code, reason = "neither std nor nix wraps pidfd_open")]
+fn pidfd(child: &Child) -> std::io::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
+    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id(), 0) };
+    let descriptor = i32::try_from(descriptor).unwrap_or(-1);
+    if descriptor < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+#[expect(unsafe_code, reason = "tokio cannot know that a type returns the same descriptor every time")]
+fn watch(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the OwnedFd moves into the AsyncFd, which keeps it open, and it always returns the same descriptor.
+    let watched = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+    watched.map_err(std::io::Error::from)
+}
+
+fn shell_quoted(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let quoted = words.map(|word| {
+        let word = word.to_string_lossy();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+,./:@%".contains(c);
+        if !word.is_empty() && word.chars().all(plain) {
+            word.into_owned()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn end_is_noticed_and_standard_error_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo broken >&2; exit 3"]);
+        let process = Process::start("sh", command, &directory.path().join("stderr")).unwrap();
+        assert_eq!(process.ended().await.code(), Some(3));
+        assert_eq!(process.stderr(), "broken\n");
+        assert_eq!(process.command(), "sh -c 'echo broken >&2; exit 3'");
+    }
+
+    #[tokio::test]
+    async fn drop_kills_and_reaps() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        let process = Process::start("sleep", command, &directory.path().join("stderr")).unwrap();
+        let id = process.id();
+        assert!(process.status().is_none());
+        drop(process);
+        assert!(
+            !Path::new(&format!("/proc/{id}")).exists(),
+            "the process is gone, not even a zombie is left"
+        );
+    }
+}

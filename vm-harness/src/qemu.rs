@@ -1,0 +1,148 @@
+//! QEMU's command line for a guest that boots in two seconds, and its process.
+//!
+//! Direct boot of an uncompressed kernel (PVH), no firmware beyond qboot, no device that isn't needed, and a kernel command
+//! line that leaves out what costs time under emulation. Everything that a test varies is in [`Machine`].
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{Accelerator, Error, Process};
+
+/// What differs between two guests of a test run.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Cgroup hierarchy that the agent finds.
+    pub cgroup: Cgroup,
+    /// `scsi_mod.scan`.
+    pub scan: Scan,
+    /// Further words of the kernel command line.
+    pub kernel_parameters: Vec<String>,
+    /// QEMU's arguments for the virtio-scsi controller; empty for a guest without one.
+    pub controller: Vec<String>,
+    /// Further arguments of QEMU that come before the controller's (so that they get lower PCI addresses).
+    pub devices_before: Vec<String>,
+    /// Memory in MiB.
+    pub memory: u32,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            cgroup: Cgroup::V2,
+            scan: Scan::None,
+            kernel_parameters: Vec::new(),
+            controller: ["-device", "virtio-scsi-pci,id=scsi0"].map(str::to_owned).to_vec(),
+            devices_before: Vec::new(),
+            memory: 256,
+        }
+    }
+}
+
+/// The cgroup hierarchy of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Cgroup {
+    /// One tree for each controller; devices have an allow-list.
+    V1,
+    /// The unified tree; devices are filtered by BPF programs, or not at all.
+    V2,
+}
+
+/// How the guest's kernel finds SCSI disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Scan {
+    /// Only when told to (Kata's Go runtime).
+    None,
+    /// By itself, also when a disk is hot-plugged (Kata's Rust runtime).
+    Async,
+}
+
+/// The files that QEMU is started with.
+#[derive(Debug)]
+pub struct Files {
+    /// Uncompressed kernel.
+    pub kernel: PathBuf,
+    /// Uncompressed cpio archive.
+    pub initramfs: PathBuf,
+    /// The monitor for `ecr-runtime`.
+    pub qmp: PathBuf,
+    /// The monitor for the harness.
+    pub monitor: PathBuf,
+    /// Where the guest's console goes.
+    pub console: PathBuf,
+    /// vhost-device-vsock's socket.
+    pub vhost: PathBuf,
+    /// Where QEMU's own messages go.
+    pub stderr: PathBuf,
+}
+
+impl Machine {
+    fn kernel_command_line(&self) -> String {
+        // loglevel=5 shows warnings (a splat begins with one) and leaves the boot's chatter out.
+        let mut words = vec![
+            "console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check lpj=9000000 audit=0",
+            "random.trust_cpu=on init_on_alloc=0 apparmor=0 lsm= cryptomgr.notests rodata=off",
+            "agent.server_addr=vsock://-1:1024",
+        ];
+        if self.scan == Scan::None {
+            words.push("scsi_mod.scan=none");
+        }
+        if self.cgroup == Cgroup::V2 {
+            words.push("cgroup_no_v1=all");
+        }
+        words.extend(self.kernel_parameters.iter().map(String::as_str));
+        words.join(" ")
+    }
+
+    /// The whole command.
+    pub fn command(&self, qemu: &Path, accelerator: Accelerator, name: &str, files: &Files) -> Command {
+        let mut command = Command::new(qemu);
+        let memory = self.memory;
+        let socket = |path: &Path| format!("unix:{},server=on,wait=off", path.display());
+        command
+            .args(["-name", name, "-accel", accelerator.option(), "-cpu", accelerator.cpu(), "-smp", "1"])
+            .args(["-M", "q35,hpet=off,sata=off,smbus=off,vmport=off,i8042=off,usb=off,memory-backend=mem"])
+            .args(["-m", &memory.to_string()])
+            // Shared memory: without it the vsock device is there and never connects, without a word.
+            .args(["-object", &format!("memory-backend-memfd,id=mem,size={memory}M,share=on")])
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-bios", "qboot.rom"])
+            .arg("-serial")
+            .arg(format!("file:{}", files.console.display()))
+            .arg("-kernel")
+            .arg(&files.kernel)
+            .arg("-initrd")
+            .arg(&files.initramfs)
+            .args(["-append", &self.kernel_command_line()])
+            .args(["-qmp", &socket(&files.qmp), "-qmp", &socket(&files.monitor)])
+            .args(&self.devices_before)
+            .args(&self.controller)
+            .args(["-chardev", &format!("socket,id=vsock,path={}", files.vhost.display())])
+            .args(["-device", "vhost-user-vsock-pci,chardev=vsock"]);
+        command
+    }
+
+    /// Starts QEMU.
+    ///
+    /// # Errors
+    /// There is no QEMU, or it cannot be started.
+    pub fn start(
+        &self,
+        qemu: &Path,
+        accelerator: Accelerator,
+        name: &str,
+        files: &Files,
+    ) -> Result<Process, Error> {
+        Process::start("QEMU", self.command(qemu, accelerator, name, files), &files.stderr).map_err(|error| {
+            match error {
+                Error::Spawn { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                    Error::Missing {
+                        what: qemu.display().to_string(),
+                        remedy: "run ci/setup, or name QEMU in VM_HARNESS_QEMU",
+                    }
+                }
+                other => other,
+            }
+        })
+    }
+}

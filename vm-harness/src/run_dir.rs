@@ -1,0 +1,133 @@
+//! A run directory as Kata's Go runtime lays it out, with the shim's monitor socket.
+//!
+//! `vm/<sid>/qmp.sock`, `sbs/<sid>/persist.json`, `sbs/<sid>/<cid>/`, and `sbs/<sid>/shim-monitor.sock`, on which
+//! `GET /agent-url` answers the agent's address.
+
+use std::{
+    convert::Infallible,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use http_body_util::Full;
+use hyper::{Request, Response, StatusCode, body::Bytes, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{net::UnixListener, task::JoinHandle};
+
+use crate::Error;
+
+/// The run directory of one sandbox. It is removed when dropped.
+#[derive(Debug)]
+pub struct RunDir {
+    root: tempfile::TempDir,
+    sandbox: String,
+    shim: Option<JoinHandle<()>>,
+}
+
+impl RunDir {
+    /// Makes the directories.
+    ///
+    /// # Errors
+    /// A directory cannot be made.
+    pub fn create(sandbox: &str) -> Result<Self, Error> {
+        // Short: a socket's path has at most 107 bytes.
+        let base = Path::new("/tmp");
+        let root = tempfile::Builder::new()
+            .prefix("vmh-")
+            .tempdir_in(base)
+            .map_err(Error::file("make a directory in", base))?;
+        let this = Self { root, sandbox: sandbox.to_owned(), shim: None };
+        for directory in [this.vm(), this.sandbox_state()] {
+            fs::create_dir_all(&directory).map_err(Error::file("make", directory))?;
+        }
+        Ok(this)
+    }
+
+    /// The root: what `--run-dir` wants.
+    pub fn path(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// The directory with the VM's sockets.
+    pub fn vm(&self) -> PathBuf {
+        self.path().join("vm").join(&self.sandbox)
+    }
+
+    /// The directory with the sandbox's state.
+    pub fn sandbox_state(&self) -> PathBuf {
+        self.path().join("sbs").join(&self.sandbox)
+    }
+
+    /// Writes `persist.json`.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_state(&self, agent_url: &str, qemu: u32) -> Result<(), Error> {
+        let state = serde_json::json!({
+            "SandboxContainer": self.sandbox,
+            "State": "running",
+            "AgentState": { "URL": agent_url },
+            "HypervisorState": { "Type": "qemu", "Pid": qemu, "BlockIndexMap": {} },
+        });
+        let path = self.sandbox_state().join("persist.json");
+        fs::write(&path, state.to_string()).map_err(Error::file("write", path))
+    }
+
+    /// Notes that `container` belongs to the sandbox.
+    ///
+    /// # Errors
+    /// Its directory cannot be made.
+    pub fn add_container(&self, container: &str) -> Result<(), Error> {
+        let path = self.sandbox_state().join(container);
+        fs::create_dir_all(&path).map_err(Error::file("make", &path))?;
+        let state = path.join("persist.json");
+        fs::write(&state, "{\"State\":\"running\"}").map_err(Error::file("write", state))
+    }
+
+    /// Forgets `container`.
+    pub fn remove_container(&self, container: &str) {
+        // It may never have been noted.
+        let _ = fs::remove_dir_all(self.sandbox_state().join(container));
+    }
+
+    /// Answers `GET /agent-url` as a shim does, for as long as this value lives.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub fn serve_shim(&mut self, agent_url: String) -> Result<(), Error> {
+        let path = self.sandbox_state().join("shim-monitor.sock");
+        let listener = UnixListener::bind(&path).map_err(Error::file("listen on", path))?;
+        let agent_url = Arc::<str>::from(agent_url);
+        self.shim = Some(tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let agent_url = Arc::clone(&agent_url);
+                let answer = service_fn(move |request| {
+                    let agent_url = Arc::clone(&agent_url);
+                    async move { Ok::<_, Infallible>(shim_answer(&request, &agent_url)) }
+                });
+                // A client that goes away in the middle is its own business.
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
+            }
+        }));
+        Ok(())
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        if let Some(shim) = &self.shim {
+            shim.abort();
+        }
+    }
+}
+
+fn shim_answer<B>(request: &Request<B>, agent_url: &str) -> Response<Full<Bytes>> {
+    let (status, body) = match (request.method().as_str(), request.uri().path()) {
+        ("GET", "/agent-url") => (StatusCode::OK, agent_url.to_owned()),
+        _ => (StatusCode::NOT_FOUND, "404 page not found\n".to_owned()),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response
+}

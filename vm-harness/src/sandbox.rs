@@ -1,0 +1,292 @@
+//! The fixture: a VM sandbox with an agent, as a Kata host would have it, and everything that a test does with it.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use host_trigger::{deadline::Deadline, qmp::Qmp};
+use rand::Rng as _;
+
+use crate::{
+    Accelerator, Agent, Console, Container, ContainerOptions, EcrRuntime, Environment, Error, Guest, Machine,
+    Observer, Plugged, RunDir, Volume, agent, environment::variable, qemu::Files, vsock,
+};
+
+/// How long a guest may take to boot with KVM.
+const BOOT: Duration = Duration::from_secs(30);
+
+/// A booted VM with an agent that answers. Dropping it ends QEMU and its helpers, reaps them, and fails the test if the
+/// guest's kernel reported a fault.
+#[derive(Debug)]
+pub struct Sandbox {
+    id: String,
+    agent: Agent,
+    observer: Observer,
+    guest: Arc<Guest>,
+    run_dir: RunDir,
+    environment: Environment,
+    agent_url: String,
+    image: PathBuf,
+    booted_in: Duration,
+}
+
+impl Sandbox {
+    /// Boots the default image.
+    ///
+    /// # Errors
+    /// Something is missing, or the guest died, or no agent answered in time.
+    pub async fn boot(machine: &Machine) -> Result<Self, Error> {
+        Self::boot_image("default", machine).await
+    }
+
+    /// Boots the image `image` of this build (`default`, or `fault` with the plugin's fail points).
+    ///
+    /// # Errors
+    /// As [`Sandbox::boot`].
+    pub async fn boot_image(image: &str, machine: &Machine) -> Result<Self, Error> {
+        let environment = Environment::from_variables();
+        let image = environment.image(image)?;
+        let choice = Accelerator::choose()?;
+        tracing::info!(accelerator = %choice.accelerator, reason = choice.reason, "accelerator");
+        let first = Self::boot_with(&environment, &image, machine, choice.accelerator).await;
+        match first {
+            Err(error) if choice.on_trial => {
+                tracing::warn!(error = error.chain(), "KVM failed its trial boot: using TCG");
+                Self::boot_with(&environment, &image, machine, Accelerator::Tcg).await
+            }
+            result => result,
+        }
+    }
+
+    async fn boot_with(
+        environment: &Environment,
+        image: &Path,
+        machine: &Machine,
+        accelerator: Accelerator,
+    ) -> Result<Self, Error> {
+        let start = Instant::now();
+        let id = format!("{:032x}", rand::rng().random::<u128>());
+        let mut run_dir = RunDir::create(&id)?;
+        let vm = run_dir.vm();
+        let (vhost, hybrid) = (vm.join("vhost.sock"), vm.join("vm.vsock"));
+        let cid = rand::rng().random_range(3..=u32::MAX - 1);
+        let vsock = vsock::start(environment, cid, &vhost, &hybrid, &vm.join("vsock.stderr")).await?;
+        let files = Files {
+            kernel: image.join("vmlinux"),
+            initramfs: image.join("initramfs.cpio"),
+            qmp: vm.join("qmp.sock"),
+            monitor: vm.join("harness.sock"),
+            console: vm.join("console.log"),
+            vhost,
+            stderr: vm.join("qemu.stderr"),
+        };
+        let qemu = machine.start(&environment.qemu(), accelerator, &format!("sandbox-{id}"), &files)?;
+        let time_scale = time_scale(accelerator)?;
+        let console = Console::new(files.console);
+        let guest = Arc::new(Guest { qemu, vsock, console, accelerator, time_scale });
+        let limit = guest.scaled(Duration::from_secs(60));
+        let agent =
+            guest.wait_for("the agent's first answer", BOOT, Agent::when_it_answers(&hybrid, limit)).await?;
+        let agent_url = format!("hvsock://{}:{}", hybrid.display(), agent::PORT);
+        run_dir.write_state(&agent_url, guest.qemu.id())?;
+        run_dir.serve_shim(agent_url.clone())?;
+        // As a shim does: the sandbox itself comes before its containers.
+        let request = agent_api::agent::CreateSandboxRequest {
+            hostname: "sandbox".to_owned(),
+            sandbox_id: id.clone(),
+            ..Default::default()
+        };
+        let created = guest
+            .wait_for(
+                "CreateSandbox",
+                Duration::from_secs(10),
+                agent.service().create_sandbox(agent.context(), &request),
+            )
+            .await?;
+        created.map_err(|source| Error::Agent { call: "CreateSandbox", source })?;
+        Ok(Self {
+            id,
+            agent,
+            observer: Observer::new(hybrid, guest.scaled(Duration::from_secs(15))),
+            guest,
+            run_dir,
+            environment: environment.clone(),
+            agent_url,
+            image: image.to_owned(),
+            booted_in: start.elapsed(),
+        })
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What `--run-dir` wants.
+    pub fn run_dir(&self) -> &Path {
+        self.run_dir.path()
+    }
+
+    /// The Kata-shaped run directory itself.
+    pub fn run_directory(&self) -> &RunDir {
+        &self.run_dir
+    }
+
+    /// The QMP socket that is meant for `ecr-runtime`.
+    pub fn qmp_socket(&self) -> PathBuf {
+        self.run_dir.vm().join("qmp.sock")
+    }
+
+    /// The address that the shim gives for the agent.
+    pub fn agent_url(&self) -> &str {
+        &self.agent_url
+    }
+
+    /// The machine below: QEMU's process, the console.
+    pub fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    /// A second pair of eyes in the guest.
+    pub fn observer(&self) -> &Observer {
+        &self.observer
+    }
+
+    /// Kata's agent protocol.
+    pub fn agent(&self) -> &Agent {
+        &self.agent
+    }
+
+    /// The directory of the image that it was booted from.
+    pub fn image(&self) -> &Path {
+        &self.image
+    }
+
+    /// The builds of this environment.
+    pub fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
+    /// From QEMU's start to the agent's answer.
+    pub fn booted_in(&self) -> Duration {
+        self.booted_in
+    }
+
+    /// A QMP connection of the harness's own, beside the one that `ecr-runtime` uses.
+    ///
+    /// # Errors
+    /// QEMU doesn't answer.
+    pub async fn monitor(&self) -> Result<Qmp, Error> {
+        let deadline = Deadline::after(self.guest.scaled(Duration::from_secs(10)));
+        let connection = Qmp::connect(self.run_dir.vm().join("harness.sock"), deadline).await;
+        connection.map_err(|error| Error::Monitor(error.to_string()))
+    }
+
+    /// QEMU's version, as it gives it.
+    ///
+    /// # Errors
+    /// QEMU doesn't answer.
+    pub async fn qemu_version(&self) -> Result<String, Error> {
+        Ok(self.monitor().await?.version().to_owned())
+    }
+
+    /// Creates and starts a container.
+    ///
+    /// # Errors
+    /// The agent refuses, or doesn't answer.
+    pub async fn try_start_container(&self, options: &ContainerOptions) -> Result<Container, Error> {
+        let container = self.create_container(options).await?;
+        container.start().await?;
+        Ok(container)
+    }
+
+    /// Creates a container, and doesn't start it.
+    ///
+    /// # Errors
+    /// The agent refuses, or doesn't answer.
+    pub async fn create_container(&self, options: &ContainerOptions) -> Result<Container, Error> {
+        let id = format!("{:032x}", rand::rng().random::<u128>());
+        let container = Container::create(&id, options, &self.agent, &self.guest).await?;
+        self.run_dir.add_container(&id)?;
+        Ok(container)
+    }
+
+    /// Creates and starts a container with the default options.
+    ///
+    /// # Panics
+    /// The agent refuses, or doesn't answer.
+    pub async fn start_container(&self) -> Container {
+        self.start_container_with(&ContainerOptions::default()).await
+    }
+
+    /// Creates and starts a container.
+    ///
+    /// # Panics
+    /// The agent refuses, or doesn't answer.
+    pub async fn start_container_with(&self, options: &ContainerOptions) -> Container {
+        self.try_start_container(options)
+            .await
+            .unwrap_or_else(|error| panic!("no container: {}", error.chain()))
+    }
+
+    /// `ecr-runtime` as it ships, on this sandbox's run directory.
+    ///
+    /// # Panics
+    /// It was not built.
+    pub fn ecr_runtime(&self) -> EcrRuntime {
+        let program = self.environment.ecr_runtime().unwrap_or_else(|error| panic!("{}", error.chain()));
+        EcrRuntime::new(program, self.run_dir())
+    }
+
+    /// `ecr-runtime` with the fail points `faults` (`name=action,…`).
+    ///
+    /// # Panics
+    /// It was not built.
+    pub fn ecr_runtime_with_faults(&self, faults: &str) -> EcrRuntime {
+        let program =
+            self.environment.ecr_runtime_with_faults().unwrap_or_else(|error| panic!("{}", error.chain()));
+        EcrRuntime::new(program, self.run_dir()).env("ECR_RUNTIME_FAULT", faults)
+    }
+
+    /// The command that this project exists for, ready to be varied or run.
+    pub fn hot_plug_command(&self, container: &Container, volumes: &[(&Volume, &str)]) -> EcrRuntime {
+        self.ecr_runtime().hot_plug(&self.id, container.id(), volumes)
+    }
+
+    /// Hot-plugs `volume` into `container` at `path`.
+    ///
+    /// # Panics
+    /// It fails.
+    pub async fn hot_plug(&self, container: &Container, volume: &Volume, path: &str) -> Plugged {
+        let finished = self.hot_plug_command(container, &[(volume, path)]).run().await;
+        finished.succeeded(&self.guest).remove(0)
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let panicking = std::thread::panicking();
+        if panicking {
+            eprintln!("{}", self.guest.report());
+        }
+        let splat = self.guest.console.splat();
+        // QEMU first: its vsock back end should not vanish under it.
+        self.guest.qemu.kill();
+        self.guest.vsock.kill();
+        if let (false, Some(line)) = (panicking, splat) {
+            panic!("the guest's kernel reported a fault: {line}\n{}", self.guest.report());
+        }
+    }
+}
+
+fn time_scale(accelerator: Accelerator) -> Result<u32, Error> {
+    match variable("VM_HARNESS_TIME_SCALE") {
+        None => Ok(accelerator.time_scale()),
+        Some(value) => match value.parse() {
+            Ok(scale) if scale > 0 => Ok(scale),
+            _ => Err(Error::Variable { name: "VM_HARNESS_TIME_SCALE", value, expected: "1, 2, 3, …" }),
+        },
+    }
+}

@@ -1,0 +1,157 @@
+//! "Nothing changed", as a value that can be compared: everything that a plug touches, on both sides.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use guest_observer::{Reply, Request};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::{Container, Error, Sandbox};
+
+/// What a hot-plug could have left behind, before it or after it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// QEMU's block nodes: name and file.
+    pub nodes: Vec<String>,
+    /// QEMU's devices that have an id.
+    pub devices: Vec<String>,
+    /// QEMU's descriptor sets with their descriptors' opaque strings.
+    pub fdsets: Vec<String>,
+    /// The guest's SCSI hosts, targets and disks.
+    pub scsi: Vec<String>,
+    /// Each container's `/dev`: name, inode, mode, device number.
+    pub container_devices: BTreeMap<String, Vec<String>>,
+    /// Each container's device rules (cgroup v1) or programs (v2), and its pod's.
+    pub device_filters: BTreeMap<String, Vec<String>>,
+    /// The mount namespaces that the agent's threads are in: one, its own.
+    pub agent_namespaces: Vec<u64>,
+    /// How many threads the agent has.
+    pub agent_threads: usize,
+    /// What the agent's descriptors are open on; sockets without their numbers.
+    pub agent_descriptors: Vec<String>,
+}
+
+impl Snapshot {
+    /// Looks at everything.
+    ///
+    /// # Panics
+    /// Somebody doesn't answer.
+    pub async fn of(sandbox: &Sandbox, containers: &[&Container]) -> Self {
+        Self::take(sandbox, containers).await.unwrap_or_else(|error| panic!("no snapshot: {}", error.chain()))
+    }
+
+    /// Compares the present with this, the past.
+    ///
+    /// The agent closes a connection a moment after its client has gone, so what belongs to the agent gets a moment to settle.
+    ///
+    /// # Panics
+    /// Something changed; the message shows both.
+    pub async fn assert_unchanged(&self, sandbox: &Sandbox, containers: &[&Container]) {
+        let deadline = Instant::now() + sandbox.guest().scaled(Duration::from_secs(3));
+        loop {
+            let now = Self::of(sandbox, containers).await;
+            // Threads of a runtime's pool may end between two looks; a thread that was left behind is one too many.
+            let settled = Self { agent_threads: self.agent_threads.min(now.agent_threads), ..self.clone() };
+            if now == settled && now.agent_threads <= self.agent_threads {
+                return;
+            }
+            if Instant::now() > deadline {
+                print_differences(self, &now);
+                panic!("something changed\nbefore: {self:#?}\nafter: {now:#?}");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn take(sandbox: &Sandbox, containers: &[&Container]) -> Result<Self, Error> {
+        let mut monitor = sandbox.monitor().await?;
+        let mut query = async |command: &str, arguments: Value| {
+            monitor
+                .execute(command, arguments)
+                .await
+                .map_err(|error| Error::Monitor(format!("{command}: {error}")))
+        };
+        let nodes = query("query-named-block-nodes", json!({ "flat": true })).await?;
+        let devices = query("qom-list", json!({ "path": "/machine/peripheral" })).await?;
+        let fdsets = query("query-fdsets", json!({})).await?;
+        let observer = sandbox.observer();
+        let agent = match observer.ask(&Request::AgentState).await? {
+            Reply::AgentState(agent) => agent,
+            other => return Err(Error::Observer(format!("unexpected reply {other:?}"))),
+        };
+        let mut agent_namespaces: Vec<u64> =
+            agent.threads.iter().map(|thread| thread.mount_namespace).collect();
+        agent_namespaces.dedup();
+        let mut container_devices = BTreeMap::new();
+        let mut device_filters = BTreeMap::new();
+        for container in containers {
+            let listing = container
+                .try_exec(
+                    &["sh", "-c", "cd /dev && find . | sort | xargs stat -c '%n %i %f %t:%T %u:%g'"],
+                    b"",
+                )
+                .await?;
+            container_devices.insert(container.id().to_owned(), lines(&listing.text()));
+            device_filters.insert(container.id().to_owned(), device_filter(sandbox, container.id()).await?);
+        }
+        Ok(Self {
+            nodes: described(&nodes, |node| format!("{} {}", node["node-name"], node["file"])),
+            devices: described(&devices, |device| format!("{} {}", device["name"], device["type"])),
+            fdsets: described(&fdsets, |set| {
+                let opaques = described(&set["fds"], |descriptor| descriptor["opaque"].to_string());
+                format!("{} {}", set["fdset-id"], opaques.join(" "))
+            }),
+            scsi: lines(&observer.run(&["/bin/busybox", "ls", "/sys/bus/scsi/devices"]).await?.stdout),
+            container_devices,
+            device_filters,
+            agent_namespaces,
+            agent_threads: agent.threads.len(),
+            agent_descriptors: agent.fds.iter().map(|target| without_number(target)).collect(),
+        })
+    }
+}
+
+async fn device_filter(sandbox: &Sandbox, container: &str) -> Result<Vec<String>, Error> {
+    let observer = sandbox.observer();
+    let script =
+        format!("cd /sys/fs/cgroup/devices 2>/dev/null && cat pod/devices.list pod/{container}/devices.list");
+    let v1 = observer.run(&["/bin/busybox", "sh", "-c", &script]).await?;
+    if v1.status == 0 {
+        return Ok(lines(&v1.stdout));
+    }
+    let mut programs = Vec::new();
+    for cgroup in ["/pod".to_owned(), format!("/pod/{container}")] {
+        match observer.ask(&Request::Programs { cgroup }).await? {
+            Reply::Programs { ids } => programs.extend(ids.iter().map(u32::to_string)),
+            other => return Err(Error::Observer(format!("unexpected reply {other:?}"))),
+        }
+    }
+    Ok(programs)
+}
+
+fn described(list: &Value, describe: impl Fn(&Value) -> String) -> Vec<String> {
+    let mut described: Vec<String> = list.as_array().into_iter().flatten().map(describe).collect();
+    described.sort();
+    described
+}
+
+fn lines(text: &str) -> Vec<String> {
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+/// `socket:[123]` and the like without the number, which is new for every connection.
+fn without_number(target: &str) -> String {
+    match target.split_once(":[") {
+        Some((kind, _)) => kind.to_owned(),
+        None => target.to_owned(),
+    }
+}
+
+fn print_differences(before: &Snapshot, after: &Snapshot) {
+    let (before, after) = (format!("{before:#?}"), format!("{after:#?}"));
+    let (before, after): (Vec<&str>, Vec<&str>) = (before.lines().collect(), after.lines().collect());
+    before.iter().filter(|line| !after.contains(line)).for_each(|line| eprintln!("gone: {}", line.trim()));
+    after.iter().filter(|line| !before.contains(line)).for_each(|line| eprintln!("new: {}", line.trim()));
+}

@@ -1,0 +1,141 @@
+//! The specification of a test container, as a Kata shim would send it.
+//!
+//! No pid namespace in the list (the agent adds one), a cgroup path with a parent, `Resources` present, no storages, and a
+//! root that exists in the guest.
+
+use agent_api::agent::{
+    Linux, LinuxCapabilities, LinuxDeviceCgroup, LinuxNamespace, LinuxResources, Mount, Process, Root, Spec,
+    User,
+};
+use protobuf::MessageField;
+
+/// Docker's and containerd's default capabilities.
+const CAPABILITIES: [&str; 14] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
+];
+
+/// What the container's runtime is told about devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum DeviceFilter {
+    /// No rule at all: on cgroup v2 crun attaches no program then, as in a stock Kata guest.
+    None,
+    /// A list that denies all but the default devices: on cgroup v2 a BPF program.
+    Bpf,
+}
+
+/// What differs between two containers of a test.
+#[derive(Debug, Clone)]
+pub struct ContainerOptions {
+    /// The device rules.
+    pub device_filter: DeviceFilter,
+    /// The first process; it must not end by itself.
+    pub command: Vec<String>,
+    /// Further mounts.
+    pub mounts: Vec<Mount>,
+}
+
+impl Default for ContainerOptions {
+    fn default() -> Self {
+        Self {
+            device_filter: DeviceFilter::None,
+            command: ["/bin/sleep", "1000000"].map(str::to_owned).to_vec(),
+            mounts: Vec::new(),
+        }
+    }
+}
+
+/// The specification of container `id`.
+pub(crate) fn spec(id: &str, options: &ContainerOptions) -> Spec {
+    let mut mounts = vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
+        ),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+    ];
+    mounts.extend(options.mounts.iter().cloned());
+    Spec {
+        Version: "1.0.2".to_owned(),
+        Process: MessageField::some(process(&options.command)),
+        Root: MessageField::some(Root { Path: "/ctr/rootfs".to_owned(), ..Root::default() }),
+        Hostname: "container".to_owned(),
+        Mounts: mounts,
+        Linux: MessageField::some(Linux {
+            Resources: MessageField::some(resources(options.device_filter)),
+            CgroupsPath: format!("/pod/{id}"),
+            Namespaces: ["mount", "ipc", "uts"].map(namespace).to_vec(),
+            ..Linux::default()
+        }),
+        ..Spec::default()
+    }
+}
+
+/// A process with the default capabilities.
+pub(crate) fn process(command: &[String]) -> Process {
+    let capabilities = || CAPABILITIES.map(str::to_owned).to_vec();
+    Process {
+        User: MessageField::some(User::default()),
+        Args: command.to_vec(),
+        Env: vec![
+            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+            "TERM=xterm".to_owned(),
+        ],
+        Cwd: "/".to_owned(),
+        Capabilities: MessageField::some(LinuxCapabilities {
+            Bounding: capabilities(),
+            Effective: capabilities(),
+            Permitted: capabilities(),
+            ..LinuxCapabilities::default()
+        }),
+        ..Process::default()
+    }
+}
+
+/// The resources that stand for `filter`.
+pub(crate) fn resources(filter: DeviceFilter) -> LinuxResources {
+    let deny_all = LinuxDeviceCgroup {
+        Allow: false,
+        Type: "a".to_owned(),
+        Major: -1,
+        Minor: -1,
+        Access: "rwm".to_owned(),
+        ..LinuxDeviceCgroup::default()
+    };
+    let devices = match filter {
+        DeviceFilter::None => Vec::new(),
+        DeviceFilter::Bpf => vec![deny_all],
+    };
+    LinuxResources { Devices: devices, ..LinuxResources::default() }
+}
+
+/// A mount of the specification.
+pub fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount {
+    Mount {
+        destination: destination.to_owned(),
+        source: source.to_owned(),
+        type_: kind.to_owned(),
+        options: options.iter().map(|&option| option.to_owned()).collect(),
+        ..Mount::default()
+    }
+}
+
+fn namespace(kind: &str) -> LinuxNamespace {
+    LinuxNamespace { Type: kind.to_owned(), ..LinuxNamespace::default() }
+}

@@ -1,0 +1,108 @@
+//! Takes a hot-plugged volume away again, as a host would after a lost reply: the guest's `Detach` first, then QEMU's device.
+
+use std::time::Duration;
+
+use agent_plugin::contract::{
+    block_volume::{Access, Attachment, DetachRequest, DetachResponse, Detachment, ScsiAddress},
+    block_volume_ttrpc::BlockVolumeClient,
+};
+use host_trigger::{deadline::Deadline, qmp::Qmp};
+use protobuf::{EnumOrUnknown, MessageField};
+use serde_json::{Value, json};
+use ttrpc::r#async::{Client, transport::Socket};
+
+use crate::{Error, Plugged, Sandbox, agent, vsock};
+
+impl Sandbox {
+    /// The plugin's own service, on a new connection to the agent.
+    ///
+    /// # Errors
+    /// The agent cannot be reached.
+    pub async fn block_volume_service(&self) -> Result<BlockVolumeClient, Error> {
+        let hybrid = self.run_directory().vm().join("vm.vsock");
+        let stream = vsock::connect(&hybrid, agent::PORT).await.map_err(Error::file("connect to", hybrid))?;
+        Ok(BlockVolumeClient::new(Client::new(Socket::new(stream))))
+    }
+
+    /// Asks the guest to detach a volume, as after a lost reply: without what `Attach` answered.
+    ///
+    /// # Errors
+    /// The agent cannot be reached. That it refuses is in the answer.
+    pub async fn detach(&self, plugged: &Plugged) -> Result<DetachResponse, Error> {
+        let request = DetachRequest {
+            detachments: vec![Detachment {
+                attachment: MessageField::some(attachment(plugged)),
+                ..Detachment::default()
+            }],
+            timeout_ms: 10_000 * u64::from(self.guest().time_scale()),
+            ..DetachRequest::default()
+        };
+        let service = self.block_volume_service().await?;
+        let answer = service.detach(self.agent().context(), &request).await;
+        answer.map_err(|source| Error::Agent { call: "Detach", source })
+    }
+
+    /// Takes a volume away on both sides.
+    ///
+    /// # Panics
+    /// Somebody refuses.
+    pub async fn unplug(&self, plugged: &Plugged) {
+        let answer =
+            self.detach(plugged).await.unwrap_or_else(|error| panic!("no detach: {}", error.chain()));
+        assert!(answer.failure.is_none(), "the guest keeps the volume: {}", answer.failure.message);
+        let mut monitor = self.monitor().await.unwrap_or_else(|error| panic!("{}", error.chain()));
+        remove_from_qemu(&mut monitor, plugged.id()).await;
+    }
+}
+
+/// Removes the device, the node and the descriptor set of volume `id`.
+///
+/// # Panics
+/// QEMU refuses.
+pub async fn remove_from_qemu(monitor: &mut Qmp, id: &str) {
+    let device = format!("ecrblk-{id}");
+    let sets = execute(monitor, "query-fdsets", json!({})).await;
+    execute(monitor, "device_del", json!({ "id": device })).await;
+    let deadline = Deadline::after(Duration::from_secs(30));
+    loop {
+        let event =
+            monitor.next_event(deadline).await.unwrap_or_else(|| panic!("{device} was never deleted"));
+        if event.name == "DEVICE_DELETED" && event.data["path"] == format!("/machine/peripheral/{device}") {
+            break;
+        }
+    }
+    execute(monitor, "blockdev-del", json!({ "node-name": format!("{device}-n") })).await;
+    for set in sets.as_array().into_iter().flatten() {
+        if set.to_string().contains(id) {
+            execute(monitor, "remove-fd", json!({ "fdset-id": set["fdset-id"] })).await;
+        }
+    }
+}
+
+async fn execute(monitor: &mut Qmp, command: &str, arguments: Value) -> Value {
+    monitor.execute(command, arguments).await.unwrap_or_else(|error| panic!("{command}: {error}"))
+}
+
+fn attachment(plugged: &Plugged) -> Attachment {
+    let number = |value: &Value| u32::try_from(value.as_u64().unwrap_or_default()).unwrap_or_default();
+    let scsi = &plugged.volume["scsi"];
+    let read_only = plugged.volume["read_only"] == true;
+    Attachment {
+        container_id: plugged.text("container").to_owned(),
+        address: MessageField::some(ScsiAddress {
+            target: number(&scsi["target"]),
+            lun: number(&scsi["lun"]),
+            ..ScsiAddress::default()
+        }),
+        serial: plugged.id().to_owned(),
+        size: plugged.volume["size"].as_u64().unwrap_or_default(),
+        path: plugged.text("device_path").to_owned(),
+        access: EnumOrUnknown::new(if read_only {
+            Access::ACCESS_READ_ONLY
+        } else {
+            Access::ACCESS_READ_WRITE
+        }),
+        mode: 0o660,
+        ..Attachment::default()
+    }
+}

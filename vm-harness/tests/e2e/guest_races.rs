@@ -1,0 +1,218 @@
+//! What a guest can do in the middle of a plug: lose events, show the disk early, lose the container, hear two callers.
+
+use std::time::Duration;
+
+use rstest::rstest;
+use serde_json::json;
+use vm_harness::{Machine, Sandbox, Scan, Snapshot, Volume};
+
+use super::{MIB, boot, boot_with_faults, sandbox, sandbox_with_faults, set_guest_faults};
+
+#[rstest]
+#[tokio::test]
+async fn concurrent_calls_all_succeed(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volumes: Vec<Volume> = (0..4).map(|_| Volume::image(MIB)).collect();
+    let paths: Vec<String> = (0..4).map(|number| format!("/dev/volume{number}")).collect();
+    let commands: Vec<_> = volumes
+        .iter()
+        .zip(&paths)
+        .map(|(volume, path)| sandbox.hot_plug_command(&container, &[(volume, path.as_str())]).start())
+        .collect();
+    for command in commands {
+        let output = command.wait_with_output().await.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+    for (volume, path) in volumes.iter().zip(&paths) {
+        assert_eq!(container.read(path, 0..65536).await, volume.bytes(0..65536), "{path}");
+    }
+}
+
+#[rstest]
+#[tokio::test]
+async fn two_calls_for_the_same_volume_at_once_plug_it_once(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(MIB);
+    let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
+    let (first, second) = tokio::join!(command.run(), command.run());
+    let mut results = [&first, &second].map(|finished| finished.succeeded(sandbox.guest())[0].result.clone());
+    results.sort();
+    assert_eq!(results, ["attached", "unchanged"]);
+}
+
+#[rstest]
+#[tokio::test]
+async fn volume_with_a_slow_neighbour_controller_and_an_ahci_disk_before_it_is_the_right_one() {
+    let other = tempfile::NamedTempFile::new().unwrap();
+    other.as_file().set_len(MIB).unwrap();
+    let ahci_disk =
+        format!("driver=raw,node-name=ahcidisk,file.driver=file,file.filename={}", other.path().display());
+    let devices_before = [
+        "-device",
+        "ahci,id=ahci0",
+        "-blockdev",
+        &ahci_disk,
+        "-device",
+        "ide-hd,bus=ahci0.0,drive=ahcidisk",
+        "-device",
+        "virtio-scsi-pci,id=other",
+    ];
+    let sandbox = boot(&Machine {
+        devices_before: devices_before.map(str::to_owned).to_vec(),
+        kernel_parameters: vec!["guest.modules=ahci".to_owned()],
+        ..Machine::default()
+    })
+    .await;
+    let hosts = sandbox.observer().shell("cat /sys/class/scsi_host/host*/proc_name").await;
+    assert!(hosts.starts_with("ahci"), "the AHCI host comes first: {hosts}");
+    assert_eq!(hosts.matches("Virtio SCSI HBA").count() + hosts.matches("virtio_scsi").count(), 2, "{hosts}");
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(MIB);
+    // scsi0 is there: it is the one that is used.
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    assert_eq!(plugged.volume["scsi"]["controller"], "scsi0");
+    assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+    let second = Volume::image(MIB);
+    let command =
+        sandbox.hot_plug_command(&container, &[(&second, "/dev/xvdb")]).args(["--controller", "other"]);
+    let plugged = command.run().await.succeeded(sandbox.guest()).remove(0);
+    assert_eq!(plugged.volume["scsi"]["controller"], "other");
+    assert_eq!(container.read("/dev/xvdb", 0..65536).await, second.bytes(0..65536));
+    let third = Volume::image(MIB);
+    let command =
+        sandbox.hot_plug_command(&container, &[(&third, "/dev/xvdc")]).args(["--controller", "none"]);
+    let (_, message) = command.run().await.failed_with(2);
+    assert!(message.contains("none"), "{message}");
+}
+
+#[rstest]
+#[tokio::test]
+async fn disk_that_is_visible_before_the_request_is_found_without_an_event() {
+    // With scan=async the kernel adds the disk by itself; the fail point lets it, before the plugin looks.
+    let sandbox = boot_with_faults(&Machine { scan: Scan::Async, ..Machine::default() }).await;
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(MIB);
+    let command = sandbox.ecr_runtime_with_faults("after-device-add=delay:3000");
+    let command = command.hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")]);
+    command.run().await.succeeded(sandbox.guest());
+    assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+}
+
+#[rstest]
+#[tokio::test]
+async fn lost_uevents_are_made_up_for_by_looking_again(#[future(awt)] sandbox_with_faults: Sandbox) {
+    let sandbox = sandbox_with_faults;
+    let container = sandbox.start_container().await;
+    // A buffer for a handful of events, and a storm that begins before the scan and outlasts it.
+    set_guest_faults(
+        &sandbox,
+        "uevent-receive-buffer=value:2048\nattach-after-lookup=delay:300\nattach-after-scan=delay:1500\n",
+    )
+    .await;
+    let storm = "i=0; while [ $i -lt 3000 ]; do echo change > /sys/class/mem/null/uevent; i=$((i+1)); done";
+    let observer = sandbox.observer().clone();
+    let storm = tokio::spawn(async move { observer.shell(storm).await });
+    let volume = Volume::image(MIB);
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    assert_eq!(plugged.result, "attached");
+    storm.await.unwrap();
+    assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+    let log = sandbox.guest().console().text();
+    assert!(log.contains("uevents were lost"), "the overflow happened, and was noticed: {log}");
+}
+
+#[rstest]
+#[case::scan_none(Scan::None)]
+#[tokio::test]
+async fn disk_that_never_shows_up_is_a_time_out_and_is_undone(#[case] scan: Scan) {
+    let sandbox = boot_with_faults(&Machine { scan, ..Machine::default() }).await;
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(MIB);
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    set_guest_faults(&sandbox, "scan=skip\n").await;
+    let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--timeout", "8s"]);
+    let finished = command.run().await;
+    let (reason, message) = finished.failed_with(7);
+    assert_eq!(reason, "timed-out", "{message}");
+    assert!(
+        finished.elapsed < Duration::from_secs(9),
+        "the time-out is the whole command's: {:?}",
+        finished.elapsed
+    );
+    set_guest_faults(&sandbox, "").await;
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+}
+
+#[rstest]
+#[tokio::test]
+async fn container_that_dies_in_the_middle_leaves_nothing(#[future(awt)] sandbox_with_faults: Sandbox) {
+    let sandbox = sandbox_with_faults;
+    let witness = sandbox.start_container().await;
+    let before = Snapshot::of(&sandbox, &[&witness]).await;
+    for point in ["lookup", "scan", "wait", "verify", "node", "filter"] {
+        let container = sandbox.start_container().await;
+        let volume = Volume::image(MIB);
+        let fault = format!("attach-after-{point}=wait\n");
+        set_guest_faults(&sandbox, &fault).await;
+        let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).start();
+        // The fail point announces on the console that it was reached.
+        wait_for_console(&sandbox, &format!("fail point attach-after-{point}")).await;
+        container.kill().await.unwrap();
+        set_guest_faults(&sandbox, "").await;
+        let finished = vm_harness::Finished::new(&command.wait_with_output().await.unwrap(), Duration::ZERO);
+        let (reason, message) = finished.failed_with(3);
+        assert_eq!(reason, "container-not-running", "{point}: {message}");
+        container.remove().await.unwrap();
+        before.assert_unchanged(&sandbox, &[&witness]).await;
+    }
+}
+
+#[rstest]
+#[tokio::test]
+async fn caller_that_disconnects_right_after_sending_is_undone_by_the_next(
+    #[future(awt)] sandbox_with_faults: Sandbox,
+) {
+    let sandbox = sandbox_with_faults;
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(MIB);
+    set_guest_faults(&sandbox, "attach-after-lookup=wait\n").await;
+    let mut command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).start();
+    wait_for_console(&sandbox, "fail point attach-after-lookup").await;
+    command.kill().await.unwrap();
+    set_guest_faults(&sandbox, "").await;
+    // The request goes on without its caller: the same command finds whatever is there, and ends attached.
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+    let mut monitor = sandbox.monitor().await.unwrap();
+    let devices = monitor.execute("qom-list", json!({ "path": "/machine/peripheral" })).await.unwrap();
+    let ours = devices
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|device| device["name"].as_str().unwrap().starts_with("ecrblk-"));
+    assert_eq!(ours.count(), 1, "{devices}");
+    let disks = sandbox.observer().shell("ls /sys/block").await;
+    assert_eq!(disks.split_whitespace().collect::<Vec<_>>(), [plugged.guest_device()]);
+}
+
+#[rstest]
+#[tokio::test]
+async fn disk_with_another_serial_is_refused(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(MIB);
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let command = sandbox.ecr_runtime_with_faults("device-serial=value:0123456789abcdef");
+    let finished = command.hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")]).run().await;
+    let (_, message) = finished.failed_with(9);
+    assert!(message.contains("0123456789abcdef"), "{message}");
+    before.assert_unchanged(&sandbox, &[&container]).await;
+}
+
+async fn wait_for_console(sandbox: &Sandbox, text: &str) {
+    let deadline = tokio::time::Instant::now() + sandbox.guest().scaled(Duration::from_secs(10));
+    while !sandbox.guest().console().text().contains(text) {
+        assert!(tokio::time::Instant::now() < deadline, "the console never said {text:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,113 @@
+//! The harness itself: what it promises to people, scripts and other tests.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use rstest::rstest;
+use serde_json::Value;
+use vm_harness::{Environment, Error, Machine, QmpProxy, Sandbox, Volume};
+
+use super::{MIB, sandbox};
+
+fn vm_harness() -> Command {
+    Command::new(Environment::from_variables().vm_harness().unwrap())
+}
+
+#[test]
+fn boot_holds_a_sandbox_that_other_processes_can_use_until_its_input_ends() {
+    let mut boot = vm_harness()
+        .args(["boot", "--containers", "2", "--cgroup", "v1", "--scan", "async", "--device-filter", "bpf"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(boot.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let report: Value = serde_json::from_str(&line).expect("one line of JSON");
+    for key in ["run_dir", "sandbox", "containers", "qmp", "agent", "qemu_pid", "accel", "kernel", "qemu"] {
+        assert!(!report[key].is_null(), "{key} is missing in {report}");
+    }
+    let (run_dir, containers) =
+        (report["run_dir"].as_str().unwrap(), report["containers"].as_array().unwrap());
+    assert_eq!(containers.len(), 2);
+    let container = containers[1].as_str().unwrap();
+    let volume = Volume::image(MIB);
+    let plug = Command::new(Environment::from_variables().ecr_runtime().unwrap())
+        .args(["--run-dir", run_dir, "block-volume", "hot-plug", "--container", container, "--sandbox"])
+        .args([
+            report["sandbox"].as_str().unwrap(),
+            "--block-volume",
+            volume.name(),
+            "--device-path",
+            "/dev/xvda",
+        ])
+        .status()
+        .unwrap();
+    assert!(plug.success());
+    let exec = |command: &[&str]| {
+        let mut exec = vm_harness();
+        exec.args(["exec", "--run-dir", run_dir, "--container", container, "--"]).args(command);
+        exec.stdin(Stdio::null()).output().unwrap()
+    };
+    let read = exec(&["dd", "if=/dev/xvda", "bs=64k", "count=1"]);
+    assert!(read.status.success());
+    assert_eq!(read.stdout, volume.bytes(0..65536));
+    assert_eq!(exec(&["sh", "-c", "exit 42"]).status.code(), Some(42));
+    drop(boot.stdin.take());
+    assert!(boot.wait().unwrap().success());
+    assert!(!std::path::Path::new(run_dir).exists(), "nothing is left behind");
+    assert!(!std::path::Path::new(&format!("/proc/{}", report["qemu_pid"])).exists());
+}
+
+#[rstest]
+#[tokio::test]
+async fn guest_that_dies_fails_a_wait_at_once_with_its_console(#[future(awt)] sandbox: Sandbox) {
+    let observer = sandbox.observer().clone();
+    let start = Instant::now();
+    let crash = tokio::spawn(async move {
+        // It cannot answer any more.
+        let _ = observer.write("/proc/sysrq-trigger", "c").await;
+    });
+    let waited =
+        sandbox.guest().wait_for("an answer", Duration::from_secs(600), std::future::pending::<()>()).await;
+    crash.abort();
+    let error = waited.expect_err("the guest is dead");
+    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
+    assert!(matches!(error, Error::Ended { program: "QEMU", .. }), "{error:?}");
+    assert!(error.to_string().contains("sysrq triggered crash"), "the console is part of it: {error}");
+    assert!(error.to_string().contains("-kernel"), "and so is the command: {error}");
+    assert!(sandbox.guest().console().splat().is_some());
+    // A dead guest fails its test when it is dropped, too. That is what this test wants.
+    let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(sandbox)));
+    assert!(dropped.is_err());
+}
+
+#[tokio::test]
+async fn guest_that_cannot_boot_fails_at_once() {
+    let start = Instant::now();
+    let kernel_parameters = vec!["rdinit=/nothing".to_owned(), "root=/dev/nothing".to_owned()];
+    let error = Sandbox::boot(&Machine { kernel_parameters, ..Machine::default() })
+        .await
+        .expect_err("there is no init");
+    assert!(matches!(error, Error::Ended { program: "QEMU", .. }), "{}", error.chain());
+    assert!(error.to_string().contains("Kernel panic"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
+}
+
+#[rstest]
+#[tokio::test]
+async fn proxy_records_what_a_plug_says_to_qemu(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(MIB);
+    let proxy = QmpProxy::start(&sandbox.qmp_socket()).unwrap();
+    let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
+    command.args(["--qmp", proxy.path().to_str().unwrap()]).run().await.succeeded(sandbox.guest());
+    let commands = proxy.commands();
+    let position = |name: &str| commands.iter().position(|command| command == name);
+    assert!(position("add-fd") < position("blockdev-add"), "{commands:?}");
+    assert!(position("blockdev-add") < position("device_add"), "{commands:?}");
+    assert!(position("device_add").is_some(), "{commands:?}");
+}

@@ -1,0 +1,41 @@
+//! End-to-end tests: real VMs, real containers, real disks. One binary, one file a subject.
+
+mod attach;
+mod bad_input;
+mod guest_races;
+mod harness;
+mod host_failures;
+mod reference_agent;
+mod shipped;
+
+use rstest::fixture;
+use vm_harness::{Machine, Sandbox};
+
+pub(crate) const MIB: u64 = 1 << 20;
+
+/// A booted sandbox with the default machine: cgroup v2, `scsi_mod.scan=none`.
+#[fixture]
+async fn sandbox() -> Sandbox {
+    boot(&Machine::default()).await
+}
+
+/// The same with the plugin's fail points.
+#[fixture]
+async fn sandbox_with_faults() -> Sandbox {
+    boot_with_faults(&Machine::default()).await
+}
+
+pub(crate) async fn boot(machine: &Machine) -> Sandbox {
+    Sandbox::boot(machine).await.unwrap_or_else(|error| panic!("no sandbox: {}", error.chain()))
+}
+
+pub(crate) async fn boot_with_faults(machine: &Machine) -> Sandbox {
+    Sandbox::boot_image("fault", machine)
+        .await
+        .unwrap_or_else(|error| panic!("no sandbox: {}", error.chain()))
+}
+
+/// Sets the plugin's fail points in the guest (`name=action` a line).
+pub(crate) async fn set_guest_faults(sandbox: &Sandbox, faults: &str) {
+    sandbox.observer().write("/run/ecr-fault", faults).await.expect("the guest has a /run");
+}
