@@ -23,10 +23,63 @@ const ON_DEMAND: [&str; 4] = ["ahci", "ata_piix", "vmw_pvscsi", "vsock_loopback"
 
 /// The applets that containers find in `/bin`.
 const APPLETS: [&str; 58] = [
-    "awk", "blkid", "blockdev", "cat", "chmod", "chown", "cmp", "cp", "cut", "date", "dd", "df", "dmesg", "du", "echo",
-    "env", "expr", "false", "find", "fsync", "grep", "head", "hexdump", "id", "kill", "ln", "ls", "md5sum", "mkdir",
-    "mkfifo", "mknod", "mount", "mv", "nc", "od", "printf", "ps", "pwd", "readlink", "realpath", "rm", "rmdir", "sed",
-    "seq", "sh", "sha256sum", "sleep", "sort", "stat", "sync", "tail", "tee", "test", "touch", "tr", "true", "umount",
+    "awk",
+    "blkid",
+    "blockdev",
+    "cat",
+    "chmod",
+    "chown",
+    "cmp",
+    "cp",
+    "cut",
+    "date",
+    "dd",
+    "df",
+    "dmesg",
+    "du",
+    "echo",
+    "env",
+    "expr",
+    "false",
+    "find",
+    "fsync",
+    "grep",
+    "head",
+    "hexdump",
+    "id",
+    "kill",
+    "ln",
+    "ls",
+    "md5sum",
+    "mkdir",
+    "mkfifo",
+    "mknod",
+    "mount",
+    "mv",
+    "nc",
+    "od",
+    "printf",
+    "ps",
+    "pwd",
+    "readlink",
+    "realpath",
+    "rm",
+    "rmdir",
+    "sed",
+    "seq",
+    "sh",
+    "sha256sum",
+    "sleep",
+    "sort",
+    "stat",
+    "sync",
+    "tail",
+    "tee",
+    "test",
+    "touch",
+    "tr",
+    "true",
+    "umount",
     "wc",
 ];
 
@@ -123,7 +176,11 @@ fn container_root(archive: &mut Archive, root: &str, busybox: &Path) -> Result<(
         archive.directory(&format!("{root}/{directory}"), 0o755);
     }
     archive.directory(&format!("{root}/tmp"), 0o1777);
-    archive.file(&format!("{root}/etc/passwd"), 0o644, "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n");
+    archive.file(
+        &format!("{root}/etc/passwd"),
+        0o644,
+        "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n",
+    );
     archive.file(&format!("{root}/etc/group"), 0o644, "root:x:0:\nuser:x:1000:\n");
     static_program(archive, &format!("{root}/bin/busybox"), busybox)?;
     for applet in APPLETS {
@@ -144,7 +201,11 @@ fn overlay(archive: &mut Archive, directory: &Path, prefix: &str) -> Result<(), 
         } else if metadata.is_symlink() {
             archive.link(&target, &fs::read_link(&path).map_err(at(&path))?.to_string_lossy());
         } else {
-            archive.file(&target, metadata.permissions().mode() & 0o7777, fs::read(&path).map_err(at(&path))?);
+            archive.file(
+                &target,
+                metadata.permissions().mode() & 0o7777,
+                fs::read(&path).map_err(at(&path))?,
+            );
         }
     }
     Ok(())

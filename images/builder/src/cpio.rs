@@ -70,7 +70,9 @@ impl Archive {
                 Entry::Directory { mode } => (DIRECTORY | mode, &[], (0, 0)),
                 Entry::File { mode, contents } => (FILE | mode, contents, (0, 0)),
                 Entry::Link { target } => (LINK | 0o777, target.as_bytes(), (0, 0)),
-                Entry::CharacterDevice { mode, major, minor } => (CHARACTER_DEVICE | mode, &[], (*major, *minor)),
+                Entry::CharacterDevice { mode, major, minor } => {
+                    (CHARACTER_DEVICE | mode, &[], (*major, *minor))
+                }
             };
             write_entry(&mut bytes, path, inode, mode, contents, device)?;
         }
@@ -90,8 +92,8 @@ fn write_entry(
     let size = u32::try_from(contents.len()).map_err(|_| Error::TooLarge(path.to_owned()))?;
     let links = if mode & 0o170_000 == DIRECTORY { 2 } else { 1 };
     // Magic, then: inode, mode, uid, gid, links, time, size, device of the archive (2), of the entry (2), name size, check.
-    let fields =
-        [inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, path.len() as u32 + 1, 0].map(|f| format!("{f:08x}"));
+    let fields = [inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, path.len() as u32 + 1, 0]
+        .map(|f| format!("{f:08x}"));
     bytes.extend_from_slice(b"070701");
     bytes.extend_from_slice(fields.concat().as_bytes());
     bytes.extend_from_slice(path.as_bytes());
@@ -149,7 +151,8 @@ mod tests {
             ("usr/bin", 0o040_755, b"", (0, 0)),
             ("usr/bin/agent", 0o100_755, b"\x7fELF!", (0, 0)),
         ];
-        let expected = expected.map(|(path, mode, contents, device)| (path.to_owned(), mode, contents.to_vec(), device));
+        let expected =
+            expected.map(|(path, mode, contents, device)| (path.to_owned(), mode, contents.to_vec(), device));
         assert_eq!(entries, expected);
     }
 

@@ -57,11 +57,15 @@ impl Kernel {
     /// The file is no bzImage, or its compression is none of lz4, zstd and xz.
     pub fn vmlinux(&self) -> Result<Vec<u8>, Error> {
         let image = fs::read(&self.vmlinuz).map_err(at(&self.vmlinuz))?;
-        let payload = payload(&image).map_err(|what| Error::NotAKernel { path: self.vmlinuz.clone(), what })?;
+        let payload =
+            payload(&image).map_err(|what| Error::NotAKernel { path: self.vmlinuz.clone(), what })?;
         let vmlinux =
             decompress(payload).map_err(|what| Error::Decompress { path: self.vmlinuz.clone(), what })?;
         if !vmlinux.starts_with(b"\x7fELF") {
-            return Err(Error::NotAKernel { path: self.vmlinuz.clone(), what: "its payload is not an ELF file" });
+            return Err(Error::NotAKernel {
+                path: self.vmlinuz.clone(),
+                what: "its payload is not an ELF file",
+            });
         }
         Ok(vmlinux)
     }
@@ -93,7 +97,8 @@ fn decompress(payload: &[u8]) -> Result<Vec<u8>, String> {
         [0x02, 0x21, 0x4c, 0x18, blocks @ ..] => lz4_legacy(blocks, size)?,
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {
             let mut contents = Vec::with_capacity(size);
-            let mut decoder = ruzstd::decoding::StreamingDecoder::new(stream).map_err(|error| error.to_string())?;
+            let mut decoder =
+                ruzstd::decoding::StreamingDecoder::new(stream).map_err(|error| error.to_string())?;
             decoder.read_to_end(&mut contents).map_err(|error| error.to_string())?;
             contents
         }
@@ -111,11 +116,13 @@ fn lz4_legacy(mut blocks: &[u8], size: usize) -> Result<Vec<u8>, String> {
     const BLOCK: usize = 8 << 20;
     let mut contents = Vec::with_capacity(size);
     while let Some((length, rest)) = blocks.split_first_chunk::<4>() {
-        let (block, rest) =
-            rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or("an lz4 block reaches beyond the end")?;
+        let (block, rest) = rest
+            .split_at_checked(u32::from_le_bytes(*length) as usize)
+            .ok_or("an lz4 block reaches beyond the end")?;
         let start = contents.len();
         contents.resize(start + BLOCK.min(size.saturating_sub(start)), 0);
-        let length = lz4_flex::block::decompress_into(block, &mut contents[start..]).map_err(|e| e.to_string())?;
+        let length =
+            lz4_flex::block::decompress_into(block, &mut contents[start..]).map_err(|e| e.to_string())?;
         contents.truncate(start + length);
         blocks = rest;
     }
@@ -189,7 +196,9 @@ mod tests {
 
     #[test]
     fn an_unknown_compression_is_told() {
-        assert!(decompress(b"\x1f\x8b gzip is not among them").unwrap_err().contains("none of lz4, zstd and xz"));
+        assert!(
+            decompress(b"\x1f\x8b gzip is not among them").unwrap_err().contains("none of lz4, zstd and xz")
+        );
     }
 
     #[test]

@@ -47,9 +47,15 @@ pub fn is_static(program: &Path) -> Result<bool, Error> {
 }
 
 fn find(path: &Path, library: &str) -> Result<PathBuf, Error> {
-    DIRECTORIES.iter().map(|directory| Path::new(directory).join(library)).find(|path| path.exists()).ok_or_else(
-        || Error::NoLibrary { path: path.to_owned(), library: library.to_owned(), searched: DIRECTORIES.join(", ") },
-    )
+    DIRECTORIES
+        .iter()
+        .map(|directory| Path::new(directory).join(library))
+        .find(|path| path.exists())
+        .ok_or_else(|| Error::NoLibrary {
+            path: path.to_owned(),
+            library: library.to_owned(),
+            searched: DIRECTORIES.join(", "),
+        })
 }
 
 #[cfg(test)]

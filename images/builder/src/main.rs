@@ -53,7 +53,8 @@ fn main() -> ExitCode {
         busybox: arguments.busybox,
         extra: arguments.extra,
     };
-    let built = Kernel::find(&arguments.kernel).and_then(|kernel| image::build(&kernel, &programs, &arguments.out));
+    let built =
+        Kernel::find(&arguments.kernel).and_then(|kernel| image::build(&kernel, &programs, &arguments.out));
     let out = arguments.out.display();
     match built {
         Ok(true) => eprintln!("image-builder: wrote {out} ({VMLINUX}, {INITRAMFS})"),

@@ -31,10 +31,11 @@ pub(crate) fn load(command_line: &CommandLine) -> Result<(), Error> {
         if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
             return Err(Error::UnknownModule(module.to_owned()));
         }
-        let list = fs::read_to_string(Path::new(ON_DEMAND).join(&name)).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::UnknownModule(module.to_owned()),
-            _ => at(module)(error),
-        })?;
+        let list =
+            fs::read_to_string(Path::new(ON_DEMAND).join(&name)).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => Error::UnknownModule(module.to_owned()),
+                _ => at(module)(error),
+            })?;
         load_list(&list, command_line, &mut loaded)?;
     }
     load_list(&fs::read_to_string(LIST).map_err(at(LIST))?, command_line, &mut loaded)
@@ -54,8 +55,11 @@ fn load_list(list: &str, command_line: &CommandLine, loaded: &mut HashSet<String
         parameters.push_str(&from_command_line);
         let file = File::open(path).map_err(at(path))?;
         let text = CString::new(parameters.as_str()).map_err(|_| Error::NulByte)?;
-        finit_module(&file, &text, ModuleInitFlags::empty())
-            .map_err(|errno| Error::Module { path: path.to_owned(), parameters, source: errno.into() })?;
+        finit_module(&file, &text, ModuleInitFlags::empty()).map_err(|errno| Error::Module {
+            path: path.to_owned(),
+            parameters,
+            source: errno.into(),
+        })?;
     }
     Ok(())
 }

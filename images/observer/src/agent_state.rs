@@ -46,7 +46,9 @@ fn read_of(process: &Path) -> io::Result<AgentState> {
 fn read_thread(path: &Path) -> io::Result<(Thread, u64)> {
     let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
     let thread = Thread {
-        tid: name.ok_or_else(|| io::Error::new(ErrorKind::InvalidData, format!("{}: no thread", path.display())))?,
+        tid: name.ok_or_else(|| {
+            io::Error::new(ErrorKind::InvalidData, format!("{}: no thread", path.display()))
+        })?,
         mount_namespace: fs::metadata(path.join("ns/mnt"))?.ino(),
         comm: fs::read_to_string(path.join("comm"))?.trim_end().to_owned(),
     };
@@ -58,15 +60,16 @@ fn read_thread(path: &Path) -> io::Result<(Thread, u64)> {
 fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(error) if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }
 
 /// The number in `key:\tNUMBER [kB]`.
 fn number(text: &str, key: &str) -> io::Result<u64> {
-    text
-        .lines()
+    text.lines()
         .filter_map(|line| line.split_once(':'))
         .find(|(name, _)| *name == key)
         .and_then(|(_, value)| value.split_whitespace().next()?.parse().ok())
@@ -86,7 +89,9 @@ mod tests {
         drop(ready);
         assert!(thread.join().unwrap().is_err());
         let own = fs::metadata("/proc/self/ns/mnt").unwrap().ino();
-        assert!(state.threads.iter().any(|thread| thread.comm == "observed" && thread.mount_namespace == own));
+        assert!(
+            state.threads.iter().any(|thread| thread.comm == "observed" && thread.mount_namespace == own)
+        );
         assert!(state.fds.contains(&marker.path().display().to_string()), "{:?}", state.fds);
         assert!(state.voluntary_switches > 0 && state.rss_anon_kb > 0 && state.rss_file_kb > 0);
     }

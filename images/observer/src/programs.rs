@@ -25,8 +25,8 @@ struct Query {
 /// The ids of the programs that are attached to `cgroup` itself.
 pub(crate) fn attached(cgroup: &str) -> io::Result<Vec<u32>> {
     let path = Path::new(ROOT).join(cgroup.trim_start_matches('/'));
-    let directory =
-        File::open(&path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+    let directory = File::open(&path)
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
     let mut ids = [0u32; MOST];
     let mut query = Query {
         target_fd: directory.as_raw_fd() as u32,

@@ -1,20 +1,102 @@
-//! A small agent for the project's own guest image. It hosts agent-plugin as kata-agent does.
+//! A small agent for the project's own guest image. It hosts agent-plugin as kata-agent does, and behaves as kata-agent where the
+//! plugin can notice: one reaper for all children, one lock over the sandbox, pinned namespaces, a policy, cgroups of its own
+//! mounting. Containers are run by crun.
 //!
-//! `main` reads the kernel command line, prepares PID 1's duties, and serves until the sandbox is destroyed.
+//! It is PID 1. The runtime has one thread: the guest has one processor, and nothing here computes.
 
+mod block_volume;
+mod bundle;
+mod cgroups;
+mod config;
+mod container;
+mod crun;
+mod error;
 mod health;
+mod policy;
+mod process;
+mod reaper;
+mod sandbox;
+mod service;
 
-use std::sync::Arc;
+use std::{error::Error, io, sync::Arc};
 
-use agent_api::agent_ttrpc::create_health;
+use agent_api::agent_ttrpc::{create_agent_service, create_health};
+use nix::{
+    sys::{
+        prctl::set_child_subreaper,
+        reboot::{RebootMode, reboot},
+    },
+    unistd,
+};
+use tokio::sync::Notify;
+use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
+
+use crate::{
+    block_volume::BlockVolumeAgent, cgroups::Cgroups, config::Config, crun::Crun, health::Health,
+    policy::Policy, reaper::Reaper, sandbox::Sandbox, service::AgentService,
+};
+
+/// The feature that callers look for in `GetGuestDetails`.
+const FEATURE: &str = "block-volume";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
+    if let Err(error) = run().await {
+        println!("reference-agent: {error}");
+    }
+    // PID 1 must not return: the kernel would panic.
+    if std::process::id() == 1 {
+        unistd::sync();
+        let _ = reboot(RebootMode::RB_POWER_OFF);
+    }
+}
+
+/// Serves until the sandbox is destroyed.
+async fn run() -> Result<(), Box<dyn Error>> {
+    let config = Config::read()?;
+    tracing_subscriber::fmt()
+        .with_max_level(config.log)
+        .with_ansi(false)
+        .with_target(false)
+        .without_time()
+        .with_writer(io::stdout)
+        .init();
+    set_child_subreaper(true)?;
+    let cgroups = Cgroups::mount(config.cgroup_v2)?;
+    let policy = Arc::new(Policy::read(&config)?);
+    let sandbox = Sandbox::new(Crun::new(Reaper::start()?), cgroups);
+    let destroyed = Arc::new(Notify::new());
+
+    let mut service = AgentService {
+        sandbox: Arc::clone(&sandbox),
+        policy: Arc::clone(&policy),
+        extra_features: Vec::new(),
+        destroyed: Arc::clone(&destroyed),
+    };
+    let plugin = config.block_volume.then(|| Arc::new(BlockVolumeAgent { sandbox, policy }));
+    if plugin.is_some() {
+        service.extra_features.push(FEATURE.to_owned());
+    }
     let mut server = ttrpc::r#async::Server::new()
-        .bind("vsock://-1:1024")
-        .expect("listening on vsock port 1024")
-        .register_service(create_health(Arc::new(health::Health)));
-    server.start().await.expect("serving on vsock port 1024");
-    println!("reference-agent: ready");
-    std::future::pending::<()>().await;
+        .bind(&config.server_address)?
+        .register_service(create_agent_service(Arc::new(service)))
+        .register_service(create_health(Arc::new(Health)));
+    if let Some(plugin) = &plugin {
+        server = server.register_service(agent_plugin::service(Arc::clone(plugin)));
+    }
+    if let (Some(plugin), Some(port)) = (plugin, config.block_volume_port) {
+        let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
+        tokio::spawn(async move {
+            if let Err(error) = agent_plugin::serve(plugin, listener).await {
+                tracing::error!("serving the plugin on port {port}: {error}");
+            }
+        });
+    }
+    server.start().await?;
+    tracing::info!("serving at {}, cgroup {cgroups:?}", config.server_address);
+
+    destroyed.notified().await;
+    // Waits until the last reply is on its way.
+    server.shutdown().await?;
+    Ok(())
 }

@@ -1,0 +1,25 @@
+//! The glue between this agent and agent-plugin: what a builder of kata-agent writes, too.
+
+use agent_plugin::{Agent, Container, ContainerError, Denied};
+use async_trait::async_trait;
+use serde_json::Value;
+
+use crate::{policy::Policy, sandbox::SharedSandbox};
+use std::sync::Arc;
+
+/// What the plugin may ask of this agent.
+pub(crate) struct BlockVolumeAgent {
+    pub(crate) sandbox: SharedSandbox,
+    pub(crate) policy: Arc<Policy>,
+}
+
+#[async_trait]
+impl Agent for BlockVolumeAgent {
+    async fn container(&self, id: &str) -> Result<Container, ContainerError> {
+        self.sandbox.lock().await.container(id).ok_or(ContainerError::Unknown)?.handles()
+    }
+
+    async fn authorize(&self, method: &str, request: &Value) -> Result<(), Denied> {
+        self.policy.check(method, request).map_err(|error| Denied(error.to_string()))
+    }
+}

@@ -1,0 +1,103 @@
+//! The agent's configuration: the [kernel command line](https://docs.kernel.org/admin-guide/kernel-parameters.html), as for
+//! kata-agent.
+
+use std::{fs, io};
+
+const PATH: &str = "/proc/cmdline";
+
+/// What the command line says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// `agent.server_addr`: where the agent listens.
+    pub(crate) server_address: String,
+    /// `agent.block_volume=off`: an agent that was built without the plugin.
+    pub(crate) block_volume: bool,
+    /// `agent.block_volume_port`: serves the plugin on a vsock port of its own too.
+    pub(crate) block_volume_port: Option<u32>,
+    /// `agent.deny`: methods that the policy denies beside those of its file.
+    pub(crate) denied: Vec<String>,
+    /// `agent.log`: how much goes to the console.
+    pub(crate) log: tracing::Level,
+    /// Which cgroup hierarchy the agent mounts, by the same parameters as kata-agent.
+    pub(crate) cgroup_v2: bool,
+}
+
+impl Config {
+    /// Reads the running kernel's command line.
+    ///
+    /// # Errors
+    /// It cannot be read, or a value is wrong.
+    pub(crate) fn read() -> io::Result<Self> {
+        Self::parse(&fs::read_to_string(PATH)?)
+    }
+
+    fn parse(text: &str) -> io::Result<Self> {
+        let mut config = Self {
+            server_address: "vsock://-1:1024".into(),
+            block_volume: true,
+            block_volume_port: None,
+            denied: Vec::new(),
+            log: tracing::Level::INFO,
+            cgroup_v2: false,
+        };
+        for (name, value) in text.split_whitespace().filter_map(|word| word.split_once('=')) {
+            let wrong =
+                || io::Error::new(io::ErrorKind::InvalidInput, format!("{name}={value} is not understood"));
+            match name {
+                "agent.server_addr" => config.server_address = value.into(),
+                "agent.block_volume" => {
+                    config.block_volume = match value {
+                        "on" => true,
+                        "off" => false,
+                        _ => return Err(wrong()),
+                    }
+                }
+                "agent.block_volume_port" => {
+                    config.block_volume_port = Some(value.parse().map_err(|_| wrong())?)
+                }
+                "agent.deny" => config.denied.extend(value.split(',').map(str::to_owned)),
+                "agent.log" => config.log = value.parse().map_err(|_| wrong())?,
+                "cgroup_no_v1" => config.cgroup_v2 |= value == "all",
+                "systemd.unified_cgroup_hierarchy" => config.cgroup_v2 |= matches!(value, "1" | "true"),
+                _ => {}
+            }
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_parameters_the_agent_listens_on_vsock_1024_and_uses_cgroup_v1() {
+        let config = Config::parse("console=ttyS0 quiet\n").unwrap();
+        assert_eq!(config.server_address, "vsock://-1:1024");
+        assert!(config.block_volume && !config.cgroup_v2 && config.denied.is_empty());
+    }
+
+    #[test]
+    fn every_parameter_is_taken() {
+        let text = "agent.server_addr=vsock://-1:9 agent.block_volume=off agent.block_volume_port=1025 \
+                    agent.deny=A,B agent.deny=C agent.log=debug cgroup_no_v1=all";
+        let expected = Config {
+            server_address: "vsock://-1:9".into(),
+            block_volume: false,
+            block_volume_port: Some(1025),
+            denied: ["A", "B", "C"].map(str::to_owned).into(),
+            log: tracing::Level::DEBUG,
+            cgroup_v2: true,
+        };
+        assert_eq!(Config::parse(text).unwrap(), expected);
+        assert!(Config::parse("systemd.unified_cgroup_hierarchy=true").unwrap().cgroup_v2);
+    }
+
+    #[test]
+    fn a_value_that_is_not_understood_is_named() {
+        for wrong in ["agent.block_volume=no", "agent.block_volume_port=x", "agent.log=loud"] {
+            let error = Config::parse(wrong).unwrap_err().to_string();
+            assert!(error.starts_with(wrong), "{error}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! A container: its bundle, its first process and those that were started in it, and the handles that the plugin gets.
+//!
+//! Namespaces are pinned by descriptors from the start on
+//! ([`namespaces(7)`](https://man7.org/linux/man-pages/man7/namespaces.7.html)): a process number can be used again, they cannot.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io,
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use agent_plugin::{ContainerError, DeviceRule};
+
+use crate::{
+    bundle::Bundle,
+    error::{Error, at},
+    process::Process,
+};
+
+/// A container that crun has created.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) bundle: Bundle,
+    pub(crate) cgroup: PathBuf,
+    /// As in its specification, and as its last update left them.
+    pub(crate) device_rules: Vec<DeviceRule>,
+    pub(crate) init: Arc<Process>,
+    init_pid: u32,
+    /// Once it has been started.
+    pinned: Option<Pinned>,
+    pub(crate) execs: HashMap<String, Arc<Process>>,
+}
+
+/// Namespaces that are held open.
+#[derive(Debug)]
+struct Pinned {
+    mount: OwnedFd,
+    /// Where it is not the agent's own.
+    user: Option<OwnedFd>,
+}
+
+impl Container {
+    /// A container that waits to be started.
+    pub(crate) fn created(
+        bundle: Bundle,
+        cgroup: PathBuf,
+        device_rules: Vec<DeviceRule>,
+        init_pid: u32,
+        init: Process,
+    ) -> Self {
+        let init = Arc::new(init);
+        Self { bundle, cgroup, device_rules, init, init_pid, pinned: None, execs: HashMap::new() }
+    }
+
+    /// Pins its namespaces. They are those that it was created with: it cannot leave them, so that this comes before the start,
+    /// while the first process is sure to be there.
+    pub(crate) fn pin(&mut self) -> Result<(), Error> {
+        let pinned = pin(Path::new("/proc"), self.init_pid)
+            .map_err(at(format!("opening the namespaces of process {}", self.init_pid)))?;
+        self.pinned = Some(pinned);
+        Ok(())
+    }
+
+    /// Forgets that it was started: the start failed.
+    pub(crate) fn unpin(&mut self) {
+        self.pinned = None;
+    }
+
+    /// `Ok` where it runs.
+    pub(crate) fn running(&self) -> Result<(), ContainerError> {
+        if self.init.has_ended() {
+            return Err(ContainerError::Stopped);
+        }
+        self.pinned.as_ref().map(|_| ()).ok_or(ContainerError::Created)
+    }
+
+    /// What the plugin gets.
+    pub(crate) fn handles(&self) -> Result<agent_plugin::Container, ContainerError> {
+        self.running()?;
+        let pinned = self.pinned.as_ref().ok_or(ContainerError::Created)?;
+        let init = self.init.handle().ok_or(ContainerError::Stopped)?;
+        let duplicate =
+            |fd: &OwnedFd| fd.try_clone().map_err(|error| ContainerError::Unreachable(error.to_string()));
+        Ok(agent_plugin::Container {
+            init: duplicate(init)?,
+            mount_namespace: duplicate(&pinned.mount)?,
+            user_namespace: pinned.user.as_ref().map(duplicate).transpose()?,
+            cgroup: self.cgroup.clone(),
+            device_rules: self.device_rules.clone(),
+        })
+    }
+
+    /// Its first process by the container's own id or none, or one that was started in it.
+    pub(crate) fn process(&self, id: &str, process: &str) -> Option<&Arc<Process>> {
+        match process {
+            "" => Some(&self.init),
+            process if process == id => Some(&self.init),
+            process => self.execs.get(process),
+        }
+    }
+}
+
+fn pin(proc: &Path, pid: u32) -> io::Result<Pinned> {
+    let namespaces = proc.join(pid.to_string()).join("ns");
+    let mount = File::open(namespaces.join("mnt"))?.into();
+    let user = File::open(namespaces.join("user"))?;
+    let own = fs::metadata(proc.join("self/ns/user"))?;
+    let is_own = user.metadata()?.ino() == own.ino();
+    Ok(Pinned { mount, user: (!is_own).then(|| user.into()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_of_our_own_user_namespace_has_none_pinned() {
+        let pinned = pin(Path::new("/proc"), std::process::id()).unwrap();
+        let own = fs::metadata("/proc/self/ns/mnt").unwrap().ino();
+        assert_eq!(File::from(pinned.mount).metadata().unwrap().ino(), own);
+        assert!(pinned.user.is_none());
+    }
+
+    #[test]
+    fn a_process_that_is_gone_cannot_be_pinned() {
+        // No process has this number: it is above the kernel's limit.
+        assert_eq!(pin(Path::new("/proc"), 1 << 23).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,94 @@
+//! The container runtime, [`crun`](https://github.com/containers/crun/blob/main/crun.1.md), as a child of the agent. Its exit
+//! status comes from the reaper, its messages from its log file: its standard streams are the container's.
+
+use std::{
+    ffi::OsStr,
+    fs, io,
+    path::Path,
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{
+    error::{Error, at},
+    process::ChildStreams,
+    reaper::{Expectation, Reaper, ended},
+};
+
+const CRUN: &str = "/usr/bin/crun";
+/// A guest without KVM takes half a second for the slowest command.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Runs crun.
+#[derive(Debug)]
+pub(crate) struct Crun {
+    reaper: Arc<Reaper>,
+}
+
+impl Crun {
+    /// With the reaper that gets its children.
+    pub(crate) fn new(reaper: Arc<Reaper>) -> Self {
+        Self { reaper }
+    }
+
+    /// Runs a command to its end. `directory` takes the log. The expectation that is returned has been held since before crun
+    /// started, so that a process which crun left to the agent can still be watched.
+    ///
+    /// # Errors
+    /// crun cannot be started, fails, or hangs.
+    pub(crate) async fn run<S: AsRef<OsStr>>(
+        &self,
+        directory: &Path,
+        command: &str,
+        arguments: &[S],
+        streams: Option<ChildStreams>,
+    ) -> Result<Expectation, Error> {
+        let log = directory.join("crun.log");
+        // What crun appends is this command's alone.
+        match fs::remove_file(&log) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(at("removing crun's log")(error));
+            }
+            _ => {}
+        }
+        let mut crun = Command::new(CRUN);
+        crun.arg("--log").arg(&log).args(["--cgroup-manager", "cgroupfs", command]).args(arguments);
+        match streams {
+            Some(streams) => crun.stdin(streams.stdin).stdout(streams.stdout).stderr(streams.stderr),
+            None => crun.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()),
+        };
+        let expectation = self.reaper.expect();
+        let child = crun.spawn().map_err(at(format!("starting {CRUN}")))?;
+        // The pipes' ends of the container belong to the container alone from here on, or a reader never sees their end.
+        drop(crun);
+        let mut exit = expectation.watch(child.id());
+        let status = tokio::time::timeout(LIMIT, ended(&mut exit))
+            .await
+            .map_err(|_| Error::TimedOut { awaited: format!("the end of crun {command}"), limit: LIMIT })?;
+        if status != 0 {
+            let log = fs::read_to_string(&log).unwrap_or_default();
+            return Err(Error::Crun { command: command.to_owned(), status, log: last_message(&log) });
+        }
+        Ok(expectation)
+    }
+}
+
+/// crun's last line without its time, which is the reason.
+fn last_message(log: &str) -> String {
+    let line = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("its log is empty");
+    line.split_once(": ").map_or(line, |(_, message)| message).trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_is_the_last_line_without_its_time() {
+        let log =
+            "2026-11-22T01:00:00.000000Z: first\n2026-11-22T01:00:00.000001Z: open `x`: No such file\n\n";
+        assert_eq!(last_message(log), "open `x`: No such file");
+        assert_eq!(last_message(""), "its log is empty");
+    }
+}

@@ -1,0 +1,93 @@
+//! The agent's policy: which requests it refuses. A stand-in for kata-agent's, with the same two inputs: the request's message name
+//! and the request as JSON.
+//!
+//! `/etc/agent-policy.json`, where the image has it:
+//! `{"deny": [{"method": "AttachBlockVolumeRequest", "where": {"/attachments/0/path": "/dev/xvdb"}}]}`. An entry denies its method
+//! where each [JSON pointer](https://www.rfc-editor.org/rfc/rfc6901) has the value that is given; without `where` always.
+
+use std::{collections::BTreeMap, fs, io};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{
+    config::Config,
+    error::{Error, at},
+};
+
+const FILE: &str = "/etc/agent-policy.json";
+
+/// What is denied.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Policy {
+    deny: Vec<Entry>,
+}
+
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    method: String,
+    #[serde(default, rename = "where")]
+    conditions: BTreeMap<String, Value>,
+}
+
+impl Policy {
+    /// The policy of the image, where there is one, and of the command line.
+    pub(crate) fn read(config: &Config) -> Result<Self, Error> {
+        let mut policy: Self = match fs::read_to_string(FILE) {
+            Ok(text) => serde_json::from_str(&text).map_err(|error| at(FILE)(error.into()))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::default(),
+            Err(error) => return Err(at(FILE)(error)),
+        };
+        let denied = |method: &String| Entry { method: method.clone(), conditions: BTreeMap::new() };
+        policy.deny.extend(config.denied.iter().map(denied));
+        Ok(policy)
+    }
+
+    /// Decides on a request.
+    pub(crate) fn check(&self, method: &str, request: &Value) -> Result<(), Error> {
+        let denies = |entry: &Entry| {
+            entry.method == method
+                && entry.conditions.iter().all(|(pointer, value)| request.pointer(pointer) == Some(value))
+        };
+        match self.deny.iter().any(denies) {
+            true => Err(Error::Denied(format!("{method} is denied"))),
+            false => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn policy(value: Value) -> Policy {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_method_without_conditions_is_always_denied_and_others_never() {
+        let policy = policy(json!({ "deny": [{ "method": "Attach" }] }));
+        assert_eq!(policy.check("Attach", &json!({})).unwrap_err().to_string(), "policy: Attach is denied");
+        policy.check("Detach", &json!({})).unwrap();
+    }
+
+    #[test]
+    fn conditions_must_all_hold() {
+        let policy =
+            policy(json!({ "deny": [{ "method": "Attach", "where": { "/a/0/path": "/dev/x", "/b": 1 } }] }));
+        policy.check("Attach", &json!({ "a": [{ "path": "/dev/x" }], "b": 1 })).unwrap_err();
+        policy.check("Attach", &json!({ "a": [{ "path": "/dev/x" }], "b": 2 })).unwrap();
+        policy.check("Attach", &json!({ "a": [{ "path": "/dev/x" }] })).unwrap();
+    }
+
+    #[test]
+    fn a_policy_with_unknown_words_is_refused() {
+        for wrong in [json!({ "allow": [] }), json!({ "deny": [{ "method": "A", "when": {} }] })] {
+            assert!(serde_json::from_value::<Policy>(wrong).is_err());
+        }
+    }
+}
