@@ -1,7 +1,33 @@
 //! Hot-plug of block volumes into running containers, inside the guest of a VM sandbox.
+//!
+//! An agent embeds this library: it implements [`Agent`] and registers [`service`] on its ttrpc server, or calls [`serve`] for a port
+//! of its own. The contract is `proto/block_volume.proto`. README.md says what a kernel, an agent and its policy need.
+//!
+//! It makes no child process, needs no udev, and has no thread, timer or descriptor while no request is under way.
+//!
+//! | module | knows |
+//! |---|---|
+//! | `service` | the wire: decodes, asks the agent, starts a thread, encodes (with `request`, `reply`, `policy`) |
+//! | `volume` | the sequences and their undo; no encoding |
+//! | [`scsi`], [`block`], [`uevent`], [`namespace`], [`device_node`], [`cgroup`] | one kernel interface each, and none of each other's |
+//!
+//! The modules of kernel interfaces are public for tests and fuzzers; agents need none of them.
 
 mod agent;
+pub mod block;
+pub mod cgroup;
+pub mod device_node;
+mod error;
+mod fault;
+pub mod namespace;
+mod policy;
+mod reply;
+mod request;
+pub mod scsi;
 mod service;
+mod sysfs;
+pub mod uevent;
+mod volume;
 
 /// The generated contract (`proto/block_volume.proto`).
 #[allow(
@@ -16,4 +42,5 @@ pub mod contract {
 }
 
 pub use agent::{Agent, Container, ContainerError, Denied, DeviceRule};
+pub use error::{Error, Result, Unsupported};
 pub use service::{serve, service};

@@ -1,0 +1,202 @@
+//! A SCSI disk as block device: its number, and its identity by serial, size and read-only state.
+//!
+//! The identity is never the kernel's name (`sda`): names are given anew. It is the unit serial number of
+//! [VPD page 0x80](https://docs.kernel.org/admin-guide/abi-testing.html) (`vpd_pg80` in sysfs).
+
+use std::{fmt, fs::File, os::fd::AsRawFd as _, os::unix::fs::MetadataExt as _, path::PathBuf, str::FromStr};
+
+use nix::{errno::Errno, fcntl::OFlag, sys::stat::Mode};
+
+use crate::{
+    error::{Error, Result},
+    scsi::ScsiDevice,
+    sysfs,
+};
+
+/// The number of a block device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DeviceNumber {
+    /// Of the driver.
+    pub major: u32,
+    /// Of the device.
+    pub minor: u32,
+}
+
+impl DeviceNumber {
+    /// From `st_rdev`.
+    pub fn from_raw(raw: u64) -> DeviceNumber {
+        DeviceNumber { major: libc::major(raw), minor: libc::minor(raw) }
+    }
+
+    /// As `mknod` wants it.
+    pub fn to_raw(self) -> u64 {
+        libc::makedev(self.major, self.minor)
+    }
+}
+
+impl fmt::Display for DeviceNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+impl FromStr for DeviceNumber {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (major, minor) = text.split_once(':').unwrap_or((text, ""));
+        Ok(DeviceNumber { major: major.parse()?, minor: minor.parse()? })
+    }
+}
+
+/// A whole SCSI disk, never a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockDevice {
+    /// Where it is on the bus.
+    pub device: ScsiDevice,
+    /// The kernel's name, "sda".
+    pub name: String,
+    /// Its number.
+    pub number: DeviceNumber,
+}
+
+impl BlockDevice {
+    /// The disk at a SCSI device. `None` while there is no device, or no disk bound to it yet.
+    ///
+    /// # Errors
+    /// sysfs cannot be read.
+    pub fn at(device: ScsiDevice) -> Result<Option<BlockDevice>> {
+        let block = device.directory().join("block");
+        let Some(name) = sysfs::names(&block)?.into_iter().next() else { return Ok(None) };
+        let number = sysfs::read(&block.join(&name).join("dev"))?;
+        Ok(number.map(|number| BlockDevice { device, name, number }))
+    }
+
+    /// Capacity in bytes.
+    ///
+    /// # Errors
+    /// sysfs cannot be read, or the disk is gone.
+    pub fn size(&self) -> Result<u64> {
+        // Sectors of 512 bytes, whatever the disk's own are.
+        self.attribute::<u64>("size").map(|sectors| sectors.saturating_mul(512))
+    }
+
+    /// Whether the disk refuses writes.
+    ///
+    /// # Errors
+    /// sysfs cannot be read, or the disk is gone.
+    pub fn read_only(&self) -> Result<bool> {
+        self.attribute::<u8>("ro").map(|flag| flag != 0)
+    }
+
+    fn attribute<T: FromStr>(&self, attribute: &str) -> Result<T> {
+        let path = PathBuf::from(format!("/sys/class/block/{}/{attribute}", self.name));
+        sysfs::read(&path)?.ok_or_else(|| {
+            Error::system("read", path.display().to_string())(std::io::Error::from_raw_os_error(
+                Errno::ENOENT as i32,
+            ))
+        })
+    }
+
+    /// Claims the disk for us alone, by the guest's own node in devtmpfs.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where it is mounted, or held by device mapper, md, swap or another claim.
+    pub fn claim(&self) -> Result<Claim> {
+        let path = format!("/dev/{}", self.name);
+        let flags = OFlag::O_RDWR | OFlag::O_EXCL | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        // A read-only disk opens for reading only.
+        let opened = nix::fcntl::open(path.as_str(), flags, Mode::empty()).or_else(|error| match error {
+            Errno::EROFS | Errno::EACCES => {
+                nix::fcntl::open(path.as_str(), flags & !OFlag::O_RDWR, Mode::empty())
+            }
+            other => Err(other),
+        });
+        let file = match opened {
+            Ok(file) => File::from(file),
+            Err(Errno::EBUSY) => return Err(Error::Busy { device: self.name.clone() }),
+            Err(error) => return Err(Error::system("open", path)(error)),
+        };
+        let found =
+            DeviceNumber::from_raw(file.metadata().map_err(Error::system("fstat", path.as_str()))?.rdev());
+        if found != self.number {
+            return Err(Error::IdentityMismatch {
+                device: path,
+                what: "device number",
+                found: found.to_string(),
+                expected: self.number.to_string(),
+            });
+        }
+        Ok(Claim { file })
+    }
+}
+
+/// A disk that nobody else can mount or claim while this lives.
+#[derive(Debug)]
+pub struct Claim {
+    file: File,
+}
+
+impl Claim {
+    /// Writes back what the guest's page cache holds, and empties the disk's own cache.
+    ///
+    /// # Errors
+    /// The disk refuses a write.
+    pub fn flush(&self) -> Result<()> {
+        self.file.sync_all().map_err(Error::system("fsync", format!("fd {}", self.file.as_raw_fd())))
+    }
+}
+
+/// The serial of a SCSI disk, or `None` where it has none or is gone. The disk need not have a name yet.
+///
+/// # Errors
+/// sysfs cannot be read.
+pub fn serial(device: ScsiDevice) -> Result<Option<String>> {
+    let page = sysfs::read_bytes(&device.directory().join("vpd_pg80"))?;
+    Ok(page.as_deref().and_then(serial_of_page_80))
+}
+
+/// Bytes 2 and 3 are the length, the serial follows, padded with blanks at either end.
+fn serial_of_page_80(page: &[u8]) -> Option<String> {
+    let (header, rest) = page.split_at_checked(4)?;
+    if header[1] != 0x80 {
+        return None;
+    }
+    let length = usize::from(u16::from_be_bytes([header[2], header[3]]));
+    let serial = std::str::from_utf8(rest.get(..length)?).ok()?.trim_matches([' ', '\0']);
+    (!serial.is_empty()).then(|| serial.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(b"\x00\x80\x00\x0478ab", Some("78ab"))]
+    #[case(b"\x00\x80\x00\x08  78ab  ", Some("78ab"))]
+    #[case::longer_file(b"\x00\x80\x00\x0278ab", Some("78"))]
+    #[case::cut_short(b"\x00\x80\x00\x0578ab", None)]
+    #[case::other_page(b"\x00\x83\x00\x0478ab", None)]
+    #[case::blank(b"\x00\x80\x00\x04    ", None)]
+    #[case::no_header(b"\x00\x80\x00", None)]
+    #[case::not_text(b"\x00\x80\x00\x02\xff\xfe", None)]
+    fn the_serial_is_read_from_page_80(#[case] page: &[u8], #[case] serial: Option<&str>) {
+        assert_eq!(serial_of_page_80(page).as_deref(), serial);
+    }
+
+    #[rstest]
+    #[case("8:16", Some((8, 16)))]
+    #[case("259:1048575", Some((259, 1_048_575)))]
+    #[case("8", None)]
+    #[case("8:", None)]
+    #[case("8:16:1", None)]
+    fn device_numbers_parse(#[case] text: &str, #[case] number: Option<(u32, u32)>) {
+        let parsed = text.parse::<DeviceNumber>().ok();
+        assert_eq!(parsed.map(|number| (number.major, number.minor)), number);
+        if let Some(number) = parsed {
+            assert_eq!(DeviceNumber::from_raw(number.to_raw()), number);
+        }
+    }
+}

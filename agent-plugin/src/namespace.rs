@@ -1,0 +1,163 @@
+//! The container's view of the file system: its root directory, and its mount namespace
+//! ([mount_namespaces(7)](https://man7.org/linux/man-pages/man7/mount_namespaces.7.html),
+//! [setns(2)](https://man7.org/linux/man-pages/man2/setns.2.html), [openat2(2)](https://man7.org/linux/man-pages/man2/openat2.2.html)).
+//!
+//! The container's tree is hostile. Its links are followed inside its root only, and a file system of its own making (FUSE) may
+//! never answer: so paths are resolved on a thread of its own, which is left behind when it does not come back in time. That
+//! thread changes nothing.
+
+use std::{
+    fs,
+    os::fd::{AsFd, AsRawFd as _, OwnedFd},
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sched::{CloneFlags, setns, unshare},
+    sys::stat::Mode,
+};
+
+use crate::{
+    agent::Container,
+    error::{Error, Result, Unsupported},
+};
+
+/// A container in a request, with its id.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// As the agent knows it.
+    pub id: Arc<str>,
+    /// The agent's handles.
+    pub container: Arc<Container>,
+}
+
+impl Target {
+    /// Whether the container's first process has ended.
+    pub fn has_ended(&self) -> bool {
+        let mut fds = [PollFd::new(self.container.init.as_fd(), PollFlags::POLLIN)];
+        // A descriptor that cannot be polled is not the pidfd of a living process either.
+        poll(&mut fds, PollTimeout::ZERO) != Ok(0)
+    }
+
+    /// # Errors
+    /// [`Error::ContainerEnded`].
+    pub fn check_alive(&self) -> Result<()> {
+        if self.has_ended() { Err(Error::ContainerEnded { id: self.id.to_string() }) } else { Ok(()) }
+    }
+
+    /// The root directory of the container's first process, safe against a reuse of its pid.
+    ///
+    /// # Errors
+    /// [`Error::ContainerEnded`], or `/proc` does not answer.
+    pub fn root(&self) -> Result<Root> {
+        let info = format!("/proc/self/fdinfo/{}", self.container.init.as_raw_fd());
+        let text = fs::read_to_string(&info).map_err(Error::system("read", info.as_str()))?;
+        let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok());
+        // -1: reaped; 0: not visible from here.
+        let Some(pid) = pid.filter(|&pid| pid > 0) else {
+            return Err(Error::ContainerEnded { id: self.id.to_string() });
+        };
+        let path = format!("/proc/{pid}/root");
+        let opened =
+            open(path.as_str(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+        // Only now does the pid count: had it been given to another process before the open, ours would have ended.
+        self.check_alive()?;
+        Ok(Root { directory: opened.map_err(Error::system("open", path))? })
+    }
+
+    /// Runs `work` on a new thread inside the container's mount namespace. The thread ends with it.
+    ///
+    /// # Errors
+    /// The container has ended, or there is no thread to be had.
+    pub fn enter<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Root) -> Result<T> + Send + 'static,
+    ) -> Result<Visit<T>> {
+        let root = self.root()?;
+        let (sender, result) = mpsc::sync_channel(1);
+        let target = self.clone();
+        thread::Builder::new()
+            .name("block-volume-ns".to_owned())
+            .spawn(move || {
+                // Nobody listens any more where the visit was given up.
+                let _ = sender.send(target.enter_here().and_then(|()| work(&root)));
+            })
+            .map_err(Error::system("clone", "a thread"))?;
+        Ok(Visit { result, id: self.id.clone() })
+    }
+
+    /// For a thread that ends right after: it cannot come back.
+    fn enter_here(&self) -> Result<()> {
+        // A thread shares its root and working directory with the whole process otherwise, and setns would refuse (EINVAL).
+        unshare(CloneFlags::CLONE_FS).map_err(Error::system("unshare", "CLONE_FS"))?;
+        setns(&self.container.mount_namespace, CloneFlags::CLONE_NEWNS)
+            .map_err(Error::system("setns", format!("the mount namespace of container {}", self.id)))
+    }
+}
+
+/// A closure that runs inside a container's mount namespace.
+#[derive(Debug)]
+pub struct Visit<T> {
+    result: mpsc::Receiver<Result<T>>,
+    id: Arc<str>,
+}
+
+impl<T> Visit<T> {
+    /// Its result. A thread that is not back by the deadline is left behind.
+    ///
+    /// # Errors
+    /// What the closure returned, or [`Error::TimedOut`].
+    pub fn finish(self, deadline: Instant) -> Result<T> {
+        // A grace that any live file system meets: a deadline that has passed must not leave a thread that is just done.
+        let patience = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
+        match self.result.recv_timeout(patience) {
+            Ok(result) => result,
+            Err(RecvTimeoutError::Timeout) => {
+                Err(Error::TimedOut { awaited: format!("a file system of container {}", self.id) })
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(Error::Panicked),
+        }
+    }
+}
+
+/// A container's root directory.
+#[derive(Debug)]
+pub struct Root {
+    directory: OwnedFd,
+}
+
+impl Root {
+    /// The directory at `path`, as a process of the container would find it: links lead to places below this root.
+    ///
+    /// # Errors
+    /// [`Error::ParentMissing`], or a link of `/proc` that leads out ([`Unsupported::MagicLink`]).
+    pub fn directory(&self, path: &str) -> Result<OwnedFd> {
+        /// The kernel answers EAGAIN while something is renamed during a walk over `..`: a hostile container may do so on and on.
+        const TRIES: usize = 64;
+
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        let mut result = Err(Errno::EAGAIN);
+        for _ in 0..TRIES {
+            result = openat2(&self.directory, path, how);
+            if !matches!(result, Err(Errno::EAGAIN)) {
+                break;
+            }
+        }
+        result.map_err(|errno| match errno {
+            Errno::ENOENT | Errno::ENOTDIR => Error::ParentMissing { path: path.to_owned() },
+            Errno::ELOOP | Errno::EXDEV => Unsupported::MagicLink { path: path.to_owned() }.into(),
+            Errno::ENOSYS => Unsupported::Kernel { call: "openat2" }.into(),
+            other => Error::system("openat2", path)(other),
+        })
+    }
+}

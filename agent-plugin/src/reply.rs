@@ -1,0 +1,210 @@
+//! Turns results of the logic into messages of the contract.
+
+use std::time::Duration;
+
+use protobuf::MessageField;
+
+use crate::{
+    block::DeviceNumber,
+    cgroup,
+    contract::block_volume as wire,
+    device_node::Occupant,
+    volume::{Attached, Attachment, Detached, Failed, Guest, Inspected, Outcome, PathState},
+};
+
+const API_LEVEL: u32 = 1;
+const CAPABILITIES: [&str; 3] = ["attach", "detach", "inspect"];
+
+/// Paths come from the host with up to 4,096 bytes each, and messages quote some of them.
+const LONGEST_MESSAGE: usize = 1024;
+
+pub(crate) fn failure(failed: &Failed) -> wire::Failure {
+    let mut message = failed.error.message();
+    for left in &failed.left {
+        message.push_str("; the undo failed: ");
+        message.push_str(&left.message());
+    }
+    if failed.partial {
+        message.push_str("; a part is done, repeat the request to go on");
+    }
+    if message.len() > LONGEST_MESSAGE {
+        let end = (0..=LONGEST_MESSAGE).rev().find(|&end| message.is_char_boundary(end)).unwrap_or(0);
+        message.truncate(end);
+        message.push('…');
+    }
+    wire::Failure {
+        reason: failed.error.reason().into(),
+        message,
+        serial: failed.serial.clone().unwrap_or_default(),
+        undone: failed.undone(),
+        ..Default::default()
+    }
+}
+
+fn some_failure(failed: &Failed) -> MessageField<wire::Failure> {
+    Some(failure(failed)).into()
+}
+
+pub(crate) fn attach(
+    result: &Result<Vec<Attached>, Failed>,
+    stages: &[(&'static str, Duration)],
+) -> wire::AttachResponse {
+    let mut response =
+        wire::AttachResponse { stages: stages.iter().map(stage).collect(), ..Default::default() };
+    match result {
+        Ok(volumes) => response.attached = volumes.iter().map(attached).collect(),
+        Err(failed) => response.failure = some_failure(failed),
+    }
+    response
+}
+
+pub(crate) fn detach(
+    result: &Result<Vec<Detached>, Failed>,
+    stages: &[(&'static str, Duration)],
+) -> wire::DetachResponse {
+    let mut response =
+        wire::DetachResponse { stages: stages.iter().map(stage).collect(), ..Default::default() };
+    let detached = |volume: &Detached| wire::Detached {
+        serial: volume.serial.clone(),
+        unchanged: volume.unchanged,
+        ..Default::default()
+    };
+    match result {
+        Ok(volumes) => response.detached = volumes.iter().map(detached).collect(),
+        Err(failed) => response.failure = some_failure(failed),
+    }
+    response
+}
+
+pub(crate) fn inspect(result: Result<Vec<(Attachment, Inspected)>, Failed>) -> wire::InspectResponse {
+    let mut response = wire::InspectResponse::default();
+    match result {
+        Ok(volumes) => response.inspected = volumes.into_iter().map(inspected).collect(),
+        Err(failed) => response.failure = some_failure(&failed),
+    }
+    response
+}
+
+pub(crate) fn resize_failed(failed: &Failed) -> wire::ResizeResponse {
+    wire::ResizeResponse { failure: some_failure(failed), ..Default::default() }
+}
+
+/// What every Probe says, whatever becomes of the rest.
+pub(crate) fn probe(result: Result<(Guest, Option<wire::ContainerState>), Failed>) -> wire::ProbeResponse {
+    let mut response = wire::ProbeResponse {
+        api_level: API_LEVEL,
+        plugin_version: env!("CARGO_PKG_VERSION").to_owned(),
+        capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
+        ..Default::default()
+    };
+    match result {
+        Ok((guest, container)) => {
+            let host = |host: crate::scsi::ScsiHost| wire::ScsiHost {
+                number: host.number,
+                controller: host.controller,
+                ..Default::default()
+            };
+            response.scsi_hosts = guest.hosts.into_iter().map(host).collect();
+            response.scan_mode = guest.scan_mode;
+            response.container = container.into();
+        }
+        Err(failed) => response.failure = some_failure(&failed),
+    }
+    response
+}
+
+pub(crate) fn filter_state(filter: &cgroup::Filter<'_>) -> wire::FilterState {
+    wire::FilterState {
+        mode: filter_mode(filter.mode()).into(),
+        programs: filter.programs().to_vec(),
+        refused: filter.check().err().map(|error| error.message()).unwrap_or_default(),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn path_state(state: PathState) -> wire::PathState {
+    let mut encoded = wire::PathState {
+        path: state.path,
+        use_: match (&state.parent, &state.occupant) {
+            (None, _) => wire::PathUse::PATH_USE_PARENT_MISSING,
+            (_, Some(_)) => wire::PathUse::PATH_USE_TAKEN,
+            (_, None) => wire::PathUse::PATH_USE_FREE,
+        }
+        .into(),
+        ..Default::default()
+    };
+    if let Some(occupant) = state.occupant {
+        encoded.taken_by = occupant.to_string();
+        if let Occupant::Block(number, _) = occupant {
+            encoded.device = device_number(number);
+        }
+    }
+    if let Some(parent) = state.parent {
+        encoded.file_system = parent.file_system;
+        encoded.nodev = parent.nodev;
+        encoded.read_only = parent.read_only;
+        if parent.usable {
+            encoded.way = wire::NodeWay::NODE_WAY_MKNOD.into();
+        }
+    }
+    encoded
+}
+
+fn stage((name, taken): &(&'static str, Duration)) -> wire::Stage {
+    let micros = u64::try_from(taken.as_micros()).unwrap_or(u64::MAX);
+    wire::Stage { name: (*name).to_owned(), micros, ..Default::default() }
+}
+
+fn attached(volume: &Attached) -> wire::Attached {
+    wire::Attached {
+        serial: volume.serial.clone(),
+        unchanged: volume.unchanged,
+        guest_device: volume.guest_device.clone(),
+        outcome: Some(outcome(volume.outcome)).into(),
+        size: volume.size,
+        read_only: volume.read_only,
+        ..Default::default()
+    }
+}
+
+fn outcome(outcome: Outcome) -> wire::Outcome {
+    wire::Outcome {
+        device: device_number(outcome.device),
+        node: wire::NodeWay::NODE_WAY_MKNOD.into(),
+        filter: filter_mode(outcome.filter).into(),
+        allowed_before: outcome.allowed_before,
+        ..Default::default()
+    }
+}
+
+fn inspected((attachment, inspected): (Attachment, Inspected)) -> wire::Inspected {
+    let mut encoded = wire::Inspected {
+        serial: attachment.serial,
+        size: inspected.size,
+        read_only: inspected.read_only,
+        container_running: inspected.container_running,
+        node_present: inspected.node_present,
+        allowed: inspected.allowed,
+        filter: inspected.filter.map(filter_mode).unwrap_or_default().into(),
+        leftovers: inspected.leftovers,
+        ..Default::default()
+    };
+    if let Some(disk) = inspected.disk {
+        encoded.disk_present = true;
+        encoded.guest_device = disk.name;
+        encoded.device = device_number(disk.number);
+    }
+    encoded
+}
+
+fn device_number(number: DeviceNumber) -> MessageField<wire::DeviceNumber> {
+    Some(wire::DeviceNumber { major: number.major, minor: number.minor, ..Default::default() }).into()
+}
+
+fn filter_mode(mode: cgroup::Mode) -> wire::FilterMode {
+    match mode {
+        cgroup::Mode::None => wire::FilterMode::FILTER_MODE_NONE,
+        cgroup::Mode::V1 => wire::FilterMode::FILTER_MODE_V1,
+        cgroup::Mode::Bpf => wire::FilterMode::FILTER_MODE_BPF,
+    }
+}

@@ -1,0 +1,207 @@
+//! SCSI hosts and devices of the guest's kernel: address, virtio-scsi host, scan, delete.
+//!
+//! Wraps `/sys/class/scsi_host/hostN/scan` and `/sys/bus/scsi/devices/H:C:T:L/delete`
+//! ([SCSI mid-layer](https://docs.kernel.org/scsi/scsi_mid_low_api.html), [sysfs-bus-scsi](https://docs.kernel.org/admin-guide/abi-testing.html)).
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    error::{Error, Result},
+    sysfs,
+};
+
+const HOSTS: &str = "/sys/class/scsi_host";
+const DEVICES: &str = "/sys/bus/scsi/devices";
+
+/// A logical unit on some virtio-scsi host; the channel is always 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ScsiAddress {
+    /// 0 to 255.
+    pub target: u8,
+    /// 1 to 255: from 256 on, the kernel's event and a scan by hand show the same disk twice.
+    pub lun: u8,
+}
+
+impl fmt::Display for ScsiAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.target, self.lun)
+    }
+}
+
+/// A logical unit on one host, in the kernel's notation: `H:0:T:L`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ScsiDevice {
+    /// Number of the host.
+    pub host: u32,
+    /// Where on that host.
+    pub address: ScsiAddress,
+}
+
+impl fmt::Display for ScsiDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:0:{}:{}", self.host, self.address.target, self.address.lun)
+    }
+}
+
+impl ScsiDevice {
+    /// The device that a disk's path in sysfs names (`…/0:0:255:3/block/sda`), with the disk's name.
+    ///
+    /// `None` for every other path: a partition has one component more, a foreign disk no such address.
+    pub fn from_devpath(devpath: &str) -> Option<(ScsiDevice, &str)> {
+        let (device, name) = devpath.rsplit_once("/block/")?;
+        if name.is_empty() || name.contains('/') {
+            return None;
+        }
+        let mut numbers = device.rsplit('/').next()?.split(':');
+        let host = decimal(numbers.next()?)?;
+        let (channel, target, lun) = (numbers.next()?, numbers.next()?, numbers.next()?);
+        if numbers.next().is_some() || channel != "0" {
+            return None;
+        }
+        let address = ScsiAddress { target: decimal(target)?, lun: decimal(lun)? };
+        Some((ScsiDevice { host, address }, name))
+    }
+
+    /// Its directory in sysfs.
+    pub fn directory(&self) -> PathBuf {
+        PathBuf::from(format!("{DEVICES}/{self}"))
+    }
+
+    /// Whether the kernel has it.
+    pub fn exists(&self) -> bool {
+        sysfs::exists(&format!("{DEVICES}/{self}"))
+    }
+
+    /// Takes the device out of the kernel and returns when that is done. A device that is gone already is fine.
+    ///
+    /// # Errors
+    /// The kernel refuses, or the device is still there.
+    pub fn delete(&self) -> Result<()> {
+        let delete = self.directory().join("delete");
+        let failed = || Error::system("write", delete.display().to_string());
+        match sysfs::write(&delete, "1") {
+            Ok(()) if self.exists() => Err(failed()(std::io::Error::from_raw_os_error(libc::EBUSY))),
+            Ok(()) => Ok(()),
+            Err(error) if sysfs::is_gone(&error) => Ok(()),
+            Err(error) => Err(failed()(error)),
+        }
+    }
+}
+
+/// Digits only: `str::parse` would take a leading plus sign.
+fn decimal<T: std::str::FromStr>(text: &str) -> Option<T> {
+    if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
+}
+
+/// A virtio-scsi host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScsiHost {
+    /// N in `hostN`.
+    pub number: u32,
+    /// What the virtio device sits on: a PCI address (`0000:00:01.0`), or the bus's own notation elsewhere.
+    pub controller: String,
+}
+
+impl ScsiHost {
+    /// The guest's virtio-scsi hosts; other SCSI hosts (AHCI, USB) are left out.
+    ///
+    /// # Errors
+    /// sysfs cannot be read.
+    pub fn all() -> Result<Vec<ScsiHost>> {
+        let mut hosts = Vec::new();
+        for name in sysfs::names(Path::new(HOSTS))? {
+            // The link tells it all, so no attribute needs to be read: "…/0000:00:01.0/virtio0/host0/scsi_host/host0".
+            if let Ok(link) = fs::read_link(Path::new(HOSTS).join(&name)) {
+                hosts.extend(ScsiHost::from_link(&link.to_string_lossy()));
+            }
+        }
+        hosts.sort_by_key(|host| host.number);
+        Ok(hosts)
+    }
+
+    /// Those of `hosts` that may have a volume: the named controller's, or all.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn candidates(hosts: &[ScsiHost], controller: Option<&str>) -> Result<Vec<ScsiHost>> {
+        let fits = |host: &&ScsiHost| controller.is_none_or(|named| host.controller == named);
+        let candidates: Vec<ScsiHost> = hosts.iter().filter(fits).cloned().collect();
+        if candidates.is_empty() {
+            return Err(Error::NoController { named: controller.map(str::to_owned) });
+        }
+        Ok(candidates)
+    }
+
+    /// virtio_scsi is the only driver that puts a SCSI host right below a virtio device.
+    fn from_link(link: &str) -> Option<ScsiHost> {
+        let mut parts = link.rsplit('/').skip(2);
+        let number = decimal(parts.next()?.strip_prefix("host")?)?;
+        let _: u32 = decimal(parts.next()?.strip_prefix("virtio")?)?;
+        Some(ScsiHost { number, controller: parts.next()?.to_owned() })
+    }
+
+    /// Looks for one logical unit. Returns when the kernel has asked the device, before the disk has a name.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn scan(&self, address: ScsiAddress) -> Result<()> {
+        let scan = format!("{HOSTS}/host{}/scan", self.number);
+        let command = format!("0 {} {}", address.target, address.lun);
+        sysfs::write(Path::new(&scan), &command).map_err(Error::system("write", scan))
+    }
+
+    /// The device at `address` of this host.
+    pub fn device(&self, address: ScsiAddress) -> ScsiDevice {
+        ScsiDevice { host: self.number, address }
+    }
+}
+
+/// How the kernel scans by itself: "none", "sync", "async" or "manual"; empty where scsi_mod does not tell.
+pub fn scan_mode() -> Result<String> {
+    Ok(sysfs::read(Path::new("/sys/module/scsi_mod/parameters/scan"))?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    const BUS: &str = "/devices/pci0000:00/0000:00:01.0/virtio0/host0/target0:0:255";
+
+    #[test]
+    fn a_disk_is_found_in_its_path() {
+        let path = format!("{BUS}/0:0:255:3/block/sda");
+        let (device, name) = ScsiDevice::from_devpath(&path).unwrap();
+        assert_eq!(device, ScsiDevice { host: 0, address: ScsiAddress { target: 255, lun: 3 } });
+        assert_eq!((device.to_string().as_str(), name), ("0:0:255:3", "sda"));
+        assert_eq!(device.directory(), Path::new("/sys/bus/scsi/devices/0:0:255:3"));
+    }
+
+    #[rstest]
+    #[case::partition("0:0:255:3/block/sda/sda1")]
+    #[case::no_block("0:0:255:3/bsg/0:0:255:3")]
+    #[case::second_sight_of_lun_300("0:0:0:16684/block/sdb")]
+    #[case::other_channel("0:1:255:3/block/sda")]
+    #[case::signs("0:0:+255:3/block/sda")]
+    #[case::five_numbers("0:0:0:255:3/block/sda")]
+    #[case::virtio_blk("virtio1/block/vda")]
+    #[case::no_name("0:0:255:3/block/")]
+    fn what_is_no_disk_of_ours_is_left_out(#[case] tail: &str) {
+        assert_eq!(ScsiDevice::from_devpath(&format!("{BUS}/{tail}")), None);
+    }
+
+    #[rstest]
+    #[case("../../devices/pci0000:00/0000:00:01.0/virtio0/host2/scsi_host/host2", Some((2, "0000:00:01.0")))]
+    #[case("../../devices/css0/0.0.0001/0.0.0001/virtio3/host0/scsi_host/host0", Some((0, "0.0.0001")))]
+    #[case("../../devices/pci0000:00/0000:00:1f.2/ata1/host0/scsi_host/host0", None)]
+    #[case("../../devices/pci0000:00/0000:00:03.0/usb1/1-1/1-1:1.0/host3/scsi_host/host3", None)]
+    #[case("host0", None)]
+    fn only_virtio_scsi_hosts_count(#[case] link: &str, #[case] expected: Option<(u32, &str)>) {
+        let found = ScsiHost::from_link(link);
+        assert_eq!(found.as_ref().map(|host| (host.number, host.controller.as_str())), expected);
+    }
+}

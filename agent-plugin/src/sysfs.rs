@@ -1,0 +1,77 @@
+//! Attributes of [sysfs](https://docs.kernel.org/filesystems/sysfs.html): one small value per file.
+
+use std::{fs, io, io::Write as _, path::Path, str::FromStr};
+
+use crate::error::{Error, Result};
+
+/// An attribute's bytes, or `None` where the kernel has no such attribute (any more).
+pub(crate) fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(Error::system("read", path.display().to_string())(error)),
+    }
+}
+
+/// An attribute's value, or `None` where the kernel has no such attribute (any more).
+pub(crate) fn read<T: FromStr>(path: &Path) -> Result<Option<T>> {
+    let Some(bytes) = read_bytes(path)? else { return Ok(None) };
+    let text = String::from_utf8_lossy(&bytes);
+    match text.trim_end().parse() {
+        Ok(value) => Ok(Some(value)),
+        Err(_) => Err(Error::Malformed {
+            subject: path.display().to_string(),
+            found: text.chars().take(80).collect(),
+        }),
+    }
+}
+
+/// Writes an attribute, with one `write` call as the kernel wants it.
+pub(crate) fn write(path: &Path, value: &str) -> io::Result<()> {
+    fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
+}
+
+/// Whether there is such an object.
+pub(crate) fn exists(path: &str) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
+/// The names in a directory of sysfs; none where it does not exist.
+pub(crate) fn names(path: &Path) -> Result<Vec<String>> {
+    let failed = || Error::system("readdir", path.display().to_string());
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if is_gone(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(failed()(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        // The kernel's own names are ASCII.
+        names.push(entry.map_err(failed())?.file_name().to_string_lossy().into_owned());
+    }
+    Ok(names)
+}
+
+/// The object went away: before the open (ENOENT) or under it (ENODEV, ENXIO).
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENXIO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_a_value_of_the_running_kernel() {
+        let loops: Option<u64> = read(Path::new("/sys/class/block/loop0/size")).unwrap();
+        assert!(loops.is_some(), "these tests need the loop module (/sys/class/block/loop0)");
+        let error = read::<u64>(Path::new("/sys/class/block/loop0/dev")).unwrap_err();
+        assert!(error.message().contains("reads \"7:0"), "{error}");
+    }
+
+    #[test]
+    fn what_does_not_exist_is_none() {
+        assert_eq!(read::<u64>(Path::new("/sys/class/block/nope/size")).unwrap(), None);
+        assert!(names(Path::new("/sys/class/nope")).unwrap().is_empty());
+    }
+}

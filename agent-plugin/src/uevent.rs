@@ -1,0 +1,175 @@
+//! The kernel's device events ([netlink(7)](https://man7.org/linux/man-pages/man7/netlink.7.html),
+//! `NETLINK_KOBJECT_UEVENT`): `add@/devices/…` and `KEY=value` pairs, separated by NUL bytes.
+//!
+//! The kernel drops events when the receive buffer is full and says so once (ENOBUFS); the socket stays usable.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_KOBJECT_UEVENT};
+
+use crate::{
+    block::DeviceNumber,
+    error::{Error, Result},
+};
+
+/// Room for the ten events of each of 256 disks, and for a storm beside them. It is used only while events wait in it.
+const RECEIVE_BUFFER: usize = 8 << 20;
+
+/// An environment is 2,048 bytes in the kernel, and the path before it at most 4,096.
+const LARGEST_EVENT: usize = 8 << 10;
+
+/// One event, borrowed from the socket's buffer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uevent<'a> {
+    /// "add", "remove", "change", …
+    pub action: &'a str,
+    /// Path below `/sys`.
+    pub devpath: &'a str,
+    /// "block", "scsi", …
+    pub subsystem: &'a str,
+    /// "disk" or "partition" in subsystem "block"; empty where there is none.
+    pub devtype: &'a str,
+    /// Where the device has one.
+    pub number: Option<DeviceNumber>,
+}
+
+impl<'a> Uevent<'a> {
+    /// Parses a message of the kernel. `None` for anything else, such as what udev sends to its listeners.
+    pub fn parse(message: &'a [u8]) -> Option<Uevent<'a>> {
+        let mut parts = std::str::from_utf8(message).ok()?.split('\0');
+        let (action, devpath) = parts.next()?.split_once('@')?;
+        let mut event = Uevent { action, devpath, subsystem: "", devtype: "", number: None };
+        let (mut major, mut minor) = (None, None);
+        for (key, value) in parts.filter_map(|part| part.split_once('=')) {
+            match key {
+                "SUBSYSTEM" => event.subsystem = value,
+                "DEVTYPE" => event.devtype = value,
+                "MAJOR" => major = value.parse().ok(),
+                "MINOR" => minor = value.parse().ok(),
+                _ => {}
+            }
+        }
+        event.number = major.zip(minor).map(|(major, minor)| DeviceNumber { major, minor });
+        Some(event)
+    }
+
+    /// Whether it announces a whole disk that can be used from now on.
+    pub fn adds_disk(&self) -> bool {
+        self.action == "add" && self.subsystem == "block" && self.devtype == "disk"
+    }
+}
+
+/// What [`UeventSocket::receive`] found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Received<'a> {
+    /// An event of the kernel.
+    Event(Uevent<'a>),
+    /// A message that the kernel did not send, or that is no event.
+    Foreign,
+    /// Events were lost: look in sysfs.
+    Overflow,
+    /// Nothing waits; poll the socket.
+    Nothing,
+}
+
+/// A socket that receives events from the moment it is opened.
+#[derive(Debug)]
+pub struct UeventSocket {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+impl UeventSocket {
+    /// Opens a socket with a buffer that a batch does not fill.
+    ///
+    /// # Errors
+    /// The kernel refuses a socket.
+    pub fn open() -> Result<UeventSocket> {
+        UeventSocket::with_receive_buffer(
+            crate::fault::value("uevent-receive-buffer").unwrap_or(RECEIVE_BUFFER),
+        )
+    }
+
+    /// Opens a socket with a receive buffer of so many bytes.
+    ///
+    /// # Errors
+    /// The kernel refuses a socket.
+    pub fn with_receive_buffer(bytes: usize) -> Result<UeventSocket> {
+        let failed = |call| Error::system::<io::Error>(call, "the uevent socket");
+        let mut socket = Socket::new(NETLINK_KOBJECT_UEVENT).map_err(failed("socket"))?;
+        setsockopt(&socket, RcvBufForce, &bytes)
+            .map_err(|errno| failed("setsockopt(SO_RCVBUFFORCE)")(errno.into()))?;
+        socket.bind(&SocketAddr::new(0, 1)).map_err(failed("bind"))?;
+        Ok(UeventSocket { socket, buffer: Vec::with_capacity(LARGEST_EVENT) })
+    }
+
+    /// The next event of the kernel, without waiting.
+    ///
+    /// # Errors
+    /// The socket is broken.
+    pub fn receive(&mut self) -> Result<Received<'_>> {
+        self.buffer.clear();
+        match self.socket.recv_from(&mut self.buffer, libc::MSG_DONTWAIT) {
+            // Only the kernel has port 0; processes can send to this group as well.
+            Ok((_, sender)) if sender.port_number() != 0 => Ok(Received::Foreign),
+            Ok(_) => Ok(Uevent::parse(&self.buffer).map_or(Received::Foreign, Received::Event)),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EAGAIN) => Ok(Received::Nothing),
+                Some(libc::ENOBUFS) => Ok(Received::Overflow),
+                _ => Err(Error::system("recvfrom", "the uevent socket")(error)),
+            },
+        }
+    }
+}
+
+impl AsFd for UeventSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    const ADD: &[u8] =
+        b"add@/devices/virtio0/host0/target0:0:5/0:0:5:3/block/sda\0ACTION=add\0SUBSYSTEM=block\0\
+        MAJOR=8\0MINOR=0\0DEVNAME=sda\0DEVTYPE=disk\0DISKSEQ=1\0SEQNUM=529\0";
+
+    #[test]
+    fn an_added_disk_is_understood() {
+        let event = Uevent::parse(ADD).unwrap();
+        assert!(event.adds_disk());
+        assert_eq!(event.devpath, "/devices/virtio0/host0/target0:0:5/0:0:5:3/block/sda");
+        assert_eq!(event.number, Some(DeviceNumber { major: 8, minor: 0 }));
+    }
+
+    #[rstest]
+    #[case::partition("add@/x/block/sda/sda1\0SUBSYSTEM=block\0DEVTYPE=partition\0")]
+    #[case::other_action("change@/x/block/sda\0SUBSYSTEM=block\0DEVTYPE=disk\0")]
+    #[case::other_subsystem("add@/x/block/sda\0SUBSYSTEM=bsg\0DEVTYPE=disk\0")]
+    #[case::nothing_said("add@/x/block/sda")]
+    fn other_events_add_no_disk(#[case] message: &str) {
+        assert!(!Uevent::parse(message.as_bytes()).unwrap().adds_disk());
+    }
+
+    #[rstest]
+    #[case::udev(b"libudev\0\xfe\xed\xca\xfe")]
+    #[case::empty(b"")]
+    #[case::not_text(b"add@/x\0A=\xff")]
+    fn what_is_no_event_is_refused(#[case] message: &[u8]) {
+        assert_eq!(Uevent::parse(message), None);
+    }
+
+    #[test]
+    fn half_a_device_number_is_none() {
+        assert_eq!(Uevent::parse(b"add@/x\0MAJOR=8\0").unwrap().number, None);
+        assert_eq!(Uevent::parse(b"add@/x\0MAJOR=8\0MINOR=x\0").unwrap().number, None);
+    }
+}

@@ -1,0 +1,289 @@
+//! Attach: scan, wait, verify, node, filter, publish, for all volumes of a batch. All or nothing.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Instant,
+};
+
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::stat::{Mode, umask},
+};
+
+use super::{
+    Access, Arrival, Attached, Attachment, Failed, Guard, OfVolume as _, Outcome, Stages, Ticket,
+    distinct_targets,
+    hunt::{self, Search},
+};
+use crate::{
+    block::BlockDevice,
+    cgroup::{Filter, Grant},
+    device_node::{Node, Occupant, Place},
+    error::{Error, Result, Unsupported},
+    namespace::{Target, Visit},
+    scsi::ScsiHost,
+    uevent::UeventSocket,
+};
+
+/// What was done so far. It lives outside of the sequence, so that an error and a panic are undone alike.
+#[derive(Debug, Default)]
+struct Done {
+    searches: Vec<Search>,
+    volumes: Vec<Progress>,
+}
+
+/// What was done for one volume.
+#[derive(Debug, Default)]
+struct Progress {
+    node: Option<Node>,
+    /// The node was there before this request: it and its disk are not ours to remove.
+    was_there: bool,
+    grant: Option<Grant>,
+    size: u64,
+    read_only: bool,
+}
+
+/// Attaches all volumes, or none. The calling thread must not be used for anything else afterwards.
+pub(crate) fn attach(
+    arrivals: &[Arrival],
+    ticket: &Ticket,
+    deadline: Instant,
+    stages: &mut Stages,
+) -> Result<Vec<Attached>, Failed> {
+    ticket.turn(deadline)?;
+    let guard = Guard { deadline, ticket, arrivals };
+    let mut done = Done::default();
+    let result = catch_unwind(AssertUnwindSafe(|| sequence(&guard, stages, &mut done)))
+        .unwrap_or_else(|_| Err(Error::Panicked.into()));
+    let mut failed = match result {
+        Ok(attached) => {
+            attached.iter().for_each(|volume| ticket.set_attached(&volume.serial, true));
+            return Ok(attached);
+        }
+        Err(failed) => failed,
+    };
+    // Whatever failed because the container ended, its end is the reason.
+    if let Some(ended) = guard.targets().find(|target| target.has_ended()) {
+        failed.error = Box::new(Error::ContainerEnded { id: ended.id.to_string() });
+    }
+    failed.left = undo(arrivals, &done, ticket);
+    Err(failed)
+}
+
+fn sequence(guard: &Guard<'_>, stages: &mut Stages, done: &mut Done) -> Result<Vec<Attached>, Failed> {
+    let arrivals = guard.arrivals;
+    private_umask()?;
+    let mut socket = UeventSocket::open()?;
+    stages.end("uevent-socket")?;
+
+    let filters = look_up(arrivals, done)?;
+    let visits = find_places(arrivals)?;
+    stages.end("lookup")?;
+
+    guard.check("the look-up")?;
+    for (search, arrival) in done.searches.iter_mut().zip(arrivals) {
+        search.scan().of(&arrival.attachment.serial)?;
+    }
+    stages.end("scan")?;
+
+    hunt::wait(&mut done.searches, &mut socket, guard)?;
+    stages.end("wait")?;
+
+    for (arrival, (search, progress)) in arrivals.iter().zip(done.searches.iter().zip(&mut done.volumes)) {
+        verify(&arrival.attachment, disk(search), progress).of(&arrival.attachment.serial)?;
+    }
+    stages.end("verify")?;
+
+    let places = collect(arrivals, visits, guard.deadline)?;
+    for (index, (place, arrival)) in places.into_iter().zip(arrivals).enumerate() {
+        let Attachment { serial, .. } = &arrival.attachment;
+        let place = place.of(serial)?;
+        make_node(&arrival.attachment, disk(&done.searches[index]), place, &mut done.volumes[index])
+            .of(serial)?;
+        prove(index, done, &mut socket, guard)?;
+    }
+    stages.end("node")?;
+
+    for (index, arrival) in arrivals.iter().enumerate() {
+        let Attachment { serial, access, .. } = &arrival.attachment;
+        let number = disk(&done.searches[index]).number;
+        done.volumes[index].grant = Some(filters[index].allow(number, access.rights()).of(serial)?);
+    }
+    stages.end("filter")?;
+
+    guard.check("the device filter")?;
+    for (arrival, progress) in arrivals.iter().zip(&mut done.volumes) {
+        if let Some(node) = &mut progress.node {
+            node.publish().of(&arrival.attachment.serial)?;
+        }
+    }
+    stages.end("publish")?;
+    // A container that has ended gets an error, even if its tmpfs took all of it.
+    guard.targets().try_for_each(Target::check_alive)?;
+
+    let attached = |(index, arrival): (usize, &Arrival)| {
+        report(&arrival.attachment, disk(&done.searches[index]), &filters[index], &done.volumes[index])
+    };
+    Ok(arrivals.iter().enumerate().map(attached).collect())
+}
+
+/// A thread shares its umask with the whole agent; modes are meant as they are given.
+fn private_umask() -> Result<()> {
+    unshare(CloneFlags::CLONE_FS).map_err(Error::system("unshare", "CLONE_FS"))?;
+    umask(Mode::empty());
+    Ok(())
+}
+
+/// Everything that can be known before anything is changed.
+fn look_up<'a>(arrivals: &'a [Arrival], done: &mut Done) -> Result<Vec<Filter<'a>>, Failed> {
+    let hosts = ScsiHost::all()?;
+    let mut filters = Vec::with_capacity(arrivals.len());
+    for Arrival { attachment, target } in arrivals {
+        let serial = &attachment.serial;
+        if target.container.user_namespace.is_some() {
+            return Err(Unsupported::UserNamespace { id: target.id.to_string() }.into()).of(serial);
+        }
+        let filter = Filter::of(target).of(serial)?;
+        filter.check().of(serial)?;
+        filters.push(filter);
+        let mut search = Search::new(attachment, &hosts).of(serial)?;
+        search.look().of(serial)?;
+        done.searches.push(search);
+        done.volumes.push(Progress::default());
+    }
+    Ok(filters)
+}
+
+type Places = Vec<Result<Place>>;
+
+/// Resolves the paths of each container on a thread there, while this one goes on with the disks.
+fn find_places(arrivals: &[Arrival]) -> Result<Vec<(&Target, Visit<Places>)>, Failed> {
+    let visit = |target| {
+        let paths: Vec<_> =
+            of_target(arrivals, target).map(|arrival| arrival.attachment.path.clone()).collect();
+        let find = move |root: &_| Ok(paths.iter().map(|path| Place::find(root, path)).collect());
+        Ok((target, target.enter(find)?))
+    };
+    distinct_targets(arrivals.iter().map(|arrival| &arrival.target)).into_iter().map(visit).collect()
+}
+
+fn of_target<'a>(arrivals: &'a [Arrival], target: &Target) -> impl Iterator<Item = &'a Arrival> {
+    arrivals.iter().filter(move |arrival| arrival.target.id == target.id)
+}
+
+/// The places in the order of the request.
+fn collect(
+    arrivals: &[Arrival],
+    visits: Vec<(&Target, Visit<Places>)>,
+    deadline: Instant,
+) -> Result<Places, Failed> {
+    let mut found = Vec::with_capacity(visits.len());
+    for (target, visit) in visits {
+        found.push((&target.id, visit.finish(deadline)?.into_iter()));
+    }
+    let next = |arrival: &Arrival| {
+        let places = found.iter_mut().find(|(id, _)| **id == arrival.target.id);
+        places.and_then(|(_, places)| places.next()).unwrap_or(Err(Error::Panicked))
+    };
+    Ok(arrivals.iter().map(next).collect())
+}
+
+/// The serial was checked when the disk was found.
+fn verify(attachment: &Attachment, disk: &BlockDevice, progress: &mut Progress) -> Result<()> {
+    progress.size = disk.size()?;
+    progress.read_only = disk.read_only()?;
+    if progress.size == attachment.size {
+        return Ok(());
+    }
+    Err(Error::IdentityMismatch {
+        device: disk.device.to_string(),
+        what: "size",
+        found: progress.size.to_string(),
+        expected: attachment.size.to_string(),
+    })
+}
+
+fn make_node(
+    attachment: &Attachment,
+    disk: &BlockDevice,
+    place: Place,
+    progress: &mut Progress,
+) -> Result<()> {
+    let path = || attachment.path.as_str().to_owned();
+    let access = if progress.read_only { Access::ReadOnly } else { Access::ReadWrite };
+    match place.occupant()? {
+        Some(Occupant::Block(number, options)) if number == disk.number => {
+            progress.was_there = true;
+            let conflict = |there: String, asked: String| Err(Error::Conflict { path: path(), there, asked });
+            if options != attachment.options {
+                return conflict(options.to_string(), attachment.options.to_string());
+            }
+            if access != attachment.access {
+                return conflict(format!("{access} access"), format!("{} access", attachment.access));
+            }
+            Ok(())
+        }
+        Some(other) => Err(Error::PathTaken { path: path(), by: other.to_string() }),
+        None if access != attachment.access => Err(Error::IdentityMismatch {
+            device: disk.device.to_string(),
+            what: "access",
+            found: access.to_string(),
+            expected: attachment.access.to_string(),
+        }),
+        None => {
+            place.check()?;
+            progress.node = Some(place.make(&attachment.serial, disk.number, attachment.options)?);
+            Ok(())
+        }
+    }
+}
+
+/// A disk that was only seen in sysfs may not be open for business yet: then its event is still to come.
+fn prove(index: usize, done: &mut Done, socket: &mut UeventSocket, guard: &Guard<'_>) -> Result<(), Failed> {
+    let Some(node) = &done.volumes[index].node else { return Ok(()) };
+    let serial = &guard.arrivals[index].attachment.serial;
+    if node.prove().of(serial)? {
+        return Ok(());
+    }
+    hunt::wait_for_announcement(&mut done.searches, index, socket, guard)?;
+    match node.prove().of(serial)? {
+        true => Ok(()),
+        false => {
+            Err(Error::system("open", disk(&done.searches[index]).name.as_str())(nix::errno::Errno::ENXIO))
+                .of(serial)
+        }
+    }
+}
+
+/// Only for stages behind the wait.
+fn disk(search: &Search) -> &BlockDevice {
+    search.found.as_ref().expect("the wait ends when every disk is found")
+}
+
+fn report(attachment: &Attachment, disk: &BlockDevice, filter: &Filter<'_>, progress: &Progress) -> Attached {
+    let grant = progress.grant.as_ref();
+    Attached {
+        serial: attachment.serial.clone(),
+        unchanged: progress.was_there && grant.is_none_or(|grant| grant.added.is_empty()),
+        guest_device: disk.name.clone(),
+        outcome: Outcome {
+            device: disk.number,
+            filter: filter.mode(),
+            allowed_before: grant.is_some_and(|grant| grant.allowed_before),
+        },
+        size: progress.size,
+        read_only: progress.read_only,
+    }
+}
+
+/// In reverse: what the container sees goes first, its rights next, the disk last. Goes on after an error.
+fn undo(arrivals: &[Arrival], done: &Done, ticket: &Ticket) -> Vec<Error> {
+    let volumes = || done.volumes.iter().rev();
+    let nodes = volumes().filter_map(|volume| volume.node.as_ref()).map(Node::remove);
+    let rights = volumes().filter_map(|volume| volume.grant.as_ref()).map(Grant::undo);
+    let disks =
+        arrivals.iter().zip(&done.searches).zip(&done.volumes).rev().map(|((arrival, search), volume)| {
+            search.undo(volume.was_there || ticket.is_attached(&arrival.attachment.serial))
+        });
+    nodes.chain(rights).chain(disks).filter_map(Result::err).collect()
+}
