@@ -199,6 +199,7 @@ impl<'a> Plug<'a> {
             prepare::check_path(&probe, &item.intent.path)?;
             item.source.claim()?;
         }
+        self.watch.lap("settle");
         let mut addresses = Addresses::shuffled();
         for index in 0..self.items.len() {
             if self.items[index].plugged.is_none() {

@@ -19,7 +19,10 @@ fn the_manual_pages_are_current() {
     let checked_in = pages(&man);
     assert_eq!(generated.keys().collect::<Vec<_>>(), checked_in.keys().collect::<Vec<_>>());
     for (name, text) in &generated {
-        assert!(checked_in[name] == *text, "{name} is not what the command line is; see the head of this test");
+        assert!(
+            checked_in[name] == *text,
+            "{name} is not what the command line is; see the head of this test"
+        );
     }
 }
 

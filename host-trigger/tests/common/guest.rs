@@ -1,0 +1,187 @@
+//! An agent that answers the contract from a book of its own: which serials are attached where. Its misbehaviour is set by a test.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use agent_plugin::contract::{
+    block_volume::{
+        Access, AttachRequest, AttachResponse, Attached, Attachment, ContainerState, DetachRequest,
+        DetachResponse, Detached, DeviceNumber, Failure, FilterMode, FilterState, NodeWay, Outcome,
+        PathState, PathUse, ProbeRequest, ProbeResponse, Reason, Stage,
+    },
+    block_volume_ttrpc::{self, BlockVolume},
+};
+use async_trait::async_trait;
+use tokio::sync::Notify;
+use ttrpc::r#async::{Server, TtrpcContext};
+
+/// What it does when it is asked to attach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Behaviour {
+    Works,
+    Fails {
+        reason: Reason,
+        undone: bool,
+    },
+    /// It attaches and then never answers.
+    Hangs,
+    TellsAnotherSerial,
+    TellsFewer,
+}
+
+pub struct Guest {
+    pub behaviour: Mutex<Behaviour>,
+    pub attached: Mutex<HashMap<String, Attachment>>,
+    pub detached: Mutex<Vec<String>>,
+    pub taken: Mutex<Vec<String>>,
+    pub probe_failure: Mutex<Option<Reason>>,
+    pub api_level: Mutex<u32>,
+    /// Told at each request to attach.
+    pub asked: Notify,
+    address: PathBuf,
+    server: tokio::sync::Mutex<Option<Server>>,
+}
+
+impl Guest {
+    pub async fn serve(address: &Path) -> Arc<Self> {
+        let guest = Arc::new(Self {
+            behaviour: Mutex::new(Behaviour::Works),
+            attached: Mutex::default(),
+            detached: Mutex::default(),
+            taken: Mutex::default(),
+            probe_failure: Mutex::default(),
+            api_level: Mutex::new(1),
+            asked: Notify::new(),
+            address: address.to_owned(),
+            server: tokio::sync::Mutex::default(),
+        });
+        guest.start().await;
+        guest
+    }
+
+    /// Listens, again after a [`stop`](Self::stop).
+    pub async fn start(self: &Arc<Self>) {
+        self.listen(block_volume_ttrpc::create_block_volume(self.clone())).await;
+    }
+
+    /// Listens without the service.
+    pub async fn start_without_plugin(&self) {
+        self.listen(HashMap::new()).await;
+    }
+
+    async fn listen(&self, service: HashMap<String, ttrpc::r#async::Service>) {
+        let _ = std::fs::remove_file(&self.address);
+        let address = format!("unix://{}", self.address.display());
+        let mut server = Server::new().bind(&address).unwrap().register_service(service);
+        server.start().await.unwrap();
+        *self.server.lock().await = Some(server);
+    }
+
+    /// As if the agent died: connections end, nobody listens.
+    pub async fn stop(&self) {
+        if let Some(mut server) = self.server.lock().await.take() {
+            server.disconnect().await;
+        }
+        let _ = std::fs::remove_file(&self.address);
+    }
+
+    pub fn behave(&self, behaviour: Behaviour) {
+        *self.behaviour.lock().unwrap() = behaviour;
+    }
+
+    pub fn attached_paths(&self) -> Vec<String> {
+        let attached = self.attached.lock().unwrap();
+        let mut paths: Vec<_> = attached.values().map(|attachment| attachment.path.clone()).collect();
+        paths.sort();
+        paths
+    }
+
+    fn path_state(&self, path: &str) -> PathState {
+        let attached = self.attached.lock().unwrap().values().any(|attachment| attachment.path == path);
+        let taken = attached || self.taken.lock().unwrap().iter().any(|taken| taken == path);
+        let (usage, taken_by) =
+            if taken { (PathUse::PATH_USE_TAKEN, "file") } else { (PathUse::PATH_USE_FREE, "") };
+        PathState {
+            path: path.to_owned(),
+            use_: usage.into(),
+            taken_by: taken_by.to_owned(),
+            file_system: "tmpfs".to_owned(),
+            way: NodeWay::NODE_WAY_MKNOD.into(),
+            ..Default::default()
+        }
+    }
+}
+
+pub fn failure(reason: Reason, undone: bool) -> protobuf::MessageField<Failure> {
+    let message = format!("scripted {reason:?} \u{1b}[31m");
+    Some(Failure { reason: reason.into(), message, undone, ..Default::default() }).into()
+}
+
+#[async_trait]
+impl BlockVolume for Guest {
+    async fn probe(&self, _: &TtrpcContext, request: ProbeRequest) -> ttrpc::Result<ProbeResponse> {
+        let filter = FilterState { mode: FilterMode::FILTER_MODE_NONE.into(), ..Default::default() };
+        let paths = request.paths.iter().map(|path| self.path_state(path)).collect();
+        let container = ContainerState { filter: Some(filter).into(), paths, ..Default::default() };
+        let refused = *self.probe_failure.lock().unwrap();
+        Ok(ProbeResponse {
+            api_level: *self.api_level.lock().unwrap(),
+            container: Some(container).into(),
+            failure: refused.map(|reason| failure(reason, true)).unwrap_or_default(),
+            ..Default::default()
+        })
+    }
+
+    async fn attach(&self, _: &TtrpcContext, request: AttachRequest) -> ttrpc::Result<AttachResponse> {
+        let behaviour = *self.behaviour.lock().unwrap();
+        if let Behaviour::Fails { reason, undone } = behaviour {
+            return Ok(AttachResponse { failure: failure(reason, undone), ..Default::default() });
+        }
+        let mut reply = AttachResponse::new();
+        for (index, attachment) in (0..).zip(request.attachments) {
+            let outcome = Outcome {
+                device: Some(DeviceNumber { major: 8, minor: 16 * index, ..Default::default() }).into(),
+                node: NodeWay::NODE_WAY_MKNOD.into(),
+                filter: FilterMode::FILTER_MODE_NONE.into(),
+                ..Default::default()
+            };
+            let serial = attachment.serial.clone();
+            reply.attached.push(Attached {
+                serial: if behaviour == Behaviour::TellsAnotherSerial {
+                    "other".into()
+                } else {
+                    serial.clone()
+                },
+                unchanged: self.attached.lock().unwrap().contains_key(&serial),
+                guest_device: format!("sd{index}\u{1b}"),
+                outcome: Some(outcome).into(),
+                size: attachment.size,
+                read_only: attachment.access == Access::ACCESS_READ_ONLY.into(),
+                ..Default::default()
+            });
+            self.attached.lock().unwrap().insert(serial, attachment);
+        }
+        reply.stages.push(Stage { name: "scan".into(), micros: 5, ..Default::default() });
+        self.asked.notify_one();
+        match behaviour {
+            Behaviour::Hangs => std::future::pending::<()>().await,
+            Behaviour::TellsFewer => drop(reply.attached.pop()),
+            _ => {}
+        }
+        Ok(reply)
+    }
+
+    async fn detach(&self, _: &TtrpcContext, request: DetachRequest) -> ttrpc::Result<DetachResponse> {
+        let mut reply = DetachResponse::new();
+        for detachment in request.detachments {
+            let serial = detachment.attachment.serial.clone();
+            let unchanged = self.attached.lock().unwrap().remove(&serial).is_none();
+            self.detached.lock().unwrap().push(serial.clone());
+            reply.detached.push(Detached { serial, unchanged, ..Default::default() });
+        }
+        Ok(reply)
+    }
+}

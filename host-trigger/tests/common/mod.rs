@@ -1,0 +1,174 @@
+//! A sandbox as a Kata host has it, but without a guest: a real QEMU that never starts its CPU, and in place of the agent one
+//! that keeps book of what it is asked for.
+
+#![allow(dead_code, unreachable_pub, clippy::allow_attributes, reason = "each test binary uses a part of this")]
+
+pub mod guest;
+pub mod volume;
+
+use std::{
+    fs,
+    os::{fd::OwnedFd, unix::net::UnixListener},
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use guest::Guest;
+use host_trigger::{
+    Deadline,
+    output::{Failure, Report},
+    qmp::Qmp,
+};
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+/// One sandbox `s1` with the container `c1`.
+pub struct Host {
+    directory: tempfile::TempDir,
+    pub qemu: Child,
+    pub guest: Arc<Guest>,
+    control: Qmp,
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        self.qemu.wait().expect("a killed child is reaped");
+    }
+}
+
+/// What a run of the command told.
+#[derive(Debug)]
+pub struct Ran {
+    pub exit_code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+    pub took: Duration,
+}
+
+impl Ran {
+    #[track_caller]
+    pub fn report(&self) -> Report {
+        assert_eq!(self.exit_code, Some(0), "{self:?}");
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+
+    /// The reason of a failure; its exit code is checked against the process's.
+    #[track_caller]
+    pub fn failure(&self) -> Failure {
+        let failure: Failure = serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"));
+        assert_eq!(self.exit_code, Some(failure.error.exit_code.into()), "{self:?}");
+        failure
+    }
+
+    #[track_caller]
+    pub fn assert_fails(&self, reason: &str, exit_code: u8) {
+        let error = self.failure().error;
+        assert_eq!((error.reason.as_str(), error.exit_code), (reason, exit_code), "{self:?}");
+    }
+}
+
+impl Host {
+    pub async fn boot() -> Self {
+        Self::boot_with(&["-device", "virtio-scsi-pci,id=scsi0"]).await
+    }
+
+    pub async fn boot_with(devices: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        for part in ["vm/s1", "sbs/s1/s1", "sbs/s1/c1", "sbs/s1/c2"] {
+            fs::create_dir_all(directory.path().join(part)).unwrap();
+        }
+        // QEMU gets its sockets as Kata's does: bound already, so that nobody has to wait for it. They come as its standard
+        // input and output, the only descriptors that no other child can inherit by accident.
+        let listen = |name: &str| OwnedFd::from(UnixListener::bind(directory.path().join(name)).unwrap());
+        let qemu = std::process::Command::new("qemu-system-x86_64")
+            .args(["-M", "q35", "-accel", "tcg", "-m", "16", "-display", "none", "-nodefaults", "-S"])
+            .args(["-chardev", "socket,id=q,fd=0,server=on,wait=off", "-mon", "chardev=q,mode=control"])
+            .args(["-chardev", "socket,id=c,fd=1,server=on,wait=off", "-mon", "chardev=c,mode=control"])
+            .args(devices)
+            .stdin(listen("vm/s1/qmp.sock"))
+            .stdout(listen("control.sock"))
+            .stderr(Stdio::inherit())
+            .spawn()
+            .expect("qemu-system-x86_64 starts");
+        // QEMU takes a moment to start on a busy machine, longer than a greeting may take.
+        let control = connect(&directory.path().join("control.sock")).await;
+        let guest = Guest::serve(&directory.path().join("agent.sock")).await;
+        let state = json!({
+            "AgentState": {"URL": format!("unix://{}", directory.path().join("agent.sock").display())},
+            "HypervisorState": {"Type": "qemu", "Pid": qemu.id()},
+        });
+        fs::write(directory.path().join("sbs/s1/persist.json"), state.to_string()).unwrap();
+        Self { directory, qemu, guest, control }
+    }
+
+    pub fn path(&self, part: &str) -> PathBuf {
+        self.directory.path().join(part)
+    }
+
+    /// `ecr-runtime … hot-plug` for this sandbox, with JSON output.
+    pub fn command(&self, volumes: &[(&Path, &str)], more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ecr-runtime"));
+        command.arg("--run-dir").arg(self.directory.path()).args([
+            "block-volume",
+            "hot-plug",
+            "--output",
+            "json",
+        ]);
+        if !more.contains(&"--container") {
+            command.args(["--sandbox", "s1", "--container", "c1"]);
+        }
+        for (volume, path) in volumes {
+            command.arg("--block-volume").arg(volume).arg("--device-path").arg(path);
+        }
+        command.args(more).kill_on_drop(true);
+        command
+    }
+
+    pub async fn plug(&self, volume: &Path, path: &str, more: &[&str]) -> Ran {
+        run(&mut self.command(&[(volume, path)], more)).await
+    }
+
+    /// What QEMU has of anybody's.
+    pub async fn snapshot(&mut self) -> Value {
+        let mut all = json!({});
+        for (query, arguments) in [
+            ("query-fdsets", json!({})),
+            ("query-named-block-nodes", json!({"flat": true})),
+            ("qom-list", json!({"path": "/machine/peripheral"})),
+        ] {
+            all[query] = self.query(query, arguments).await;
+        }
+        all
+    }
+
+    pub async fn query(&mut self, command: &str, arguments: Value) -> Value {
+        self.control.set_deadline(Deadline::after(Duration::from_secs(30)));
+        self.control.execute(command, arguments).await.unwrap()
+    }
+}
+
+async fn connect(path: &Path) -> Qmp {
+    let deadline = Deadline::after(Duration::from_secs(30));
+    loop {
+        match Qmp::connect(path, deadline).await {
+            Ok(qmp) => return qmp,
+            Err(e) => assert!(!deadline.remaining().is_zero(), "{e}"),
+        }
+    }
+}
+
+pub async fn run(command: &mut Command) -> Ran {
+    let start = Instant::now();
+    let output = tokio::time::timeout(Duration::from_secs(60), command.output());
+    let output = output.await.expect("the command ends").unwrap();
+    Ran {
+        exit_code: std::os::unix::process::ExitStatusExt::signal(&output.status)
+            .map_or(output.status.code(), |signal| Some(-signal)),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+        took: start.elapsed(),
+    }
+}

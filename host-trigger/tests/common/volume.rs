@@ -1,0 +1,68 @@
+//! Volumes of the host: raw images and loop devices over them.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// A raw image.
+pub struct Image(tempfile::TempPath);
+
+impl Image {
+    pub fn of(size: u64) -> Self {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(size).unwrap();
+        Self(file.into_temp_path())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+/// A loop device; it goes with its owner.
+pub struct Loop {
+    device: PathBuf,
+    _image: Image,
+}
+
+impl Loop {
+    pub fn of(size: u64) -> Self {
+        Self::with(size, &[])
+    }
+
+    pub fn with(size: u64, options: &[&str]) -> Self {
+        let image = Image::of(size);
+        let out = Command::new("losetup")
+            .args(["--find", "--show"])
+            .args(options)
+            .arg(image.path())
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{out:?}");
+        Self { device: String::from_utf8(out.stdout).unwrap().trim_end().into(), _image: image }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.device
+    }
+
+    /// Does somebody claim it?
+    pub fn is_claimed(&self) -> bool {
+        use std::os::unix::fs::OpenOptionsExt;
+        let open = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&self.device);
+        match open {
+            Ok(_) => false,
+            Err(e) => {
+                assert_eq!(e.raw_os_error(), Some(libc::EBUSY));
+                true
+            }
+        }
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.device).status();
+    }
+}

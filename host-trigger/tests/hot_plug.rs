@@ -1,0 +1,375 @@
+//! The verb against a real QEMU: what is plugged, what a repeat says, and that a failure leaves nothing.
+
+mod common;
+
+use std::time::Duration;
+
+use agent_plugin::contract::block_volume::Reason;
+use common::{
+    Host,
+    guest::Behaviour,
+    run,
+    volume::{Image, Loop},
+};
+use host_trigger::{
+    output::Outcome,
+    record::{Access, Record},
+};
+use rstest::rstest;
+use serde_json::{Value, json};
+
+const MIB: u64 = 1 << 20;
+
+fn records(snapshot: &Value) -> Vec<Record> {
+    let sets = snapshot["query-fdsets"].as_array().unwrap();
+    let fds = sets.iter().flat_map(|set| set["fds"].as_array().unwrap());
+    fds.filter_map(|fd| Record::from_opaque(fd["opaque"].as_str()?)).collect()
+}
+
+#[tokio::test]
+async fn a_loop_device_is_plugged_claimed_and_recorded() {
+    let mut host = Host::boot().await;
+    let volume = Loop::of(MIB);
+    let report = host.plug(volume.path(), "/dev/xvda", &["--uid", "7", "--mode", "600"]).await.report();
+    assert_eq!(report.result, Outcome::Attached);
+    let plugged = &report.volumes[0];
+    assert_eq!((plugged.sandbox.as_str(), plugged.container.as_str(), plugged.size), ("s1", "c1", MIB));
+    assert_eq!((plugged.guest_device.as_str(), plugged.device_number.as_str()), ("sd0\\u{1b}", "8:0"));
+    assert!(volume.is_claimed());
+
+    let attachment = host.guest.attached.lock().unwrap()[&plugged.id].clone();
+    assert_eq!(attachment.controller, "0000:00:01.0");
+    assert_eq!((attachment.uid, attachment.gid, attachment.mode), (7, 0, 0o600));
+    assert_eq!(attachment.address.target, plugged.scsi.target);
+
+    let device = format!("/machine/peripheral/ecrblk-{}", plugged.id);
+    for (property, value) in [
+        ("serial", json!(plugged.id)),
+        ("scsi-id", json!(plugged.scsi.target)),
+        ("lun", json!(plugged.scsi.lun)),
+        ("share-rw", json!(false)),
+        ("werror", json!("report")),
+        ("rerror", json!("report")),
+        ("logical_block_size", json!(512)),
+    ] {
+        assert_eq!(
+            host.query("qom-get", json!({"path": device, "property": property})).await,
+            value,
+            "{property}"
+        );
+    }
+    let snapshot = host.snapshot().await;
+    let node = &snapshot["query-named-block-nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|node| node["drv"] == "raw")
+        .unwrap();
+    assert_eq!((&node["ro"], &node["cache"]["direct"]), (&json!(false), &json!(true)));
+    let records = records(&snapshot);
+    assert_eq!(records.len(), 2);
+    assert!(records.iter().all(|record| record.id() == plugged.id));
+    assert!(
+        records.iter().any(|record| matches!(record, Record::Placement(placement) if placement.committed))
+    );
+    let is_intent = |record: &Record| matches!(record, Record::Intent(intent) if intent.path == "/dev/xvda" && intent.access == Access::ReadWrite);
+    assert!(records.iter().any(is_intent));
+}
+
+#[tokio::test]
+async fn the_stages_are_told_in_order() {
+    let host = Host::boot().await;
+    let image = Image::of(MIB);
+    let report = host.plug(image.path(), "/dev/xvda", &[]).await.report();
+    let names: Vec<_> = report.timings_us.0.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "find",
+            "lock",
+            "agent_address",
+            "agent_dial",
+            "probe",
+            "qmp_connect",
+            "qmp_query",
+            "source",
+            "prepare",
+            "settle",
+            "add_fd",
+            "blockdev_add",
+            "device_add",
+            "guest_scan",
+            "attach",
+            "outcome",
+            "total"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_repeat_is_unchanged_and_other_options_conflict() {
+    let mut host = Host::boot().await;
+    let image = Image::of(MIB);
+    host.plug(image.path(), "/dev/xvda", &[]).await.report();
+    let before = host.snapshot().await;
+
+    let again = host.plug(image.path(), "/dev/xvda", &[]).await.report();
+    assert_eq!(again.result, Outcome::Unchanged);
+    host.plug(image.path(), "/dev/xvda", &["--read-only"]).await.assert_fails("other_options", 4);
+    host.plug(image.path(), "/dev/xvda", &["--gid", "5"]).await.assert_fails("other_options", 4);
+    host.plug(image.path(), "/dev/xvdb", &[]).await.assert_fails("volume_taken", 4);
+    let other = ["--sandbox", "s1", "--container", "c2"];
+    host.plug(image.path(), "/dev/xvda", &other).await.assert_fails("volume_taken", 4);
+    let second = Image::of(MIB);
+    host.plug(second.path(), "/dev/xvda", &[]).await.assert_fails("path_taken", 4);
+    assert_eq!(host.snapshot().await, before);
+    assert_eq!(host.guest.attached_paths(), ["/dev/xvda"]);
+}
+
+#[tokio::test]
+async fn what_the_guest_lost_is_completed_by_a_repeat() {
+    let mut host = Host::boot().await;
+    let image = Image::of(MIB);
+    let first = host.plug(image.path(), "/dev/xvda", &[]).await.report();
+    host.guest.attached.lock().unwrap().clear();
+    let second = host.plug(image.path(), "/dev/xvda", &[]).await.report();
+    assert_eq!((second.result, &second.volumes[0].id), (Outcome::Attached, &first.volumes[0].id));
+    assert_eq!(records(&host.snapshot().await).len(), 2);
+}
+
+#[tokio::test]
+async fn a_device_with_blocks_of_4096_bytes_is_one_in_the_guest() {
+    let mut host = Host::boot().await;
+    let volume = Loop::with(MIB, &["--sector-size", "4096"]);
+    let report = host.plug(volume.path(), "/dev/xvda", &[]).await.report();
+    let path = format!("/machine/peripheral/ecrblk-{}", report.volumes[0].id);
+    for property in ["logical_block_size", "physical_block_size"] {
+        assert_eq!(host.query("qom-get", json!({"path": path, "property": property})).await, 4096);
+    }
+}
+
+#[tokio::test]
+async fn a_read_only_volume_is_read_only_in_qemu() {
+    let mut host = Host::boot().await;
+    let volume = Loop::with(MIB, &["--read-only"]);
+    let image = Image::of(MIB);
+    let volumes = [(volume.path(), "/dev/xvda"), (image.path(), "/dev/xvdb")];
+    let report = run(&mut host.command(&volumes, &["--read-only"])).await.report();
+    assert!(report.volumes.iter().all(|volume| volume.read_only));
+    let nodes = host.snapshot().await["query-named-block-nodes"].clone();
+    assert!(nodes.as_array().unwrap().iter().all(|node| node["ro"] == true));
+}
+
+#[tokio::test]
+async fn sixteen_volumes_of_one_call_are_all_plugged_or_none() {
+    let mut host = Host::boot().await;
+    let before = host.snapshot().await;
+    let images: Vec<_> = (1..=16).map(|n| Image::of(n * MIB)).collect();
+    let paths: Vec<_> = (1..=16).map(|n| format!("/dev/xvd{n}")).collect();
+    let volumes: Vec<_> = images.iter().map(Image::path).zip(paths.iter().map(String::as_str)).collect();
+
+    host.guest.behave(Behaviour::TellsFewer);
+    run(&mut host.command(&volumes, &[])).await.assert_fails("agent_answer", 1);
+    assert_eq!(host.snapshot().await, before);
+    assert!(host.guest.attached_paths().is_empty());
+
+    host.guest.behave(Behaviour::Works);
+    let report = run(&mut host.command(&volumes, &[])).await.report();
+    let sizes: Vec<_> = report.volumes.iter().map(|volume| volume.size / MIB).collect();
+    assert_eq!(sizes, (1..=16).collect::<Vec<_>>());
+    assert_eq!(host.guest.attached_paths().len(), 16);
+    assert_eq!(records(&host.snapshot().await).len(), 32);
+}
+
+#[tokio::test]
+async fn volumes_of_one_call_are_distinct_and_paired() {
+    let mut host = Host::boot().await;
+    let before = host.snapshot().await;
+    let (one, two) = (Image::of(MIB), Image::of(MIB));
+    let twice = [(one.path(), "/dev/a"), (one.path(), "/dev/b")];
+    // Each of the two sees the other's descriptor, so that either answer is right.
+    let ran = run(&mut host.command(&twice, &[])).await;
+    assert!(["repeated", "source_held"].contains(&ran.failure().error.reason.as_str()), "{ran:?}");
+    let same_path = [(one.path(), "/dev/a"), (two.path(), "/dev/a")];
+    run(&mut host.command(&same_path, &[])).await.assert_fails("repeated", 2);
+    host.plug(one.path(), "/dev/a", &["--block-volume", "/dev/loop0"]).await.assert_fails("unpaired", 2);
+    assert_eq!(host.snapshot().await, before);
+}
+
+#[rstest]
+#[case(Reason::REASON_CONTAINER_NOT_RUNNING, 3)]
+#[case(Reason::REASON_PATH_TAKEN, 4)]
+#[case(Reason::REASON_BUSY, 5)]
+#[case(Reason::REASON_TIMED_OUT, 7)]
+#[case(Reason::REASON_IDENTITY_MISMATCH, 9)]
+#[case(Reason::REASON_UNSUPPORTED, 10)]
+#[case(Reason::REASON_SYSTEM, 1)]
+#[tokio::test]
+async fn a_refusal_of_the_guest_leaves_nothing(#[case] reason: Reason, #[case] exit_code: u8) {
+    let mut host = Host::boot().await;
+    let before = host.snapshot().await;
+    let volume = Loop::of(MIB);
+    for undone in [true, false] {
+        host.guest.behave(Behaviour::Fails { reason, undone });
+        let failure = host.plug(volume.path(), "/dev/xvda", &[]).await.failure();
+        assert_eq!(failure.error.exit_code, exit_code);
+        assert!(!failure.error.message.contains('\u{1b}'), "{failure:?}");
+        assert_eq!(host.snapshot().await, before);
+        assert!(!volume.is_claimed());
+        // What the guest undid by itself it is not asked to undo.
+        assert_eq!(host.guest.detached.lock().unwrap().is_empty(), undone);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_about_another_disk_is_not_believed() {
+    let mut host = Host::boot().await;
+    let before = host.snapshot().await;
+    host.guest.behave(Behaviour::TellsAnotherSerial);
+    host.plug(Image::of(MIB).path(), "/dev/xvda", &[]).await.assert_fails("agent_answer", 1);
+    assert_eq!(host.snapshot().await, before);
+    assert!(host.guest.attached_paths().is_empty());
+}
+
+#[tokio::test]
+async fn a_reply_that_does_not_come_is_undone_in_the_guest_first() {
+    let mut host = Host::boot().await;
+    let before = host.snapshot().await;
+    host.guest.behave(Behaviour::Hangs);
+    let ran = host.plug(Image::of(MIB).path(), "/dev/xvda", &["--timeout", "2s"]).await;
+    ran.assert_fails("timed_out", 7);
+    assert!(ran.took < Duration::from_secs(3), "{ran:?}");
+    assert_eq!(host.snapshot().await, before);
+    assert!(host.guest.attached_paths().is_empty());
+    assert_eq!(host.guest.detached.lock().unwrap().len(), 1);
+}
+
+#[rstest]
+#[case(nix::sys::signal::SIGINT, 130)]
+#[case(nix::sys::signal::SIGTERM, 143)]
+#[tokio::test]
+async fn a_signal_is_obeyed_after_the_undo(#[case] signal: nix::sys::signal::Signal, #[case] exit_code: u8) {
+    let mut host = Host::boot().await;
+    let before = host.snapshot().await;
+    host.guest.behave(Behaviour::Hangs);
+    let image = Image::of(MIB);
+    let mut command = host.command(&[(image.path(), "/dev/xvda")], &[]);
+    let child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    host.guest.asked.notified().await;
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
+    nix::sys::signal::kill(pid, signal).unwrap();
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(exit_code.into()));
+    let failure: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(failure["error"]["reason"], "interrupted");
+    assert_eq!(host.snapshot().await, before);
+    assert!(host.guest.attached_paths().is_empty());
+}
+
+#[tokio::test]
+async fn an_agent_that_dies_leaves_work_that_the_next_run_completes() {
+    let mut host = Host::boot().await;
+    host.guest.behave(Behaviour::Hangs);
+    let volume = Loop::of(MIB);
+    let mut command = host.command(&[(volume.path(), "/dev/xvda")], &["--timeout", "4s"]);
+    let (ran, ()) = tokio::join!(run(&mut command), async {
+        host.guest.asked.notified().await;
+        host.guest.stop().await;
+    });
+    // Without the guest's word the disk is not taken from under it.
+    ran.assert_fails("incomplete", 8);
+    assert!(volume.is_claimed());
+
+    host.guest.behave(Behaviour::Works);
+    host.guest.start().await;
+    let report = host.plug(volume.path(), "/dev/xvda", &[]).await.report();
+    assert_eq!(report.result, Outcome::Attached);
+    assert_eq!(host.guest.detached.lock().unwrap().len(), 1);
+    assert_eq!(records(&host.snapshot().await).len(), 2);
+}
+
+#[tokio::test]
+async fn with_qemu_all_is_gone_and_nothing_is_left_to_undo() {
+    let mut host = Host::boot().await;
+    host.guest.behave(Behaviour::Hangs);
+    let volume = Loop::of(MIB);
+    let mut command = host.command(&[(volume.path(), "/dev/xvda")], &["--timeout", "2s"]);
+    let guest = host.guest.clone();
+    let (ran, ()) = tokio::join!(run(&mut command), async {
+        guest.asked.notified().await;
+        host.qemu.kill().unwrap();
+        host.qemu.wait().unwrap();
+    });
+    ran.assert_fails("timed_out", 7);
+    assert!(!volume.is_claimed());
+}
+
+#[tokio::test]
+async fn runs_on_one_sandbox_take_turns() {
+    let mut host = Host::boot().await;
+    let images: Vec<_> = (0..8).map(|_| Image::of(MIB)).collect();
+    let mut runs = tokio::task::JoinSet::new();
+    for (index, image) in images.iter().enumerate() {
+        let mut command = host.command(&[(image.path(), &format!("/dev/xvd{index}"))], &[]);
+        runs.spawn(async move { run(&mut command).await });
+    }
+    for ran in runs.join_all().await {
+        assert_eq!(ran.report().result, Outcome::Attached);
+    }
+    assert_eq!(records(&host.snapshot().await).len(), 16);
+}
+
+#[tokio::test]
+async fn a_run_that_waits_for_another_has_a_deadline() {
+    let host = Host::boot().await;
+    let directory = std::fs::File::open(host.path("vm/s1")).unwrap();
+    let _lock = nix::fcntl::Flock::lock(directory, nix::fcntl::FlockArg::LockExclusive).unwrap();
+    let ran = host.plug(Image::of(MIB).path(), "/dev/xvda", &["--timeout", "300ms"]).await;
+    ran.assert_fails("timed_out", 7);
+    assert!(ran.took < Duration::from_secs(2), "{ran:?}");
+}
+
+#[tokio::test]
+async fn people_get_lines_and_programs_one_object() {
+    let host = Host::boot().await;
+    let image = Image::of(MIB);
+    let human = host.plug(image.path(), "/dev/xvda", &["--output", "human"]);
+    let usage = human.await;
+    // The flag is there twice, which is a usage error: JSON was asked for as well.
+    usage.assert_fails("usage", 2);
+
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ecr-runtime"));
+    command.arg("--run-dir").arg(host.path("")).args([
+        "block-volume",
+        "hot-plug",
+        "--sandbox",
+        "s1",
+        "--container",
+        "c1",
+    ]);
+    command.arg("--block-volume").arg(image.path()).args(["--device-path", "/dev/xvda"]);
+    let plugged = run(&mut command).await;
+    assert!(plugged.stdout.starts_with("plugged ") && plugged.stderr.is_empty(), "{plugged:?}");
+    let refused = run(command.arg("--read-only")).await;
+    assert!(refused.stdout.is_empty(), "{refused:?}");
+    assert!(
+        refused.stderr.starts_with("error: the volume ") && refused.stderr.contains("\nhint: "),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn another_client_of_the_table_keeps_its_sets() {
+    let mut host = Host::boot().await;
+    let foreign = std::fs::File::open("/dev/null").unwrap();
+    let deadline = host_trigger::Deadline::after(Duration::from_secs(10));
+    let mut other = host_trigger::qmp::Qmp::connect(host.path("vm/s1/qmp.sock"), deadline).await.unwrap();
+    other.add_fd(&foreign, None, "libvirt-x").await.unwrap();
+    other.add_fd(&foreign, None, "").await.unwrap();
+    drop(other);
+    let before = host.snapshot().await;
+    host.guest.behave(Behaviour::Fails { reason: Reason::REASON_SYSTEM, undone: true });
+    host.plug(Image::of(MIB).path(), "/dev/xvda", &[]).await.assert_fails("guest_system", 1);
+    assert_eq!(host.snapshot().await, before);
+    assert_eq!(before["query-fdsets"].as_array().unwrap().len(), 2);
+}
