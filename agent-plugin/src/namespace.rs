@@ -84,14 +84,14 @@ impl Target {
         let root = self.root()?;
         let (sender, result) = mpsc::sync_channel(1);
         let target = self.clone();
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("block-volume-ns".to_owned())
             .spawn(move || {
                 // Nobody listens any more where the visit was given up.
                 let _ = sender.send(target.enter_here().and_then(|()| work(&root)));
             })
             .map_err(Error::system("clone", "a thread"))?;
-        Ok(Visit { result, id: self.id.clone() })
+        Ok(Visit { result, thread, id: self.id.clone() })
     }
 
     /// For a thread that ends right after: it cannot come back.
@@ -107,6 +107,7 @@ impl Target {
 #[derive(Debug)]
 pub struct Visit<T> {
     result: mpsc::Receiver<Result<T>>,
+    thread: thread::JoinHandle<()>,
     id: Arc<str>,
 }
 
@@ -119,7 +120,11 @@ impl<T> Visit<T> {
         // A grace that any live file system meets: a deadline that has passed must not leave a thread that is just done.
         let patience = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
         match self.result.recv_timeout(patience) {
-            Ok(result) => result,
+            Ok(result) => {
+                // It has nothing left to do but to end: whoever gets the result finds no thread of ours in there any more.
+                self.thread.join().map_err(|_| Error::Panicked)?;
+                result
+            }
             Err(RecvTimeoutError::Timeout) => {
                 Err(Error::TimedOut { awaited: format!("a file system of container {}", self.id) })
             }

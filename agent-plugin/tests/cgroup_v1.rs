@@ -1,0 +1,181 @@
+//! The device filter in real groups of cgroup v1. Needs root and the devices controller below /sys/fs/cgroup/devices (hybrid or v1).
+
+mod container;
+
+use std::{fs, io, path::PathBuf, process::Command};
+
+use agent_plugin::{
+    DeviceRule,
+    block::DeviceNumber,
+    cgroup::{Filter, Mode, Rights},
+};
+use container::{Fixture, needs_root, start_in};
+
+const HIERARCHY: &str = "/sys/fs/cgroup/devices";
+const DISK: DeviceNumber = DeviceNumber { major: 7, minor: 0 };
+
+/// A pod's group that denies everything, and a container's group in it, as kata-agent makes them.
+struct Groups {
+    pod: PathBuf,
+    name: String,
+}
+
+impl Groups {
+    fn new(test: &str) -> Groups {
+        needs_root();
+        let name = format!("ecr-test-{}-{test}", std::process::id());
+        let groups = Groups { pod: PathBuf::from(HIERARCHY).join(&name), name };
+        fs::create_dir(&groups.pod)
+            .unwrap_or_else(|error| panic!("cgroup v1 devices at {HIERARCHY}: {error}"));
+        fs::write(groups.pod.join("devices.deny"), "a").unwrap();
+        fs::write(groups.pod.join("devices.allow"), "b *:* m").unwrap();
+        for child in ["c1", "sibling", "c1/nested", "c1/nested/deeper"] {
+            fs::create_dir(groups.pod.join(child)).unwrap();
+        }
+        groups
+    }
+
+    fn list(&self, group: &str) -> Vec<String> {
+        let text = fs::read_to_string(self.pod.join(group).join("devices.list")).unwrap();
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    }
+
+    fn write(&self, file: &str, rule: &str) {
+        fs::write(self.pod.join(file), rule).unwrap();
+    }
+
+    fn container(&self, rules: Vec<DeviceRule>) -> Fixture {
+        start_in("", &PathBuf::from(format!("/{}/c1", self.name)), rules)
+    }
+
+    /// Whether a process in the group can open the disk; it must be refused by the filter otherwise.
+    fn opens(&self, group: &str) -> bool {
+        let script =
+            format!("echo $$ >{}/{group}/cgroup.procs; exec dd if=/dev/loop0 count=0", self.pod.display());
+        let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() || error.contains("Operation not permitted"), "{error}");
+        output.status.success()
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        for child in ["c1/nested/deeper", "c1/nested", "c1", "sibling", ""] {
+            match fs::remove_dir(self.pod.join(child)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    eprintln!("{child:?} is left: {error}")
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+const WITHOUT: [&str; 1] = ["b *:* m"];
+const READ_WRITE: [&str; 2] = ["b *:* m", "b 7:0 rw"];
+
+#[test]
+fn a_right_goes_from_the_pod_down_and_only_the_container_loses_it() {
+    let groups = Groups::new("down");
+    let container = groups.container(Vec::new());
+    let filter = Filter::of(&container.target).unwrap();
+    assert_eq!(filter.mode(), Mode::V1);
+    filter.check().unwrap();
+    assert!(!filter.allows(DISK, Rights::READ).unwrap() && !groups.opens("c1"));
+
+    let grant = filter.allow(DISK, Rights::READ_WRITE).unwrap();
+    assert!(!grant.allowed_before);
+    for group in ["", "c1", "c1/nested", "c1/nested/deeper"] {
+        assert_eq!(groups.list(group), READ_WRITE, "{group:?}");
+    }
+    assert_eq!(groups.list("sibling"), WITHOUT);
+    assert!(groups.opens("c1") && groups.opens("c1/nested/deeper") && !groups.opens("sibling"));
+
+    assert!(filter.revoke(DISK).unwrap());
+    for group in ["c1", "c1/nested", "c1/nested/deeper"] {
+        assert_eq!(groups.list(group), WITHOUT, "{group:?}");
+    }
+    assert!(!groups.opens("c1"));
+    assert_eq!(groups.list(""), READ_WRITE, "the pod keeps it: a sibling may have the disk as well");
+    assert!(!filter.revoke(DISK).unwrap(), "a second time there is nothing to revoke");
+}
+
+#[test]
+fn the_undo_takes_back_what_was_added_and_no_more() {
+    let groups = Groups::new("undo");
+    let container = groups.container(Vec::new());
+    let filter = Filter::of(&container.target).unwrap();
+    let first = filter.allow(DISK, Rights::READ_WRITE).unwrap();
+    let repeated = filter.allow(DISK, Rights::READ_WRITE).unwrap();
+    assert!(repeated.added.is_empty() && !repeated.allowed_before, "our own rule is no right from elsewhere");
+    repeated.undo().unwrap();
+    assert_eq!(groups.list("c1"), READ_WRITE);
+    first.undo().unwrap();
+    assert_eq!(groups.list("c1"), WITHOUT);
+}
+
+#[test]
+fn read_only_is_not_widened_by_what_an_earlier_disk_of_this_number_left() {
+    let groups = Groups::new("stale");
+    groups.write("devices.allow", "b 7:0 rw");
+    groups.write("c1/devices.allow", "b 7:0 rw");
+    let container = groups.container(Vec::new());
+    Filter::of(&container.target).unwrap().allow(DISK, Rights::READ).unwrap();
+    assert_eq!(groups.list("c1"), ["b *:* m", "b 7:0 r"]);
+}
+
+#[test]
+fn what_the_specification_grants_stays() {
+    let groups = Groups::new("specification");
+    groups.write("devices.allow", "b 7:0 r");
+    groups.write("c1/devices.allow", "b 7:0 r");
+    let rule = DeviceRule { allow: true, kind: 'b', major: Some(7), minor: Some(0), access: "r".to_owned() };
+    let container = groups.container(vec![rule]);
+    let filter = Filter::of(&container.target).unwrap();
+    assert!(filter.allow(DISK, Rights::READ).unwrap().allowed_before);
+    assert!(!filter.allow(DISK, Rights::READ_WRITE).unwrap().allowed_before);
+    assert_eq!(groups.list("c1"), READ_WRITE);
+    assert!(filter.revoke(DISK).unwrap());
+    assert_eq!(groups.list("c1"), ["b *:* m", "b 7:0 r"]);
+}
+
+#[test]
+fn a_container_that_may_open_everything_is_left_as_it_is() {
+    let groups = Groups::new("all");
+    groups.write("devices.allow", "b *:* rwm");
+    groups.write("c1/devices.allow", "b *:* rwm");
+    let container = groups.container(Vec::new());
+    let filter = Filter::of(&container.target).unwrap();
+    let grant = filter.allow(DISK, Rights::READ_WRITE).unwrap();
+    assert!(grant.allowed_before && grant.added.is_empty());
+    assert!(!filter.revoke(DISK).unwrap());
+    assert_eq!(groups.list("c1"), ["b *:* rwm"]);
+}
+
+#[test]
+fn a_group_that_is_gone_needs_no_undo_and_no_revoke() {
+    let groups = Groups::new("gone");
+    let container = groups.container(Vec::new());
+    let filter = Filter::of(&container.target).unwrap();
+    let grant = filter.allow(DISK, Rights::READ_WRITE).unwrap();
+    for child in ["c1/nested/deeper", "c1/nested", "c1"] {
+        fs::remove_dir(groups.pod.join(child)).unwrap();
+    }
+    grant.undo().unwrap();
+    assert!(!filter.revoke(DISK).unwrap());
+    assert!(filter.allow(DISK, Rights::READ_WRITE).is_err());
+}
+
+#[test]
+fn the_root_group_is_never_changed() {
+    let container = start_in("", &PathBuf::from("/"), Vec::new());
+    let before = fs::read_to_string(format!("{HIERARCHY}/devices.list")).unwrap();
+    let filter = Filter::of(&container.target).unwrap();
+    let grant = filter.allow(DISK, Rights::READ_WRITE).unwrap();
+    assert!(grant.allowed_before && grant.added.is_empty(), "the root group allows everything");
+    assert!(!filter.revoke(DISK).unwrap());
+    assert_eq!(fs::read_to_string(format!("{HIERARCHY}/devices.list")).unwrap(), before);
+}

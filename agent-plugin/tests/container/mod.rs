@@ -1,0 +1,164 @@
+//! A container as small as can be: a process with a mount namespace, a root and a `/dev` of its own.
+//! Needs root, util-linux and a kernel with the loop driver.
+
+#![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses a part of it")]
+
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader, Write as _},
+    os::{
+        fd::{AsFd as _, FromRawFd as _, OwnedFd},
+        unix::process::CommandExt as _,
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::Arc,
+};
+
+use agent_plugin::{Container, DeviceRule, namespace::Target};
+use tempfile::TempDir;
+
+/// Fails a test that was not started by root, with a reason.
+pub(crate) fn needs_root() {
+    assert!(nix::unistd::Uid::effective().is_root(), "this test mounts file systems: run it as root");
+}
+
+/// A process that waits, chrooted into a bind mount of the host's root with its own tmpfs on /dev and /srv.
+pub(crate) struct Fixture {
+    process: Child,
+    directory: TempDir,
+    pub(crate) target: Target,
+}
+
+/// What a fixture mounts beyond its own `/dev` and `/srv` (run in its namespace; `$root` is its root).
+pub(crate) fn start(extra: &str) -> Fixture {
+    start_in(extra, Path::new("/"), Vec::new())
+}
+
+/// The same in a cgroup, with the device rules of a specification.
+pub(crate) fn start_in(extra: &str, cgroup: &Path, device_rules: Vec<DeviceRule>) -> Fixture {
+    needs_root();
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let script = format!(
+        "set -e; root=$1; mount --bind / $root; mount -t tmpfs -o mode=755 dev $root/dev; mount -t tmpfs srv $root/srv
+         mount -t proc proc $root/proc; mkdir $root/dev/sub; echo inside >$root/srv/inside
+         {extra}
+         echo ready; exec chroot $root cat"
+    );
+    let mut process = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"])
+        .arg(directory.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .expect("unshare of util-linux");
+    let init = pidfd(process.id());
+    let mut line = String::new();
+    let stdout = process.stdout.as_mut().expect("piped");
+    BufReader::new(stdout).read_line(&mut line).expect("the container's first line");
+    assert_eq!(line, "ready\n", "the container's script failed, see its error above");
+    // cat answers only once it is chrooted.
+    let stdin = process.stdin.as_mut().expect("piped");
+    stdin.write_all(b"here\n").expect("the container's stdin");
+    line.clear();
+    BufReader::new(process.stdout.as_mut().expect("piped")).read_line(&mut line).expect("cat's answer");
+    assert_eq!(line, "here\n");
+    let namespace = File::open(format!("/proc/{}/ns/mnt", process.id())).expect("its mount namespace");
+    let container = Container {
+        init,
+        mount_namespace: namespace.into(),
+        user_namespace: None,
+        cgroup: cgroup.to_owned(),
+        device_rules,
+    };
+    let target = Target { id: "c1".into(), container: Arc::new(container) };
+    Fixture { process, directory, target }
+}
+
+impl Fixture {
+    /// Runs a command as a process of the container; `path`s are the container's.
+    pub(crate) fn run(&self, command: &[&str]) -> Output {
+        let pid = self.process.id().to_string();
+        let output = Command::new("nsenter")
+            .args(["--target", &pid, "--mount", "--root", "--wd"])
+            .args(command)
+            .output()
+            .expect("nsenter of util-linux");
+        assert!(output.status.success(), "{command:?}: {output:?}");
+        output
+    }
+
+    /// `stat` in the container.
+    pub(crate) fn stat(&self, format: &str, path: &str) -> String {
+        let output = self.run(&["stat", "-c", format, path]);
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// The names in a directory of the container.
+    pub(crate) fn list(&self, path: &str) -> Vec<String> {
+        let output = self.run(&["ls", "-A", path]);
+        String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+    }
+
+    /// A copy of the handles, as an agent makes one for each request.
+    pub(crate) fn handles(&self) -> Container {
+        let container = &self.target.container;
+        let clone = |fd: &OwnedFd| fd.try_clone().expect("dup");
+        Container {
+            init: clone(&container.init),
+            mount_namespace: clone(&container.mount_namespace),
+            user_namespace: None,
+            cgroup: container.cgroup.clone(),
+            device_rules: container.device_rules.clone(),
+        }
+    }
+
+    /// Ends the container's process, and waits for it.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill().expect("kill");
+        self.process.wait().expect("wait");
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    pub(crate) fn root(&self) -> PathBuf {
+        self.directory.path().to_owned()
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        // Both fail only where the process has ended already; its mounts go with its namespace.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[expect(unsafe_code, reason = "pidfd_open(2) has no safe wrapper in libc or nix")]
+fn pidfd(pid: u32) -> OwnedFd {
+    // SAFETY: the call takes two numbers and returns a new descriptor or -1.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    assert!(fd >= 0, "pidfd_open: {}", std::io::Error::last_os_error());
+    // SAFETY: the descriptor is new and nobody else's.
+    let fd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).expect("a descriptor")) };
+    assert!(fd.as_fd().try_clone_to_owned().is_ok());
+    fd
+}
+
+/// Inode numbers of the mount namespaces of this process's threads.
+pub(crate) fn thread_namespaces() -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> =
+        threads().iter().filter_map(|thread| std::fs::read_link(thread.join("ns/mnt")).ok()).collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// `/proc/self/task/*`
+pub(crate) fn threads() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir("/proc/self/task").expect("/proc");
+    entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect()
+}

@@ -1,0 +1,233 @@
+//! Nodes in a container's `/dev`, made for real. Needs root, util-linux and the loop driver.
+
+mod container;
+
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use agent_plugin::{
+    Error, Result, Unsupported,
+    block::DeviceNumber,
+    device_node::{Node, NodeOptions, NodePath, Occupant, Place},
+};
+use container::{Fixture, start};
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::stat::{Mode, umask},
+};
+use rstest::rstest;
+
+const OPTIONS: NodeOptions = NodeOptions { uid: 1234, gid: 5678, mode: 0o666 };
+
+fn loop0() -> DeviceNumber {
+    let text = fs::read_to_string("/sys/class/block/loop0/dev").expect("the loop driver");
+    text.trim().parse().expect("a device number")
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+fn find(container: &Fixture, path: &str) -> Result<Place> {
+    let path = NodePath::new(path).expect("a valid path");
+    container.target.enter(move |root| Place::find(root, &path))?.finish(soon())
+}
+
+/// On a thread of its own, as the plugin does: the umask belongs to the whole process otherwise.
+fn make(place: Place) -> Result<Node> {
+    let work = || {
+        unshare(CloneFlags::CLONE_FS).expect("unshare");
+        umask(Mode::empty());
+        place.make("0123456789abcdef", loop0(), OPTIONS)
+    };
+    thread::scope(|scope| scope.spawn(work).join().expect("no panic"))
+}
+
+fn found(container: &Fixture, path: &str) -> Place {
+    find(container, path).expect("the parent is there")
+}
+
+#[test]
+fn a_node_appears_with_its_owner_and_mode_and_opens() {
+    let container = start("");
+    let place = found(&container, "/dev/sub/xvda");
+    place.check().expect("tmpfs");
+    let mut node = make(place).expect("a node");
+    assert_eq!(container.list("/dev/sub"), [".ecrblk-0123456789abcdef"]);
+    assert!(node.prove().expect("the loop device opens"));
+    node.publish().expect("published");
+    assert_eq!(container.list("/dev/sub"), ["xvda"]);
+    assert_eq!(container.stat("%F %u:%g %a %t:%T", "/dev/sub/xvda"), "block special file 1234:5678 666 7:0");
+    container.run(&["dd", "if=/dev/sub/xvda", "of=/srv/out", "count=0"]);
+    assert!(!fs::exists("/dev/sub").unwrap(), "the node must not be in our own namespace");
+    node.remove().expect("removed");
+    assert!(container.list("/dev/sub").is_empty());
+}
+
+#[rstest]
+#[case("touch $root/dev/x", Occupant::Other("file"))]
+#[case("mkdir $root/dev/x", Occupant::Other("directory"))]
+#[case("ln -s /nowhere $root/dev/x", Occupant::Other("symbolic link"))]
+#[case("mknod $root/dev/x c 1 3", Occupant::Other("character device"))]
+#[case("mkfifo $root/dev/x", Occupant::Other("named pipe"))]
+fn what_is_in_the_way_is_named_and_stays(#[case] extra: &str, #[case] expected: Occupant) {
+    let container = start(extra);
+    let before = container.stat("%i", "/dev/x");
+    let place = found(&container, "/dev/x");
+    assert_eq!(place.occupant().unwrap(), Some(expected));
+    // Even where it slips in after that look.
+    let mut node = make(place).expect("a temporary node");
+    let error = node.publish().unwrap_err();
+    assert!(matches!(&error, Error::PathTaken { by, .. } if *by == expected.to_string()), "{error}");
+    node.remove().expect("removed");
+    assert_eq!(container.list("/dev"), ["sub", "x"]);
+    assert_eq!(container.stat("%i", "/dev/x"), before);
+}
+
+#[test]
+fn another_block_device_is_named_with_its_number() {
+    let container = start("mknod -m 600 $root/dev/x b 8 16");
+    let occupant = found(&container, "/dev/x").occupant().unwrap().unwrap();
+    assert_eq!(occupant.to_string(), "block device 8:16");
+    assert!(!found(&container, "/dev/x").remove(loop0()).unwrap(), "it is not ours to remove");
+    assert_eq!(container.list("/dev"), ["sub", "x"]);
+}
+
+#[test]
+fn links_stay_inside_the_root() {
+    let container = start("ln -s /srv $root/dev/absolute; ln -s ../../../../../srv $root/dev/upwards");
+    for link in ["absolute", "upwards"] {
+        let mut node = make(found(&container, &format!("/dev/{link}/x"))).expect("a node");
+        node.publish().expect("published");
+        assert_eq!(container.list("/srv"), ["inside", "x"], "/srv of the container is a tmpfs of its own");
+        node.remove().expect("removed");
+    }
+    assert!(!fs::exists("/srv/x").unwrap());
+}
+
+#[rstest]
+#[case::to_the_agent("ln -s /proc/$PPID/root/dev $root/dev/evil")]
+#[case("ln -s /proc/self/root $root/dev/evil")]
+#[case("ln -s /proc/self/cwd $root/dev/evil")]
+#[case("ln -s evil $root/dev/evil")]
+fn links_of_proc_are_not_followed(#[case] extra: &str) {
+    let container = start(extra);
+    let error = find(&container, "/dev/evil/x").unwrap_err();
+    assert!(matches!(error, Error::Unsupported(Unsupported::MagicLink { .. })), "{error}");
+}
+
+#[test]
+fn a_missing_parent_and_a_file_as_parent_are_named() {
+    let container = start("touch $root/dev/file");
+    for path in ["/dev/none/x", "/dev/file/x"] {
+        let error = find(&container, path).unwrap_err();
+        assert!(
+            matches!(&error, Error::ParentMissing { path: parent } if path.starts_with(parent)),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn file_systems_that_cannot_take_a_node_are_refused() {
+    let container = start(
+        "mkdir $root/dev/nodev $root/dev/ro $root/dev/bind; mount -t tmpfs -o nodev t $root/dev/nodev
+         mount -t tmpfs -o ro t $root/dev/ro; mount --bind $root/usr $root/dev/bind",
+    );
+    let error = |path| found(&container, path).check().unwrap_err();
+    assert!(matches!(error("/dev/nodev/x"), Error::Unsupported(Unsupported::NoDev { .. })));
+    assert!(matches!(error("/dev/ro/x"), Error::ReadOnlyFileSystem { .. }));
+    let error = error("/dev/bind/x");
+    assert!(matches!(&error, Error::Unsupported(Unsupported::FileSystem { .. })), "{error}");
+    assert!(error.to_string().contains(&found(&container, "/dev/bind/x").file_system()), "{error}");
+}
+
+#[test]
+fn a_full_file_system_and_a_nodev_mount_leave_nothing() {
+    let container = start(
+        "mkdir $root/dev/full $root/dev/nodev; mount -t tmpfs -o nr_inodes=1 t $root/dev/full
+         mount -t tmpfs -o nodev t $root/dev/nodev",
+    );
+    let error = make(found(&container, "/dev/full/x")).unwrap_err();
+    assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+    assert!(container.list("/dev/full").is_empty());
+    // Were the check to miss it, the proof would not.
+    let node = make(found(&container, "/dev/nodev/x")).expect("mknod itself works there");
+    assert!(matches!(node.prove().unwrap_err(), Error::Unsupported(Unsupported::NoDev { .. })));
+    node.remove().expect("removed");
+    assert!(container.list("/dev/nodev").is_empty());
+}
+
+#[test]
+fn a_leftover_of_ours_is_replaced_and_a_foreign_one_is_not() {
+    let container =
+        start("mknod $root/dev/.ecrblk-0123456789abcdef b 7 1; mkdir $root/srv/.ecrblk-0123456789abcdef");
+    let place = found(&container, "/dev/x");
+    assert_eq!(place.leftover("0123456789abcdef").unwrap().as_deref(), Some("/dev/.ecrblk-0123456789abcdef"));
+    make(place).expect("a node").publish().expect("published");
+    assert_eq!(container.list("/dev"), ["sub", "x"]);
+    let error = make(found(&container, "/srv/x")).unwrap_err();
+    assert!(matches!(&error, Error::PathTaken { by, .. } if by == "directory"), "{error}");
+    assert_eq!(container.list("/srv"), [".ecrblk-0123456789abcdef", "inside"]);
+}
+
+#[test]
+fn a_container_that_moves_our_node_is_noticed() {
+    let container = start("");
+    let mut node = make(found(&container, "/dev/x")).expect("a node");
+    container.run(&["mv", "/dev/.ecrblk-0123456789abcdef", "/dev/stolen"]);
+    assert!(matches!(node.publish().unwrap_err(), Error::NodeMoved { .. }));
+    assert!(
+        matches!(node.remove().unwrap_err(), Error::NodeMoved { .. }),
+        "a node is left, and that is said"
+    );
+    assert_eq!(container.list("/dev"), ["stolen", "sub"]);
+}
+
+#[test]
+fn a_node_that_the_container_put_in_place_of_ours_is_not_taken_for_ours() {
+    let container = start("");
+    let mut node = make(found(&container, "/dev/x")).expect("a node");
+    container.run(&["rm", "/dev/.ecrblk-0123456789abcdef"]);
+    container.run(&["mknod", "/dev/.ecrblk-0123456789abcdef", "b", "7", "0"]);
+    assert!(matches!(node.publish().unwrap_err(), Error::NodeMoved { .. }));
+    node.remove().expect("ours is gone");
+    assert_eq!(container.list("/dev"), ["sub", "x"], "the container's own node stays the container's");
+}
+
+#[test]
+fn a_container_that_has_ended_is_not_entered() {
+    let mut container = start("");
+    container.target.check_alive().expect("alive");
+    container.target.root().expect("a root");
+    container.kill();
+    assert!(matches!(container.target.check_alive().unwrap_err(), Error::ContainerEnded { .. }));
+    assert!(matches!(container.target.root().unwrap_err(), Error::ContainerEnded { .. }));
+    assert!(matches!(find(&container, "/dev/x").unwrap_err(), Error::ContainerEnded { .. }));
+}
+
+#[test]
+fn a_file_system_that_never_answers_costs_a_time_out_and_no_more() {
+    let mut container = start(
+        "mkdir $root/dev/hang; exec 5<>/dev/fuse
+         mount -i -t fuse -o fd=5,rootmode=40000,user_id=0,group_id=0 hang $root/dev/hang",
+    );
+    let path = NodePath::new("/dev/hang/deeper/x").unwrap();
+    let visit = container.target.enter(move |root| Place::find(root, &path)).expect("a thread");
+    let error = visit.finish(Instant::now() + Duration::from_millis(300)).unwrap_err();
+    assert_eq!(error.to_string(), "timed out waiting for a file system of container c1");
+    found(&container, "/dev/sub/x");
+    // The thread is released with the file system's owner.
+    let stuck = || {
+        let names = container::threads().into_iter().map(|thread| fs::read_to_string(thread.join("comm")));
+        names.flatten().filter(|name| name.trim() == "block-volume-ns").count()
+    };
+    container.kill();
+    let deadline = soon();
+    while stuck() > 0 && container::thread_namespaces().len() > 1 {
+        assert!(Instant::now() < deadline, "the thread is still there");
+        thread::yield_now();
+    }
+}

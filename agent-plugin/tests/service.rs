@@ -1,0 +1,305 @@
+//! The service on a ttrpc server, over a unix socket, with an agent of a few lines. Needs root and util-linux.
+
+mod container;
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use agent_plugin::{
+    Agent, Container, ContainerError, Denied,
+    contract::{block_volume as wire, block_volume_ttrpc::BlockVolumeClient},
+};
+use async_trait::async_trait;
+use container::{Fixture, start};
+use protobuf::EnumOrUnknown;
+use rstest::rstest;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use ttrpc::r#async::{Client, Server};
+use wire::Reason;
+
+/// Knows one running container, `c1`.
+struct TestAgent {
+    container: Mutex<Option<Fixture>>,
+    denies: bool,
+    asked: Mutex<Vec<(String, Value)>>,
+}
+
+#[async_trait]
+impl Agent for TestAgent {
+    async fn container(&self, id: &str) -> Result<Container, ContainerError> {
+        match (id, &*self.container.lock().unwrap()) {
+            ("c1", Some(fixture)) => Ok(fixture.handles()),
+            ("created", _) => Err(ContainerError::Created),
+            ("stopped", _) => Err(ContainerError::Stopped),
+            ("paused", _) => Err(ContainerError::Paused),
+            ("broken", _) => Err(ContainerError::Unreachable("pidfd_open: EMFILE".into())),
+            _ => Err(ContainerError::Unknown),
+        }
+    }
+
+    async fn authorize(&self, method: &str, request: &Value) -> Result<(), Denied> {
+        self.asked.lock().unwrap().push((method.to_owned(), request.clone()));
+        if self.denies { Err(Denied("no rule allows it".into())) } else { Ok(()) }
+    }
+}
+
+/// A server with the service, and a client of it.
+struct Guest {
+    agent: Arc<TestAgent>,
+    client: BlockVolumeClient,
+    _server: Server,
+    _directory: TempDir,
+}
+
+async fn guest(container: Option<Fixture>, denies: bool) -> Guest {
+    let agent = Arc::new(TestAgent { container: Mutex::new(container), denies, asked: Mutex::default() });
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let address = format!("unix://{}/agent.sock", directory.path().display());
+    let mut server =
+        Server::new().bind(&address).expect("bind").register_service(agent_plugin::service(agent.clone()));
+    server.start().await.expect("the server starts");
+    let client = BlockVolumeClient::new(Client::connect(&address).await.expect("connect"));
+    Guest { agent, client, _server: server, _directory: directory }
+}
+
+fn context() -> ttrpc::context::Context {
+    ttrpc::context::with_duration(Duration::from_secs(20))
+}
+
+fn attachment(container: &str) -> wire::Attachment {
+    wire::Attachment {
+        container_id: container.into(),
+        address: Some(wire::ScsiAddress { target: 255, lun: 1, ..Default::default() }).into(),
+        serial: "0123456789abcdef".into(),
+        size: 1 << 20,
+        path: "/dev/xvda".into(),
+        access: wire::Access::ACCESS_READ_WRITE.into(),
+        mode: 0o660,
+        ..Default::default()
+    }
+}
+
+fn attach(attachment: wire::Attachment) -> wire::AttachRequest {
+    wire::AttachRequest { attachments: vec![attachment], timeout_ms: 10_000, ..Default::default() }
+}
+
+fn detach(attachment: wire::Attachment) -> wire::DetachRequest {
+    let detachment = wire::Detachment { attachment: Some(attachment).into(), ..Default::default() };
+    wire::DetachRequest { detachments: vec![detachment], timeout_ms: 10_000, ..Default::default() }
+}
+
+fn reason(failure: &protobuf::MessageField<wire::Failure>) -> Reason {
+    failure.as_ref().map_or(Reason::REASON_UNSPECIFIED, |failure| failure.reason.enum_value_or_default())
+}
+
+/// The code of ttrpc's own status.
+fn code<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> ttrpc::Code {
+    match result.expect_err("an error of ttrpc") {
+        ttrpc::Error::RpcStatus(status) => status.code(),
+        other => panic!("not a status: {other}"),
+    }
+}
+
+#[tokio::test]
+async fn probe_tells_what_the_guest_can_do() {
+    let guest = guest(None, false).await;
+    let reply = guest.client.probe(context(), &wire::ProbeRequest::default()).await.unwrap();
+    assert_eq!(reason(&reply.failure), Reason::REASON_UNSPECIFIED);
+    assert_eq!((reply.api_level, reply.plugin_version.as_str()), (1, env!("CARGO_PKG_VERSION")));
+    assert_eq!(reply.capabilities, ["attach", "detach", "inspect"]);
+    assert!(reply.container.is_none());
+    let asked = guest.agent.asked.lock().unwrap().clone();
+    assert_eq!(asked, [("ProbeBlockVolumeRequest".to_owned(), json!({ "container_id": "", "paths": [] }))]);
+}
+
+#[tokio::test]
+async fn probe_tells_what_is_at_a_path() {
+    let guest =
+        guest(Some(start("mknod $root/dev/x b 8 16; ln -s /proc/self/root $root/dev/evil")), false).await;
+    let paths = ["/dev/new", "/dev/x", "/none/x", "/dev/evil/x", "/etc/passwd"].map(str::to_owned).to_vec();
+    let request = wire::ProbeRequest { container_id: "c1".into(), paths, ..Default::default() };
+    let reply = guest.client.probe(context(), &request).await.unwrap();
+    assert_eq!(reason(&reply.failure), Reason::REASON_UNSPECIFIED, "{:?}", reply.failure);
+    let container = reply.container.unwrap();
+    assert!(!container.user_namespace && container.filter.is_some());
+    let states: Vec<_> = container.paths.iter().map(|path| path.use_.unwrap()).collect();
+    use wire::PathUse::{PATH_USE_FREE, PATH_USE_PARENT_MISSING, PATH_USE_TAKEN};
+    let expected =
+        [PATH_USE_FREE, PATH_USE_TAKEN, PATH_USE_PARENT_MISSING, PATH_USE_PARENT_MISSING, PATH_USE_TAKEN];
+    assert_eq!(states, expected);
+    assert_eq!(container.paths[0].file_system, "tmpfs");
+    assert_eq!(container.paths[0].way.unwrap(), wire::NodeWay::NODE_WAY_MKNOD);
+    assert_eq!(container.paths[1].taken_by, "block device 8:16");
+    assert_eq!(container.paths[1].device.minor, 16);
+    assert_eq!(container.paths[4].taken_by, "file");
+    assert_eq!(container.paths[4].way.value(), 0, "no node in a file system that others see");
+}
+
+#[rstest]
+#[case("unknown", Reason::REASON_CONTAINER_NOT_FOUND)]
+#[case("created", Reason::REASON_CONTAINER_NOT_RUNNING)]
+#[case("stopped", Reason::REASON_CONTAINER_NOT_RUNNING)]
+#[case("paused", Reason::REASON_CONTAINER_NOT_RUNNING)]
+#[case("broken", Reason::REASON_SYSTEM)]
+#[tokio::test]
+async fn a_container_that_cannot_be_worked_on_is_told_apart(#[case] id: &str, #[case] expected: Reason) {
+    let guest = guest(None, false).await;
+    let reply = guest.client.attach(context(), &attach(attachment(id))).await.unwrap();
+    assert_eq!(reason(&reply.failure), expected);
+    assert!(reply.failure.undone && reply.attached.is_empty());
+    assert!(reply.failure.message.starts_with(&format!("container {id}: ")), "{}", reply.failure.message);
+    let request = wire::ProbeRequest { container_id: id.into(), ..Default::default() };
+    let reply = guest.client.probe(context(), &request).await.unwrap();
+    assert_eq!(reason(&reply.failure), expected);
+    assert_eq!(reply.api_level, 1, "whatever fails, the level is told");
+}
+
+#[tokio::test]
+async fn a_container_whose_process_has_just_ended_is_not_running() {
+    let mut fixture = start("");
+    fixture.kill();
+    let guest = guest(Some(fixture), false).await;
+    let request =
+        wire::ProbeRequest { container_id: "c1".into(), paths: vec!["/dev/x".into()], ..Default::default() };
+    let reply = guest.client.probe(context(), &request).await.unwrap();
+    assert_eq!(reason(&reply.failure), Reason::REASON_CONTAINER_NOT_RUNNING);
+    let reply = guest.client.attach(context(), &attach(attachment("c1"))).await.unwrap();
+    assert_eq!(reason(&reply.failure), Reason::REASON_CONTAINER_NOT_RUNNING, "{:?}", reply.failure);
+    assert!(reply.failure.undone);
+}
+
+#[tokio::test]
+async fn the_policy_is_asked_for_each_method_and_obeyed() {
+    let guest = guest(None, true).await;
+    let client = &guest.client;
+    let item = || attachment("c1");
+    let inspect = wire::InspectRequest { attachments: detach(item()).detachments, ..Default::default() };
+    let resize = wire::ResizeRequest { attachments: vec![item()], timeout_ms: 1, ..Default::default() };
+    let probe = client.probe(context(), &wire::ProbeRequest::default()).await.unwrap().failure;
+    let replies = [
+        probe,
+        client.attach(context(), &attach(item())).await.unwrap().failure,
+        client.detach(context(), &detach(item())).await.unwrap().failure,
+        client.inspect(context(), &inspect).await.unwrap().failure,
+        client.resize(context(), &resize).await.unwrap().failure,
+    ];
+    for failure in &replies {
+        assert_eq!(reason(failure), Reason::REASON_DENIED);
+        assert_eq!(failure.message, "the agent's policy refuses this request: no rule allows it");
+    }
+    let asked = guest.agent.asked.lock().unwrap().clone();
+    let methods: Vec<_> = asked.iter().map(|(method, _)| method.as_str()).collect();
+    let expected =
+        ["Probe", "Attach", "Detach", "Inspect", "Resize"].map(|name| format!("{name}BlockVolumeRequest"));
+    assert_eq!(methods, expected);
+    let volume = json!({
+        "container_id": "c1", "controller": null, "target": 255, "lun": 1, "serial": "0123456789abcdef",
+        "size": 1 << 20, "path": "/dev/xvda", "access": "read-write", "uid": 0, "gid": 0, "mode": 0o660,
+    });
+    assert_eq!(asked[1].1, json!({ "attachments": [volume] }));
+    assert_eq!(asked[2].1, json!({ "attachments": [volume], "force": false }));
+}
+
+#[rstest]
+#[case::unknown_enum(|request: &mut wire::AttachRequest| request.attachments[0].access = EnumOrUnknown::from_i32(9))]
+#[case::no_volume(|request: &mut wire::AttachRequest| request.attachments.clear())]
+#[case::too_many(|request: &mut wire::AttachRequest| request.attachments = vec![attachment("c1"); 257])]
+#[case::twice(|request: &mut wire::AttachRequest| request.attachments = vec![attachment("c1"); 2])]
+#[case::no_time(|request: &mut wire::AttachRequest| request.timeout_ms = 0)]
+#[case::no_address(|request: &mut wire::AttachRequest| request.attachments[0].address = None.into())]
+#[tokio::test]
+async fn a_request_out_of_bounds_reaches_neither_policy_nor_container(
+    #[case] change: fn(&mut wire::AttachRequest),
+) {
+    let guest = guest(None, false).await;
+    let mut request = attach(attachment("c1"));
+    change(&mut request);
+    let reply = guest.client.attach(context(), &request).await.unwrap();
+    assert_eq!(reason(&reply.failure), Reason::REASON_INVALID_REQUEST);
+    assert!(reply.failure.undone);
+    assert!(guest.agent.asked.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_not_written_yet_is_unimplemented() {
+    let guest = guest(None, false).await;
+    let resize =
+        wire::ResizeRequest { attachments: vec![attachment("c1")], timeout_ms: 1, ..Default::default() };
+    assert_eq!(code(guest.client.resize(context(), &resize).await), ttrpc::Code::UNIMPLEMENTED);
+    let forced = wire::DetachRequest { force: true, ..detach(attachment("c1")) };
+    assert_eq!(code(guest.client.detach(context(), &forced).await), ttrpc::Code::UNIMPLEMENTED);
+}
+
+#[rstest]
+#[case("c1")]
+#[case("stopped")]
+#[case("unknown")]
+#[tokio::test]
+async fn a_detach_of_what_is_not_there_changes_nothing(#[case] id: &str) {
+    let guest = guest(Some(start("")), false).await;
+    let reply = guest.client.detach(context(), &detach(attachment(id))).await.unwrap();
+    assert_eq!(reason(&reply.failure), Reason::REASON_UNSPECIFIED, "{:?}", reply.failure);
+    assert_eq!(reply.detached.len(), 1);
+    assert!(reply.detached[0].unchanged);
+    let stages: Vec<_> = reply.stages.iter().map(|stage| stage.name.as_str()).collect();
+    assert_eq!(stages, ["lookup", "claim", "unlink", "revoke", "flush", "delete"]);
+}
+
+#[tokio::test]
+async fn a_detach_leaves_a_paused_container_alone() {
+    let guest = guest(None, false).await;
+    let reply = guest.client.detach(context(), &detach(attachment("paused"))).await.unwrap();
+    assert_eq!(reason(&reply.failure), Reason::REASON_CONTAINER_NOT_RUNNING);
+}
+
+#[tokio::test]
+async fn a_detach_removes_the_dead_node_of_a_disk_that_is_gone() {
+    let script = "mknod $root/dev/xvda b 8 240; mknod $root/dev/.ecrblk-0123456789abcdef b 8 240";
+    let guest = guest(Some(start(script)), false).await;
+    let list = || guest.agent.container.lock().unwrap().as_ref().unwrap().list("/dev");
+    let mut request = detach(attachment("c1"));
+    request.detachments[0].outcome = Some(wire::Outcome {
+        device: Some(wire::DeviceNumber { major: 8, minor: 240, ..Default::default() }).into(),
+        node: wire::NodeWay::NODE_WAY_MKNOD.into(),
+        filter: wire::FilterMode::FILTER_MODE_V1.into(),
+        allowed_before: true,
+        ..Default::default()
+    })
+    .into();
+    let reply = guest.client.detach(context(), &request).await.unwrap();
+    assert!(reply.failure.is_none() && !reply.detached[0].unchanged, "{reply:?}");
+    assert_eq!(list(), ["sub"]);
+    let reply = guest.client.detach(context(), &request).await.unwrap();
+    assert!(reply.detached[0].unchanged);
+}
+
+#[tokio::test]
+async fn inspect_tells_what_is_left() {
+    let script = "mknod $root/dev/.ecrblk-0123456789abcdef b 8 240";
+    let guest = guest(Some(start(script)), false).await;
+    let request =
+        wire::InspectRequest { attachments: detach(attachment("c1")).detachments, ..Default::default() };
+    let reply = guest.client.inspect(context(), &request).await.unwrap();
+    assert!(reply.failure.is_none(), "{reply:?}");
+    let inspected = &reply.inspected[0];
+    assert!(inspected.container_running && !inspected.disk_present && !inspected.node_present);
+    assert_eq!(inspected.leftovers, ["/dev/.ecrblk-0123456789abcdef"]);
+    let request =
+        wire::InspectRequest { attachments: detach(attachment("stopped")).detachments, ..Default::default() };
+    let reply = guest.client.inspect(context(), &request).await.unwrap();
+    assert!(!reply.inspected[0].container_running && reply.failure.is_none());
+}
+
+#[tokio::test]
+async fn a_guest_without_the_controller_says_so() {
+    let guest = guest(Some(start("")), false).await;
+    let mut item = attachment("c1");
+    item.controller = "0000:ff:1f.7".into();
+    let reply = guest.client.attach(context(), &attach(item)).await.unwrap();
+    assert_eq!(reason(&reply.failure), Reason::REASON_NO_CONTROLLER, "{:?}", reply.failure);
+    assert!(reply.failure.undone && reply.failure.message.contains("0000:ff:1f.7"));
+    assert_eq!(reply.failure.serial, "0123456789abcdef");
+}
