@@ -4,18 +4,23 @@
 //! - A socket serves one client: the next one connects and then never gets a greeting. The greeting has a deadline, and
 //!   [`QmpError::Held`] is only said when another connected client was seen.
 //! - qapi 0.15 ends the connection at an event that it does not know. [`Lines`] takes every event out before qapi sees it.
-//! - qapi 0.15 uses no ids, so that a late reply would answer the next command, and that next command panics ("QAPI duplicate
-//!   command id"). A command that was cut short, by its deadline or because its future was dropped, therefore ends the use of
-//!   this connection: every later one fails with [`QmpError::Disconnected`], and the caller connects again and reads the
-//!   state anew.
+//! - A command that was cut short, by its deadline or because its future was dropped, makes the next one panic in qapi ("QAPI
+//!   duplicate command id"). It therefore ends the use of this connection: every later command fails with
+//!   [`QmpError::Disconnected`], and the caller connects again and reads the state anew.
+//! - QEMU may give the reply to a client that has gone to the next one, ahead of its greeting (seen with 10.0 after a killed
+//!   client), and qapi 0.15 uses no ids. [`Numbered`] and [`Lines`] add and check them below qapi.
 //! - A descriptor travels on a lone newline ahead of its command: qapi has no way to send one.
 
 use std::{
     collections::VecDeque,
     io::{self, IoSlice},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    path::{Path, PathBuf},
+    path::Path,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -25,15 +30,21 @@ use qapi::{
     ExecuteError,
     futures::{QapiService, QmpStreamTokio},
 };
-use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncRead, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::unix::{OwnedReadHalf, OwnedWriteHalf},
     sync::mpsc,
 };
 
+mod commands;
+mod error;
+
+pub use error::QmpError;
+
 use crate::{Deadline, socket_peers, unix_socket};
+
+type Service = QapiService<QmpStreamTokio<Numbered>>;
 
 /// The longest that any command may take.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,87 +54,6 @@ pub const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 const EVENTS: usize = 1024;
 /// A reply is at most this long (the nodes and records of hundreds of volumes are below one MiB).
 const LONGEST_LINE: usize = 64 << 20;
-
-/// Why QEMU could not be asked, or what it answered.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum QmpError {
-    /// Nobody listens there.
-    #[error("cannot connect to QEMU's socket {path:?}")]
-    Connect {
-        /// The socket.
-        path: PathBuf,
-        /// What `connect` said.
-        source: io::Error,
-    },
-    /// The socket is another client's, who was seen.
-    #[error("QEMU's socket {path:?} is held by another client")]
-    Held {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// No greeting, and no other client was seen: a stopped QEMU.
-    #[error("QEMU sends no greeting on {path:?}")]
-    Silent {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// It closed the connection or sent something else.
-    #[error("what listens on {path:?} is no QMP server")]
-    NotQmp {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// No reply in time. The connection is of no use any more.
-    #[error("QEMU did not answer {command} in time")]
-    TimedOut {
-        /// The command.
-        command: String,
-    },
-    /// The connection ended, or an earlier command was cut short.
-    #[error("the connection to QEMU ended before {command} was answered")]
-    Disconnected {
-        /// The command.
-        command: String,
-    },
-    /// QEMU refused.
-    #[error("QEMU refuses {command}: {description}")]
-    Refused {
-        /// The command.
-        command: String,
-        /// QEMU's error class.
-        class: String,
-        /// QEMU's text.
-        description: String,
-    },
-    /// The reply does not have the documented form.
-    #[error("QEMU's answer to {command} is not understood")]
-    Answer {
-        /// The command.
-        command: String,
-    },
-    /// This client's table does not list the command.
-    #[error("the command {command} is not in this client's table")]
-    Unlisted {
-        /// The command.
-        command: String,
-    },
-}
-
-impl QmpError {
-    /// Must the caller connect anew before the next command?
-    pub fn ends_connection(&self) -> bool {
-        matches!(self, Self::TimedOut { .. } | Self::Disconnected { .. })
-    }
-
-    /// QEMU's text, where it refused.
-    pub fn refusal(&self) -> Option<&str> {
-        match self {
-            Self::Refused { description, .. } => Some(description),
-            _ => None,
-        }
-    }
-}
 
 /// Something that QEMU told unasked.
 #[derive(Debug, Clone, PartialEq)]
@@ -145,7 +75,7 @@ pub struct PassedFd {
 
 /// A connection to QEMU, ready for commands.
 pub struct Qmp {
-    service: QapiService<QmpStreamTokio<OwnedWriteHalf>>,
+    service: Service,
     events: mpsc::Receiver<Event>,
     socket: OwnedFd,
     deadline: Deadline,
@@ -183,8 +113,10 @@ impl Qmp {
             .map_err(|source| QmpError::Connect { path: path.to_owned(), source })?;
         let (events, taken) = mpsc::channel(EVENTS);
         let (read, write) = stream.into_split();
+        let numbers = Numbers::new();
         let greeting = async {
-            let greeted = QmpStreamTokio::open_split(Lines::new(read, events), write).await?;
+            let (lines, write) = (Lines::new(read, numbers.clone(), events), Numbered::new(write, numbers));
+            let greeted = QmpStreamTokio::open_split(lines, write).await?;
             let version = greeted.capabilities.QMP.version.qemu.clone();
             Ok::<_, io::Error>((greeted.negotiate().await?, version))
         };
@@ -223,7 +155,7 @@ impl Qmp {
             return Err(QmpError::Disconnected { command: command.to_owned() });
         }
         let limit = self.deadline.within(COMMAND_TIMEOUT);
-        let answer = match limit.wait(send(&self.service, command, arguments)).await {
+        let answer = match limit.wait(commands::send(&self.service, command, arguments)).await {
             Ok(Some(answer)) => answer,
             Ok(None) => {
                 self.unanswered = false;
@@ -313,94 +245,126 @@ fn no_greeting(path: &Path, socket: Option<BorrowedFd<'_>>) -> QmpError {
     }
 }
 
-/// qapi wants a type for each command, with its name as a constant; the arguments and the answer stay JSON.
-macro_rules! commands {
-    ($($kind:ident = $name:literal,)*) => {
-        $(
-            #[derive(Debug, Serialize)]
-            #[serde(transparent)]
-            struct $kind(Value);
-            impl qapi::Command for $kind {
-                const NAME: &'static str = $name;
-                const ALLOW_OOB: bool = false;
-                type Ok = Value;
-            }
-            impl qapi::qmp::QmpCommand for $kind {}
-        )*
+/// The number of the command that was sent last. Shared by the two directions of a connection.
+#[derive(Debug, Clone)]
+struct Numbers {
+    /// Differs from that of every other connection.
+    connection: u64,
+    last: Arc<AtomicU64>,
+}
 
-        /// Sends the command of this name; `None` if it is not listed here.
-        async fn send(
-            service: &QapiService<QmpStreamTokio<OwnedWriteHalf>>,
-            command: &str,
-            arguments: Value,
-        ) -> Option<Result<Value, ExecuteError>> {
-            match command {
-                $($name => Some(service.execute($kind(arguments)).await),)*
-                _ => None,
+impl Numbers {
+    fn new() -> Self {
+        Self { connection: fastrand::u64(..), last: Arc::default() }
+    }
+
+    fn current(&self) -> String {
+        format!("ecr-{:016x}-{}", self.connection, self.last.load(Ordering::Relaxed))
+    }
+}
+
+/// Writes qapi's commands with an id each.
+#[derive(Debug)]
+struct Numbered {
+    socket: OwnedWriteHalf,
+    numbers: Numbers,
+    line_starts: bool,
+    pending: VecDeque<u8>,
+}
+
+impl Numbered {
+    fn new(socket: OwnedWriteHalf, numbers: Numbers) -> Self {
+        Self { socket, numbers, line_starts: true, pending: VecDeque::new() }
+    }
+}
+
+impl AsyncWrite for Numbered {
+    /// Only takes the bytes; qapi flushes after each command.
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        for &byte in bytes {
+            self.pending.push_back(byte);
+            if self.line_starts && byte == b'{' {
+                self.numbers.last.fetch_add(1, Ordering::Relaxed);
+                let id = format!("\"id\":\"{}\",", self.numbers.current());
+                self.pending.extend(id.as_bytes());
             }
+            self.line_starts = byte == b'\n';
         }
-    };
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        while !this.pending.is_empty() {
+            let written = ready!(Pin::new(&mut this.socket).poll_write(cx, this.pending.make_contiguous()))?;
+            this.pending.drain(..written);
+        }
+        Pin::new(&mut this.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
 }
 
-commands! {
-    AddFd = "add-fd",
-    BlockResize = "block_resize",
-    BlockSetIoThrottle = "block_set_io_throttle",
-    BlockdevAdd = "blockdev-add",
-    BlockdevDel = "blockdev-del",
-    Cont = "cont",
-    DeviceAdd = "device_add",
-    DeviceDel = "device_del",
-    HumanMonitorCommand = "human-monitor-command",
-    Migrate = "migrate",
-    MigrateSetCapabilities = "migrate-set-capabilities",
-    ObjectAdd = "object-add",
-    ObjectDel = "object-del",
-    QomGet = "qom-get",
-    QomList = "qom-list",
-    QomSet = "qom-set",
-    QueryBlock = "query-block",
-    QueryBlockstats = "query-blockstats",
-    QueryFdsets = "query-fdsets",
-    QueryMigrate = "query-migrate",
-    QueryNamedBlockNodes = "query-named-block-nodes",
-    QueryPci = "query-pci",
-    QueryStatus = "query-status",
-    QueryVersion = "query-version",
-    Quit = "quit",
-    RemoveFd = "remove-fd",
-    Stop = "stop",
-    SystemPowerdown = "system_powerdown",
-}
-
-/// QEMU's lines without its events, which go to a channel.
+/// QEMU's lines as qapi can take them: without events, which go to a channel, without answers to anybody else, and without ids.
+#[derive(Debug)]
 struct Lines {
     socket: OwnedReadHalf,
+    numbers: Numbers,
+    greeted: bool,
     partial: Vec<u8>,
     ready: VecDeque<u8>,
     events: mpsc::Sender<Event>,
 }
 
 impl Lines {
-    fn new(socket: OwnedReadHalf, events: mpsc::Sender<Event>) -> Self {
-        Self { socket, partial: Vec::new(), ready: VecDeque::new(), events }
+    fn new(socket: OwnedReadHalf, numbers: Numbers, events: mpsc::Sender<Event>) -> Self {
+        Self { socket, numbers, greeted: false, partial: Vec::new(), ready: VecDeque::new(), events }
     }
 
     fn take_line(&mut self, line: &[u8]) {
-        match event(line) {
+        if let Some(event) = event(line) {
             // Nobody waits for events for as long as the channel is full of older ones.
-            Some(event) => drop(self.events.try_send(event)),
-            None => self.ready.extend(line),
+            drop(self.events.try_send(event));
+        } else if self.greeted {
+            self.ready.extend(without_id(line, &self.numbers.current()).unwrap_or_default());
+        } else if !is_answer(line) {
+            // The greeting; anything else makes qapi end the connection.
+            self.greeted = true;
+            self.ready.extend(line);
         }
     }
 }
 
 fn event(line: &[u8]) -> Option<Event> {
     // Replies can be long; only what may be an event is parsed here.
-    line.windows(7).any(|word| word == b"\"event\"").then_some(())?;
+    position(line, b"\"event\"")?;
     let mut line: Value = serde_json::from_slice(line).ok()?;
     let name = line.get("event")?.as_str()?.to_owned();
     Some(Event { name, data: line["data"].take() })
+}
+
+fn is_answer(line: &[u8]) -> bool {
+    let line: Option<Value> = serde_json::from_slice(line).ok();
+    line.is_some_and(|line| line.get("return").is_some() || line.get("error").is_some())
+}
+
+/// The answer to the command `id`, without the id. `None` if it answers another one.
+fn without_id(line: &[u8], id: &str) -> Option<Vec<u8>> {
+    // This is how QEMU writes it, so that long answers need not be parsed twice.
+    for form in [format!(", \"id\": \"{id}\""), format!("\"id\": \"{id}\", ")] {
+        if let Some(at) = position(line, form.as_bytes()) {
+            return Some([&line[..at], &line[at + form.len()..]].concat());
+        }
+    }
+    let mut line: Value = serde_json::from_slice(line).ok()?;
+    let answers = line.as_object_mut()?.remove("id")?;
+    (answers == id).then(|| format!("{line}\n").into_bytes())
+}
+
+fn position(line: &[u8], word: &[u8]) -> Option<usize> {
+    line.windows(word.len()).rposition(|bytes| bytes == word)
 }
 
 impl AsyncRead for Lines {
@@ -431,5 +395,23 @@ impl AsyncRead for Lines {
         buf.put_slice(&bytes[..count]);
         self.ready.drain(..count);
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("{\"return\": {}, \"id\": \"a-1\"}\r\n", Some("{\"return\": {}}\r\n"))]
+    #[case("{\"id\": \"a-1\", \"error\": {}}\r\n", Some("{\"error\": {}}\r\n"))]
+    #[case("{\"id\":\"a-1\",\"return\":1}\n", Some("{\"return\":1}\n"))]
+    #[case("{\"return\": {}, \"id\": \"a-2\"}\r\n", None)]
+    #[case("{\"return\": {}}\r\n", None)]
+    fn only_the_answer_to_the_last_command_passes(#[case] line: &str, #[case] passed: Option<&str>) {
+        let passed = passed.map(|line| line.as_bytes().to_vec());
+        assert_eq!(without_id(line.as_bytes(), "a-1"), passed);
     }
 }

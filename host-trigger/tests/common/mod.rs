@@ -1,7 +1,12 @@
 //! A sandbox as a Kata host has it, but without a guest: a real QEMU that never starts its CPU, and in place of the agent one
 //! that keeps book of what it is asked for.
 
-#![allow(dead_code, unreachable_pub, clippy::allow_attributes, reason = "each test binary uses a part of this")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::allow_attributes,
+    reason = "each test binary uses a part of this"
+)]
 
 pub mod guest;
 pub mod volume;

@@ -1,0 +1,68 @@
+//! The commands that this program knows. See the
+//! [QMP reference](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html).
+
+use qapi::ExecuteError;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::Service;
+
+/// qapi wants a type for each command, with its name as a constant; the arguments and the answer stay JSON.
+macro_rules! commands {
+    ($($kind:ident = $name:literal,)*) => {
+        $(
+            #[derive(Debug, Serialize)]
+            #[serde(transparent)]
+            struct $kind(Value);
+            impl qapi::Command for $kind {
+                const NAME: &'static str = $name;
+                const ALLOW_OOB: bool = false;
+                type Ok = Value;
+            }
+            impl qapi::qmp::QmpCommand for $kind {}
+        )*
+
+        /// Sends the command of this name; `None` if it is not listed here.
+        pub(super) async fn send(
+            service: &Service,
+            command: &str,
+            arguments: Value,
+        ) -> Option<Result<Value, ExecuteError>> {
+            match command {
+                $($name => Some(service.execute($kind(arguments)).await),)*
+                _ => None,
+            }
+        }
+    };
+}
+
+commands! {
+    AddFd = "add-fd",
+    BlockResize = "block_resize",
+    BlockSetIoThrottle = "block_set_io_throttle",
+    BlockdevAdd = "blockdev-add",
+    BlockdevDel = "blockdev-del",
+    Cont = "cont",
+    DeviceAdd = "device_add",
+    DeviceDel = "device_del",
+    HumanMonitorCommand = "human-monitor-command",
+    Migrate = "migrate",
+    MigrateSetCapabilities = "migrate-set-capabilities",
+    ObjectAdd = "object-add",
+    ObjectDel = "object-del",
+    QomGet = "qom-get",
+    QomList = "qom-list",
+    QomSet = "qom-set",
+    QueryBlock = "query-block",
+    QueryBlockstats = "query-blockstats",
+    QueryFdsets = "query-fdsets",
+    QueryMigrate = "query-migrate",
+    QueryNamedBlockNodes = "query-named-block-nodes",
+    QueryPci = "query-pci",
+    QueryStatus = "query-status",
+    QueryVersion = "query-version",
+    Quit = "quit",
+    RemoveFd = "remove-fd",
+    Stop = "stop",
+    SystemPowerdown = "system_powerdown",
+}

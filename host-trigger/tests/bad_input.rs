@@ -1,0 +1,295 @@
+//! Each bad input has its own reason and exit code, and changes nothing in QEMU. (What the command line and the ids alone tell is
+//! tested beside the code.)
+
+mod common;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use agent_plugin::contract::block_volume::Reason;
+use common::{
+    Host,
+    volume::{Image, Loop},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use rstest::rstest;
+
+const MIB: u64 = 1 << 20;
+
+async fn assert_refused(host: &mut Host, volume: &Path, more: &[&str], reason: &str, exit_code: u8) {
+    let before = host.snapshot().await;
+    let ran = host.plug(volume, "/dev/xvda", more).await;
+    ran.assert_fails(reason, exit_code);
+    assert_eq!(host.snapshot().await, before);
+    assert!(host.guest.attached_paths().is_empty());
+}
+
+#[rstest]
+#[case(&["--container", "c9", "--sandbox", "s1"], "container_not_found", 3)]
+#[case(&["--container", "c", "--sandbox", "s1"], "ambiguous_id", 2)]
+#[case(&["--container", "c1", "--sandbox", "s9"], "sandbox_not_found", 3)]
+#[case(&["--container", "c1/../c2", "--sandbox", "s1"], "invalid_id", 2)]
+#[case(&["--container", "s1", "--sandbox", "s1"], "pause_container", 2)]
+#[case(&["--agent", "tcp://localhost:1"], "invalid_agent_address", 2)]
+#[case(&["--controller", "scsi9"], "unknown_controller", 2)]
+#[case(&["--timeout", "never"], "usage", 2)]
+#[case(&["--mode", "1777"], "usage", 2)]
+#[tokio::test]
+async fn a_wrong_command_line_changes_nothing(
+    #[case] more: &[&str],
+    #[case] reason: &str,
+    #[case] exit_code: u8,
+) {
+    let mut host = Host::boot().await;
+    let image = Image::of(MIB);
+    assert_refused(&mut host, image.path(), more, reason, exit_code).await;
+}
+
+#[rstest]
+#[case("dev/xvda")]
+#[case("/dev/../etc/x")]
+#[case("/dev/")]
+#[tokio::test]
+async fn a_path_in_the_container_is_absolute_and_normal(#[case] path: &str) {
+    let host = Host::boot().await;
+    let image = Image::of(MIB);
+    host.plug(image.path(), path, &[]).await.assert_fails("invalid_device_path", 2);
+}
+
+#[rstest]
+#[case("/nonexistent/volume", "source_not_found", 3)]
+#[case("/dev", "source_kind", 6)]
+#[case("/dev/null", "source_kind", 6)]
+#[tokio::test]
+async fn what_is_no_volume_is_refused(#[case] volume: &str, #[case] reason: &str, #[case] exit_code: u8) {
+    let mut host = Host::boot().await;
+    assert_refused(&mut host, Path::new(volume), &[], reason, exit_code).await;
+}
+
+#[tokio::test]
+async fn an_empty_device_and_an_empty_image_are_refused() {
+    let mut host = Host::boot().await;
+    assert_refused(&mut host, Image::of(0).path(), &[], "source_empty", 6).await;
+    assert_refused(&mut host, Image::of(513).path(), &[], "source_unaligned", 6).await;
+    let volume = Loop::of(MIB);
+    let detached = volume.path().to_owned();
+    drop(volume);
+    let ran = host.plug(&detached, "/dev/xvda", &[]).await;
+    // Another test may have taken the device's number meanwhile.
+    assert_eq!(ran.failure().error.exit_code, 6, "{ran:?}");
+}
+
+#[tokio::test]
+async fn a_read_only_device_is_not_for_writing() {
+    let mut host = Host::boot().await;
+    let volume = Loop::with(MIB, &["--read-only"]);
+    assert_refused(&mut host, volume.path(), &[], "source_read_only", 6).await;
+    assert!(!volume.is_claimed());
+}
+
+#[tokio::test]
+async fn a_mounted_device_is_named_with_its_mount_point() {
+    let mut host = Host::boot().await;
+    let volume = Loop::of(16 * MIB);
+    let mount_point = tempfile::tempdir().unwrap();
+    let status = Command::new("mkfs.ext4").args(["-q"]).arg(volume.path()).status().unwrap();
+    assert!(status.success());
+    let status = Command::new("mount").arg(volume.path()).arg(mount_point.path()).status().unwrap();
+    assert!(status.success());
+    let before = host.snapshot().await;
+    let ran = host.plug(volume.path(), "/dev/xvda", &[]).await;
+    let status = Command::new("umount").arg(mount_point.path()).status().unwrap();
+    assert!(status.success());
+    ran.assert_fails("source_mounted", 6);
+    assert!(ran.stdout.contains(mount_point.path().to_str().unwrap()), "{ran:?}");
+    assert_eq!(host.snapshot().await, before);
+}
+
+#[tokio::test]
+async fn a_device_that_somebody_claims_is_named_with_who() {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut host = Host::boot().await;
+    let volume = Loop::of(MIB);
+    let claim = fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(volume.path()).unwrap();
+    let before = host.snapshot().await;
+    let ran = host.plug(volume.path(), "/dev/xvda", &[]).await;
+    drop(claim);
+    ran.assert_fails("source_held", 6);
+    assert!(ran.stdout.contains(&format!("process {}", std::process::id())), "{ran:?}");
+    assert_eq!(host.snapshot().await, before);
+}
+
+#[tokio::test]
+async fn an_image_below_a_loop_device_is_held_by_it() {
+    let mut host = Host::boot().await;
+    let volume = Loop::of(MIB);
+    let backing =
+        fs::read_to_string(format!("/sys/block/{}/loop/backing_file", name(volume.path()))).unwrap();
+    assert_refused(&mut host, Path::new(backing.trim_end()), &[], "source_held", 6).await;
+}
+
+fn name(device: &Path) -> &str {
+    device.file_name().unwrap().to_str().unwrap()
+}
+
+#[tokio::test]
+async fn a_volume_of_another_vm_is_held_by_it() {
+    let mut host = Host::boot().await;
+    let other = Host::boot().await;
+    let (device, image) = (Loop::of(MIB), Image::of(MIB));
+    for volume in [device.path(), image.path()] {
+        let path = format!("/dev/{}", name(volume));
+        other.plug(volume, &path, &[]).await.report();
+        let ran = host.plug(volume, &path, &[]).await;
+        ran.assert_fails("source_held", 6);
+        assert!(ran.stdout.contains(&format!("process {} (qemu-", other.qemu.id())), "{ran:?}");
+    }
+    assert_eq!(host.snapshot().await["query-fdsets"].as_array().unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn a_taken_path_is_refused_before_anything_changes() {
+    let mut host = Host::boot().await;
+    host.guest.taken.lock().unwrap().push("/dev/xvda".into());
+    assert_refused(&mut host, Image::of(MIB).path(), &[], "path_taken", 4).await;
+}
+
+#[rstest]
+#[case(Reason::REASON_CONTAINER_NOT_FOUND, "container_not_found", 3)]
+#[case(Reason::REASON_CONTAINER_NOT_RUNNING, "container_not_running", 3)]
+#[case(Reason::REASON_DENIED, "denied_by_guest", 9)]
+#[tokio::test]
+async fn what_the_guest_refuses_at_once_changes_nothing(
+    #[case] refused: Reason,
+    #[case] reason: &str,
+    #[case] exit_code: u8,
+) {
+    let mut host = Host::boot().await;
+    *host.guest.probe_failure.lock().unwrap() = Some(refused);
+    assert_refused(&mut host, Image::of(MIB).path(), &[], reason, exit_code).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_cannot_help_is_told_by_its_kind() {
+    let mut host = Host::boot().await;
+    let image = Image::of(MIB);
+    *host.guest.api_level.lock().unwrap() = 2;
+    assert_refused(&mut host, image.path(), &[], "api_level", 12).await;
+    host.guest.stop().await;
+    assert_refused(&mut host, image.path(), &[], "agent_unreachable", 14).await;
+    host.guest.start_without_plugin().await;
+    assert_refused(&mut host, image.path(), &[], "no_plugin", 10).await;
+    fs::remove_file(host.path("sbs/s1/persist.json")).unwrap();
+    assert_refused(&mut host, image.path(), &[], "agent_unknown", 14).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_answer_has_a_deadline() {
+    let mut host = Host::boot().await;
+    let silent = host.path("silent.sock");
+    // Accepted by the kernel, never read.
+    let _listener = std::os::unix::net::UnixListener::bind(&silent).unwrap();
+    let image = Image::of(MIB);
+    let address = format!("hvsock://{}:1024", silent.display());
+    assert_refused(&mut host, image.path(), &["--agent", &address, "--timeout", "500ms"], "timed_out", 7)
+        .await;
+    let address = format!("unix://{}", silent.display());
+    assert_refused(&mut host, image.path(), &["--agent", &address, "--timeout", "500ms"], "timed_out", 7)
+        .await;
+}
+
+#[rstest]
+#[case(&[], "no_controller", 10)]
+#[case(&["-device", "virtio-scsi-pci,id=a", "-device", "virtio-scsi-pci,id=b"], "ambiguous_controller", 2)]
+#[tokio::test]
+async fn a_vm_without_the_one_controller_is_refused(
+    #[case] devices: &[&str],
+    #[case] reason: &str,
+    #[case] exit_code: u8,
+) {
+    let mut host = Host::boot_with(devices).await;
+    assert_refused(&mut host, Image::of(MIB).path(), &[], reason, exit_code).await;
+}
+
+#[tokio::test]
+async fn the_controller_that_is_named_is_used() {
+    let devices = ["-device", "virtio-scsi-pci,id=a", "-device", "virtio-scsi-pci,id=b"];
+    let host = Host::boot_with(&devices).await;
+    let report = host.plug(Image::of(MIB).path(), "/dev/xvda", &["--controller", "b"]).await.report();
+    assert_eq!(report.volumes[0].scsi.controller, "b");
+    let attached = host.guest.attached.lock().unwrap();
+    assert_eq!(attached.values().next().unwrap().controller, "0000:00:02.0");
+}
+
+#[tokio::test]
+async fn a_socket_that_another_client_holds_is_told_within_three_seconds() {
+    let mut host = Host::boot().await;
+    let deadline = host_trigger::Deadline::after(Duration::from_secs(10));
+    let held = host_trigger::qmp::Qmp::connect(host.path("vm/s1/qmp.sock"), deadline).await.unwrap();
+    let image = Image::of(MIB);
+    let before = host.snapshot().await;
+    let ran = host.plug(image.path(), "/dev/xvda", &[]).await;
+    ran.assert_fails("qmp_held", 13);
+    assert!(ran.took < Duration::from_secs(3), "{ran:?}");
+    assert_eq!(host.snapshot().await, before);
+    drop(held);
+    host.plug(image.path(), "/dev/xvda", &[]).await.report();
+}
+
+#[tokio::test]
+async fn a_stopped_qemu_is_a_time_out_and_no_other_client() {
+    let host = Host::boot().await;
+    let pid = Pid::from_raw(i32::try_from(host.qemu.id()).unwrap());
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let ran = host.plug(Image::of(MIB).path(), "/dev/xvda", &[]).await;
+    kill(pid, Signal::SIGCONT).unwrap();
+    ran.assert_fails("timed_out", 7);
+    assert!(ran.took < Duration::from_secs(3), "{ran:?}");
+}
+
+#[tokio::test]
+async fn what_is_not_qemu_is_told_by_its_kind() {
+    let mut host = Host::boot().await;
+    let image = Image::of(MIB);
+    fs::write(host.path("sbs/s1/persist.json"), r#"{"HypervisorState":{"Type":"clh"}}"#).unwrap();
+    let agent = format!("unix://{}", host.path("agent.sock").display());
+    assert_refused(&mut host, image.path(), &["--agent", &agent], "not_qemu", 10).await;
+    fs::remove_file(host.path("sbs/s1/persist.json")).unwrap();
+    host.qemu.kill().unwrap();
+    host.qemu.wait().unwrap();
+    host.plug(image.path(), "/dev/xvda", &["--agent", &agent]).await.assert_fails("qmp_unreachable", 14);
+    fs::remove_file(host.path("vm/s1/qmp.sock")).unwrap();
+    host.plug(image.path(), "/dev/xvda", &["--agent", &agent]).await.assert_fails("qmp_unreachable", 14);
+}
+
+#[tokio::test]
+async fn who_may_not_look_is_told_so() {
+    let host = Host::boot().await;
+    fs::set_permissions(host.path("vm"), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::set_permissions(host.path("sbs"), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::set_permissions(host.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    // The binary has to be where anybody can run it.
+    let binary = public_copy();
+    let image = Image::of(MIB);
+    let mut command = tokio::process::Command::new(binary.path().join("ecr-runtime"));
+    command.arg("--run-dir").arg(host.path("")).args(["block-volume", "hot-plug", "--output", "json"]);
+    command.args(["--sandbox", "s1", "--container", "c1", "--device-path", "/dev/xvda", "--block-volume"]);
+    command.arg(image.path()).uid(65534).gid(65534);
+    common::run(&mut command).await.assert_fails("denied", 11);
+}
+
+fn public_copy() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let binary: PathBuf = directory.path().join("ecr-runtime");
+    fs::copy(env!("CARGO_BIN_EXE_ecr-runtime"), binary).unwrap();
+    directory
+}

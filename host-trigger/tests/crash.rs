@@ -1,0 +1,79 @@
+//! A run that is killed after any of its steps leaves what the same command completes. Needs fail points:
+//! `cargo test -p host-trigger --features fault --test crash`.
+
+#![cfg(feature = "fault")]
+
+mod common;
+
+use common::{
+    Host,
+    guest::Behaviour,
+    run,
+    volume::{Image, Loop},
+};
+use host_trigger::output::Outcome;
+use rstest::rstest;
+
+const MIB: u64 = 1 << 20;
+
+#[rstest]
+#[tokio::test]
+async fn a_killed_run_is_completed_by_the_same_command(
+    #[values(
+        "after-probe",
+        "after-add-fd",
+        "after-blockdev-add",
+        "after-device-add",
+        "after-attach",
+        "after-outcome"
+    )]
+    point: &str,
+) {
+    let mut host = Host::boot().await;
+    let clean = host.snapshot().await;
+    let (device, image) = (Loop::of(MIB), Image::of(MIB));
+    let volumes = [(device.path(), "/dev/xvda"), (image.path(), "/dev/xvdb")];
+    let mut command = host.command(&volumes, &[]);
+    let killed = run(command.env("ECR_RUNTIME_FAULT", format!("{point}=kill"))).await;
+    assert_eq!(killed.exit_code, Some(-9), "{killed:?}");
+    if point == "after-probe" {
+        assert_eq!(host.snapshot().await, clean);
+    }
+    let again = run(&mut host.command(&volumes, &[])).await.report();
+    let expected = if point == "after-outcome" { Outcome::Unchanged } else { Outcome::Attached };
+    assert_eq!(again.result, expected);
+    assert_eq!(host.guest.attached_paths(), ["/dev/xvda", "/dev/xvdb"]);
+    let snapshot = host.snapshot().await;
+    assert_eq!(snapshot["query-fdsets"].as_array().unwrap().len(), 2);
+    assert_eq!(snapshot["query-named-block-nodes"].as_array().unwrap().len(), 4);
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_run_that_fails_after_a_step_leaves_nothing(
+    #[values("after-add-fd", "after-blockdev-add", "after-device-add", "after-attach", "after-outcome")]
+    point: &str,
+) {
+    let mut host = Host::boot().await;
+    let before = host.snapshot().await;
+    let volume = Loop::of(MIB);
+    let mut command = host.command(&[(volume.path(), "/dev/xvda")], &[]);
+    let failed = run(command.env("ECR_RUNTIME_FAULT", format!("{point}=error"))).await;
+    failed.assert_fails("fail_point", 1);
+    assert_eq!(host.snapshot().await, before);
+    assert!(host.guest.attached_paths().is_empty());
+    assert!(!volume.is_claimed());
+}
+
+#[tokio::test]
+async fn another_serial_than_the_guest_is_told_of_can_be_given_to_qemu() {
+    let mut host = Host::boot().await;
+    host.guest.behave(Behaviour::Works);
+    let image = Image::of(MIB);
+    let mut command = host.command(&[(image.path(), "/dev/xvda")], &[]);
+    let report = run(command.env("ECR_RUNTIME_FAULT", "device-serial=value:other")).await.report();
+    let path = format!("/machine/peripheral/ecrblk-{}", report.volumes[0].id);
+    let serial = host.query("qom-get", serde_json::json!({"path": path, "property": "serial"})).await;
+    assert_eq!(serial, "other");
+    assert!(host.guest.attached.lock().unwrap().contains_key(&report.volumes[0].id));
+}
