@@ -34,7 +34,10 @@ impl Agent {
     /// announces that its agent listens. The caller bounds the wait.
     pub(crate) async fn when_it_answers(hybrid: &Path, limit: Duration) -> Self {
         loop {
-            if let Ok(stream) = vsock::connect(hybrid, PORT).await {
+            // A request that reaches the back end while the guest's driver comes up can be lost: then neither an answer nor an
+            // end of file follows.
+            let attempt = tokio::time::timeout(Duration::from_millis(500), vsock::connect(hybrid, PORT)).await;
+            if let Ok(Ok(stream)) = attempt {
                 let connection = Client::new(Socket::new(stream));
                 let health = HealthClient::new(connection.clone());
                 if health.check(context(Duration::from_secs(5)), &CheckRequest::new()).await.is_ok() {

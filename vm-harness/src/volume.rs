@@ -10,12 +10,13 @@ use std::{
 
 use rand::{RngCore as _, SeedableRng as _, rngs::SmallRng};
 use sha2::{Digest as _, Sha256};
+use tempfile::TempPath;
 
 /// A volume on the host; removed when dropped.
 #[derive(Debug)]
 pub struct Volume {
     path: PathBuf,
-    image: tempfile::NamedTempFile,
+    image: TempPath,
     is_loop: bool,
 }
 
@@ -41,7 +42,7 @@ impl Volume {
     /// The file cannot be written.
     pub fn image(size: u64) -> Self {
         let image = random_file(size);
-        Self { path: image.path().to_owned(), image, is_loop: false }
+        Self { path: image.to_path_buf(), image, is_loop: false }
     }
 
     /// A loop device over a raw image of `size` random bytes.
@@ -64,13 +65,13 @@ impl Volume {
     ///
     /// # Panics
     /// As [`Volume::loop_device`].
-    pub fn loop_over(image: tempfile::NamedTempFile, options: LoopOptions) -> Self {
+    pub fn loop_over(image: TempPath, options: LoopOptions) -> Self {
         let mut command = Command::new("losetup");
         command.args(["--find", "--show", "--sector-size", &options.sector.to_string()]);
         if options.read_only {
             command.arg("--read-only");
         }
-        let output = command.arg(image.path()).output().expect("losetup is installed (ci/setup)");
+        let output = command.arg(&image).output().expect("losetup is installed (ci/setup)");
         assert!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
         let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
         Self { path, image, is_loop: true }
@@ -88,7 +89,7 @@ impl Volume {
 
     /// The file with the bytes.
     pub fn image_path(&self) -> &Path {
-        self.image.path()
+        &self.image
     }
 
     /// Size in bytes.
@@ -96,7 +97,7 @@ impl Volume {
     /// # Panics
     /// The file is gone.
     pub fn size(&self) -> u64 {
-        fs::metadata(self.image.path()).expect("the volume's file exists").len()
+        fs::metadata(&self.image).expect("the volume's file exists").len()
     }
 
     /// Bytes of the volume as the host reads them from the device now.
@@ -140,7 +141,8 @@ pub fn random_bytes(length: usize) -> Vec<u8> {
     bytes
 }
 
-fn random_file(size: u64) -> tempfile::NamedTempFile {
+/// Closed again: `ecr-runtime` refuses an image that somebody has open.
+fn random_file(size: u64) -> TempPath {
     let mut file =
         tempfile::Builder::new().prefix("volume-").suffix(".img").tempfile().expect("a temporary file");
     let mut left = size;
@@ -150,5 +152,5 @@ fn random_file(size: u64) -> tempfile::NamedTempFile {
             .expect("space for a volume");
         left -= chunk;
     }
-    file
+    file.into_temp_path()
 }

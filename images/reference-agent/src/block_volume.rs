@@ -1,11 +1,12 @@
 //! The glue between this agent and agent-plugin: what a builder of kata-agent writes, too.
 
+use std::sync::Arc;
+
 use agent_plugin::{Agent, Container, ContainerError, Denied};
 use async_trait::async_trait;
 use serde_json::Value;
 
 use crate::{policy::Policy, sandbox::SharedSandbox};
-use std::sync::Arc;
 
 /// What the plugin may ask of this agent.
 pub(crate) struct BlockVolumeAgent {
