@@ -9,7 +9,8 @@ use crate::{
     cgroup,
     contract::block_volume as wire,
     device_node::Occupant,
-    volume::{Attached, Attachment, Detached, Failed, Guest, Inspected, Outcome, PathState},
+    scsi::ScsiHost,
+    volume::{Attached, Departure, Detached, Failed, Guest, Inspected, Outcome, PathState},
 };
 
 const API_LEVEL: u32 = 1;
@@ -46,7 +47,7 @@ fn some_failure(failed: &Failed) -> MessageField<wire::Failure> {
 }
 
 pub(crate) fn attach(
-    result: &Result<Vec<Attached>, Failed>,
+    result: Result<&[Attached], &Failed>,
     stages: &[(&'static str, Duration)],
 ) -> wire::AttachResponse {
     let mut response =
@@ -59,7 +60,7 @@ pub(crate) fn attach(
 }
 
 pub(crate) fn detach(
-    result: &Result<Vec<Detached>, Failed>,
+    result: Result<&[Detached], &Failed>,
     stages: &[(&'static str, Duration)],
 ) -> wire::DetachResponse {
     let mut response =
@@ -76,11 +77,14 @@ pub(crate) fn detach(
     response
 }
 
-pub(crate) fn inspect(result: Result<Vec<(Attachment, Inspected)>, Failed>) -> wire::InspectResponse {
+pub(crate) fn inspect(
+    subjects: &[Departure],
+    result: Result<&[Inspected], &Failed>,
+) -> wire::InspectResponse {
     let mut response = wire::InspectResponse::default();
     match result {
-        Ok(volumes) => response.inspected = volumes.into_iter().map(inspected).collect(),
-        Err(failed) => response.failure = some_failure(&failed),
+        Ok(volumes) => response.inspected = subjects.iter().zip(volumes).map(inspected).collect(),
+        Err(failed) => response.failure = some_failure(failed),
     }
     response
 }
@@ -90,7 +94,7 @@ pub(crate) fn resize_failed(failed: &Failed) -> wire::ResizeResponse {
 }
 
 /// What every Probe says, whatever becomes of the rest.
-pub(crate) fn probe(result: Result<(Guest, Option<wire::ContainerState>), Failed>) -> wire::ProbeResponse {
+pub(crate) fn probe(result: Result<&(Guest, Option<wire::ContainerState>), &Failed>) -> wire::ProbeResponse {
     let mut response = wire::ProbeResponse {
         api_level: API_LEVEL,
         plugin_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -99,16 +103,16 @@ pub(crate) fn probe(result: Result<(Guest, Option<wire::ContainerState>), Failed
     };
     match result {
         Ok((guest, container)) => {
-            let host = |host: crate::scsi::ScsiHost| wire::ScsiHost {
+            let host = |host: &ScsiHost| wire::ScsiHost {
                 number: host.number,
-                controller: host.controller,
+                controller: host.controller.clone(),
                 ..Default::default()
             };
-            response.scsi_hosts = guest.hosts.into_iter().map(host).collect();
-            response.scan_mode = guest.scan_mode;
-            response.container = container.into();
+            response.scsi_hosts = guest.hosts.iter().map(host).collect();
+            response.scan_mode.clone_from(&guest.scan_mode);
+            response.container = container.clone().into();
         }
-        Err(failed) => response.failure = some_failure(&failed),
+        Err(failed) => response.failure = some_failure(failed),
     }
     response
 }
@@ -177,21 +181,21 @@ fn outcome(outcome: Outcome) -> wire::Outcome {
     }
 }
 
-fn inspected((attachment, inspected): (Attachment, Inspected)) -> wire::Inspected {
+fn inspected((subject, inspected): (&Departure, &Inspected)) -> wire::Inspected {
     let mut encoded = wire::Inspected {
-        serial: attachment.serial,
+        serial: subject.attachment.serial.clone(),
         size: inspected.size,
         read_only: inspected.read_only,
         container_running: inspected.container_running,
         node_present: inspected.node_present,
         allowed: inspected.allowed,
         filter: inspected.filter.map(filter_mode).unwrap_or_default().into(),
-        leftovers: inspected.leftovers,
+        leftovers: inspected.leftovers.clone(),
         ..Default::default()
     };
-    if let Some(disk) = inspected.disk {
+    if let Some(disk) = &inspected.disk {
         encoded.disk_present = true;
-        encoded.guest_device = disk.name;
+        encoded.guest_device.clone_from(&disk.name);
         encoded.device = device_number(disk.number);
     }
     encoded

@@ -1,0 +1,332 @@
+//! The ttrpc service: decodes a request, asks the agent, hands the work to a thread, encodes the answer. Knows no kernel.
+//!
+//! ttrpc drops a handler's future when its caller goes away. So the work runs on a thread that is started for the request and ends
+//! with it: nothing can cut it, and nothing is there while the service is idle.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use tokio::sync::oneshot;
+use tokio_vsock::VsockListener;
+use ttrpc::r#async::{Server, Service, TtrpcContext, transport::Listener};
+
+use crate::{
+    agent::{Agent, ContainerError},
+    cgroup::Filter,
+    contract::{block_volume as wire, block_volume_ttrpc as rpc},
+    device_node::NodePath,
+    error::{Error, Result},
+    fault,
+    namespace::Target,
+    policy, reply, request,
+    volume::{self, Arrival, Attachment, Departure, Failed, Slots, Stages, Ticket},
+};
+
+/// The service's entry for an agent's own ttrpc server (`Server::register_service`).
+pub fn service(agent: Arc<impl Agent>) -> HashMap<String, Service> {
+    fault::announce();
+    rpc::create_block_volume(Arc::new(BlockVolume { agent, slots: Arc::default() }))
+}
+
+/// Serves on a listener of the plugin's own, for agents whose ttrpc differs from ours. Runs until it is dropped.
+///
+/// # Errors
+/// The server does not start.
+pub async fn serve(agent: Arc<impl Agent>, listener: VsockListener) -> io::Result<()> {
+    let mut server = Server::new().add_listener(Listener::from(listener)).register_service(service(agent));
+    server.start().await.map_err(io::Error::other)?;
+    std::future::pending().await
+}
+
+struct BlockVolume<A> {
+    agent: Arc<A>,
+    slots: Arc<Slots>,
+}
+
+#[async_trait]
+impl<A: Agent> rpc::BlockVolume for BlockVolume<A> {
+    async fn probe(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ProbeRequest,
+    ) -> ttrpc::Result<wire::ProbeResponse> {
+        let began = Instant::now();
+        let prepared = self.prepare_probe(request).await.map(|(target, paths)| {
+            move || {
+                let result = look(target.as_ref(), &paths).map_err(Failed::from);
+                let reply = reply::probe(result.as_ref());
+                let about = target.map(|target| target.id).unwrap_or_default();
+                (reply, move || log("probe", &about, began, result.as_ref().err()))
+            }
+        });
+        Ok(answer("probe", began, prepared, |failed| reply::probe(Err(failed))).await)
+    }
+
+    async fn attach(
+        &self,
+        _: &TtrpcContext,
+        request: wire::AttachRequest,
+    ) -> ttrpc::Result<wire::AttachResponse> {
+        let began = Instant::now();
+        let prepared = self.prepare_attach(&request).await.map(|(arrivals, ticket, timeout)| {
+            move || {
+                let mut stages = Stages::new("attach");
+                let result = volume::attach(&arrivals, &ticket, began + timeout, &mut stages);
+                let reply = reply::attach(result.as_deref(), &stages.taken);
+                let audit = move || {
+                    let volumes = Volumes(arrivals.iter().map(|arrival| &arrival.attachment).collect());
+                    log("attach", &volumes, began, result.as_ref().err());
+                };
+                (reply, audit)
+            }
+        });
+        Ok(answer("attach", began, prepared, |failed| reply::attach(Err(failed), &[])).await)
+    }
+
+    async fn detach(
+        &self,
+        _: &TtrpcContext,
+        request: wire::DetachRequest,
+    ) -> ttrpc::Result<wire::DetachResponse> {
+        let began = Instant::now();
+        if request.force {
+            return Err(unimplemented("a forced detach"));
+        }
+        let prepared = self.prepare_detach(&request).await.map(|(departures, ticket, timeout)| {
+            move || {
+                let mut stages = Stages::new("detach");
+                let result = volume::detach(&departures, &ticket, began + timeout, &mut stages);
+                let reply = reply::detach(result.as_deref(), &stages.taken);
+                let audit = move || {
+                    let volumes = Volumes(departures.iter().map(|departure| &departure.attachment).collect());
+                    log("detach", &volumes, began, result.as_ref().err());
+                };
+                (reply, audit)
+            }
+        });
+        Ok(answer("detach", began, prepared, |failed| reply::detach(Err(failed), &[])).await)
+    }
+
+    async fn inspect(
+        &self,
+        _: &TtrpcContext,
+        request: wire::InspectRequest,
+    ) -> ttrpc::Result<wire::InspectResponse> {
+        let began = Instant::now();
+        let prepared = self.prepare_inspect(&request).await.map(|subjects| {
+            move || {
+                let result = volume::inspect(&subjects).map_err(Failed::from);
+                let reply = reply::inspect(&subjects, result.as_deref());
+                let audit = move || {
+                    let volumes = Volumes(subjects.iter().map(|subject| &subject.attachment).collect());
+                    log("inspect", &volumes, began, result.as_ref().err());
+                };
+                (reply, audit)
+            }
+        });
+        Ok(answer("inspect", began, prepared, |failed| reply::inspect(&[], Err(failed))).await)
+    }
+
+    async fn resize(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ResizeRequest,
+    ) -> ttrpc::Result<wire::ResizeResponse> {
+        let began = Instant::now();
+        match self.allow_resize(&request).await {
+            Ok(()) => Err(unimplemented("a resize")),
+            Err(error) => {
+                let failed = Failed::from(error);
+                log("resize", &"", began, Some(&failed));
+                Ok(reply::resize_failed(&failed))
+            }
+        }
+    }
+}
+
+impl<A: Agent> BlockVolume<A> {
+    async fn prepare_probe(&self, request: wire::ProbeRequest) -> Result<(Option<Target>, Vec<NodePath>)> {
+        let paths = request::paths(&request.paths)?;
+        let container = match request.container_id.as_str() {
+            "" => None,
+            id => Some(request::container_id("container_id", id)?),
+        };
+        self.agent.authorize(policy::PROBE, &policy::probe(&request.container_id, &paths)).await?;
+        let target = match container {
+            Some(id) => Some(self.target(&id).await?),
+            None => None,
+        };
+        Ok((target, paths))
+    }
+
+    async fn prepare_attach(
+        &self,
+        request: &wire::AttachRequest,
+    ) -> Result<(Vec<Arrival>, Ticket, Duration)> {
+        let timeout = request::timeout(request.timeout_ms)?;
+        let attachments = request::attachments(&request.attachments)?;
+        // The place in the queue is taken before anything is awaited, so that a detach that comes in from now on sees this attach.
+        let ticket = self.slots.attach(serials(attachments.iter()))?;
+        self.agent.authorize(policy::ATTACH, &policy::attachments(&attachments)).await?;
+        let mut targets: HashMap<String, Target> = HashMap::new();
+        let mut arrivals = Vec::with_capacity(attachments.len());
+        for attachment in attachments {
+            let target = match targets.get(&attachment.container_id) {
+                Some(target) => target.clone(),
+                None => self.target(&attachment.container_id).await?,
+            };
+            targets.insert(attachment.container_id.clone(), target.clone());
+            arrivals.push(Arrival { attachment, target });
+        }
+        Ok((arrivals, ticket, timeout))
+    }
+
+    async fn prepare_detach(
+        &self,
+        request: &wire::DetachRequest,
+    ) -> Result<(Vec<Departure>, Ticket, Duration)> {
+        let timeout = request::timeout(request.timeout_ms)?;
+        let kept = request::kept(&request.detachments)?;
+        self.agent.authorize(policy::DETACH, &policy::detach(&kept, request.force)).await?;
+        // Before the containers are looked up: an attach that is under way in one of them is cancelled as early as can be.
+        let ticket = self.slots.detach(serials(kept.iter().map(|(attachment, _)| attachment)))?;
+        let mut departures = Vec::with_capacity(kept.len());
+        for (attachment, outcome) in kept {
+            let target = match self.target(&attachment.container_id).await {
+                Ok(target) => Some(target),
+                // Its file system and its rights went with it, or never were.
+                Err(Error::Container {
+                    source: ContainerError::Unknown | ContainerError::Created | ContainerError::Stopped,
+                    ..
+                }) => None,
+                Err(error) => return Err(error),
+            };
+            departures.push(Departure { attachment, outcome, target });
+        }
+        Ok((departures, ticket, timeout))
+    }
+
+    async fn prepare_inspect(&self, request: &wire::InspectRequest) -> Result<Vec<Departure>> {
+        let kept = request::kept(&request.attachments)?;
+        self.agent.authorize(policy::INSPECT, &policy::inspect(&kept)).await?;
+        let mut subjects = Vec::with_capacity(kept.len());
+        for (attachment, outcome) in kept {
+            let target = self.target(&attachment.container_id).await.ok();
+            subjects.push(Departure { attachment, outcome, target });
+        }
+        Ok(subjects)
+    }
+
+    async fn allow_resize(&self, request: &wire::ResizeRequest) -> Result<()> {
+        request::timeout(request.timeout_ms)?;
+        let attachments = request::attachments(&request.attachments)?;
+        Ok(self.agent.authorize(policy::RESIZE, &policy::attachments(&attachments)).await?)
+    }
+
+    async fn target(&self, id: &str) -> Result<Target> {
+        match self.agent.container(id).await {
+            Ok(container) => Ok(Target { id: id.into(), container: Arc::new(container) }),
+            Err(source) => Err(Error::Container { id: id.to_owned(), source }),
+        }
+    }
+}
+
+/// What Probe answers.
+fn look(
+    target: Option<&Target>,
+    paths: &[NodePath],
+) -> Result<(volume::Guest, Option<wire::ContainerState>)> {
+    let guest = volume::probe()?;
+    let Some(target) = target else { return Ok((guest, None)) };
+    let filter = Filter::of(target)?;
+    let container = wire::ContainerState {
+        user_namespace: target.container.user_namespace.is_some(),
+        filter: Some(reply::filter_state(&filter)).into(),
+        paths: volume::paths(target, paths)?.into_iter().map(reply::path_state).collect(),
+        ..Default::default()
+    };
+    Ok((guest, Some(container)))
+}
+
+fn serials<'a>(attachments: impl Iterator<Item = &'a Attachment>) -> Vec<String> {
+    attachments.map(|attachment| attachment.serial.clone()).collect()
+}
+
+/// A method without code would be answered NOT_FOUND by ttrpc.
+fn unimplemented(what: &str) -> ttrpc::Error {
+    let message = format!("this version of the plugin cannot do {what}");
+    ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::UNIMPLEMENTED, message))
+}
+
+/// Runs what was prepared on a thread of its own, which goes on if nobody waits for it any more. The thread sends its answer first
+/// and does its `audit` then: a console is slow. `refused` makes the answer where it does not come to that.
+async fn answer<T: Send + 'static, A: FnOnce(), W: FnOnce() -> (T, A) + Send + 'static>(
+    operation: &str,
+    began: Instant,
+    prepared: Result<W>,
+    refused: impl FnOnce(&Failed) -> T,
+) -> T {
+    let start = |work: W| {
+        let (sender, result) = oneshot::channel();
+        let thread = move || {
+            let (reply, audit) = work();
+            let gone = sender.send(reply).is_err();
+            audit();
+            if gone {
+                tracing::info!("the caller went away before its answer");
+            }
+        };
+        let spawned = thread::Builder::new().name("block-volume".to_owned()).spawn(thread);
+        spawned.map(|_| result).map_err(Error::system("clone", "a thread"))
+    };
+    let failed = match prepared.and_then(start) {
+        Err(error) => Failed::from(error),
+        Ok(result) => match result.await {
+            Ok(reply) => return reply,
+            // Only a panic drops the sender without a word, and then nobody knows how far the work came.
+            Err(_) => Failed { partial: true, ..Failed::from(Error::Panicked) },
+        },
+    };
+    log(operation, &"", began, Some(&failed));
+    refused(&failed)
+}
+
+/// For an auditor: one line for each operation, whatever came of it.
+fn log(operation: &str, about: &dyn fmt::Display, began: Instant, failed: Option<&Failed>) {
+    let millis = began.elapsed().as_millis();
+    match failed {
+        None => tracing::info!(operation, %about, millis, "done"),
+        Some(failed) => {
+            let failure = reply::failure(failed);
+            let reason = failure.reason.enum_value_or_default();
+            let (serial, undone) = (failure.serial, failure.undone);
+            tracing::info!(operation, %about, millis, ?reason, serial, undone, message = failure.message);
+        }
+    }
+}
+
+/// Volumes for the log; paths are escaped.
+struct Volumes<'a>(Vec<&'a Attachment>);
+
+impl fmt::Display for Volumes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, volume) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(
+                f,
+                "{comma}{} {}:{:?} {}",
+                volume.serial,
+                volume.container_id,
+                volume.path.as_str(),
+                volume.access
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -30,7 +30,7 @@ use crate::{
 };
 
 pub(crate) use attach::attach;
-pub(crate) use detach::{Departure, detach};
+pub(crate) use detach::detach;
 pub(crate) use inspect::{Guest, Inspected, PathState, inspect, paths, probe};
 pub(crate) use slots::{Slots, Ticket};
 
@@ -103,6 +103,16 @@ pub(crate) struct Detached {
 pub(crate) struct Arrival {
     pub(crate) attachment: Attachment,
     pub(crate) target: Target,
+}
+
+/// A volume that shall go, or that is only looked at.
+#[derive(Debug)]
+pub(crate) struct Departure {
+    pub(crate) attachment: Attachment,
+    /// What the host kept of the reply to Attach, if it got one.
+    pub(crate) outcome: Option<Outcome>,
+    /// `None`: the container is not running; its nodes and rights went with it.
+    pub(crate) target: Option<Target>,
 }
 
 /// Why a request failed, and what is left of it.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Attachment, Detached, Failed, OfVolume as _, Outcome, Stages, Ticket};
+use super::{Attachment, Departure, Detached, Failed, OfVolume as _, Stages, Ticket};
 use crate::{
     block::{self, BlockDevice, Claim, DeviceNumber},
     cgroup::Filter,
@@ -12,16 +12,6 @@ use crate::{
     scsi::{ScsiDevice, ScsiHost},
     sysfs,
 };
-
-/// A volume that shall go.
-#[derive(Debug)]
-pub(crate) struct Departure {
-    pub(crate) attachment: Attachment,
-    /// What the host kept of the reply to Attach, if it got one.
-    pub(crate) outcome: Option<Outcome>,
-    /// `None`: the container is gone, with its nodes and rights.
-    pub(crate) target: Option<Target>,
-}
 
 /// What is there of one volume.
 #[derive(Debug, Default)]

@@ -3,7 +3,7 @@
 //! Paths are resolved by descriptor on the request's own thread. A container whose file system never answers keeps that thread;
 //! the caller's time-out ends the call, and nothing else waits for it.
 
-use super::{Attachment, Outcome};
+use super::{Attachment, Departure};
 use crate::{
     block::{self, BlockDevice, DeviceNumber},
     cgroup::{self, Filter},
@@ -84,11 +84,14 @@ pub(crate) struct Inspected {
     pub(crate) leftovers: Vec<String>,
 }
 
-/// One attachment. `target` is `None` where the container is not running.
-pub(crate) fn inspect(
-    attachment: &Attachment,
-    outcome: Option<Outcome>,
-    target: Option<&Target>,
+/// How attachments look, in their order.
+pub(crate) fn inspect(subjects: &[Departure]) -> Result<Vec<Inspected>> {
+    let hosts = ScsiHost::all()?;
+    subjects.iter().map(|subject| inspect_one(subject, &hosts)).collect()
+}
+
+fn inspect_one(
+    Departure { attachment, outcome, target }: &Departure,
     hosts: &[ScsiHost],
 ) -> Result<Inspected> {
     let mut inspected = Inspected::default();
@@ -103,7 +106,7 @@ pub(crate) fn inspect(
         }
     }
     let number = inspected.disk.as_ref().map(|disk| disk.number).or(outcome.map(|outcome| outcome.device));
-    if let Some(target) = target.filter(|target| !target.has_ended()) {
+    if let Some(target) = target.as_ref().filter(|target| !target.has_ended()) {
         match look_inside(attachment, number, target, &mut inspected) {
             // It ended while we looked.
             Err(_) if target.has_ended() => {}
