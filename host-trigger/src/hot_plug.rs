@@ -7,14 +7,19 @@
 //!
 //! All or nothing: any failure, lost reply, deadline or signal undoes every step that may have been taken.
 
-use std::{fs::OpenOptions, io::ErrorKind, path::PathBuf, time::Duration};
+use std::{fs::OpenOptions, path::PathBuf, time::Duration};
 
-use agent_plugin::contract::block_volume::{AttachRequest, Attached, Attachment, Detachment, ProbeResponse};
+use agent_plugin::contract::block_volume::{AttachRequest, Attachment, ProbeResponse};
 use serde_json::json;
+
+mod item;
+mod take_back;
+
+use item::{Item, Touched, answer, check_answer, check_same, placement};
 
 use crate::{
     Deadline, Error,
-    agent::{self, Agent, AgentAddress},
+    agent::{Agent, AgentAddress},
     cli::HotPlug,
     deadline::Stopwatch,
     disk::{self, Address, Addresses},
@@ -22,9 +27,9 @@ use crate::{
     output::{Outcome, Report, SCHEMA, Scsi, Timings, Volume},
     prepare::{self, Prepared},
     printable::printable,
-    qmp::{PassedFd, Qmp, QmpError},
-    record::{Access, Intent, Placement, Record, filter_name, node_way_name},
-    registry::{Committed, Controller, Presence, Registry},
+    qmp::{PassedFd, Qmp},
+    record::{Access, Intent, Record},
+    registry::{Controller, Presence, Registry},
     sandbox::Place,
     signals::Signals,
     source::Source,
@@ -36,8 +41,6 @@ use crate::{
 const MOST_VOLUMES: usize = 256;
 /// The most stages of the guest that are shown.
 const MOST_STAGES: usize = 32;
-/// The most directories that the guest may have made for one node.
-const MOST_PARENTS: usize = 64;
 /// The most time that is kept for the undo, of the command's.
 const UNDO_SHARE: Duration = Duration::from_secs(5);
 /// The guest's own undo is given this long before its reply is taken for lost.
@@ -98,28 +101,6 @@ fn check(verb: &HotPlug) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-/// How much of a volume this run may have put into QEMU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Touched {
-    Nothing,
-    Records,
-    Disk,
-}
-
-/// One volume of the call.
-#[derive(Debug)]
-struct Item {
-    id: VolumeId,
-    source: Source,
-    intent: Intent,
-    /// It was plugged before this run.
-    plugged: Option<Committed>,
-    touched: Touched,
-    set: u64,
-    address: Address,
-    attached: Option<Attached>,
 }
 
 /// The plug of all volumes of one call.
@@ -356,88 +337,6 @@ impl<'a> Plug<'a> {
         Ok(())
     }
 
-    /// Undoes all that this run may have done. What could not be undone is named.
-    async fn take_back(&mut self) -> Vec<String> {
-        let touched: Vec<usize> = (0..self.items.len())
-            .rev()
-            .filter(|&index| self.items[index].touched != Touched::Nothing)
-            .collect();
-        if touched.is_empty() {
-            return Vec::new();
-        }
-        let deadline = self.deadline.max(Deadline::after(undo::LEAST_TIME));
-        let names: Vec<_> = touched.iter().map(|&index| self.items[index].id.to_string()).collect();
-        let all = |why: &Error| vec![format!("volume {}: {}", names.join(", "), why.message())];
-        match self.reach_qemu(deadline).await {
-            Ok(true) => {}
-            // With QEMU the VM is gone, and all that it had.
-            Ok(false) => return Vec::new(),
-            Err(e) => return all(&e),
-        }
-        if self.guest_asked
-            && let Err(e) = self.detach(&touched, deadline).await
-        {
-            // Taking the disk from under the guest might make it worse.
-            return all(&e);
-        }
-        let mut left = Vec::new();
-        for index in touched {
-            let item = &self.items[index];
-            let whose = match item.touched {
-                Touched::Disk => Whose::Run(&item.intent.run),
-                Touched::Records | Touched::Nothing => Whose::RecordsOf(&item.intent.run),
-            };
-            if let Err(e) = undo::remove(&mut self.link.qmp, &item.id, whose, deadline).await {
-                left.push(format!("volume {}: {}", item.id, Error::from(e).message()));
-            }
-            if let Err(e) = fault::point("undo-after-remove").await {
-                left.push(e.message());
-            }
-        }
-        left
-    }
-
-    /// Makes sure of a connection on which no command is under way. Is there still a QEMU?
-    async fn reach_qemu(&mut self, deadline: Deadline) -> Result<bool, Error> {
-        self.link.qmp.set_deadline(deadline);
-        if self.link.qmp.execute("query-status", json!({})).await.is_ok() {
-            return Ok(true);
-        }
-        self.note(|| "connecting to QEMU again".to_owned());
-        match self.place.connect_qmp(deadline).await {
-            Ok(qmp) => {
-                self.link.qmp = qmp;
-                Ok(true)
-            }
-            Err(Error::NoQmpSocket { .. }) => Ok(false),
-            Err(Error::Qmp(QmpError::Connect { source, .. }))
-                if matches!(source.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) =>
-            {
-                Ok(false)
-            }
-            Err(e) => Err(e),
-        }
-    }
-
-    async fn detach(&mut self, items: &[usize], deadline: Deadline) -> Result<(), Error> {
-        self.note(|| "the guest takes back what it did".to_owned());
-        let detachment = |&index: &usize| {
-            let item = &self.items[index];
-            let attachment = Some(self.attachment(item)).into();
-            let outcome =
-                item.attached.as_ref().and_then(|attached| attached.outcome.as_ref().cloned()).into();
-            Detachment { attachment, outcome, ..Default::default() }
-        };
-        let detachments: Vec<_> = items.iter().map(detachment).collect();
-        match undo::detach(&self.link.agent, detachments.clone(), deadline).await {
-            Err(Error::AgentLost { .. }) => {
-                let agent = Agent::new(agent::dial(&self.link.address, deadline).await?);
-                undo::detach(&agent, detachments, deadline).await
-            }
-            done => done,
-        }
-    }
-
     fn report(self) -> Result<Report, Error> {
         let unchanged = |item: &Item| item.attached.as_ref().is_some_and(|attached| attached.unchanged);
         let result = if self.items.iter().all(unchanged) { Outcome::Unchanged } else { Outcome::Attached };
@@ -463,64 +362,5 @@ impl<'a> Plug<'a> {
         let volumes = volumes.collect();
         let timings_us = Timings(self.watch.finish());
         Ok(Report { schema: SCHEMA, command: "hot-plug".to_owned(), result, volumes, timings_us })
-    }
-}
-
-/// Is what is plugged what is asked for?
-fn check_same(asked: &Intent, plugged: &Intent) -> Result<(), Error> {
-    let volume = asked.id.clone();
-    if (&asked.container, &asked.path) != (&plugged.container, &plugged.path) {
-        let (container, path) = (plugged.container.clone(), plugged.path.clone());
-        return Err(Error::VolumeTaken { volume, container, path });
-    }
-    let differs: Vec<_> = [
-        ("access (--read-only)", asked.access != plugged.access),
-        ("owner (--uid)", asked.uid != plugged.uid),
-        ("group (--gid)", asked.gid != plugged.gid),
-        ("mode (--mode)", asked.mode != plugged.mode),
-    ]
-    .into_iter()
-    .filter_map(|(what, differs)| differs.then_some(what))
-    .collect();
-    if differs.is_empty() { Ok(()) } else { Err(Error::OtherOptions { volume, differs }) }
-}
-
-/// Does the guest tell of the volume that it was asked for?
-fn check_answer(item: &Item, attached: &Attached) -> Result<(), Error> {
-    let size = item.plugged.as_ref().map_or(item.source.size, |committed| committed.size);
-    let outcome = attached.outcome.as_ref().ok_or_else(|| answer("no outcome"))?;
-    match () {
-        () if attached.serial != item.id.as_str() => Err(answer("another serial")),
-        () if attached.size != size => Err(answer("another size")),
-        () if attached.read_only != (item.intent.access == Access::ReadOnly) => Err(answer("another access")),
-        () if outcome.device.is_none() => Err(answer("no device number")),
-        () if outcome.parents_made.len() > MOST_PARENTS => Err(answer("too many directories")),
-        () => Ok(()),
-    }
-}
-
-fn answer(what: &str) -> Error {
-    Error::AgentAnswer { method: "Attach", what: what.to_owned() }
-}
-
-fn placement(item: &Item, attached: &Attached, controller: &str) -> Placement {
-    let outcome = attached.outcome.clone().unwrap_or_default();
-    let device = outcome.device.unwrap_or_default();
-    Placement {
-        v: 1,
-        id: item.id.to_string(),
-        container: item.intent.container.clone(),
-        path: item.intent.path.clone(),
-        committed: true,
-        controller: controller.to_owned(),
-        target: item.address.target,
-        lun: item.address.lun,
-        guest_device: printable(&attached.guest_device),
-        major: device.major,
-        minor: device.minor,
-        node: node_way_name(outcome.node.enum_value_or_default()).to_owned(),
-        filter: filter_name(outcome.filter.enum_value_or_default()).to_owned(),
-        parents_made: outcome.parents_made,
-        allowed_before: outcome.allowed_before,
     }
 }
