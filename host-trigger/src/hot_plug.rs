@@ -72,9 +72,9 @@ pub async fn run(verb: &HotPlug, run_dir: Option<PathBuf>) -> Result<Report, Err
     };
     fault::point("after-probe").await?;
 
-    let (mut plug, registry, probe) = Plug::new(verb, &place, deadline, watch, prepared)?;
+    let (mut plug, mut registry, probe) = Plug::new(verb, &place, deadline, watch, prepared)?;
     let done = tokio::select! {
-        done = plug.run(&registry, probe) => done,
+        done = plug.run(&mut registry, probe) => done,
         interrupted = signals.next() => Err(interrupted),
     };
     let Err(cause) = done else { return plug.report() };
@@ -170,7 +170,7 @@ impl<'a> Plug<'a> {
         }
     }
 
-    async fn run(&mut self, registry: &Registry, mut probe: ProbeResponse) -> Result<(), Error> {
+    async fn run(&mut self, registry: &mut Registry, mut probe: ProbeResponse) -> Result<(), Error> {
         if self.settle(registry).await? {
             // What was taken back may have freed a path.
             let paths = self.verb.device_path.clone();
@@ -192,9 +192,12 @@ impl<'a> Plug<'a> {
     }
 
     /// Finds what is plugged already, and takes back what killed runs left. Was there any of that?
-    async fn settle(&mut self, registry: &Registry) -> Result<bool, Error> {
+    async fn settle(&mut self, registry: &mut Registry) -> Result<bool, Error> {
         let mut took_back = false;
         for index in 0..self.items.len() {
+            if !registry.presence(&self.items[index].id).is_nothing() {
+                registry.read_nodes(&mut self.link.qmp).await?;
+            }
             let presence = registry.presence(&self.items[index].id);
             if presence.is_nothing() {
                 self.check_path_of_records(registry, index)?;

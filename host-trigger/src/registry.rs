@@ -17,8 +17,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Registry {
     sets: Vec<FdSet>,
-    /// Node name to size.
-    nodes: HashMap<String, u64>,
+    /// Node name to size; asked for where it matters, for the answer grows by kilobytes with each volume.
+    nodes: Option<HashMap<String, u64>>,
     /// Device id to type.
     devices: HashMap<String, String>,
     /// Device id to PCI address.
@@ -137,7 +137,6 @@ impl Registry {
     /// QEMU does not answer, or not in the documented form.
     pub async fn read(qmp: &mut Qmp) -> Result<Self, QmpError> {
         let sets = qmp.query("query-fdsets", json!({})).await?;
-        let nodes: Vec<Node> = qmp.query("query-named-block-nodes", json!({"flat": true})).await?;
         let devices: Vec<Property> = qmp.query("qom-list", json!({"path": "/machine/peripheral"})).await?;
         let mut pci = HashMap::new();
         match qmp.query::<Vec<PciBus>>("query-pci", json!({})).await {
@@ -148,19 +147,29 @@ impl Registry {
         }
         Ok(Self {
             sets,
-            nodes: nodes
-                .into_iter()
-                .filter_map(|node| Some((node.node_name?, node.image.virtual_size)))
-                .collect(),
+            nodes: None,
             devices: devices.into_iter().map(|device| (device.name, device.kind)).collect(),
             pci,
         })
     }
 
-    /// What there is of the volume `id`.
+    /// Asks for the nodes as well.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub async fn read_nodes(&mut self, qmp: &mut Qmp) -> Result<(), QmpError> {
+        if self.nodes.is_none() {
+            let nodes: Vec<Node> = qmp.query("query-named-block-nodes", json!({"flat": true})).await?;
+            let sizes = nodes.into_iter().filter_map(|node| Some((node.node_name?, node.image.virtual_size)));
+            self.nodes = Some(sizes.collect());
+        }
+        Ok(())
+    }
+
+    /// What there is of the volume `id`; its node only after [`read_nodes`](Self::read_nodes).
     pub fn presence(&self, id: &VolumeId) -> Presence {
         let mut presence = Presence {
-            node: self.nodes.get(&id.node()).copied(),
+            node: self.nodes.as_ref().and_then(|nodes| nodes.get(&id.node()).copied()),
             device: self.devices.contains_key(&id.device()),
             ..Presence::default()
         };
@@ -228,7 +237,7 @@ mod tests {
     fn registry(devices: &[(&str, &str)]) -> Registry {
         Registry {
             sets: Vec::new(),
-            nodes: HashMap::new(),
+            nodes: None,
             devices: devices.iter().map(|(id, kind)| ((*id).to_owned(), format!("child<{kind}>"))).collect(),
             pci: HashMap::from([("scsi0".to_owned(), "0000:00:01.0".to_owned())]),
         }

@@ -108,7 +108,9 @@ pub async fn remove(
     whose: Whose<'_>,
     deadline: Deadline,
 ) -> Result<(), QmpError> {
-    let presence = Registry::read(qmp).await?.presence(id);
+    let mut registry = Registry::read(qmp).await?;
+    registry.read_nodes(qmp).await?;
+    let presence = registry.presence(id);
     let run = match whose {
         Whose::Any => None,
         Whose::Run(run) | Whose::RecordsOf(run) => Some(run),
