@@ -295,3 +295,7 @@ fn qmp_class(error: &QmpError) -> (&'static str, u8, Option<&'static str>) {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "error_tests.rs"]
+mod tests;

@@ -1,0 +1,109 @@
+use rstest::rstest;
+
+use super::*;
+
+fn io(kind: io::ErrorKind) -> io::Error {
+    kind.into()
+}
+
+#[rstest]
+#[case(Error::Usage { text: "x".into() }, "usage", 2)]
+#[case(Error::InvalidId { what: "sandbox", id: "/".into() }, "invalid_id", 2)]
+#[case(Error::AmbiguousId { what: "sandbox", prefix: "a".into(), found: vec![] }, "ambiguous_id", 2)]
+#[case(Error::SandboxNeeded { container: "c".into() }, "sandbox_needed", 2)]
+#[case(Error::PauseContainer { container: "c".into() }, "pause_container", 2)]
+#[case(Error::DevicePath { path: "x".into(), why: "y" }, "invalid_device_path", 2)]
+#[case(Error::Unpaired { volumes: 1, paths: 2 }, "unpaired", 2)]
+#[case(Error::Repeated { what: "the path", value: "x".into() }, "repeated", 2)]
+#[case(Error::TooMany { count: 257 }, "too_many", 2)]
+#[case(Error::AgentAddress { address: "x".into() }, "invalid_agent_address", 2)]
+#[case(Error::ControllerAmbiguous { found: vec![] }, "ambiguous_controller", 2)]
+#[case(Error::ControllerUnknown { name: "x".into(), found: vec![] }, "unknown_controller", 2)]
+#[case(Error::SandboxNotFound { id: "x".into(), searched: vec![] }, "sandbox_not_found", 3)]
+#[case(Error::ContainerNotFound { id: "x".into(), sandbox: "s".into() }, "container_not_found", 3)]
+#[case(Error::SourceNotFound { path: "x".into() }, "source_not_found", 3)]
+#[case(Error::PathTaken { path: "x".into(), taken_by: "file".into() }, "path_taken", 4)]
+#[case(Error::VolumeTaken { volume: "v".into(), container: "c".into(), path: "p".into() }, "volume_taken", 4)]
+#[case(Error::OtherOptions { volume: "v".into(), differs: vec![] }, "other_options", 4)]
+#[case(Error::PathHoldsVolume { path: "p".into(), container: "c".into(), volume: "v".into() }, "path_taken", 4)]
+#[case(Error::AnotherRun { volume: "v".into() }, "another_run", 4)]
+#[case(Error::SourceEmpty { path: "x".into() }, "source_empty", 6)]
+#[case(Error::SourceKind { path: "x".into(), kind: "directory" }, "source_kind", 6)]
+#[case(Error::SourceMounted { path: "x".into(), mount_point: "/".into() }, "source_mounted", 6)]
+#[case(Error::SourceHeld { path: "x".into(), holder: "y".into() }, "source_held", 6)]
+#[case(Error::SourceIsRoot { path: "x".into() }, "source_is_root", 6)]
+#[case(Error::SourceReadOnly { path: "x".into() }, "source_read_only", 6)]
+#[case(Error::SourceUnaligned { path: "x".into(), size: 1 }, "source_unaligned", 6)]
+#[case(Error::TimedOut { what: "x".into() }, "timed_out", 7)]
+#[case(Error::AgentTimedOut { method: "Probe" }, "timed_out", 7)]
+#[case(Error::AgentSilent { address: "x".into() }, "timed_out", 7)]
+#[case(Error::Incomplete { cause: Box::new(Error::NoPlugin), left: vec![] }, "incomplete", 8)]
+#[case(Error::NoPlugin, "no_plugin", 10)]
+#[case(Error::NoMethod { method: "Attach" }, "no_method", 10)]
+#[case(Error::ApiLevel { guest: 2 }, "api_level", 12)]
+#[case(Error::AgentStatus { method: "Probe", code: "INTERNAL".into(), message: "x".into() }, "agent_status", 1)]
+#[case(Error::AgentLost { method: "Probe" }, "agent_lost", 14)]
+#[case(Error::AgentUnreachable { address: "x".into(), source: io(io::ErrorKind::NotFound) }, "agent_unreachable", 14)]
+#[case(Error::AgentUnknown { why: "x".into() }, "agent_unknown", 14)]
+#[case(Error::AgentAnswer { method: "Attach", what: "x".into() }, "agent_answer", 1)]
+#[case(Error::NoQmpSocket { sandbox: "s".into() }, "qmp_unreachable", 14)]
+#[case(Error::NotQemu { sandbox: "s".into(), hypervisor: "clh".into() }, "not_qemu", 10)]
+#[case(Error::NoController, "no_controller", 10)]
+#[case(Error::NoAddress, "no_address", 10)]
+#[case(Error::system("open", "x", io(io::ErrorKind::PermissionDenied)), "denied", 11)]
+#[case(Error::system("open", "x", io(io::ErrorKind::NotFound)), "system", 1)]
+#[case(Error::Interrupted { signal: 2, name: "SIGINT" }, "interrupted", 130)]
+#[case(Error::Interrupted { signal: 15, name: "SIGTERM" }, "interrupted", 143)]
+#[case(Error::FailPoint { point: "x" }, "fail_point", 1)]
+#[case(QmpError::Held { path: "x".into() }.into(), "qmp_held", 13)]
+#[case(QmpError::Silent { path: "x".into() }.into(), "timed_out", 7)]
+#[case(QmpError::NotQmp { path: "x".into() }.into(), "not_qemu", 10)]
+#[case(QmpError::TimedOut { command: "x".into() }.into(), "timed_out", 7)]
+#[case(QmpError::Disconnected { command: "x".into() }.into(), "qmp_lost", 14)]
+#[case(QmpError::Connect { path: "x".into(), source: io(io::ErrorKind::ConnectionRefused) }.into(), "qmp_unreachable", 14)]
+#[case(QmpError::Connect { path: "x".into(), source: io(io::ErrorKind::PermissionDenied) }.into(), "denied", 11)]
+#[case(QmpError::Refused { command: "x".into(), class: "y".into(), description: "z".into() }.into(), "qemu_refused", 1)]
+fn each_error_has_its_reason_and_exit_code(
+    #[case] error: Error,
+    #[case] reason: &str,
+    #[case] exit_code: u8,
+) {
+    let class = error.class();
+    assert_eq!((class.reason, class.exit_code), (reason, exit_code));
+    let message = error.message();
+    assert!(!message.ends_with('.') && !message.is_empty(), "{message}");
+}
+
+#[rstest]
+#[case(Reason::REASON_UNSPECIFIED, 1)]
+#[case(Reason::REASON_INVALID_REQUEST, 1)]
+#[case(Reason::REASON_CONTAINER_NOT_FOUND, 3)]
+#[case(Reason::REASON_CONTAINER_NOT_RUNNING, 3)]
+#[case(Reason::REASON_PATH_TAKEN, 4)]
+#[case(Reason::REASON_PARENT_MISSING, 3)]
+#[case(Reason::REASON_CONFLICT, 4)]
+#[case(Reason::REASON_BUSY, 5)]
+#[case(Reason::REASON_TIMED_OUT, 7)]
+#[case(Reason::REASON_CANCELLED, 4)]
+#[case(Reason::REASON_DENIED, 9)]
+#[case(Reason::REASON_IDENTITY_MISMATCH, 9)]
+#[case(Reason::REASON_READ_ONLY_FILE_SYSTEM, 9)]
+#[case(Reason::REASON_NO_SPACE, 9)]
+#[case(Reason::REASON_NO_CONTROLLER, 10)]
+#[case(Reason::REASON_UNSUPPORTED, 10)]
+#[case(Reason::REASON_SYSTEM, 1)]
+fn each_reason_of_the_guest_has_its_exit_code(#[case] reason: Reason, #[case] exit_code: u8) {
+    let error = Error::Guest { reason, message: "x".into(), undone: true };
+    assert_eq!(error.class().exit_code, exit_code);
+}
+
+#[test]
+fn a_message_names_its_cause_once() {
+    let error = Error::system("open", "/x", io::Error::from_raw_os_error(libc::EIO));
+    assert_eq!(error.message(), "open \"/x\" failed: Input/output error (os error 5)");
+    let error = Error::from(QmpError::Connect {
+        path: "/q".into(),
+        source: io::Error::from_raw_os_error(libc::ECONNREFUSED),
+    });
+    assert_eq!(error.message(), "cannot connect to QEMU's socket \"/q\": Connection refused (os error 111)");
+}
