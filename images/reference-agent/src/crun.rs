@@ -68,7 +68,11 @@ impl Crun {
             .map_err(|_| Error::TimedOut { awaited: format!("the end of crun {command}"), limit: LIMIT })?;
         if status != 0 {
             let log = fs::read_to_string(&log).unwrap_or_default();
-            return Err(Error::Crun { command: command.to_owned(), status, log: last_message(&log).to_owned() });
+            return Err(Error::Crun {
+                command: command.to_owned(),
+                status,
+                log: last_message(&log).to_owned(),
+            });
         }
         Ok(expectation)
     }
