@@ -112,8 +112,20 @@ fn pad(bytes: &mut Vec<u8>) {
 mod tests {
     use super::*;
 
-    /// Reads an archive back: (path, mode, contents, device).
-    fn parse(bytes: &[u8]) -> Vec<(String, u32, Vec<u8>, (u32, u32))> {
+    #[derive(Debug, PartialEq)]
+    struct Read {
+        path: String,
+        mode: u32,
+        contents: Vec<u8>,
+        device: (u32, u32),
+    }
+
+    fn entry(path: &str, mode: u32, contents: &[u8], device: (u32, u32)) -> Read {
+        Read { path: path.to_owned(), mode, contents: contents.to_vec(), device }
+    }
+
+    /// Reads an archive back.
+    fn parse(bytes: &[u8]) -> Vec<Read> {
         let mut entries = Vec::new();
         let mut at = 0;
         loop {
@@ -129,7 +141,7 @@ mod tests {
                 assert_eq!(start, bytes.len());
                 return entries;
             }
-            entries.push((name.to_owned(), mode, bytes[start..start + size].to_vec(), (field(9), field(10))));
+            entries.push(entry(name, mode, &bytes[start..start + size], (field(9), field(10))));
             at = (start + size).next_multiple_of(4);
         }
     }
@@ -142,17 +154,15 @@ mod tests {
         archive.character_device("dev/console", 0o600, 5, 1);
         archive.directory("usr", 0o700);
         let entries = parse(&archive.to_bytes().unwrap());
-        let expected: [(&str, u32, &[u8], (u32, u32)); 7] = [
-            ("bin", 0o040_755, b"", (0, 0)),
-            ("bin/sh", 0o120_777, b"busybox", (0, 0)),
-            ("dev", 0o040_755, b"", (0, 0)),
-            ("dev/console", 0o020_600, b"", (5, 1)),
-            ("usr", 0o040_700, b"", (0, 0)),
-            ("usr/bin", 0o040_755, b"", (0, 0)),
-            ("usr/bin/agent", 0o100_755, b"\x7fELF!", (0, 0)),
+        let expected = [
+            entry("bin", 0o040_755, b"", (0, 0)),
+            entry("bin/sh", 0o120_777, b"busybox", (0, 0)),
+            entry("dev", 0o040_755, b"", (0, 0)),
+            entry("dev/console", 0o020_600, b"", (5, 1)),
+            entry("usr", 0o040_700, b"", (0, 0)),
+            entry("usr/bin", 0o040_755, b"", (0, 0)),
+            entry("usr/bin/agent", 0o100_755, b"\x7fELF!", (0, 0)),
         ];
-        let expected =
-            expected.map(|(path, mode, contents, device)| (path.to_owned(), mode, contents.to_vec(), device));
         assert_eq!(entries, expected);
     }
 

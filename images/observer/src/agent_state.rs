@@ -78,15 +78,23 @@ fn number(text: &str, key: &str) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
 
     #[test]
     fn a_process_shows_its_threads_descriptors_and_memory() {
-        let (ready, wait) = std::sync::mpsc::channel::<()>();
-        let thread = std::thread::Builder::new().name("observed".into()).spawn(move || wait.recv()).unwrap();
+        // A thread gives itself its name: it has one once it says that it runs.
+        let ((runs, running), (end, ended)) = (mpsc::channel::<()>(), mpsc::channel::<()>());
+        let observed = move || {
+            runs.send(()).unwrap();
+            ended.recv()
+        };
+        let thread = std::thread::Builder::new().name("observed".into()).spawn(observed).unwrap();
+        running.recv().unwrap();
         let marker = tempfile::NamedTempFile::new().unwrap();
         let state = read_of(Path::new("/proc/self")).unwrap();
-        drop(ready);
+        drop(end);
         assert!(thread.join().unwrap().is_err());
         let own = fs::metadata("/proc/self/ns/mnt").unwrap().ino();
         assert!(
