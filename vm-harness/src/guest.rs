@@ -79,10 +79,12 @@ impl Guest {
     /// What a person needs after a failure: the console's end, QEMU's messages, and how to repeat it.
     pub fn report(&self) -> String {
         format!(
-            "--- the console's last lines ({})\n{}\n--- QEMU's messages\n{}\n--- to repeat it\n{} &\n{}\n",
+            "--- the console's last lines ({})\n{}\n--- QEMU's messages\n{}\n--- vhost-device-vsock's messages\n{}\n--- to repeat \
+             it\n{} &\n{}\n",
             self.console.path().display(),
             self.console.tail(40),
             self.qemu.stderr().trim_end(),
+            self.vsock.stderr().trim_end(),
             self.vsock.command(),
             self.qemu.command(),
         )

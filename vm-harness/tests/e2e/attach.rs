@@ -103,15 +103,15 @@ async fn repeated_call_is_unchanged_and_other_options_are_a_conflict(#[future(aw
     let second = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     assert_eq!(second, Plugged { result: "unchanged".to_owned(), ..first.clone() });
     let same = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
-    for (what, command) in [
-        ("read-only", same.clone().args(["--read-only"])),
-        ("owner", same.clone().args(["--uid", "7"])),
-        ("mode", same.clone().args(["--mode", "0600"])),
-        ("path", sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvdb")])),
-        ("container", sandbox.hot_plug_command(&other, &[(&volume, "/dev/xvda")])),
+    for (what, expected, command) in [
+        ("read-only", "other_options", same.clone().args(["--read-only"])),
+        ("owner", "other_options", same.clone().args(["--uid", "7"])),
+        ("mode", "other_options", same.clone().args(["--mode", "0600"])),
+        ("path", "volume_taken", sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvdb")])),
+        ("container", "volume_taken", sandbox.hot_plug_command(&other, &[(&volume, "/dev/xvda")])),
     ] {
         let (reason, message) = command.run().await.failed_with(4);
-        assert_eq!(reason, "conflict", "{what}: {message}");
+        assert_eq!(reason, expected, "{what}: {message}");
     }
     before.assert_unchanged(&sandbox, &containers).await;
     assert_same_bytes_both_ways(&container, &volume, "/dev/xvda").await;
@@ -243,7 +243,7 @@ async fn host_file_system_that_is_full_is_an_error_in_the_container_and_pauses_n
     plugged.run().await.succeeded(sandbox.guest());
     let write = ["dd", "if=/dev/urandom", "of=/dev/xvda", "bs=1M", "count=48", "conv=notrunc,fsync"];
     let error = container.exec_fails(&write).await;
-    assert!(error.contains("I/O error") || error.contains("No space left"), "{error}");
+    assert!(error.contains("Input/output error") || error.contains("No space left"), "{error}");
     let mut monitor = sandbox.monitor().await.unwrap();
     let status = monitor.execute("query-status", serde_json::json!({})).await.unwrap();
     assert_eq!(status["status"], "running", "the sandbox goes on");

@@ -84,7 +84,7 @@ async fn paths_that_are_taken(#[future(awt)] sandbox: Sandbox) {
     for path in ["/dev/file", "/dev/directory", "/dev/link", "/dev/dangling", "/dev/null"] {
         let command = plug(&sandbox, sandbox.id(), container.id(), volume.name(), path);
         let (reason, message) = refused(&sandbox, &[&container], &before, command, 4).await;
-        assert_eq!(reason, "path-taken", "{message}");
+        assert_eq!(reason, "path_taken", "{message}");
         assert!(message.contains(path), "the message names {path}: {message}");
     }
     assert_eq!(container.exec(&["cat", "/dev/file"]).await, b"x\n");
@@ -140,7 +140,7 @@ async fn qmp_socket_that_another_client_holds_is_told_within_three_seconds(#[fut
     let other = std::os::unix::net::UnixStream::connect(sandbox.qmp_socket()).unwrap();
     let finished = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).run().await;
     let (reason, message) = finished.failed_with(13);
-    assert_eq!(reason, "qmp-taken", "{message}");
+    assert_eq!(reason, "qmp_held", "{message}");
     assert!(finished.elapsed < Duration::from_secs(3), "{:?}", finished.elapsed);
     before.assert_unchanged(&sandbox, &[&container]).await;
     drop(other);
@@ -174,7 +174,7 @@ async fn agent_that_cannot_be_reached_is_told_before_qemu_is_touched(#[future(aw
         let command =
             sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--agent", agent]);
         let (reason, message) = refused(&sandbox, &[&container], &before, command, 14).await;
-        assert_eq!(reason, "agent-unreachable", "{message}");
+        assert_eq!(reason, "agent_unreachable", "{message}");
     }
     for agent in ["http://agent", "vsock://host:port"] {
         let command =
@@ -220,7 +220,7 @@ async fn policy_of_the_agent_decides(#[case] method: &str) {
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
     let (reason, message) = refused(&sandbox, &[&container], &before, command, 9).await;
-    assert_eq!(reason, "denied", "{message}");
+    assert_eq!(reason, "denied_by_guest", "{message}");
 }
 
 #[rstest]

@@ -133,7 +133,7 @@ async fn disk_that_never_shows_up_is_a_time_out_and_is_undone(#[case] scan: Scan
     let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--timeout", "8s"]);
     let finished = command.run().await;
     let (reason, message) = finished.failed_with(7);
-    assert_eq!(reason, "timed-out", "{message}");
+    assert_eq!(reason, "timed_out", "{message}");
     assert!(
         finished.elapsed < Duration::from_secs(9),
         "the time-out is the whole command's: {:?}",
@@ -162,7 +162,7 @@ async fn container_that_dies_in_the_middle_leaves_nothing(#[future(awt)] sandbox
         set_guest_faults(&sandbox, "").await;
         let finished = vm_harness::Finished::new(&command.wait_with_output().await.unwrap(), Duration::ZERO);
         let (reason, message) = finished.failed_with(3);
-        assert_eq!(reason, "container-not-running", "{point}: {message}");
+        assert_eq!(reason, "container_not_running", "{point}: {message}");
         container.remove().await.unwrap();
         before.assert_unchanged(&sandbox, &[&witness]).await;
     }
