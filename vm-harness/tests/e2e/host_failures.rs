@@ -1,7 +1,13 @@
 //! A failure at every step of the host's part: everything is undone, and the next call works.
 
+use std::time::{Duration, Instant};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use rstest::rstest;
-use vm_harness::{Sandbox, Snapshot, Volume};
+use vm_harness::{Finished, Sandbox, Snapshot, Volume};
 
 use super::{MIB, sandbox, sandbox_with_faults, set_guest_faults};
 
@@ -73,8 +79,15 @@ async fn killed_call_is_completed_or_undone_by_the_same_call(#[future(awt)] sand
 async fn undo_that_fails_is_told_as_incomplete(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
-    let command = sandbox.ecr_runtime_with_faults("after-device-add=error,undo-device-del=error");
-    let finished = command.hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")]).run().await;
+    // QEMU stops, and the guest with it, when the device is there and the guest has not been asked yet.
+    let command = sandbox.ecr_runtime_with_faults("after-device-add=delay:2000");
+    let command = command.hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")]).args(["--timeout", "10s"]);
+    let command = command.start();
+    wait_for_device(&sandbox).await;
+    let qemu = Pid::from_raw(i32::try_from(sandbox.guest().qemu_id()).unwrap());
+    kill(qemu, Signal::SIGSTOP).unwrap();
+    let finished = Finished::new(&command.wait_with_output().await.unwrap(), Duration::ZERO);
+    kill(qemu, Signal::SIGCONT).unwrap();
     let (reason, message) = finished.failed_with(8);
     assert_eq!(reason, "incomplete", "{message}");
     // The same command finds what was left, and ends attached.
@@ -83,29 +96,36 @@ async fn undo_that_fails_is_told_as_incomplete(#[future(awt)] sandbox: Sandbox) 
 }
 
 #[rstest]
+#[case::terminate(Signal::SIGTERM)]
+#[case::interrupt(Signal::SIGINT)]
 #[tokio::test]
-async fn terminated_call_is_undone_and_ends_with_the_signal(#[future(awt)] sandbox: Sandbox) {
+async fn call_that_a_signal_ends_is_undone_first(#[future(awt)] sandbox: Sandbox, #[case] signal: Signal) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let command = sandbox.ecr_runtime_with_faults("after-device-add=delay:20000");
     let command = command.hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")]).start();
-    let mut monitor = sandbox.monitor().await.unwrap();
-    loop {
-        let arguments = serde_json::json!({ "path": "/machine/peripheral" });
-        let devices = monitor.execute("qom-list", arguments).await.unwrap();
-        if devices.to_string().contains("ecrblk-") {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
-    drop(monitor);
-    let process = nix::unistd::Pid::from_raw(i32::try_from(command.id().unwrap()).unwrap());
-    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGTERM).unwrap();
-    let finished =
-        vm_harness::Finished::new(&command.wait_with_output().await.unwrap(), std::time::Duration::ZERO);
-    assert_eq!(finished.status, 128 + 15, "{}{}", finished.stdout, finished.stderr);
+    wait_for_device(&sandbox).await;
+    kill(Pid::from_raw(i32::try_from(command.id().unwrap()).unwrap()), signal).unwrap();
+    let finished = Finished::new(&command.wait_with_output().await.unwrap(), Duration::ZERO);
+    finished.failed_with(128 + signal as i32);
     before.assert_unchanged(&sandbox, &[&container]).await;
+}
+
+/// Waits until QEMU has a device of ours.
+async fn wait_for_device(sandbox: &Sandbox) {
+    let mut monitor = sandbox.monitor().await.unwrap();
+    let deadline = Instant::now() + sandbox.guest().scaled(Duration::from_secs(10));
+    while !monitor
+        .execute("qom-list", serde_json::json!({ "path": "/machine/peripheral" }))
+        .await
+        .unwrap()
+        .to_string()
+        .contains("ecrblk-")
+    {
+        assert!(Instant::now() < deadline, "no device of ours ever came");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 fn claim_is_free(volume: &Volume) -> bool {

@@ -2,9 +2,11 @@
 
 mod attach;
 mod bad_input;
+mod detach;
 mod guest_races;
 mod harness;
 mod host_failures;
+mod native_vsock;
 mod reference_agent;
 mod shipped;
 

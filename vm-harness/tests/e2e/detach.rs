@@ -1,0 +1,77 @@
+//! `Detach` of an idle volume: what a host needs to undo a plug whose reply it lost.
+
+use agent_plugin::contract::block_volume::Reason;
+use rstest::rstest;
+use vm_harness::{Cgroup, Machine, Sandbox, Snapshot, Volume};
+
+use super::{MIB, boot, sandbox};
+
+#[rstest]
+#[tokio::test]
+async fn everything_is_as_it_was(#[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup) {
+    let sandbox = boot(&Machine { cgroup, ..Machine::default() }).await;
+    let container = sandbox.start_container().await;
+    let volume = Volume::loop_device(2 * MIB);
+    let mut before = Snapshot::of(&sandbox, &[&container]).await;
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    sandbox.unplug(&plugged).await;
+    if cgroup == Cgroup::V1 {
+        // Denying the pod would take the right from its other containers, too: that entry stays until the pod goes.
+        let entry = format!("b {} rw", plugged.device_number());
+        let list = before.device_filters.get_mut(container.id()).unwrap();
+        list.push(entry);
+        list.sort();
+    }
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    let again = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    assert_eq!(again.id(), plugged.id(), "the same volume has the same id again");
+    assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+}
+
+#[rstest]
+#[tokio::test]
+async fn second_time_is_unchanged(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(MIB);
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let first = sandbox.detach(&plugged).await.unwrap();
+    assert!(first.failure.is_none() && !first.detached[0].unchanged, "{first}");
+    let second = sandbox.detach(&plugged).await.unwrap();
+    assert!(second.failure.is_none() && second.detached[0].unchanged, "{second}");
+}
+
+#[rstest]
+#[tokio::test]
+async fn volume_that_somebody_holds_stays_as_it_is(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(8 * MIB);
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    // An exclusive holder in the guest: what a mount is to the block layer.
+    let device = format!("/dev/{}", plugged.guest_device());
+    sandbox.observer().shell(&format!("mkdir -p /mnt && busybox mkfs.ext2 {device} && mount -t ext4 {device} /mnt")).await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let answer = sandbox.detach(&plugged).await.unwrap();
+    assert_eq!(answer.failure.reason.enum_value().unwrap(), Reason::REASON_BUSY, "{answer}");
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    sandbox.observer().shell("umount /mnt").await;
+    sandbox.unplug(&plugged).await;
+}
+
+#[rstest]
+#[tokio::test]
+async fn what_is_for_a_later_version_is_unimplemented(#[future(awt)] sandbox: Sandbox) {
+    use agent_plugin::contract::block_volume::{DetachRequest, ResizeRequest};
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(MIB);
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let service = sandbox.block_volume_service().await.unwrap();
+    let resize = service.resize(sandbox.agent().context(), &ResizeRequest::new()).await;
+    let force = DetachRequest { force: true, timeout_ms: 1000, ..DetachRequest::default() };
+    let force = service.detach(sandbox.agent().context(), &force).await;
+    for (what, error) in [("resize", resize.err()), ("force", force.err())] {
+        let Some(ttrpc::Error::RpcStatus(status)) = error else { panic!("{what} was accepted") };
+        assert_eq!(status.code.enum_value(), Ok(ttrpc::Code::UNIMPLEMENTED), "{what}: {status}");
+    }
+    assert_eq!(container.read("/dev/xvda", 0..4096).await, volume.bytes(0..4096));
+    sandbox.unplug(&plugged).await;
+}
