@@ -11,6 +11,9 @@ use crate::{
     volume::VolumeId,
 };
 
+/// What QEMU takes for both block sizes if it is told nothing. The physical one is never below the logical one.
+const DEFAULT_BLOCK_SIZE: u32 = 512;
+
 /// Where a disk is on its controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Address {
@@ -60,16 +63,23 @@ pub(crate) async fn add_node(
         Kind::Block { .. } => ("host_device", true),
         Kind::File => ("file", false),
     };
-    let cache = json!({"direct": direct});
+    // QEMU reads a command byte by byte, so that defaults are left out.
+    let mut common = json!({"discard": "unmap"});
+    if read_only {
+        common["read-only"] = json!(true);
+    }
+    if direct {
+        common["cache"] = json!({"direct": true});
+    }
     for aio in ["io_uring", "threads"] {
-        let file = json!({
-            "driver": driver, "node-name": id.file_node(), "filename": format!("/dev/fdset/{set}"), "aio": aio,
-            "read-only": read_only, "discard": "unmap", "cache": cache,
-        });
-        let node = json!({
-            "driver": "raw", "node-name": id.node(), "file": file,
-            "read-only": read_only, "discard": "unmap", "cache": cache,
-        });
+        let mut file = common.clone();
+        file["driver"] = json!(driver);
+        file["filename"] = json!(format!("/dev/fdset/{set}"));
+        file["aio"] = json!(aio);
+        let mut node = common.clone();
+        node["driver"] = json!("raw");
+        node["node-name"] = json!(id.node());
+        node["file"] = file;
         match qmp.execute("blockdev-add", node).await {
             Ok(_) => return Ok(()),
             // Not built in, or forbidden by the kernel or by QEMU's sandbox.
@@ -92,11 +102,13 @@ pub(crate) async fn add_device(
     for address in addresses {
         let mut device = json!({
             "driver": "scsi-hd", "id": id.device(), "drive": id.node(), "serial": serial,
-            "bus": format!("{controller}.0"), "channel": 0, "scsi-id": address.target, "lun": address.lun,
+            "bus": format!("{controller}.0"), "scsi-id": address.target, "lun": address.lun,
             // The default on ENOSPC stops the whole VM.
-            "werror": "report", "rerror": "report", "share-rw": false,
+            "werror": "report", "rerror": "report",
         });
-        if let Kind::Block { logical_block_size, physical_block_size } = source.kind {
+        if let Kind::Block { logical_block_size, physical_block_size } = source.kind
+            && physical_block_size != DEFAULT_BLOCK_SIZE
+        {
             device["logical_block_size"] = json!(logical_block_size);
             device["physical_block_size"] = json!(physical_block_size);
         }

@@ -28,7 +28,7 @@ use crate::{
     prepare::{self, Prepared},
     printable::printable,
     qmp::{PassedFd, Qmp},
-    record::{Access, Intent, Record},
+    record::{Access, Intent, Placement, Record},
     registry::{Controller, Presence, Registry},
     sandbox::Place,
     signals::Signals,
@@ -46,7 +46,7 @@ const UNDO_SHARE: Duration = Duration::from_secs(5);
 /// The guest's own undo is given this long before its reply is taken for lost.
 const REPLY_GRACE: Duration = Duration::from_secs(2);
 /// What wrote the records.
-const TOOL: &str = concat!("ecr-runtime ", env!("CARGO_PKG_VERSION"));
+const TOOL: &str = env!("CARGO_PKG_VERSION");
 
 /// Runs the verb.
 ///
@@ -131,7 +131,7 @@ impl<'a> Plug<'a> {
         watch: Stopwatch,
         prepared: Prepared,
     ) -> Result<(Self, Registry, ProbeResponse), Error> {
-        let run = format!("{:016x}", fastrand::u64(..));
+        let run = format!("{:08x}", fastrand::u32(..));
         let controller = prepared.registry.controller(verb.target.controller.as_deref())?;
         let mut items: Vec<Item> = Vec::with_capacity(prepared.sources.len());
         for (source, path) in prepared.sources.into_iter().zip(&verb.device_path) {
@@ -226,9 +226,13 @@ impl<'a> Plug<'a> {
     /// Is another volume of ours at this item's path?
     fn check_path_of_records(&self, registry: &Registry, index: usize) -> Result<(), Error> {
         let Intent { container, path, .. } = &self.items[index].intent;
-        let holder = registry.records().find_map(|(_, record)| match record {
-            Record::Placement(p) if p.committed && p.container == *container && p.path == *path => Some(p.id),
-            _ => None,
+        let is_here = |intent: &Intent, placement: &Placement| {
+            placement.committed
+                && placement.container.as_ref().unwrap_or(&intent.container) == container
+                && placement.path.as_ref().unwrap_or(&intent.path) == path
+        };
+        let holder = registry.volumes().find_map(|(_, intent, placements)| {
+            placements.iter().any(|(_, placement)| is_here(&intent, placement)).then_some(intent.id)
         });
         match holder {
             Some(volume) => {
@@ -346,10 +350,10 @@ impl<'a> Plug<'a> {
         let volumes = self.items.iter().filter_map(|item| {
             let placement = placement(item, item.attached.as_ref()?, &self.controller.id);
             Some(Volume {
-                id: placement.id,
+                id: item.id.to_string(),
                 sandbox: self.place.sandbox.clone(),
-                container: placement.container,
-                device_path: placement.path,
+                container: item.intent.container.clone(),
+                device_path: item.intent.path.clone(),
                 source: item.source.given.clone(),
                 source_device: item.source.device.clone(),
                 size: item.plugged.as_ref().map_or(item.source.size, |committed| committed.size),

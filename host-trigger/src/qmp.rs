@@ -19,7 +19,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -248,18 +248,17 @@ fn no_greeting(path: &Path, socket: Option<BorrowedFd<'_>>) -> QmpError {
 /// The number of the command that was sent last. Shared by the two directions of a connection.
 #[derive(Debug, Clone)]
 struct Numbers {
-    /// Differs from that of every other connection.
-    connection: u64,
-    last: Arc<AtomicU64>,
+    last: Arc<AtomicU32>,
 }
 
 impl Numbers {
     fn new() -> Self {
-        Self { connection: fastrand::u64(..), last: Arc::default() }
+        // Random, so that it is not that of a client that has gone; short, because QEMU reads byte by byte.
+        Self { last: Arc::new(AtomicU32::new(fastrand::u32(10_000..100_000))) }
     }
 
-    fn current(&self) -> String {
-        format!("ecr-{:016x}-{}", self.connection, self.last.load(Ordering::Relaxed))
+    fn current(&self) -> u32 {
+        self.last.load(Ordering::Relaxed)
     }
 }
 
@@ -285,7 +284,7 @@ impl AsyncWrite for Numbered {
             self.pending.push_back(byte);
             if self.line_starts && byte == b'{' {
                 self.numbers.last.fetch_add(1, Ordering::Relaxed);
-                let id = format!("\"id\":\"{}\",", self.numbers.current());
+                let id = format!("\"id\":{},", self.numbers.current());
                 self.pending.extend(id.as_bytes());
             }
             self.line_starts = byte == b'\n';
@@ -328,7 +327,7 @@ impl Lines {
             // Nobody waits for events for as long as the channel is full of older ones.
             drop(self.events.try_send(event));
         } else if self.greeted {
-            self.ready.extend(without_id(line, &self.numbers.current()).unwrap_or_default());
+            self.ready.extend(without_id(line, self.numbers.current()).unwrap_or_default());
         } else if !is_answer(line) {
             // The greeting; anything else makes qapi end the connection.
             self.greeted = true;
@@ -351,11 +350,12 @@ fn is_answer(line: &[u8]) -> bool {
 }
 
 /// The answer to the command `id`, without the id. `None` if it answers another one.
-fn without_id(line: &[u8], id: &str) -> Option<Vec<u8>> {
+fn without_id(line: &[u8], id: u32) -> Option<Vec<u8>> {
     // This is how QEMU writes it, so that long answers need not be parsed twice.
-    for form in [format!(", \"id\": \"{id}\""), format!("\"id\": \"{id}\", ")] {
+    for form in [format!(", \"id\": {id}}}"), format!("{{\"id\": {id}, ")] {
         if let Some(at) = position(line, form.as_bytes()) {
-            return Some([&line[..at], &line[at + form.len()..]].concat());
+            let brace = if form.starts_with('{') { "{" } else { "}" };
+            return Some([&line[..at], brace.as_bytes(), &line[at + form.len()..]].concat());
         }
     }
     let mut line: Value = serde_json::from_slice(line).ok()?;
@@ -405,13 +405,14 @@ mod tests {
     use super::*;
 
     #[rstest]
-    #[case("{\"return\": {}, \"id\": \"a-1\"}\r\n", Some("{\"return\": {}}\r\n"))]
-    #[case("{\"id\": \"a-1\", \"error\": {}}\r\n", Some("{\"error\": {}}\r\n"))]
-    #[case("{\"id\":\"a-1\",\"return\":1}\n", Some("{\"return\":1}\n"))]
-    #[case("{\"return\": {}, \"id\": \"a-2\"}\r\n", None)]
+    #[case("{\"return\": {}, \"id\": 71}\r\n", Some("{\"return\": {}}\r\n"))]
+    #[case("{\"id\": 71, \"error\": {}}\r\n", Some("{\"error\": {}}\r\n"))]
+    #[case("{\"id\":71,\"return\":1}\n", Some("{\"return\":1}\n"))]
+    #[case("{\"return\": {}, \"id\": 72}\r\n", None)]
+    #[case("{\"return\": {}, \"id\": 711}\r\n", None)]
     #[case("{\"return\": {}}\r\n", None)]
     fn only_the_answer_to_the_last_command_passes(#[case] line: &str, #[case] passed: Option<&str>) {
         let passed = passed.map(|line| line.as_bytes().to_vec());
-        assert_eq!(without_id(line.as_bytes(), "a-1"), passed);
+        assert_eq!(without_id(line.as_bytes(), 71), passed);
     }
 }

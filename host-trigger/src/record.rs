@@ -4,6 +4,8 @@
 //!
 //! The volume's own descriptor carries the [`Intent`], written before anything else happens; a second descriptor in the same
 //! set, of `/dev/null`, carries the [`Placement`] once the guest has done its part. A set with an intent alone is half done.
+//!
+//! The texts are short on purpose: QEMU takes a command in byte by byte, at some four microseconds each.
 
 use agent_plugin::contract::block_volume::{DeviceNumber, FilterMode, NodeWay, Outcome};
 use serde::{Deserialize, Serialize};
@@ -13,7 +15,7 @@ pub const PREFIX: &str = "ecrblk1:";
 
 /// One text of ours.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
+#[serde(untagged)]
 pub enum Record {
     /// What was asked for.
     Intent(Intent),
@@ -39,12 +41,14 @@ pub struct Intent {
     /// `rw` or `ro`.
     pub access: Access,
     /// The node's owner.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub uid: u32,
     /// The node's group.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub gid: u32,
     /// The node's permission bits.
     pub mode: u32,
-    /// The program and its version.
+    /// The version of this program.
     pub tool: String,
     /// Tells this run from every other.
     pub run: String,
@@ -66,12 +70,12 @@ pub enum Access {
 pub struct Placement {
     /// The form's version, 1.
     pub v: u32,
-    /// The volume's id.
-    pub id: String,
-    /// The container.
-    pub container: String,
-    /// The path there.
-    pub path: String,
+    /// The container, where it is not the intent's.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub container: Option<String>,
+    /// The path there, where it is not the intent's.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub path: Option<String>,
     /// The work is complete.
     pub committed: bool,
     /// QEMU's id of the controller.
@@ -91,8 +95,10 @@ pub struct Placement {
     /// `none`, `v1` or `bpf`.
     pub filter: String,
     /// Directories that did not exist before.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub parents_made: Vec<String>,
     /// The container had the right before us.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub allowed_before: bool,
 }
 
@@ -115,14 +121,10 @@ impl Record {
             Self::Placement(placement) => placement.v,
         }
     }
+}
 
-    /// The id of the volume that it is about.
-    pub fn id(&self) -> &str {
-        match self {
-            Self::Intent(intent) => &intent.id,
-            Self::Placement(placement) => &placement.id,
-        }
-    }
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// How `node` is noted and shown.
@@ -169,15 +171,23 @@ mod tests {
     use super::*;
 
     const INTENT: &str = concat!(
-        r#"ecrblk1:{"kind":"intent","v":1,"id":"0123456789abcdef","container":"c1","path":"/dev/xvda","source":"/dev/loop0","#,
-        r#""size":512,"access":"ro","uid":1,"gid":2,"mode":432,"tool":"ecr-runtime 0.1.0","run":"r"}"#
+        r#"ecrblk1:{"v":1,"id":"0123456789abcdef","container":"c1","path":"/dev/xvda","source":"/dev/loop0","#,
+        r#""size":512,"access":"ro","uid":1,"gid":2,"mode":432,"tool":"0.1.0","run":"r"}"#
+    );
+
+    const PLACEMENT: &str = concat!(
+        r#"ecrblk1:{"v":1,"committed":true,"controller":"scsi0","target":255,"lun":3,"guest_device":"sda","#,
+        r#""major":8,"minor":0,"node":"mknod","filter":"none"}"#
     );
 
     #[test]
     fn the_text_is_stable_and_read_back() {
         let record = Record::from_opaque(INTENT).unwrap();
         assert_eq!(record.to_opaque(), INTENT);
-        assert_eq!(record.id(), "0123456789abcdef");
+        assert!(matches!(record, Record::Intent(intent) if intent.mode == 0o660));
+        let record = Record::from_opaque(PLACEMENT).unwrap();
+        assert_eq!(record.to_opaque(), PLACEMENT);
+        assert!(matches!(record, Record::Placement(placement) if placement.committed && placement.lun == 3));
     }
 
     #[rstest]

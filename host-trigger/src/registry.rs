@@ -173,20 +173,27 @@ impl Registry {
             device: self.devices.contains_key(&id.device()),
             ..Presence::default()
         };
-        for (carrier, record) in self.records().filter(|(_, record)| record.id() == id.as_str()) {
-            match record {
-                Record::Intent(intent) => presence.intents.push((carrier.set, intent)),
-                Record::Placement(placement) => presence.placements.push((carrier, placement)),
-            }
+        for (set, intent, placements) in self.volumes().filter(|(_, intent, _)| intent.id == id.as_str()) {
+            presence.intents.push((set, intent));
+            presence.placements.extend(placements);
         }
         presence
     }
 
-    /// Every record of ours, with the descriptor that carries it.
-    pub fn records(&self) -> impl Iterator<Item = (PassedFd, Record)> {
-        self.sets.iter().flat_map(|set| {
-            let carrier = |fd: &Fd| PassedFd { set: set.fdset_id, fd: fd.fd };
-            set.fds.iter().filter_map(move |fd| Some((carrier(fd), Record::from_opaque(&fd.opaque)?)))
+    /// Every volume of which there is a record: its set, what was asked for, what was done.
+    pub fn volumes(&self) -> impl Iterator<Item = (u64, Intent, Vec<(PassedFd, Placement)>)> {
+        self.sets.iter().filter_map(|set| {
+            let (mut intent, mut placements) = (None, Vec::new());
+            for fd in &set.fds {
+                match Record::from_opaque(&fd.opaque) {
+                    Some(Record::Intent(found)) => intent = Some(found),
+                    Some(Record::Placement(found)) => {
+                        placements.push((PassedFd { set: set.fdset_id, fd: fd.fd }, found));
+                    }
+                    None => {}
+                }
+            }
+            Some((set.fdset_id, intent?, placements))
         })
     }
 

@@ -31,11 +31,6 @@ impl VolumeId {
     pub fn node(&self) -> String {
         format!("ecrblk-{}-n", self.0)
     }
-
-    /// The name of the node below that one, which is the descriptor.
-    pub fn file_node(&self) -> String {
-        format!("ecrblk-{}-f", self.0)
-    }
 }
 
 impl fmt::Display for VolumeId {

@@ -80,9 +80,8 @@ pub(super) fn placement(item: &Item, attached: &Attached, controller: &str) -> P
     let device = outcome.device.unwrap_or_default();
     Placement {
         v: 1,
-        id: item.id.to_string(),
-        container: item.intent.container.clone(),
-        path: item.intent.path.clone(),
+        container: None,
+        path: None,
         committed: true,
         controller: controller.to_owned(),
         target: item.address.target,
