@@ -20,7 +20,7 @@ mod active {
 
     pub(crate) fn act(point: &str) -> Result<()> {
         let Some(action) = action(point) else { return Ok(()) };
-        tracing::warn!(point, action, "fail point");
+        tracing::warn!("fail point {point}={action}");
         match action.split_once(':').unwrap_or((&action, "")) {
             ("error", _) => return Err(Error::Fault { point: point.to_owned() }),
             ("panic", _) => panic!("fault injected at {point}"),
