@@ -3,12 +3,12 @@
 //!
 //! - A socket serves one client: the next one connects and then never gets a greeting. The greeting has a deadline, and
 //!   [`QmpError::Held`] is only said when another connected client was seen.
-//! - qapi 0.15 ends the connection at an event that it does not know. [`Lines`] takes every event out before qapi sees it.
+//! - qapi 0.15 ends the connection at an event that it does not know. `Lines` takes every event out before qapi sees it.
 //! - A command that was cut short, by its deadline or because its future was dropped, makes the next one panic in qapi ("QAPI
 //!   duplicate command id"). It therefore ends the use of this connection: every later command fails with
 //!   [`QmpError::Disconnected`], and the caller connects again and reads the state anew.
 //! - QEMU may give the reply to a client that has gone to the next one, ahead of its greeting (seen with 10.0 after a killed
-//!   client), and qapi 0.15 uses no ids. [`Numbered`] and [`Lines`] add and check them below qapi.
+//!   client), and qapi 0.15 uses no ids. `Numbered` and `Lines` add and check them below qapi.
 //! - A descriptor travels on a lone newline ahead of its command: qapi has no way to send one.
 
 use std::{
