@@ -36,7 +36,8 @@ impl Agent {
         loop {
             // A request that reaches the back end while the guest's driver comes up can be lost: then neither an answer nor an
             // end of file follows.
-            let attempt = tokio::time::timeout(Duration::from_millis(500), vsock::connect(hybrid, PORT)).await;
+            let attempt =
+                tokio::time::timeout(Duration::from_millis(500), vsock::connect(hybrid, PORT)).await;
             if let Ok(Ok(stream)) = attempt {
                 let connection = Client::new(Socket::new(stream));
                 let health = HealthClient::new(connection.clone());

@@ -31,7 +31,7 @@ impl Sandbox {
     pub async fn detach(&self, plugged: &Plugged) -> Result<DetachResponse, Error> {
         let request = DetachRequest {
             detachments: vec![Detachment {
-                attachment: MessageField::some(attachment(plugged)),
+                attachment: MessageField::some(plugged.attachment()),
                 ..Detachment::default()
             }],
             timeout_ms: 10_000 * u64::from(self.guest().time_scale()),
@@ -83,26 +83,29 @@ async fn execute(monitor: &mut Qmp, command: &str, arguments: Value) -> Value {
     monitor.execute(command, arguments).await.unwrap_or_else(|error| panic!("{command}: {error}"))
 }
 
-fn attachment(plugged: &Plugged) -> Attachment {
-    let number = |value: &Value| u32::try_from(value.as_u64().unwrap_or_default()).unwrap_or_default();
-    let scsi = &plugged.volume["scsi"];
-    let read_only = plugged.volume["read_only"] == true;
-    Attachment {
-        container_id: plugged.text("container").to_owned(),
-        address: MessageField::some(ScsiAddress {
-            target: number(&scsi["target"]),
-            lun: number(&scsi["lun"]),
-            ..ScsiAddress::default()
-        }),
-        serial: plugged.id().to_owned(),
-        size: plugged.volume["size"].as_u64().unwrap_or_default(),
-        path: plugged.text("device_path").to_owned(),
-        access: EnumOrUnknown::new(if read_only {
-            Access::ACCESS_READ_ONLY
-        } else {
-            Access::ACCESS_READ_WRITE
-        }),
-        mode: 0o660,
-        ..Attachment::default()
+impl Plugged {
+    /// What the guest was asked for.
+    pub fn attachment(&self) -> Attachment {
+        let number = |value: &Value| u32::try_from(value.as_u64().unwrap_or_default()).unwrap_or_default();
+        let scsi = &self.volume["scsi"];
+        let read_only = self.volume["read_only"] == true;
+        Attachment {
+            container_id: self.text("container").to_owned(),
+            address: MessageField::some(ScsiAddress {
+                target: number(&scsi["target"]),
+                lun: number(&scsi["lun"]),
+                ..ScsiAddress::default()
+            }),
+            serial: self.id().to_owned(),
+            size: self.volume["size"].as_u64().unwrap_or_default(),
+            path: self.text("device_path").to_owned(),
+            access: EnumOrUnknown::new(if read_only {
+                Access::ACCESS_READ_ONLY
+            } else {
+                Access::ACCESS_READ_WRITE
+            }),
+            mode: 0o660,
+            ..Attachment::default()
+        }
     }
 }

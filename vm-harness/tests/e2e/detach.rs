@@ -45,10 +45,12 @@ async fn second_time_is_unchanged(#[future(awt)] sandbox: Sandbox) {
 async fn volume_that_somebody_holds_stays_as_it_is(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(8 * MIB);
+    let made = std::process::Command::new("mkfs.ext4").args(["-q", "-F", volume.name()]).status().unwrap();
+    assert!(made.success());
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     // An exclusive holder in the guest: what a mount is to the block layer.
     let device = format!("/dev/{}", plugged.guest_device());
-    sandbox.observer().shell(&format!("mkdir -p /mnt && busybox mkfs.ext2 {device} && mount -t ext4 {device} /mnt")).await;
+    sandbox.observer().shell(&format!("mkdir -p /mnt && mount -t ext4 {device} /mnt")).await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let answer = sandbox.detach(&plugged).await.unwrap();
     assert_eq!(answer.failure.reason.enum_value().unwrap(), Reason::REASON_BUSY, "{answer}");
@@ -60,16 +62,29 @@ async fn volume_that_somebody_holds_stays_as_it_is(#[future(awt)] sandbox: Sandb
 #[rstest]
 #[tokio::test]
 async fn what_is_for_a_later_version_is_unimplemented(#[future(awt)] sandbox: Sandbox) {
-    use agent_plugin::contract::block_volume::{DetachRequest, ResizeRequest};
+    use agent_plugin::contract::block_volume::{DetachRequest, Detachment, ResizeRequest};
+    use protobuf::MessageField;
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let service = sandbox.block_volume_service().await.unwrap();
-    let resize = service.resize(sandbox.agent().context(), &ResizeRequest::new()).await;
-    let force = DetachRequest { force: true, timeout_ms: 1000, ..DetachRequest::default() };
+    let resize = ResizeRequest {
+        attachments: vec![plugged.attachment()],
+        timeout_ms: 1000,
+        ..ResizeRequest::default()
+    };
+    let resize = service.resize(sandbox.agent().context(), &resize).await;
+    let detachment =
+        Detachment { attachment: MessageField::some(plugged.attachment()), ..Detachment::default() };
+    let force = DetachRequest {
+        detachments: vec![detachment],
+        force: true,
+        timeout_ms: 1000,
+        ..DetachRequest::default()
+    };
     let force = service.detach(sandbox.agent().context(), &force).await;
     for (what, error) in [("resize", resize.err()), ("force", force.err())] {
-        let Some(ttrpc::Error::RpcStatus(status)) = error else { panic!("{what} was accepted") };
+        let Some(ttrpc::Error::RpcStatus(status)) = error else { panic!("{what}: {error:?}") };
         assert_eq!(status.code.enum_value(), Ok(ttrpc::Code::UNIMPLEMENTED), "{what}: {status}");
     }
     assert_eq!(container.read("/dev/xvda", 0..4096).await, volume.bytes(0..4096));

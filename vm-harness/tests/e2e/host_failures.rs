@@ -81,7 +81,8 @@ async fn undo_that_fails_is_told_as_incomplete(#[future(awt)] sandbox: Sandbox) 
     let volume = Volume::image(MIB);
     // QEMU stops, and the guest with it, when the device is there and the guest has not been asked yet.
     let command = sandbox.ecr_runtime_with_faults("after-device-add=delay:2000");
-    let command = command.hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")]).args(["--timeout", "10s"]);
+    let command =
+        command.hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")]).args(["--timeout", "10s"]);
     let command = command.start();
     wait_for_device(&sandbox).await;
     let qemu = Pid::from_raw(i32::try_from(sandbox.guest().qemu_id()).unwrap());

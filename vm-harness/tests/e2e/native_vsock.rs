@@ -13,7 +13,8 @@ async fn agent_is_dialled_over_native_vsock_on_its_own_server_and_on_the_plugins
     for address in ["vsock://1:1024", "vsock://1:1040"] {
         let ran = sandbox.observer().run(&["/usr/bin/agent-probe", address]).await.unwrap();
         assert_eq!(ran.status, 0, "{address}: {}{}", ran.stdout, ran.stderr);
-        let answer: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {}", ran.stdout));
+        let answer: Value =
+            serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {}", ran.stdout));
         assert_eq!(answer["api_level"], 1, "{answer}");
         assert_eq!(answer["scan_mode"], "none", "{answer}");
     }
