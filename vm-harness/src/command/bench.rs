@@ -15,7 +15,7 @@ use clap::Args;
 use guest_observer::{Address, Reply, Request};
 use host_trigger::qmp::Qmp;
 use serde_json::{Value, json};
-use vm_harness::{Container, Conversation, Error, Machine, Sandbox, Volume};
+use vm_harness::{Container, Conversation, Error, Machine, Sandbox, Volume, remove_from_qemu};
 
 use super::step::step;
 
@@ -25,6 +25,9 @@ pub(crate) struct Bench {
     /// Measured rounds of each, after five to warm up
     #[arg(long, default_value_t = 50, value_name = "N")]
     rounds: usize,
+    /// A further word of the kernel command line; may be repeated
+    #[arg(long, value_name = "WORD")]
+    kernel_param: Vec<String>,
 }
 
 const WARM_UP: usize = 5;
@@ -40,7 +43,8 @@ struct Rounds {
 
 impl Bench {
     pub(crate) async fn run(self) -> Result<ExitCode, Error> {
-        let sandbox = step("boot a sandbox", Sandbox::boot(&Machine::default())).await?;
+        let machine = Machine { kernel_parameters: self.kernel_param.clone(), ..Machine::default() };
+        let sandbox = step("boot a sandbox", Sandbox::boot(&machine)).await?;
         let container = sandbox.try_start_container(&vm_harness::ContainerOptions::default()).await?;
         let volume = Volume::loop_device(16 << 20);
         let mut monitor = sandbox.monitor().await?;
@@ -48,7 +52,7 @@ impl Bench {
         observer.ask(&Request::OpenUevents).await?;
         let mut rounds = Rounds::default();
         for round in 0..WARM_UP + self.rounds {
-            let (whole, stages) = hot_plug(&sandbox, &container, &volume).await;
+            let (whole, stages) = hot_plug(&sandbox, &container, &volume, &mut monitor).await?;
             let floor = floor(&mut monitor, &mut observer, &volume, round).await?;
             let start = process_start(&sandbox).await;
             if round >= WARM_UP {
@@ -64,11 +68,17 @@ impl Bench {
 }
 
 /// Our command, from the process's start to its end, and its own account of the time.
-async fn hot_plug(sandbox: &Sandbox, container: &Container, volume: &Volume) -> (u64, Value) {
+async fn hot_plug(
+    sandbox: &Sandbox,
+    container: &Container,
+    volume: &Volume,
+    monitor: &mut Qmp,
+) -> Result<(u64, Value), Error> {
     let finished = sandbox.hot_plug_command(container, &[(volume, "/dev/bench")]).run().await;
     let plugged = finished.succeeded(sandbox.guest()).remove(0);
-    sandbox.unplug(&plugged).await;
-    (micros(finished.elapsed), finished.json()["timings_us"].clone())
+    sandbox.detach(&plugged).await?;
+    remove_from_qemu(monitor, plugged.id()).await;
+    Ok((micros(finished.elapsed), finished.json()["timings_us"].clone()))
 }
 
 /// The least that a plug could take on this machine: no checks, no node, no filter.
