@@ -40,4 +40,4 @@ format:
 
 # Write the man pages anew
 man:
-    cargo run --quiet -p host-trigger --example man
+    ECR_RUNTIME_WRITE_MAN=1 cargo test --quiet -p host-trigger --test man_page
