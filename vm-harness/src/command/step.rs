@@ -46,14 +46,27 @@ pub(super) async fn step<T>(what: &str, work: impl Future<Output = T>) -> T {
     let result = work.await;
     let elapsed = start.elapsed();
     waiting.end();
-    eprintln!("{:>9}  {what}", format!("{:.0?}", round(elapsed)));
+    eprintln!("{:>9}  {what}", shown(elapsed));
     result
 }
 
-fn round(elapsed: Duration) -> Duration {
-    if elapsed > Duration::from_millis(10) {
-        Duration::from_millis(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+fn shown(time: Duration) -> String {
+    if time < Duration::from_secs(1) {
+        format!("{} ms", time.as_millis())
     } else {
-        elapsed
+        format!("{:.1} s", time.as_secs_f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[rstest::rstest]
+    #[case(Duration::from_micros(23_900), "23 ms")]
+    #[case(Duration::from_millis(999), "999 ms")]
+    #[case(Duration::from_millis(2449), "2.4 s")]
+    fn times_are_short(#[case] time: Duration, #[case] expected: &str) {
+        assert_eq!(shown(time), expected);
     }
 }
