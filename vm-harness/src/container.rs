@@ -2,26 +2,20 @@
 
 use std::{
     fs,
-    ops::Range,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, atomic::AtomicU32},
     time::Duration,
 };
 
 use agent_api::agent::{
-    CloseStdinRequest, CreateContainerRequest, ExecProcessRequest, ReadStreamRequest, RemoveContainerRequest,
-    SignalProcessRequest, StartContainerRequest, UpdateContainerRequest, WaitProcessRequest,
-    WriteStreamRequest,
+    CreateContainerRequest, RemoveContainerRequest, SignalProcessRequest, StartContainerRequest,
+    UpdateContainerRequest,
 };
 use protobuf::MessageField;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::{
     Agent, ContainerOptions, DeviceFilter, Error, Guest,
-    spec::{process, resources, spec},
+    spec::{resources, spec},
 };
 
 /// How long a call of the agent may take with KVM.
@@ -33,33 +27,10 @@ const EXEC: Duration = Duration::from_secs(24 * 3600);
 /// A container that was started. Dropping the value leaves it running: the guest ends with the sandbox.
 #[derive(Debug, Clone)]
 pub struct Container {
-    id: String,
-    agent: Agent,
+    pub(crate) id: String,
+    pub(crate) agent: Agent,
     guest: Option<Arc<Guest>>,
-    execs: Arc<AtomicU32>,
-}
-
-/// What a process in a container left behind.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
-    /// Exit status; 128 + n after signal n.
-    pub status: i32,
-    /// Its standard output.
-    pub stdout: Vec<u8>,
-    /// Its standard error.
-    pub stderr: Vec<u8>,
-}
-
-impl Output {
-    /// Standard output as text.
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.stdout).into_owned()
-    }
-
-    /// Standard error as text.
-    pub fn error_text(&self) -> String {
-        String::from_utf8_lossy(&self.stderr).into_owned()
-    }
+    pub(crate) execs: Arc<AtomicU32>,
 }
 
 impl Container {
@@ -180,196 +151,7 @@ impl Container {
         Ok(())
     }
 
-    /// Runs a command in it, with `stdin` as its input.
-    ///
-    /// # Errors
-    /// The command cannot be started; its exit status is no error.
-    pub async fn try_exec<S: AsRef<str>>(&self, command: &[S], stdin: &[u8]) -> Result<Output, Error> {
-        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let status = self.exec_on(command, stdin, &mut stdout, &mut stderr).await?;
-        Ok(Output { status, stdout, stderr })
-    }
-
-    /// Runs a command in it on the caller's streams, and returns its exit status. What is left of `stdin` when the command
-    /// has ended is not read.
-    ///
-    /// # Errors
-    /// The command cannot be started; its exit status is no error.
-    pub async fn exec_on<S: AsRef<str>>(
-        &self,
-        command: &[S],
-        stdin: impl AsyncRead,
-        stdout: impl AsyncWrite,
-        stderr: impl AsyncWrite,
-    ) -> Result<i32, Error> {
-        let exec_id = format!("exec-{}-{}", std::process::id(), self.execs.fetch_add(1, Ordering::Relaxed));
-        let command: Vec<String> = command.iter().map(|word| word.as_ref().to_owned()).collect();
-        let request = ExecProcessRequest {
-            container_id: self.id.clone(),
-            exec_id: exec_id.clone(),
-            process: MessageField::some(process(&command)),
-            ..ExecProcessRequest::default()
-        };
-        self.call("ExecProcess", self.agent.service().exec_process(self.agent.context(), &request)).await?;
-        let output = async {
-            tokio::try_join!(
-                self.drain(&exec_id, Stream::Stdout, stdout),
-                self.drain(&exec_id, Stream::Stderr, stderr),
-                self.wait_process(&exec_id),
-            )
-        };
-        let input = async {
-            // A command that ends without reading all of its input is none of our business.
-            match self.feed(&exec_id, stdin).await {
-                Ok(()) | Err(Error::Agent { source: ttrpc::Error::RpcStatus(_), .. }) => {
-                    std::future::pending().await
-                }
-                Err(error) => error,
-            }
-        };
-        tokio::select! {
-            output = output => output.map(|((), (), status)| status),
-            error = input => Err(error),
-        }
-    }
-
-    /// Runs a command that succeeds, and returns its standard output.
-    ///
-    /// # Panics
-    /// It cannot be started, or it fails.
-    pub async fn exec<S: AsRef<str> + std::fmt::Debug>(&self, command: &[S]) -> Vec<u8> {
-        self.exec_with_input(command, b"").await
-    }
-
-    /// Runs a command that fails, and returns its standard error.
-    ///
-    /// # Panics
-    /// It cannot be started, or it succeeds.
-    pub async fn exec_fails<S: AsRef<str> + std::fmt::Debug>(&self, command: &[S]) -> String {
-        let output = self
-            .try_exec(command, b"")
-            .await
-            .unwrap_or_else(|error| panic!("{command:?}: {}", error.chain()));
-        assert_ne!(
-            output.status,
-            0,
-            "in the container {command:?} succeeded and should not: {}",
-            output.text()
-        );
-        output.error_text()
-    }
-
-    async fn exec_with_input<S: AsRef<str> + std::fmt::Debug>(&self, command: &[S], stdin: &[u8]) -> Vec<u8> {
-        let output = self
-            .try_exec(command, stdin)
-            .await
-            .unwrap_or_else(|error| panic!("{command:?}: {}", error.chain()));
-        assert_eq!(output.status, 0, "in the container {command:?} failed: {}", output.error_text());
-        output.stdout
-    }
-
-    /// Reads `range` of a file or a device in it.
-    ///
-    /// # Panics
-    /// It cannot be read.
-    pub async fn read(&self, path: &str, range: Range<u64>) -> Vec<u8> {
-        let length = range.end - range.start;
-        let command = [
-            "dd".to_owned(),
-            format!("if={path}"),
-            "bs=64k".to_owned(),
-            "iflag=skip_bytes,count_bytes,fullblock".to_owned(),
-            format!("skip={}", range.start),
-            format!("count={length}"),
-        ];
-        self.exec(&command).await
-    }
-
-    /// Writes `bytes` at `offset` of a file or a device in it, and waits until they have left the guest's cache.
-    ///
-    /// # Panics
-    /// They cannot be written.
-    pub async fn write(&self, path: &str, offset: u64, bytes: &[u8]) {
-        let command = [
-            "dd".to_owned(),
-            format!("of={path}"),
-            "bs=64k".to_owned(),
-            "iflag=fullblock".to_owned(),
-            "oflag=seek_bytes".to_owned(),
-            format!("seek={offset}"),
-            "conv=notrunc,fsync".to_owned(),
-        ];
-        self.exec_with_input(&command, bytes).await;
-    }
-
-    async fn feed(&self, exec_id: &str, stdin: impl AsyncRead) -> Result<(), Error> {
-        tokio::pin!(stdin);
-        let mut chunk = vec![0; 256 * 1024];
-        loop {
-            let length = stdin.read(&mut chunk).await.map_err(Error::file("read", "standard input"))?;
-            if length == 0 {
-                break;
-            }
-            let mut rest = &chunk[..length];
-            while !rest.is_empty() {
-                let request = WriteStreamRequest {
-                    container_id: self.id.clone(),
-                    exec_id: exec_id.to_owned(),
-                    data: rest.to_vec(),
-                    ..WriteStreamRequest::default()
-                };
-                let written = self
-                    .call("WriteStdin", self.agent.service().write_stdin(self.agent.context(), &request))
-                    .await?;
-                rest = &rest[usize::try_from(written.len).unwrap_or(rest.len()).min(rest.len())..];
-            }
-        }
-        let request = CloseStdinRequest {
-            container_id: self.id.clone(),
-            exec_id: exec_id.to_owned(),
-            ..Default::default()
-        };
-        self.call("CloseStdin", self.agent.service().close_stdin(self.agent.context(), &request)).await?;
-        Ok(())
-    }
-
-    async fn drain(&self, exec_id: &str, stream: Stream, to: impl AsyncWrite) -> Result<(), Error> {
-        tokio::pin!(to);
-        let request = ReadStreamRequest {
-            container_id: self.id.clone(),
-            exec_id: exec_id.to_owned(),
-            len: 256 * 1024,
-            ..ReadStreamRequest::default()
-        };
-        let (name, context) = (stream.name(), self.agent.context());
-        loop {
-            // A read waits for as long as the process is silent: it has the process's deadline, not a call's.
-            let answer = match stream {
-                Stream::Stdout => self.agent.service().read_stdout(context.clone(), &request).await,
-                Stream::Stderr => self.agent.service().read_stderr(context.clone(), &request).await,
-            };
-            match answer {
-                Ok(answer) if answer.data.is_empty() => break,
-                Ok(answer) => to.write_all(&answer.data).await.map_err(Error::file("write to", name))?,
-                // The protocol's way to say "end of file" is a status.
-                Err(ttrpc::Error::RpcStatus(_)) => break,
-                Err(source) => return Err(Error::Agent { call: name, source }),
-            }
-        }
-        to.flush().await.map_err(Error::file("write to", name))
-    }
-
-    async fn wait_process(&self, exec_id: &str) -> Result<i32, Error> {
-        let request = WaitProcessRequest {
-            container_id: self.id.clone(),
-            exec_id: exec_id.to_owned(),
-            ..Default::default()
-        };
-        let answer = self.agent.service().wait_process(self.agent.context(), &request).await;
-        Ok(answer.map_err(|source| Error::Agent { call: "WaitProcess", source })?.status)
-    }
-
-    async fn call<T>(
+    pub(crate) async fn call<T>(
         &self,
         call: &'static str,
         answer: impl Future<Output = ttrpc::Result<T>>,
@@ -379,21 +161,6 @@ impl Container {
             None => answer.await,
         };
         answer.map_err(|source| Error::Agent { call, source })
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Stream {
-    Stdout,
-    Stderr,
-}
-
-impl Stream {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Stdout => "ReadStdout",
-            Self::Stderr => "ReadStderr",
-        }
     }
 }
 
