@@ -5,7 +5,10 @@
 //! initialised. So KVM is taken where [`/dev/kvm`](https://docs.kernel.org/virt/kvm/api.html) can be opened, the processor
 //! shows VMX or SVM, the module is not `kvm_pvm`, and a trial boot of the image reached its agent.
 
-use std::{fmt, fs, path::Path};
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
 
 use crate::{Error, environment::variable};
 
@@ -78,6 +81,32 @@ impl Accelerator {
     }
 }
 
+/// What became of KVM's trial, kept in a file so that a machine pays for a failed one once. A reboot may change the answer.
+#[derive(Debug)]
+pub(crate) struct Trial {
+    file: PathBuf,
+    boot: String,
+}
+
+impl Trial {
+    pub(crate) fn new(directory: &Path) -> Self {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Self { file: directory.join("kvm-trial-failed"), boot }
+    }
+
+    /// Whether KVM failed before, since this machine was booted.
+    pub(crate) fn has_failed(&self) -> bool {
+        fs::read_to_string(&self.file).is_ok_and(|boot| boot == self.boot)
+    }
+
+    /// Notes that it failed.
+    pub(crate) fn failed(&self) {
+        if let Err(error) = fs::write(&self.file, &self.boot) {
+            tracing::warn!(%error, file = %self.file.display(), "the next boot will try KVM again");
+        }
+    }
+}
+
 impl fmt::Display for Accelerator {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
@@ -106,6 +135,17 @@ fn of_machine(root: &Path) -> Choice {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn failed_trial_is_remembered_until_the_next_boot() {
+        let directory = tempfile::tempdir().unwrap();
+        let trial = Trial::new(directory.path());
+        assert!(!trial.has_failed());
+        trial.failed();
+        assert!(Trial::new(directory.path()).has_failed());
+        let rebooted = Trial { boot: "another".to_owned(), ..Trial::new(directory.path()) };
+        assert!(!rebooted.has_failed());
+    }
 
     fn machine(modules: &[&str], flags: &str, kvm: bool) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();

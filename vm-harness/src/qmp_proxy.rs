@@ -67,6 +67,11 @@ impl QmpProxy {
         self.record.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The same as JSON lines, for a file.
+    pub fn json_lines(&self) -> String {
+        self.lines().iter().map(|line| format!("{line}\n")).collect()
+    }
+
     /// The names of the commands so far, in order.
     pub fn commands(&self) -> Vec<String> {
         let from_client = self.lines().into_iter().filter(|line| line["from"] == "client");
@@ -189,5 +194,8 @@ mod tests {
             (b"{\"execute\":\"add-fd\"}\n".as_slice(), "contents")
         );
         assert_eq!(proxy.commands(), ["add-fd"]);
+        let lines = proxy.json_lines();
+        let recorded: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!((&recorded[0]["from"], &recorded[1]["from"]), (&json!("client"), &json!("qemu")));
     }
 }

@@ -49,11 +49,14 @@ impl Sandbox {
         let environment = Environment::from_variables();
         let image = environment.image(image)?;
         let choice = Accelerator::choose()?;
-        tracing::info!(accelerator = %choice.accelerator, reason = choice.reason, "accelerator");
-        let first = Self::boot_with(&environment, &image, machine, choice.accelerator).await;
-        match first {
-            Err(error) if choice.on_trial => {
+        let trial = Trial::new(environment.cache());
+        let accelerator =
+            if choice.on_trial && trial.has_failed() { Accelerator::Tcg } else { choice.accelerator };
+        tracing::info!(%accelerator, reason = choice.reason, "accelerator");
+        match Self::boot_with(&environment, &image, machine, accelerator).await {
+            Err(error) if choice.on_trial && accelerator == Accelerator::Kvm => {
                 tracing::warn!(error = error.chain(), "KVM failed its trial boot: using TCG");
+                trial.failed();
                 Self::boot_with(&environment, &image, machine, Accelerator::Tcg).await
             }
             result => result,
