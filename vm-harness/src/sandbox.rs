@@ -11,7 +11,7 @@ use rand::Rng as _;
 
 use crate::{
     Accelerator, Agent, Console, Container, ContainerOptions, EcrRuntime, Environment, Error, Guest, Machine,
-    Observer, Plugged, RunDir, Volume, agent, environment::variable, qemu::Files, vsock,
+    Observer, Plugged, RunDir, Volume, accelerator::Trial, agent, environment::variable, qemu::Files, vsock,
 };
 
 /// How long a guest may take to boot with KVM.
