@@ -25,7 +25,7 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, sendmsg, sockopt};
+use nix::sys::socket::{ControlMessage, MsgFlags, Shutdown, getsockopt, sendmsg, shutdown, sockopt};
 use qapi::{
     ExecuteError,
     futures::{QapiService, QmpStreamTokio},
@@ -100,6 +100,18 @@ impl Qmp {
     /// # Errors
     /// Nobody listens, another client holds the socket, QEMU is stopped, or it is not QEMU.
     pub async fn connect(path: impl AsRef<Path>, deadline: Deadline) -> Result<Self, QmpError> {
+        Self::connect_within(path, deadline, GREETING_TIMEOUT).await
+    }
+
+    /// The same with another limit for the greeting, for a QEMU that is at work on an earlier command.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn connect_within(
+        path: impl AsRef<Path>,
+        deadline: Deadline,
+        patience: Duration,
+    ) -> Result<Self, QmpError> {
         let path = path.as_ref();
         let stream = match unix_socket::connect(path).await {
             Ok(stream) => stream,
@@ -120,7 +132,7 @@ impl Qmp {
             let version = greeted.capabilities.QMP.version.qemu.clone();
             Ok::<_, io::Error>((greeted.negotiate().await?, version))
         };
-        let (stream, version) = match deadline.within(GREETING_TIMEOUT).wait(greeting).await {
+        let (stream, version) = match deadline.within(patience).wait(greeting).await {
             Ok(Ok(greeted)) => greeted,
             Ok(Err(_)) => return Err(QmpError::NotQmp { path: path.to_owned() }),
             Err(_) => return Err(no_greeting(path, Some(socket.as_fd()))),
@@ -144,6 +156,13 @@ impl Qmp {
     /// Is the connection of use for another command?
     pub fn is_usable(&self) -> bool {
         !self.unanswered
+    }
+
+    /// Ends the connection. QEMU serves one client at a time: until then it greets nobody else, us included.
+    pub fn close(&mut self) {
+        self.unanswered = true;
+        // It fails where the connection has ended already.
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }
 
     /// Runs `command`; events that arrive meanwhile are kept for [`next_event`](Self::next_event).

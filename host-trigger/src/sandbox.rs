@@ -11,6 +11,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use crate::{
@@ -130,6 +131,14 @@ impl Place {
     /// # Errors
     /// It is not QEMU, or no socket of it answers.
     pub async fn connect_qmp(&self, deadline: Deadline) -> Result<Qmp, Error> {
+        self.connect_qmp_within(deadline, GREETING_TIMEOUT).await
+    }
+
+    /// The same with another limit for all greetings together.
+    ///
+    /// # Errors
+    /// As [`connect_qmp`](Self::connect_qmp).
+    pub async fn connect_qmp_within(&self, deadline: Deadline, patience: Duration) -> Result<Qmp, Error> {
         if let Layout::Go(root) = &self.layout {
             let state = shim::state(&root.join("sbs").join(&self.sandbox).join("persist.json"));
             if let Some(hypervisor) = state.hypervisor.filter(|kind| kind != "qemu") {
@@ -145,12 +154,12 @@ impl Place {
             (None, Layout::Rust(_) | Layout::Nowhere) => Vec::new(),
         };
         // All greetings together have the time of one.
-        let greeting = deadline.within(GREETING_TIMEOUT);
+        let greeting = deadline.within(patience);
         let mut failed = None;
         let mut remaining = u32::try_from(sockets.len()).unwrap_or(1);
         for socket in sockets {
             let share = greeting.within(greeting.remaining() / remaining);
-            match Qmp::connect(&socket, share).await {
+            match Qmp::connect_within(&socket, share, patience).await {
                 Ok(mut qmp) => {
                     qmp.set_deadline(deadline);
                     return Ok(qmp);

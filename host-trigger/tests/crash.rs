@@ -77,3 +77,27 @@ async fn another_serial_than_the_guest_is_told_of_can_be_given_to_qemu() {
     assert_eq!(serial, "other");
     assert!(host.guest.attached.lock().unwrap().contains_key(&report.volumes[0].id));
 }
+
+#[tokio::test]
+async fn a_signal_in_the_middle_of_a_command_is_obeyed_after_the_undo() {
+    use nix::{sys::signal, unistd::Pid};
+    let mut host = Host::boot().await;
+    let before = host.snapshot().await;
+    let volume = Loop::of(MIB);
+    let mut command = host.command(&[(volume.path(), "/dev/xvda")], &[]);
+    command.env("ECR_RUNTIME_FAULT", "after-add-fd=delay:500").stderr(std::process::Stdio::piped());
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut announced = [0; 6];
+    tokio::io::AsyncReadExt::read_exact(child.stderr.as_mut().unwrap(), &mut announced).await.unwrap();
+    // QEMU takes the next command only after the signal came.
+    let qemu = Pid::from_raw(i32::try_from(host.qemu.id()).unwrap());
+    signal::kill(qemu, signal::SIGSTOP).unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(1000)).await;
+    signal::kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), signal::SIGTERM).unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    signal::kill(qemu, signal::SIGCONT).unwrap();
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(143), "{output:?}");
+    assert_eq!(host.snapshot().await, before);
+    assert!(!volume.is_claimed());
+}

@@ -10,7 +10,7 @@ use crate::{
     Deadline, Error,
     agent::{self, Agent},
     fault,
-    qmp::QmpError,
+    qmp::{COMMAND_TIMEOUT, QmpError},
     undo::{self, Whose},
 };
 
@@ -63,7 +63,9 @@ impl Plug<'_> {
             return Ok(true);
         }
         self.note(|| "connecting to QEMU again".to_owned());
-        match self.place.connect_qmp(deadline).await {
+        self.link.qmp.close();
+        // It may be at work on the command that was cut short, and greets when that is done.
+        match self.place.connect_qmp_within(deadline, COMMAND_TIMEOUT).await {
             Ok(qmp) => {
                 self.link.qmp = qmp;
                 Ok(true)
