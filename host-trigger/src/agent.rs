@@ -26,6 +26,8 @@ use crate::{Deadline, Error, unix_socket};
 pub const API_LEVEL: u32 = 1;
 /// The longest that a connection to the agent may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// The longest time that the contract lets a request ask for.
+pub(crate) const LONGEST_REQUEST: Duration = Duration::from_secs(600);
 /// The longest answer to `CONNECT` that is read.
 const LONGEST_ANSWER: usize = 64;
 
@@ -86,6 +88,12 @@ impl fmt::Display for AgentAddress {
             Self::Unix { path } => write!(f, "unix://{}", path.display()),
         }
     }
+}
+
+/// `time` as a request's `timeout_ms`, within the contract's bounds.
+pub(crate) fn timeout_ms(time: Duration) -> u64 {
+    // The clamped time fits.
+    u64::try_from(time.clamp(Duration::from_millis(1), LONGEST_REQUEST).as_millis()).unwrap_or(1)
 }
 
 /// Connects to the agent at `address`, within [`CONNECT_TIMEOUT`] and by `deadline`.
@@ -270,6 +278,14 @@ mod tests {
         text: &str,
     ) {
         assert!(matches!(text.parse::<AgentAddress>(), Err(Error::AgentAddress { .. })));
+    }
+
+    #[rstest]
+    #[case(Duration::ZERO, 1)]
+    #[case(Duration::from_millis(1500), 1500)]
+    #[case(Duration::from_secs(86_400), 600_000)]
+    fn a_request_asks_for_no_more_time_than_the_contract_allows(#[case] time: Duration, #[case] millis: u64) {
+        assert_eq!(timeout_ms(time), millis);
     }
 
     async fn muxer(answer: &'static [u8]) -> (tempfile::TempDir, AgentAddress) {

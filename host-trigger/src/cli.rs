@@ -1,6 +1,11 @@
 //! The command line, by [clap](https://docs.rs/clap): flags, their checks, and the way from a verb to its file.
 
-use std::{io, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
@@ -12,6 +17,9 @@ use crate::{
     output::{self, Failure, Format},
     sandbox::Search,
 };
+
+/// The number above it is no user's and no group's: `chown(2)` takes it for "leave it".
+const LARGEST_ID: i64 = u32::MAX as i64 - 1;
 
 /// Hot-plugs host block volumes into running containers of VM sandboxes.
 #[derive(Debug, Parser)]
@@ -103,11 +111,11 @@ pub struct HotPlug {
     pub read_only: bool,
 
     /// Owner of the device in the container
-    #[arg(long, value_name = "ID", default_value_t = 0)]
+    #[arg(long, value_name = "ID", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=LARGEST_ID))]
     pub uid: u32,
 
     /// Group of the device in the container
-    #[arg(long, value_name = "ID", default_value_t = 0)]
+    #[arg(long, value_name = "ID", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=LARGEST_ID))]
     pub gid: u32,
 
     /// Permission bits of the device in the container, in octal
@@ -145,7 +153,10 @@ pub fn run() -> ExitCode {
     };
     match cli.command {
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "ecr-runtime", &mut io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "ecr-runtime", &mut script);
+            // A reader that closed its end early has what it wanted.
+            let _ = io::stdout().write_all(&script);
             ExitCode::SUCCESS
         }
         Command::BlockVolume { verb: Verb::HotPlug(verb) } => {
@@ -173,7 +184,7 @@ pub fn run() -> ExitCode {
 
 /// A command line that is not understood. Whoever asked for JSON gets JSON.
 fn refuse(error: &clap::Error) -> ExitCode {
-    let arguments: Vec<_> = std::env::args().collect();
+    let arguments: Vec<_> = std::env::args_os().collect();
     let wants_json = arguments.iter().any(|a| a == "--output=json")
         || arguments.windows(2).any(|pair| pair[0] == "--output" && pair[1] == "json");
     if error.use_stderr() && wants_json {

@@ -19,12 +19,12 @@ use item::{Item, Touched, answer, check_answer, check_same, placement};
 
 use crate::{
     Deadline, Error,
-    agent::{Agent, AgentAddress},
+    agent::{self, Agent, AgentAddress},
     cli::HotPlug,
     deadline::Stopwatch,
     disk::{self, Address, Addresses},
     fault, lock,
-    output::{Outcome, Report, SCHEMA, Scsi, Timings, Volume},
+    output::{self, Outcome, Report, SCHEMA, Scsi, Timings, Volume},
     prepare::{self, Prepared},
     printable::printable,
     qmp::{PassedFd, Qmp},
@@ -166,7 +166,7 @@ impl<'a> Plug<'a> {
 
     fn note(&self, text: impl FnOnce() -> String) {
         if self.verb.target.verbose {
-            eprintln!("{}", printable(&text()));
+            output::note(&printable(&text()));
         }
     }
 
@@ -286,11 +286,11 @@ impl<'a> Plug<'a> {
     /// Asks the guest to make all volumes usable.
     async fn attach(&mut self) -> Result<(), Error> {
         let remaining = self.deadline.remaining();
-        let guest = remaining - (remaining / 4).min(UNDO_SHARE);
+        let guest = (remaining - (remaining / 4).min(UNDO_SHARE)).min(agent::LONGEST_REQUEST);
         let reply_by = Deadline::after(guest + REPLY_GRACE).min(Deadline::after((guest + remaining) / 2));
         let request = AttachRequest {
             attachments: self.items.iter().map(|item| self.attachment(item)).collect(),
-            timeout_ms: u64::try_from(guest.as_millis()).unwrap_or(u64::MAX).max(1),
+            timeout_ms: agent::timeout_ms(guest),
             ..Default::default()
         };
         self.guest_asked = true;

@@ -1,7 +1,11 @@
 //! What a command prints: one JSON object on standard output, or a few lines for people. Errors for people go to standard
 //! error, as `error: …` and `hint: …`.
 
-use std::{fmt, io::Write, path::PathBuf};
+use std::{
+    fmt,
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -60,8 +64,10 @@ pub struct Volume {
     /// Its path there.
     pub device_path: String,
     /// The path on the host, as given.
+    #[serde(serialize_with = "lossy")]
     pub source: PathBuf,
     /// The real path behind it.
+    #[serde(serialize_with = "lossy")]
     pub source_device: PathBuf,
     /// In bytes.
     pub size: u64,
@@ -79,6 +85,11 @@ pub struct Volume {
     pub device_filter: String,
     /// How the container got its node: `mknod` or `bind`.
     pub node: String,
+}
+
+/// A path that is not UTF-8 is shown as far as it is: JSON has no bytes.
+fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
 }
 
 /// The address of a disk on a virtio-scsi controller.
@@ -172,17 +183,22 @@ pub fn print_report(report: &Report, format: Format) {
 pub fn print_failure(failure: &Failure, format: Format) {
     match format {
         Format::Human => {
-            eprintln!("error: {}", failure.error.message);
+            note(&format!("error: {}", failure.error.message));
             if let Some(hint) = &failure.error.hint {
-                eprintln!("hint: {hint}");
+                note(&format!("hint: {hint}"));
             }
         }
         Format::Json => print_json(failure),
     }
 }
 
+/// A line on standard error. One that is closed (`eprintln!` panics then) must not keep an undo from its end.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 fn print_json(value: &impl Serialize) {
-    // Neither type has a map with keys that are no strings, the only thing that fails here.
+    // Neither type has a map with keys that are no strings, or a path as it is: the only things that fail here.
     print(&serde_json::to_string(value).unwrap_or_default());
 }
 

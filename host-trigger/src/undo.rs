@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::{
     Deadline, Error,
-    agent::Agent,
+    agent::{self, Agent},
     disk::Address,
     qmp::{COMMAND_TIMEOUT, Event, Qmp, QmpError},
     record::{Access, Intent, Placement},
@@ -43,7 +43,7 @@ pub async fn detach(agent: &Agent, detachments: Vec<Detachment>, deadline: Deadl
     let timeout = deadline.remaining();
     let request = DetachRequest {
         detachments,
-        timeout_ms: u64::try_from((timeout - timeout / 4).as_millis()).unwrap_or(u64::MAX),
+        timeout_ms: agent::timeout_ms(timeout - timeout / 4),
         ..Default::default()
     };
     agent.detach(&request, deadline).await.map(drop)

@@ -5,6 +5,9 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
+/// Beginning of the names that a node has in the guest before it is complete.
+const TEMPORARY: &str = ".ecrblk-";
+
 /// Sixteen hexadecimal digits; the disk's serial in the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VolumeId(String);
@@ -57,6 +60,7 @@ pub fn check_device_path(path: &str) -> Result<(), &'static str> {
         match part {
             "" => return Err("it has an empty component"),
             "." | ".." => return Err("it has a component \".\" or \"..\""),
+            _ if part.starts_with(TEMPORARY) => return Err("it has a name that the plugin uses itself"),
             _ if part.len() > 255 => return Err("it has a component of more than 255 bytes"),
             _ => {}
         }
@@ -90,7 +94,18 @@ mod tests {
 
     #[rstest]
     fn odd_paths_are_refused(
-        #[values("", "dev/xvda", "/", "/dev/", "/dev//x", "/dev/../x", "/./x", "/dev/..", "/a\0b")]
+        #[values(
+            "",
+            "dev/xvda",
+            "/",
+            "/dev/",
+            "/dev//x",
+            "/dev/../x",
+            "/./x",
+            "/dev/..",
+            "/a\0b",
+            "/dev/.ecrblk-1"
+        )]
         path: &str,
     ) {
         assert!(check_device_path(path).is_err());

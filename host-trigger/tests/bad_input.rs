@@ -42,6 +42,8 @@ async fn assert_refused(host: &mut Host, volume: &Path, more: &[&str], reason: &
 #[case(&["--controller", "scsi9"], "unknown_controller", 2)]
 #[case(&["--timeout", "never"], "usage", 2)]
 #[case(&["--mode", "1777"], "usage", 2)]
+#[case(&["--uid", "4294967295"], "usage", 2)]
+#[case(&["--gid", "-1"], "usage", 2)]
 #[tokio::test]
 async fn a_wrong_command_line_changes_nothing(
     #[case] more: &[&str],
@@ -57,6 +59,7 @@ async fn a_wrong_command_line_changes_nothing(
 #[case("dev/xvda")]
 #[case("/dev/../etc/x")]
 #[case("/dev/")]
+#[case("/dev/.ecrblk-0123456789abcdef")]
 #[tokio::test]
 async fn a_path_in_the_container_is_absolute_and_normal(#[case] path: &str) {
     let host = Host::boot().await;

@@ -372,3 +372,36 @@ async fn another_client_of_the_table_keeps_its_sets() {
     assert_eq!(host.snapshot().await, before);
     assert_eq!(before["query-fdsets"].as_array().unwrap().len(), 2);
 }
+
+#[tokio::test]
+async fn a_time_out_beyond_the_contracts_is_no_error() {
+    let host = Host::boot().await;
+    host.plug(Image::of(MIB).path(), "/dev/xvda", &["--timeout", "60m"]).await.report();
+}
+
+#[tokio::test]
+async fn a_path_that_is_not_utf8_is_plugged_and_reported() {
+    use std::os::unix::ffi::OsStrExt;
+    let host = Host::boot().await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(std::ffi::OsStr::from_bytes(b"odd\xff\x1b[31m.img"));
+    std::fs::File::create(&path).unwrap().set_len(MIB).unwrap();
+    let report = host.plug(&path, "/dev/xvda", &[]).await.report();
+    assert!(report.volumes[0].source.to_string_lossy().contains("odd\u{fffd}"), "{report:?}");
+    let again = run(host.command(&[(&path, "/dev/xvdb")], &[]).args(["--output", "json", "--nonsense"])).await;
+    again.assert_fails("usage", 2);
+}
+
+#[tokio::test]
+async fn a_closed_standard_error_keeps_nothing_from_its_end() {
+    let mut host = Host::boot().await;
+    let before = host.snapshot().await;
+    host.guest.behave(Behaviour::Fails { reason: Reason::REASON_SYSTEM, undone: false });
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let image = Image::of(MIB);
+    let mut command = host.command(&[(image.path(), "/dev/xvda")], &["--verbose"]);
+    let status = command.stdout(std::process::Stdio::null()).stderr(writer).status().await.unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert_eq!(host.snapshot().await, before);
+}

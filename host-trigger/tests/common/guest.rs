@@ -136,6 +136,10 @@ impl BlockVolume for Guest {
     }
 
     async fn attach(&self, _: &TtrpcContext, request: AttachRequest) -> ttrpc::Result<AttachResponse> {
+        if !(1..=600_000).contains(&request.timeout_ms) {
+            let failure = failure(Reason::REASON_INVALID_REQUEST, true);
+            return Ok(AttachResponse { failure, ..Default::default() });
+        }
         let behaviour = *self.behaviour.lock().unwrap();
         if let Behaviour::Fails { reason, undone } = behaviour {
             return Ok(AttachResponse { failure: failure(reason, undone), ..Default::default() });
