@@ -388,7 +388,8 @@ async fn a_path_that_is_not_utf8_is_plugged_and_reported() {
     std::fs::File::create(&path).unwrap().set_len(MIB).unwrap();
     let report = host.plug(&path, "/dev/xvda", &[]).await.report();
     assert!(report.volumes[0].source.to_string_lossy().contains("odd\u{fffd}"), "{report:?}");
-    let again = run(host.command(&[(&path, "/dev/xvdb")], &[]).args(["--output", "json", "--nonsense"])).await;
+    let again =
+        run(host.command(&[(&path, "/dev/xvdb")], &[]).args(["--output", "json", "--nonsense"])).await;
     again.assert_fails("usage", 2);
 }
 
