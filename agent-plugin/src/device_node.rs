@@ -139,6 +139,8 @@ pub struct Place {
     path: NodePath,
     file_system: FsType,
     flags: FsFlags,
+    /// What was at the path when it was found.
+    seen: Option<Occupant>,
 }
 
 impl Place {
@@ -149,7 +151,16 @@ impl Place {
     pub fn find(root: &Root, path: &NodePath) -> Result<Place> {
         let parent = root.directory(path.parent())?;
         let statfs = fstatfs(&parent).map_err(Error::system("fstatfs", path.parent()))?;
-        Ok(Place { parent, path: path.clone(), file_system: statfs.filesystem_type(), flags: statfs.flags() })
+        let (file_system, flags) = (statfs.filesystem_type(), statfs.flags());
+        let mut place = Place { parent, path: path.clone(), file_system, flags, seen: None };
+        place.seen = place.stat(path.name())?.as_ref().map(Occupant::of);
+        Ok(place)
+    }
+
+    /// Whether the file system answers at once, whatever the container does. Others are asked by [`Place::find`] alone, which runs
+    /// where a wait has an end.
+    fn answers(&self) -> bool {
+        matches!(self.file_system, TMPFS_MAGIC | RAMFS_MAGIC)
     }
 
     /// Name of the file system: "tmpfs", or a number where it is an uncommon one.
@@ -190,7 +201,7 @@ impl Place {
         if self.read_only() {
             return Err(Error::ReadOnlyFileSystem { path });
         }
-        if self.file_system != TMPFS_MAGIC && self.file_system != RAMFS_MAGIC {
+        if !self.answers() {
             return Err(Unsupported::FileSystem { path, file_system: self.file_system() }.into());
         }
         if self.nodev() {
@@ -199,11 +210,14 @@ impl Place {
         Ok(())
     }
 
-    /// What is at the path now.
+    /// What is at the path now; where no node can be made, what was there when it was found.
     ///
     /// # Errors
     /// The kernel cannot tell.
     pub fn occupant(&self) -> Result<Option<Occupant>> {
+        if !self.answers() {
+            return Ok(self.seen);
+        }
         Ok(self.stat(self.path.name())?.as_ref().map(Occupant::of))
     }
 
@@ -260,6 +274,9 @@ impl Place {
     /// # Errors
     /// Something else has that name.
     pub fn remove_leftover(&self, id: &str) -> Result<bool> {
+        if !self.answers() {
+            return Ok(false);
+        }
         let name = format!("{TEMPORARY}{id}");
         match self.stat(&name)?.as_ref().map(Occupant::of) {
             None => Ok(false),
@@ -276,6 +293,9 @@ impl Place {
     /// # Errors
     /// The kernel cannot tell.
     pub fn leftover(&self, id: &str) -> Result<Option<String>> {
+        if !self.answers() {
+            return Ok(None);
+        }
         let name = format!("{TEMPORARY}{id}");
         Ok(self.stat(&name)?.map(|_| format!("{}/{name}", self.path.parent().trim_end_matches('/'))))
     }
@@ -286,7 +306,9 @@ impl Place {
     /// The kernel refuses.
     pub fn remove(&self, number: DeviceNumber) -> Result<bool> {
         match self.occupant()? {
-            Some(Occupant::Block(found, _)) if found == number => self.unlink(self.path.name()),
+            Some(Occupant::Block(found, _)) if found == number && self.answers() => {
+                self.unlink(self.path.name())
+            }
             _ => Ok(false),
         }
     }

@@ -184,13 +184,19 @@ struct Guard<'a> {
 impl Guard<'_> {
     /// Looks, without waiting.
     fn check(&self, doing: &str) -> Result<()> {
+        self.check_time(|| doing.to_owned())?;
+        self.targets().try_for_each(Target::check_alive)
+    }
+
+    /// The same without a look at the containers.
+    fn check_time(&self, awaited: impl Fn() -> String) -> Result<()> {
         if self.ticket.is_cancelled() {
             return Err(Error::Cancelled);
         }
         if Instant::now() >= self.deadline {
-            return Err(Error::TimedOut { awaited: doing.to_owned() });
+            return Err(Error::TimedOut { awaited: awaited() });
         }
-        self.targets().try_for_each(Target::check_alive)
+        Ok(())
     }
 
     /// Waits until `fd` is readable.

@@ -231,3 +231,20 @@ fn a_file_system_that_never_answers_costs_a_time_out_and_no_more() {
         thread::yield_now();
     }
 }
+
+#[test]
+fn a_file_system_of_another_kind_is_asked_only_while_the_path_is_looked_for() {
+    let outside = tempfile::tempdir().unwrap();
+    let container =
+        start(&format!("mkdir $root/dev/bind; mount --bind {} $root/dev/bind", outside.path().display()));
+    let (before, there) = (found(&container, "/dev/bind/x"), outside.path().join("x"));
+    assert!(before.check().is_err(), "the temporary directory must not be on a tmpfs for this test");
+    fs::write(&there, "").unwrap();
+    fs::write(outside.path().join(".ecrblk-0123456789abcdef"), "").unwrap();
+    // It may be one of the container's own making, which never answers: by now nothing would end the wait.
+    assert_eq!(before.occupant().unwrap(), None);
+    assert_eq!(before.leftover("0123456789abcdef").unwrap(), None);
+    assert!(!before.remove_leftover("0123456789abcdef").unwrap() && !before.remove(loop0()).unwrap());
+    assert_eq!(found(&container, "/dev/bind/x").occupant().unwrap(), Some(Occupant::Other("file")));
+    assert!(fs::exists(there).unwrap());
+}

@@ -242,16 +242,16 @@ fn make_node(
 fn prove(index: usize, done: &mut Done, socket: &mut UeventSocket, guard: &Guard<'_>) -> Result<(), Failed> {
     let Some(node) = &done.volumes[index].node else { return Ok(()) };
     let serial = &guard.arrivals[index].attachment.serial;
-    if node.prove().of(serial)? {
-        return Ok(());
-    }
-    hunt::wait_for_announcement(&mut done.searches, index, socket, guard)?;
-    match node.prove().of(serial)? {
-        true => Ok(()),
-        false => {
-            Err(Error::system("open", disk(&done.searches[index]).name.as_str())(nix::errno::Errno::ENXIO))
-                .of(serial)
+    loop {
+        let announced = done.searches[index].announced;
+        if node.prove().of(serial)? {
+            return Ok(());
         }
+        if announced {
+            let failed = Error::system("open", disk(&done.searches[index]).name.as_str());
+            return Err(failed(nix::errno::Errno::ENXIO)).of(serial);
+        }
+        hunt::wait_for_announcement(&mut done.searches, index, socket, guard)?;
     }
 }
 

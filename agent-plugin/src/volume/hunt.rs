@@ -26,7 +26,7 @@ pub(super) struct Search {
     other: Option<Error>,
     pub(super) found: Option<BlockDevice>,
     /// Its event came: it is open for business. A disk that was only seen in sysfs may need some more microseconds.
-    announced: bool,
+    pub(super) announced: bool,
 }
 
 impl Search {
@@ -145,7 +145,8 @@ pub(super) fn wait(
     Ok(())
 }
 
-/// Waits for the event of a disk that was seen in sysfs before it.
+/// Waits for the event of a disk that was seen in sysfs before it. Returns early where events were lost: its own may have been
+/// among them, and then the disk is ready.
 pub(super) fn wait_for_announcement(
     searches: &mut [Search],
     index: usize,
@@ -153,9 +154,17 @@ pub(super) fn wait_for_announcement(
     guard: &Guard<'_>,
 ) -> Result<(), Failed> {
     while !searches[index].announced {
-        next_event(searches, index, socket, guard)?;
+        if let Heard::Overflow = next_event(searches, index, socket, guard)? {
+            break;
+        }
     }
     Ok(())
+}
+
+/// What [`next_event`] came across.
+enum Heard {
+    Anything,
+    Overflow,
 }
 
 /// Handles one event, or waits for one; `awaited` is the volume to name when that fails.
@@ -164,12 +173,16 @@ fn next_event(
     awaited: usize,
     socket: &mut UeventSocket,
     guard: &Guard<'_>,
-) -> Result<(), Failed> {
+) -> Result<Heard, Failed> {
     let serial = searches[awaited].attachment.serial.clone();
+    // Events may come faster than they are handled, and then there is never a wait that would notice.
+    guard.check_time(|| searches[awaited].awaited()).of(&serial)?;
     match socket.receive().of(&serial)? {
         Received::Event(event) if event.adds_disk() => {
-            let Some((device, name)) = ScsiDevice::from_devpath(event.devpath) else { return Ok(()) };
-            let Some(number) = event.number else { return Ok(()) };
+            let Some((device, name)) = ScsiDevice::from_devpath(event.devpath) else {
+                return Ok(Heard::Anything);
+            };
+            let Some(number) = event.number else { return Ok(Heard::Anything) };
             for search in searches.iter_mut().filter(|search| search.awaits(device)) {
                 let serial = search.attachment.serial.clone();
                 search.consider(BlockDevice { device, name: name.to_owned(), number }).of(&serial)?;
@@ -184,8 +197,9 @@ fn next_event(
                 let serial = search.attachment.serial.clone();
                 search.look().and_then(|()| search.check()).of(&serial)?;
             }
+            return Ok(Heard::Overflow);
         }
         Received::Nothing => guard.wait(socket.as_fd(), || searches[awaited].awaited()).of(&serial)?,
     }
-    Ok(())
+    Ok(Heard::Anything)
 }
