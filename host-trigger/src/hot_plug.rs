@@ -29,7 +29,7 @@ use crate::{
     printable::printable,
     qmp::{PassedFd, Qmp},
     record::{Access, Intent, Placement, Record},
-    registry::{Controller, Presence, Registry},
+    registry::{Presence, Registry},
     sandbox::Place,
     signals::Signals,
     source::Source,
@@ -110,7 +110,6 @@ struct Plug<'a> {
     deadline: Deadline,
     watch: Stopwatch,
     link: Link,
-    controller: Controller,
     items: Vec<Item>,
     /// The guest was asked, and did not say that all is undone.
     guest_asked: bool,
@@ -157,10 +156,21 @@ impl<'a> Plug<'a> {
                 run: run.clone(),
             };
             let (address, touched) = (Address { target: 0, lun: 0 }, Touched::Nothing);
-            items.push(Item { id, source, intent, plugged: None, touched, set: 0, address, attached: None });
+            let (controller, plugged) = (controller.clone(), None);
+            items.push(Item {
+                id,
+                source,
+                intent,
+                plugged,
+                touched,
+                set: 0,
+                controller,
+                address,
+                attached: None,
+            });
         }
         let link = Link { address: prepared.address, agent: prepared.agent, qmp: prepared.qmp };
-        let plug = Self { verb, place, deadline, watch, link, controller, items, guest_asked: false };
+        let plug = Self { verb, place, deadline, watch, link, items, guest_asked: false };
         Ok((plug, prepared.registry, prepared.probe))
     }
 
@@ -205,6 +215,13 @@ impl<'a> Plug<'a> {
                 let item = &mut self.items[index];
                 check_same(&item.intent, &committed.intent)?;
                 let placement = &committed.placement;
+                let named = self.verb.target.controller.as_ref();
+                if named.is_some_and(|named| *named != placement.controller) {
+                    let (volume, differs) = (item.id.to_string(), vec!["controller (--controller)"]);
+                    return Err(Error::OtherOptions { volume, differs });
+                }
+                // Not the one that a new volume would get.
+                item.controller = registry.controller(Some(&placement.controller))?;
                 item.address = Address { target: placement.target, lun: placement.lun };
                 item.plugged = Some(committed);
             } else {
@@ -246,8 +263,8 @@ impl<'a> Plug<'a> {
         let item = &self.items[index];
         let Link { agent, qmp, .. } = &mut self.link;
         if presence.device || !presence.placements.is_empty() {
-            let pci = self.controller.pci_address.as_deref().unwrap_or_default();
-            let detachment = undo::detachment(qmp, presence, &item.intent, pci).await?;
+            // The earlier run may have used another controller: the guest looks at all of them, and the serial decides.
+            let detachment = undo::detachment(qmp, presence, &item.intent, "").await?;
             undo::detach(agent, vec![detachment], self.deadline).await?;
         }
         undo::remove(qmp, &item.id, Whose::Any, self.deadline).await?;
@@ -273,13 +290,11 @@ impl<'a> Plug<'a> {
         fault::point("after-blockdev-add").await?;
         self.watch.lap("blockdev_add");
 
-        item.address = disk::add_device(qmp, &item.id, &item.source, &self.controller.id, addresses).await?;
+        item.address = disk::add_device(qmp, &item.id, &item.source, &item.controller.id, addresses).await?;
         fault::point("after-device-add").await?;
         self.watch.lap("device_add");
-        let Address { target, lun } = item.address;
-        self.note(|| {
-            format!("volume {} is disk {}:{target}:{lun}", self.items[index].id, self.controller.id)
-        });
+        let Item { id, controller, address: Address { target, lun }, .. } = &self.items[index];
+        self.note(|| format!("volume {id} is disk {}:{target}:{lun}", controller.id));
         Ok(())
     }
 
@@ -316,7 +331,7 @@ impl<'a> Plug<'a> {
     }
 
     fn attachment(&self, item: &Item) -> Attachment {
-        let pci = self.controller.pci_address.as_deref().unwrap_or_default();
+        let pci = item.controller.pci_address.as_deref().unwrap_or_default();
         match &item.plugged {
             Some(committed) => undo::attachment(&committed.intent, pci, item.address, committed.size),
             None => undo::attachment(&item.intent, pci, item.address, item.source.size),
@@ -332,7 +347,7 @@ impl<'a> Plug<'a> {
             }
             let null = OpenOptions::new().write(true).open("/dev/null");
             let null = null.map_err(|e| Error::system("open", "/dev/null", e))?;
-            let record = Record::Placement(placement(item, attached, &self.controller.id)).to_opaque();
+            let record = Record::Placement(placement(item, attached)).to_opaque();
             let set = item.plugged.as_ref().map_or(item.set, |committed| committed.carrier.set);
             self.link.qmp.add_fd(null, Some(set), &record).await?;
             if let Some(PassedFd { set, fd }) = item.plugged.as_ref().map(|committed| committed.carrier) {
@@ -348,7 +363,7 @@ impl<'a> Plug<'a> {
         let unchanged = |item: &Item| item.attached.as_ref().is_some_and(|attached| attached.unchanged);
         let result = if self.items.iter().all(unchanged) { Outcome::Unchanged } else { Outcome::Attached };
         let volumes = self.items.iter().filter_map(|item| {
-            let placement = placement(item, item.attached.as_ref()?, &self.controller.id);
+            let placement = placement(item, item.attached.as_ref()?);
             Some(Volume {
                 id: item.id.to_string(),
                 sandbox: self.place.sandbox.clone(),

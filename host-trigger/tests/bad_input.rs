@@ -16,6 +16,7 @@ use common::{
     Host,
     volume::{Image, Loop},
 };
+use host_trigger::output::Outcome;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -230,6 +231,20 @@ async fn the_controller_that_is_named_is_used() {
     assert_eq!(report.volumes[0].scsi.controller, "b");
     let attached = host.guest.attached.lock().unwrap();
     assert_eq!(attached.values().next().unwrap().controller, "0000:00:02.0");
+}
+
+#[tokio::test]
+async fn a_repeat_finds_the_volume_on_the_controller_that_it_is_on() {
+    let mut host =
+        Host::boot_with(&["-device", "virtio-scsi-pci,id=scsi0", "-device", "virtio-scsi-pci,id=b"]).await;
+    let image = Image::of(MIB);
+    host.plug(image.path(), "/dev/xvda", &["--controller", "b"]).await.report();
+    let before = host.snapshot().await;
+    let again = host.plug(image.path(), "/dev/xvda", &[]).await.report();
+    assert_eq!((again.result, again.volumes[0].scsi.controller.as_str()), (Outcome::Unchanged, "b"));
+    assert_eq!(host.guest.attached.lock().unwrap().values().next().unwrap().controller, "0000:00:02.0");
+    host.plug(image.path(), "/dev/xvda", &["--controller", "scsi0"]).await.assert_fails("other_options", 4);
+    assert_eq!(host.snapshot().await, before);
 }
 
 #[tokio::test]

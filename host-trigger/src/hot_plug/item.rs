@@ -7,7 +7,7 @@ use crate::{
     disk::Address,
     printable::printable,
     record::{Access, Intent, Placement, filter_name, node_way_name},
-    registry::Committed,
+    registry::{Committed, Controller},
     source::Source,
     volume::VolumeId,
 };
@@ -33,6 +33,7 @@ pub(super) struct Item {
     pub(super) plugged: Option<Committed>,
     pub(super) touched: Touched,
     pub(super) set: u64,
+    pub(super) controller: Controller,
     pub(super) address: Address,
     pub(super) attached: Option<Attached>,
 }
@@ -75,7 +76,7 @@ pub(super) fn answer(what: &str) -> Error {
 }
 
 /// What is noted of a volume beside its intent.
-pub(super) fn placement(item: &Item, attached: &Attached, controller: &str) -> Placement {
+pub(super) fn placement(item: &Item, attached: &Attached) -> Placement {
     let outcome = attached.outcome.clone().unwrap_or_default();
     let device = outcome.device.unwrap_or_default();
     Placement {
@@ -83,7 +84,7 @@ pub(super) fn placement(item: &Item, attached: &Attached, controller: &str) -> P
         container: None,
         path: None,
         committed: true,
-        controller: controller.to_owned(),
+        controller: item.controller.id.clone(),
         target: item.address.target,
         lun: item.address.lun,
         guest_device: printable(&attached.guest_device),
