@@ -2,12 +2,12 @@
 
 mod container;
 
-use std::{fs, io, path::PathBuf, process::Command};
+use std::{fs, io, path::PathBuf, process::Command, sync::Arc};
 
 use agent_plugin::{
-    DeviceRule,
+    DeviceRule, Result,
     block::DeviceNumber,
-    cgroup::{Filter, Mode, Rights},
+    cgroup::{Filter, Grant, Mode, Rights},
 };
 use container::{Fixture, needs_root, start_in};
 
@@ -74,6 +74,11 @@ impl Drop for Groups {
     }
 }
 
+fn allow(filter: &Filter<'_>, rights: Rights) -> Result<Grant> {
+    let mut grant = Grant::default();
+    filter.allow(DISK, rights, &mut grant).map(|()| grant)
+}
+
 const WITHOUT: [&str; 1] = ["b *:* m"];
 const READ_WRITE: [&str; 2] = ["b *:* m", "b 7:0 rw"];
 
@@ -86,7 +91,7 @@ fn a_right_goes_from_the_pod_down_and_only_the_container_loses_it() {
     filter.check().unwrap();
     assert!(!filter.allows(DISK, Rights::READ).unwrap() && !groups.opens("c1"));
 
-    let grant = filter.allow(DISK, Rights::READ_WRITE).unwrap();
+    let grant = allow(&filter, Rights::READ_WRITE).unwrap();
     assert!(!grant.allowed_before);
     for group in ["", "c1", "c1/nested", "c1/nested/deeper"] {
         assert_eq!(groups.list(group), READ_WRITE, "{group:?}");
@@ -108,13 +113,29 @@ fn the_undo_takes_back_what_was_added_and_no_more() {
     let groups = Groups::new("undo");
     let container = groups.container(Vec::new());
     let filter = Filter::of(&container.target).unwrap();
-    let first = filter.allow(DISK, Rights::READ_WRITE).unwrap();
-    let repeated = filter.allow(DISK, Rights::READ_WRITE).unwrap();
+    let first = allow(&filter, Rights::READ_WRITE).unwrap();
+    let repeated = allow(&filter, Rights::READ_WRITE).unwrap();
     assert!(repeated.added.is_empty() && !repeated.allowed_before, "our own rule is no right from elsewhere");
     repeated.undo().unwrap();
     assert_eq!(groups.list("c1"), READ_WRITE);
     first.undo().unwrap();
     assert_eq!(groups.list("c1"), WITHOUT);
+    assert_eq!(groups.list(""), WITHOUT, "of a failed attempt the pod keeps nothing either");
+}
+
+#[test]
+fn what_was_done_before_a_failure_is_known_and_taken_back() {
+    let groups = Groups::new("half");
+    let mut container = groups.container(Vec::new());
+    let half = &mut Arc::get_mut(&mut container.target.container).unwrap().cgroup;
+    half.push("gone");
+    let filter = Filter::of(&container.target).unwrap();
+    let mut grant = Grant::default();
+    filter.allow(DISK, Rights::READ_WRITE, &mut grant).unwrap_err();
+    assert_eq!(groups.list("c1"), READ_WRITE, "the failure came in the middle");
+    grant.undo().unwrap();
+    assert_eq!(groups.list("c1"), WITHOUT);
+    assert_eq!(groups.list(""), WITHOUT);
 }
 
 #[test]
@@ -123,7 +144,7 @@ fn read_only_is_not_widened_by_what_an_earlier_disk_of_this_number_left() {
     groups.write("devices.allow", "b 7:0 rw");
     groups.write("c1/devices.allow", "b 7:0 rw");
     let container = groups.container(Vec::new());
-    Filter::of(&container.target).unwrap().allow(DISK, Rights::READ).unwrap();
+    allow(&Filter::of(&container.target).unwrap(), Rights::READ).unwrap();
     assert_eq!(groups.list("c1"), ["b *:* m", "b 7:0 r"]);
 }
 
@@ -135,8 +156,8 @@ fn what_the_specification_grants_stays() {
     let rule = DeviceRule { allow: true, kind: 'b', major: Some(7), minor: Some(0), access: "r".to_owned() };
     let container = groups.container(vec![rule]);
     let filter = Filter::of(&container.target).unwrap();
-    assert!(filter.allow(DISK, Rights::READ).unwrap().allowed_before);
-    assert!(!filter.allow(DISK, Rights::READ_WRITE).unwrap().allowed_before);
+    assert!(allow(&filter, Rights::READ).unwrap().allowed_before);
+    assert!(!allow(&filter, Rights::READ_WRITE).unwrap().allowed_before);
     assert_eq!(groups.list("c1"), READ_WRITE);
     assert!(filter.revoke(DISK).unwrap());
     assert_eq!(groups.list("c1"), ["b *:* m", "b 7:0 r"]);
@@ -149,7 +170,7 @@ fn a_container_that_may_open_everything_is_left_as_it_is() {
     groups.write("c1/devices.allow", "b *:* rwm");
     let container = groups.container(Vec::new());
     let filter = Filter::of(&container.target).unwrap();
-    let grant = filter.allow(DISK, Rights::READ_WRITE).unwrap();
+    let grant = allow(&filter, Rights::READ_WRITE).unwrap();
     assert!(grant.allowed_before && grant.added.is_empty());
     assert!(!filter.revoke(DISK).unwrap());
     assert_eq!(groups.list("c1"), ["b *:* rwm"]);
@@ -160,13 +181,13 @@ fn a_group_that_is_gone_needs_no_undo_and_no_revoke() {
     let groups = Groups::new("gone");
     let container = groups.container(Vec::new());
     let filter = Filter::of(&container.target).unwrap();
-    let grant = filter.allow(DISK, Rights::READ_WRITE).unwrap();
+    let grant = allow(&filter, Rights::READ_WRITE).unwrap();
     for child in ["c1/nested/deeper", "c1/nested", "c1"] {
         fs::remove_dir(groups.pod.join(child)).unwrap();
     }
     grant.undo().unwrap();
     assert!(!filter.revoke(DISK).unwrap());
-    assert!(filter.allow(DISK, Rights::READ_WRITE).is_err());
+    assert!(allow(&filter, Rights::READ_WRITE).is_err());
 }
 
 #[test]
@@ -174,7 +195,7 @@ fn the_root_group_is_never_changed() {
     let container = start_in("", &PathBuf::from("/"), Vec::new());
     let before = fs::read_to_string(format!("{HIERARCHY}/devices.list")).unwrap();
     let filter = Filter::of(&container.target).unwrap();
-    let grant = filter.allow(DISK, Rights::READ_WRITE).unwrap();
+    let grant = allow(&filter, Rights::READ_WRITE).unwrap();
     assert!(grant.allowed_before && grant.added.is_empty(), "the root group allows everything");
     assert!(!filter.revoke(DISK).unwrap());
     assert_eq!(fs::read_to_string(format!("{HIERARCHY}/devices.list")).unwrap(), before);

@@ -119,18 +119,18 @@ enum Kind {
 pub struct Grant {
     /// The container had this right from elsewhere: a wildcard, or a rule of its specification.
     pub allowed_before: bool,
-    /// What was added, for [`Grant::undo`]. Rights added to a pod's group are not in here: to take them away
-    /// there would take them away from every container of the pod.
+    /// What was added, to the pod's group as well. That one is taken back by [`Grant::undo`] alone, right away, when nobody else
+    /// can have built on it; later it might be another container's, too.
     pub added: Vec<v1::Added>,
 }
 
 impl Grant {
-    /// Takes back what was added.
+    /// Takes back what was added, and goes on after an error.
     ///
     /// # Errors
     /// The kernel refuses. A group that is gone is fine.
     pub fn undo(&self) -> Result<()> {
-        self.added.iter().rev().try_for_each(v1::Added::undo)
+        self.added.iter().rev().map(v1::Added::undo).fold(Ok(()), Result::and)
     }
 }
 
@@ -190,15 +190,15 @@ impl<'a> Filter<'a> {
         }
     }
 
-    /// Lets the container open a block device with exactly these rights.
+    /// Lets the container open a block device with exactly these rights. What it did is noted in `grant` before it is done.
     ///
     /// # Errors
-    /// What was added is taken back.
-    pub fn allow(&self, number: DeviceNumber, rights: Rights) -> Result<Grant> {
+    /// The filter cannot be changed; a part may be done, and is taken back by [`Grant::undo`].
+    pub fn allow(&self, number: DeviceNumber, rights: Rights, grant: &mut Grant) -> Result<()> {
         self.check()?;
         match &self.kind {
-            Kind::V1(groups) => groups.allow(number, rights, granted_by(self.rules, number)),
-            Kind::V2 { .. } => Ok(Grant::default()),
+            Kind::V1(groups) => groups.allow(number, rights, granted_by(self.rules, number), grant),
+            Kind::V2 { .. } => Ok(()),
         }
     }
 

@@ -132,33 +132,31 @@ impl Groups {
     /// Gives `rights`, from the pod down to the groups that the container made itself.
     ///
     /// # Errors
-    /// What was added to the container's groups is taken back.
-    pub fn allow(&self, number: DeviceNumber, rights: Rights, by_specification: Rights) -> Result<Grant> {
+    /// The kernel refuses; `grant` tells what was added until then.
+    pub fn allow(
+        &self,
+        number: DeviceNumber,
+        rights: Rights,
+        by_specification: Rights,
+        grant: &mut Grant,
+    ) -> Result<()> {
         self.check()?;
         let Some(own) = self.own.as_deref() else {
-            return Ok(Grant { allowed_before: true, added: Vec::new() });
+            grant.allowed_before = true;
+            return Ok(());
         };
         for pod in &self.ancestors {
-            if !DeviceList::read(pod)?.allows(number, rights) {
-                allow(pod, number, rights)?;
-            }
+            add(pod, &DeviceList::read(pod)?, number, rights, grant)?;
         }
         let before = DeviceList::read(own)?;
-        let allowed_before = before.allows_by_wildcard(number, rights) || by_specification.cover(rights);
-        let mut grant = Grant { allowed_before, added: Vec::new() };
+        grant.allowed_before = before.allows_by_wildcard(number, rights) || by_specification.cover(rights);
         // A right that an earlier device of this number left must not widen this one.
         let excess =
             before.exact(number).without(rights).without(by_specification).without(Rights::parse("m"));
         if !excess.is_empty() {
             deny(own, number, excess)?;
         }
-        match self.allow_below(own, &before, number, rights, &mut grant) {
-            Ok(()) => Ok(grant),
-            Err(error) => {
-                grant.undo()?;
-                Err(error)
-            }
-        }
+        self.allow_below(own, &before, number, rights, grant)
     }
 
     fn allow_below(
@@ -169,12 +167,7 @@ impl Groups {
         rights: Rights,
         grant: &mut Grant,
     ) -> Result<()> {
-        if !before.allows(number, rights) {
-            // Noted first: half a write is undone too.
-            let added = rights.without(before.exact(number));
-            grant.added.push(Added { group: own.to_owned(), number, rights: added });
-            allow(own, number, rights)?;
-        }
+        add(own, before, number, rights, grant)?;
         for group in nested(own)? {
             // A right of the container's own group is not inherited by those that exist already. They may go at any time.
             let Ok(list) = DeviceList::read(&group) else { continue };
@@ -214,6 +207,23 @@ impl Groups {
         deny(own, number, rights)?;
         Ok(true)
     }
+}
+
+/// Adds what `group` lacks.
+fn add(
+    group: &Path,
+    before: &DeviceList,
+    number: DeviceNumber,
+    rights: Rights,
+    grant: &mut Grant,
+) -> Result<()> {
+    if before.allows(number, rights) {
+        return Ok(());
+    }
+    // Noted first: half a write is undone too.
+    let added = rights.without(before.exact(number));
+    grant.added.push(Added { group: group.to_owned(), number, rights: added });
+    allow(group, number, rights)
 }
 
 /// Writes a rule and reads it back.

@@ -107,7 +107,8 @@ fn sequence(guard: &Guard<'_>, stages: &mut Stages, done: &mut Done) -> Result<V
     for (index, arrival) in arrivals.iter().enumerate() {
         let Attachment { serial, access, .. } = &arrival.attachment;
         let number = disk(&done.searches[index]).number;
-        done.volumes[index].grant = Some(filters[index].allow(number, access.rights()).of(serial)?);
+        let grant = done.volumes[index].grant.insert(Grant::default());
+        filters[index].allow(number, access.rights(), grant).of(serial)?;
     }
     stages.end("filter")?;
 
