@@ -79,9 +79,9 @@ async fn names_that_lead_nowhere(#[future(awt)] sandbox: Sandbox) {
 async fn paths_that_are_taken(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
-    container.exec(&["sh", "-c", "echo x > /dev/file; mkdir /dev/directory; ln -s /dev/null /dev/link; ln -s nowhere /dev/dangling"]).await;
+    container.exec(&["sh", "-c", "echo x > /dev/file; mkdir /dev/directory; ln -s /dev/null /dev/link; ln -s nowhere /dev/dangling; mknod /dev/block b 8 0"]).await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
-    for path in ["/dev/file", "/dev/directory", "/dev/link", "/dev/dangling", "/dev/null"] {
+    for path in ["/dev/file", "/dev/directory", "/dev/link", "/dev/dangling", "/dev/null", "/dev/block"] {
         let command = plug(&sandbox, sandbox.id(), container.id(), volume.name(), path);
         let (reason, message) = refused(&sandbox, &[&container], &before, command, 4).await;
         assert_eq!(reason, "path_taken", "{message}");

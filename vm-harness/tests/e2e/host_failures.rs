@@ -7,9 +7,9 @@ use nix::{
     unistd::Pid,
 };
 use rstest::rstest;
-use vm_harness::{Finished, Sandbox, Snapshot, Volume};
+use vm_harness::{Cgroup, Finished, Machine, Sandbox, Scan, Snapshot, Volume};
 
-use super::{MIB, sandbox, sandbox_with_faults, set_guest_faults};
+use super::{MIB, boot_with_faults, sandbox, set_guest_faults};
 
 #[rstest]
 #[tokio::test]
@@ -38,8 +38,10 @@ async fn failure_after_each_step_of_the_host_is_undone(#[future(awt)] sandbox: S
 
 #[rstest]
 #[tokio::test]
-async fn failure_after_each_step_of_the_guest_is_undone(#[future(awt)] sandbox_with_faults: Sandbox) {
-    let sandbox = sandbox_with_faults;
+async fn failure_after_each_step_of_the_guest_is_undone(
+    #[values((Cgroup::V1, Scan::None), (Cgroup::V2, Scan::Async))] (cgroup, scan): (Cgroup, Scan),
+) {
+    let sandbox = boot_with_faults(&Machine { cgroup, scan, ..Machine::default() }).await;
     let container = sandbox.start_container().await;
     let volumes = [Volume::image(MIB), Volume::image(MIB)];
     let pairs = [(&volumes[0], "/dev/xvda"), (&volumes[1], "/dev/xvdb")];
