@@ -221,7 +221,7 @@ impl Error {
             Self::NoAddress => ("no_address", 10, Some("unplug other volumes first")),
             Self::Denied { .. } => ("denied", 11, Some("run it as root")),
             Self::System { .. } => ("system", 1, None),
-            // 128 + n does not leave the range: only 2 and 15 are caught.
+            // 128 + n does not leave the range: only 1, 2 and 15 are caught.
             Self::Interrupted { signal, .. } => {
                 ("interrupted", 128 + u8::try_from(*signal).unwrap_or(0), None)
             }

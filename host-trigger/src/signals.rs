@@ -1,21 +1,32 @@
-//! SIGINT and SIGTERM: the first one starts the undo, a second one ends the process at once. See
+//! SIGINT, SIGTERM and SIGHUP: the first one starts the undo, a second one ends the process at once. See
 //! [`signal(7)`](https://man7.org/linux/man-pages/man7/signal.7.html).
+
+use std::fs;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::Error;
 
-/// Catches both signals from its creation on.
+/// Catches the signals from its creation on.
 #[derive(Debug)]
 pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    /// `None`: whoever started the process (`nohup`) has it ignored, and it stays so.
+    hang_up: Option<Signal>,
 }
 
 impl Signals {
     pub(crate) fn catch() -> Result<Self, Error> {
         let catch = |kind| signal(kind).map_err(|e| Error::system("sigaction", "", e));
-        Ok(Self { interrupt: catch(SignalKind::interrupt())?, terminate: catch(SignalKind::terminate())? })
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let hang_up =
+            if is_ignored(&status, libc::SIGHUP) { None } else { Some(catch(SignalKind::hangup())?) };
+        Ok(Self {
+            interrupt: catch(SignalKind::interrupt())?,
+            terminate: catch(SignalKind::terminate())?,
+            hang_up,
+        })
     }
 
     /// The next one, as the error that it makes of the command.
@@ -23,6 +34,35 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => Error::Interrupted { signal: libc::SIGINT, name: "SIGINT" },
             _ = self.terminate.recv() => Error::Interrupted { signal: libc::SIGTERM, name: "SIGTERM" },
+            () = received(self.hang_up.as_mut()) => Error::Interrupted { signal: libc::SIGHUP, name: "SIGHUP" },
         }
+    }
+}
+
+async fn received(signal: Option<&mut Signal>) {
+    match signal {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether `signal` is in the mask `SigIgn` of [`/proc/PID/status`](https://man7.org/linux/man-pages/man5/proc_pid_status.5.html).
+fn is_ignored(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 << (signal - 1) != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_the_mask() {
+        assert!(is_ignored("SigBlk:\t0000000000000001\nSigIgn:\t0000000000001001\n", libc::SIGHUP));
+        assert!(!is_ignored("SigIgn:\t0000000000001000\n", libc::SIGHUP));
+        assert!(!is_ignored("", libc::SIGHUP));
     }
 }

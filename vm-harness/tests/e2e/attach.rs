@@ -317,3 +317,35 @@ async fn second_container_keeps_its_own_view(#[future(awt)] sandbox: Sandbox) {
     let error = sibling.exec_fails(&["ls", "/dev/xvda"]).await;
     assert!(error.contains("No such file"), "{error}");
 }
+
+#[rstest]
+#[tokio::test]
+async fn extra_monitor_is_used_before_the_socket_that_the_shim_holds(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(MIB);
+    let vm = sandbox.run_directory().vm();
+    std::os::unix::fs::symlink(vm.join("harness.sock"), vm.join("extra-monitor.sock")).unwrap();
+    // As a stock shim does.
+    let shim = std::os::unix::net::UnixStream::connect(sandbox.qmp_socket()).unwrap();
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    assert_eq!(container.read("/dev/xvda", 0..4096).await, volume.bytes(0..4096));
+    drop(shim);
+}
+
+#[rstest]
+#[tokio::test]
+async fn sandbox_of_the_rust_runtime_is_found_and_wants_its_monitor_named(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(MIB);
+    let run_dir = tempfile::tempdir().unwrap();
+    let state = run_dir.path().join(sandbox.id());
+    std::fs::create_dir(&state).unwrap();
+    let shim = sandbox.run_directory().sandbox_state().join("shim-monitor.sock");
+    std::os::unix::fs::symlink(shim, state.join("shim-monitor.sock")).unwrap();
+    let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).run_dir(run_dir.path());
+    let (reason, message) = command.run().await.failed_with(14);
+    assert_eq!(reason, "qmp_unreachable", "{message}");
+    let command = command.args(["--qmp", sandbox.qmp_socket().to_str().unwrap()]);
+    command.run().await.succeeded(sandbox.guest());
+    assert_eq!(container.read("/dev/xvda", 0..4096).await, volume.bytes(0..4096));
+}

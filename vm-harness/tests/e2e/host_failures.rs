@@ -101,6 +101,7 @@ async fn undo_that_fails_is_told_as_incomplete(#[future(awt)] sandbox: Sandbox) 
 #[rstest]
 #[case::terminate(Signal::SIGTERM)]
 #[case::interrupt(Signal::SIGINT)]
+#[case::hang_up(Signal::SIGHUP)]
 #[tokio::test]
 async fn call_that_a_signal_ends_is_undone_first(#[future(awt)] sandbox: Sandbox, #[case] signal: Signal) {
     let container = sandbox.start_container().await;
