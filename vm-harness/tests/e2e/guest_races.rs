@@ -1,10 +1,13 @@
 //! What a guest can do in the middle of a plug: lose events, show the disk early, lose the container, hear two callers.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use agent_plugin::contract::block_volume::{
+    Access, AttachRequest, Attachment, DetachRequest, Detachment, Reason, ScsiAddress,
+};
 use rstest::rstest;
 use serde_json::json;
-use vm_harness::{Machine, Sandbox, Scan, Snapshot, Volume};
+use vm_harness::{Cgroup, Machine, Sandbox, Scan, Snapshot, Volume};
 
 use super::{MIB, boot, boot_with_faults, sandbox, sandbox_with_faults, set_guest_faults};
 
@@ -172,6 +175,61 @@ async fn container_that_dies_in_the_middle_leaves_nothing(#[future(awt)] sandbox
 
 #[rstest]
 #[tokio::test]
+async fn container_that_dies_while_its_disk_is_awaited_ends_the_wait(
+    #[future(awt)] sandbox_with_faults: Sandbox,
+) {
+    let sandbox = sandbox_with_faults;
+    let witness = sandbox.start_container().await;
+    let before = Snapshot::of(&sandbox, &[&witness]).await;
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(MIB);
+    // Nobody asks the kernel for the disk, so that its event never comes. The delay announces that the wait is next.
+    set_guest_faults(&sandbox, "scan=skip\nattach-after-scan=delay:1\n").await;
+    let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--timeout", "60s"]);
+    let command = command.start();
+    wait_for_console(&sandbox, "fail point attach-after-scan").await;
+    // Well beyond the delay: the request sleeps in its wait now.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let killed = Instant::now();
+    container.kill().await.unwrap();
+    let finished = vm_harness::Finished::new(&command.wait_with_output().await.unwrap(), Duration::ZERO);
+    let took = killed.elapsed();
+    let (reason, message) = finished.failed_with(3);
+    assert_eq!(reason, "container_not_running", "{message}");
+    assert!(
+        took < Duration::from_secs(10),
+        "the end of the container ends the wait, not the deadline: {took:?}"
+    );
+    set_guest_faults(&sandbox, "").await;
+    container.remove().await.unwrap();
+    before.assert_unchanged(&sandbox, &[&witness]).await;
+}
+
+#[rstest]
+#[tokio::test]
+async fn path_that_the_container_takes_in_the_middle_is_left_to_it(
+    #[future(awt)] sandbox_with_faults: Sandbox,
+) {
+    let sandbox = sandbox_with_faults;
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(MIB);
+    set_guest_faults(&sandbox, "attach-after-filter=wait\n").await;
+    let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).start();
+    wait_for_console(&sandbox, "fail point attach-after-filter").await;
+    let error = container.exec_fails(&["ls", "/dev/xvda"]).await;
+    assert!(error.contains("No such file"), "nothing is there before it can be used: {error}");
+    container.exec(&["sh", "-c", "echo theirs > /dev/xvda"]).await;
+    set_guest_faults(&sandbox, "").await;
+    let finished = vm_harness::Finished::new(&command.wait_with_output().await.unwrap(), Duration::ZERO);
+    let (reason, message) = finished.failed_with(4);
+    assert_eq!(reason, "path_taken", "{message}");
+    assert_eq!(container.exec(&["cat", "/dev/xvda"]).await, b"theirs\n");
+    let left = container.exec(&["sh", "-c", "ls -a /dev | grep ecrblk || true"]).await;
+    assert_eq!(String::from_utf8(left).unwrap(), "", "no temporary node is left");
+}
+
+#[rstest]
+#[tokio::test]
 async fn caller_that_disconnects_right_after_sending_is_undone_by_the_next(
     #[future(awt)] sandbox_with_faults: Sandbox,
 ) {
@@ -183,7 +241,11 @@ async fn caller_that_disconnects_right_after_sending_is_undone_by_the_next(
     wait_for_console(&sandbox, "fail point attach-after-lookup").await;
     command.kill().await.unwrap();
     set_guest_faults(&sandbox, "").await;
-    // The request goes on without its caller: the same command finds whatever is there, and ends attached.
+    // The request goes on without its caller to its end: the node appears although nobody waits for it.
+    let appears = ["sh", "-c", "until test -b /dev/xvda; do sleep 0.05; done"];
+    let wait = container.exec(&appears);
+    sandbox.guest().wait_for("the node", Duration::from_secs(10), wait).await.unwrap();
+    // The same command finds whatever is there, and ends attached.
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
     let mut monitor = sandbox.monitor().await.unwrap();
@@ -209,6 +271,72 @@ async fn disk_with_another_serial_is_refused(#[future(awt)] sandbox: Sandbox) {
     let (_, message) = finished.failed_with(9);
     assert!(message.contains("0123456789abcdef"), "{message}");
     before.assert_unchanged(&sandbox, &[&container]).await;
+}
+
+#[rstest]
+#[tokio::test]
+async fn guest_takes_back_a_failed_attach_by_itself(#[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup) {
+    let serial = "0123456789abcdef";
+    let image = Volume::image(MIB);
+    let disk = format!("driver=raw,node-name=volume,file.driver=file,file.filename={}", image.name());
+    let device = format!("scsi-hd,bus=scsi0.0,scsi-id=200,lun=7,serial={serial},drive=volume");
+    let controller = ["-device", "virtio-scsi-pci,id=scsi0", "-blockdev", &disk, "-device", &device];
+    let controller = controller.map(str::to_owned).to_vec();
+    let sandbox = boot_with_faults(&Machine { cgroup, controller, ..Machine::default() }).await;
+    let container = sandbox.start_container().await;
+    let attachment = Attachment {
+        container_id: container.id().to_owned(),
+        address: Some(ScsiAddress { target: 200, lun: 7, ..Default::default() }).into(),
+        serial: serial.to_owned(),
+        size: MIB,
+        path: "/dev/xvda".to_owned(),
+        access: Access::ACCESS_READ_WRITE.into(),
+        mode: 0o660,
+        ..Default::default()
+    };
+    let request =
+        AttachRequest { attachments: vec![attachment.clone()], timeout_ms: 20_000, ..Default::default() };
+    let detachment = Detachment { attachment: Some(attachment).into(), ..Default::default() };
+    let detach =
+        DetachRequest { detachments: vec![detachment], timeout_ms: 20_000, ..DetachRequest::default() };
+    let service = sandbox.block_volume_service().await.unwrap();
+    // What the pod is given once stays: it is there before the comparison.
+    let attached = service.attach(sandbox.agent().context(), &request).await.unwrap();
+    assert!(attached.failure.is_none(), "{attached}");
+    let detached = service.detach(sandbox.agent().context(), &detach).await.unwrap();
+    assert!(detached.failure.is_none(), "{detached}");
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    for point in ["uevent-socket", "lookup", "scan", "wait", "verify", "node", "filter", "publish"] {
+        // QEMU keeps its disk here, so that nobody but the plugin can have taken it from the guest.
+        set_guest_faults(&sandbox, &format!("attach-after-{point}=error\n")).await;
+        let answer = service.attach(sandbox.agent().context(), &request).await.unwrap();
+        assert!(answer.failure.is_some() && answer.failure.undone, "{point}: {answer}");
+        before.assert_unchanged(&sandbox, &[&container]).await;
+    }
+    set_guest_faults(&sandbox, "").await;
+    let attached = service.attach(sandbox.agent().context(), &request).await.unwrap();
+    assert!(attached.failure.is_none(), "{attached}");
+    assert_eq!(container.read("/dev/xvda", 0..65536).await, image.bytes(0..65536));
+}
+
+#[rstest]
+#[tokio::test]
+async fn disk_of_another_size_is_refused(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(MIB);
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let mut attachment = plugged.attachment();
+    attachment.size += 512;
+    let request = AttachRequest { attachments: vec![attachment], timeout_ms: 10_000, ..Default::default() };
+    let service = sandbox.block_volume_service().await.unwrap();
+    let answer = service.attach(sandbox.agent().context(), &request).await.unwrap();
+    drop(service);
+    assert_eq!(answer.failure.reason.enum_value().unwrap(), Reason::REASON_IDENTITY_MISMATCH, "{answer}");
+    assert!(answer.failure.message.contains("size"), "{answer}");
+    // The disk was attached before, so the refusal must not take it away.
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
 }
 
 async fn wait_for_console(sandbox: &Sandbox, text: &str) {
