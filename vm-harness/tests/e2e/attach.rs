@@ -1,5 +1,7 @@
 //! The main job: a volume appears in a running container, and every byte is right.
 
+use std::time::Duration;
+
 use rstest::rstest;
 use serde_json::Value;
 use vm_harness::{
@@ -119,7 +121,10 @@ async fn repeated_call_is_unchanged_and_other_options_are_a_conflict(#[future(aw
 
 #[rstest]
 #[tokio::test]
-async fn read_only_volume_cannot_be_written_by_anyone_in_the_guest(#[future(awt)] sandbox: Sandbox) {
+async fn read_only_volume_cannot_be_written_by_anyone_in_the_guest(
+    #[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup,
+) {
+    let sandbox = boot(&Machine { cgroup, ..Machine::default() }).await;
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device_with(4 * MIB, LoopOptions { read_only: true, ..LoopOptions::default() });
     let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--read-only"]);
@@ -132,6 +137,16 @@ async fn read_only_volume_cannot_be_written_by_anyone_in_the_guest(#[future(awt)
     assert!(error.contains("ermitted") || error.contains("Read-only"), "{error}");
     let read_only = sandbox.observer().shell(&format!("cat /sys/block/{}/ro", plugged.guest_device())).await;
     assert_eq!(read_only.trim(), "1", "the guest's disk itself is read-only");
+    if cgroup == Cgroup::V1 {
+        let rules = &Snapshot::of(&sandbox, &[&container]).await.device_filters[container.id()];
+        let number = plugged.device_number();
+        let ours: Vec<_> = rules.iter().filter(|rule| rule.contains(number)).collect();
+        assert_eq!(
+            ours,
+            [&format!("b {number} r"), &format!("b {number} r")],
+            "the pod's right and the container's"
+        );
+    }
     assert_eq!(volume.checksum(), before);
 }
 
@@ -242,7 +257,8 @@ async fn host_file_system_that_is_full_is_an_error_in_the_container_and_pauses_n
     ]);
     plugged.run().await.succeeded(sandbox.guest());
     let write = ["dd", "if=/dev/urandom", "of=/dev/xvda", "bs=1M", "count=48", "conv=notrunc,fsync"];
-    let error = container.exec_fails(&write).await;
+    let write = container.exec_fails(&write);
+    let error = sandbox.guest().wait_for("the end of dd", Duration::from_secs(10), write).await.unwrap();
     assert!(error.contains("Input/output error") || error.contains("No space left"), "{error}");
     let mut monitor = sandbox.monitor().await.unwrap();
     let status = monitor.execute("query-status", serde_json::json!({})).await.unwrap();
@@ -305,6 +321,28 @@ async fn unique_prefixes_of_ids_are_enough_and_the_sandbox_may_be_left_out(#[fut
     assert_eq!(first.text("container"), container.id());
     let second = plug("/dev/xvda").args(["--sandbox", &sandbox.id()[..8]]).run().await;
     assert_eq!(second.succeeded(sandbox.guest())[0].result, "unchanged");
+}
+
+#[tokio::test]
+async fn disk_that_nobody_asked_for_is_not_scanned_in() {
+    let other = Volume::image(MIB);
+    let disk = format!("driver=raw,node-name=other,file.driver=file,file.filename={}", other.name());
+    let controller = [
+        "-device",
+        "virtio-scsi-pci,id=scsi0",
+        "-blockdev",
+        &disk,
+        "-device",
+        "scsi-hd,bus=scsi0.0,scsi-id=3,lun=1,drive=other",
+    ];
+    let sandbox =
+        boot(&Machine { controller: controller.map(str::to_owned).to_vec(), ..Machine::default() }).await;
+    let disks = async || sandbox.observer().shell("ls /sys/block").await;
+    assert_eq!(disks().await, "", "scsi_mod.scan=none: the guest does not look by itself");
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(MIB);
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    assert_eq!(disks().await.trim(), plugged.guest_device(), "only the address of the volume is scanned");
 }
 
 #[rstest]
