@@ -8,9 +8,9 @@ use std::{
 
 use rstest::rstest;
 use serde_json::Value;
-use vm_harness::{Environment, Error, Machine, QmpProxy, Sandbox, Volume};
+use vm_harness::{Cgroup, Environment, Error, Machine, QmpProxy, Sandbox, Snapshot, Volume};
 
-use super::{MIB, sandbox};
+use super::{MIB, boot_with_faults, sandbox, set_guest_faults};
 
 fn vm_harness() -> Command {
     Command::new(Environment::from_variables().vm_harness().unwrap())
@@ -95,6 +95,40 @@ async fn guest_that_cannot_boot_fails_at_once() {
     assert!(matches!(error, Error::Ended { program: "QEMU", .. }), "{}", error.chain());
     assert!(error.to_string().contains("Kernel panic"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn snapshot_sees_everything_that_a_plug_changes() {
+    let sandbox = boot_with_faults(&Machine { cgroup: Cgroup::V1, ..Machine::default() }).await;
+    let container = sandbox.start_container().await;
+    let containers = [&container];
+    let volume = Volume::image(MIB);
+    let before = Snapshot::of(&sandbox, &containers).await;
+    set_guest_faults(&sandbox, "attach-after-publish=wait\n").await;
+    let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).start();
+    // The plug waits at its last step: all that it changes is there, and so are its thread and its connection.
+    let text = "fail point attach-after-publish";
+    while !sandbox.guest().console().text().contains(text) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let during = Snapshot::of(&sandbox, &containers).await;
+    for (what, changed) in [
+        ("block nodes", before.nodes != during.nodes),
+        ("devices", before.devices != during.devices),
+        ("descriptor sets", before.fdsets != during.fdsets),
+        ("SCSI devices", before.scsi != during.scsi),
+        ("the container's devices", before.container_devices != during.container_devices),
+        ("device rules", before.device_filters != during.device_filters),
+        ("the agent's threads", before.agent_threads < during.agent_threads),
+        ("the agent's descriptors", before.agent_descriptors != during.agent_descriptors),
+    ] {
+        assert!(changed, "{what}: {before:#?}\n{during:#?}");
+    }
+    set_guest_faults(&sandbox, "").await;
+    assert!(command.wait_with_output().await.unwrap().status.success());
+    // On a task of its own, which may panic.
+    let compared = tokio::spawn(async move { before.assert_unchanged(&sandbox, &[&container]).await });
+    assert!(compared.await.is_err_and(|error| error.is_panic()), "a plugged volume is a change");
 }
 
 #[rstest]
