@@ -25,6 +25,9 @@ async fn one_reaper_leaves_no_zombie_and_steals_no_exit_status(#[future(awt)] sa
     for _ in 0..3 {
         // The orphan is reparented to the container's first process, or to the agent.
         container.exec(&["sh", "-c", "(sleep 0.1 &) ; exit 0"]).await;
+        // This one surely becomes the agent's, and so does a crowd that ends at the same time: one SIGCHLD for many.
+        let crowd = "for i in 1 2 3 4 5 6 7 8; do (sleep 0.1 &) ; done >/dev/null 2>&1";
+        sandbox.observer().shell(crowd).await;
     }
     let statuses = tokio::join!(
         container.try_exec(&["sh", "-c", "exit 1"], b""),
@@ -35,6 +38,7 @@ async fn one_reaper_leaves_no_zombie_and_steals_no_exit_status(#[future(awt)] sa
     assert_eq!(statuses.1.unwrap().status, 2);
     assert_eq!(statuses.2.unwrap().status, 3);
     container.kill().await.unwrap();
+    sandbox.observer().shell("sleep 0.3").await;
     let zombies =
         sandbox.observer().shell("cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z 1 ' || true").await;
     assert_eq!(zombies.trim(), "0", "no child of the agent is left unreaped");
