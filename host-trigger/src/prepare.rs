@@ -38,18 +38,7 @@ pub(crate) async fn prepare(
     deadline: Deadline,
     watch: &mut Stopwatch,
 ) -> Result<Prepared, Error> {
-    let guest = async {
-        let start = Instant::now();
-        let address = place.agent_address(deadline).await?;
-        let found = start.elapsed();
-        let agent = Agent::new(agent::dial(&address, deadline).await?);
-        let dialled = start.elapsed();
-        let probe =
-            agent.probe(&place.container, verb.device_path.clone(), deadline.within(PROBE_TIMEOUT)).await?;
-        let stages =
-            [("agent_address", found), ("agent_dial", dialled - found), ("probe", start.elapsed() - dialled)];
-        Ok::<_, Error>((address, agent, probe, stages))
-    };
+    let guest = meet(place, verb, deadline);
     let host = async {
         let start = Instant::now();
         let mut qmp = place.connect_qmp(deadline).await?;
@@ -64,13 +53,63 @@ pub(crate) async fn prepare(
             verb.block_volume.iter().map(|path| Source::open(path, verb.read_only)).collect();
         Ok((sources?, start.elapsed()))
     };
-    let ((address, agent, probe, guest), (qmp, registry, host), (sources, opened)) =
+    let (Met { address, agent, probe, stages }, (qmp, registry, host), (sources, opened)) =
         tokio::try_join!(guest, host, sources)?;
-    for (stage, time) in guest.into_iter().chain(host).chain([("source", opened)]) {
+    for (stage, time) in stages.into_iter().chain(host).chain([("source", opened)]) {
         watch.record(stage, time);
     }
     watch.lap("prepare");
     Ok(Prepared { address, agent, probe, qmp, registry, sources })
+}
+
+/// An agent that has answered.
+struct Met {
+    address: AgentAddress,
+    agent: Agent,
+    probe: ProbeResponse,
+    stages: [(&'static str, Duration); 3],
+}
+
+/// Finds the agent and asks it. The shim's word on its address counts; while that is awaited, the address on disk is tried,
+/// which is the same but for a state file that is out of date. `Probe` changes nothing, whoever answers it.
+async fn meet(place: &Place, verb: &HotPlug, deadline: Deadline) -> Result<Met, Error> {
+    let start = Instant::now();
+    let ask = async || (place.agent_address(deadline).await, start.elapsed());
+    let Some(likely) = place.likely_agent_address() else {
+        let (address, found) = ask().await;
+        return probe(address?, found, place, verb, deadline).await;
+    };
+    let attempt = async { Ok(probe(likely.clone(), Duration::ZERO, place, verb, deadline).await) };
+    let check = async {
+        match ask().await {
+            (Ok(address), found) if address == likely => Ok(found),
+            other => Err(other),
+        }
+    };
+    match tokio::try_join!(attempt, check) {
+        Ok((met, found)) => met.map(|mut met| {
+            met.stages[0].1 = found;
+            met
+        }),
+        Err((address, found)) => probe(address?, found, place, verb, deadline).await,
+    }
+}
+
+/// Dials and asks the agent at `address`, which took the time `found` to find.
+async fn probe(
+    address: AgentAddress,
+    found: Duration,
+    place: &Place,
+    verb: &HotPlug,
+    deadline: Deadline,
+) -> Result<Met, Error> {
+    let start = Instant::now();
+    let agent = Agent::new(agent::dial(&address, deadline).await?);
+    let dialled = start.elapsed();
+    let deadline = deadline.within(PROBE_TIMEOUT);
+    let probe = agent.probe(&place.container, verb.device_path.clone(), deadline).await?;
+    let stages = [("agent_address", found), ("agent_dial", dialled), ("probe", start.elapsed() - dialled)];
+    Ok(Met { address, agent, probe, stages })
 }
 
 /// May a volume be put at `path`, as far as the guest can tell before it is asked to?

@@ -126,6 +126,16 @@ impl Place {
         }
     }
 
+    /// What [`agent_address`](Self::agent_address) will most likely say, known at once: the address that the Go runtime noted.
+    pub fn likely_agent_address(&self) -> Option<AgentAddress> {
+        match (&self.agent, &self.layout) {
+            (None, Layout::Go(root)) => {
+                shim::state(&root.join("sbs").join(&self.sandbox).join("persist.json")).agent
+            }
+            _ => None,
+        }
+    }
+
     /// A connection to the sandbox's QEMU.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use host_trigger::{
 };
 use rstest::rstest;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const MIB: u64 = 1 << 20;
 
@@ -405,4 +406,29 @@ async fn a_closed_standard_error_keeps_nothing_from_its_end() {
     let status = command.stdout(std::process::Stdio::null()).stderr(writer).status().await.unwrap();
     assert_eq!(status.code(), Some(1));
     assert_eq!(host.snapshot().await, before);
+}
+
+/// The shim's word on the agent's address counts, whatever is noted on disk.
+#[tokio::test]
+async fn a_state_file_that_is_out_of_date_does_no_harm() {
+    let host = Host::boot().await;
+    let silent = host.path("silent.sock");
+    // Accepted by the kernel, never read.
+    let _listener = std::os::unix::net::UnixListener::bind(&silent).unwrap();
+    let state = json!({"AgentState": {"URL": format!("unix://{}", silent.display())}});
+    std::fs::write(host.path("sbs/s1/persist.json"), state.to_string()).unwrap();
+    let shim = tokio::net::UnixListener::bind(host.path("sbs/s1/shim-monitor.sock")).unwrap();
+    let address = format!("unix://{}", host.path("agent.sock").display());
+    tokio::spawn(async move {
+        let (mut stream, _) = shim.accept().await.unwrap();
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{address}", address.len());
+        // The request comes in one piece, and a client takes no answer ahead of it.
+        assert_ne!(stream.read(&mut [0; 1024]).await.unwrap(), 0);
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        // Held open: the client ends it.
+        std::future::pending::<()>().await;
+    });
+    let image = Image::of(MIB);
+    let report = host.plug(image.path(), "/dev/xvda", &["--timeout", "20s"]).await.report();
+    assert_eq!(report.result, Outcome::Attached);
 }
