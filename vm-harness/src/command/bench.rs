@@ -1,11 +1,12 @@
 //! `vm-harness bench`: hot-plug beside the least that it could take, in the same VM and alternating with it.
 //!
-//! The floor is a client that is already connected and sends the same three QMP commands (add-fd, blockdev-add, device_add), and a
-//! bare program in the guest that has its uevent socket open, writes `0 T L` to the host's `scan` file and answers at the
+//! The floor is a client that is already connected and sends the same three QMP commands (add-fd, blockdev-add, device_add,
+//! as a recording of ours has them), and a bare program in the guest that has its uevent socket open, writes `0 T L` to the host's `scan` file and answers at the
 //! block event. The process's start is measured by itself, with a call that does nothing.
 
 use std::{
-    fs::{File, OpenOptions},
+    ffi::OsStr,
+    fs::OpenOptions,
     os::unix::fs::OpenOptionsExt as _,
     process::ExitCode,
     time::{Duration, Instant},
@@ -14,8 +15,8 @@ use std::{
 use clap::Args;
 use guest_observer::{Address, Reply, Request};
 use host_trigger::qmp::Qmp;
-use serde_json::{Value, json};
-use vm_harness::{Container, Conversation, Error, Machine, Sandbox, Volume, remove_from_qemu};
+use serde_json::Value;
+use vm_harness::{Container, Conversation, Error, Machine, QmpProxy, Sandbox, Volume, remove_from_qemu};
 
 use super::step::step;
 
@@ -37,7 +38,7 @@ const WARM_UP: usize = 5;
 struct Rounds {
     whole: Vec<u64>,
     start: Vec<u64>,
-    floor: Vec<u64>,
+    floor: Vec<Vec<(&'static str, u64)>>,
     stages: Vec<Value>,
 }
 
@@ -50,10 +51,11 @@ impl Bench {
         let mut monitor = sandbox.monitor().await?;
         let mut observer = sandbox.observer().open().await?;
         observer.ask(&Request::OpenUevents).await?;
+        let commands = Commands::record(&sandbox, &container, &volume, &mut monitor).await?;
         let mut rounds = Rounds::default();
         for round in 0..WARM_UP + self.rounds {
             let (whole, stages) = hot_plug(&sandbox, &container, &volume, &mut monitor).await?;
-            let floor = floor(&mut monitor, &mut observer, &volume, round).await?;
+            let floor = floor(&mut monitor, &mut observer, &volume, &commands, round).await?;
             let start = process_start(&sandbox).await;
             if round >= WARM_UP {
                 rounds.whole.push(whole);
@@ -81,57 +83,88 @@ async fn hot_plug(
     Ok((micros(finished.elapsed), finished.json()["timings_us"].clone()))
 }
 
+/// The three commands that a plug gives to QEMU, word for word.
+struct Commands {
+    volume_id: String,
+    opaque: String,
+    node: Value,
+    device: Value,
+}
+
+impl Commands {
+    /// Records those of one plug.
+    async fn record(
+        sandbox: &Sandbox,
+        container: &Container,
+        volume: &Volume,
+        monitor: &mut Qmp,
+    ) -> Result<Self, Error> {
+        let proxy = QmpProxy::start(&sandbox.qmp_socket())?;
+        let command = sandbox.hot_plug_command(container, &[(volume, "/dev/bench")]);
+        let finished = command.args([OsStr::new("--qmp"), proxy.path().as_os_str()]).run().await;
+        let plugged = finished.succeeded(sandbox.guest()).remove(0);
+        sandbox.detach(&plugged).await?;
+        remove_from_qemu(monitor, plugged.id()).await;
+        let lines = proxy.lines();
+        let arguments = |name: &str| {
+            let line = lines.iter().map(|line| &line["line"]).find(|line| line["execute"] == name);
+            line.map(|line| line["arguments"].clone())
+                .ok_or_else(|| Error::Monitor(format!("the recording has no {name}")))
+        };
+        Ok(Self {
+            volume_id: plugged.id().to_owned(),
+            opaque: arguments("add-fd")?["opaque"].as_str().unwrap_or_default().to_owned(),
+            node: arguments("blockdev-add")?,
+            device: arguments("device_add")?,
+        })
+    }
+}
+
 /// The least that a plug could take on this machine: no checks, no node, no filter.
 async fn floor(
     monitor: &mut Qmp,
     observer: &mut Conversation,
     volume: &Volume,
+    commands: &Commands,
     round: usize,
-) -> Result<u64, Error> {
-    let open = || -> std::io::Result<File> {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_DIRECT | libc::O_EXCL)
-            .open(volume.path())
-    };
+) -> Result<Vec<(&'static str, u64)>, Error> {
+    let open = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_DIRECT | libc::O_EXCL)
+        .open(volume.path());
     let file =
-        open().map_err(|source| Error::File { action: "open", path: volume.path().to_owned(), source })?;
-    let lun = u32::try_from(round % 250 + 1).unwrap_or(1);
-    let address = Address { host: 0, target: 100, lun };
-    let start = Instant::now();
+        open.map_err(|source| Error::File { action: "open", path: volume.path().to_owned(), source })?;
+    let address = Address { host: 0, target: 100, lun: u32::try_from(round % 250 + 1).unwrap_or(1) };
+    let (mut node, mut device) = (commands.node.clone(), commands.device.clone());
+    device["scsi-id"] = address.target.into();
+    device["lun"] = address.lun.into();
     let failed = |error: host_trigger::qmp::QmpError| Error::Monitor(error.to_string());
-    let set = monitor.add_fd(&file, None, "bench").await.map_err(failed)?.set;
-    let node = json!({
-        "driver": "raw", "node-name": "bench-node", "cache": { "direct": true },
-        "file": {
-            "driver": "host_device", "filename": format!("/dev/fdset/{set}"), "aio": "io_uring",
-            "cache": { "direct": true },
-        },
-    });
+
+    let start = Instant::now();
+    let set = monitor.add_fd(&file, None, &commands.opaque).await.map_err(failed)?.set;
+    let added_fd = start.elapsed();
+    node["file"]["filename"] = format!("/dev/fdset/{set}").into();
     monitor.execute("blockdev-add", node).await.map_err(failed)?;
-    let device = json!({
-        "driver": "scsi-hd", "id": "bench", "bus": "scsi0.0", "channel": 0, "scsi-id": address.target, "lun": lun,
-        "drive": "bench-node", "serial": "bench",
-    });
+    let added_node = start.elapsed();
     monitor.execute("device_add", device).await.map_err(failed)?;
+    let added_device = start.elapsed();
     match observer.ask(&Request::Scan(address)).await? {
         Reply::Block { .. } => {}
         other => return Err(Error::Observer(format!("unexpected reply {other:?}"))),
     }
-    let elapsed = micros(start.elapsed());
+    let total = start.elapsed();
+
     drop(file);
     observer.ask(&Request::Delete(address)).await?;
-    monitor.execute("device_del", json!({ "id": "bench" })).await.map_err(failed)?;
-    let deadline = host_trigger::Deadline::after(Duration::from_secs(30));
-    while let Some(event) = monitor.next_event(deadline).await {
-        if event.name == "DEVICE_DELETED" && event.data["device"] == "bench" {
-            break;
-        }
-    }
-    monitor.execute("blockdev-del", json!({ "node-name": "bench-node" })).await.map_err(failed)?;
-    monitor.execute("remove-fd", json!({ "fdset-id": set })).await.map_err(failed)?;
-    Ok(elapsed)
+    remove_from_qemu(monitor, &commands.volume_id).await;
+    Ok(vec![
+        ("add_fd", micros(added_fd)),
+        ("blockdev_add", micros(added_node - added_fd)),
+        ("device_add", micros(added_device - added_node)),
+        ("guest", micros(total - added_device)),
+        ("total", micros(total)),
+    ])
 }
 
 /// A call that does nothing: what a process costs to start and to end.
@@ -140,6 +173,12 @@ async fn process_start(sandbox: &Sandbox) -> u64 {
 }
 
 impl Rounds {
+    /// The times of one stage of the floor.
+    fn floor(&self, stage: &str) -> Vec<u64> {
+        let stages = self.floor.iter().flatten();
+        stages.filter(|(name, _)| *name == stage).map(|(_, time)| *time).collect()
+    }
+
     fn print(&self, sandbox: &Sandbox) {
         println!(
             "{} rounds, accelerator {}, milliseconds (minimum / median / 90 %)",
@@ -148,7 +187,7 @@ impl Rounds {
         );
         row("hot-plug, the process's start to its end", &self.whole);
         row("  a process that does nothing", &self.start);
-        row("floor: connected client, bare guest", &self.floor);
+        row("floor: connected client, bare guest", &self.floor("total"));
         let work: Vec<u64> =
             self.whole.iter().zip(&self.start).map(|(whole, start)| whole.saturating_sub(*start)).collect();
         row("hot-plug without the process", &work);
@@ -159,7 +198,11 @@ impl Rounds {
             let times: Vec<u64> = self.stages.iter().filter_map(|stages| stages[&name].as_u64()).collect();
             row(&format!("  {name}"), &times);
         }
-        let ratio = median(&work) as f64 / median(&self.floor) as f64;
+        println!("\nstages of the floor");
+        for name in ["add_fd", "blockdev_add", "device_add", "guest"] {
+            row(&format!("  {name}"), &self.floor(name));
+        }
+        let ratio = median(&work) as f64 / median(&self.floor("total")) as f64;
         println!("\nhot-plug without the process, beside the floor: {ratio:.2} at the median");
     }
 }
