@@ -73,7 +73,9 @@ async fn run() -> Result<(), Box<dyn Error>> {
         extra_features: Vec::new(),
         destroyed: Arc::clone(&destroyed),
     };
-    let plugin = config.block_volume.then(|| Arc::new(BlockVolumeAgent { sandbox, policy }));
+    // Without the feature the linker finds no use for the plugin and drops it.
+    let wanted = cfg!(feature = "block-volume") && config.block_volume;
+    let plugin = wanted.then(|| Arc::new(BlockVolumeAgent { sandbox, policy }));
     if plugin.is_some() {
         service.extra_features.push(FEATURE.to_owned());
     }

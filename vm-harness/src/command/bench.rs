@@ -1,8 +1,8 @@
 //! `vm-harness bench`: hot-plug beside the least that it could take, in the same VM and alternating with it.
 //!
 //! The floor is a client that is already connected and sends the same three QMP commands (add-fd, blockdev-add, device_add,
-//! as a recording of ours has them), and a bare program in the guest that has its uevent socket open, writes `0 T L` to the host's `scan` file and answers at the
-//! block event. The process's start is measured by itself, with a call that does nothing.
+//! as a recording of ours has them), and a bare program in the guest that has its uevent socket open, writes `0 T L` to the
+//! host's `scan` file and answers at the block event. The process's start is measured by itself, with a call that does nothing.
 
 use std::{
     ffi::OsStr,
@@ -18,7 +18,7 @@ use host_trigger::qmp::Qmp;
 use serde_json::Value;
 use vm_harness::{Container, Conversation, Error, Machine, QmpProxy, Sandbox, Volume, remove_from_qemu};
 
-use super::step::step;
+use super::{share::Share, step::step};
 
 /// What to measure.
 #[derive(Debug, Args)]
@@ -29,6 +29,8 @@ pub(crate) struct Bench {
     /// A further word of the kernel command line; may be repeated
     #[arg(long, value_name = "WORD")]
     kernel_param: Vec<String>,
+    #[command(flatten)]
+    share: Share,
 }
 
 const WARM_UP: usize = 5;
@@ -65,6 +67,7 @@ impl Bench {
             }
         }
         rounds.print(&sandbox);
+        self.share.print(&sandbox).await?;
         Ok(ExitCode::SUCCESS)
     }
 }

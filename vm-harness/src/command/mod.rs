@@ -4,6 +4,7 @@ mod bench;
 mod boot;
 mod demo;
 mod exec;
+mod share;
 mod step;
 
 use std::process::ExitCode;
