@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::OpenOptionsExt as _, time::Duration};
 
 use rstest::rstest;
-use vm_harness::{Container, EcrRuntime, LoopOptions, Machine, Sandbox, Snapshot, Volume};
+use vm_harness::{Container, EcrRuntime, LoopOptions, Machine, QmpProxy, Sandbox, Snapshot, Volume};
 
 use super::{MIB, boot, sandbox};
 
@@ -80,12 +80,18 @@ async fn paths_that_are_taken(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     container.exec(&["sh", "-c", "echo x > /dev/file; mkdir /dev/directory; ln -s /dev/null /dev/link; ln -s nowhere /dev/dangling; mknod /dev/block b 8 0"]).await;
+    let proxy = QmpProxy::start(&sandbox.qmp_socket()).unwrap();
     let before = Snapshot::of(&sandbox, &[&container]).await;
     for path in ["/dev/file", "/dev/directory", "/dev/link", "/dev/dangling", "/dev/null", "/dev/block"] {
         let command = plug(&sandbox, sandbox.id(), container.id(), volume.name(), path);
+        let command = command.args(["--qmp", proxy.path().to_str().unwrap()]);
         let (reason, message) = refused(&sandbox, &[&container], &before, command, 4).await;
         assert_eq!(reason, "path_taken", "{message}");
         assert!(message.contains(path), "the message names {path}: {message}");
+        let commands = proxy.commands();
+        assert!(commands.iter().any(|command| command == "query-fdsets"), "the proxy sees: {commands:?}");
+        let touched = commands.iter().any(|command| command == "add-fd");
+        assert!(!touched, "{path}: the guest is asked before anything is changed: {commands:?}");
     }
     assert_eq!(container.exec(&["cat", "/dev/file"]).await, b"x\n");
 }
