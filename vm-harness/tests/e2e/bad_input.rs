@@ -1,6 +1,6 @@
 //! Bad input: each has its own message and exit status, and nothing changes anywhere.
 
-use std::{fs, os::unix::fs::OpenOptionsExt as _, time::Duration};
+use std::{fs, os::unix::fs::OpenOptionsExt as _, path::PathBuf, time::Duration};
 
 use rstest::rstest;
 use vm_harness::{Container, EcrRuntime, LoopOptions, Machine, QmpProxy, Sandbox, Snapshot, Volume};
@@ -109,7 +109,7 @@ async fn sources_that_are_unsafe(#[future(awt)] sandbox: Sandbox) {
     let mount_point = directory.path().join("mounted");
     fs::create_dir(&mount_point).unwrap();
     run("mkfs.ext4", &["-q", mounted.name()]);
-    run("mount", &[mounted.name(), mount_point.to_str().unwrap()]);
+    let mount = Mount::of(&mounted, mount_point);
     let held = Volume::loop_device(MIB);
     let holder = fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(held.path()).unwrap();
     let read_only = Volume::loop_device_with(MIB, LoopOptions { read_only: true, ..LoopOptions::default() });
@@ -130,7 +130,7 @@ async fn sources_that_are_unsafe(#[future(awt)] sandbox: Sandbox) {
         assert!(message.contains(source), "{what}: the message names {source}: {message}");
     }
     drop(holder);
-    run("umount", &[mount_point.to_str().unwrap()]);
+    drop(mount);
     // The way out works: the same device, read-only.
     let command =
         plug(&sandbox, sandbox.id(), container.id(), read_only.name(), "/dev/xvda").args(["--read-only"]);
@@ -237,6 +237,22 @@ async fn caller_without_rights_is_told_so(#[future(awt)] sandbox: Sandbox) {
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).user(65534);
     refused(&sandbox, &[&container], &before, command, 11).await;
+}
+
+/// A mount that goes with its test, also with one that fails.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn of(volume: &Volume, at: PathBuf) -> Self {
+        run("mount", &[volume.name(), at.to_str().unwrap()]);
+        Self(at)
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+    }
 }
 
 fn run(program: &str, arguments: &[&str]) {
