@@ -9,7 +9,8 @@ use std::{fmt, io, path::PathBuf, str::FromStr, time::Duration};
 
 use agent_plugin::contract::{
     block_volume::{
-        AttachRequest, AttachResponse, DetachRequest, DetachResponse, Failure, ProbeRequest, ProbeResponse,
+        AttachRequest, AttachResponse, DetachRequest, DetachResponse, Failure, InspectRequest,
+        InspectResponse, ProbeRequest, ProbeResponse,
     },
     block_volume_ttrpc::BlockVolumeClient,
 };
@@ -160,7 +161,7 @@ macro_rules! reply {
     ($($kind:ty),*) => { $(impl Reply for $kind { fn failure(&mut self) -> Option<Failure> { self.failure.take() } })* };
 }
 
-reply!(ProbeResponse, AttachResponse, DetachResponse);
+reply!(ProbeResponse, AttachResponse, DetachResponse, InspectResponse);
 
 impl Agent {
     /// The service behind `client`.
@@ -200,6 +201,18 @@ impl Agent {
     /// As the guest says, or the reply was lost.
     pub async fn detach(&self, request: &DetachRequest, deadline: Deadline) -> Result<DetachResponse, Error> {
         accepted(call("Detach", deadline, |context| self.client.detach(context, request)).await?)
+    }
+
+    /// How attachments look in the guest; changes nothing.
+    ///
+    /// # Errors
+    /// As the guest says, or it does not answer.
+    pub async fn inspect(
+        &self,
+        request: &InspectRequest,
+        deadline: Deadline,
+    ) -> Result<InspectResponse, Error> {
+        accepted(call("Inspect", deadline, |context| self.client.inspect(context, request)).await?)
     }
 }
 

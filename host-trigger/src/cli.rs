@@ -13,9 +13,10 @@ use crate::{
     Error,
     agent::AgentAddress,
     deadline::parse_duration,
-    hot_plug,
+    hot_plug, hot_unplug, list,
     output::{self, Failure, Format},
     sandbox::Search,
+    volume::VolumeId,
 };
 
 /// The number above it is no user's and no group's: `chown(2)` takes it for "leave it".
@@ -50,6 +51,9 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum Verb {
     HotPlug(Box<HotPlug>),
+    HotUnplug(Box<HotUnplug>),
+    List(Box<List>),
+    Inspect(Box<Inspect>),
 }
 
 /// Which sandbox, how to reach it, and how to tell what came of it; the same for all verbs.
@@ -58,10 +62,6 @@ pub struct Target {
     /// The sandbox's id, or the start of it [default: the one that has the container]
     #[arg(long, value_name = "ID")]
     pub sandbox: Option<String>,
-
-    /// The container's id, or the start of it
-    #[arg(long, value_name = "ID")]
-    pub container: String,
 
     /// Time for the whole command, such as 30s or 1500ms
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
@@ -79,10 +79,6 @@ pub struct Target {
     #[arg(long, value_name = "ADDRESS")]
     pub agent: Option<String>,
 
-    /// The virtio-scsi controller, by QEMU's id [default: scsi0, or the only one]
-    #[arg(long, value_name = "ID")]
-    pub controller: Option<String>,
-
     /// Says on standard error what is done
     #[arg(short, long)]
     pub verbose: bool,
@@ -97,6 +93,14 @@ pub struct HotPlug {
     /// How to reach the sandbox.
     #[command(flatten)]
     pub target: Target,
+
+    /// The container's id, or the start of it
+    #[arg(long, value_name = "ID")]
+    pub container: String,
+
+    /// The virtio-scsi controller, by QEMU's id [default: scsi0, or the only one]
+    #[arg(long, value_name = "ID")]
+    pub controller: Option<String>,
 
     /// Path of the volume on the host
     #[arg(long, value_name = "PATH", required = true)]
@@ -123,17 +127,89 @@ pub struct HotPlug {
     pub mode: u32,
 }
 
+/// Which volume of those that are plugged.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct Which {
+    /// Path of the device in the container
+    #[arg(long, value_name = "PATH")]
+    pub device_path: Option<String>,
+
+    /// The volume's id, as hot-plug and list tell it
+    #[arg(long, value_name = "ID", value_parser = parse_volume)]
+    pub volume: Option<VolumeId>,
+}
+
+/// Takes a volume away from its container, and frees it on the host
+///
+/// A volume that is mounted, or claimed otherwise, in the guest is not taken away (exit status 5), and nothing changes. A process that
+/// merely has the device open is not noticed: it gets I/O errors. The container may be gone; a volume that a killed run left half plugged or half unplugged is taken away as far as it is there. On success the guest has no disk, the container
+/// no node and no right, and QEMU no device, node or descriptor of it: the host can use the volume again.
+///
+/// A volume that is not there is `unchanged`, with exit status 0, where --volume names it: it is as asked for. A path alone does not
+/// tell which volume was meant, so that with --device-path it is not found (exit status 3).
+///
+/// Once the guest was asked, a first SIGINT, SIGTERM or SIGHUP lets the removal go on to its end; a second one ends it at once. A removal that
+/// was cut short is completed by the same command.
+#[derive(Debug, Args)]
+pub struct HotUnplug {
+    /// How to reach the sandbox.
+    #[command(flatten)]
+    pub target: Target,
+
+    /// The container's id, or the start of it; only a volume of this container is meant
+    #[arg(long, value_name = "ID")]
+    pub container: Option<String>,
+
+    /// Which volume.
+    #[command(flatten)]
+    pub which: Which,
+}
+
+/// Shows the volumes of a sandbox as QEMU and the guest have them now
+///
+/// Changes nothing. The state is `attached`, `incomplete` (a run was killed, or a part was taken away: hot-unplug removes the rest),
+/// or `stale: container gone` (hot-unplug frees it). Where the guest does not answer, QEMU's part is shown, and that it is only that.
+#[derive(Debug, Args)]
+pub struct List {
+    /// How to reach the sandbox.
+    #[command(flatten)]
+    pub target: Target,
+
+    /// The container's id, or the start of it [default: all containers]
+    #[arg(long, value_name = "ID")]
+    pub container: Option<String>,
+}
+
+/// Shows all that is known of one volume
+///
+/// Changes nothing. The states are those of list.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// How to reach the sandbox.
+    #[command(flatten)]
+    pub target: Target,
+
+    /// The container's id, or the start of it; only a volume of this container is meant
+    #[arg(long, value_name = "ID")]
+    pub container: Option<String>,
+
+    /// Which volume.
+    #[command(flatten)]
+    pub which: Which,
+}
+
 impl Target {
-    /// What is looked for, below `run_dir` if one was named.
+    /// What is looked for, below `run_dir` if one was named; `container` tells the sandbox where that is not named.
     ///
     /// # Errors
     /// The agent's address is not one.
-    pub fn search(&self, run_dir: Option<PathBuf>) -> Result<Search, Error> {
+    pub fn search(&self, run_dir: Option<PathBuf>, container: Option<&str>) -> Result<Search, Error> {
         let agent = self.agent.as_deref().map(str::parse::<AgentAddress>).transpose()?;
         Ok(Search {
             run_dir,
             sandbox: self.sandbox.clone(),
-            container: self.container.clone(),
+            container: container.map(str::to_owned),
             qmp: self.qmp.clone(),
             agent,
         })
@@ -143,6 +219,10 @@ impl Target {
 fn parse_mode(text: &str) -> Result<u32, String> {
     let mode = u32::from_str_radix(text, 8).ok().filter(|&mode| mode <= 0o777 && !text.starts_with('+'));
     mode.ok_or_else(|| "expected permission bits in octal, at most 777".to_owned())
+}
+
+fn parse_volume(text: &str) -> Result<VolumeId, String> {
+    VolumeId::parse(text).ok_or_else(|| "expected sixteen hexadecimal digits in lower case".to_owned())
 }
 
 /// Runs the command line of this process.
@@ -159,19 +239,18 @@ pub fn run() -> ExitCode {
             let _ = io::stdout().write_all(&script);
             ExitCode::SUCCESS
         }
-        Command::BlockVolume { verb: Verb::HotPlug(verb) } => {
-            let format = verb.target.output;
-            let work = hot_plug::run(&verb, cli.run_dir);
-            let done = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(|e| Error::system("epoll_create", "", e))
-                .and_then(|runtime| runtime.block_on(work));
+        Command::BlockVolume { verb } => {
+            let (run_dir, format) = (cli.run_dir, verb.target().output);
+            let report = |report| output::print_report(&report, format);
+            let listing = |listing| output::print_listing(&listing, format);
+            let done = match &verb {
+                Verb::HotPlug(verb) => wait_for(hot_plug::run(verb, run_dir)).map(report),
+                Verb::HotUnplug(verb) => wait_for(hot_unplug::run(verb, run_dir)).map(report),
+                Verb::List(verb) => wait_for(list::list(verb, run_dir)).map(listing),
+                Verb::Inspect(verb) => wait_for(list::inspect(verb, run_dir)).map(listing),
+            };
             match done {
-                Ok(report) => {
-                    output::print_report(&report, format);
-                    ExitCode::SUCCESS
-                }
+                Ok(()) => ExitCode::SUCCESS,
                 Err(e) => {
                     let failure = Failure::from(&e);
                     output::print_failure(&failure, format);
@@ -180,6 +259,22 @@ pub fn run() -> ExitCode {
             }
         }
     }
+}
+
+impl Verb {
+    fn target(&self) -> &Target {
+        match self {
+            Self::HotPlug(verb) => &verb.target,
+            Self::HotUnplug(verb) => &verb.target,
+            Self::List(verb) => &verb.target,
+            Self::Inspect(verb) => &verb.target,
+        }
+    }
+}
+
+fn wait_for<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| Error::system("epoll_create", "", e))?.block_on(work)
 }
 
 /// A command line that is not understood. Whoever asked for JSON gets JSON.
@@ -218,6 +313,20 @@ mod tests {
     #[case("", None)]
     fn modes_are_octal(#[case] text: &str, #[case] mode: Option<u32>) {
         assert_eq!(parse_mode(text).ok(), mode);
+    }
+
+    #[rstest]
+    #[case(&["hot-unplug", "--device-path", "/d"], true)]
+    #[case(&["hot-unplug", "--volume", "0123456789abcdef"], true)]
+    #[case(&["hot-unplug"], false)]
+    #[case(&["hot-unplug", "--volume", "0123456789abcdef", "--device-path", "/d"], false)]
+    #[case(&["hot-unplug", "--volume", "0123456789ABCDEF"], false)]
+    #[case(&["hot-unplug", "--volume", "01234567"], false)]
+    #[case(&["inspect"], false)]
+    #[case(&["list"], true)]
+    fn a_volume_is_named_in_one_way(#[case] words: &[&str], #[case] accepted: bool) {
+        let line = [&["x", "block-volume"][..], words, &["--sandbox", "s"]].concat();
+        assert_eq!(Cli::try_parse_from(line).is_ok(), accepted);
     }
 
     #[test]

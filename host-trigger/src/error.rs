@@ -20,6 +20,8 @@ pub enum Error {
     AmbiguousId { what: &'static str, prefix: String, found: Vec<String> },
     #[error("the container id {container:?} does not tell the sandbox here")]
     SandboxNeeded { container: String },
+    #[error("neither the sandbox nor the container is named")]
+    NothingNamed,
     #[error("{container} is the sandbox's own pause container")]
     PauseContainer { container: String },
     #[error("the path {path:?} in the container is not valid: {why}")]
@@ -30,6 +32,8 @@ pub enum Error {
     Repeated { what: &'static str, value: String },
     #[error("{count} volumes are more than the 256 that one call takes")]
     TooMany { count: usize },
+    #[error("{path} is the path of several volumes: {}", .found.join(", "))]
+    PathAmbiguous { path: String, found: Vec<String> },
     #[error("the agent's address {address:?} is not valid")]
     AgentAddress { address: String },
     #[error("the VM has several virtio-scsi controllers: {}", .found.join(", "))]
@@ -44,6 +48,8 @@ pub enum Error {
     ContainerNotFound { id: String, sandbox: String },
     #[error("there is no block volume {path:?}")]
     SourceNotFound { path: PathBuf },
+    #[error("no volume {asked} is plugged in sandbox {sandbox}")]
+    VolumeNotFound { asked: String, sandbox: String },
 
     // Conflicts.
     #[error("the path {path} in the container is taken by a {taken_by}")]
@@ -54,6 +60,8 @@ pub enum Error {
     OtherOptions { volume: String, differs: Vec<&'static str> },
     #[error("the path {path} in container {container} holds the volume {volume}")]
     PathHoldsVolume { path: String, container: String, volume: String },
+    #[error("the volume {volume} is plugged into container {container}, not into {asked}")]
+    OtherContainer { volume: String, container: String, asked: String },
     #[error("another run is plugging the volume {volume}")]
     AnotherRun { volume: String },
 
@@ -84,6 +92,9 @@ pub enum Error {
     // What could not be taken back.
     #[error("{cause}; and the undo is incomplete: {}", .left.join("; "))]
     Incomplete { cause: Box<Error>, left: Vec<String> },
+
+    #[error("the record of volume {volume} is lost: what the guest has of it is not known")]
+    RecordLost { volume: String },
 
     // The guest and its agent.
     #[error("the guest says: {}", printable(.message))]
@@ -156,6 +167,7 @@ impl Error {
             Self::InvalidId { .. } => ("invalid_id", 2, None),
             Self::AmbiguousId { .. } => ("ambiguous_id", 2, Some("give more characters of the id")),
             Self::SandboxNeeded { .. } => ("sandbox_needed", 2, Some("name the sandbox with --sandbox")),
+            Self::NothingNamed => ("sandbox_needed", 2, Some("name the sandbox with --sandbox")),
             Self::PauseContainer { .. } => ("pause_container", 2, Some("name a container of the workload")),
             Self::DevicePath { .. } => ("invalid_device_path", 2, None),
             Self::Unpaired { .. } => {
@@ -163,6 +175,11 @@ impl Error {
             }
             Self::Repeated { .. } => ("repeated", 2, None),
             Self::TooMany { .. } => ("too_many", 2, Some("split the call")),
+            Self::PathAmbiguous { .. } => (
+                "ambiguous_path",
+                2,
+                Some("name the container with --container, or the volume with --volume"),
+            ),
             Self::AgentAddress { .. } => (
                 "invalid_agent_address",
                 2,
@@ -181,10 +198,16 @@ impl Error {
             ),
             Self::ContainerNotFound { .. } => ("container_not_found", 3, None),
             Self::SourceNotFound { .. } => ("source_not_found", 3, None),
+            Self::VolumeNotFound { .. } => {
+                ("volume_not_found", 3, Some("`ecr-runtime block-volume list` shows what is plugged"))
+            }
             Self::PathTaken { .. } => ("path_taken", 4, Some("choose another --device-path")),
             Self::VolumeTaken { .. } => ("volume_taken", 4, Some("unplug it there first")),
             Self::OtherOptions { .. } => ("other_options", 4, Some("unplug it first, or repeat the options")),
             Self::PathHoldsVolume { .. } => ("path_taken", 4, Some("choose another --device-path")),
+            Self::OtherContainer { .. } => {
+                ("other_container", 4, Some("name that container with --container, or none"))
+            }
             Self::AnotherRun { .. } => ("another_run", 4, Some("try again when the other run has ended")),
             Self::SourceEmpty { .. } => ("source_empty", 6, Some("give the volume a size first")),
             Self::SourceKind { .. } => ("source_kind", 6, None),
@@ -201,6 +224,11 @@ impl Error {
             Self::Incomplete { .. } => {
                 ("incomplete", 8, Some("run the same command again: it first takes back what is left"))
             }
+            Self::RecordLost { .. } => (
+                "record_lost",
+                8,
+                Some("plug it again as before, which takes back what is left, and unplug it then"),
+            ),
             Self::Guest { reason, .. } => guest_class(*reason),
             Self::NoPlugin => {
                 ("no_plugin", 10, Some("the VM's agent must be built with the agent-plugin crate"))

@@ -57,7 +57,8 @@ pub async fn run(verb: &HotPlug, run_dir: Option<PathBuf>) -> Result<Report, Err
     let deadline = Deadline::after(verb.target.timeout);
     let mut signals = Signals::catch()?;
     check(verb)?;
-    let place = Place::find(&verb.target.search(run_dir)?)?;
+    let place = Place::find(&verb.target.search(run_dir, Some(&verb.container))?)?;
+    let container = place.container(&verb.container, &[])?;
     watch.lap("find");
     let directory = place.lock_directory();
     let _lock = tokio::select! {
@@ -67,12 +68,12 @@ pub async fn run(verb: &HotPlug, run_dir: Option<PathBuf>) -> Result<Report, Err
     watch.lap("lock");
 
     let prepared = tokio::select! {
-        prepared = prepare::prepare(&place, verb, deadline, &mut watch) => prepared?,
+        prepared = prepare::prepare(&place, &container, verb, deadline, &mut watch) => prepared?,
         interrupted = signals.next() => return Err(interrupted),
     };
     fault::point("after-probe").await?;
 
-    let (mut plug, mut registry, probe) = Plug::new(verb, &place, deadline, watch, prepared)?;
+    let (mut plug, mut registry, probe) = Plug::new(verb, &place, container, deadline, watch, prepared)?;
     let done = tokio::select! {
         done = plug.run(&mut registry, probe) => done,
         interrupted = signals.next() => Err(interrupted),
@@ -107,6 +108,7 @@ fn check(verb: &HotPlug) -> Result<(), Error> {
 struct Plug<'a> {
     verb: &'a HotPlug,
     place: &'a Place,
+    container: String,
     deadline: Deadline,
     watch: Stopwatch,
     link: Link,
@@ -126,12 +128,13 @@ impl<'a> Plug<'a> {
     fn new(
         verb: &'a HotPlug,
         place: &'a Place,
+        container: String,
         deadline: Deadline,
         watch: Stopwatch,
         prepared: Prepared,
     ) -> Result<(Self, Registry, ProbeResponse), Error> {
         let run = format!("{:08x}", fastrand::u32(..));
-        let controller = prepared.registry.controller(verb.target.controller.as_deref())?;
+        let controller = prepared.registry.controller(verb.controller.as_deref())?;
         let mut items: Vec<Item> = Vec::with_capacity(prepared.sources.len());
         for (source, path) in prepared.sources.into_iter().zip(&verb.device_path) {
             let id = VolumeId::derive(&place.sandbox, &source.identity);
@@ -144,7 +147,7 @@ impl<'a> Plug<'a> {
             let intent = Intent {
                 v: 1,
                 id: id.to_string(),
-                container: place.container.clone(),
+                container: container.clone(),
                 path: path.clone(),
                 source: source.device.to_string_lossy().into_owned(),
                 size: source.size,
@@ -170,7 +173,7 @@ impl<'a> Plug<'a> {
             });
         }
         let link = Link { address: prepared.address, agent: prepared.agent, qmp: prepared.qmp };
-        let plug = Self { verb, place, deadline, watch, link, items, guest_asked: false };
+        let plug = Self { verb, place, container, deadline, watch, link, items, guest_asked: false };
         Ok((plug, prepared.registry, prepared.probe))
     }
 
@@ -184,7 +187,7 @@ impl<'a> Plug<'a> {
         if self.settle(registry).await? {
             // What was taken back may have freed a path.
             let paths = self.verb.device_path.clone();
-            probe = self.link.agent.probe(&self.place.container, paths, self.deadline).await?;
+            probe = self.link.agent.probe(&self.container, paths, self.deadline).await?;
         }
         for item in self.items.iter().filter(|item| item.plugged.is_none()) {
             prepare::check_path(&probe, &item.intent.path)?;
@@ -215,7 +218,7 @@ impl<'a> Plug<'a> {
                 let item = &mut self.items[index];
                 check_same(&item.intent, &committed.intent)?;
                 let placement = &committed.placement;
-                let named = self.verb.target.controller.as_ref();
+                let named = self.verb.controller.as_ref();
                 if named.is_some_and(|named| *named != placement.controller) {
                     let (volume, differs) = (item.id.to_string(), vec!["controller (--controller)"]);
                     return Err(Error::OtherOptions { volume, differs });

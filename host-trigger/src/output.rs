@@ -13,7 +13,11 @@ use serde::{
     ser::SerializeMap,
 };
 
-use crate::{Error, printable::printable};
+use crate::{
+    Error,
+    listing::{self, Listing},
+    printable::printable,
+};
 
 /// The version of the JSON form; it changes only where something is renamed or taken away.
 pub const SCHEMA: u32 = 1;
@@ -32,11 +36,11 @@ pub enum Format {
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// The verb, `hot-plug`.
+    /// The verb, `hot-plug` or `hot-unplug`.
     pub command: String,
     /// What became of it.
     pub result: Outcome,
-    /// In the order of the command line.
+    /// In the order of the command line; none where the volume that `hot-unplug` names is not there.
     pub volumes: Vec<Volume>,
     /// How long the stages took.
     pub timings_us: Timings,
@@ -50,6 +54,8 @@ pub enum Outcome {
     Attached,
     /// All was as asked for already.
     Unchanged,
+    /// The volume is gone from its container, its guest and QEMU.
+    Detached,
 }
 
 /// One volume in one container.
@@ -179,6 +185,15 @@ pub fn print_report(report: &Report, format: Format) {
     }
 }
 
+/// Prints `listing` on standard output: one volume of `inspect` in full, those of `list` as a table.
+pub fn print_listing(listing: &Listing, format: Format) {
+    match format {
+        Format::Human if listing.command == "inspect" => print(&listing::details(listing)),
+        Format::Human => print(&listing::table(listing)),
+        Format::Json => print_json(listing),
+    }
+}
+
 /// Prints `failure`: for programs on standard output, for people on standard error.
 pub fn print_failure(failure: &Failure, format: Format) {
     match format {
@@ -213,16 +228,22 @@ fn human(report: &Report) -> String {
     for volume in &report.volumes {
         let verb = match report.result {
             Outcome::Attached => "plugged",
+            Outcome::Detached => "unplugged",
             Outcome::Unchanged => "unchanged:",
         };
         let access = if volume.read_only { ", read-only" } else { "" };
+        let place = if report.result == Outcome::Detached { "from" } else { "at" };
         lines.push(format!(
-            "{verb} {} ({}{access}) at {} in container {}",
+            "{verb} {} ({}{access}) {place} {} in container {}",
             printable(&volume.source.to_string_lossy()),
             human_size(volume.size),
             printable(&volume.device_path),
             volume.container,
         ));
+        if report.result == Outcome::Detached {
+            lines.push(format!("  volume {}", volume.id));
+            continue;
+        }
         lines.push(format!(
             "  volume {}, in the guest {} ({}) at {} {}:{}, device filter: {}",
             volume.id,
@@ -234,13 +255,16 @@ fn human(report: &Report) -> String {
             volume.device_filter,
         ));
     }
+    if report.volumes.is_empty() {
+        lines.push("unchanged: no such volume is plugged".to_owned());
+    }
     if let Some((_, micros)) = report.timings_us.0.last() {
         lines.push(format!("  took {} ms", micros.div_ceil(1000)));
     }
     lines.join("\n")
 }
 
-fn human_size(bytes: u64) -> String {
+pub(crate) fn human_size(bytes: u64) -> String {
     let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
     match units.iter().find(|(_, shift)| bytes >= 1 << shift) {
         Some((unit, shift)) if bytes.is_multiple_of(1 << shift) => format!("{} {unit}", bytes >> shift),

@@ -34,11 +34,12 @@ pub(crate) struct Prepared {
 /// Asks all three. The first error ends it.
 pub(crate) async fn prepare(
     place: &Place,
+    container: &str,
     verb: &HotPlug,
     deadline: Deadline,
     watch: &mut Stopwatch,
 ) -> Result<Prepared, Error> {
-    let guest = meet(place, verb, deadline);
+    let guest = meet(place, container, verb, deadline);
     let host = async {
         let start = Instant::now();
         let mut qmp = place.connect_qmp(deadline).await?;
@@ -72,14 +73,14 @@ struct Met {
 
 /// Finds the agent and asks it. The shim's word on its address counts; while that is awaited, the address on disk is tried,
 /// which is the same but for a state file that is out of date. `Probe` changes nothing, whoever answers it.
-async fn meet(place: &Place, verb: &HotPlug, deadline: Deadline) -> Result<Met, Error> {
+async fn meet(place: &Place, container: &str, verb: &HotPlug, deadline: Deadline) -> Result<Met, Error> {
     let start = Instant::now();
     let ask = async || (place.agent_address(deadline).await, start.elapsed());
     let Some(likely) = place.likely_agent_address() else {
         let (address, found) = ask().await;
-        return probe(address?, found, place, verb, deadline).await;
+        return probe(address?, found, container, verb, deadline).await;
     };
-    let attempt = async { Ok(probe(likely.clone(), Duration::ZERO, place, verb, deadline).await) };
+    let attempt = async { Ok(probe(likely.clone(), Duration::ZERO, container, verb, deadline).await) };
     let check = async {
         match ask().await {
             (Ok(address), found) if address == likely => Ok(found),
@@ -91,7 +92,7 @@ async fn meet(place: &Place, verb: &HotPlug, deadline: Deadline) -> Result<Met, 
             met.stages[0].1 = found;
             met
         }),
-        Err((address, found)) => probe(address?, found, place, verb, deadline).await,
+        Err((address, found)) => probe(address?, found, container, verb, deadline).await,
     }
 }
 
@@ -99,7 +100,7 @@ async fn meet(place: &Place, verb: &HotPlug, deadline: Deadline) -> Result<Met, 
 async fn probe(
     address: AgentAddress,
     found: Duration,
-    place: &Place,
+    container: &str,
     verb: &HotPlug,
     deadline: Deadline,
 ) -> Result<Met, Error> {
@@ -107,7 +108,7 @@ async fn probe(
     let agent = Agent::new(agent::dial(&address, deadline).await?);
     let dialled = start.elapsed();
     let deadline = deadline.within(PROBE_TIMEOUT);
-    let probe = agent.probe(&place.container, verb.device_path.clone(), deadline).await?;
+    let probe = agent.probe(container, verb.device_path.clone(), deadline).await?;
     let stages = [("agent_address", found), ("agent_dial", dialled), ("probe", start.elapsed() - dialled)];
     Ok(Met { address, agent, probe, stages })
 }

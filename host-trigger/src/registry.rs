@@ -1,7 +1,7 @@
 //! What QEMU says there is: descriptor sets, block nodes, devices, controllers. It is the only registry of volumes; see the
 //! [QMP reference](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html) for the queries.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
 use serde_json::json;
@@ -108,6 +108,15 @@ impl Presence {
         *self == Self::default()
     }
 
+    /// The container that it is for, and the path there, as far as there is a record.
+    pub fn destination(&self) -> Option<(&str, &str)> {
+        let (_, intent) = self.intents.first()?;
+        let placement = self.placements.first().map(|(_, placement)| placement);
+        let container = placement.and_then(|placement| placement.container.as_ref());
+        let path = placement.and_then(|placement| placement.path.as_ref());
+        Some((container.unwrap_or(&intent.container), path.unwrap_or(&intent.path)))
+    }
+
     /// What was asked for and what was done, of a volume that is wholly plugged.
     pub fn committed(&self) -> Option<Committed> {
         let (carrier, placement) = self.placements.iter().find(|(_, placement)| placement.committed)?;
@@ -129,6 +138,9 @@ pub struct Committed {
     /// What QEMU takes for its size.
     pub size: u64,
 }
+
+/// A set of ours: its number, what was asked for, what was done.
+pub type Recorded = (u64, Intent, Vec<(PassedFd, Placement)>);
 
 impl Registry {
     /// Asks QEMU.
@@ -168,12 +180,16 @@ impl Registry {
 
     /// What there is of the volume `id`; its node only after [`read_nodes`](Self::read_nodes).
     pub fn presence(&self, id: &VolumeId) -> Presence {
+        self.assemble(id, self.volumes().filter(|(_, intent, _)| intent.id == id.as_str()))
+    }
+
+    fn assemble(&self, id: &VolumeId, records: impl IntoIterator<Item = Recorded>) -> Presence {
         let mut presence = Presence {
             node: self.nodes.as_ref().and_then(|nodes| nodes.get(&id.node()).copied()),
             device: self.devices.contains_key(&id.device()),
             ..Presence::default()
         };
-        for (set, intent, placements) in self.volumes().filter(|(_, intent, _)| intent.id == id.as_str()) {
+        for (set, intent, placements) in records {
             presence.intents.push((set, intent));
             presence.placements.extend(placements);
         }
@@ -181,7 +197,7 @@ impl Registry {
     }
 
     /// Every volume of which there is a record: its set, what was asked for, what was done.
-    pub fn volumes(&self) -> impl Iterator<Item = (u64, Intent, Vec<(PassedFd, Placement)>)> {
+    pub fn volumes(&self) -> impl Iterator<Item = Recorded> {
         self.sets.iter().filter_map(|set| {
             let (mut intent, mut placements) = (None, Vec::new());
             for fd in &set.fds {
@@ -195,6 +211,30 @@ impl Registry {
             }
             Some((set.fdset_id, intent?, placements))
         })
+    }
+
+    /// Every volume of which anything is there, in the order of the ids; nodes only after [`read_nodes`](Self::read_nodes).
+    pub fn known(&self) -> Vec<(VolumeId, Presence)> {
+        let mut records: BTreeMap<VolumeId, Vec<Recorded>> = BTreeMap::new();
+        for recorded in self.volumes() {
+            if let Some(id) = VolumeId::parse(&recorded.1.id) {
+                records.entry(id).or_default().push(recorded);
+            }
+        }
+        let names = self.devices.keys().chain(self.nodes.iter().flat_map(HashMap::keys));
+        for id in names.filter_map(|name| VolumeId::of_name(name)) {
+            records.entry(id).or_default();
+        }
+        let known = records.into_iter().map(|(id, records)| {
+            let presence = self.assemble(&id, records);
+            (id, presence)
+        });
+        known.collect()
+    }
+
+    /// The PCI address of the device `id`, empty where it has none.
+    pub fn pci_address(&self, id: &str) -> &str {
+        self.pci.get(id).map_or("", String::as_str)
     }
 
     /// The controller `wanted`, or `scsi0`, or the only one.

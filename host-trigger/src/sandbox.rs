@@ -31,21 +31,19 @@ pub struct Search {
     pub run_dir: Option<PathBuf>,
     /// The sandbox's id or the start of it.
     pub sandbox: Option<String>,
-    /// The container's id or the start of it.
-    pub container: String,
+    /// The container's id or the start of it; it tells the sandbox where that is not named.
+    pub container: Option<String>,
     /// QEMU's socket.
     pub qmp: Option<PathBuf>,
     /// The agent's address.
     pub agent: Option<AgentAddress>,
 }
 
-/// A sandbox, one of its containers, and where to reach them.
+/// A sandbox, and where to reach its QEMU and its agent.
 #[derive(Debug)]
 pub struct Place {
     /// The sandbox's whole id.
     pub sandbox: String,
-    /// The container's whole id.
-    pub container: String,
     layout: Layout,
     qmp: Option<PathBuf>,
     agent: Option<AgentAddress>,
@@ -60,35 +58,43 @@ enum Layout {
 }
 
 impl Place {
-    /// Finds the sandbox and the container.
+    /// Finds the sandbox.
     ///
     /// # Errors
-    /// An id is not valid, ambiguous or not there, or a directory may not be read.
+    /// An id is not valid, ambiguous or not there, nothing tells the sandbox, or a directory may not be read.
     pub fn find(search: &Search) -> Result<Self, Error> {
-        check_id("container", &search.container)?;
+        if let Some(container) = &search.container {
+            check_id("container", container)?;
+        }
         let roots = match &search.run_dir {
             Some(directory) => vec![directory.clone()],
             None => RUN_DIRS.map(PathBuf::from).to_vec(),
         };
-        let (layout, sandbox, container) = match &search.sandbox {
-            Some(sandbox) => {
+        let (layout, sandbox) = match (&search.sandbox, &search.container) {
+            (Some(sandbox), _) => {
                 check_id("sandbox", sandbox)?;
-                let (layout, sandbox) = match find_sandbox(&roots, sandbox)? {
+                match find_sandbox(&roots, sandbox)? {
                     Some(found) => found,
                     None if search.qmp.is_some() && search.agent.is_some() => {
                         (Layout::Nowhere, sandbox.clone())
                     }
                     None => return Err(Error::SandboxNotFound { id: sandbox.clone(), searched: roots }),
-                };
-                let container = find_container(&layout, &sandbox, &search.container)?;
-                (layout, sandbox, container)
+                }
             }
-            None => find_by_container(&roots, &search.container)?,
+            (None, Some(container)) => find_by_container(&roots, container)?,
+            (None, None) => return Err(Error::NothingNamed),
         };
-        if container == sandbox {
-            return Err(Error::PauseContainer { container });
-        }
-        Ok(Self { sandbox, container, layout, qmp: search.qmp.clone(), agent: search.agent.clone() })
+        Ok(Self { sandbox, layout, qmp: search.qmp.clone(), agent: search.agent.clone() })
+    }
+
+    /// The whole id of the container `prefix`: one that the runtime has noted, or one of `recorded`, which may be gone.
+    ///
+    /// # Errors
+    /// It is not valid, ambiguous or not there, or it is the sandbox's own.
+    pub fn container(&self, prefix: &str, recorded: &[&str]) -> Result<String, Error> {
+        check_id("container", prefix)?;
+        let container = find_container(&self.layout, &self.sandbox, prefix, recorded)?;
+        if container == self.sandbox { Err(Error::PauseContainer { container }) } else { Ok(container) }
     }
 
     /// What runs that work on this sandbox lock: `vm/<sid>`, or what there is in its place.
@@ -241,19 +247,31 @@ fn find_sandbox(roots: &[PathBuf], prefix: &str) -> Result<Option<(Layout, Strin
     only("sandbox", prefix, found, |(_, id)| id)
 }
 
-fn find_container(layout: &Layout, sandbox: &str, prefix: &str) -> Result<String, Error> {
+fn find_container(layout: &Layout, sandbox: &str, prefix: &str, recorded: &[&str]) -> Result<String, Error> {
+    let mut found: Vec<String> =
+        recorded.iter().filter(|id| id.starts_with(prefix)).map(|&id| id.to_owned()).collect();
+    let mut knows_all = false;
     // Only the Go runtime notes the containers; elsewhere the agent knows them by their whole ids.
-    let Layout::Go(root) = layout else { return Ok(prefix.to_owned()) };
-    let directory = root.join("sbs").join(sandbox);
-    if is_directory(&directory.join(prefix))? || !is_directory(&directory)? {
+    if let Layout::Go(root) = layout {
+        let directory = root.join("sbs").join(sandbox);
+        knows_all = is_directory(&directory)?;
+        found.extend(directories(&directory)?.into_iter().filter(|id| id.starts_with(prefix)));
+    }
+    found.sort_unstable();
+    found.dedup();
+    if found.iter().any(|id| id == prefix) {
         return Ok(prefix.to_owned());
     }
-    let found = directories(&directory)?.into_iter().filter(|id| id.starts_with(prefix)).collect();
-    only("container", prefix, found, |id| id)?
-        .ok_or_else(|| Error::ContainerNotFound { id: prefix.to_owned(), sandbox: sandbox.to_owned() })
+    match only("container", prefix, found, |id| id)? {
+        Some(id) => Ok(id),
+        None if knows_all => {
+            Err(Error::ContainerNotFound { id: prefix.to_owned(), sandbox: sandbox.to_owned() })
+        }
+        None => Ok(prefix.to_owned()),
+    }
 }
 
-fn find_by_container(roots: &[PathBuf], prefix: &str) -> Result<(Layout, String, String), Error> {
+fn find_by_container(roots: &[PathBuf], prefix: &str) -> Result<(Layout, String), Error> {
     let mut found = Vec::new();
     for root in roots {
         for sandbox in directories(&root.join("sbs"))? {
@@ -263,10 +281,12 @@ fn find_by_container(roots: &[PathBuf], prefix: &str) -> Result<(Layout, String,
         }
     }
     if let Some(exact) = found.iter().position(|(_, _, id)| id == prefix) {
-        return Ok(found.swap_remove(exact));
+        let (layout, sandbox, _) = found.swap_remove(exact);
+        return Ok((layout, sandbox));
     }
-    only("container", prefix, found, |(_, _, id)| id)?
-        .ok_or_else(|| Error::SandboxNeeded { container: prefix.to_owned() })
+    let found = only("container", prefix, found, |(_, _, id)| id)?;
+    let (layout, sandbox, _) = found.ok_or_else(|| Error::SandboxNeeded { container: prefix.to_owned() })?;
+    Ok((layout, sandbox))
 }
 
 /// The only one that was found, if any.

@@ -21,7 +21,7 @@ fn search(root: &tempfile::TempDir, sandbox: &str, container: &str) -> Search {
     Search {
         run_dir: Some(root.path().to_owned()),
         sandbox: (!sandbox.is_empty()).then(|| sandbox.to_owned()),
-        container: container.to_owned(),
+        container: Some(container.to_owned()),
         ..Search::default()
     }
 }
@@ -40,7 +40,8 @@ fn whole_ids_and_unique_prefixes_are_found(
     #[case] lock: &str,
 ) {
     let place = Place::find(&search(&run_dir, sandbox, container)).unwrap();
-    assert_eq!((place.sandbox.as_str(), place.container.as_str()), (whole_sandbox, whole_container));
+    assert_eq!(place.sandbox, whole_sandbox);
+    assert_eq!(place.container(container, &[]).unwrap(), whole_container);
     assert_eq!(place.lock_directory(), run_dir.path().join(lock));
 }
 
@@ -66,8 +67,34 @@ fn other_ids_are_refused(
     #[case] container: &str,
     #[case] reason: &str,
 ) {
-    let error = Place::find(&search(&run_dir, sandbox, container)).unwrap_err();
+    let found = Place::find(&search(&run_dir, sandbox, container));
+    let error = found.and_then(|place| place.container(container, &[])).unwrap_err();
     assert_eq!(error.class().reason, reason, "{error}");
+}
+
+#[rstest]
+#[case("c1", &["c9"], Ok("c100"))]
+#[case("c9", &["c9"], Ok("c9"))]
+#[case("c90", &["c901", "c100"], Ok("c901"))]
+#[case("c90", &["c901", "c902"], Err("ambiguous_id"))]
+#[case("c1", &["c101"], Err("ambiguous_id"))]
+#[case("c100", &["c1001"], Ok("c100"))]
+#[case("c9", &["c8"], Err("container_not_found"))]
+fn a_container_that_is_gone_is_found_where_it_is_recorded(
+    run_dir: tempfile::TempDir,
+    #[case] prefix: &str,
+    #[case] recorded: &[&str],
+    #[case] expected: Result<&str, &str>,
+) {
+    let place = Place::find(&search(&run_dir, "aa11", "c100")).unwrap();
+    let found = place.container(prefix, recorded).map_err(|e| e.class().reason);
+    assert_eq!(found.as_deref().map_err(|&reason| reason), expected);
+}
+
+#[rstest]
+fn neither_a_sandbox_nor_a_container_is_not_enough(run_dir: tempfile::TempDir) {
+    let nothing = Search { container: None, ..search(&run_dir, "", "") };
+    assert_eq!(Place::find(&nothing).unwrap_err().class().exit_code, 2);
 }
 
 #[rstest]

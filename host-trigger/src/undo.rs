@@ -4,7 +4,7 @@
 //! The guest comes first ([`device_del`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-qdev.device_del)
 //! of a SCSI disk is a surprise removal), and `remove-fd` last: it takes the record with it.
 
-use std::time::Duration;
+use std::{io::ErrorKind, time::Duration};
 
 use agent_plugin::contract::block_volume::{
     self as contract, Attachment, DetachRequest, Detachment, ScsiAddress,
@@ -15,9 +15,11 @@ use crate::{
     Deadline, Error,
     agent::{self, Agent},
     disk::Address,
+    fault,
     qmp::{COMMAND_TIMEOUT, Event, Qmp, QmpError},
     record::{Access, Intent, Placement},
     registry::{Presence, Registry},
+    sandbox::Place,
     volume::VolumeId,
 };
 
@@ -98,16 +100,29 @@ pub(crate) fn attachment(intent: &Intent, controller: &str, address: Address, si
     }
 }
 
+/// A new connection to QEMU, after the earlier one was closed; `None` if there is no QEMU any more, and with it no VM.
+///
+/// # Errors
+/// QEMU is there, and does not answer.
+pub(crate) async fn reconnect(place: &Place, deadline: Deadline) -> Result<Option<Qmp>, Error> {
+    // It may be at work on the command that was cut short, and greets when that is done.
+    match place.connect_qmp_within(deadline, COMMAND_TIMEOUT).await {
+        Ok(qmp) => Ok(Some(qmp)),
+        Err(Error::NoQmpSocket { .. }) => Ok(None),
+        Err(Error::Qmp(QmpError::Connect { source, .. }))
+            if matches!(source.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) =>
+        {
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
+}
+
 /// Takes a volume from QEMU: device, node, descriptors, as far as they are there.
 ///
 /// # Errors
 /// QEMU refuses, or does not answer.
-pub async fn remove(
-    qmp: &mut Qmp,
-    id: &VolumeId,
-    whose: Whose<'_>,
-    deadline: Deadline,
-) -> Result<(), QmpError> {
+pub async fn remove(qmp: &mut Qmp, id: &VolumeId, whose: Whose<'_>, deadline: Deadline) -> Result<(), Error> {
     let mut registry = Registry::read(qmp).await?;
     registry.read_nodes(qmp).await?;
     let presence = registry.presence(id);
@@ -118,9 +133,11 @@ pub async fn remove(
     if !matches!(whose, Whose::RecordsOf(_)) {
         if presence.device {
             remove_device(qmp, id, deadline).await?;
+            fault::point("remove-after-device-del").await?;
         }
         if presence.node.is_some() {
             unless_gone(qmp.execute("blockdev-del", json!({"node-name": id.node()})).await)?;
+            fault::point("remove-after-blockdev-del").await?;
         }
     }
     for (set, intent) in &presence.intents {
@@ -137,7 +154,9 @@ async fn remove_device(qmp: &mut Qmp, id: &VolumeId, deadline: Deadline) -> Resu
     match qmp.execute("device_del", json!({"id": device})).await {
         // Somebody asked before; the event is still to come.
         Err(e) if e.refusal().is_some_and(|text| text.contains("in the process of unplug")) => {}
-        answer => unless_gone(answer)?,
+        // It went meanwhile: no event is to come.
+        Err(e) if e.refusal().is_some_and(is_gone) => return Ok(()),
+        answer => drop(answer?),
     }
     let is_ours = |event: &Event| {
         event.name == "DEVICE_DELETED"
@@ -158,9 +177,12 @@ async fn remove_device(qmp: &mut Qmp, id: &VolumeId, deadline: Deadline) -> Resu
 
 /// What is gone already need not be taken away.
 fn unless_gone(answer: Result<serde_json::Value, QmpError>) -> Result<(), QmpError> {
-    let gone = |text: &str| text.contains("not found") || text.contains("Failed to find node");
     match answer {
-        Err(e) if e.refusal().is_some_and(gone) => Ok(()),
+        Err(e) if e.refusal().is_some_and(is_gone) => Ok(()),
         answer => answer.map(drop),
     }
+}
+
+fn is_gone(refusal: &str) -> bool {
+    refusal.contains("not found") || refusal.contains("Failed to find node")
 }

@@ -20,6 +20,18 @@ impl VolumeId {
         Self(digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
     }
 
+    /// The id of these digits; `None` if they are not sixteen, in lower case.
+    pub fn parse(digits: &str) -> Option<Self> {
+        let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        (digits.len() == 16 && digits.bytes().all(is_digit)).then(|| Self(digits.to_owned()))
+    }
+
+    /// The volume whose device or node in QEMU this is.
+    pub fn of_name(name: &str) -> Option<Self> {
+        let digits = name.strip_prefix("ecrblk-")?;
+        Self::parse(digits.strip_suffix("-n").unwrap_or(digits))
+    }
+
     /// The digits.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -80,6 +92,29 @@ mod tests {
         // printf 'ecrblk1\0s1\0b:7:0:12' | sha256sum
         assert_eq!(id.as_str(), "0dbb44d5db46db68");
         assert!(id.node().len() <= 31);
+    }
+
+    #[test]
+    fn an_id_is_read_back_from_its_names() {
+        let id = VolumeId::derive("s1", "b:7:0:12");
+        assert_eq!(VolumeId::of_name(&id.device()), Some(id.clone()));
+        assert_eq!(VolumeId::of_name(&id.node()), Some(id.clone()));
+        assert_eq!(VolumeId::parse(id.as_str()), Some(id));
+    }
+
+    #[rstest]
+    fn foreign_names_are_left_alone(
+        #[values(
+            "",
+            "scsi0",
+            "ecrblk-",
+            "ecrblk-0DBB44D5DB46DB68",
+            "ecrblk-0dbb44d5db46db6",
+            "0dbb44d5db46db68"
+        )]
+        name: &str,
+    ) {
+        assert_eq!(VolumeId::of_name(name), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use common::{
     run,
     volume::{Image, Loop},
 };
-use host_trigger::output::Outcome;
+use host_trigger::{listing::State, output::Outcome};
 use rstest::rstest;
 
 const MIB: u64 = 1 << 20;
@@ -100,4 +100,71 @@ async fn a_signal_in_the_middle_of_a_command_is_obeyed_after_the_undo() {
     assert_eq!(output.status.code(), Some(143), "{output:?}");
     assert_eq!(host.snapshot().await, before);
     assert!(!volume.is_claimed());
+}
+
+/// A run that is killed after any step of an unplug is listed as incomplete, and completed by the same command.
+#[rstest]
+#[tokio::test]
+async fn a_killed_unplug_is_completed_by_the_same_command(
+    #[values("after-detach", "remove-after-device-del", "remove-after-blockdev-del")] point: &str,
+) {
+    let mut host = Host::boot().await;
+    let clean = host.snapshot().await;
+    let device = Loop::of(MIB);
+    host.plug(device.path(), "/dev/xvda", &[]).await.report();
+    let unplug = ["--container", "c1", "--device-path", "/dev/xvda"];
+    let mut command = host.verb_command("hot-unplug", &unplug);
+    let killed = run(command.env("ECR_RUNTIME_FAULT", format!("{point}=kill"))).await;
+    assert_eq!(killed.exit_code, Some(-9), "{killed:?}");
+    let listing = host.verb("list", &[]).await.listing();
+    assert_eq!(listing.volumes[0].state, State::Incomplete);
+    let again = host.verb("hot-unplug", &unplug).await.report();
+    assert_eq!(again.result, Outcome::Detached);
+    assert_eq!(host.snapshot().await, clean);
+    assert!(!device.is_claimed());
+}
+
+/// What a killed plug left is taken away by an unplug.
+#[rstest]
+#[tokio::test]
+async fn a_killed_plug_is_listed_and_unplugged(
+    #[values("after-add-fd", "after-blockdev-add", "after-device-add", "after-attach", "after-outcome")]
+    point: &str,
+    #[values(true, false)] by_id: bool,
+) {
+    let mut host = Host::boot().await;
+    let clean = host.snapshot().await;
+    let device = Loop::of(MIB);
+    let mut command = host.command(&[(device.path(), "/dev/xvda")], &[]);
+    let killed = run(command.env("ECR_RUNTIME_FAULT", format!("{point}=kill"))).await;
+    assert_eq!(killed.exit_code, Some(-9), "{killed:?}");
+    let listed = host.verb("list", &[]).await.listing().volumes.remove(0);
+    let expected = if point == "after-outcome" { State::Attached } else { State::Incomplete };
+    assert_eq!((listed.state, listed.volume.device_path.as_str()), (expected, "/dev/xvda"));
+    let named = ["--volume", listed.volume.id.as_str()];
+    let unplug = if by_id { &named } else { &["--device-path", "/dev/xvda"] };
+    assert_eq!(host.verb("hot-unplug", unplug).await.report().result, Outcome::Detached);
+    assert_eq!(host.snapshot().await, clean);
+    assert!(host.guest.attached_paths().is_empty() && !device.is_claimed());
+}
+
+/// The connection to QEMU may end, or time out, at any moment: what is there then decides.
+#[tokio::test]
+async fn an_event_that_nobody_heard_is_made_up_for_by_looking() {
+    let mut host = Host::boot().await;
+    let clean = host.snapshot().await;
+    let image = Image::of(MIB);
+    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let mut command = host.verb_command("hot-unplug", &["--volume", &id]);
+    let command = command.env("ECR_RUNTIME_FAULT", "after-detach=delay:500");
+    let (ran, ()) = tokio::join!(run(command), async {
+        // The run has read its registry; the device goes by another hand.
+        host.guest.asked.notified().await;
+        host.guest.asked.notified().await;
+        host.by_hand("device_del", serde_json::json!({"id": format!("ecrblk-{id}")})).await;
+        host.await_event("DEVICE_DELETED").await;
+    });
+    assert_eq!(ran.report().result, Outcome::Detached);
+    assert!(ran.took < std::time::Duration::from_secs(3), "{ran:?}");
+    assert_eq!(host.snapshot().await, clean);
 }

@@ -1,7 +1,5 @@
 //! The undo of a plug that failed.
 
-use std::io::ErrorKind;
-
 use agent_plugin::contract::block_volume::Detachment;
 use serde_json::json;
 
@@ -10,7 +8,6 @@ use crate::{
     Deadline, Error,
     agent::{self, Agent},
     fault,
-    qmp::{COMMAND_TIMEOUT, QmpError},
     undo::{self, Whose},
 };
 
@@ -47,7 +44,7 @@ impl Plug<'_> {
                 Touched::Records | Touched::Nothing => Whose::RecordsOf(&item.intent.run),
             };
             if let Err(e) = undo::remove(&mut self.link.qmp, &item.id, whose, deadline).await {
-                left.push(format!("volume {}: {}", item.id, Error::from(e).message()));
+                left.push(format!("volume {}: {}", item.id, e.message()));
             }
             if let Err(e) = fault::point("undo-after-remove").await {
                 left.push(e.message());
@@ -64,20 +61,12 @@ impl Plug<'_> {
         }
         self.note(|| "connecting to QEMU again".to_owned());
         self.link.qmp.close();
-        // It may be at work on the command that was cut short, and greets when that is done.
-        match self.place.connect_qmp_within(deadline, COMMAND_TIMEOUT).await {
-            Ok(qmp) => {
-                self.link.qmp = qmp;
-                Ok(true)
-            }
-            Err(Error::NoQmpSocket { .. }) => Ok(false),
-            Err(Error::Qmp(QmpError::Connect { source, .. }))
-                if matches!(source.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) =>
-            {
-                Ok(false)
-            }
-            Err(e) => Err(e),
+        let again = undo::reconnect(self.place, deadline).await?;
+        let alive = again.is_some();
+        if let Some(qmp) = again {
+            self.link.qmp = qmp;
         }
+        Ok(alive)
     }
 
     async fn detach(&mut self, items: &[usize], deadline: Deadline) -> Result<(), Error> {

@@ -9,8 +9,9 @@ use std::{
 use agent_plugin::contract::{
     block_volume::{
         Access, AttachRequest, AttachResponse, Attached, Attachment, ContainerState, DetachRequest,
-        DetachResponse, Detached, DeviceNumber, Failure, FilterMode, FilterState, NodeWay, Outcome,
-        PathState, PathUse, ProbeRequest, ProbeResponse, Reason, Stage,
+        DetachResponse, Detached, Detachment, DeviceNumber, Failure, FilterMode, FilterState, InspectRequest,
+        InspectResponse, Inspected, NodeWay, Outcome, PathState, PathUse, ProbeRequest, ProbeResponse,
+        Reason, Stage,
     },
     block_volume_ttrpc::{self, BlockVolume},
 };
@@ -36,24 +37,43 @@ pub struct Guest {
     pub behaviour: Mutex<Behaviour>,
     pub attached: Mutex<HashMap<String, Attachment>>,
     pub detached: Mutex<Vec<String>>,
+    /// The last request to detach.
+    pub detachments: Mutex<Vec<Detachment>>,
     pub taken: Mutex<Vec<String>>,
     pub probe_failure: Mutex<Option<Reason>>,
     pub api_level: Mutex<u32>,
+    /// How a request to detach fails, and whether all is as it was then.
+    pub detach_failure: Mutex<Option<(Reason, bool)>>,
+    /// A request to detach does its work, and its connection ends without an answer.
+    pub loses_detach: Mutex<bool>,
+    /// A request to detach is never answered.
+    pub hangs_at_detach: Mutex<bool>,
+    /// Containers that do not run any more.
+    pub gone: Mutex<Vec<String>>,
+    pub inspect_failure: Mutex<Option<Reason>>,
     /// Told at each request to attach.
     pub asked: Notify,
     address: PathBuf,
+    this: std::sync::Weak<Self>,
     server: tokio::sync::Mutex<Option<Server>>,
 }
 
 impl Guest {
     pub async fn serve(address: &Path) -> Arc<Self> {
-        let guest = Arc::new(Self {
+        let guest = Arc::new_cyclic(|this| Self {
+            this: this.clone(),
             behaviour: Mutex::new(Behaviour::Works),
             attached: Mutex::default(),
             detached: Mutex::default(),
+            detachments: Mutex::default(),
             taken: Mutex::default(),
             probe_failure: Mutex::default(),
             api_level: Mutex::new(1),
+            detach_failure: Mutex::default(),
+            loses_detach: Mutex::default(),
+            hangs_at_detach: Mutex::default(),
+            gone: Mutex::default(),
+            inspect_failure: Mutex::default(),
             asked: Notify::new(),
             address: address.to_owned(),
             server: tokio::sync::Mutex::default(),
@@ -99,8 +119,10 @@ impl Guest {
         paths
     }
 
-    fn path_state(&self, path: &str) -> PathState {
-        let attached = self.attached.lock().unwrap().values().any(|attachment| attachment.path == path);
+    fn path_state(&self, container: &str, path: &str) -> PathState {
+        let is_here =
+            |attachment: &Attachment| attachment.container_id == container && attachment.path == path;
+        let attached = self.attached.lock().unwrap().values().any(is_here);
         let taken = attached || self.taken.lock().unwrap().iter().any(|taken| taken == path);
         let (usage, taken_by) =
             if taken { (PathUse::PATH_USE_TAKEN, "file") } else { (PathUse::PATH_USE_FREE, "") };
@@ -124,7 +146,7 @@ pub fn failure(reason: Reason, undone: bool) -> protobuf::MessageField<Failure> 
 impl BlockVolume for Guest {
     async fn probe(&self, _: &TtrpcContext, request: ProbeRequest) -> ttrpc::Result<ProbeResponse> {
         let filter = FilterState { mode: FilterMode::FILTER_MODE_NONE.into(), ..Default::default() };
-        let paths = request.paths.iter().map(|path| self.path_state(path)).collect();
+        let paths = request.paths.iter().map(|path| self.path_state(&request.container_id, path)).collect();
         let container = ContainerState { filter: Some(filter).into(), paths, ..Default::default() };
         let refused = *self.probe_failure.lock().unwrap();
         Ok(ProbeResponse {
@@ -179,12 +201,54 @@ impl BlockVolume for Guest {
     }
 
     async fn detach(&self, _: &TtrpcContext, request: DetachRequest) -> ttrpc::Result<DetachResponse> {
+        self.asked.notify_one();
+        if *self.hangs_at_detach.lock().unwrap() {
+            std::future::pending::<()>().await;
+        }
+        if let Some((reason, undone)) = *self.detach_failure.lock().unwrap() {
+            return Ok(DetachResponse { failure: failure(reason, undone), ..Default::default() });
+        }
+        (*self.detachments.lock().unwrap()).clone_from(&request.detachments);
         let mut reply = DetachResponse::new();
         for detachment in request.detachments {
             let serial = detachment.attachment.serial.clone();
             let unchanged = self.attached.lock().unwrap().remove(&serial).is_none();
             self.detached.lock().unwrap().push(serial.clone());
             reply.detached.push(Detached { serial, unchanged, ..Default::default() });
+        }
+        if std::mem::take(&mut *self.loses_detach.lock().unwrap()) {
+            let mut server = self.server.lock().await.take().unwrap();
+            let service = block_volume_ttrpc::create_block_volume(self.this.upgrade().unwrap());
+            self.listen(service).await;
+            // It waits for this very handler.
+            tokio::spawn(async move { server.disconnect().await });
+            std::future::pending::<()>().await;
+        }
+        Ok(reply)
+    }
+
+    async fn inspect(&self, _: &TtrpcContext, request: InspectRequest) -> ttrpc::Result<InspectResponse> {
+        if let Some(reason) = *self.inspect_failure.lock().unwrap() {
+            return Ok(InspectResponse { failure: failure(reason, true), ..Default::default() });
+        }
+        let mut reply = InspectResponse::new();
+        for subject in request.attachments {
+            let attachment = subject.attachment.unwrap();
+            let running = !self.gone.lock().unwrap().contains(&attachment.container_id);
+            let attached = self.attached.lock().unwrap().contains_key(&attachment.serial);
+            reply.inspected.push(Inspected {
+                serial: attachment.serial,
+                disk_present: attached,
+                guest_device: "sdz".to_owned(),
+                device: Some(DeviceNumber { major: 8, minor: 400, ..Default::default() }).into(),
+                size: attachment.size,
+                read_only: attachment.access == Access::ACCESS_READ_ONLY.into(),
+                container_running: running,
+                node_present: attached && running,
+                allowed: attached && running,
+                filter: FilterMode::FILTER_MODE_V1.into(),
+                ..Default::default()
+            });
         }
         Ok(reply)
     }

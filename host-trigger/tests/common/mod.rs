@@ -23,6 +23,7 @@ use std::{
 use guest::Guest;
 use host_trigger::{
     Deadline,
+    listing::Listing,
     output::{Failure, Report},
     qmp::Qmp,
 };
@@ -56,6 +57,12 @@ pub struct Ran {
 impl Ran {
     #[track_caller]
     pub fn report(&self) -> Report {
+        assert_eq!(self.exit_code, Some(0), "{self:?}");
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+
+    #[track_caller]
+    pub fn listing(&self) -> Listing {
         assert_eq!(self.exit_code, Some(0), "{self:?}");
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"))
     }
@@ -136,6 +143,26 @@ impl Host {
         run(&mut self.command(&[(volume, path)], more)).await
     }
 
+    /// `ecr-runtime … VERB` for this sandbox, with JSON output.
+    pub async fn verb(&self, verb: &str, more: &[&str]) -> Ran {
+        run(&mut self.verb_command(verb, more)).await
+    }
+
+    pub fn verb_command(&self, verb: &str, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ecr-runtime"));
+        command.arg("--run-dir").arg(self.directory.path()).args(["block-volume", verb, "--output", "json"]);
+        if !more.contains(&"--sandbox") {
+            command.args(["--sandbox", "s1"]);
+        }
+        command.args(more).kill_on_drop(true);
+        command
+    }
+
+    /// Another client of QEMU, as somebody who does our work by hand.
+    pub async fn by_hand(&mut self, command: &str, arguments: Value) {
+        self.query(command, arguments).await;
+    }
+
     /// What QEMU has of anybody's.
     pub async fn snapshot(&mut self) -> Value {
         let mut all = json!({});
@@ -147,6 +174,12 @@ impl Host {
             all[query] = self.query(query, arguments).await;
         }
         all
+    }
+
+    /// Waits until QEMU has told of `event`.
+    pub async fn await_event(&mut self, event: &str) {
+        let deadline = Deadline::after(Duration::from_secs(30));
+        while self.control.next_event(deadline).await.expect("QEMU tells of it").name != event {}
     }
 
     pub async fn query(&mut self, command: &str, arguments: Value) -> Value {

@@ -1,0 +1,107 @@
+use std::path::Path;
+
+use crate::output::{SCHEMA, Scsi};
+
+use super::*;
+
+fn listed(state: State, path: &str) -> Listed {
+    Listed {
+        volume: Volume {
+            id: "0123456789abcdef".into(),
+            sandbox: "s1".into(),
+            container: "0123456789abcdef0123456789abcdef".into(),
+            device_path: path.into(),
+            source: "/dev/sdb".into(),
+            source_device: "/dev/sdb".into(),
+            size: 64 << 20,
+            read_only: true,
+            shared: false,
+            scsi: Scsi { controller: "scsi0".into(), target: 255, lun: 3 },
+            guest_device: "sda".into(),
+            device_number: "8:0".into(),
+            device_filter: "none".into(),
+            node: "mknod".into(),
+        },
+        state,
+        guest: Some(GuestView {
+            disk_present: true,
+            size: 64 << 20,
+            read_only: true,
+            container_running: true,
+            node_present: true,
+            allowed: true,
+            leftovers: Vec::new(),
+        }),
+        guest_error: None,
+    }
+}
+
+fn listing(volumes: Vec<Listed>) -> Listing {
+    Listing {
+        schema: SCHEMA,
+        command: "list".into(),
+        result: "listed".into(),
+        volumes,
+        guest_error: None,
+        timings_us: Timings(vec![("total".into(), 7)]),
+    }
+}
+
+fn error() -> FailureBody {
+    FailureBody { reason: "busy".into(), exit_code: 5, message: "no".into(), hint: None }
+}
+
+#[test]
+fn the_json_form_is_stable() {
+    let expected = concat!(
+        r#"{"schema":1,"command":"list","result":"listed","volumes":[{"id":"0123456789abcdef","sandbox":"s1","#,
+        r#""container":"0123456789abcdef0123456789abcdef","device_path":"/dev/xvda","source":"/dev/sdb","#,
+        r#""source_device":"/dev/sdb","size":67108864,"read_only":true,"shared":false,"#,
+        r#""scsi":{"controller":"scsi0","target":255,"lun":3},"guest_device":"sda","device_number":"8:0","#,
+        r#""device_filter":"none","node":"mknod","state":"stale: container gone","guest":{"disk_present":true,"#,
+        r#""size":67108864,"read_only":true,"container_running":true,"node_present":true,"allowed":true,"#,
+        r#""leftovers":[]}}],"timings_us":{"total":7}}"#
+    );
+    let listing = listing(vec![listed(State::ContainerGone, "/dev/xvda")]);
+    assert_eq!(serde_json::to_string(&listing).unwrap(), expected);
+    assert_eq!(serde_json::from_str::<Listing>(expected).unwrap(), listing);
+}
+
+#[test]
+fn columns_are_as_wide_as_their_widest_cell_and_nothing_escapes() {
+    let volumes = vec![listed(State::Attached, "/dev/xvda"), listed(State::ContainerGone, "/dev/\u{1b}[2J")];
+    let expected = "\
+VOLUME            STATE                  SIZE       CONTAINER     PATH            SOURCE    GUEST
+0123456789abcdef  attached               64 MiB ro  0123456789ab  /dev/xvda       /dev/sdb  sda
+0123456789abcdef  stale: container gone  64 MiB ro  0123456789ab  /dev/\\u{1b}[2J  /dev/sdb  sda";
+    assert_eq!(table(&listing(volumes)), expected);
+}
+
+#[test]
+fn what_is_not_known_is_a_dash_and_no_volume_is_said_in_words() {
+    let mut half = listed(State::Incomplete, "");
+    half.volume.source_device = Path::new("").into();
+    half.volume.guest_device.clear();
+    let text = table(&listing(vec![half]));
+    assert!(text.ends_with("0123456789ab  -     -       -"), "{text}");
+    assert_eq!(table(&listing(Vec::new())), "no volumes are plugged");
+}
+
+#[test]
+fn a_guest_that_was_not_asked_is_told() {
+    let mut volume = listed(State::Attached, "/dev/xvda");
+    volume.guest_error = Some(error());
+    let whole = Listing { guest_error: Some(error()), ..listing(vec![volume]) };
+    for text in [table(&whole), details(&whole)] {
+        assert!(text.contains("\nthe guest was not asked: no"), "{text}");
+        assert!(text.ends_with("\nthe guest does not tell of volume 0123456789abcdef: no"), "{text}");
+    }
+}
+
+#[test]
+fn details_have_a_line_for_each_fact() {
+    let text = details(&listing(vec![listed(State::Attached, "/dev/xvda")]));
+    assert!(text.starts_with("volume        0123456789abcdef\nstate         attached\n"), "{text}");
+    assert!(text.contains("\nsize          64 MiB (67108864 bytes, read-only)\n"), "{text}");
+    assert!(text.contains("\nin the guest\n  disk        yes\n  container   running\n"), "{text}");
+}

@@ -1,0 +1,322 @@
+//! The verb against a real QEMU: what is taken away, in which order, and what a refusal or a broken connection leaves.
+
+mod common;
+
+use std::{process::Stdio, time::Duration};
+
+use agent_plugin::contract::block_volume::Reason;
+use common::{
+    Host, run,
+    volume::{Image, Loop},
+};
+use host_trigger::output::Outcome;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use rstest::rstest;
+use serde_json::{Value, json};
+
+const MIB: u64 = 1 << 20;
+const C1: [&str; 4] = ["--container", "c1", "--device-path", "/dev/xvda"];
+
+#[tokio::test]
+async fn a_volume_is_taken_away_and_its_claim_with_it() {
+    let mut host = Host::boot().await;
+    let clean = host.snapshot().await;
+    let (device, image) = (Loop::of(MIB), Image::of(2 * MIB));
+    let kept = host.plug(image.path(), "/dev/xvdb", &[]).await.report();
+    let with_one = host.snapshot().await;
+    let plugged = host.plug(device.path(), "/dev/xvda", &[]).await.report();
+
+    let report = host.verb("hot-unplug", &C1).await.report();
+    assert_eq!((report.command.as_str(), report.result), ("hot-unplug", Outcome::Detached));
+    let (was, is) = (&plugged.volumes[0], &report.volumes[0]);
+    assert_eq!(
+        (&is.id, &is.device_path, is.size, &is.scsi),
+        (&was.id, &was.device_path, was.size, &was.scsi)
+    );
+    assert_eq!(is.source_device, was.source_device);
+    assert!(!device.is_claimed());
+    assert_eq!(host.snapshot().await, with_one);
+    assert_eq!(host.guest.attached_paths(), ["/dev/xvdb"]);
+    let names: Vec<_> = report.timings_us.0.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["find", "lock", "qemu", "prepare", "detach", "remove", "total"]);
+
+    let report = host.verb("hot-unplug", &["--volume", &kept.volumes[0].id]).await.report();
+    assert_eq!(report.result, Outcome::Detached);
+    assert_eq!(host.snapshot().await, clean);
+    host.plug(device.path(), "/dev/xvda", &[]).await.report();
+}
+
+#[tokio::test]
+async fn the_guest_is_told_what_it_told() {
+    let host = Host::boot().await;
+    let image = Image::of(MIB);
+    host.plug(image.path(), "/dev/xvda", &[]).await.report();
+    let attached = host.guest.attached.lock().unwrap().values().next().unwrap().clone();
+    host.verb("hot-unplug", &C1).await.report();
+    let mut told = host.guest.detachments.lock().unwrap().clone();
+    let told = told.pop().unwrap();
+    assert_eq!(told.attachment.as_ref(), Some(&attached));
+    assert_eq!((told.outcome.device.major, told.outcome.device.minor), (8, 0));
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_unchanged_by_its_id_and_not_found_by_its_path() {
+    let mut host = Host::boot().await;
+    let image = Image::of(MIB);
+    let plugged = host.plug(image.path(), "/dev/xvda", &[]).await.report();
+    let id = plugged.volumes[0].id.as_str();
+    let before = host.snapshot().await;
+
+    for more in [
+        ["--container", "c1", "--device-path", "/dev/xvdb"],
+        ["--container", "c2", "--device-path", "/dev/xvda"],
+    ] {
+        let ran = host.verb("hot-unplug", &more).await;
+        ran.assert_fails("volume_not_found", 3);
+        assert!(
+            ran.stdout.contains(more[1]) && ran.stdout.contains(more[3]),
+            "it names what was asked: {ran:?}"
+        );
+    }
+    let unknown = host.verb("hot-unplug", &["--volume", "0123456789abcdef"]).await.report();
+    assert_eq!((unknown.result, unknown.volumes.len()), (Outcome::Unchanged, 0));
+    host.verb("hot-unplug", &["--volume", id, "--container", "c2"]).await.assert_fails("other_container", 4);
+    host.verb("hot-unplug", &["--volume", id, "--container", "c9"])
+        .await
+        .assert_fails("container_not_found", 3);
+    assert_eq!(host.snapshot().await, before);
+    assert!(host.guest.detached.lock().unwrap().is_empty());
+
+    host.verb("hot-unplug", &["--volume", id]).await.report();
+    let again = host.verb("hot-unplug", &["--volume", id]).await.report();
+    assert_eq!(again.result, Outcome::Unchanged);
+    host.verb("hot-unplug", &C1).await.assert_fails("volume_not_found", 3);
+}
+
+#[tokio::test]
+async fn a_path_is_enough_where_one_container_has_a_volume_there() {
+    let host = Host::boot().await;
+    let (one, two) = (Image::of(MIB), Image::of(MIB));
+    let first = host.plug(one.path(), "/dev/xvda", &[]).await.report();
+    host.plug(two.path(), "/dev/xvda", &["--sandbox", "s1", "--container", "c2"]).await.report();
+    let ran = host.verb("hot-unplug", &["--device-path", "/dev/xvda"]).await;
+    ran.assert_fails("ambiguous_path", 2);
+    assert!(ran.stdout.contains("container c1") && ran.stdout.contains("container c2"), "{ran:?}");
+    host.verb("hot-unplug", &["--device-path", "/dev/xvda", "--container", "c2"]).await.report();
+    let report = host.verb("hot-unplug", &["--device-path", "/dev/xvda"]).await.report();
+    assert_eq!(report.volumes[0].id, first.volumes[0].id);
+}
+
+#[rstest]
+#[case(Reason::REASON_BUSY, 5)]
+#[case(Reason::REASON_DENIED, 9)]
+#[case(Reason::REASON_CONTAINER_NOT_RUNNING, 3)]
+#[tokio::test]
+async fn a_guest_that_refuses_keeps_the_volume(#[case] reason: Reason, #[case] exit_code: u8) {
+    let mut host = Host::boot().await;
+    let device = Loop::of(MIB);
+    host.plug(device.path(), "/dev/xvda", &[]).await.report();
+    let before = host.snapshot().await;
+    *host.guest.detach_failure.lock().unwrap() = Some((reason, true));
+    let error = host.verb("hot-unplug", &C1).await.failure().error;
+    assert_eq!(error.exit_code, exit_code);
+    assert!(error.message.contains("scripted") && !error.message.contains('\u{1b}'), "{error:?}");
+    assert_eq!(host.snapshot().await, before);
+    assert!(device.is_claimed());
+
+    // Half done in the guest is half done, and the same command completes it.
+    *host.guest.detach_failure.lock().unwrap() = Some((reason, false));
+    host.verb("hot-unplug", &C1).await.assert_fails("incomplete", 8);
+    assert_eq!(host.snapshot().await, before);
+    *host.guest.detach_failure.lock().unwrap() = None;
+    host.verb("hot-unplug", &C1).await.report();
+    assert!(!device.is_claimed());
+}
+
+#[tokio::test]
+async fn without_the_guest_nothing_is_taken_from_under_it() {
+    let mut host = Host::boot().await;
+    let device = Loop::of(MIB);
+    host.plug(device.path(), "/dev/xvda", &[]).await.report();
+    let before = host.snapshot().await;
+    let nobody = [&C1[..], &["--agent", "unix:///nonexistent/agent.sock"]].concat();
+    host.verb("hot-unplug", &nobody).await.assert_fails("agent_unreachable", 14);
+    *host.guest.api_level.lock().unwrap() = 2;
+    host.verb("hot-unplug", &C1).await.assert_fails("api_level", 12);
+    host.guest.stop().await;
+    host.guest.start_without_plugin().await;
+    host.verb("hot-unplug", &C1).await.assert_fails("no_plugin", 10);
+    assert_eq!(host.snapshot().await, before);
+}
+
+#[tokio::test]
+async fn a_lost_reply_is_asked_for_again() {
+    let host = Host::boot().await;
+    let image = Image::of(MIB);
+    host.plug(image.path(), "/dev/xvda", &[]).await.report();
+    *host.guest.loses_detach.lock().unwrap() = true;
+    let report = host.verb("hot-unplug", &C1).await.report();
+    assert_eq!(report.result, Outcome::Detached);
+    assert_eq!(host.guest.detached.lock().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_guest_that_never_answers_has_a_deadline_and_the_volume_is_kept() {
+    let mut host = Host::boot().await;
+    let image = Image::of(MIB);
+    host.plug(image.path(), "/dev/xvda", &[]).await.report();
+    let before = host.snapshot().await;
+    *host.guest.hangs_at_detach.lock().unwrap() = true;
+    let ran = host.verb("hot-unplug", &[&C1[..], &["--timeout", "1s"]].concat()).await;
+    ran.assert_fails("incomplete", 8);
+    assert!(ran.took < Duration::from_secs(3), "{ran:?}");
+    assert_eq!(host.snapshot().await, before);
+}
+
+/// Each part of what QEMU has may have been taken away by somebody else, or by a run that was killed.
+#[rstest]
+#[case::device(1)]
+#[case::device_and_node(2)]
+#[tokio::test]
+async fn what_is_left_in_qemu_is_taken_away(#[case] steps: usize) {
+    let mut host = Host::boot().await;
+    let clean = host.snapshot().await;
+    let device = Loop::of(MIB);
+    let id = host.plug(device.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    host.by_hand("device_del", json!({"id": format!("ecrblk-{id}")})).await;
+    host.await_event("DEVICE_DELETED").await;
+    if steps == 2 {
+        host.by_hand("blockdev-del", json!({"node-name": format!("ecrblk-{id}-n")})).await;
+    }
+    let report = host.verb("hot-unplug", &C1).await.report();
+    assert_eq!((report.result, &report.volumes[0].id), (Outcome::Detached, &id));
+    // The outcome is there: the guest may still have a node.
+    assert_eq!(*host.guest.detached.lock().unwrap(), [id]);
+    assert_eq!(host.snapshot().await, clean);
+    assert!(!device.is_claimed());
+}
+
+#[tokio::test]
+async fn a_disk_without_a_record_is_not_guessed_about() {
+    let mut host = Host::boot().await;
+    let image = Image::of(MIB);
+    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let sets = host.snapshot().await["query-fdsets"].clone();
+    host.by_hand("remove-fd", json!({"fdset-id": sets[0]["fdset-id"]})).await;
+    let before = host.snapshot().await;
+    host.verb("hot-unplug", &["--volume", &id]).await.assert_fails("record_lost", 8);
+    host.verb("hot-unplug", &C1).await.assert_fails("volume_not_found", 3);
+    assert_eq!(host.snapshot().await, before);
+    // The way out that it names.
+    host.plug(image.path(), "/dev/xvda", &[]).await.report();
+    host.verb("hot-unplug", &["--volume", &id]).await.report();
+}
+
+#[tokio::test]
+async fn what_is_not_ours_is_never_touched() {
+    let mut host = Host::boot().await;
+    let foreign = Image::of(MIB);
+    let file = json!({"driver": "file", "filename": foreign.path()});
+    host.by_hand("blockdev-add", json!({"driver": "raw", "node-name": "theirs", "file": file})).await;
+    let device = json!({"driver": "scsi-hd", "id": "theirs0", "drive": "theirs", "bus": "scsi0.0", "scsi-id": 1, "lun": 1, "serial": "0123456789abcdef"});
+    host.by_hand("device_add", device).await;
+    let before = host.snapshot().await;
+    let unknown = host.verb("hot-unplug", &["--volume", "0123456789abcdef"]).await.report();
+    assert_eq!(unknown.result, Outcome::Unchanged);
+    host.verb("hot-unplug", &C1).await.assert_fails("volume_not_found", 3);
+    let image = Image::of(MIB);
+    host.plug(image.path(), "/dev/xvda", &[]).await.report();
+    host.verb("hot-unplug", &C1).await.report();
+    assert_eq!(host.snapshot().await, before);
+}
+
+#[tokio::test]
+async fn a_container_that_is_gone_from_the_disk_is_found_by_its_record() {
+    let mut host = Host::boot().await;
+    let clean = host.snapshot().await;
+    let image = Image::of(MIB);
+    host.plug(image.path(), "/dev/xvda", &["--sandbox", "s1", "--container", "c2"]).await.report();
+    std::fs::remove_dir(host.path("sbs/s1/c2")).unwrap();
+    host.verb("hot-unplug", &["--container", "c2", "--device-path", "/dev/xvda"]).await.report();
+    assert_eq!(host.snapshot().await, clean);
+    // Now nothing tells of it any more.
+    host.verb("hot-unplug", &["--container", "c2", "--device-path", "/dev/xvda"])
+        .await
+        .assert_fails("container_not_found", 3);
+}
+
+#[tokio::test]
+async fn qemu_that_ends_in_the_middle_is_told_and_has_nothing_left() {
+    let mut host = Host::boot().await;
+    let device = Loop::of(MIB);
+    host.plug(device.path(), "/dev/xvda", &[]).await.report();
+    host.guest.asked.notified().await;
+    *host.guest.hangs_at_detach.lock().unwrap() = true;
+    let mut command = host.verb_command("hot-unplug", &[&C1[..], &["--timeout", "3s"]].concat());
+    let guest = host.guest.clone();
+    let (ran, ()) = tokio::join!(run(&mut command), async {
+        guest.asked.notified().await;
+        host.qemu.kill().unwrap();
+        host.qemu.wait().unwrap();
+    });
+    ran.assert_fails("timed_out", 7);
+    assert!(!device.is_claimed());
+    host.verb("hot-unplug", &C1).await.assert_fails("qmp_unreachable", 14);
+}
+
+async fn interrupted(host: &Host, signals: usize) -> (Option<i32>, Value) {
+    let mut command = host.verb_command("hot-unplug", &[&C1[..], &["--timeout", "4s", "-v"]].concat());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
+    host.guest.asked.notified().await;
+    let mut stderr = tokio::io::BufReader::new(child.stderr.take().unwrap());
+    for _ in 0..signals {
+        kill(pid, Signal::SIGTERM).unwrap();
+        // It says that it took the signal.
+        let mut line = String::new();
+        while !line.contains("second signal")
+            && tokio::io::AsyncBufReadExt::read_line(&mut stderr, &mut line).await.unwrap() > 0
+        {}
+    }
+    let output = child.wait_with_output().await.unwrap();
+    (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
+}
+
+#[tokio::test]
+async fn a_first_signal_waits_for_the_guest_and_a_second_does_not() {
+    let host = Host::boot().await;
+    let image = Image::of(MIB);
+    host.plug(image.path(), "/dev/xvda", &[]).await.report();
+    // The notice of the plug is not the one that is waited for.
+    host.guest.asked.notified().await;
+    *host.guest.hangs_at_detach.lock().unwrap() = true;
+    let (code, told) = interrupted(&host, 2).await;
+    assert_eq!((code, &told["error"]["reason"]), (Some(8), &json!("incomplete")), "{told}");
+    assert!(told["error"]["message"].as_str().unwrap().contains("SIGTERM"), "{told}");
+    let (code, told) = interrupted(&host, 1).await;
+    assert_eq!((code, &told["error"]["reason"]), (Some(8), &json!("incomplete")), "{told}");
+    assert!(told["error"]["message"].as_str().unwrap().contains("in time"), "{told}");
+}
+
+#[tokio::test]
+async fn people_get_lines() {
+    let host = Host::boot().await;
+    let image = Image::of(MIB);
+    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let human = |verb: &str, more: &[&str]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ecr-runtime"));
+        command
+            .arg("--run-dir")
+            .arg(host.path(""))
+            .args(["block-volume", verb, "--sandbox", "s1"])
+            .args(more);
+        command
+    };
+    let ran = run(&mut human("hot-unplug", &C1)).await;
+    assert!(ran.stdout.starts_with("unplugged ") && ran.stdout.contains(" from /dev/xvda in "), "{ran:?}");
+    let ran = run(&mut human("hot-unplug", &["--volume", &id])).await;
+    assert!(ran.stdout.starts_with("unchanged: ") && ran.exit_code == Some(0), "{ran:?}");
+}

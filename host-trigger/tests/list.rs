@@ -1,0 +1,137 @@
+//! `list` and `inspect` against a real QEMU: the states, what is told where the guest does not answer, and that nothing changes.
+
+mod common;
+
+use agent_plugin::contract::block_volume::Reason;
+use common::{
+    Host,
+    volume::{Image, Loop},
+};
+use host_trigger::listing::State;
+use serde_json::json;
+
+const MIB: u64 = 1 << 20;
+
+#[tokio::test]
+async fn what_is_plugged_is_listed_and_nothing_changes() {
+    let mut host = Host::boot().await;
+    assert!(host.verb("list", &[]).await.listing().volumes.is_empty());
+    let (device, image) = (Loop::of(MIB), Image::of(2 * MIB));
+    let b = host.plug(image.path(), "/dev/xvdb", &["--read-only"]).await.report();
+    let a = host.plug(device.path(), "/dev/xvda", &[]).await.report();
+    let other = ["--sandbox", "s1", "--container", "c2"];
+    let third = Image::of(MIB);
+    host.plug(third.path(), "/dev/xvda", &other).await.report();
+    let before = host.snapshot().await;
+
+    let listing = host.verb("list", &[]).await.listing();
+    assert_eq!((listing.command.as_str(), listing.result.as_str()), ("list", "listed"));
+    let places: Vec<_> = listing
+        .volumes
+        .iter()
+        .map(|listed| (listed.volume.container.as_str(), listed.volume.device_path.as_str()))
+        .collect();
+    assert_eq!(places, [("c1", "/dev/xvda"), ("c1", "/dev/xvdb"), ("c2", "/dev/xvda")]);
+    assert!(listing.volumes.iter().all(|listed| listed.state == State::Attached));
+    let (first, second) = (&listing.volumes[0], &listing.volumes[1]);
+    assert_eq!((&first.volume.id, first.volume.size, first.volume.read_only), (&a.volumes[0].id, MIB, false));
+    assert_eq!((&first.volume.scsi, &first.volume.node), (&a.volumes[0].scsi, &a.volumes[0].node));
+    // The guest's word is newer than the record.
+    assert_eq!((first.volume.guest_device.as_str(), first.volume.device_number.as_str()), ("sdz", "8:400"));
+    assert_eq!(first.volume.device_filter, "v1");
+    assert_eq!((second.volume.size, second.volume.read_only), (2 * MIB, true));
+    assert!(second.guest.as_ref().unwrap().read_only);
+
+    let of_c2 = host.verb("list", &["--container", "c2"]).await.listing();
+    assert_eq!(of_c2.volumes, listing.volumes[2..]);
+    host.verb("list", &["--container", "c9"]).await.assert_fails("container_not_found", 3);
+
+    let by_id = host.verb("inspect", &["--volume", &b.volumes[0].id]).await.listing();
+    assert_eq!((by_id.command.as_str(), &by_id.volumes[..]), ("inspect", &listing.volumes[1..2]));
+    let by_path = host.verb("inspect", &["--container", "c1", "--device-path", "/dev/xvdb"]).await.listing();
+    assert_eq!(by_path.volumes, by_id.volumes);
+    host.verb("inspect", &["--volume", "0123456789abcdef"]).await.assert_fails("volume_not_found", 3);
+    host.verb("inspect", &["--device-path", "/dev/xvdc"]).await.assert_fails("volume_not_found", 3);
+    assert_eq!(host.snapshot().await, before);
+}
+
+#[tokio::test]
+async fn a_container_that_is_gone_makes_its_volumes_stale() {
+    let host = Host::boot().await;
+    let image = Image::of(MIB);
+    host.plug(image.path(), "/dev/xvda", &[]).await.report();
+    host.guest.gone.lock().unwrap().push("c1".into());
+    let listing = host.verb("list", &[]).await.listing();
+    assert_eq!(listing.volumes[0].state, State::ContainerGone);
+}
+
+#[tokio::test]
+async fn what_the_guest_lost_is_incomplete() {
+    let host = Host::boot().await;
+    let image = Image::of(MIB);
+    host.plug(image.path(), "/dev/xvda", &[]).await.report();
+    host.guest.attached.lock().unwrap().clear();
+    assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Incomplete);
+}
+
+#[tokio::test]
+async fn a_part_that_qemu_lost_is_incomplete() {
+    let mut host = Host::boot().await;
+    let image = Image::of(MIB);
+    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    host.by_hand("device_del", json!({"id": format!("ecrblk-{id}")})).await;
+    host.await_event("DEVICE_DELETED").await;
+    let listing = host.verb("list", &[]).await.listing();
+    assert_eq!((&listing.volumes[0].volume.id, listing.volumes[0].state), (&id, State::Incomplete));
+    host.by_hand("blockdev-del", json!({"node-name": format!("ecrblk-{id}-n")})).await;
+    assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Incomplete);
+}
+
+#[tokio::test]
+async fn a_disk_without_a_record_is_listed_as_incomplete() {
+    let mut host = Host::boot().await;
+    let image = Image::of(MIB);
+    let plugged = host.plug(image.path(), "/dev/xvda", &[]).await.report();
+    let sets = host.snapshot().await["query-fdsets"].clone();
+    host.by_hand("remove-fd", json!({"fdset-id": sets[0]["fdset-id"]})).await;
+    let listing = host.verb("list", &[]).await.listing();
+    let listed = &listing.volumes[0];
+    assert_eq!((&listed.volume.id, listed.state), (&plugged.volumes[0].id, State::Incomplete));
+    assert_eq!((listed.volume.scsi.controller.as_str(), listed.volume.size), ("scsi0", MIB));
+    assert!(listed.volume.container.is_empty() && listed.guest.is_none());
+}
+
+#[tokio::test]
+async fn without_a_guest_qemus_part_is_shown() {
+    let host = Host::boot().await;
+    let image = Image::of(MIB);
+    let plugged = host.plug(image.path(), "/dev/xvda", &[]).await.report();
+    *host.guest.inspect_failure.lock().unwrap() = Some(Reason::REASON_UNSUPPORTED);
+    let listing = host.verb("list", &[]).await.listing();
+    assert_eq!(listing.guest_error, None);
+    assert_eq!(listing.volumes[0].guest_error.as_ref().unwrap().reason, "unsupported");
+
+    let nobody = ["--agent", "unix:///nonexistent/agent.sock"];
+    let listing = host.verb("list", &nobody).await.listing();
+    assert_eq!(listing.guest_error.as_ref().unwrap().reason, "agent_unreachable");
+    let listed = &listing.volumes[0];
+    assert_eq!((listed.state, &listed.guest), (State::Attached, &None));
+    assert_eq!(listed.volume.guest_device, plugged.volumes[0].guest_device);
+    let text = common::run(
+        tokio::process::Command::new(env!("CARGO_BIN_EXE_ecr-runtime"))
+            .arg("--run-dir")
+            .arg(host.path(""))
+            .args(["block-volume", "list", "--sandbox", "s1"])
+            .args(nobody),
+    )
+    .await;
+    assert!(text.stdout.contains("\nthe guest was not asked: "), "{text:?}");
+}
+
+#[tokio::test]
+async fn a_run_that_is_at_work_is_waited_for() {
+    let host = Host::boot().await;
+    let directory = std::fs::File::open(host.path("vm/s1")).unwrap();
+    let _lock = nix::fcntl::Flock::lock(directory, nix::fcntl::FlockArg::LockExclusive).unwrap();
+    host.verb("list", &["--timeout", "300ms"]).await.assert_fails("timed_out", 7);
+}
