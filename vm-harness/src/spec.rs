@@ -41,6 +41,8 @@ pub enum DeviceFilter {
 pub struct ContainerOptions {
     /// The device rules.
     pub device_filter: DeviceFilter,
+    /// Numbers of block devices that its specification lets it read and write.
+    pub block_devices: Vec<(i64, i64)>,
     /// The first process; it must not end by itself.
     pub command: Vec<String>,
     /// Further mounts.
@@ -51,6 +53,7 @@ impl Default for ContainerOptions {
     fn default() -> Self {
         Self {
             device_filter: DeviceFilter::None,
+            block_devices: Vec::new(),
             command: ["/bin/sleep", "1000000"].map(str::to_owned).to_vec(),
             mounts: Vec::new(),
         }
@@ -71,6 +74,15 @@ pub(crate) fn spec(id: &str, options: &ContainerOptions) -> Spec {
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
     ];
     mounts.extend(options.mounts.iter().cloned());
+    let mut resources = resources(options.device_filter);
+    resources.Devices.extend(options.block_devices.iter().map(|&(major, minor)| LinuxDeviceCgroup {
+        Allow: true,
+        Type: "b".to_owned(),
+        Major: major,
+        Minor: minor,
+        Access: "rw".to_owned(),
+        ..LinuxDeviceCgroup::default()
+    }));
     Spec {
         Version: "1.0.2".to_owned(),
         Process: MessageField::some(process(&options.command)),
@@ -78,7 +90,7 @@ pub(crate) fn spec(id: &str, options: &ContainerOptions) -> Spec {
         Hostname: "container".to_owned(),
         Mounts: mounts,
         Linux: MessageField::some(Linux {
-            Resources: MessageField::some(resources(options.device_filter)),
+            Resources: MessageField::some(resources),
             CgroupsPath: format!("/pod/{id}"),
             Namespaces: ["mount", "ipc", "uts"].map(namespace).to_vec(),
             ..Linux::default()

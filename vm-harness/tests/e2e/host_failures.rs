@@ -132,7 +132,8 @@ async fn wait_for_device(sandbox: &Sandbox) {
     }
 }
 
-fn claim_is_free(volume: &Volume) -> bool {
+/// Can the host open the device for itself alone?
+pub(crate) fn claim_is_free(volume: &Volume) -> bool {
     use std::os::unix::fs::OpenOptionsExt as _;
     std::fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(volume.path()).is_ok()
 }

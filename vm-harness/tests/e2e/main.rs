@@ -6,6 +6,7 @@ mod detach;
 mod guest_races;
 mod harness;
 mod host_failures;
+mod hot_unplug;
 mod native_vsock;
 mod reference_agent;
 mod shipped;

@@ -1,0 +1,302 @@
+//! `hot-unplug`, `list` and `inspect` on real VMs: after an unplug nobody has anything of the volume, and a word of the tool is
+//! the truth.
+
+use rstest::rstest;
+use serde_json::Value;
+use vm_harness::{
+    Cgroup, Container, ContainerOptions, EcrRuntime, Machine, Plugged, QmpProxy, Sandbox, Snapshot, Volume,
+};
+
+use super::{MIB, boot, host_failures::claim_is_free, sandbox};
+
+/// `ecr-runtime block-volume VERB` for this sandbox, with JSON output.
+fn verb(runtime: EcrRuntime, sandbox: &Sandbox, verb: &str, more: &[&str]) -> EcrRuntime {
+    runtime.args(["block-volume", verb, "--output", "json", "--sandbox", sandbox.id()]).args(more)
+}
+
+fn at<'a>(container: &'a Container, path: &'a str) -> [&'a str; 4] {
+    ["--container", container.id(), "--device-path", path]
+}
+
+async fn unplug(sandbox: &Sandbox, more: &[&str]) -> Plugged {
+    let finished = verb(sandbox.ecr_runtime(), sandbox, "hot-unplug", more).run().await;
+    finished.succeeded(sandbox.guest()).remove(0)
+}
+
+/// The volumes of `list` or `inspect`.
+async fn look(sandbox: &Sandbox, command: &str, more: &[&str]) -> Vec<Value> {
+    let finished = verb(sandbox.ecr_runtime(), sandbox, command, more).run().await;
+    assert_eq!(finished.status, 0, "{}{}", finished.stdout, finished.stderr);
+    let json = finished.json();
+    assert_eq!(json["guest_error"], Value::Null, "the guest was asked: {json}");
+    json["volumes"].as_array().unwrap().clone()
+}
+
+/// The device rules of `container` and of its pod, as the kernel has them (cgroup v1).
+async fn rules(sandbox: &Sandbox, container: &Container) -> Vec<String> {
+    let id = container.id();
+    let text = sandbox.observer().shell(&format!("cat /sys/fs/cgroup/devices/pod/{id}/devices.list")).await;
+    text.lines().map(str::to_owned).collect()
+}
+
+#[rstest]
+#[tokio::test]
+async fn nothing_is_left_and_the_bytes_are_right_when_it_is_plugged_again(
+    #[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup,
+) {
+    let sandbox = boot(&Machine { cgroup, ..Machine::default() }).await;
+    let container = sandbox.start_container().await;
+    let (volume, neighbour) = (Volume::loop_device(4 * MIB), Volume::image(2 * MIB));
+    sandbox.hot_plug(&container, &neighbour, "/dev/neighbour").await;
+    let mut before = Snapshot::of(&sandbox, &[&container]).await;
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+    let fresh = vm_harness::random_bytes(65536);
+    container.write("/dev/xvda", MIB, &fresh).await;
+    assert!(!claim_is_free(&volume));
+
+    let gone = unplug(&sandbox, &at(&container, "/dev/xvda")).await;
+    assert_eq!((gone.result.as_str(), gone.id()), ("detached", plugged.id()));
+    assert_eq!(gone.volume["scsi"], plugged.volume["scsi"]);
+    if cgroup == Cgroup::V1 {
+        // Denying the pod would take the right from its other containers, too: that entry stays until the pod goes.
+        let list = before.device_filters.get_mut(container.id()).unwrap();
+        list.push(format!("b {} rw", plugged.device_number()));
+        list.sort();
+    }
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    assert!(claim_is_free(&volume), "the host can claim it again");
+    assert_eq!(volume.bytes(MIB..MIB + 65536), fresh, "what the container wrote is on the volume");
+    let disks = sandbox.observer().shell("ls /sys/block").await;
+    assert!(!disks.split_whitespace().any(|disk| disk == plugged.guest_device()), "{disks}");
+
+    let again = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    assert_eq!((again.result.as_str(), again.id()), ("attached", plugged.id()));
+    assert_eq!(container.read("/dev/xvda", 0..4 * MIB).await, volume.bytes(0..4 * MIB));
+    assert_eq!(container.read("/dev/neighbour", 0..2 * MIB).await, neighbour.bytes(0..2 * MIB));
+}
+
+#[rstest]
+#[tokio::test]
+async fn what_is_not_there_is_told_and_another_container_is_left_alone(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let other = sandbox.start_container().await;
+    let volume = Volume::loop_device(2 * MIB);
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let containers = [&container, &other];
+    let before = Snapshot::of(&sandbox, &containers).await;
+    let by_id = ["--volume", plugged.id()];
+    let in_other = [&by_id[..], &["--container", other.id()]].concat();
+    for (reason, status, more) in [
+        ("volume_not_found", 3, &at(&container, "/dev/xvdb")[..]),
+        ("volume_not_found", 3, &at(&other, "/dev/xvda")),
+        // A node that is the container's own.
+        ("volume_not_found", 3, &at(&container, "/dev/null")),
+        ("other_container", 4, &in_other),
+        ("usage", 2, &["--volume", "sda"]),
+    ] {
+        let finished = verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", more).run().await;
+        let (told, message) = finished.failed_with(status);
+        assert_eq!(told, reason, "{message}");
+        assert!(status != 3 || message.contains(more[3]), "it names what was asked: {message}");
+    }
+    before.assert_unchanged(&sandbox, &containers).await;
+
+    assert_eq!(unplug(&sandbox, &by_id).await.result, "detached");
+    let again = verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &by_id).run().await;
+    assert_eq!((again.status, &again.json()["result"]), (0, &Value::from("unchanged")));
+    let again = verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container, "/dev/xvda")).run().await;
+    again.failed_with(3);
+}
+
+#[rstest]
+#[tokio::test]
+async fn volume_in_use_is_kept_and_usable(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(8 * MIB);
+    let made = std::process::Command::new("mkfs.ext4").args(["-q", "-F", volume.name()]).status().unwrap();
+    assert!(made.success());
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let device = format!("/dev/{}", plugged.guest_device());
+    sandbox.observer().shell(&format!("mkdir -p /mnt && mount -t ext4 {device} /mnt")).await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let finished =
+        verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container, "/dev/xvda")).run().await;
+    let (reason, message) = finished.failed_with(5);
+    assert_eq!(reason, "busy");
+    assert!(message.contains(plugged.guest_device()), "{message}");
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    // It goes on in use, and in the container.
+    sandbox.observer().shell("echo alive > /mnt/file && sync && cat /mnt/file").await;
+    assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+    assert_eq!(look(&sandbox, "list", &[]).await[0]["state"], "attached");
+    sandbox.observer().shell("umount /mnt").await;
+    assert_eq!(unplug(&sandbox, &at(&container, "/dev/xvda")).await.result, "detached");
+}
+
+#[rstest]
+#[case::killed(false)]
+#[case::removed(true)]
+#[tokio::test]
+async fn volume_of_a_container_that_is_gone_is_stale_and_is_freed(
+    #[future(awt)] sandbox: Sandbox,
+    #[case] removed: bool,
+) {
+    let witness = sandbox.start_container().await;
+    let before = Snapshot::of(&sandbox, &[&witness]).await;
+    let container = sandbox.start_container().await;
+    let volume = Volume::loop_device(2 * MIB);
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    container.kill().await.unwrap();
+    if removed {
+        container.remove().await.unwrap();
+        sandbox.run_directory().remove_container(container.id());
+    }
+    let listed = look(&sandbox, "list", &["--container", container.id()]).await;
+    assert_eq!(listed[0]["state"], "stale: container gone", "{listed:?}");
+    assert_eq!(listed[0]["guest"]["disk_present"], true, "{listed:?}");
+    assert_eq!(unplug(&sandbox, &at(&container, "/dev/xvda")).await.result, "detached");
+    assert!(look(&sandbox, "list", &[]).await.is_empty());
+    assert!(claim_is_free(&volume));
+    if !removed {
+        container.remove().await.unwrap();
+    }
+    before.assert_unchanged(&sandbox, &[&witness]).await;
+}
+
+#[rstest]
+#[tokio::test]
+async fn what_a_killed_plug_or_unplug_left_is_listed_and_removed(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    for point in ["after-add-fd", "after-blockdev-add", "after-device-add", "after-attach", "after-outcome"] {
+        let volume = Volume::loop_device(MIB);
+        let command = sandbox.ecr_runtime_with_faults(&format!("{point}=kill"));
+        let killed = command.hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")]).run().await;
+        assert_eq!(killed.status, 128 + 9, "{point}");
+        let listed = look(&sandbox, "list", &[]).await;
+        let expected = if point == "after-outcome" { "attached" } else { "incomplete" };
+        assert_eq!((listed.len(), &listed[0]["state"]), (1, &Value::from(expected)), "{point}: {listed:?}");
+        assert_eq!(unplug(&sandbox, &at(&container, "/dev/xvda")).await.result, "detached", "{point}");
+        before.assert_unchanged(&sandbox, &[&container]).await;
+        assert!(claim_is_free(&volume), "{point}");
+    }
+    let volume = Volume::loop_device(MIB);
+    for point in ["after-detach", "remove-after-device-del", "remove-after-blockdev-del"] {
+        sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+        let command = sandbox.ecr_runtime_with_faults(&format!("{point}=kill"));
+        let killed = verb(command, &sandbox, "hot-unplug", &at(&container, "/dev/xvda")).run().await;
+        assert_eq!(killed.status, 128 + 9, "{point}");
+        assert_eq!(look(&sandbox, "list", &[]).await[0]["state"], "incomplete", "{point}");
+        assert_eq!(unplug(&sandbox, &at(&container, "/dev/xvda")).await.result, "detached", "{point}");
+        before.assert_unchanged(&sandbox, &[&container]).await;
+        assert!(claim_is_free(&volume), "{point}");
+    }
+}
+
+#[rstest]
+#[tokio::test]
+async fn rights_that_were_there_before_or_are_a_siblings_stay() {
+    let sandbox = boot(&Machine { cgroup: Cgroup::V1, ..Machine::default() }).await;
+    let (without, sibling) = (sandbox.start_container().await, sandbox.start_container().await);
+    // The first SCSI disk is 8:0 in every guest. The pod's list is above its containers'.
+    for cgroup in ["pod".to_owned(), format!("pod/{}", sibling.id())] {
+        let file = format!("/sys/fs/cgroup/devices/{cgroup}/devices.allow");
+        sandbox.observer().write(&file, "b 8:0 rw").await.unwrap();
+    }
+    let by_specification = ContainerOptions { block_devices: vec![(8, 0)], ..ContainerOptions::default() };
+    let with_right = sandbox.start_container_with(&by_specification).await;
+    let rule = "b 8:0 rw".to_owned();
+    assert!(!rules(&sandbox, &without).await.contains(&rule));
+    assert!(rules(&sandbox, &with_right).await.contains(&rule));
+    assert!(rules(&sandbox, &sibling).await.contains(&rule));
+    for (container, had_it) in [(&with_right, true), (&without, false)] {
+        let volume = Volume::image(MIB);
+        let plugged = sandbox.hot_plug(container, &volume, "/dev/xvda").await;
+        assert_eq!(plugged.device_number(), "8:0");
+        assert!(rules(&sandbox, container).await.contains(&rule));
+        unplug(&sandbox, &at(container, "/dev/xvda")).await;
+        assert_eq!(rules(&sandbox, container).await.contains(&rule), had_it);
+        assert!(rules(&sandbox, &sibling).await.contains(&rule), "a sibling keeps its right");
+    }
+}
+
+#[rstest]
+#[tokio::test]
+async fn list_and_inspect_tell_the_truth_and_change_nothing(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let other = sandbox.start_container().await;
+    let (volume, read_only) = (Volume::loop_device(2 * MIB), Volume::image(4 * MIB));
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let command = sandbox.hot_plug_command(&other, &[(&read_only, "/dev/xvdb")]).args(["--read-only"]);
+    command.run().await.succeeded(sandbox.guest());
+    let containers = [&container, &other];
+    let before = Snapshot::of(&sandbox, &containers).await;
+
+    let proxy = QmpProxy::start(&sandbox.qmp_socket()).unwrap();
+    let socket = proxy.path();
+    let through_proxy = ["--qmp", socket.to_str().unwrap()];
+    let listed = look(&sandbox, "list", &through_proxy).await;
+    let of_other = look(&sandbox, "list", &[&through_proxy[..], &["--container", other.id()]].concat()).await;
+    let by_id = [&through_proxy[..], &["--volume", plugged.id()]].concat();
+    let inspected = look(&sandbox, "inspect", &by_id).await;
+    let by_path = [&through_proxy[..], &at(&container, "/dev/xvda")].concat();
+    assert_eq!(look(&sandbox, "inspect", &by_path).await, inspected);
+
+    // What was reported at the plug, word for word, and more.
+    let listed_first = listed.iter().find(|listed| listed["id"] == plugged.id()).unwrap();
+    for (key, value) in plugged.volume.as_object().unwrap() {
+        assert_eq!(&listed_first[key], value, "{key}");
+    }
+    assert_eq!((&inspected[0], inspected.len()), (listed_first, 1));
+    assert_eq!(listed_first["state"], "attached");
+    let guest = &listed_first["guest"];
+    for fact in ["disk_present", "container_running", "node_present", "allowed"] {
+        assert_eq!(guest[fact], true, "{fact}");
+    }
+    assert_eq!((&guest["size"], &guest["read_only"]), (&Value::from(2 * MIB), &Value::from(false)));
+    assert_eq!((listed.len(), of_other.len()), (2, 1));
+    assert_eq!(
+        (&of_other[0]["size"], &of_other[0]["guest"]["read_only"]),
+        (&Value::from(4 * MIB), &true.into())
+    );
+
+    let commands = proxy.commands();
+    let only_looks = |name: &String| {
+        name.starts_with("query-") || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name.as_str())
+    };
+    assert!(commands.len() > 8 && commands.iter().all(only_looks), "{commands:?}");
+    before.assert_unchanged(&sandbox, &containers).await;
+
+    // The container removes its node: that is seen, and undone like anything half done.
+    container.exec(&["rm", "/dev/xvda"]).await;
+    let listed = look(&sandbox, "inspect", &["--volume", plugged.id()]).await;
+    assert_eq!(
+        (&listed[0]["state"], &listed[0]["guest"]["node_present"]),
+        (&"incomplete".into(), &false.into())
+    );
+    unplug(&sandbox, &["--volume", plugged.id()]).await;
+    assert!(claim_is_free(&volume));
+}
+
+#[rstest]
+#[tokio::test]
+async fn without_an_agent_qemus_part_is_listed_and_nothing_is_unplugged(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::loop_device(2 * MIB);
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let nobody = ["--agent", "unix:///nonexistent/agent.sock"];
+    let finished = verb(sandbox.ecr_runtime(), &sandbox, "list", &nobody).run().await;
+    let json = finished.json();
+    assert_eq!((finished.status, &json["guest_error"]["reason"]), (0, &"agent_unreachable".into()), "{json}");
+    assert_eq!(
+        (&json["volumes"][0]["id"], &json["volumes"][0]["guest"]),
+        (&plugged.id().into(), &Value::Null)
+    );
+    let more = [&nobody[..], &["--volume", plugged.id()]].concat();
+    let finished = verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &more).run().await;
+    finished.failed_with(14);
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+}
