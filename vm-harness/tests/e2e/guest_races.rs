@@ -9,7 +9,7 @@ use rstest::rstest;
 use serde_json::json;
 use vm_harness::{Cgroup, Machine, Sandbox, Scan, Snapshot, Volume};
 
-use super::{MIB, boot, boot_with_faults, sandbox, sandbox_with_faults, set_guest_faults};
+use super::{MIB, boot, boot_with_faults, sandbox, sandbox_with_faults, set_guest_faults, wait_for_console};
 
 #[rstest]
 #[tokio::test]
@@ -337,12 +337,4 @@ async fn disk_of_another_size_is_refused(#[future(awt)] sandbox: Sandbox) {
     // The disk was attached before, so the refusal must not take it away.
     before.assert_unchanged(&sandbox, &[&container]).await;
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
-}
-
-async fn wait_for_console(sandbox: &Sandbox, text: &str) {
-    let deadline = tokio::time::Instant::now() + sandbox.guest().scaled(Duration::from_secs(10));
-    while !sandbox.guest().console().text().contains(text) {
-        assert!(tokio::time::Instant::now() < deadline, "the console never said {text:?}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }

@@ -10,7 +10,7 @@ use rstest::rstest;
 use serde_json::Value;
 use vm_harness::{Cgroup, Environment, Error, Machine, QmpProxy, Sandbox, Snapshot, Volume};
 
-use super::{MIB, boot_with_faults, sandbox, set_guest_faults};
+use super::{MIB, boot_with_faults, sandbox, set_guest_faults, wait_for_console};
 
 fn vm_harness() -> Command {
     Command::new(Environment::from_variables().vm_harness().unwrap())
@@ -107,10 +107,7 @@ async fn snapshot_sees_everything_that_a_plug_changes() {
     set_guest_faults(&sandbox, "attach-after-publish=wait\n").await;
     let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).start();
     // The plug waits at its last step: all that it changes is there, and so are its thread and its connection.
-    let text = "fail point attach-after-publish";
-    while !sandbox.guest().console().text().contains(text) {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    wait_for_console(&sandbox, "fail point attach-after-publish").await;
     let during = Snapshot::of(&sandbox, &containers).await;
     for (what, changed) in [
         ("block nodes", before.nodes != during.nodes),

@@ -11,6 +11,8 @@ mod native_vsock;
 mod reference_agent;
 mod shipped;
 
+use std::time::{Duration, Instant};
+
 use rstest::fixture;
 use vm_harness::{Machine, Sandbox};
 
@@ -41,4 +43,13 @@ pub(crate) async fn boot_with_faults(machine: &Machine) -> Sandbox {
 /// Sets the plugin's fail points in the guest (`name=action` a line).
 pub(crate) async fn set_guest_faults(sandbox: &Sandbox, faults: &str) {
     sandbox.observer().write("/run/ecr-fault", faults).await.expect("the guest has a /run");
+}
+
+/// Waits until the guest has printed `text`: the plugin's fail points announce themselves there.
+pub(crate) async fn wait_for_console(sandbox: &Sandbox, text: &str) {
+    let deadline = Instant::now() + sandbox.guest().scaled(Duration::from_secs(10));
+    while !sandbox.guest().console().text().contains(text) {
+        assert!(Instant::now() < deadline, "the console never said {text:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
