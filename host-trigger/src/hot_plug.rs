@@ -60,24 +60,15 @@ pub async fn run(verb: &HotPlug, run_dir: Option<PathBuf>) -> Result<Report, Err
     let place = Place::find(&verb.target.search(run_dir, Some(&verb.container))?)?;
     let container = place.container(&verb.container, &[])?;
     watch.lap("find");
-    let directory = place.lock_directory();
-    let _lock = tokio::select! {
-        lock = lock::acquire(&directory, deadline) => lock?,
-        interrupted = signals.next() => return Err(interrupted),
-    };
+    let _lock = signals.unless_caught(lock::acquire(&place.lock_directory(), deadline)).await?;
     watch.lap("lock");
 
-    let prepared = tokio::select! {
-        prepared = prepare::prepare(&place, &container, verb, deadline, &mut watch) => prepared?,
-        interrupted = signals.next() => return Err(interrupted),
-    };
+    let prepared =
+        signals.unless_caught(prepare::prepare(&place, &container, verb, deadline, &mut watch)).await?;
     fault::point("after-probe").await?;
 
     let (mut plug, mut registry, probe) = Plug::new(verb, &place, container, deadline, watch, prepared)?;
-    let done = tokio::select! {
-        done = plug.run(&mut registry, probe) => done,
-        interrupted = signals.next() => Err(interrupted),
-    };
+    let done = signals.unless_caught(plug.run(&mut registry, probe)).await;
     let Err(cause) = done else { return plug.report() };
     let left = tokio::select! {
         left = plug.take_back() => left,

@@ -45,17 +45,10 @@ pub async fn run(verb: &HotUnplug, run_dir: Option<PathBuf>) -> Result<Report, E
     choice::check(&verb.which)?;
     let place = Place::find(&verb.target.search(run_dir, verb.container.as_deref())?)?;
     watch.lap("find");
-    let directory = place.lock_directory();
-    let _lock = tokio::select! {
-        lock = lock::acquire(&directory, deadline) => lock?,
-        interrupted = signals.next() => return Err(interrupted),
-    };
+    let _lock = signals.unless_caught(lock::acquire(&place.lock_directory(), deadline)).await?;
     watch.lap("lock");
 
-    let prepared = tokio::select! {
-        prepared = prepare(verb, &place, deadline, &mut watch) => prepared?,
-        interrupted = signals.next() => return Err(interrupted),
-    };
+    let prepared = signals.unless_caught(prepare(verb, &place, deadline, &mut watch)).await?;
     let Some((mut removal, subject)) = prepared else { return Ok(report(Outcome::Unchanged, None, watch)) };
 
     let done = {

@@ -29,6 +29,17 @@ impl Signals {
         })
     }
 
+    /// Does `work`, unless a signal comes first: then it is dropped.
+    pub(crate) async fn unless_caught<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            done = work => done,
+            interrupted = self.next() => Err(interrupted),
+        }
+    }
+
     /// The next one, as the error that it makes of the command.
     pub(crate) async fn next(&mut self) -> Error {
         tokio::select! {
