@@ -115,13 +115,14 @@ fn relay(name: &str, from: &UnixStream, to: &UnixStream, record: &Record) -> io:
         if length == 0 {
             return Ok(());
         }
-        send(to, &buffer[..length], &descriptors)?;
+        // Recorded first: whoever has got an answer finds it, and its question, in the record.
         for &byte in &buffer[..length] {
             line.push(byte);
             if byte == b'\n' {
                 record.add(name, &mem::take(&mut line));
             }
         }
+        send(to, &buffer[..length], &descriptors)?;
     }
 }
 
