@@ -19,6 +19,7 @@ pub mod cgroup;
 pub mod device_node;
 mod error;
 mod fault;
+mod listener;
 pub mod namespace;
 mod policy;
 mod reply;
@@ -43,4 +44,5 @@ pub mod contract {
 
 pub use agent::{Agent, Container, ContainerError, Denied, DeviceRule};
 pub use error::{Error, Result, Unsupported};
+pub use listener::incoming;
 pub use service::{serve, service};

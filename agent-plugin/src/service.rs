@@ -14,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 use tokio_vsock::VsockListener;
-use ttrpc::r#async::{Server, Service, TtrpcContext, transport::Listener};
+use ttrpc::r#async::{Server, Service, TtrpcContext};
 
 use crate::{
     agent::{Agent, ContainerError},
@@ -23,6 +23,7 @@ use crate::{
     device_node::NodePath,
     error::{Error, Result},
     fault,
+    listener::incoming,
     namespace::Target,
     policy, reply, request,
     volume::{self, Arrival, Attachment, Departure, Failed, Slots, Stages, Ticket},
@@ -39,7 +40,7 @@ pub fn service(agent: Arc<impl Agent>) -> HashMap<String, Service> {
 /// # Errors
 /// The server does not start.
 pub async fn serve(agent: Arc<impl Agent>, listener: VsockListener) -> io::Result<()> {
-    let mut server = Server::new().add_listener(Listener::from(listener)).register_service(service(agent));
+    let mut server = Server::new().add_listener(incoming(listener)?).register_service(service(agent));
     server.start().await.map_err(io::Error::other)?;
     std::future::pending().await
 }

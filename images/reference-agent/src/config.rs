@@ -8,8 +8,8 @@ const PATH: &str = "/proc/cmdline";
 /// What the command line says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Config {
-    /// `agent.server_addr`: where the agent listens.
-    pub(crate) server_address: String,
+    /// `agent.server_addr=vsock://-1:PORT`: where the agent listens.
+    pub(crate) port: u32,
     /// `agent.block_volume=off`: an agent that was built without the plugin.
     pub(crate) block_volume: bool,
     /// `agent.block_volume_port`: serves the plugin on a vsock port of its own too.
@@ -33,7 +33,7 @@ impl Config {
 
     fn parse(text: &str) -> io::Result<Self> {
         let mut config = Self {
-            server_address: "vsock://-1:1024".into(),
+            port: 1024,
             block_volume: true,
             block_volume_port: None,
             denied: Vec::new(),
@@ -44,7 +44,10 @@ impl Config {
             let wrong =
                 || io::Error::new(io::ErrorKind::InvalidInput, format!("{name}={value} is not understood"));
             match name {
-                "agent.server_addr" => config.server_address = value.into(),
+                "agent.server_addr" => {
+                    let port = value.strip_prefix("vsock://-1:").and_then(|port| port.parse().ok());
+                    config.port = port.ok_or_else(wrong)?;
+                }
                 "agent.block_volume" => {
                     config.block_volume = match value {
                         "on" => true,
@@ -73,7 +76,7 @@ mod tests {
     #[test]
     fn without_parameters_the_agent_listens_on_vsock_1024_and_uses_cgroup_v1() {
         let config = Config::parse("console=ttyS0 quiet\n").unwrap();
-        assert_eq!(config.server_address, "vsock://-1:1024");
+        assert_eq!(config.port, 1024);
         assert!(config.block_volume && !config.cgroup_v2 && config.denied.is_empty());
     }
 
@@ -82,7 +85,7 @@ mod tests {
         let text = "agent.server_addr=vsock://-1:9 agent.block_volume=off agent.block_volume_port=1025 \
                     agent.deny=A,B agent.deny=C agent.log=debug cgroup_no_v1=all";
         let expected = Config {
-            server_address: "vsock://-1:9".into(),
+            port: 9,
             block_volume: false,
             block_volume_port: Some(1025),
             denied: ["A", "B", "C"].map(str::to_owned).into(),
@@ -95,7 +98,12 @@ mod tests {
 
     #[test]
     fn a_value_that_is_not_understood_is_named() {
-        for wrong in ["agent.block_volume=no", "agent.block_volume_port=x", "agent.log=loud"] {
+        for wrong in [
+            "agent.server_addr=unix:///a",
+            "agent.block_volume=no",
+            "agent.block_volume_port=x",
+            "agent.log=loud",
+        ] {
             let error = Config::parse(wrong).unwrap_err().to_string();
             assert!(error.starts_with(wrong), "{error}");
         }

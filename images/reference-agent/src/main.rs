@@ -80,14 +80,14 @@ async fn run() -> Result<(), Box<dyn Error>> {
         service.extra_features.push(FEATURE.to_owned());
     }
     let mut server = ttrpc::r#async::Server::new()
-        .bind(&config.server_address)?
+        .add_listener(agent_plugin::incoming(listen(config.port)?)?)
         .register_service(create_agent_service(Arc::new(service)))
         .register_service(create_health(Arc::new(Health)));
     if let Some(plugin) = &plugin {
         server = server.register_service(agent_plugin::service(Arc::clone(plugin)));
     }
     if let (Some(plugin), Some(port)) = (plugin, config.block_volume_port) {
-        let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
+        let listener = listen(port)?;
         tokio::spawn(async move {
             if let Err(error) = agent_plugin::serve(plugin, listener).await {
                 tracing::error!("serving the plugin on port {port}: {error}");
@@ -95,10 +95,14 @@ async fn run() -> Result<(), Box<dyn Error>> {
         });
     }
     server.start().await?;
-    tracing::info!("serving at {}, cgroup {cgroups:?}", config.server_address);
+    tracing::info!("serving at vsock port {}, cgroup {cgroups:?}", config.port);
 
     destroyed.notified().await;
     // Waits until the last reply is on its way.
     server.shutdown().await?;
     Ok(())
+}
+
+fn listen(port: u32) -> io::Result<VsockListener> {
+    VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
 }

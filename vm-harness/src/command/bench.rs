@@ -3,6 +3,7 @@
 //! The floor is a client that is already connected and sends the same three QMP commands (add-fd, blockdev-add, device_add,
 //! as a recording of ours has them), and a bare program in the guest that has its uevent socket open, writes `0 T L` to the
 //! host's `scan` file and answers at the block event. The process's start is measured by itself, with a call that does nothing.
+//! So is what comes on top of the floor whatever the code is like: a connection to the agent, and an empty call on it.
 
 use std::{
     ffi::OsStr,
@@ -18,7 +19,7 @@ use host_trigger::qmp::Qmp;
 use serde_json::Value;
 use vm_harness::{Container, Conversation, Error, Machine, QmpProxy, Sandbox, Volume, remove_from_qemu};
 
-use super::{share::Share, step::step};
+use super::{empty_call::empty_call, share::Share, step::step};
 
 /// What to measure.
 #[derive(Debug, Args)]
@@ -42,6 +43,8 @@ struct Rounds {
     start: Vec<u64>,
     floor: Vec<Vec<(&'static str, u64)>>,
     stages: Vec<Value>,
+    connect: Vec<u64>,
+    empty_call: Vec<u64>,
 }
 
 impl Bench {
@@ -59,11 +62,14 @@ impl Bench {
             let (whole, stages) = hot_plug(&sandbox, &container, &volume, &mut monitor).await?;
             let floor = floor(&mut monitor, &mut observer, &volume, &commands, round).await?;
             let start = process_start(&sandbox).await;
+            let (connect, call) = empty_call(&sandbox).await?;
             if round >= WARM_UP {
                 rounds.whole.push(whole);
                 rounds.stages.push(stages);
                 rounds.floor.push(floor);
                 rounds.start.push(start);
+                rounds.connect.push(micros(connect));
+                rounds.empty_call.push(micros(call));
             }
         }
         rounds.print(&sandbox);
@@ -205,6 +211,9 @@ impl Rounds {
         for name in ["add_fd", "blockdev_add", "device_add", "guest"] {
             row(&format!("  {name}"), &self.floor(name));
         }
+        println!("\na question to the agent that does nothing");
+        row("  connect", &self.connect);
+        row("  call", &self.empty_call);
         let ratio = median(&work) as f64 / median(&self.floor("total")) as f64;
         println!("\nhot-plug without the process, beside the floor: {ratio:.2} at the median");
     }

@@ -3,6 +3,7 @@
 mod bench;
 mod boot;
 mod demo;
+mod empty_call;
 mod exec;
 mod share;
 mod step;
