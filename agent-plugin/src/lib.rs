@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `service` | the wire: decodes, asks the agent, starts a thread, encodes (with `request`, `reply`, `policy`) |
 //! | `volume` | the sequences and their undo; no encoding |
-//! | [`scsi`], [`block`], [`uevent`], [`namespace`], [`device_node`], [`cgroup`] | one kernel interface each, and none of each other's |
+//! | [`scsi`], [`block`], [`disk_stats`], [`uevent`], [`namespace`], [`device_node`], [`cgroup`] | one kernel interface each, and none of each other's |
 //!
 //! The modules of kernel interfaces are public for tests and fuzzers; agents need none of them.
 
@@ -17,6 +17,7 @@ mod agent;
 pub mod block;
 pub mod cgroup;
 pub mod device_node;
+pub mod disk_stats;
 mod error;
 mod fault;
 mod listener;

@@ -9,12 +9,13 @@ use crate::{
     cgroup,
     contract::block_volume as wire,
     device_node::Occupant,
+    disk_stats::DiskStats,
     scsi::ScsiHost,
-    volume::{Attached, Departure, Detached, Failed, Guest, Inspected, Outcome, PathState},
+    volume::{Attached, Departure, Detached, Failed, Guest, Inspected, Outcome, PathState, Resized},
 };
 
 const API_LEVEL: u32 = 1;
-const CAPABILITIES: [&str; 3] = ["attach", "detach", "inspect"];
+const CAPABILITIES: [&str; 4] = ["attach", "detach", "inspect", "resize"];
 
 /// Paths come from the host with up to 4,096 bytes each, and messages quote some of them.
 const LONGEST_MESSAGE: usize = 1024;
@@ -89,8 +90,23 @@ pub(crate) fn inspect(
     response
 }
 
-pub(crate) fn resize_failed(failed: &Failed) -> wire::ResizeResponse {
-    wire::ResizeResponse { failure: some_failure(failed), ..Default::default() }
+pub(crate) fn resize(
+    result: Result<&[Resized], &Failed>,
+    stages: &[(&'static str, Duration)],
+) -> wire::ResizeResponse {
+    let mut response =
+        wire::ResizeResponse { stages: stages.iter().map(stage).collect(), ..Default::default() };
+    let resized = |volume: &Resized| wire::Resized {
+        serial: volume.serial.clone(),
+        unchanged: volume.unchanged,
+        size: volume.size,
+        ..Default::default()
+    };
+    match result {
+        Ok(volumes) => response.resized = volumes.iter().map(resized).collect(),
+        Err(failed) => response.failure = some_failure(failed),
+    }
+    response
 }
 
 /// What every Probe says, whatever becomes of the rest.
@@ -191,6 +207,7 @@ fn inspected((subject, inspected): (&Departure, &Inspected)) -> wire::Inspected 
         allowed: inspected.allowed,
         filter: inspected.filter.map(filter_mode).unwrap_or_default().into(),
         leftovers: inspected.leftovers.clone(),
+        stats: inspected.stats.map(stats).into(),
         ..Default::default()
     };
     if let Some(disk) = &inspected.disk {
@@ -199,6 +216,22 @@ fn inspected((subject, inspected): (&Departure, &Inspected)) -> wire::Inspected 
         encoded.device = device_number(disk.number);
     }
     encoded
+}
+
+fn stats(stats: DiskStats) -> wire::BlockStats {
+    wire::BlockStats {
+        reads: stats.reads,
+        read_bytes: stats.read_bytes,
+        read_ms: stats.read_ms,
+        writes: stats.writes,
+        written_bytes: stats.written_bytes,
+        write_ms: stats.write_ms,
+        discards: stats.discards,
+        flushes: stats.flushes,
+        in_flight: stats.in_flight,
+        errors: stats.errors,
+        ..Default::default()
+    }
 }
 
 fn device_number(number: DeviceNumber) -> MessageField<wire::DeviceNumber> {

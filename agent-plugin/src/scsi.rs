@@ -1,6 +1,6 @@
-//! SCSI hosts and devices of the guest's kernel: address, virtio-scsi host, scan, delete.
+//! SCSI hosts and devices of the guest's kernel: address, virtio-scsi host, scan, rescan, delete.
 //!
-//! Wraps `/sys/class/scsi_host/hostN/scan` and `/sys/bus/scsi/devices/H:C:T:L/delete`
+//! Wraps `/sys/class/scsi_host/hostN/scan` and `/sys/bus/scsi/devices/H:C:T:L/{rescan,delete}`
 //! ([SCSI mid-layer](https://docs.kernel.org/scsi/scsi_mid_low_api.html), [sysfs-bus-scsi](https://docs.kernel.org/admin-guide/abi-testing.html)).
 
 use std::{
@@ -73,6 +73,15 @@ impl ScsiDevice {
     /// Whether the kernel has it.
     pub fn exists(&self) -> bool {
         sysfs::exists(&format!("{DEVICES}/{self}"))
+    }
+
+    /// Lets the kernel ask the device for its capacity again; returns when that is done.
+    ///
+    /// # Errors
+    /// The kernel refuses, or the device is gone.
+    pub fn rescan(&self) -> Result<()> {
+        let rescan = self.directory().join("rescan");
+        sysfs::write(&rescan, "1").map_err(Error::system("write", rescan.display().to_string()))
     }
 
     /// Takes the device out of the kernel and returns when that is done. A device that is gone already is fine.

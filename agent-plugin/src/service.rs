@@ -140,14 +140,18 @@ impl<A: Agent> rpc::BlockVolume for BlockVolume<A> {
         request: wire::ResizeRequest,
     ) -> ttrpc::Result<wire::ResizeResponse> {
         let began = Instant::now();
-        match self.allow_resize(&request).await {
-            Ok(()) => Err(unimplemented("a resize")),
-            Err(error) => {
-                let failed = Failed::from(error);
-                log("resize", &"", began, Some(&failed));
-                Ok(reply::resize_failed(&failed))
+        let prepared = self.prepare_resize(&request).await.map(|(attachments, ticket, timeout)| {
+            move || {
+                let mut stages = Stages::new("resize");
+                let result = volume::resize(&attachments, &ticket, began + timeout, &mut stages);
+                let reply = reply::resize(result.as_deref(), &stages.taken);
+                let audit = move || {
+                    log("resize", &Volumes(attachments.iter().collect()), began, result.as_ref().err());
+                };
+                (reply, audit)
             }
-        }
+        });
+        Ok(answer("resize", began, prepared, |failed| reply::resize(Err(failed), &[])).await)
     }
 }
 
@@ -224,10 +228,16 @@ impl<A: Agent> BlockVolume<A> {
         Ok(subjects)
     }
 
-    async fn allow_resize(&self, request: &wire::ResizeRequest) -> Result<()> {
-        request::timeout(request.timeout_ms)?;
+    async fn prepare_resize(
+        &self,
+        request: &wire::ResizeRequest,
+    ) -> Result<(Vec<Attachment>, Ticket, Duration)> {
+        let timeout = request::timeout(request.timeout_ms)?;
         let attachments = request::attachments(&request.attachments)?;
-        Ok(self.agent.authorize(policy::RESIZE, &policy::attachments(&attachments)).await?)
+        self.agent.authorize(policy::RESIZE, &policy::attachments(&attachments)).await?;
+        // In the queue as an attach is: a detach of one of these volumes ends the wait.
+        let ticket = self.slots.attach(serials(attachments.iter()))?;
+        Ok((attachments, ticket, timeout))
     }
 
     async fn target(&self, id: &str) -> Result<Target> {

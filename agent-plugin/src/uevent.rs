@@ -61,6 +61,11 @@ impl<'a> Uevent<'a> {
     pub fn adds_disk(&self) -> bool {
         self.action == "add" && self.subsystem == "block" && self.devtype == "disk"
     }
+
+    /// Whether it tells of a whole disk that something about it, such as its size, is new.
+    pub fn changes_disk(&self) -> bool {
+        self.action == "change" && self.subsystem == "block" && self.devtype == "disk"
+    }
 }
 
 /// What [`UeventSocket::receive`] found.
@@ -157,6 +162,15 @@ mod tests {
     #[case::nothing_said("add@/x/block/sda")]
     fn other_events_add_no_disk(#[case] message: &str) {
         assert!(!Uevent::parse(message.as_bytes()).unwrap().adds_disk());
+    }
+
+    #[rstest]
+    #[case(b"change@/x/block/sda\0SUBSYSTEM=block\0RESIZE=1\0DEVTYPE=disk\0", true)]
+    #[case::of_the_scsi_device(b"change@/x/0:0:5:3\0SUBSYSTEM=scsi\0DEVTYPE=scsi_device\0", false)]
+    #[case::partition(b"change@/x/block/sda/sda1\0SUBSYSTEM=block\0DEVTYPE=partition\0", false)]
+    #[case::other_action(ADD, false)]
+    fn a_changed_disk_is_understood(#[case] message: &[u8], #[case] changes: bool) {
+        assert_eq!(Uevent::parse(message).unwrap().changes_disk(), changes);
     }
 
     #[rstest]

@@ -1,4 +1,4 @@
-//! The attach and detach sequences with their undo, and what can be said about an attachment. Knows no encoding.
+//! The attach, detach and resize sequences with their undo, and what can be said about an attachment. Knows no encoding.
 //!
 //! Everything here is synchronous and runs on a thread that lives for one request: nothing can cut it in the middle.
 
@@ -6,6 +6,7 @@ mod attach;
 mod detach;
 mod hunt;
 mod inspect;
+mod resize;
 mod slots;
 
 use std::{
@@ -32,6 +33,7 @@ use crate::{
 pub(crate) use attach::attach;
 pub(crate) use detach::detach;
 pub(crate) use inspect::{Guest, Inspected, PathState, inspect, paths, probe};
+pub(crate) use resize::resize;
 pub(crate) use slots::{Slots, Ticket};
 
 /// What a container may do with a volume.
@@ -96,6 +98,14 @@ pub(crate) struct Attached {
 pub(crate) struct Detached {
     pub(crate) serial: String,
     pub(crate) unchanged: bool,
+}
+
+/// A volume whose size the kernel knows.
+#[derive(Debug)]
+pub(crate) struct Resized {
+    pub(crate) serial: String,
+    pub(crate) unchanged: bool,
+    pub(crate) size: u64,
 }
 
 /// An attachment with the container that it goes to.

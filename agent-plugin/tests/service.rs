@@ -109,7 +109,7 @@ async fn probe_tells_what_the_guest_can_do() {
     let reply = guest.client.probe(context(), &wire::ProbeRequest::default()).await.unwrap();
     assert_eq!(reason(&reply.failure), Reason::REASON_UNSPECIFIED);
     assert_eq!((reply.api_level, reply.plugin_version.as_str()), (1, env!("CARGO_PKG_VERSION")));
-    assert_eq!(reply.capabilities, ["attach", "detach", "inspect"]);
+    assert_eq!(reply.capabilities, ["attach", "detach", "inspect", "resize"]);
     assert!(reply.container.is_none());
     let asked = guest.agent.asked.lock().unwrap().clone();
     assert_eq!(asked, [("ProbeBlockVolumeRequest".to_owned(), json!({ "container_id": "", "paths": [] }))]);
@@ -226,11 +226,27 @@ async fn a_request_out_of_bounds_reaches_neither_policy_nor_container(
 #[tokio::test]
 async fn what_is_not_written_yet_is_unimplemented() {
     let guest = guest(None, false).await;
-    let resize =
-        wire::ResizeRequest { attachments: vec![attachment("c1")], timeout_ms: 1, ..Default::default() };
-    assert_eq!(code(guest.client.resize(context(), &resize).await), ttrpc::Code::UNIMPLEMENTED);
     let forced = wire::DetachRequest { force: true, ..detach(attachment("c1")) };
     assert_eq!(code(guest.client.detach(context(), &forced).await), ttrpc::Code::UNIMPLEMENTED);
+}
+
+#[tokio::test]
+async fn a_resize_of_a_disk_that_is_not_there_is_refused_whatever_the_container() {
+    let guest = guest(None, false).await;
+    let mut item = attachment("unknown");
+    item.controller = "0000:ff:1f.7".into();
+    let mut request = wire::ResizeRequest { attachments: vec![item], timeout_ms: 1000, ..Default::default() };
+    let reply = guest.client.resize(context(), &request).await.unwrap();
+    assert_eq!(reason(&reply.failure), Reason::REASON_NO_CONTROLLER, "{:?}", reply.failure);
+    assert_eq!(reply.failure.serial, "0123456789abcdef");
+    assert!(reply.failure.undone && reply.resized.is_empty());
+    let stages: Vec<_> = reply.stages.iter().map(|stage| stage.name.as_str()).collect();
+    assert_eq!(stages, ["uevent-socket"]);
+
+    request.attachments[0].size = 513;
+    let reply = guest.client.resize(context(), &request).await.unwrap();
+    assert_eq!(reason(&reply.failure), Reason::REASON_INVALID_REQUEST);
+    assert_eq!(guest.agent.asked.lock().unwrap().len(), 1, "the policy is asked for what is valid");
 }
 
 #[rstest]

@@ -133,6 +133,28 @@ impl Search {
     }
 }
 
+/// The disk of a volume that is there already.
+pub(super) fn find(attachment: &Attachment, hosts: &[ScsiHost]) -> Result<BlockDevice> {
+    let hosts = ScsiHost::candidates(hosts, attachment.controller.as_deref())?;
+    let mut other = None;
+    for device in hosts.iter().map(|host| host.device(attachment.address)) {
+        match block::serial(device)? {
+            Some(serial) if serial == attachment.serial => {
+                if let Some(disk) = BlockDevice::at(device)? {
+                    return Ok(disk);
+                }
+            }
+            serial => other = other.or(serial),
+        }
+    }
+    Err(Error::IdentityMismatch {
+        device: attachment.address.to_string(),
+        what: "serial",
+        found: other.map_or("none".to_owned(), |serial| format!("{serial:?}")),
+        expected: format!("{:?}", attachment.serial),
+    })
+}
+
 /// Waits until every disk of the batch is there.
 pub(super) fn wait(
     searches: &mut [Search],

@@ -8,6 +8,7 @@ use crate::{
     block::{self, BlockDevice, DeviceNumber},
     cgroup::{self, Filter},
     device_node::{NodePath, Occupant, Place},
+    disk_stats::DiskStats,
     error::{Error, Result, Unsupported},
     namespace::Target,
     scsi::{self, ScsiHost},
@@ -82,6 +83,7 @@ pub(crate) struct Inspected {
     pub(crate) allowed: bool,
     pub(crate) filter: Option<cgroup::Mode>,
     pub(crate) leftovers: Vec<String>,
+    pub(crate) stats: Option<DiskStats>,
 }
 
 /// How attachments look, in their order.
@@ -102,6 +104,7 @@ fn inspect_one(
         {
             inspected.size = disk.size()?;
             inspected.read_only = disk.read_only()?;
+            inspected.stats = Some(DiskStats::of(&disk)?);
             inspected.disk = Some(disk);
         }
     }

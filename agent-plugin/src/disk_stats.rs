@@ -1,0 +1,116 @@
+//! What the kernel counts of a disk since it appeared: the block layer's
+//! [`stat`](https://docs.kernel.org/block/stat.html), and `ioerr_cnt` of the SCSI device below it.
+
+use std::path::Path;
+
+use crate::{
+    block::BlockDevice,
+    error::{Error, Result},
+    sysfs,
+};
+
+/// Of one disk. Times add up over requests that ran side by side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DiskStats {
+    /// Reads that ended.
+    pub reads: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Milliseconds that reads took.
+    pub read_ms: u64,
+    /// Writes that ended.
+    pub writes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Milliseconds that writes took.
+    pub write_ms: u64,
+    /// Discards that ended.
+    pub discards: u64,
+    /// Flushes that ended; none before Linux 5.5.
+    pub flushes: u64,
+    /// Requests under way.
+    pub in_flight: u64,
+    /// SCSI commands that failed.
+    pub errors: u64,
+}
+
+impl DiskStats {
+    /// As they are now.
+    ///
+    /// # Errors
+    /// sysfs cannot be read, or the disk is gone.
+    pub fn of(disk: &BlockDevice) -> Result<DiskStats> {
+        let stat = format!("/sys/class/block/{}/stat", disk.name);
+        let errors = disk.device.directory().join("ioerr_cnt");
+        let text = text(Path::new(&stat))?;
+        let parsed = DiskStats::parse(&text).ok_or(Error::Malformed { subject: stat, found: text })?;
+        let text = self::text(&errors)?;
+        let count = text.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        let subject = errors.display().to_string();
+        Ok(DiskStats { errors: count.ok_or(Error::Malformed { subject, found: text })?, ..parsed })
+    }
+
+    /// Columns of numbers; later kernels add some on the right. Sectors are of 512 bytes.
+    fn parse(text: &str) -> Option<DiskStats> {
+        let columns: Vec<u64> = text.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+        let [reads, _, sectors_read, read_ms, writes, _, sectors_written, write_ms, in_flight, _, _, ..] =
+            columns[..]
+        else {
+            return None;
+        };
+        let later = |column: usize| columns.get(column).copied().unwrap_or_default();
+        Some(DiskStats {
+            reads,
+            read_bytes: sectors_read.saturating_mul(512),
+            read_ms,
+            writes,
+            written_bytes: sectors_written.saturating_mul(512),
+            write_ms,
+            discards: later(11),
+            flushes: later(15),
+            in_flight,
+            errors: 0,
+        })
+    }
+}
+
+fn text(path: &Path) -> Result<String> {
+    let bytes = sysfs::read_bytes(path)?;
+    let bytes = bytes.ok_or_else(|| {
+        Error::system("read", path.display().to_string())(std::io::Error::from_raw_os_error(libc::ENOENT))
+    })?;
+    Ok(String::from_utf8_lossy(&bytes).trim_end().chars().take(400).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STAT: &str = "     71        3     2432       25       12       1      512       15        2       \
+        40       45        6        0     4096        7        9        3";
+
+    #[test]
+    fn columns_have_their_meaning() {
+        let expected = DiskStats {
+            reads: 71,
+            read_bytes: 2432 * 512,
+            read_ms: 25,
+            writes: 12,
+            written_bytes: 512 * 512,
+            write_ms: 15,
+            discards: 6,
+            flushes: 9,
+            in_flight: 2,
+            errors: 0,
+        };
+        assert_eq!(DiskStats::parse(STAT), Some(expected));
+    }
+
+    #[test]
+    fn an_older_kernel_has_fewer_columns_and_no_fewer_than_eleven() {
+        let eleven = "1 2 3 4 5 6 7 8 9 10 11";
+        assert_eq!(DiskStats::parse(eleven).unwrap().flushes, 0);
+        assert_eq!(DiskStats::parse(&eleven[..eleven.len() - 3]), None);
+        assert_eq!(DiskStats::parse("1 2 3 4 5 6 7 8 9 10 x"), None);
+    }
+}
