@@ -31,6 +31,8 @@ pub struct Container {
     pub(crate) agent: Agent,
     guest: Option<Arc<Guest>>,
     pub(crate) execs: Arc<AtomicU32>,
+    /// Of its processes, beside the default ones.
+    pub(crate) capabilities: Vec<String>,
 }
 
 impl Container {
@@ -41,7 +43,11 @@ impl Container {
         agent: &Agent,
         guest: &Arc<Guest>,
     ) -> Result<Self, Error> {
-        let this = Self { guest: Some(Arc::clone(guest)), ..Self::existing(id, agent) };
+        let this = Self {
+            guest: Some(Arc::clone(guest)),
+            capabilities: options.capabilities.clone(),
+            ..Self::existing(id, agent)
+        };
         let request = CreateContainerRequest {
             container_id: id.to_owned(),
             exec_id: id.to_owned(),
@@ -72,7 +78,13 @@ impl Container {
     }
 
     fn existing(id: &str, agent: &Agent) -> Self {
-        Self { id: id.to_owned(), agent: agent.clone(), guest: None, execs: Arc::default() }
+        Self {
+            id: id.to_owned(),
+            agent: agent.clone(),
+            guest: None,
+            execs: Arc::default(),
+            capabilities: Vec::new(),
+        }
     }
 
     /// Its id.

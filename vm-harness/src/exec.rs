@@ -61,7 +61,7 @@ impl Container {
         let request = ExecProcessRequest {
             container_id: self.id.clone(),
             exec_id: exec_id.clone(),
-            process: MessageField::some(process(&command)),
+            process: MessageField::some(process(&command, &self.capabilities)),
             ..ExecProcessRequest::default()
         };
         self.call("ExecProcess", self.agent.service().exec_process(self.agent.context(), &request)).await?;

@@ -47,6 +47,21 @@ pub struct ContainerOptions {
     pub command: Vec<String>,
     /// Further mounts.
     pub mounts: Vec<Mount>,
+    /// Capabilities beside the default ones.
+    pub capabilities: Vec<String>,
+}
+
+impl ContainerOptions {
+    /// It may mount, and finds the guest's programs (`resize2fs`, `dmsetup`, `mdadm`) in `/usr/sbin`.
+    #[must_use]
+    pub fn privileged() -> Self {
+        let programs = ["/usr", "/lib", "/lib64"];
+        Self {
+            mounts: programs.map(|path| mount(path, "bind", path, &["rbind", "ro"])).to_vec(),
+            capabilities: vec!["CAP_SYS_ADMIN".to_owned()],
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for ContainerOptions {
@@ -56,6 +71,7 @@ impl Default for ContainerOptions {
             block_devices: Vec::new(),
             command: ["/bin/sleep", "1000000"].map(str::to_owned).to_vec(),
             mounts: Vec::new(),
+            capabilities: Vec::new(),
         }
     }
 }
@@ -85,7 +101,7 @@ pub(crate) fn spec(id: &str, options: &ContainerOptions) -> Spec {
     }));
     Spec {
         Version: "1.0.2".to_owned(),
-        Process: MessageField::some(process(&options.command)),
+        Process: MessageField::some(process(&options.command, &options.capabilities)),
         Root: MessageField::some(Root { Path: "/ctr/rootfs".to_owned(), ..Root::default() }),
         Hostname: "container".to_owned(),
         Mounts: mounts,
@@ -99,9 +115,9 @@ pub(crate) fn spec(id: &str, options: &ContainerOptions) -> Spec {
     }
 }
 
-/// A process with the default capabilities.
-pub(crate) fn process(command: &[String]) -> Process {
-    let capabilities = || CAPABILITIES.map(str::to_owned).to_vec();
+/// A process with the default capabilities and `more`.
+pub(crate) fn process(command: &[String], more: &[String]) -> Process {
+    let capabilities = || CAPABILITIES.map(str::to_owned).into_iter().chain(more.iter().cloned()).collect();
     Process {
         User: MessageField::some(User::default()),
         Args: command.to_vec(),

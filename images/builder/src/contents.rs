@@ -18,8 +18,8 @@ use crate::{
 /// Loaded at every boot, in this order, after what each depends on.
 const MODULES: [&str; 4] = ["virtio_pci", "virtio_scsi", "sd_mod", "vmw_vsock_virtio_transport"];
 /// Loaded only where the kernel's command line says so (`guest.modules=ata_piix`), and left out where the kernel has no such
-/// module: other kinds of SCSI hosts (Debian's cloud kernel has no `ahci`), and vsock within the guest.
-const ON_DEMAND: [&str; 4] = ["ahci", "ata_piix", "vmw_pvscsi", "vsock_loopback"];
+/// module: other kinds of SCSI hosts (Debian's cloud kernel has no `ahci`), what can be made of a disk, and vsock within the guest.
+const ON_DEMAND: [&str; 7] = ["ahci", "ata_piix", "dm_mod", "loop", "raid1", "vmw_pvscsi", "vsock_loopback"];
 
 /// The applets that containers find in `/bin`.
 const APPLETS: [&str; 58] = [
@@ -98,6 +98,10 @@ pub struct Programs {
     pub crun: PathBuf,
     /// A static busybox.
     pub busybox: PathBuf,
+    /// Further programs, put at `/usr/sbin`, with their libraries.
+    pub tools: Vec<PathBuf>,
+    /// Unpacked packages, whose libraries come before this machine's.
+    pub trees: Vec<PathBuf>,
     /// Directories whose files are laid over the guest's root.
     pub extra: Vec<PathBuf>,
 }
@@ -122,8 +126,13 @@ pub fn initramfs(kernel: &Kernel, programs: &Programs) -> Result<Archive, Error>
     }
     static_program(&mut archive, "bin/busybox", &programs.busybox)?;
     archive.link("bin/sh", "busybox");
-    dynamic_program(&mut archive, "usr/bin/agent", &programs.agent)?;
-    dynamic_program(&mut archive, "usr/bin/crun", &programs.crun)?;
+    let trees = &programs.trees;
+    dynamic_program(&mut archive, "usr/bin/agent", &programs.agent, trees)?;
+    dynamic_program(&mut archive, "usr/bin/crun", &programs.crun, trees)?;
+    for tool in &programs.tools {
+        let name = tool.file_name().unwrap_or_default().to_string_lossy();
+        dynamic_program(&mut archive, &format!("usr/sbin/{name}"), tool, trees)?;
+    }
 
     kernel_modules(&mut archive, kernel)?;
     container_root(&mut archive, "ctr/rootfs", &programs.busybox)?;
@@ -141,10 +150,15 @@ fn static_program(archive: &mut Archive, path: &str, program: &Path) -> Result<(
     Ok(())
 }
 
-fn dynamic_program(archive: &mut Archive, path: &str, program: &Path) -> Result<(), Error> {
+fn dynamic_program(
+    archive: &mut Archive,
+    path: &str,
+    program: &Path,
+    trees: &[PathBuf],
+) -> Result<(), Error> {
     archive.file(path, 0o755, fs::read(program).map_err(at(program))?);
-    for library in library::needed_by(program)? {
-        archive.file(&library.to_string_lossy(), 0o755, fs::read(&library).map_err(at(&library))?);
+    for (inside, library) in library::needed_by(program, trees)? {
+        archive.file(&inside.to_string_lossy(), 0o755, fs::read(&library).map_err(at(&library))?);
     }
     Ok(())
 }

@@ -34,6 +34,12 @@ struct Arguments {
     /// Busybox (static)
     #[arg(long, value_name = "PATH", default_value = "/bin/busybox")]
     busybox: PathBuf,
+    /// Further program, put at /usr/sbin with its libraries; may be repeated
+    #[arg(long, value_name = "PATH")]
+    tool: Vec<PathBuf>,
+    /// Directory of unpacked packages, whose libraries come before this machine's; may be repeated
+    #[arg(long, value_name = "DIR")]
+    tree: Vec<PathBuf>,
     /// Directory whose files are laid over the guest's root; may be repeated
     #[arg(long, value_name = "DIR")]
     extra: Vec<PathBuf>,
@@ -51,6 +57,8 @@ fn main() -> ExitCode {
         probe: arguments.probe,
         crun: arguments.crun,
         busybox: arguments.busybox,
+        tools: arguments.tool,
+        trees: arguments.tree,
         extra: arguments.extra,
     };
     let built =
