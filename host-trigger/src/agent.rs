@@ -10,7 +10,7 @@ use std::{fmt, io, path::PathBuf, str::FromStr, time::Duration};
 use agent_plugin::contract::{
     block_volume::{
         AttachRequest, AttachResponse, DetachRequest, DetachResponse, Failure, InspectRequest,
-        InspectResponse, ProbeRequest, ProbeResponse,
+        InspectResponse, ProbeRequest, ProbeResponse, ResizeRequest, ResizeResponse,
     },
     block_volume_ttrpc::BlockVolumeClient,
 };
@@ -161,7 +161,7 @@ macro_rules! reply {
     ($($kind:ty),*) => { $(impl Reply for $kind { fn failure(&mut self) -> Option<Failure> { self.failure.take() } })* };
 }
 
-reply!(ProbeResponse, AttachResponse, DetachResponse, InspectResponse);
+reply!(ProbeResponse, AttachResponse, DetachResponse, InspectResponse, ResizeResponse);
 
 impl Agent {
     /// The service behind `client`.
@@ -213,6 +213,14 @@ impl Agent {
         deadline: Deadline,
     ) -> Result<InspectResponse, Error> {
         accepted(call("Inspect", deadline, |context| self.client.inspect(context, request)).await?)
+    }
+
+    /// Makes the guest read the sizes of disks again.
+    ///
+    /// # Errors
+    /// As the guest says, or the reply was lost.
+    pub async fn resize(&self, request: &ResizeRequest, deadline: Deadline) -> Result<ResizeResponse, Error> {
+        accepted(call("Resize", deadline, |context| self.client.resize(context, request)).await?)
     }
 }
 

@@ -72,7 +72,22 @@ pub(crate) fn find(
     }
 }
 
+/// All volumes, or those of `container`, by container and path.
+///
+/// # Errors
+/// There is no such container.
+pub(crate) fn all(container: Option<&str>, place: &Place, registry: &Registry) -> Result<Vec<Known>, Error> {
+    let mut known = registry.known();
+    let container = container.map(|prefix| place.container(prefix, &containers(&known))).transpose()?;
+    known.retain(|(_, presence)| match (&container, presence.destination()) {
+        (Some(container), holder) => holder.is_some_and(|(holder, _)| holder == container),
+        (None, _) => true,
+    });
+    known.sort_by(|(_, a), (_, b)| a.destination().cmp(&b.destination()));
+    Ok(known)
+}
+
 /// The containers that volumes are recorded for.
-pub(crate) fn containers(known: &[Known]) -> Vec<&str> {
+fn containers(known: &[Known]) -> Vec<&str> {
     known.iter().filter_map(|(_, presence)| Some(presence.destination()?.0)).collect()
 }

@@ -15,7 +15,10 @@ use crate::{
     deadline::parse_duration,
     hot_plug, hot_unplug, list,
     output::{self, Failure, Format},
+    resize::{self, Resize},
     sandbox::Search,
+    stats::{self, Stats},
+    throttle::{self, LimitArgs, Throttle},
     volume::VolumeId,
 };
 
@@ -54,6 +57,9 @@ enum Verb {
     HotUnplug(Box<HotUnplug>),
     List(Box<List>),
     Inspect(Box<Inspect>),
+    Resize(Box<Resize>),
+    Throttle(Box<Throttle>),
+    Stats(Box<Stats>),
 }
 
 /// Which sandbox, how to reach it, and how to tell what came of it; the same for all verbs.
@@ -125,6 +131,10 @@ pub struct HotPlug {
     /// Permission bits of the device in the container, in octal
     #[arg(long, value_name = "BITS", default_value = "660", value_parser = parse_mode)]
     pub mode: u32,
+
+    /// What every volume is limited to, from the start.
+    #[command(flatten)]
+    pub limits: LimitArgs,
 }
 
 /// Which volume of those that are plugged.
@@ -221,7 +231,7 @@ fn parse_mode(text: &str) -> Result<u32, String> {
     mode.ok_or_else(|| "expected permission bits in octal, at most 777".to_owned())
 }
 
-fn parse_volume(text: &str) -> Result<VolumeId, String> {
+pub(crate) fn parse_volume(text: &str) -> Result<VolumeId, String> {
     VolumeId::parse(text).ok_or_else(|| "expected sixteen hexadecimal digits in lower case".to_owned())
 }
 
@@ -248,6 +258,12 @@ pub fn run() -> ExitCode {
                 Verb::HotUnplug(verb) => wait_for(hot_unplug::run(verb, run_dir)).map(report),
                 Verb::List(verb) => wait_for(list::list(verb, run_dir)).map(listing),
                 Verb::Inspect(verb) => wait_for(list::inspect(verb, run_dir)).map(listing),
+                Verb::Resize(verb) => wait_for(resize::run(verb, run_dir)).map(report),
+                Verb::Throttle(verb) => wait_for(throttle::run(verb, run_dir)).map(report),
+                Verb::Stats(verb) => {
+                    let count = |counted| output::print_stats(&counted, format, verb.prometheus);
+                    wait_for(stats::run(verb, run_dir)).map(count)
+                }
             };
             match done {
                 Ok(()) => ExitCode::SUCCESS,
@@ -268,6 +284,9 @@ impl Verb {
             Self::HotUnplug(verb) => &verb.target,
             Self::List(verb) => &verb.target,
             Self::Inspect(verb) => &verb.target,
+            Self::Resize(verb) => &verb.target,
+            Self::Throttle(verb) => &verb.target,
+            Self::Stats(verb) => &verb.target,
         }
     }
 }
@@ -294,49 +313,5 @@ fn refuse(error: &clap::Error) -> ExitCode {
 }
 
 #[cfg(test)]
-mod tests {
-    use rstest::rstest;
-
-    use super::*;
-
-    #[test]
-    fn the_command_is_well_formed() {
-        Cli::command().debug_assert();
-    }
-
-    #[rstest]
-    #[case("660", Some(0o660))]
-    #[case("0600", Some(0o600))]
-    #[case("1777", None)]
-    #[case("8", None)]
-    #[case("+7", None)]
-    #[case("", None)]
-    fn modes_are_octal(#[case] text: &str, #[case] mode: Option<u32>) {
-        assert_eq!(parse_mode(text).ok(), mode);
-    }
-
-    #[rstest]
-    #[case(&["hot-unplug", "--device-path", "/d"], true)]
-    #[case(&["hot-unplug", "--volume", "0123456789abcdef"], true)]
-    #[case(&["hot-unplug"], false)]
-    #[case(&["hot-unplug", "--volume", "0123456789abcdef", "--device-path", "/d"], false)]
-    #[case(&["hot-unplug", "--volume", "0123456789ABCDEF"], false)]
-    #[case(&["hot-unplug", "--volume", "01234567"], false)]
-    #[case(&["inspect"], false)]
-    #[case(&["list"], true)]
-    fn a_volume_is_named_in_one_way(#[case] words: &[&str], #[case] accepted: bool) {
-        let line = [&["x", "block-volume"][..], words, &["--sandbox", "s"]].concat();
-        assert_eq!(Cli::try_parse_from(line).is_ok(), accepted);
-    }
-
-    #[test]
-    fn the_run_directory_is_taken_before_and_after_the_verb() {
-        let verb = ["--container", "c", "--block-volume", "/b", "--device-path", "/d"];
-        for line in [
-            [&["x", "--run-dir", "/r", "block-volume", "hot-plug"][..], &verb].concat(),
-            [&["x", "block-volume", "hot-plug", "--run-dir", "/r"][..], &verb].concat(),
-        ] {
-            assert_eq!(Cli::try_parse_from(line).unwrap().run_dir, Some("/r".into()));
-        }
-    }
-}
+#[path = "cli_tests.rs"]
+mod tests;

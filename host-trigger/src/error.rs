@@ -41,6 +41,9 @@ pub enum Error {
     #[error("the VM has no virtio-scsi controller {name:?}, but: {}", .found.join(", "))]
     ControllerUnknown { name: String, found: Vec<String> },
 
+    #[error("{why}")]
+    Limits { why: String },
+
     // Not found.
     #[error("there is no sandbox {id:?} in {}", .searched.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" or "))]
     SandboxNotFound { id: String, searched: Vec<PathBuf> },
@@ -65,6 +68,13 @@ pub enum Error {
     #[error("another run is plugging the volume {volume}")]
     AnotherRun { volume: String },
 
+    #[error("the volume {volume} cannot have these limits: {why}")]
+    LimitsConflict { volume: String, why: String },
+    #[error("the volume {volume} has {present} bytes, and {asked} are fewer")]
+    WouldShrink { volume: String, asked: u64, present: u64 },
+    #[error("the block device {path:?} has {size} bytes, not {asked}")]
+    DeviceSize { path: PathBuf, asked: u64, size: u64 },
+
     // Unsafe sources.
     #[error("{path:?} is empty")]
     SourceEmpty { path: PathBuf },
@@ -81,6 +91,11 @@ pub enum Error {
     #[error("the size of {path:?}, {size} bytes, is not a multiple of 512")]
     SourceUnaligned { path: PathBuf, size: u64 },
 
+    #[error("{path:?} is not the volume any more that was plugged")]
+    SourceReplaced { path: PathBuf },
+    #[error("the image {path:?} cannot have {size} bytes where it is")]
+    ImageLimit { path: PathBuf, size: u64, source: QmpError },
+
     // Time.
     #[error("time ran out while waiting for {what}")]
     TimedOut { what: String },
@@ -95,6 +110,9 @@ pub enum Error {
 
     #[error("the record of volume {volume} is lost: what the guest has of it is not known")]
     RecordLost { volume: String },
+
+    #[error("the volume {volume} is half plugged or half unplugged")]
+    HalfPlugged { volume: String },
 
     // The guest and its agent.
     #[error("the guest says: {}", printable(.message))]
@@ -127,6 +145,9 @@ pub enum Error {
     NoController,
     #[error("the VM has no free SCSI address")]
     NoAddress,
+
+    #[error("the volume {volume} is plugged read-only, and QEMU resizes only what it can write")]
+    ResizeReadOnly { volume: String },
 
     // The host.
     #[error("{call} {path:?} is not permitted")]
@@ -191,6 +212,7 @@ impl Error {
             Self::ControllerUnknown { .. } => {
                 ("unknown_controller", 2, Some("name one of these with --controller"))
             }
+            Self::Limits { .. } => ("invalid_limits", 2, None),
             Self::SandboxNotFound { .. } => (
                 "sandbox_not_found",
                 3,
@@ -209,6 +231,19 @@ impl Error {
                 ("other_container", 4, Some("name that container with --container, or none"))
             }
             Self::AnotherRun { .. } => ("another_run", 4, Some("try again when the other run has ended")),
+            Self::LimitsConflict { .. } => (
+                "limits_conflict",
+                4,
+                Some("`ecr-runtime block-volume inspect` shows the limits that it has"),
+            ),
+            Self::WouldShrink { .. } => (
+                "would_shrink",
+                4,
+                Some("--allow-shrink makes it smaller; what is beyond the new end is lost"),
+            ),
+            Self::DeviceSize { .. } => {
+                ("device_size", 4, Some("give the device its size on the host, and leave out --size here"))
+            }
             Self::SourceEmpty { .. } => ("source_empty", 6, Some("give the volume a size first")),
             Self::SourceKind { .. } => ("source_kind", 6, None),
             Self::SourceMounted { .. } => ("source_mounted", 6, Some("unmount it first")),
@@ -217,6 +252,14 @@ impl Error {
             Self::SourceReadOnly { .. } => ("source_read_only", 6, Some("plug it with --read-only")),
             Self::SourceUnaligned { .. } => {
                 ("source_unaligned", 6, Some("grow the file to a multiple of 512 bytes"))
+            }
+            Self::SourceReplaced { .. } => (
+                "source_replaced",
+                6,
+                Some("QEMU still has the other one: unplug it, or bring it back to its path"),
+            ),
+            Self::ImageLimit { .. } => {
+                ("image_limit", 6, Some("its file system takes no file of this size, or has no space"))
             }
             Self::TimedOut { .. } | Self::AgentTimedOut { .. } | Self::AgentSilent { .. } => {
                 ("timed_out", 7, Some("a longer --timeout may help"))
@@ -228,6 +271,11 @@ impl Error {
                 "record_lost",
                 8,
                 Some("plug it again as before, which takes back what is left, and unplug it then"),
+            ),
+            Self::HalfPlugged { .. } => (
+                "half_plugged",
+                8,
+                Some("plug it again as before, or unplug it: both take back what is left"),
             ),
             Self::Guest { reason, .. } => guest_class(*reason),
             Self::NoPlugin => {
@@ -247,6 +295,7 @@ impl Error {
                 ("no_controller", 10, Some("Kata makes one with block_device_driver = \"virtio-scsi\""))
             }
             Self::NoAddress => ("no_address", 10, Some("unplug other volumes first")),
+            Self::ResizeReadOnly { .. } => ("read_only_volume", 10, Some("unplug it, and plug it again")),
             Self::Denied { .. } => ("denied", 11, Some("run it as root")),
             Self::System { .. } => ("system", 1, None),
             // 128 + n does not leave the range: only 1, 2 and 15 are caught.

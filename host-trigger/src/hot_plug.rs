@@ -23,7 +23,9 @@ use crate::{
     cli::HotPlug,
     deadline::Stopwatch,
     disk::{self, Address, Addresses},
-    fault, lock,
+    fault,
+    limits::Limits,
+    lock,
     output::{self, Outcome, Report, SCHEMA, Scsi, Timings, Volume},
     prepare::{self, Prepared},
     printable::printable,
@@ -83,6 +85,7 @@ fn check(verb: &HotPlug) -> Result<(), Error> {
     if volumes != paths {
         return Err(Error::Unpaired { volumes, paths });
     }
+    verb.limits.change()?.alone()?;
     if volumes > MOST_VOLUMES {
         return Err(Error::TooMany { count: volumes });
     }
@@ -126,6 +129,7 @@ impl<'a> Plug<'a> {
     ) -> Result<(Self, Registry, ProbeResponse), Error> {
         let run = format!("{:08x}", fastrand::u32(..));
         let controller = prepared.registry.controller(verb.controller.as_deref())?;
+        let limits = verb.limits.change()?.alone()?;
         let mut items: Vec<Item> = Vec::with_capacity(prepared.sources.len());
         for (source, path) in prepared.sources.into_iter().zip(&verb.device_path) {
             let id = VolumeId::derive(&place.sandbox, &source.identity);
@@ -161,6 +165,7 @@ impl<'a> Plug<'a> {
                 controller,
                 address,
                 attached: None,
+                limits,
             });
         }
         let link = Link { address: prepared.address, agent: prepared.agent, qmp: prepared.qmp };
@@ -206,8 +211,14 @@ impl<'a> Plug<'a> {
             if presence.is_nothing() {
                 self.check_path_of_records(registry, index)?;
             } else if let Some(committed) = presence.committed() {
+                let mut limits = Limits::read(&mut self.link.qmp).await?;
                 let item = &mut self.items[index];
                 check_same(&item.intent, &committed.intent)?;
+                item.limits = limits.remove(&item.id).unwrap_or_default();
+                if self.verb.limits.change()?.of(&item.id, &item.limits).ok() != Some(item.limits) {
+                    let (volume, differs) = (item.id.to_string(), vec!["limit (--iops, --bps)"]);
+                    return Err(Error::OtherOptions { volume, differs });
+                }
                 let placement = &committed.placement;
                 let named = self.verb.controller.as_ref();
                 if named.is_some_and(|named| *named != placement.controller) {
@@ -287,6 +298,11 @@ impl<'a> Plug<'a> {
         item.address = disk::add_device(qmp, &item.id, &item.source, &item.controller.id, addresses).await?;
         fault::point("after-device-add").await?;
         self.watch.lap("device_add");
+        // Before the guest is asked to make it usable: QEMU has no way to add a device with limits.
+        if !item.limits.is_unlimited() {
+            item.limits.write(qmp, &item.id).await?;
+            self.watch.lap("throttle");
+        }
         let Item { id, controller, address: Address { target, lun }, .. } = &self.items[index];
         self.note(|| format!("volume {id} is disk {}:{target}:{lun}", controller.id));
         Ok(())
@@ -373,6 +389,7 @@ impl<'a> Plug<'a> {
                 device_number: format!("{}:{}", placement.major, placement.minor),
                 device_filter: placement.filter,
                 node: placement.node,
+                throttle: item.limits,
             })
         });
         let volumes = volumes.collect();

@@ -6,16 +6,18 @@
 //!
 //! | file | knows |
 //! |---|---|
-//! | [`cli`] | flags and verbs; one file per verb: [`hot_plug`], [`hot_unplug`], [`list`] with `inspect` |
+//! | [`cli`] | flags and verbs; one file per verb: [`hot_plug`], [`hot_unplug`], [`list`] with `inspect`, [`resize`], [`throttle`], [`stats`] |
 //! | [`sandbox`], [`shim`] | where a Kata host keeps what belongs to a sandbox |
 //! | [`source`], [`holders`] | the volume on the host: opened once, vetted, and who else has it |
 //! | [`qmp`], [`registry`], [`record`] | QEMU's monitor, and what it keeps for us |
 //! | [`agent`] | the agent's addresses, how to dial it, its replies |
 //! | [`listing`], `survey`, `choice` | volumes that are plugged: which is meant, what is known of it, how it is shown |
+//! | [`limits`], [`block_stats`], `prometheus` | a volume's limits and counters, in QEMU's words and in ours |
 //! | [`undo`] | how everything is taken back |
-//! | [`error`], [`output`] | what a person or a program gets to see |
+//! | [`error`], [`output`], `table`, `size` | what a person or a program gets to see |
 
 pub mod agent;
+pub mod block_stats;
 mod choice;
 pub mod cli;
 pub mod deadline;
@@ -26,22 +28,29 @@ mod fault;
 pub mod holders;
 pub mod hot_plug;
 pub mod hot_unplug;
+pub mod limits;
 pub mod list;
 pub mod listing;
 mod lock;
 pub mod output;
 mod prepare;
 mod printable;
+mod prometheus;
 pub mod qmp;
 mod reach;
 pub mod record;
 pub mod registry;
+pub mod resize;
 pub mod sandbox;
 pub mod shim;
 mod signals;
+mod size;
 mod socket_peers;
 pub mod source;
+pub mod stats;
 mod survey;
+mod table;
+pub mod throttle;
 pub mod undo;
 mod unix_socket;
 pub mod volume;

@@ -8,6 +8,7 @@ use crate::{
     choice::{self, Known},
     cli::{Inspect, List, Target},
     deadline::Stopwatch,
+    limits::Limits,
     listing::Listing,
     lock,
     output::{Failure, SCHEMA, Timings},
@@ -23,19 +24,9 @@ use crate::{
 /// # Errors
 /// The sandbox is not found, or its QEMU cannot be asked.
 pub async fn list(verb: &List, run_dir: Option<PathBuf>) -> Result<Listing, Error> {
-    let choose = |place: &Place, registry: &Registry| {
-        let mut known = registry.known();
-        let container = verb.container.as_deref();
-        let container =
-            container.map(|prefix| place.container(prefix, &choice::containers(&known))).transpose()?;
-        known.retain(|(_, presence)| match (&container, presence.destination()) {
-            (Some(container), holder) => holder.is_some_and(|(holder, _)| holder == container),
-            (None, _) => true,
-        });
-        known.sort_by(|(_, a), (_, b)| a.destination().cmp(&b.destination()));
-        Ok(known)
-    };
-    look("list", "listed", &verb.target, verb.container.as_deref(), run_dir, choose).await
+    let container = verb.container.as_deref();
+    let choose = |place: &Place, registry: &Registry| choice::all(container, place, registry);
+    look("list", "listed", &verb.target, container, run_dir, choose).await
 }
 
 /// Runs `inspect`.
@@ -81,9 +72,14 @@ async fn look_now(
     let _lock = lock::acquire(&place.lock_directory(), deadline).await?;
     watch.lap("lock");
     let (mut qmp, registry, guest) = Reached::new(&place, deadline).await?.split();
+    let chosen = choose(&place, &registry)?;
+    let mut limits = Limits::read(&mut qmp).await?;
     let mut subjects = Vec::new();
-    for known in choose(&place, &registry)? {
-        subjects.push(Subject::new(&mut qmp, &registry, &place.sandbox, known).await?);
+    for known in chosen {
+        let throttle = limits.remove(&known.0).unwrap_or_default();
+        let mut subject = Subject::new(&mut qmp, &registry, &place.sandbox, known).await?;
+        subject.volume.throttle = throttle;
+        subjects.push(subject);
     }
     watch.lap("qemu");
     let mut volumes = Vec::new();

@@ -3,8 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    output::{FailureBody, Timings, Volume, human_size},
+    output::{FailureBody, Timings, Volume},
     printable::printable,
+    size::human_size,
+    table,
 };
 
 /// What is plugged into a sandbox.
@@ -86,8 +88,9 @@ pub struct GuestView {
 
 /// The table of `list`.
 pub(crate) fn table(listing: &Listing) -> String {
-    let mut rows =
-        vec![["VOLUME", "STATE", "SIZE", "CONTAINER", "PATH", "SOURCE", "GUEST"].map(str::to_owned)];
+    let mut rows = vec![
+        ["VOLUME", "STATE", "SIZE", "CONTAINER", "PATH", "SOURCE", "GUEST", "LIMITS"].map(str::to_owned),
+    ];
     rows.extend(listing.volumes.iter().map(|Listed { volume, state, .. }| {
         let access = if volume.read_only { " ro" } else { "" };
         [
@@ -99,16 +102,10 @@ pub(crate) fn table(listing: &Listing) -> String {
             printable(&volume.device_path),
             printable(&volume.source_device.to_string_lossy()),
             printable(&volume.guest_device),
+            if volume.throttle.is_unlimited() { String::new() } else { volume.throttle.to_string() },
         ]
-        .map(|text| if text.is_empty() { "-".to_owned() } else { text })
     }));
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 7] = std::array::from_fn(width);
-    let line = |row: &[String; 7]| {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    let mut lines: Vec<_> = rows.iter().map(line).collect();
+    let mut lines = table::table(rows);
     if listing.volumes.is_empty() {
         lines = vec!["no volumes are plugged".to_owned()];
     }
@@ -133,6 +130,7 @@ pub(crate) fn details(listing: &Listing) -> String {
         line("address", &format!("{} {}:{}", scsi.controller, scsi.target, scsi.lun));
         line("guest device", &format!("{} ({})", volume.guest_device, volume.device_number));
         line("device filter", &volume.device_filter);
+        line("limits", &volume.throttle.to_string());
         if let Some(guest) = guest {
             let yes = |fact: bool| if fact { "yes" } else { "no" };
             line("in the guest", "");

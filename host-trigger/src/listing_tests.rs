@@ -1,6 +1,9 @@
 use std::path::Path;
 
-use crate::output::{SCHEMA, Scsi};
+use crate::{
+    limits::{Limit, Limits},
+    output::{SCHEMA, Scsi},
+};
 
 use super::*;
 
@@ -21,6 +24,7 @@ fn listed(state: State, path: &str) -> Listed {
             device_number: "8:0".into(),
             device_filter: "none".into(),
             node: "mknod".into(),
+            throttle: Limits::default(),
         },
         state,
         guest: Some(GuestView {
@@ -69,11 +73,14 @@ fn the_json_form_is_stable() {
 
 #[test]
 fn columns_are_as_wide_as_their_widest_cell_and_nothing_escapes() {
-    let volumes = vec![listed(State::Attached, "/dev/xvda"), listed(State::ContainerGone, "/dev/\u{1b}[2J")];
+    let mut volumes =
+        vec![listed(State::Attached, "/dev/xvda"), listed(State::ContainerGone, "/dev/\u{1b}[2J")];
+    let iops = Some(Limit { limit: 100, ..Limit::default() });
+    volumes[1].volume.throttle = Limits { iops, ..Limits::default() };
     let expected = "\
-VOLUME            STATE                  SIZE       CONTAINER     PATH            SOURCE    GUEST
-0123456789abcdef  attached               64 MiB ro  0123456789ab  /dev/xvda       /dev/sdb  sda
-0123456789abcdef  stale: container gone  64 MiB ro  0123456789ab  /dev/\\u{1b}[2J  /dev/sdb  sda";
+VOLUME            STATE                  SIZE       CONTAINER     PATH            SOURCE    GUEST  LIMITS
+0123456789abcdef  attached               64 MiB ro  0123456789ab  /dev/xvda       /dev/sdb  sda    -
+0123456789abcdef  stale: container gone  64 MiB ro  0123456789ab  /dev/\\u{1b}[2J  /dev/sdb  sda    iops 100";
     assert_eq!(table(&listing(volumes)), expected);
 }
 
@@ -83,7 +90,7 @@ fn what_is_not_known_is_a_dash_and_no_volume_is_said_in_words() {
     half.volume.source_device = Path::new("").into();
     half.volume.guest_device.clear();
     let text = table(&listing(vec![half]));
-    assert!(text.ends_with("0123456789ab  -     -       -"), "{text}");
+    assert!(text.ends_with("0123456789ab  -     -       -      -"), "{text}");
     assert_eq!(table(&listing(Vec::new())), "no volumes are plugged");
 }
 

@@ -15,8 +15,12 @@ use serde::{
 
 use crate::{
     Error,
+    limits::Limits,
     listing::{self, Listing},
     printable::printable,
+    prometheus,
+    size::human_size,
+    stats::{self, Counted},
 };
 
 /// The version of the JSON form; it changes only where something is renamed or taken away.
@@ -36,7 +40,7 @@ pub enum Format {
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// The verb, `hot-plug` or `hot-unplug`.
+    /// The verb: `hot-plug`, `hot-unplug`, `resize` or `throttle`.
     pub command: String,
     /// What became of it.
     pub result: Outcome,
@@ -56,6 +60,10 @@ pub enum Outcome {
     Unchanged,
     /// The volume is gone from its container, its guest and QEMU.
     Detached,
+    /// QEMU and the guest have the new size.
+    Resized,
+    /// QEMU keeps the new limits.
+    Throttled,
 }
 
 /// One volume in one container.
@@ -91,6 +99,9 @@ pub struct Volume {
     pub device_filter: String,
     /// How the container got its node: `mknod` or `bind`.
     pub node: String,
+    /// What it is limited to; absent: unlimited.
+    #[serde(default, skip_serializing_if = "Limits::is_unlimited")]
+    pub throttle: Limits,
 }
 
 /// A path that is not UTF-8 is shown as far as it is: JSON has no bytes.
@@ -194,6 +205,16 @@ pub fn print_listing(listing: &Listing, format: Format) {
     }
 }
 
+/// Prints the counters of `stats`.
+pub fn print_stats(counted: &Counted, format: Format, as_prometheus: bool) {
+    match format {
+        // The format's own last line has its end.
+        _ if as_prometheus => print(prometheus::exposition(counted).trim_end()),
+        Format::Human => print(&stats::human(counted)),
+        Format::Json => print_json(counted),
+    }
+}
+
 /// Prints `failure`: for programs on standard output, for people on standard error.
 pub fn print_failure(failure: &Failure, format: Format) {
     match format {
@@ -229,6 +250,8 @@ fn human(report: &Report) -> String {
         let verb = match report.result {
             Outcome::Attached => "plugged",
             Outcome::Detached => "unplugged",
+            Outcome::Resized => "resized",
+            Outcome::Throttled => "throttled",
             Outcome::Unchanged => "unchanged:",
         };
         let access = if volume.read_only { ", read-only" } else { "" };
@@ -254,6 +277,9 @@ fn human(report: &Report) -> String {
             volume.scsi.lun,
             volume.device_filter,
         ));
+        if !volume.throttle.is_unlimited() || report.result == Outcome::Throttled {
+            lines.push(format!("  limits: {}", volume.throttle));
+        }
     }
     if report.volumes.is_empty() {
         lines.push("unchanged: no such volume is plugged".to_owned());
@@ -264,20 +290,10 @@ fn human(report: &Report) -> String {
     lines.join("\n")
 }
 
-pub(crate) fn human_size(bytes: u64) -> String {
-    let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
-    match units.iter().find(|(_, shift)| bytes >= 1 << shift) {
-        Some((unit, shift)) if bytes.is_multiple_of(1 << shift) => format!("{} {unit}", bytes >> shift),
-        Some((unit, shift)) => format!("{:.1} {unit}", bytes as f64 / (1u64 << shift) as f64),
-        None => format!("{bytes} bytes"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use rstest::rstest;
-
     use super::*;
+    use crate::limits::Limit;
 
     fn report() -> Report {
         Report {
@@ -299,6 +315,7 @@ mod tests {
                 device_number: "8:0".into(),
                 device_filter: "none".into(),
                 node: "mknod".into(),
+                throttle: Limits::default(),
             }],
             timings_us: Timings(vec![
                 ("probe".into(), 1200),
@@ -322,6 +339,27 @@ mod tests {
     }
 
     #[test]
+    fn limits_are_told_where_there_are_any() {
+        let mut report = report();
+        let bps = Some(Limit { limit: 10 << 20, burst: 20 << 20, burst_seconds: 2 });
+        report.volumes[0].throttle = Limits { bps, ..Limits::default() };
+        let json = serde_json::to_string(&report).unwrap();
+        let expected =
+            r#""node":"mknod","throttle":{"bps":{"limit":10485760,"burst":20971520,"burst_seconds":2}}}"#;
+        assert!(json.contains(expected), "{json}");
+        assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
+        assert!(
+            human(&report).contains("\n  limits: bps 10 MiB (burst 20 MiB for 2 s)\n"),
+            "{}",
+            human(&report)
+        );
+        report.volumes[0].throttle = Limits::default();
+        assert!(!human(&report).contains("limits"));
+        report.result = Outcome::Throttled;
+        assert!(human(&report).contains("\n  limits: unlimited\n"));
+    }
+
+    #[test]
     fn the_json_form_of_a_failure_is_stable() {
         let failure = Failure::from(&Error::SourceEmpty { path: "/dev/loop0".into() });
         let expected = r#"{"error":{"reason":"source_empty","exit_code":6,"message":"\"/dev/loop0\" is empty","hint":"give the volume a size first"}}"#;
@@ -336,14 +374,5 @@ mod tests {
             "plugged /dev/disk/by-id/x (64 MiB, read-only) at /dev/xvda in container c1\n  volume 0123456789abcdef, in \
              the guest sda (8:0) at scsi0 255:3, device filter: none\n  took 21 ms"
         );
-    }
-
-    #[rstest]
-    #[case(512, "512 bytes")]
-    #[case(1 << 30, "1 GiB")]
-    #[case(3 << 29, "1.5 GiB")]
-    #[case((1 << 20) + 512, "1.0 MiB")]
-    fn sizes_are_readable(#[case] bytes: u64, #[case] text: &str) {
-        assert_eq!(human_size(bytes), text);
     }
 }

@@ -61,7 +61,11 @@ impl<'a> Reached<'a> {
     }
 }
 
-async fn ask_qemu(place: &Place, deadline: Deadline) -> Result<(Qmp, Registry), Error> {
+/// QEMU alone, with all that it has.
+///
+/// # Errors
+/// It cannot be asked.
+pub(crate) async fn ask_qemu(place: &Place, deadline: Deadline) -> Result<(Qmp, Registry), Error> {
     let mut qmp = place.connect_qmp(deadline).await?;
     let mut registry = Registry::read(&mut qmp).await?;
     registry.read_nodes(&mut qmp).await?;

@@ -7,6 +7,7 @@ use crate::{
     Deadline, Error,
     agent::Agent,
     choice::Known,
+    limits::Limits,
     listing::{GuestView, Listed, State},
     output::{Failure, Scsi, Volume},
     printable::printable,
@@ -29,7 +30,7 @@ pub(crate) struct Subject {
 }
 
 impl Subject {
-    /// Asks QEMU for what the registry does not tell.
+    /// Asks QEMU for what the registry does not tell. The limits are left to those verbs that show them.
     ///
     /// # Errors
     /// QEMU does not tell the disk's address.
@@ -71,6 +72,7 @@ impl Subject {
             device_number: placement.map(|p| format!("{}:{}", p.major, p.minor)).unwrap_or_default(),
             device_filter: placement.map(|placement| placement.filter.clone()).unwrap_or_default(),
             node: placement.map(|placement| placement.node.clone()).unwrap_or_default(),
+            throttle: Limits::default(),
         };
         Ok(Self { known, volume, question })
     }
@@ -81,15 +83,8 @@ impl Subject {
     /// The agent cannot be asked any more; what it refuses is told with the volume.
     pub(crate) async fn ask(&self, agent: &Agent, deadline: Deadline) -> Result<Listed, Error> {
         let Some(question) = &self.question else { return Ok(self.without_guest()) };
-        let request = InspectRequest { attachments: vec![question.clone()], ..Default::default() };
-        match agent.inspect(&request, deadline).await {
-            Ok(mut reply) => match (reply.inspected.pop(), reply.inspected.len()) {
-                (Some(seen), 0) if seen.serial == self.volume.id => Ok(self.with_guest(&seen)),
-                _ => {
-                    let what = "another volume, or another number of them".to_owned();
-                    Err(Error::AgentAnswer { method: "Inspect", what })
-                }
-            },
+        match inspect(agent, question, deadline).await {
+            Ok(seen) => Ok(self.with_guest(&seen)),
             Err(refused @ Error::Guest { .. }) => {
                 let guest_error = Some(Failure::from(&refused).error);
                 Ok(Listed { guest_error, ..self.without_guest() })
@@ -132,6 +127,26 @@ impl Subject {
             leftovers: seen.leftovers.iter().take(MOST_LEFTOVERS).map(|name| printable(name)).collect(),
         };
         Listed { volume, state, guest: Some(guest), guest_error: None }
+    }
+}
+
+/// What the guest says of one volume.
+///
+/// # Errors
+/// It refuses, does not answer, or tells of something else.
+pub(crate) async fn inspect(
+    agent: &Agent,
+    question: &Detachment,
+    deadline: Deadline,
+) -> Result<Inspected, Error> {
+    let request = InspectRequest { attachments: vec![question.clone()], ..Default::default() };
+    let mut reply = agent.inspect(&request, deadline).await?;
+    match (reply.inspected.pop(), reply.inspected.len()) {
+        (Some(seen), 0) if seen.serial == question.attachment.serial => Ok(seen),
+        _ => {
+            let what = "another volume, or another number of them".to_owned();
+            Err(Error::AgentAnswer { method: "Inspect", what })
+        }
     }
 }
 

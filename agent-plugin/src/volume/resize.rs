@@ -10,6 +10,7 @@ use std::{os::fd::AsFd as _, time::Instant};
 use super::{Attachment, Failed, Guard, OfVolume as _, Resized, Stages, Ticket, hunt};
 use crate::{
     block::BlockDevice,
+    fault,
     scsi::{ScsiDevice, ScsiHost},
     uevent::{Received, UeventSocket},
 };
@@ -77,7 +78,7 @@ fn sequence<'a>(
     }
     stages.end("lookup")?;
 
-    for disk in all.iter_mut().filter(|disk| disk.is_pending()) {
+    for disk in all.iter_mut().filter(|disk| disk.is_pending() && !fault::skips("rescan")) {
         disk.disk.device.rescan().of(&disk.attachment.serial)?;
         disk.look()?;
     }

@@ -5,6 +5,7 @@ use agent_plugin::contract::block_volume::Attached;
 use crate::{
     Error,
     disk::Address,
+    limits::Limits,
     printable::printable,
     record::{Access, Intent, Placement, filter_name, node_way_name},
     registry::{Committed, Controller},
@@ -36,6 +37,8 @@ pub(super) struct Item {
     pub(super) controller: Controller,
     pub(super) address: Address,
     pub(super) attached: Option<Attached>,
+    /// What QEMU limits it to.
+    pub(super) limits: Limits,
 }
 
 /// Is what is plugged what is asked for?

@@ -8,10 +8,10 @@ use std::{
 
 use agent_plugin::contract::{
     block_volume::{
-        Access, AttachRequest, AttachResponse, Attached, Attachment, ContainerState, DetachRequest,
-        DetachResponse, Detached, Detachment, DeviceNumber, Failure, FilterMode, FilterState, InspectRequest,
-        InspectResponse, Inspected, NodeWay, Outcome, PathState, PathUse, ProbeRequest, ProbeResponse,
-        Reason, Stage,
+        Access, AttachRequest, AttachResponse, Attached, Attachment, BlockStats, ContainerState,
+        DetachRequest, DetachResponse, Detached, Detachment, DeviceNumber, Failure, FilterMode, FilterState,
+        InspectRequest, InspectResponse, Inspected, NodeWay, Outcome, PathState, PathUse, ProbeRequest,
+        ProbeResponse, Reason, ResizeRequest, ResizeResponse, Resized, Stage,
     },
     block_volume_ttrpc::{self, BlockVolume},
 };
@@ -33,6 +33,21 @@ pub enum Behaviour {
     TellsFewer,
 }
 
+/// What it does when a disk is to have another size than before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnResize {
+    Follows,
+    /// It keeps the size that it had, and says so.
+    Stays,
+    /// It takes the new size, and fails all the same.
+    FollowsAndFails,
+    /// It takes the new size and never answers.
+    Hangs,
+    TellsAnotherSize,
+    /// Whatever the size.
+    Refuses(Reason),
+}
+
 pub struct Guest {
     pub behaviour: Mutex<Behaviour>,
     pub attached: Mutex<HashMap<String, Attachment>>,
@@ -51,6 +66,10 @@ pub struct Guest {
     /// Containers that do not run any more.
     pub gone: Mutex<Vec<String>>,
     pub inspect_failure: Mutex<Option<Reason>>,
+    /// Sizes that it was asked to have, in order.
+    pub sizes: Mutex<Vec<u64>>,
+    pub on_resize: Mutex<OnResize>,
+    pub stats: Mutex<Option<BlockStats>>,
     /// Told at each request to attach.
     pub asked: Notify,
     address: PathBuf,
@@ -74,6 +93,9 @@ impl Guest {
             hangs_at_detach: Mutex::default(),
             gone: Mutex::default(),
             inspect_failure: Mutex::default(),
+            sizes: Mutex::default(),
+            on_resize: Mutex::new(OnResize::Follows),
+            stats: Mutex::default(),
             asked: Notify::new(),
             address: address.to_owned(),
             server: tokio::sync::Mutex::default(),
@@ -235,18 +257,57 @@ impl BlockVolume for Guest {
         for subject in request.attachments {
             let attachment = subject.attachment.unwrap();
             let running = !self.gone.lock().unwrap().contains(&attachment.container_id);
-            let attached = self.attached.lock().unwrap().contains_key(&attachment.serial);
+            let size = self.attached.lock().unwrap().get(&attachment.serial).map(|known| known.size);
+            let attached = size.is_some();
             reply.inspected.push(Inspected {
                 serial: attachment.serial,
                 disk_present: attached,
                 guest_device: "sdz".to_owned(),
                 device: Some(DeviceNumber { major: 8, minor: 400, ..Default::default() }).into(),
-                size: attachment.size,
+                size: size.unwrap_or(attachment.size),
+                stats: self.stats.lock().unwrap().clone().into(),
                 read_only: attachment.access == Access::ACCESS_READ_ONLY.into(),
                 container_running: running,
                 node_present: attached && running,
                 allowed: attached && running,
                 filter: FilterMode::FILTER_MODE_V1.into(),
+                ..Default::default()
+            });
+        }
+        Ok(reply)
+    }
+
+    async fn resize(&self, _: &TtrpcContext, request: ResizeRequest) -> ttrpc::Result<ResizeResponse> {
+        let behaviour = *self.on_resize.lock().unwrap();
+        if let OnResize::Refuses(reason) = behaviour {
+            return Ok(ResizeResponse { failure: failure(reason, true), ..Default::default() });
+        }
+        let mut reply = ResizeResponse::new();
+        for Attachment { serial, size, .. } in request.attachments {
+            self.sizes.lock().unwrap().push(size);
+            let before = self.attached.lock().unwrap()[&serial].size;
+            if before != size && behaviour == OnResize::Stays {
+                let failure = failure(Reason::REASON_TIMED_OUT, true);
+                return Ok(ResizeResponse { failure, ..Default::default() });
+            }
+            self.attached.lock().unwrap().get_mut(&serial).unwrap().size = size;
+            let told = match behaviour {
+                _ if before == size => size,
+                OnResize::Hangs => {
+                    self.asked.notify_one();
+                    std::future::pending().await
+                }
+                OnResize::FollowsAndFails => {
+                    let failure = failure(Reason::REASON_SYSTEM, false);
+                    return Ok(ResizeResponse { failure, ..Default::default() });
+                }
+                OnResize::TellsAnotherSize => size + 512,
+                _ => size,
+            };
+            reply.resized.push(Resized {
+                serial,
+                unchanged: before == size,
+                size: told,
                 ..Default::default()
             });
         }

@@ -99,6 +99,8 @@ impl Host {
             .args(["-M", "q35", "-accel", "tcg", "-m", "16", "-display", "none", "-nodefaults", "-S"])
             .args(["-chardev", "socket,id=q,fd=0,server=on,wait=off", "-mon", "chardev=q,mode=control"])
             .args(["-chardev", "socket,id=c,fd=1,server=on,wait=off", "-mon", "chardev=c,mode=control"])
+            .args(["-trace", "handle_qmp_command", "-D"])
+            .arg(directory.path().join("qmp.log"))
             .args(devices)
             .stdin(listen("vm/s1/qmp.sock"))
             .stdout(listen("control.sock"))
@@ -174,6 +176,26 @@ impl Host {
             all[query] = self.query(query, arguments).await;
         }
         all
+    }
+
+    /// The commands so far that change anything, as QEMU itself has recorded them, with their arguments.
+    pub fn changes(&self) -> Vec<Value> {
+        let log = fs::read_to_string(self.path("qmp.log")).unwrap();
+        let commands = log.lines().filter_map(|line| line.split_once(" req: ")).map(|(_, command)| {
+            serde_json::from_str::<Value>(command).unwrap_or_else(|e| panic!("{e}: {command}"))
+        });
+        let only_looks = |command: &Value| {
+            let name = command["execute"].as_str().unwrap();
+            name.starts_with("query-") || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name)
+        };
+        commands.filter(|command| !only_looks(command)).collect()
+    }
+
+    /// What QEMU says of the medium of volume `id`.
+    pub async fn medium(&mut self, id: &str) -> Value {
+        let drives = self.query("query-block", json!({})).await;
+        let drives = drives.as_array().unwrap();
+        drives.iter().find(|drive| drive["qdev"] == format!("ecrblk-{id}")).unwrap()["inserted"].clone()
     }
 
     /// Waits until QEMU has told of `event`.

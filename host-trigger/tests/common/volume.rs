@@ -18,12 +18,21 @@ impl Image {
     pub fn path(&self) -> &Path {
         &self.0
     }
+
+    pub fn size(&self) -> u64 {
+        std::fs::metadata(&self.0).unwrap().len()
+    }
+
+    /// Gives it another length, as somebody else than QEMU.
+    pub fn resize(&self, size: u64) {
+        std::fs::OpenOptions::new().write(true).open(&self.0).unwrap().set_len(size).unwrap();
+    }
 }
 
 /// A loop device; it goes with its owner.
 pub struct Loop {
     device: PathBuf,
-    _image: Image,
+    image: Image,
 }
 
 impl Loop {
@@ -40,11 +49,18 @@ impl Loop {
             .output()
             .unwrap();
         assert!(out.status.success(), "{out:?}");
-        Self { device: String::from_utf8(out.stdout).unwrap().trim_end().into(), _image: image }
+        Self { device: String::from_utf8(out.stdout).unwrap().trim_end().into(), image }
     }
 
     pub fn path(&self) -> &Path {
         &self.device
+    }
+
+    /// As an operator grows a device.
+    pub fn resize(&self, size: u64) {
+        self.image.resize(size);
+        let resized = Command::new("losetup").arg("--set-capacity").arg(&self.device).status().unwrap();
+        assert!(resized.success());
     }
 
     /// Does somebody claim it?

@@ -1,0 +1,50 @@
+use rstest::rstest;
+
+use super::*;
+
+#[test]
+fn the_command_is_well_formed() {
+    Cli::command().debug_assert();
+}
+
+#[rstest]
+#[case("660", Some(0o660))]
+#[case("0600", Some(0o600))]
+#[case("1777", None)]
+#[case("8", None)]
+#[case("+7", None)]
+#[case("", None)]
+fn modes_are_octal(#[case] text: &str, #[case] mode: Option<u32>) {
+    assert_eq!(parse_mode(text).ok(), mode);
+}
+
+#[rstest]
+#[case(&["hot-unplug", "--device-path", "/d"], true)]
+#[case(&["hot-unplug", "--volume", "0123456789abcdef"], true)]
+#[case(&["hot-unplug"], false)]
+#[case(&["hot-unplug", "--volume", "0123456789abcdef", "--device-path", "/d"], false)]
+#[case(&["hot-unplug", "--volume", "0123456789ABCDEF"], false)]
+#[case(&["hot-unplug", "--volume", "01234567"], false)]
+#[case(&["inspect"], false)]
+#[case(&["list"], true)]
+#[case(&["resize"], false)]
+#[case(&["throttle", "--iops", "5"], false)]
+#[case(&["stats"], true)]
+#[case(&["stats", "--prometheus"], true)]
+#[case(&["stats", "--prometheus", "--output", "json"], false)]
+#[case(&["stats", "--volume", "0123456789abcdef", "--device-path", "/d"], false)]
+fn a_volume_is_named_in_one_way(#[case] words: &[&str], #[case] accepted: bool) {
+    let line = [&["x", "block-volume"][..], words, &["--sandbox", "s"]].concat();
+    assert_eq!(Cli::try_parse_from(line).is_ok(), accepted);
+}
+
+#[test]
+fn the_run_directory_is_taken_before_and_after_the_verb() {
+    let verb = ["--container", "c", "--block-volume", "/b", "--device-path", "/d"];
+    for line in [
+        [&["x", "--run-dir", "/r", "block-volume", "hot-plug"][..], &verb].concat(),
+        [&["x", "block-volume", "hot-plug", "--run-dir", "/r"][..], &verb].concat(),
+    ] {
+        assert_eq!(Cli::try_parse_from(line).unwrap().run_dir, Some("/r".into()));
+    }
+}

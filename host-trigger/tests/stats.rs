@@ -1,0 +1,89 @@
+//! `stats` against a real QEMU: which volumes, whose counters, and what is told where the guest does not answer.
+
+mod common;
+
+use agent_plugin::contract::block_volume::{BlockStats, Reason};
+use common::{Host, Ran, run, volume::Image};
+use host_trigger::stats::Counted;
+
+const MIB: u64 = 1 << 20;
+
+#[track_caller]
+fn counted(ran: &Ran) -> Counted {
+    assert_eq!(ran.exit_code, Some(0), "{ran:?}");
+    serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:?}"))
+}
+
+async fn stats(host: &Host, more: &[&str]) -> Counted {
+    counted(&host.verb("stats", more).await)
+}
+
+async fn as_text(host: &Host, more: &[&str]) -> Ran {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ecr-runtime"));
+    command.arg("--run-dir").arg(host.path("")).args(["block-volume", "stats", "--sandbox", "s1"]);
+    run(command.args(more)).await
+}
+
+#[tokio::test]
+async fn each_volume_has_its_counters_and_nothing_changes() {
+    let mut host = Host::boot().await;
+    assert!(stats(&host, &[]).await.volumes.is_empty());
+    let (one, two) = (Image::of(MIB), Image::of(2 * MIB));
+    host.plug(one.path(), "/dev/xvda", &[]).await.report();
+    let second = host.plug(two.path(), "/dev/xvda", &["--sandbox", "s1", "--container", "c2"]).await.report();
+    let told =
+        BlockStats { reads: 3, read_bytes: 4096, read_ms: 6, errors: 1, in_flight: 2, ..Default::default() };
+    *host.guest.stats.lock().unwrap() = Some(told);
+    let (before, changes) = (host.snapshot().await, host.changes());
+
+    let all = stats(&host, &[]).await;
+    assert_eq!((all.command.as_str(), all.result.as_str(), all.volumes.len()), ("stats", "counted", 2));
+    let first = &all.volumes[0];
+    assert_eq!((first.container.as_str(), first.device_path.as_str(), first.size), ("c1", "/dev/xvda", MIB));
+    let guest = first.guest.unwrap();
+    assert_eq!((guest.read.operations, guest.read.bytes), (3, Some(4096)));
+    assert_eq!((guest.read.average_time_ns, guest.scsi_errors, guest.in_flight), (Some(2_000_000), 1, 2));
+    let qemu = first.qemu.unwrap();
+    assert_eq!((qemu.write.operations, qemu.write.failed, qemu.flush.bytes), (0, Some(0), None));
+
+    let id = second.volumes[0].id.as_str();
+    for more in
+        [&["--container", "c2"][..], &["--volume", id], &["--device-path", "/dev/xvda", "--container", "c2"]]
+    {
+        let one = stats(&host, more).await;
+        assert_eq!(one.volumes, all.volumes[1..], "{more:?}");
+    }
+    host.verb("stats", &["--device-path", "/dev/xvda"]).await.assert_fails("ambiguous_path", 2);
+    host.verb("stats", &["--device-path", "dev/xvda"]).await.assert_fails("invalid_device_path", 2);
+    host.verb("stats", &["--volume", "0123456789abcdef"]).await.assert_fails("volume_not_found", 3);
+    host.verb("stats", &["--container", "c9"]).await.assert_fails("container_not_found", 3);
+    host.verb("stats", &["--prometheus"]).await.assert_fails("usage", 2);
+    assert_eq!((host.snapshot().await, host.changes()), (before, changes));
+}
+
+#[tokio::test]
+async fn without_a_guest_qemus_part_is_shown() {
+    let host = Host::boot().await;
+    let image = Image::of(MIB);
+    host.plug(image.path(), "/dev/xvda", &[]).await.report();
+    *host.guest.inspect_failure.lock().unwrap() = Some(Reason::REASON_DENIED);
+    let refused = stats(&host, &[]).await;
+    assert_eq!(refused.guest_error, None);
+    assert_eq!(refused.volumes[0].guest_error.as_ref().unwrap().reason, "denied_by_guest");
+    assert!(refused.volumes[0].qemu.is_some() && refused.volumes[0].guest.is_none());
+
+    let nobody = ["--agent", "unix:///nonexistent/agent.sock"];
+    let alone = stats(&host, &nobody).await;
+    assert_eq!(alone.guest_error.as_ref().unwrap().reason, "agent_unreachable");
+    assert!(alone.volumes[0].qemu.is_some() && alone.volumes[0].guest.is_none());
+    let text = as_text(&host, &nobody).await;
+    assert!(
+        text.stdout.contains("  qemu  ") && text.stdout.contains("\nthe guest was not asked: "),
+        "{text:?}"
+    );
+    let page = as_text(&host, &[&nobody[..], &["--prometheus"]].concat()).await;
+    assert_eq!(page.exit_code, Some(0));
+    let up = page.stdout.lines().find(|line| line.starts_with("ecr_block_volume_guest_up{")).unwrap();
+    assert!(up.ends_with("} 0"), "{up}");
+    assert!(page.stdout.ends_with('\n') && !page.stdout.ends_with("\n\n"), "{page:?}");
+}

@@ -1,0 +1,195 @@
+//! `throttle`, and `hot-plug` with limits, against a real QEMU: only what is given changes, QEMU itself tells what holds, nothing is
+//! left behind, and bad input changes nothing.
+
+mod common;
+
+use common::{
+    Host,
+    volume::{Image, Loop},
+};
+use host_trigger::{
+    limits::{Limit, Limits},
+    output::{Outcome, Volume},
+};
+use rstest::rstest;
+use serde_json::{Value, json};
+
+const MIB: u64 = 1 << 20;
+const C1: [&str; 4] = ["--container", "c1", "--device-path", "/dev/xvda"];
+
+fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&C1[..], more].concat()
+}
+
+async fn throttle(host: &Host, more: &[&str]) -> (Outcome, Volume) {
+    let mut report = host.verb("throttle", &with(more)).await.report();
+    assert_eq!((report.command.as_str(), report.volumes.len()), ("throttle", 1));
+    (report.result, report.volumes.remove(0))
+}
+
+/// The limits that QEMU has, by its own names; those of zero are left out.
+async fn limits_in_qemu(host: &mut Host, id: &str) -> Value {
+    let medium = host.medium(id).await;
+    let limits = medium.as_object().unwrap().iter().filter(|(name, value)| {
+        (name.starts_with("iops") || name.starts_with("bps") || *name == "group") && **value != json!(0)
+    });
+    limits.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+fn limit(limit: u64) -> Option<Limit> {
+    Some(Limit { limit, ..Limit::default() })
+}
+
+#[tokio::test]
+async fn limits_change_one_by_one_and_leave_nothing() {
+    let mut host = Host::boot().await;
+    let clean = host.snapshot().await;
+    let device = Loop::of(MIB);
+    let plugged = host.plug(device.path(), "/dev/xvda", &[]).await.report();
+    let id = plugged.volumes[0].id.as_str();
+    assert_eq!(limits_in_qemu(&mut host, id).await, json!({}));
+    let group = format!("ecrblk-{id}");
+
+    let (result, volume) = throttle(&host, &["--iops-read", "100", "--bps", "1MiB"]).await;
+    let expected = Limits { iops_read: limit(100), bps: limit(MIB), ..Limits::default() };
+    assert_eq!((result, volume.throttle), (Outcome::Throttled, expected));
+    assert_eq!((volume.id.as_str(), &volume.scsi), (id, &plugged.volumes[0].scsi));
+    let in_qemu = json!({"iops_rd": 100, "bps": MIB, "group": group});
+    assert_eq!(limits_in_qemu(&mut host, id).await, in_qemu);
+
+    throttle(&host, &["--burst-bps", "4MiB", "--burst-seconds", "3"]).await;
+    throttle(&host, &["--iops-write", "50"]).await;
+    let in_qemu = json!({
+        "iops_rd": 100, "iops_wr": 50, "bps": MIB, "bps_max": 4 * MIB, "bps_max_length": 3, "group": group,
+    });
+    assert_eq!(limits_in_qemu(&mut host, id).await, in_qemu);
+
+    let changes = host.changes();
+    let (result, volume) = throttle(&host, &["--iops-write", "50", "--burst-bps", "4MiB"]).await;
+    assert_eq!(result, Outcome::Unchanged);
+    let bps = Some(Limit { limit: MIB, burst: 4 * MIB, burst_seconds: 3 });
+    let expected = Limits { iops_read: limit(100), iops_write: limit(50), bps, ..Limits::default() };
+    assert_eq!((volume.throttle, host.changes()), (expected, changes));
+    for verb in ["list", "inspect"] {
+        let more = if verb == "list" { &[][..] } else { &C1[..] };
+        assert_eq!(host.verb(verb, more).await.listing().volumes[0].volume.throttle, expected);
+    }
+    let (_, volume) = throttle(&host, &["--iops", "9", "--iops-read", "0", "--iops-write", "0"]).await;
+    assert_eq!(volume.throttle, Limits { iops: limit(9), bps, ..Limits::default() });
+    let (result, volume) = throttle(&host, &["--iops", "0", "--bps", "0"]).await;
+    assert!(result == Outcome::Throttled && volume.throttle.is_unlimited());
+    assert_eq!(limits_in_qemu(&mut host, id).await, json!({}));
+
+    throttle(&host, &["--iops", "9"]).await;
+    host.verb("hot-unplug", &C1).await.report();
+    assert_eq!(host.snapshot().await, clean);
+    let again = host.plug(device.path(), "/dev/xvda", &[]).await.report();
+    assert!(again.volumes[0].throttle.is_unlimited());
+    assert_eq!(limits_in_qemu(&mut host, id).await, json!({}), "the limits went with the volume");
+}
+
+#[tokio::test]
+async fn volumes_are_plugged_with_limits_each() {
+    let mut host = Host::boot().await;
+    let (one, two) = (Image::of(MIB), Image::of(MIB));
+    let more = ["--iops", "100", "--burst-iops", "300", "--bps-write", "2MiB"];
+    let mut command = host.command(&[(one.path(), "/dev/xvda"), (two.path(), "/dev/xvdb")], &more);
+    let plugged = common::run(&mut command).await.report();
+    let iops = Some(Limit { limit: 100, burst: 300, burst_seconds: 1 });
+    let expected = Limits { iops, bps_write: limit(2 * MIB), ..Limits::default() };
+    for volume in &plugged.volumes {
+        assert_eq!(volume.throttle, expected);
+        let group = format!("ecrblk-{}", volume.id);
+        let in_qemu = limits_in_qemu(&mut host, &volume.id).await;
+        let expected = json!({
+            "iops": 100, "iops_max": 300, "iops_max_length": 1, "bps_wr": 2 * MIB, "group": group,
+        });
+        assert_eq!(in_qemu, expected, "a group of its own");
+    }
+    // They hold before the guest could make anything of the disk.
+    let names: Vec<_> = plugged.timings_us.0.iter().map(|(name, _)| name.as_str()).collect();
+    let at = |stage| names.iter().position(|name| *name == stage).unwrap();
+    assert!(at("throttle") < at("attach"), "{names:?}");
+}
+
+#[tokio::test]
+async fn a_repeated_plug_minds_the_limits_that_it_names() {
+    let mut host = Host::boot().await;
+    let image = Image::of(MIB);
+    let plug = async |host: &Host, more: &[&str]| host.plug(image.path(), "/dev/xvda", more).await;
+    plug(&host, &["--iops", "100"]).await.report();
+    for same in [&[][..], &["--iops", "100"], &["--bps", "0"]] {
+        let again = plug(&host, same).await.report();
+        assert_eq!((again.result, again.volumes[0].throttle.iops), (Outcome::Unchanged, limit(100)));
+    }
+    let (before, changes) = (host.snapshot().await, host.changes());
+    for other in [&["--iops", "99"][..], &["--iops", "0"], &["--bps", "512"], &["--iops-read", "5"]] {
+        let ran = plug(&host, other).await;
+        ran.assert_fails("other_options", 4);
+        assert!(ran.stdout.contains("limit (--iops, --bps)"), "{ran:?}");
+    }
+    assert_eq!((host.snapshot().await, host.changes()), (before, changes));
+}
+
+#[rstest]
+#[case(&[], "invalid_limits", 2, "no limit is given")]
+#[case(&["--iops", "-1"], "usage", 2, "it is negative")]
+#[case(&["--bps-write", "-1MiB"], "usage", 2, "it is negative")]
+#[case(&["--iops", "1000000000000001"], "usage", 2, "more than the 1000000000000000")]
+#[case(&["--bps", "99999999999999999999GiB"], "usage", 2, "more than the 1000000000000000")]
+#[case(&["--iops", "many"], "usage", 2, "expected a whole number")]
+#[case(&["--iops", "100", "--burst-iops", "99"], "invalid_limits", 2, "the burst 99 is below the limit --iops 100")]
+#[case(&["--iops", "100", "--iops-write", "9"], "invalid_limits", 2, "--iops 100 and --iops-write 9 exclude each other")]
+#[case(&["--iops", "0", "--burst-iops", "9"], "invalid_limits", 2, "--burst-iops needs a limit")]
+#[case(&["--iops", "9", "--burst-seconds", "9"], "invalid_limits", 2, "--burst-seconds needs a burst")]
+#[case(&["--bps", "9", "--burst-bps", "99", "--burst-seconds", "0"], "usage", 2, "a second at least")]
+#[case(&["--bps", "512", "--burst-bps", "900TiB", "--burst-seconds", "2"], "invalid_limits", 2, "in all that QEMU takes")]
+#[case(&["--iops", "100"], "limits_conflict", 4, "--iops 100 and --iops-read 50 exclude each other")]
+#[case(&["--burst-iops-read", "49"], "limits_conflict", 4, "the burst 49 is below the limit --iops-read 50")]
+#[case(&["--burst-bps", "4KiB"], "limits_conflict", 4, "--burst-bps needs a limit: give --bps, too")]
+#[tokio::test]
+async fn bad_limits_change_nothing(
+    #[case] more: &[&str],
+    #[case] reason: &str,
+    #[case] exit_code: u8,
+    #[case] why: &str,
+) {
+    let mut host = Host::boot().await;
+    let image = Image::of(MIB);
+    let plugged = host.plug(image.path(), "/dev/xvda", &["--iops-read", "50"]).await.report();
+    let id = plugged.volumes[0].id.as_str();
+    let (before, changes) = (limits_in_qemu(&mut host, id).await, host.changes());
+    let ran = host.verb("throttle", &with(more)).await;
+    ran.assert_fails(reason, exit_code);
+    assert!(ran.failure().error.message.contains(why), "{ran:?}");
+    assert_eq!((limits_in_qemu(&mut host, id).await, host.changes()), (before, changes));
+}
+
+#[rstest]
+#[case(&["--iops", "-1"], "usage")]
+#[case(&["--iops", "100", "--burst-iops", "99"], "invalid_limits")]
+#[case(&["--burst-bps", "1MiB"], "invalid_limits")]
+#[tokio::test]
+async fn nothing_is_plugged_with_bad_limits(#[case] more: &[&str], #[case] reason: &str) {
+    let mut host = Host::boot().await;
+    let (device, before) = (Loop::of(MIB), host.snapshot().await);
+    host.plug(device.path(), "/dev/xvda", more).await.assert_fails(reason, 2);
+    assert_eq!((host.snapshot().await, host.changes()), (before, vec![]));
+    assert!(!device.is_claimed());
+}
+
+#[tokio::test]
+async fn only_a_volume_that_has_a_disk_is_limited_and_no_guest_is_needed() {
+    let mut host = Host::boot().await;
+    let image = Image::of(MIB);
+    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let nobody = ["--iops", "5", "--agent", "unix:///nonexistent/agent.sock"];
+    assert_eq!(throttle(&host, &nobody).await.0, Outcome::Throttled);
+    let elsewhere = ["--container", "c2", "--device-path", "/dev/xvda", "--iops", "5"];
+    host.verb("throttle", &elsewhere).await.assert_fails("volume_not_found", 3);
+    host.by_hand("device_del", json!({"id": format!("ecrblk-{id}")})).await;
+    host.await_event("DEVICE_DELETED").await;
+    let changes = host.changes();
+    host.verb("throttle", &with(&["--iops", "6"])).await.assert_fails("half_plugged", 8);
+    assert_eq!(host.changes(), changes);
+}
