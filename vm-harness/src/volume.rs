@@ -100,6 +100,19 @@ impl Volume {
         fs::metadata(&self.image).expect("the volume's file exists").len()
     }
 
+    /// Gives it another size, as an operator does on the host; what is new is zeros.
+    ///
+    /// # Panics
+    /// The host refuses.
+    pub fn resize(&self, size: u64) {
+        let file = fs::File::options().write(true).open(&self.image).expect("the host can open the image");
+        file.set_len(size).expect("the host can change the image's length");
+        if self.is_loop {
+            let status = Command::new("losetup").arg("--set-capacity").arg(&self.path).status();
+            assert!(status.is_ok_and(|status| status.success()), "losetup --set-capacity fails");
+        }
+    }
+
     /// Bytes of the volume as the host reads them from the device now.
     ///
     /// # Panics

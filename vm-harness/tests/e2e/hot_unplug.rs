@@ -10,21 +10,21 @@ use vm_harness::{
 use super::{MIB, boot, host_failures::claim_is_free, sandbox};
 
 /// `ecr-runtime block-volume VERB` for this sandbox, with JSON output.
-fn verb(runtime: EcrRuntime, sandbox: &Sandbox, verb: &str, more: &[&str]) -> EcrRuntime {
+pub(crate) fn verb(runtime: EcrRuntime, sandbox: &Sandbox, verb: &str, more: &[&str]) -> EcrRuntime {
     runtime.args(["block-volume", verb, "--output", "json", "--sandbox", sandbox.id()]).args(more)
 }
 
-fn at<'a>(container: &'a Container, path: &'a str) -> [&'a str; 4] {
+pub(crate) fn at<'a>(container: &'a Container, path: &'a str) -> [&'a str; 4] {
     ["--container", container.id(), "--device-path", path]
 }
 
-async fn unplug(sandbox: &Sandbox, more: &[&str]) -> Plugged {
+pub(crate) async fn unplug(sandbox: &Sandbox, more: &[&str]) -> Plugged {
     let finished = verb(sandbox.ecr_runtime(), sandbox, "hot-unplug", more).run().await;
     finished.succeeded(sandbox.guest()).remove(0)
 }
 
 /// The volumes of `list` or `inspect`.
-async fn look(sandbox: &Sandbox, command: &str, more: &[&str]) -> Vec<Value> {
+pub(crate) async fn look(sandbox: &Sandbox, command: &str, more: &[&str]) -> Vec<Value> {
     let finished = verb(sandbox.ecr_runtime(), sandbox, command, more).run().await;
     assert_eq!(finished.status, 0, "{}{}", finished.stdout, finished.stderr);
     let json = finished.json();

@@ -9,7 +9,10 @@ mod host_failures;
 mod hot_unplug;
 mod native_vsock;
 mod reference_agent;
+mod resize;
 mod shipped;
+mod stats;
+mod throttle;
 
 use std::time::{Duration, Instant};
 

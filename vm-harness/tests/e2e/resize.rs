@@ -1,0 +1,242 @@
+//! `resize` on real VMs: a file system that is in use grows, the guest follows with and without events of its controller, and what
+//! cannot follow leaves the volume as it was.
+
+use std::process::Command;
+
+use agent_plugin::contract::block_volume::{Attachment, Reason, ResizeRequest, ResizeResponse};
+use rstest::rstest;
+use serde_json::{Value, json};
+use vm_harness::{
+    Container, ContainerOptions, Finished, Machine, Plugged, QmpProxy, Sandbox, Snapshot, Volume,
+    random_bytes,
+};
+
+use super::{
+    MIB, boot, boot_with_faults,
+    hot_unplug::{at, look, unplug, verb},
+    sandbox, set_guest_faults, wait_for_console,
+};
+
+const SIZE: u64 = 16 * MIB;
+const GROWN: u64 = 48 * MIB;
+
+/// Whether the controller tells the guest's kernel of a new size by itself.
+fn controller(tells: bool) -> Machine {
+    let device = if tells { "virtio-scsi-pci,id=scsi0" } else { "virtio-scsi-pci,id=scsi0,hotplug=off" };
+    Machine { controller: ["-device", device].map(str::to_owned).to_vec(), ..Machine::default() }
+}
+
+async fn resize(sandbox: &Sandbox, container: &Container, more: &[&str]) -> Finished {
+    let more = [&at(container, "/dev/xvda")[..], more].concat();
+    verb(sandbox.ecr_runtime(), sandbox, "resize", &more).run().await
+}
+
+async fn resized(sandbox: &Sandbox, container: &Container, more: &[&str]) -> Plugged {
+    resize(sandbox, container, more).await.succeeded(sandbox.guest()).remove(0)
+}
+
+async fn shell(container: &Container, script: &str) -> String {
+    String::from_utf8(container.exec(&["sh", "-c", script]).await).unwrap()
+}
+
+/// What the container's kernel takes for the size.
+async fn size_in(container: &Container) -> u64 {
+    shell(container, "blockdev --getsize64 /dev/xvda").await.trim().parse().unwrap()
+}
+
+#[rstest]
+#[case::image_whose_controller_tells(false, true)]
+#[case::image_whose_controller_is_silent(false, false)]
+#[case::block_device_whose_controller_tells(true, true)]
+#[case::block_device_whose_controller_is_silent(true, false)]
+#[tokio::test]
+async fn mounted_file_system_grows_in_its_container(#[case] device: bool, #[case] tells: bool) {
+    let sandbox = boot(&controller(tells)).await;
+    let mut privileged = ContainerOptions::privileged();
+    // What ext4 wants of whoever makes it larger.
+    privileged.capabilities.push("CAP_SYS_RESOURCE".to_owned());
+    let container = sandbox.start_container_with(&privileged).await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let volume = if device { Volume::loop_device(SIZE) } else { Volume::image(SIZE) };
+    let made = Command::new("mkfs.ext4").args(["-q", "-F", volume.name()]).status().unwrap();
+    assert!(made.success());
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    shell(&container, "mount -t ext4 /dev/xvda /mnt").await;
+    let old = random_bytes(MIB as usize);
+    container.write("/mnt/old", 0, &old).await;
+    let blocks = || shell(&container, "df -k /mnt | awk 'END { print $2 }'");
+    let few: u64 = blocks().await.trim().parse().unwrap();
+
+    let grown = if device {
+        volume.resize(GROWN);
+        resized(&sandbox, &container, &[]).await
+    } else {
+        resized(&sandbox, &container, &["--size", "48MiB"]).await
+    };
+    assert_eq!((grown.result.as_str(), grown.id()), ("resized", plugged.id()));
+    assert_eq!(grown.volume["size"], GROWN);
+    assert_eq!(volume.size(), GROWN);
+    assert_eq!(size_in(&container).await, GROWN);
+    shell(&container, "/usr/sbin/resize2fs /dev/xvda 2>&1").await;
+    let many: u64 = blocks().await.trim().parse().unwrap();
+    assert!(many > 2 * few, "{few} KiB became {many}");
+    // More than there was room for, so that it is beyond the old end.
+    let new = random_bytes(24 * MIB as usize);
+    container.write("/mnt/new", 0, &new).await;
+    assert!(container.read("/mnt/new", 0..24 * MIB).await == new);
+    assert_eq!(container.read("/mnt/old", 0..MIB).await, old);
+
+    // Everybody knows the size, and takes the volume for the one that it was.
+    let listed = look(&sandbox, "list", &[]).await;
+    assert_eq!((&listed[0]["size"], &listed[0]["guest"]["size"]), (&json!(GROWN), &json!(GROWN)));
+    assert_eq!(listed[0]["state"], "attached");
+    let inspected = look(&sandbox, "inspect", &["--volume", plugged.id()]).await;
+    assert_eq!(inspected, listed);
+    let again = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    assert_eq!((again.result.as_str(), &again.volume["size"]), ("unchanged", &json!(GROWN)));
+    assert_eq!(resized(&sandbox, &container, &[]).await.result, "unchanged");
+
+    shell(&container, "umount /mnt").await;
+    assert_eq!(unplug(&sandbox, &at(&container, "/dev/xvda")).await.result, "detached");
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    let checked = Command::new("e2fsck").args(["-f", "-n", volume.name()]).output().unwrap();
+    assert!(checked.status.success(), "{checked:?}");
+}
+
+#[rstest]
+#[tokio::test]
+async fn bad_sizes_change_nothing(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let (volume, image) = (Volume::loop_device(2 * MIB), Volume::image(2 * MIB));
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let by_id = sandbox.hot_plug(&container, &image, "/dev/xvdb").await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let checksum = image.checksum();
+    let proxy = QmpProxy::start(&sandbox.qmp_socket()).unwrap();
+    let socket = proxy.path();
+    let of_image = ["--volume", by_id.id()];
+    let of_device = at(&container, "/dev/xvda");
+    for (which, size, reason, status) in [
+        (&of_image[..], &["--size", "0"][..], "usage", 2),
+        (&of_image, &["--size", "1000"], "usage", 2),
+        (&of_image, &["--size", "-4MiB"], "usage", 2),
+        (&of_image, &["--size", "16EiB"], "usage", 2),
+        (&of_image, &["--size", "1MiB"], "would_shrink", 4),
+        (&of_device, &["--size", "4MiB"], "device_size", 4),
+        (&of_device, &["--size", "1MiB"], "would_shrink", 4),
+        (&of_device, &["--size", "1MiB", "--allow-shrink"], "device_size", 4),
+    ] {
+        let more = [which, size, &["--qmp", socket.to_str().unwrap()]].concat();
+        let finished = verb(sandbox.ecr_runtime(), &sandbox, "resize", &more).run().await;
+        let (told, message) = finished.failed_with(status);
+        assert_eq!(told, reason, "{size:?}: {message}");
+    }
+    let only_looks = |name: &String| {
+        name.starts_with("query-") || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name.as_str())
+    };
+    let commands = proxy.commands();
+    assert!(commands.len() > 8 && commands.iter().all(only_looks), "{commands:?}");
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    assert_eq!((image.checksum(), image.size()), (checksum, 2 * MIB));
+    assert_eq!(size_in(&container).await, 2 * MIB);
+}
+
+#[rstest]
+#[tokio::test]
+async fn image_is_cut_where_that_is_allowed(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(4 * MIB);
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let kept = volume.bytes(0..2 * MIB);
+    let cut = resized(&sandbox, &container, &["--size", "2MiB", "--allow-shrink"]).await;
+    assert_eq!((cut.result.as_str(), &cut.volume["size"]), ("resized", &json!(2 * MIB)));
+    assert_eq!((volume.size(), size_in(&container).await), (2 * MIB, 2 * MIB));
+    assert_eq!(container.read("/dev/xvda", 0..2 * MIB).await, kept);
+}
+
+#[rstest]
+#[tokio::test]
+async fn guest_that_does_not_follow_leaves_the_volume_as_it_was() {
+    let sandbox = boot_with_faults(&controller(false)).await;
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(2 * MIB);
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let checksum = volume.checksum();
+    set_guest_faults(&sandbox, "rescan=skip\n").await;
+    let finished = resize(&sandbox, &container, &["--size", "4MiB", "--timeout", "12s"]).await;
+    let (reason, message) = finished.failed_with(7);
+    assert_eq!(reason, "timed_out");
+    assert!(message.contains("to have 4194304 bytes, it has 2097152"), "{message}");
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    assert_eq!((volume.checksum(), volume.size()), (checksum, 2 * MIB));
+    assert_eq!(look(&sandbox, "list", &[]).await[0]["size"], 2 * MIB);
+
+    set_guest_faults(&sandbox, "").await;
+    assert_eq!(resized(&sandbox, &container, &["--size", "4MiB"]).await.result, "resized");
+    assert_eq!(size_in(&container).await, 4 * MIB);
+}
+
+#[rstest]
+#[tokio::test]
+async fn what_a_killed_resize_left_is_completed_by_the_next() {
+    let sandbox = boot(&controller(false)).await;
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(MIB);
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    for (point, size, result) in
+        [("after-block-resize", 2 * MIB, "resized"), ("after-guest-resize", 3 * MIB, "unchanged")]
+    {
+        let size_text = size.to_string();
+        let more = [&at(&container, "/dev/xvda")[..], &["--size", &size_text]].concat();
+        let command = sandbox.ecr_runtime_with_faults(&format!("{point}=kill"));
+        let killed = verb(command, &sandbox, "resize", &more).run().await;
+        assert_eq!((killed.status, volume.size()), (128 + 9, size), "{point}");
+        let completed = resized(&sandbox, &container, &more[4..]).await;
+        assert_eq!(completed.result, result, "{point}");
+        assert_eq!(size_in(&container).await, size, "{point}");
+    }
+}
+
+/// The plugin's own answer, where the host has told QEMU nothing yet.
+async fn ask(sandbox: &Sandbox, plugged: &Plugged, size: u64, timeout_ms: u64) -> ResizeResponse {
+    let attachment = Attachment { size, ..plugged.attachment() };
+    let request = ResizeRequest { attachments: vec![attachment], timeout_ms, ..Default::default() };
+    let service = sandbox.block_volume_service().await.unwrap();
+    service.resize(sandbox.agent().context(), &request).await.unwrap()
+}
+
+fn reason(reply: &ResizeResponse) -> Reason {
+    reply.failure.as_ref().map(|failure| failure.reason.enum_value_or_default()).unwrap_or_default()
+}
+
+#[rstest]
+#[tokio::test]
+async fn guest_waits_for_the_event_of_a_size_that_is_still_to_come() {
+    let sandbox = boot_with_faults(&controller(true)).await;
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(MIB);
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    set_guest_faults(&sandbox, "resize-after-rescan=wait\n").await;
+    let grow = async {
+        wait_for_console(&sandbox, "fail point resize-after-rescan=wait").await;
+        let mut monitor = sandbox.monitor().await.unwrap();
+        let node = format!("ecrblk-{}-n", plugged.id());
+        monitor.execute("block_resize", json!({"node-name": node, "size": 2 * MIB})).await.unwrap();
+        set_guest_faults(&sandbox, "").await;
+    };
+    let (reply, ()) = tokio::join!(ask(&sandbox, &plugged, 2 * MIB, 60_000), grow);
+    assert!(reply.failure.is_none(), "{:?}", reply.failure);
+    assert_eq!((reply.resized[0].size, reply.resized[0].unchanged), (2 * MIB, false));
+    let again = ask(&sandbox, &plugged, 2 * MIB, 60_000).await;
+    assert!(again.resized[0].unchanged);
+
+    let late = ask(&sandbox, &plugged, 3 * MIB, 500).await;
+    assert_eq!(reason(&late), Reason::REASON_TIMED_OUT);
+    assert!(late.failure.undone && late.failure.message.contains("it has 2097152"), "{:?}", late.failure);
+    let mut other = plugged.clone();
+    other.volume["id"] = Value::from("0123456789abcdef");
+    let wrong = ask(&sandbox, &other, 2 * MIB, 60_000).await;
+    assert_eq!(reason(&wrong), Reason::REASON_IDENTITY_MISMATCH);
+    assert!(wrong.failure.message.contains(plugged.id()), "{:?}", wrong.failure);
+}

@@ -1,0 +1,187 @@
+//! `throttle` on real VMs: the rate that a container gets is the one that was asked for, as QEMU counts it on the host's clock, whether
+//! it was asked for at the plug or later, in use or not.
+
+use std::time::{Duration, Instant};
+
+use rstest::rstest;
+use serde_json::{Value, json};
+use vm_harness::{Container, Plugged, Sandbox, Snapshot, Volume};
+
+use super::{
+    MIB,
+    hot_unplug::{at, look, unplug, verb},
+    sandbox,
+};
+
+/// How long a rate is measured, and in how many parts.
+const WINDOW: Duration = Duration::from_secs(6);
+const PARTS: u32 = 30;
+/// A limit that was just set lets a tenth of a second's worth pass at once, and requests that wait are of the time before.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// What is limited.
+#[derive(Debug, Clone, Copy)]
+struct Subject {
+    flag: &'static str,
+    field: &'static str,
+    /// In `query-blockstats`.
+    counter: &'static str,
+    /// `dd` in the container, without the guest's cache.
+    load: &'static str,
+}
+
+const READS: Subject = Subject {
+    flag: "--iops-read",
+    field: "iops_read",
+    counter: "rd_operations",
+    load: "dd if=/dev/xvda of=/dev/null bs=4k iflag=direct",
+};
+const OPERATIONS: Subject = Subject {
+    flag: "--iops",
+    field: "iops",
+    counter: "wr_operations",
+    load: "dd if=/dev/zero of=/dev/xvda bs=4k count=16384 oflag=direct conv=notrunc",
+};
+const WRITTEN_BYTES: Subject = Subject {
+    flag: "--bps-write",
+    field: "bps_write",
+    counter: "wr_bytes",
+    load: "dd if=/dev/zero of=/dev/xvda bs=64k count=1024 oflag=direct conv=notrunc",
+};
+
+/// A container that never stops to use the volume. Its load ends with the volume or the sandbox.
+fn put_under_load(container: &Container, subject: Subject) {
+    let container = container.clone();
+    let script = format!("while {} 2>/dev/null; do :; done", subject.load);
+    tokio::spawn(async move { container.try_exec(&["sh", "-c", &script], b"").await });
+}
+
+/// What the volume gets a second.
+#[derive(Debug, Clone, Copy)]
+struct Rate {
+    /// Over the whole window.
+    mean: f64,
+    /// Of its parts. Where the whole VM has to wait for a busy host, a limit does not make up for it; this is the rate without that.
+    median: f64,
+}
+
+async fn rate(sandbox: &Sandbox, plugged: &Plugged, subject: Subject) -> Rate {
+    let mut monitor = sandbox.monitor().await.unwrap();
+    let device = format!("ecrblk-{}", plugged.id());
+    let mut count = async || {
+        let drives = monitor.execute("query-blockstats", json!({})).await.unwrap();
+        let drive = drives.as_array().unwrap().iter().find(|drive| drive["qdev"] == device.as_str()).unwrap();
+        (drive["stats"][subject.counter].as_u64().unwrap(), Instant::now())
+    };
+    tokio::time::sleep(SETTLE).await;
+    let mut counts = vec![count().await];
+    for _ in 0..PARTS {
+        tokio::time::sleep(WINDOW / PARTS).await;
+        counts.push(count().await);
+    }
+    let between = |(before, start): (u64, Instant), (after, end): (u64, Instant)| {
+        (after - before) as f64 / (end - start).as_secs_f64()
+    };
+    let mut parts: Vec<f64> = counts.windows(2).map(|pair| between(pair[0], pair[1])).collect();
+    parts.sort_by(f64::total_cmp);
+    Rate { mean: between(counts[0], counts[counts.len() - 1]), median: parts[parts.len() / 2] }
+}
+
+#[track_caller]
+fn assert_within_a_tenth(measured: Rate, asked: u64) {
+    eprintln!("asked {asked}, measured {measured:.1?}");
+    let [mean, median] = [measured.mean, measured.median].map(|rate| rate / asked as f64);
+    assert!((0.9..=1.1).contains(&median), "{measured:.1?} a second where {asked} were asked for");
+    assert!(mean <= 1.1, "{measured:.1?} a second where at most {asked} were asked for");
+}
+
+async fn throttle(sandbox: &Sandbox, container: &Container, more: &[&str]) -> Plugged {
+    let more = [&at(container, "/dev/xvda")[..], more].concat();
+    let finished = verb(sandbox.ecr_runtime(), sandbox, "throttle", &more).run().await;
+    finished.succeeded(sandbox.guest()).remove(0)
+}
+
+#[rstest]
+#[case::reads(READS)]
+#[case::all_operations(OPERATIONS)]
+#[case::written_bytes(WRITTEN_BYTES)]
+#[tokio::test]
+async fn measured_rate_is_the_one_that_was_asked_for(
+    #[future(awt)] sandbox: Sandbox,
+    #[case] subject: Subject,
+) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(64 * MIB);
+    let free = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    put_under_load(&container, subject);
+    let capacity = rate(&sandbox, &free, subject).await.median;
+    unplug(&sandbox, &at(&container, "/dev/xvda")).await;
+
+    // At the plug. Others share this machine: what it can do may become less meanwhile.
+    let asked = (capacity / 6.0) as u64;
+    let limit = asked.to_string();
+    let plug = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
+    let plugged = plug.args([subject.flag, &limit]).run().await.succeeded(sandbox.guest()).remove(0);
+    assert_eq!(plugged.volume["throttle"][subject.field]["limit"], asked);
+    put_under_load(&container, subject);
+    assert_within_a_tenth(rate(&sandbox, &plugged, subject).await, asked);
+
+    // Changed while it is in use.
+    let asked = asked / 2;
+    let throttled = throttle(&sandbox, &container, &[subject.flag, &asked.to_string()]).await;
+    assert_eq!(throttled.result, "throttled");
+    assert_within_a_tenth(rate(&sandbox, &plugged, subject).await, asked);
+    let listed = &look(&sandbox, "list", &[]).await[0];
+    assert_eq!(listed["throttle"], json!({subject.field: {"limit": asked}}));
+
+    // And unlimited again.
+    throttle(&sandbox, &container, &[subject.flag, "0"]).await;
+    let unlimited = rate(&sandbox, &plugged, subject).await.median;
+    eprintln!("capacity {capacity:.1}, unlimited again {unlimited:.1}");
+    assert!(
+        unlimited > 3.0 * asked as f64,
+        "{unlimited:.1} a second, {capacity:.1} before there was a limit"
+    );
+}
+
+#[rstest]
+#[tokio::test]
+async fn limits_go_with_the_volume_and_bad_ones_change_nothing(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::loop_device(2 * MIB);
+    let clean = Snapshot::of(&sandbox, &[&container]).await;
+    let plug = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
+    let limits = ["--iops", "500", "--burst-iops", "1000", "--burst-seconds", "2", "--bps-read", "8MiB"];
+    let plugged = plug.clone().args(limits).run().await.succeeded(sandbox.guest()).remove(0);
+    let expected = json!({
+        "iops": {"limit": 500, "burst": 1000, "burst_seconds": 2}, "bps_read": {"limit": 8 * MIB},
+    });
+    assert_eq!(plugged.volume["throttle"], expected);
+    assert_eq!(plug.clone().args(limits).run().await.json()["result"], "unchanged");
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    for (more, reason, status) in [
+        (&["--iops", "-5"][..], "usage", 2),
+        (&["--bps", "2EiB"], "usage", 2),
+        (&["--iops", "5", "--burst-iops", "4"], "invalid_limits", 2),
+        (&["--burst-iops", "499"], "limits_conflict", 4),
+        (&["--bps", "1MiB"], "limits_conflict", 4),
+    ] {
+        let more = [&at(&container, "/dev/xvda")[..], more].concat();
+        let finished = verb(sandbox.ecr_runtime(), &sandbox, "throttle", &more).run().await;
+        assert_eq!(finished.failed_with(status).0, reason);
+    }
+    plug.clone().args(["--iops", "499"]).run().await.failed_with(4);
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    let inspected = &look(&sandbox, "inspect", &["--volume", plugged.id()]).await[0];
+    assert_eq!(inspected["throttle"], expected);
+
+    // Also with requests that wait for their turn.
+    throttle(&sandbox, &container, &["--iops", "5", "--burst-iops", "0"]).await;
+    put_under_load(&container, READS);
+    assert!(rate(&sandbox, &plugged, READS).await.mean > 0.0);
+    unplug(&sandbox, &at(&container, "/dev/xvda")).await;
+    clean.assert_unchanged(&sandbox, &[&container]).await;
+    let again = plug.run().await.succeeded(sandbox.guest()).remove(0);
+    assert_eq!(again.volume["throttle"], Value::Null);
+    assert_eq!(look(&sandbox, "list", &[]).await[0]["throttle"], Value::Null);
+}
