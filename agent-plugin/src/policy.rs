@@ -29,7 +29,7 @@ pub(crate) fn detach(list: &[Kept], force: bool) -> Value {
 
 /// Inspect.
 pub(crate) fn inspect(list: &[Kept]) -> Value {
-    json!({ "attachments": list.iter().map(|(item, _)| attachment(item)).collect::<Vec<_>>() })
+    json!({ "attachments": list.iter().map(|kept| attachment(&kept.attachment)).collect::<Vec<_>>() })
 }
 
 fn attachment(item: &Attachment) -> Value {

@@ -19,7 +19,13 @@ const LONGEST_TIMEOUT_MS: u64 = 600_000;
 const MOST_ATTACHMENTS: usize = 256;
 
 /// An attachment with the outcome that the host kept of it.
-pub(crate) type Kept = (Attachment, Option<Outcome>);
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(crate) attachment: Attachment,
+    pub(crate) outcome: Option<Outcome>,
+    /// Only the container's part shall go.
+    pub(crate) keep_disk: bool,
+}
 
 /// A value that breaks a rule.
 fn invalid(field: impl Into<String>, value: impl std::fmt::Debug, rule: &'static str) -> Error {
@@ -81,10 +87,11 @@ pub(crate) fn kept(list: &[wire::Detachment]) -> Result<Vec<Kept>> {
     let one = |(index, item): (usize, &wire::Detachment)| {
         let field = format!("attachments[{index}]");
         let attachment = attachment(&field, required(&field, &item.attachment)?)?;
-        Ok((attachment, item.outcome.as_ref().map(|kept| outcome(&field, kept)).transpose()?))
+        let outcome = item.outcome.as_ref().map(|kept| outcome(&field, kept)).transpose()?;
+        Ok(Kept { attachment, outcome, keep_disk: item.keep_disk })
     };
     let kept = list.iter().enumerate().map(one).collect::<Result<Vec<_>>>()?;
-    check_distinct(kept.iter().map(|(attachment, _)| attachment))?;
+    check_distinct(kept.iter().map(|kept| &kept.attachment))?;
     Ok(kept)
 }
 
@@ -285,7 +292,7 @@ mod tests {
     #[test]
     fn an_outcome_is_checked_too() {
         let mut item = wire::Detachment { attachment: Some(valid()).into(), ..Default::default() };
-        assert_eq!(kept(std::slice::from_ref(&item)).unwrap()[0].1, None);
+        assert_eq!(kept(std::slice::from_ref(&item)).unwrap()[0].outcome, None);
         item.outcome = Some(wire::Outcome {
             device: Some(wire::DeviceNumber { major: 8, minor: 16, ..Default::default() }).into(),
             node: wire::NodeWay::NODE_WAY_MKNOD.into(),

@@ -25,7 +25,8 @@ use crate::{
     fault,
     listener::incoming,
     namespace::Target,
-    policy, reply, request,
+    policy, reply,
+    request::{self, Kept},
     volume::{self, Arrival, Attachment, Departure, Failed, Slots, Stages, Ticket},
 };
 
@@ -200,9 +201,9 @@ impl<A: Agent> BlockVolume<A> {
         let kept = request::kept(&request.detachments)?;
         self.agent.authorize(policy::DETACH, &policy::detach(&kept, request.force)).await?;
         // Before the containers are looked up: an attach that is under way in one of them is cancelled as early as can be.
-        let ticket = self.slots.detach(serials(kept.iter().map(|(attachment, _)| attachment)))?;
+        let ticket = self.slots.detach(serials(kept.iter().map(|kept| &kept.attachment)))?;
         let mut departures = Vec::with_capacity(kept.len());
-        for (attachment, outcome) in kept {
+        for Kept { attachment, outcome, keep_disk } in kept {
             let target = match self.target(&attachment.container_id).await {
                 Ok(target) => Some(target),
                 // Its file system and its rights went with it, or never were.
@@ -212,7 +213,7 @@ impl<A: Agent> BlockVolume<A> {
                 }) => None,
                 Err(error) => return Err(error),
             };
-            departures.push(Departure { attachment, outcome, target });
+            departures.push(Departure { attachment, outcome, keep_disk, target });
         }
         Ok((departures, ticket, timeout))
     }
@@ -221,9 +222,9 @@ impl<A: Agent> BlockVolume<A> {
         let kept = request::kept(&request.attachments)?;
         self.agent.authorize(policy::INSPECT, &policy::inspect(&kept)).await?;
         let mut subjects = Vec::with_capacity(kept.len());
-        for (attachment, outcome) in kept {
+        for Kept { attachment, outcome, keep_disk } in kept {
             let target = self.target(&attachment.container_id).await.ok();
-            subjects.push(Departure { attachment, outcome, target });
+            subjects.push(Departure { attachment, outcome, keep_disk, target });
         }
         Ok(subjects)
     }

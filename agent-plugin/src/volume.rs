@@ -121,6 +121,8 @@ pub(crate) struct Departure {
     pub(crate) attachment: Attachment,
     /// What the host kept of the reply to Attach, if it got one.
     pub(crate) outcome: Option<Outcome>,
+    /// Another container goes on with the disk: only this one's node and right go.
+    pub(crate) keep_disk: bool,
     /// `None`: the container is not running; its nodes and rights went with it.
     pub(crate) target: Option<Target>,
 }

@@ -57,7 +57,9 @@ fn sequence(
     stages.end("lookup")?;
 
     for (departure, found) in departures.iter().zip(all.iter_mut()) {
-        claim(found).of(&departure.attachment.serial)?;
+        if !departure.keep_disk {
+            claim(found).of(&departure.attachment.serial)?;
+        }
     }
     stages.end("claim")?;
 
@@ -76,7 +78,9 @@ fn sequence(
     }
     stages.end("flush")?;
 
-    for (departure, found) in departures.iter().zip(all.iter_mut()) {
+    for (departure, found) in
+        departures.iter().zip(all.iter_mut()).filter(|(departure, _)| !departure.keep_disk)
+    {
         if let Some(device) = found.device {
             // The claim is held until the device is gone: nobody can mount it in between.
             device.delete().of(&departure.attachment.serial)?;

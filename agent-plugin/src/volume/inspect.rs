@@ -93,7 +93,7 @@ pub(crate) fn inspect(subjects: &[Departure]) -> Result<Vec<Inspected>> {
 }
 
 fn inspect_one(
-    Departure { attachment, outcome, target }: &Departure,
+    Departure { attachment, outcome, target, .. }: &Departure,
     hosts: &[ScsiHost],
 ) -> Result<Inspected> {
     let mut inspected = Inspected::default();
