@@ -98,6 +98,17 @@ impl BlockDevice {
         })
     }
 
+    /// Writes back what the guest's caches hold of the disk and its partitions, mounted file systems included, without a claim.
+    ///
+    /// # Errors
+    /// The disk refuses a write. Goes on with the other partitions.
+    pub fn write_back(&self) -> Result<()> {
+        let names = sysfs::names(&PathBuf::from(format!("/sys/class/block/{}", self.name)))?;
+        let partitions = names.iter().filter(|name| name.starts_with(&self.name));
+        // The whole disk comes last, and empties the disk's own cache.
+        partitions.chain([&self.name]).map(|name| write_back(name)).fold(Ok(()), Result::and)
+    }
+
     /// Claims the disk for us alone, by the guest's own node in devtmpfs.
     ///
     /// # Errors
@@ -114,7 +125,7 @@ impl BlockDevice {
         });
         let file = match opened {
             Ok(file) => File::from(file),
-            Err(Errno::EBUSY) => return Err(Error::Busy { device: self.name.clone() }),
+            Err(Errno::EBUSY) => return Err(Error::Busy { device: self.name.clone(), holders: Vec::new() }),
             Err(error) => return Err(Error::system("open", path)(error)),
         };
         let found =
@@ -145,6 +156,20 @@ impl Claim {
     pub fn flush(&self) -> Result<()> {
         self.file.sync_all().map_err(Error::system("fsync", format!("fd {}", self.file.as_raw_fd())))
     }
+}
+
+#[expect(unsafe_code, reason = "BLKFLSBUF has no safe wrapper in libc or nix")]
+fn write_back(name: &str) -> Result<()> {
+    const BLKFLSBUF: libc::c_ulong = 0x1261;
+    let path = format!("/dev/{name}");
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let opened = nix::fcntl::open(path.as_str(), flags, Mode::empty());
+    let file = File::from(opened.map_err(Error::system("open", path.as_str()))?);
+    // Other than fsync, it writes back a file system that is mounted on the device, whatever namespace has it.
+    // SAFETY: a descriptor and two numbers are passed.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKFLSBUF as _, 0) };
+    Errno::result(result).map_err(Error::system("ioctl(BLKFLSBUF)", path.as_str()))?;
+    file.sync_all().map_err(Error::system("fsync", path))
 }
 
 /// The serial of a SCSI disk, or `None` where it has none or is gone. The disk need not have a name yet.

@@ -5,6 +5,7 @@ use std::{error::Error as _, fmt::Write as _, io};
 use crate::{
     agent::{ContainerError, Denied},
     contract::block_volume::Reason,
+    holders::Holder,
 };
 
 /// A result with this library's [`Error`].
@@ -65,11 +66,13 @@ pub enum Error {
         /// What the request wants.
         asked: String,
     },
-    /// Somebody claims the disk.
-    #[error("{device} is mounted or otherwise in use in the guest: release it first")]
+    /// Somebody claims the disk, or has it open.
+    #[error("{device} is in use in the guest{}", named(.holders))]
     Busy {
         /// The kernel's name of the disk.
         device: String,
+        /// Who, as far as that is known.
+        holders: Vec<Holder>,
     },
     /// The deadline passed.
     #[error("timed out waiting for {awaited}")]
@@ -203,6 +206,20 @@ pub enum Unsupported {
         /// The system call.
         call: &'static str,
     },
+}
+
+/// The first few, for a message.
+fn named(holders: &[Holder]) -> String {
+    const MOST: usize = 4;
+    let mut text = String::new();
+    for (index, holder) in holders.iter().take(MOST).enumerate() {
+        // Writing to a String does not fail.
+        let _ = write!(text, "{} {holder}", if index == 0 { ":" } else { "," });
+    }
+    if holders.len() > MOST {
+        let _ = write!(text, " and {} more", holders.len() - MOST);
+    }
+    text
 }
 
 impl Error {

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `service` | the wire: decodes, asks the agent, starts a thread, encodes (with `request`, `reply`, `policy`) |
 //! | `volume` | the sequences and their undo; no encoding |
-//! | [`scsi`], [`block`], [`disk_stats`], [`uevent`], [`namespace`], [`device_node`], [`cgroup`] | one kernel interface each, and none of each other's |
+//! | [`scsi`], [`block`], [`disk_stats`], [`uevent`], [`namespace`], [`device_node`], [`cgroup`], [`holders`] | one kernel interface each, and none of each other's |
 //!
 //! The modules of kernel interfaces are public for tests and fuzzers; agents need none of them.
 
@@ -20,6 +20,7 @@ pub mod device_node;
 pub mod disk_stats;
 mod error;
 mod fault;
+pub mod holders;
 mod listener;
 pub mod namespace;
 mod policy;

@@ -10,15 +10,20 @@ use crate::{
     contract::block_volume as wire,
     device_node::Occupant,
     disk_stats::DiskStats,
+    error::Error,
+    holders::Holder,
     scsi::ScsiHost,
     volume::{Attached, Departure, Detached, Failed, Guest, Inspected, Outcome, PathState, Resized},
 };
 
 const API_LEVEL: u32 = 1;
-const CAPABILITIES: [&str; 4] = ["attach", "detach", "inspect", "resize"];
+const CAPABILITIES: [&str; 5] = ["attach", "detach", "holders", "inspect", "resize"];
 
 /// Paths come from the host with up to 4,096 bytes each, and messages quote some of them.
 const LONGEST_MESSAGE: usize = 1024;
+
+/// A container can have as many processes as it likes.
+const MOST_HOLDERS: usize = 256;
 
 pub(crate) fn failure(failed: &Failed) -> wire::Failure {
     let mut message = failed.error.message();
@@ -61,7 +66,7 @@ pub(crate) fn attach(
 }
 
 pub(crate) fn detach(
-    result: Result<&[Detached], &Failed>,
+    result: Result<&(Vec<Detached>, Vec<Holder>), &Failed>,
     stages: &[(&'static str, Duration)],
 ) -> wire::DetachResponse {
     let mut response =
@@ -72,8 +77,16 @@ pub(crate) fn detach(
         ..Default::default()
     };
     match result {
-        Ok(volumes) => response.detached = volumes.iter().map(detached).collect(),
-        Err(failed) => response.failure = some_failure(failed),
+        Ok((volumes, broke)) => {
+            response.detached = volumes.iter().map(detached).collect();
+            response.holders = holders(broke);
+        }
+        Err(failed) => {
+            response.failure = some_failure(failed);
+            if let Error::Busy { holders: held, .. } = &*failed.error {
+                response.holders = holders(held);
+            }
+        }
     }
     response
 }
@@ -208,6 +221,7 @@ fn inspected((subject, inspected): (&Departure, &Inspected)) -> wire::Inspected 
         filter: inspected.filter.map(filter_mode).unwrap_or_default().into(),
         leftovers: inspected.leftovers.clone(),
         stats: inspected.stats.map(stats).into(),
+        holders: holders(&inspected.holders),
         ..Default::default()
     };
     if let Some(disk) = &inspected.disk {
@@ -232,6 +246,19 @@ fn stats(stats: DiskStats) -> wire::BlockStats {
         errors: stats.errors,
         ..Default::default()
     }
+}
+
+fn holders(holders: &[Holder]) -> Vec<wire::Holder> {
+    let holder = |holder: &Holder| wire::Holder {
+        serial: holder.serial.clone(),
+        kind: holder.kind.name().to_owned(),
+        pid: holder.pid,
+        command: holder.command.clone(),
+        container_id: holder.container_id.clone(),
+        detail: holder.detail.clone(),
+        ..Default::default()
+    };
+    holders.iter().take(MOST_HOLDERS).map(holder).collect()
 }
 
 fn device_number(number: DeviceNumber) -> MessageField<wire::DeviceNumber> {

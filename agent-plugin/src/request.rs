@@ -47,6 +47,16 @@ pub(crate) fn timeout(millis: u64) -> Result<Duration> {
     }
 }
 
+/// How long a Detach may wait for those who hold a disk; it is a part of its time-out.
+pub(crate) fn wait(millis: u64, timeout: Duration) -> Result<Duration> {
+    let wait = Duration::from_millis(millis);
+    if wait <= timeout {
+        Ok(wait)
+    } else {
+        Err(invalid("wait_ms", millis, "must not be more than timeout_ms"))
+    }
+}
+
 /// A container's id, also safe as a part of a path and in a log.
 pub(crate) fn container_id(field: &str, id: &str) -> Result<String> {
     let inside = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
@@ -286,7 +296,10 @@ mod tests {
         assert!(attachments(&vec![valid(); 257]).unwrap_err().to_string().starts_with("attachments: 257"));
         assert!(paths(&[]).unwrap().is_empty());
         assert!(timeout(0).is_err() && timeout(600_001).is_err() && timeout(u64::MAX).is_err());
-        assert_eq!(timeout(1500).unwrap(), Duration::from_millis(1500));
+        let most = timeout(1500).unwrap();
+        assert_eq!(most, Duration::from_millis(1500));
+        assert_eq!((wait(0, most).unwrap(), wait(1500, most).unwrap()), (Duration::ZERO, most));
+        assert!(wait(1501, most).unwrap_err().to_string().starts_with("wait_ms: 1501"));
     }
 
     #[test]

@@ -27,7 +27,7 @@ use crate::{
     namespace::Target,
     policy, reply,
     request::{self, Kept},
-    volume::{self, Arrival, Attachment, Departure, Failed, Slots, Stages, Ticket},
+    volume::{self, Arrival, Attachment, Departure, Failed, Slots, Stages, Terms, Ticket},
 };
 
 /// The service's entry for an agent's own ttrpc server (`Server::register_service`).
@@ -97,14 +97,17 @@ impl<A: Agent> rpc::BlockVolume for BlockVolume<A> {
         request: wire::DetachRequest,
     ) -> ttrpc::Result<wire::DetachResponse> {
         let began = Instant::now();
-        if request.force {
-            return Err(unimplemented("a forced detach"));
-        }
-        let prepared = self.prepare_detach(&request).await.map(|(departures, ticket, timeout)| {
+        let prepared = self.prepare_detach(&request).await;
+        // A wait for others is of use to the caller alone. Work that has begun goes on without it.
+        let _caller = prepared
+            .as_ref()
+            .ok()
+            .map(|(_, ticket, _, terms)| (!terms.wait.is_zero()).then(|| ticket.caller()));
+        let prepared = prepared.map(|(mut departures, ticket, timeout, terms)| {
             move || {
                 let mut stages = Stages::new("detach");
-                let result = volume::detach(&departures, &ticket, began + timeout, &mut stages);
-                let reply = reply::detach(result.as_deref(), &stages.taken);
+                let result = volume::detach(&mut departures, terms, &ticket, began + timeout, &mut stages);
+                let reply = reply::detach(result.as_ref(), &stages.taken);
                 let audit = move || {
                     let volumes = Volumes(departures.iter().map(|departure| &departure.attachment).collect());
                     log("detach", &volumes, began, result.as_ref().err());
@@ -123,7 +126,7 @@ impl<A: Agent> rpc::BlockVolume for BlockVolume<A> {
         let began = Instant::now();
         let prepared = self.prepare_inspect(&request).await.map(|subjects| {
             move || {
-                let result = volume::inspect(&subjects).map_err(Failed::from);
+                let result = volume::inspect(&subjects, request.holders).map_err(Failed::from);
                 let reply = reply::inspect(&subjects, result.as_deref());
                 let audit = move || {
                     let volumes = Volumes(subjects.iter().map(|subject| &subject.attachment).collect());
@@ -196,8 +199,9 @@ impl<A: Agent> BlockVolume<A> {
     async fn prepare_detach(
         &self,
         request: &wire::DetachRequest,
-    ) -> Result<(Vec<Departure>, Ticket, Duration)> {
+    ) -> Result<(Vec<Departure>, Ticket, Duration, Terms)> {
         let timeout = request::timeout(request.timeout_ms)?;
+        let terms = Terms { force: request.force, wait: request::wait(request.wait_ms, timeout)? };
         let kept = request::kept(&request.detachments)?;
         self.agent.authorize(policy::DETACH, &policy::detach(&kept, request.force)).await?;
         // Before the containers are looked up: an attach that is under way in one of them is cancelled as early as can be.
@@ -215,7 +219,7 @@ impl<A: Agent> BlockVolume<A> {
             };
             departures.push(Departure { attachment, outcome, keep_disk, target });
         }
-        Ok((departures, ticket, timeout))
+        Ok((departures, ticket, timeout, terms))
     }
 
     async fn prepare_inspect(&self, request: &wire::InspectRequest) -> Result<Vec<Departure>> {

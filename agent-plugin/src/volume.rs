@@ -6,6 +6,7 @@ mod attach;
 mod detach;
 mod hunt;
 mod inspect;
+mod release;
 mod resize;
 mod slots;
 
@@ -33,6 +34,7 @@ use crate::{
 pub(crate) use attach::attach;
 pub(crate) use detach::detach;
 pub(crate) use inspect::{Guest, Inspected, PathState, inspect, paths, probe};
+pub(crate) use release::Terms;
 pub(crate) use resize::resize;
 pub(crate) use slots::{Slots, Ticket};
 

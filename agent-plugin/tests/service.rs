@@ -109,7 +109,7 @@ async fn probe_tells_what_the_guest_can_do() {
     let reply = guest.client.probe(context(), &wire::ProbeRequest::default()).await.unwrap();
     assert_eq!(reason(&reply.failure), Reason::REASON_UNSPECIFIED);
     assert_eq!((reply.api_level, reply.plugin_version.as_str()), (1, env!("CARGO_PKG_VERSION")));
-    assert_eq!(reply.capabilities, ["attach", "detach", "inspect", "resize"]);
+    assert_eq!(reply.capabilities, ["attach", "detach", "holders", "inspect", "resize"]);
     assert!(reply.container.is_none());
     let asked = guest.agent.asked.lock().unwrap().clone();
     assert_eq!(asked, [("ProbeBlockVolumeRequest".to_owned(), json!({ "container_id": "", "paths": [] }))]);
@@ -224,10 +224,12 @@ async fn a_request_out_of_bounds_reaches_neither_policy_nor_container(
 }
 
 #[tokio::test]
-async fn what_is_not_written_yet_is_unimplemented() {
+async fn a_wait_beyond_the_time_out_is_refused() {
     let guest = guest(None, false).await;
-    let forced = wire::DetachRequest { force: true, ..detach(attachment("c1")) };
-    assert_eq!(code(guest.client.detach(context(), &forced).await), ttrpc::Code::UNIMPLEMENTED);
+    let request = wire::DetachRequest { wait_ms: 10_001, ..detach(attachment("c1")) };
+    let reply = guest.client.detach(context(), &request).await.unwrap();
+    assert_eq!(reason(&reply.failure), Reason::REASON_INVALID_REQUEST);
+    assert!(reply.failure.message.contains("10001"), "{reply:?}");
 }
 
 #[tokio::test]
@@ -261,7 +263,7 @@ async fn a_detach_of_what_is_not_there_changes_nothing(#[case] id: &str) {
     assert_eq!(reply.detached.len(), 1);
     assert!(reply.detached[0].unchanged);
     let stages: Vec<_> = reply.stages.iter().map(|stage| stage.name.as_str()).collect();
-    assert_eq!(stages, ["lookup", "claim", "unlink", "revoke", "flush", "delete"]);
+    assert_eq!(stages, ["lookup", "release", "unlink", "revoke", "flush", "check", "delete"]);
 }
 
 #[tokio::test]

@@ -213,14 +213,14 @@ impl<'a> Filter<'a> {
         }
     }
 
-    /// Takes away what [`Filter::allow`] gave, and never what the specification grants. Says whether there was something.
+    /// Takes away what [`Filter::allow`] gave, and never what the specification grants. Says what that was.
     ///
     /// # Errors
     /// The kernel refuses. A group that is gone is fine.
-    pub fn revoke(&self, number: DeviceNumber) -> Result<bool> {
+    pub fn revoke(&self, number: DeviceNumber) -> Result<Rights> {
         match &self.kind {
             Kind::V1(groups) => groups.revoke(number, granted_by(self.rules, number)),
-            Kind::V2 { .. } => Ok(false),
+            Kind::V2 { .. } => Ok(Rights::default()),
         }
     }
 }

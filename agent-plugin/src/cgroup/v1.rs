@@ -193,19 +193,19 @@ impl Groups {
     ///
     /// # Errors
     /// The kernel refuses. A group that is gone is fine.
-    pub fn revoke(&self, number: DeviceNumber, by_specification: Rights) -> Result<bool> {
-        let Some(own) = &self.own else { return Ok(false) };
+    pub fn revoke(&self, number: DeviceNumber, by_specification: Rights) -> Result<Rights> {
+        let Some(own) = &self.own else { return Ok(Rights::default()) };
         if !own.exists() {
-            return Ok(false);
+            return Ok(Rights::default());
         }
         let ours =
             |list: DeviceList| list.exact(number).without(by_specification).without(Rights::parse("m"));
         let rights = ours(DeviceList::read(own)?);
         if rights.is_empty() {
-            return Ok(false);
+            return Ok(Rights::default());
         }
         deny(own, number, rights)?;
-        Ok(true)
+        Ok(rights)
     }
 }
 

@@ -129,7 +129,7 @@ fn sequence(guard: &Guard<'_>, stages: &mut Stages, done: &mut Done) -> Result<V
 }
 
 /// A thread shares its umask with the whole agent; modes are meant as they are given.
-fn private_umask() -> Result<()> {
+pub(super) fn private_umask() -> Result<()> {
     unshare(CloneFlags::CLONE_FS).map_err(Error::system("unshare", "CLONE_FS"))?;
     umask(Mode::empty());
     Ok(())

@@ -1,13 +1,25 @@
-//! Detach of an idle volume: claim, unlink, revoke, flush, delete. What is not there any more is no error.
+//! Detach: release, unlink, revoke, flush, look again, delete. What is not there any more is no error.
+//!
+//! Until the first disk is deleted, a failure puts nodes and rights back. A process that opens the disk by a node of its own making
+//! between the last look and the deletion is not noticed; that is as long as a system call takes.
 
-use std::time::Instant;
+use std::{
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
 
-use super::{Attachment, Departure, Detached, Failed, OfVolume as _, Stages, Ticket};
+use super::{
+    Attachment, Departure, Detached, Failed, OfVolume as _, Stages, Ticket,
+    attach::private_umask,
+    release::{Terms, busy, look_again, release},
+};
 use crate::{
     block::{self, BlockDevice, Claim, DeviceNumber},
-    cgroup::Filter,
-    device_node::Place,
+    cgroup::{Filter, Grant, Rights},
+    device_node::{NodeOptions, Occupant, Place},
     error::{Error, Result, Unsupported},
+    holders::Holder,
     namespace::Target,
     scsi::{ScsiDevice, ScsiHost},
     sysfs,
@@ -15,96 +27,121 @@ use crate::{
 
 /// What is there of one volume.
 #[derive(Debug, Default)]
-struct Found {
+pub(super) struct Present {
+    pub(super) serial: String,
     /// With our serial; it may have no name yet.
-    device: Option<ScsiDevice>,
-    disk: Option<BlockDevice>,
+    pub(super) device: Option<ScsiDevice>,
+    pub(super) disk: Option<BlockDevice>,
     place: Option<Place>,
-    claim: Option<Claim>,
-    changed: bool,
+    pub(super) claim: Option<Claim>,
+    /// The node that was there.
+    removed: Option<NodeOptions>,
+    /// The right that was there.
+    revoked: Rights,
+    /// The disk is deleted.
+    deleted: bool,
+    /// Something is gone that is not put back: what an earlier run left behind.
+    cleared: bool,
 }
 
-/// Detaches all volumes. If one is busy, nothing is changed; after a later failure, a repetition goes on from there.
+impl Present {
+    fn changed(&self) -> bool {
+        self.removed.is_some() || !self.revoked.is_empty() || self.deleted || self.cleared
+    }
+}
+
+/// Detaches all volumes, and tells who lost one by that. If one is busy, nothing is changed; after a disk was deleted, a repetition
+/// goes on from there.
 pub(crate) fn detach(
-    departures: &[Departure],
+    departures: &mut [Departure],
+    terms: Terms,
     ticket: &Ticket,
     deadline: Instant,
     stages: &mut Stages,
-) -> Result<Vec<Detached>, Failed> {
+) -> Result<(Vec<Detached>, Vec<Holder>), Failed> {
     ticket.turn(deadline)?;
     let mut all = Vec::with_capacity(departures.len());
-    let result = sequence(departures, ticket, deadline, stages, &mut all);
-    result.map_err(|failed| Failed { partial: all.iter().any(|found| found.changed), ..failed })?;
-    let detached = |(departure, found): (&Departure, &Found)| Detached {
-        serial: departure.attachment.serial.clone(),
-        unchanged: !found.changed,
-    };
-    Ok(departures.iter().zip(&all).map(detached).collect())
+    match sequence(departures, terms, ticket, deadline, stages, &mut all) {
+        Ok(broke) => {
+            let detached =
+                |present: Present| Detached { unchanged: !present.changed(), serial: present.serial };
+            Ok((all.into_iter().map(detached).collect(), broke))
+        }
+        Err(failed) if all.iter().any(|present| present.deleted) => Err(Failed { partial: true, ..failed }),
+        Err(failed) => {
+            let partial = all.iter().any(|present| present.cleared);
+            let left = restore(departures, &mut all);
+            Err(Failed { left, partial, ..failed })
+        }
+    }
 }
 
 fn sequence(
-    departures: &[Departure],
+    departures: &mut [Departure],
+    terms: Terms,
     ticket: &Ticket,
     deadline: Instant,
     stages: &mut Stages,
-    all: &mut Vec<Found>,
-) -> Result<(), Failed> {
+    all: &mut Vec<Present>,
+) -> Result<Vec<Holder>, Failed> {
     let hosts = ScsiHost::all()?;
-    for departure in departures {
+    for departure in &*departures {
         let serial = &departure.attachment.serial;
         all.push(look_up(departure, &hosts, deadline).of(serial)?);
     }
     stages.end("lookup")?;
 
-    for (departure, found) in departures.iter().zip(all.iter_mut()) {
-        if !departure.keep_disk {
-            claim(found).of(&departure.attachment.serial)?;
-        }
-    }
-    stages.end("claim")?;
+    let mut broke = release(departures, all, terms, ticket, deadline)?;
+    stages.end("release")?;
 
-    for (departure, found) in departures.iter().zip(all.iter_mut()) {
-        unlink(departure, found).of(&departure.attachment.serial)?;
+    for (departure, present) in departures.iter().zip(all.iter_mut()) {
+        unlink(departure, present).of(&departure.attachment.serial)?;
     }
     stages.end("unlink")?;
 
-    for (departure, found) in departures.iter().zip(all.iter_mut()) {
-        revoke(departure, found).of(&departure.attachment.serial)?;
+    for (departure, present) in departures.iter().zip(all.iter_mut()) {
+        revoke(departure, present).of(&departure.attachment.serial)?;
     }
     stages.end("revoke")?;
 
-    for (departure, found) in departures.iter().zip(all.iter_mut()) {
-        found.claim.as_ref().map_or(Ok(()), Claim::flush).of(&departure.attachment.serial)?;
+    for (departure, present) in departures.iter().zip(all.iter()).filter(|(it, _)| !it.keep_disk) {
+        flush(present, terms, deadline).of(&departure.attachment.serial)?;
     }
     stages.end("flush")?;
 
-    for (departure, found) in
-        departures.iter().zip(all.iter_mut()).filter(|(departure, _)| !departure.keep_disk)
-    {
-        if let Some(device) = found.device {
+    let slipped_in = look_again(departures, all)?;
+    if !slipped_in.is_empty() && !terms.force {
+        return Err(busy(all, slipped_in));
+    }
+    broke.extend(slipped_in.into_iter().filter(|new| !broke.contains(new)).collect::<Vec<_>>());
+    stages.end("check")?;
+
+    for (departure, present) in departures.iter().zip(all.iter_mut()).filter(|(it, _)| !it.keep_disk) {
+        if let Some(device) = present.device {
             // The claim is held until the device is gone: nobody can mount it in between.
             device.delete().of(&departure.attachment.serial)?;
-            found.changed = true;
-            found.claim = None;
+            present.deleted = true;
+            present.claim = None;
         }
         ticket.set_attached(&departure.attachment.serial, false);
     }
-    Ok(stages.end("delete")?)
+    stages.end("delete")?;
+    Ok(broke)
 }
 
-fn look_up(departure: &Departure, hosts: &[ScsiHost], deadline: Instant) -> Result<Found> {
+fn look_up(departure: &Departure, hosts: &[ScsiHost], deadline: Instant) -> Result<Present> {
     let attachment = &departure.attachment;
-    let mut found = Found::default();
+    let mut present = Present { serial: attachment.serial.clone(), ..Present::default() };
     // Without the controller there is no disk either.
     for host in ScsiHost::candidates(hosts, attachment.controller.as_deref()).unwrap_or_default() {
         let device = host.device(attachment.address);
         if block::serial(device)?.as_ref() == Some(&attachment.serial) {
-            found.device = Some(device);
-            found.disk = BlockDevice::at(device)?;
+            present.device = Some(device);
+            present.disk = BlockDevice::at(device)?;
         }
     }
     if let Some(target) = &departure.target {
-        found.place = match place(target, attachment, deadline) {
+        present.place = match place(target, attachment, deadline) {
             Ok(place) => Some(place),
             // There is no way to such a path, so no node of ours is there.
             Err(Error::ParentMissing { .. } | Error::Unsupported(Unsupported::MagicLink { .. })) => None,
@@ -112,7 +149,7 @@ fn look_up(departure: &Departure, hosts: &[ScsiHost], deadline: Instant) -> Resu
             Err(error) => return Err(error),
         };
     }
-    Ok(found)
+    Ok(present)
 }
 
 fn place(target: &Target, attachment: &Attachment, deadline: Instant) -> Result<Place> {
@@ -121,8 +158,8 @@ fn place(target: &Target, attachment: &Attachment, deadline: Instant) -> Result<
 }
 
 /// The number of the container's node. Where the disk is gone, its number may be another disk's by now.
-fn number(departure: &Departure, found: &Found) -> Result<Option<DeviceNumber>> {
-    if let Some(disk) = &found.disk {
+fn number(departure: &Departure, present: &Present) -> Result<Option<DeviceNumber>> {
+    if let Some(disk) = &present.disk {
         return Ok(Some(disk.number));
     }
     let Some(outcome) = departure.outcome else { return Ok(None) };
@@ -130,39 +167,86 @@ fn number(departure: &Departure, found: &Found) -> Result<Option<DeviceNumber>> 
     Ok((!taken).then_some(outcome.device))
 }
 
-fn claim(found: &mut Found) -> Result<()> {
-    let Some(disk) = &found.disk else { return Ok(()) };
-    match disk.claim() {
-        Ok(claim) => found.claim = Some(claim),
-        Err(Error::Busy { device }) => return Err(Error::Busy { device }),
-        // QEMU took it away meanwhile.
-        Err(_) if !disk.device.exists() => (found.device, found.disk) = (None, None),
-        Err(error) => return Err(error),
-    }
-    Ok(())
-}
-
-fn unlink(departure: &Departure, found: &mut Found) -> Result<()> {
-    let number = number(departure, found)?;
-    let Some(place) = &found.place else { return Ok(()) };
-    found.changed |= match place.remove_leftover(&departure.attachment.serial) {
+fn unlink(departure: &Departure, present: &mut Present) -> Result<()> {
+    let number = number(departure, present)?;
+    let Some(place) = &present.place else { return Ok(()) };
+    present.cleared |= match place.remove_leftover(&departure.attachment.serial) {
         // The container has something of its own under that name: not ours to remove.
         Err(Error::PathTaken { .. }) => false,
         result => result?,
     };
-    if let Some(number) = number {
-        found.changed |= place.remove(number)?;
+    let Some(number) = number else { return Ok(()) };
+    // The container may have given it another owner.
+    let Some(Occupant::Block(_, options)) = place.occupant()? else { return Ok(()) };
+    if place.remove(number)? {
+        match &present.disk {
+            Some(_) => present.removed = Some(options),
+            None => present.cleared = true,
+        }
     }
     Ok(())
 }
 
-fn revoke(departure: &Departure, found: &mut Found) -> Result<()> {
+fn revoke(departure: &Departure, present: &mut Present) -> Result<()> {
     let Some(target) = departure.target.as_ref().filter(|target| !target.has_ended()) else { return Ok(()) };
     if departure.outcome.is_some_and(|outcome| outcome.allowed_before) {
         return Ok(());
     }
-    if let Some(number) = number(departure, found)? {
-        found.changed |= Filter::of(target)?.revoke(number)?;
+    if let Some(number) = number(departure, present)? {
+        present.revoked = Filter::of(target)?.revoke(number)?;
     }
     Ok(())
+}
+
+/// By force, whatever can be saved is saved: a disk that does not answer must not keep us.
+fn flush(present: &Present, terms: Terms, deadline: Instant) -> Result<()> {
+    let Some(disk) = &present.disk else { return Ok(()) };
+    if !terms.force {
+        return present.claim.as_ref().map_or(Ok(()), Claim::flush);
+    }
+    let patience = deadline.saturating_duration_since(Instant::now()) / 2;
+    if let Err(error) = flush_within(disk, patience) {
+        tracing::warn!("what was written last may be lost: {}", error.message());
+    }
+    Ok(())
+}
+
+/// A thread that is not back in time is left behind: it ends when the disk answers, or is gone.
+fn flush_within(disk: &BlockDevice, patience: Duration) -> Result<()> {
+    let (sender, result) = mpsc::sync_channel(1);
+    let work = disk.clone();
+    let flush = move || {
+        // Nobody listens any more where it was given up.
+        let _ = sender.send(work.write_back());
+    };
+    let thread = thread::Builder::new().name("block-volume-wb".to_owned()).spawn(flush);
+    thread.map_err(Error::system("clone", "a thread"))?;
+    let timed_out = || Err(Error::TimedOut { awaited: format!("a flush of {}", disk.name) });
+    result.recv_timeout(patience).unwrap_or_else(|_| timed_out())
+}
+
+/// Puts back what was taken from the containers that run. Goes on after an error.
+fn restore(departures: &[Departure], all: &mut [Present]) -> Vec<Error> {
+    let back = |(departure, present)| restore_one(departure, present).err();
+    let changed = departures.iter().zip(all).filter(|(_, present)| present.changed());
+    changed.filter_map(back).collect()
+}
+
+fn restore_one(departure: &Departure, present: &mut Present) -> Result<()> {
+    let (Some(target), Some(disk)) = (&departure.target, &present.disk) else { return Ok(()) };
+    let mut back = || {
+        if !present.revoked.is_empty() {
+            Filter::of(target)?.allow(disk.number, present.revoked, &mut Grant::default())?;
+        }
+        if let (Some(options), Some(place)) = (present.removed, present.place.take()) {
+            private_umask()?;
+            place.make(&departure.attachment.serial, disk.number, options)?.publish()?;
+        }
+        Ok(())
+    };
+    match back() {
+        // They went with it.
+        Err(_) if target.has_ended() => Ok(()),
+        result => result,
+    }
 }

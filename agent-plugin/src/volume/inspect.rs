@@ -3,13 +3,14 @@
 //! Paths are resolved by descriptor on the request's own thread. A container whose file system never answers keeps that thread;
 //! the caller's time-out ends the call, and nothing else waits for it.
 
-use super::{Attachment, Departure};
+use super::{Attachment, Departure, distinct_targets};
 use crate::{
     block::{self, BlockDevice, DeviceNumber},
     cgroup::{self, Filter},
     device_node::{NodePath, Occupant, Place},
     disk_stats::DiskStats,
     error::{Error, Result, Unsupported},
+    holders::{self, Disk, Holder, Scope},
     namespace::Target,
     scsi::{self, ScsiHost},
 };
@@ -84,12 +85,36 @@ pub(crate) struct Inspected {
     pub(crate) filter: Option<cgroup::Mode>,
     pub(crate) leftovers: Vec<String>,
     pub(crate) stats: Option<DiskStats>,
+    /// Where they were asked for.
+    pub(crate) holders: Vec<Holder>,
 }
 
-/// How attachments look, in their order.
-pub(crate) fn inspect(subjects: &[Departure]) -> Result<Vec<Inspected>> {
+/// How attachments look, in their order, and who holds the disks if that is of interest.
+pub(crate) fn inspect(subjects: &[Departure], holders: bool) -> Result<Vec<Inspected>> {
     let hosts = ScsiHost::all()?;
-    subjects.iter().map(|subject| inspect_one(subject, &hosts)).collect()
+    let mut all: Vec<Inspected> =
+        subjects.iter().map(|subject| inspect_one(subject, &hosts)).collect::<Result<_>>()?;
+    if holders {
+        look_for_holders(subjects, &mut all)?;
+    }
+    Ok(all)
+}
+
+/// Without a claim, which somebody could run into.
+fn look_for_holders(subjects: &[Departure], all: &mut [Inspected]) -> Result<()> {
+    let disk = |(subject, inspected): (&Departure, &Inspected)| {
+        let (attachment, disk) = (&subject.attachment, inspected.disk.as_ref()?);
+        Some(Disk::new(&attachment.serial, attachment.path.as_str(), disk))
+    };
+    let disks: Vec<Disk> = subjects.iter().zip(&*all).filter_map(disk).collect::<Result<_>>()?;
+    let known = distinct_targets(subjects.iter().filter_map(|subject| subject.target.as_ref()));
+    for found in holders::look(&disks, &known, Scope::All)? {
+        let is_of = |subject: &Departure| subject.attachment.serial == found.holder.serial;
+        if let Some(index) = subjects.iter().position(is_of) {
+            all[index].holders.push(found.holder);
+        }
+    }
+    Ok(())
 }
 
 fn inspect_one(

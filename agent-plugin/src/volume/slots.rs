@@ -129,6 +129,11 @@ impl Ticket {
         self.place.cancel.as_fd()
     }
 
+    /// Cancels the request when it is dropped, for as long as it waits for somebody: the caller may go away.
+    pub(crate) fn caller(&self) -> Caller {
+        Caller(self.place.clone())
+    }
+
     /// Notes that a volume is attached, or no longer.
     pub(crate) fn set_attached(&self, serial: &str, attached: bool) {
         if let Some(queue) = self.slots.lock().get_mut(serial) {
@@ -139,6 +144,16 @@ impl Ticket {
     /// Whether this service attached the volume, and did not detach it since.
     pub(crate) fn is_attached(&self, serial: &str) -> bool {
         self.slots.lock().get(serial).is_some_and(|queue| queue.attached)
+    }
+}
+
+/// The caller of a request, see [`Ticket::caller`].
+#[derive(Debug)]
+pub(crate) struct Caller(Arc<Place>);
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        self.0.cancel();
     }
 }
 
@@ -237,6 +252,16 @@ mod tests {
         });
         assert!(matches!(result, Err(Error::Cancelled)));
         drop(running);
+    }
+
+    #[test]
+    fn a_caller_that_goes_away_cancels_its_request() {
+        let slots = Arc::new(Slots::default());
+        let ticket = slots.detach(serials(&["a"])).unwrap();
+        let caller = ticket.caller();
+        assert!(!ticket.is_cancelled());
+        drop(caller);
+        assert!(ticket.is_cancelled());
     }
 
     #[test]

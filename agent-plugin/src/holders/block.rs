@@ -1,0 +1,125 @@
+//! Devices that are made of a disk: [`holders`](https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-block) in sysfs (device
+//! mapper, md), and loop devices over it ([loop(4)](https://man7.org/linux/man-pages/man4/loop.4.html)), which hold no claim and are
+//! not listed there.
+
+use std::{
+    fs::{File, OpenOptions},
+    os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use super::{Disk, Found, Kind, Trace};
+use crate::{block::DeviceNumber, error::Result, sysfs};
+
+/// The partitions of the disk `name`, with their names.
+pub(super) fn partitions(name: &str) -> Result<Vec<(String, DeviceNumber)>> {
+    let directory = directory(name);
+    let mut found = Vec::new();
+    for entry in sysfs::names(&directory)?.into_iter().filter(|entry| entry.starts_with(name)) {
+        if let Some(number) = sysfs::read(&directory.join(&entry).join("dev"))? {
+            found.push((entry, number));
+        }
+    }
+    Ok(found)
+}
+
+fn directory(name: &str) -> PathBuf {
+    Path::new("/sys/class/block").join(name)
+}
+
+/// The devices on top of `disks` that have claimed them.
+pub(super) fn above(disks: &[Disk]) -> Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for disk in disks {
+        for (name, _) in &disk.devices {
+            for holder in sysfs::names(&directory(name).join("holders"))? {
+                let (kind, detail) = describe(&holder)?;
+                found.push(Found::new(disk, kind, detail, Trace::Uevent));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn describe(name: &str) -> Result<(Kind, String)> {
+    let directory = directory(name);
+    if let Some(mapped) = sysfs::read_bytes(&directory.join("dm/name"))? {
+        let mapped = String::from_utf8_lossy(&mapped);
+        return Ok((Kind::Dm, format!("{name} ({})", mapped.trim_end())));
+    }
+    let kind = if directory.join("md").exists() { Kind::Md } else { Kind::Device };
+    Ok((kind, name.to_owned()))
+}
+
+/// The loop devices over `disks`.
+pub(super) fn loops(disks: &[Disk]) -> Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for name in sysfs::names(Path::new("/sys/block"))?.into_iter().filter(|name| name.starts_with("loop")) {
+        // One without a backing file is not in use.
+        if !directory(&name).join("loop/backing_file").exists() {
+            continue;
+        }
+        let backing = backing_device(&name);
+        for disk in disks.iter().filter(|disk| backing.is_some_and(|number| disk.has(number))) {
+            found.push(Found::new(disk, Kind::Loop, name.clone(), Trace::Uevent));
+        }
+    }
+    Ok(found)
+}
+
+/// `struct loop_info64`, as far as it is of interest.
+#[repr(C)]
+struct LoopInfo {
+    device: u64,
+    inode: u64,
+    backing_device: u64,
+    rest: [u64; 26],
+}
+
+// The kernel writes as much.
+const _: () = assert!(size_of::<LoopInfo>() == 232);
+
+/// The block device below a loop device; the name in sysfs is a path in a namespace that is not told. `None` for a file, and for one
+/// that is being taken down.
+#[expect(unsafe_code, reason = "LOOP_GET_STATUS64 has no safe wrapper in libc or nix")]
+fn backing_device(name: &str) -> Option<DeviceNumber> {
+    const LOOP_GET_STATUS64: libc::c_ulong = 0x4c05;
+    let node: File =
+        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(format!("/dev/{name}")).ok()?;
+    let mut info = LoopInfo { device: 0, inode: 0, backing_device: 0, rest: [0; 26] };
+    // SAFETY: the kernel writes one `loop_info64`, whose size `LoopInfo` has, to `info`, which outlives the call.
+    let result = unsafe { libc::ioctl(node.as_raw_fd(), LOOP_GET_STATUS64 as _, &raw mut info) };
+    (result == 0 && info.backing_device != 0).then(|| DeviceNumber::from_raw(info.backing_device))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    fn losetup(arguments: &[&str]) -> String {
+        let output = Command::new("losetup").args(arguments).output().unwrap();
+        assert!(output.status.success(), "these tests need root: {output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    #[test]
+    fn a_loop_device_over_a_device_is_found_and_one_over_a_file_is_not() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let below = losetup(&["--find", "--show", file.path().to_str().unwrap()]);
+        let above = losetup(&["--find", "--show", &below]);
+        let name = |path: &str| path.trim_start_matches("/dev/").to_owned();
+        let number: DeviceNumber = sysfs::read(&directory(&name(&below)).join("dev")).unwrap().unwrap();
+        let disk = Disk { serial: "s".into(), path: "/x".into(), devices: vec![(name(&below), number)] };
+        let found = loops(std::slice::from_ref(&disk)).unwrap();
+        losetup(&["--detach", &above]);
+        let after = loops(&[disk]).unwrap();
+        losetup(&["--detach", &below]);
+        let details: Vec<_> = found.iter().map(|found| found.holder.detail.clone()).collect();
+        assert_eq!(details, [name(&above)]);
+        assert!(after.is_empty(), "{after:?}");
+        assert_eq!(backing_device(&name(&below)), None);
+    }
+}

@@ -1,0 +1,280 @@
+//! Waits until something changes about those who hold a disk, by what the kernel offers for each kind:
+//!
+//! | holder | event |
+//! |---|---|
+//! | a process | [inotify(7)](https://man7.org/linux/man-pages/man7/inotify.7.html) `IN_CLOSE` on the very inode that it has open; its end closes it, too |
+//! | a mount | `POLLPRI` on [`/proc/PID/mountinfo`](https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html), and the end of the process that it was read through |
+//! | swap | `POLLPRI` on [`/proc/swaps`](https://man7.org/linux/man-pages/man5/proc_swaps.5.html) |
+//! | device mapper, md, loop | [uevents](https://man7.org/linux/man-pages/man7/netlink.7.html) of that device |
+//! | nobody who can be named | none: looked at again, after 10 ms at first and half a second in the end |
+//!
+//! The last is also what a mount becomes for a moment: the kernel tells of an unmount before it gives up the claim.
+//!
+//! Each of these is in place before the look whose findings it is about, or is followed by a second look at the same place.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    path::Path,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify},
+};
+
+use super::{Found, Trace, process};
+use crate::{
+    error::{Error, Result},
+    uevent::{Received, UeventSocket},
+};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// A wait, from before the first look on.
+#[derive(Debug)]
+pub struct Watch {
+    uevents: UeventSocket,
+    pause: Duration,
+}
+
+/// What ended a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waited {
+    /// Something may have changed: look again.
+    Changed,
+    /// The time is over.
+    TimedOut,
+    /// Nobody wants it any more.
+    Cancelled,
+}
+
+impl Watch {
+    /// # Errors
+    /// The kernel refuses a socket.
+    pub fn new() -> Result<Watch> {
+        Ok(Watch { uevents: UeventSocket::open()?, pause: FIRST_PAUSE })
+    }
+
+    /// Waits until something may have changed about `found`, until `deadline`, or until `cancelled` is readable.
+    ///
+    /// # Errors
+    /// The kernel refuses what the wait needs.
+    pub fn wait(&mut self, found: &[Found], deadline: Instant, cancelled: BorrowedFd<'_>) -> Result<Waited> {
+        let descriptors = found.iter().filter_map(|found| match &found.trace {
+            Trace::Descriptor(path) => Some(path.as_path()),
+            _ => None,
+        });
+        let Some(closes) = watch_closes(descriptors)? else { return Ok(Waited::Changed) };
+        let Some(Changes { files, processes }) = changes(found)? else { return Ok(Waited::Changed) };
+        let pauses = found.iter().any(|found| matches!(found.trace, Trace::Nothing));
+        let until = if pauses { deadline.min(Instant::now() + self.pause) } else { deadline };
+
+        loop {
+            let mut fds = vec![
+                PollFd::new(cancelled, PollFlags::POLLIN),
+                PollFd::new(self.uevents.as_fd(), PollFlags::POLLIN),
+                PollFd::new(closes.as_fd(), PollFlags::POLLIN),
+            ];
+            // POLLIN is always there.
+            fds.extend(files.iter().map(|file| PollFd::new(file.as_fd(), PollFlags::POLLPRI)));
+            fds.extend(processes.iter().map(|process| PollFd::new(process.as_fd(), PollFlags::POLLIN)));
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(self.timed_out(until < deadline));
+            }
+            let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            match poll(&mut fds, timeout) {
+                Ok(0) | Err(Errno::EINTR) => continue,
+                Ok(_) => {}
+                Err(errno) => return Err(Error::system("poll", "those who hold the disk")(errno)),
+            }
+            let is_ready = |fd: &PollFd<'_>| fd.any() == Some(true);
+            if is_ready(&fds[0]) {
+                return Ok(Waited::Cancelled);
+            }
+            let uevents_only = is_ready(&fds[1]) && !fds[2..].iter().any(is_ready);
+            drop(fds);
+            if !uevents_only || self.tells_of_a_holder()? {
+                self.pause = FIRST_PAUSE;
+                return Ok(Waited::Changed);
+            }
+        }
+    }
+
+    fn timed_out(&mut self, pause: bool) -> Waited {
+        if !pause {
+            return Waited::TimedOut;
+        }
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        Waited::Changed
+    }
+
+    /// Takes all events that are there. Lost ones may have been about a holder.
+    fn tells_of_a_holder(&mut self) -> Result<bool> {
+        let mut tells = false;
+        loop {
+            match self.uevents.receive()? {
+                Received::Event(event) => {
+                    tells |= event.subsystem == "block" && is_made_of_disks(event.devpath)
+                }
+                Received::Overflow => tells = true,
+                Received::Foreign => {}
+                Received::Nothing => return Ok(tells),
+            }
+        }
+    }
+}
+
+/// Every such device is virtual.
+fn is_made_of_disks(devpath: &str) -> bool {
+    devpath.starts_with("/devices/virtual/block/")
+}
+
+/// Watches the inodes behind descriptors of processes. `None`: one of them is closed already.
+fn watch_closes<'a>(descriptors: impl Iterator<Item = &'a Path>) -> Result<Option<Inotify>> {
+    let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
+    let inotify = Inotify::init(flags).map_err(Error::system("inotify_init1", "those who hold the disk"))?;
+    for path in descriptors {
+        match inotify.add_watch(path, AddWatchFlags::IN_CLOSE) {
+            Ok(_) => {}
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ESRCH) => return Ok(None),
+            Err(errno) => {
+                return Err(Error::system("inotify_add_watch", path.display().to_string())(errno));
+            }
+        }
+        // It may have been closed, and its number used for something else, before the watch was there.
+        if process::block_device(path).is_none() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(inotify))
+}
+
+/// The files of `/proc` that tell of changes, and the processes that keep alive what they are about.
+#[derive(Debug, Default)]
+struct Changes {
+    files: Vec<Rc<File>>,
+    processes: Vec<OwnedFd>,
+}
+
+/// `None`: one of the processes has ended.
+fn changes(found: &[Found]) -> Result<Option<Changes>> {
+    let Changes { mut files, mut processes } = Changes::default();
+    for found in found {
+        let Trace::Changes(file, process) = &found.trace else { continue };
+        if files.iter().any(|known| Rc::ptr_eq(known, file)) {
+            continue;
+        }
+        files.push(file.clone());
+        match process.map(pidfd).transpose() {
+            Ok(process) => processes.extend(process),
+            Err(Errno::ESRCH) => return Ok(None),
+            Err(errno) => return Err(Error::system("pidfd_open", "a process that sees the mount")(errno)),
+        }
+    }
+    Ok(Some(Changes { files, processes }))
+}
+
+#[expect(unsafe_code, reason = "pidfd_open(2) has no safe wrapper in libc or nix")]
+fn pidfd(pid: u32) -> Result<OwnedFd, Errno> {
+    // SAFETY: two numbers are passed, and a new descriptor comes back.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = Errno::result(result)?;
+    // SAFETY: the descriptor is new, so nobody else has it; the kernel's descriptors are within the range of an int.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, process::Command, thread};
+
+    use nix::sys::eventfd::EventFd;
+
+    use super::*;
+    use crate::{
+        block::DeviceNumber,
+        holders::{Disk, Kind, Scope, look},
+    };
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// A free loop device stands for a disk.
+    fn disk(name: &str) -> Disk {
+        let number: DeviceNumber = fs::read_to_string(format!("/sys/class/block/{name}/dev"))
+            .expect("these tests need root and the loop module")
+            .trim()
+            .parse()
+            .unwrap();
+        Disk { serial: "s".into(), path: "/x".into(), devices: vec![(name.to_owned(), number)] }
+    }
+
+    fn of_sleep(disk: &Disk) -> Vec<Found> {
+        let found = look(std::slice::from_ref(disk), &[], Scope::Opened).unwrap();
+        found.into_iter().filter(|found| found.holder.command == "sleep").collect()
+    }
+
+    #[test]
+    fn the_end_of_a_process_ends_the_wait() {
+        let disk = disk("loop1");
+        let open = File::open("/dev/loop1").unwrap();
+        let mut child = Command::new("sleep").arg("60").stdin(open).spawn().unwrap();
+        let cancelled = EventFd::new().unwrap();
+        let mut watch = Watch::new().unwrap();
+        let found = of_sleep(&disk);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].holder.kind, Kind::Process);
+        let short = Instant::now() + Duration::from_millis(50);
+        assert_eq!(watch.wait(&found, short, cancelled.as_fd()).unwrap(), Waited::TimedOut);
+        let began = Instant::now();
+        let waited = thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(50));
+                child.kill().unwrap();
+                child.wait().unwrap();
+            });
+            // Others may have this device open and close it meanwhile.
+            while !of_sleep(&disk).is_empty() {
+                watch.wait(&found, began + LONG, cancelled.as_fd()).unwrap();
+            }
+            watch.wait(&found, began + LONG, cancelled.as_fd()).unwrap()
+        });
+        assert_eq!(waited, Waited::Changed, "a descriptor that is gone needs no wait");
+        assert!(began.elapsed() < LONG);
+    }
+
+    #[test]
+    fn without_an_event_it_is_looked_at_again_ever_more_rarely() {
+        let cancelled = EventFd::new().unwrap();
+        let mut watch = Watch::new().unwrap();
+        let found = [Found::unknown(&disk("loop2"))];
+        let began = Instant::now();
+        for _ in 0..3 {
+            let waited = watch.wait(&found, began + LONG, cancelled.as_fd()).unwrap();
+            assert_eq!(waited, Waited::Changed);
+        }
+        assert_eq!(watch.pause, FIRST_PAUSE * 8);
+        let waited = watch.wait(&found, Instant::now(), cancelled.as_fd()).unwrap();
+        assert_eq!(waited, Waited::TimedOut);
+    }
+
+    #[test]
+    fn a_cancelled_wait_ends() {
+        let cancelled = EventFd::from_value(1).unwrap();
+        let mut watch = Watch::new().unwrap();
+        let waited = watch.wait(&[], Instant::now() + LONG, cancelled.as_fd()).unwrap();
+        assert_eq!(waited, Waited::Cancelled);
+    }
+
+    #[test]
+    fn only_virtual_devices_are_made_of_disks() {
+        assert!(is_made_of_disks("/devices/virtual/block/dm-0"));
+        assert!(!is_made_of_disks(
+            "/devices/pci0000:00/0000:00:01.0/virtio0/host0/target0:0:5/0:0:5:3/block/sda"
+        ));
+    }
+}
