@@ -80,8 +80,8 @@ pub enum Error {
         /// What did not happen.
         awaited: String,
     },
-    /// A Detach of the same volume came in.
-    #[error("cancelled by a detach of the same volume")]
+    /// Another request for the same volume came in, or the caller of one that waits went away.
+    #[error("cancelled by a later request for the same volume, or by the end of the caller")]
     Cancelled,
     /// Not the disk that was announced.
     #[error("the disk at {device} has {what} {found}, expected {expected}")]

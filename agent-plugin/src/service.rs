@@ -205,7 +205,8 @@ impl<A: Agent> BlockVolume<A> {
         let kept = request::kept(&request.detachments)?;
         self.agent.authorize(policy::DETACH, &policy::detach(&kept, request.force)).await?;
         // Before the containers are looked up: an attach that is under way in one of them is cancelled as early as can be.
-        let ticket = self.slots.detach(serials(kept.iter().map(|kept| &kept.attachment)))?;
+        let patient = !terms.wait.is_zero();
+        let ticket = self.slots.detach(serials(kept.iter().map(|kept| &kept.attachment)), patient)?;
         let mut departures = Vec::with_capacity(kept.len());
         for Kept { attachment, outcome, keep_disk } in kept {
             let target = match self.target(&attachment.container_id).await {
@@ -272,12 +273,6 @@ fn look(
 
 fn serials<'a>(attachments: impl Iterator<Item = &'a Attachment>) -> Vec<String> {
     attachments.map(|attachment| attachment.serial.clone()).collect()
-}
-
-/// A method without code would be answered NOT_FOUND by ttrpc.
-fn unimplemented(what: &str) -> ttrpc::Error {
-    let message = format!("this version of the plugin cannot do {what}");
-    ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::UNIMPLEMENTED, message))
 }
 
 /// Runs what was prepared on a thread of its own, which goes on if nobody waits for it any more. The thread sends its answer first

@@ -95,14 +95,6 @@ fn reason(failure: &protobuf::MessageField<wire::Failure>) -> Reason {
     failure.as_ref().map_or(Reason::REASON_UNSPECIFIED, |failure| failure.reason.enum_value_or_default())
 }
 
-/// The code of ttrpc's own status.
-fn code<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> ttrpc::Code {
-    match result.expect_err("an error of ttrpc") {
-        ttrpc::Error::RpcStatus(status) => status.code(),
-        other => panic!("not a status: {other}"),
-    }
-}
-
 #[tokio::test]
 async fn probe_tells_what_the_guest_can_do() {
     let guest = guest(None, false).await;

@@ -10,7 +10,7 @@ use std::{fmt, io, path::PathBuf, str::FromStr, time::Duration};
 use agent_plugin::contract::{
     block_volume::{
         AttachRequest, AttachResponse, DetachRequest, DetachResponse, Failure, InspectRequest,
-        InspectResponse, ProbeRequest, ProbeResponse, ResizeRequest, ResizeResponse,
+        InspectResponse, ProbeRequest, ProbeResponse, Reason, ResizeRequest, ResizeResponse,
     },
     block_volume_ttrpc::BlockVolumeClient,
 };
@@ -21,7 +21,7 @@ use tokio::{
 use tokio_vsock::{VsockAddr, VsockStream};
 use ttrpc::{Code, r#async::Client, context::Context};
 
-use crate::{Deadline, Error, unix_socket};
+use crate::{Deadline, Error, guest_holder::GuestHolder, printable::printable, unix_socket};
 
 /// The API level of the contract that this program speaks.
 pub const API_LEVEL: u32 = 1;
@@ -200,7 +200,15 @@ impl Agent {
     /// # Errors
     /// As the guest says, or the reply was lost.
     pub async fn detach(&self, request: &DetachRequest, deadline: Deadline) -> Result<DetachResponse, Error> {
-        accepted(call("Detach", deadline, |context| self.client.detach(context, request)).await?)
+        let reply = call("Detach", deadline, |context| self.client.detach(context, request)).await?;
+        let busy = Reason::REASON_BUSY;
+        match reply.failure.as_ref().filter(|failure| failure.reason == busy.into() && failure.undone) {
+            Some(failure) if !reply.holders.is_empty() => Err(Error::InUse {
+                volume: printable(&failure.serial),
+                holders: GuestHolder::all(&reply.holders),
+            }),
+            _ => accepted(reply),
+        }
     }
 
     /// How attachments look in the guest; changes nothing.

@@ -152,14 +152,16 @@ pub struct Which {
 
 /// Takes a volume away from its container, and frees it on the host
 ///
-/// A volume that is mounted, or claimed otherwise, in the guest is not taken away (exit status 5), and nothing changes. A process that
-/// merely has the device open is not noticed: it gets I/O errors. The container may be gone; a volume that a killed run left half plugged or half unplugged is taken away as far as it is there. On success the guest has no disk, the container
+/// A volume that somebody in the guest holds is not taken away (exit status 5), and nothing changes; who holds it is told: processes
+/// that have the device open, by whatever node, mounts in any container or outside, device mapper, md, loop devices, swap. With --wait they
+/// get time to let go. With --force it goes all the same: what the guest has not written back is written as far as that is
+/// possible, whoever used the device gets I/O errors from then on, a file system on it stays mounted and broken until it is unmounted, and what was broken is told. The container may be gone; a volume that a killed run left half plugged or half unplugged is taken away as far as it is there. On success the guest has no disk, the container
 /// no node and no right, and QEMU no device, node or descriptor of it: the host can use the volume again.
 ///
 /// A volume that is not there is `unchanged`, with exit status 0, where --volume names it: it is as asked for. A path alone does not
 /// tell which volume was meant, so that with --device-path it is not found (exit status 3).
 ///
-/// Once the guest was asked, a first SIGINT, SIGTERM or SIGHUP lets the removal go on to its end; a second one ends it at once. A removal that
+/// A SIGINT, SIGTERM or SIGHUP ends a wait, with nothing changed. Otherwise, once the guest was asked, a first SIGINT, SIGTERM or SIGHUP lets the removal go on to its end; a second one ends it at once. A removal that
 /// was cut short is completed by the same command.
 #[derive(Debug, Args)]
 pub struct HotUnplug {
@@ -174,6 +176,14 @@ pub struct HotUnplug {
     /// Which volume.
     #[command(flatten)]
     pub which: Which,
+
+    /// Time for those who hold the volume to let go of it, at most 9m; it comes on top of --timeout. Other commands on the sandbox wait as long
+    #[arg(long, value_name = "TIME", value_parser = parse_wait)]
+    pub wait: Option<Duration>,
+
+    /// Takes it away from those who hold it, and tells who that was
+    #[arg(long, conflicts_with = "wait")]
+    pub force: bool,
 }
 
 /// Shows the volumes of a sandbox as QEMU and the guest have them now
@@ -229,6 +239,13 @@ impl Target {
 fn parse_mode(text: &str) -> Result<u32, String> {
     let mode = u32::from_str_radix(text, 8).ok().filter(|&mode| mode <= 0o777 && !text.starts_with('+'));
     mode.ok_or_else(|| "expected permission bits in octal, at most 777".to_owned())
+}
+
+/// With what is left of an ordinary time-out, a longer one does not fit into one request to the guest.
+fn parse_wait(text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(540);
+    let wait = parse_duration(text)?;
+    if wait <= LONGEST { Ok(wait) } else { Err("expected at most 9m".to_owned()) }
 }
 
 pub(crate) fn parse_volume(text: &str) -> Result<VolumeId, String> {

@@ -25,6 +25,11 @@ fn modes_are_octal(#[case] text: &str, #[case] mode: Option<u32>) {
 #[case(&["hot-unplug", "--volume", "0123456789abcdef", "--device-path", "/d"], false)]
 #[case(&["hot-unplug", "--volume", "0123456789ABCDEF"], false)]
 #[case(&["hot-unplug", "--volume", "01234567"], false)]
+#[case(&["hot-unplug", "--device-path", "/d", "--wait", "9m"], true)]
+#[case(&["hot-unplug", "--device-path", "/d", "--wait", "541s"], false)]
+#[case(&["hot-unplug", "--device-path", "/d", "--wait", "0"], false)]
+#[case(&["hot-unplug", "--device-path", "/d", "--force"], true)]
+#[case(&["hot-unplug", "--device-path", "/d", "--force", "--wait", "1s"], false)]
 #[case(&["inspect"], false)]
 #[case(&["list"], true)]
 #[case(&["resize"], false)]
@@ -33,7 +38,7 @@ fn modes_are_octal(#[case] text: &str, #[case] mode: Option<u32>) {
 #[case(&["stats", "--prometheus"], true)]
 #[case(&["stats", "--prometheus", "--output", "json"], false)]
 #[case(&["stats", "--volume", "0123456789abcdef", "--device-path", "/d"], false)]
-fn a_volume_is_named_in_one_way(#[case] words: &[&str], #[case] accepted: bool) {
+fn flags_that_fit_are_accepted(#[case] words: &[&str], #[case] accepted: bool) {
     let line = [&["x", "block-volume"][..], words, &["--sandbox", "s"]].concat();
     assert_eq!(Cli::try_parse_from(line).is_ok(), accepted);
 }

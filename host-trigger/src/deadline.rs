@@ -28,6 +28,12 @@ impl Deadline {
         self.min(Self::after(limit))
     }
 
+    /// So much later.
+    #[must_use]
+    pub fn plus(self, time: Duration) -> Self {
+        Self(self.0 + time)
+    }
+
     /// What is left; zero when it has passed.
     pub fn remaining(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use agent_plugin::contract::block_volume::Reason;
 
-use crate::{agent::API_LEVEL, printable::printable, qmp::QmpError};
+use crate::{agent::API_LEVEL, guest_holder::GuestHolder, printable::printable, qmp::QmpError};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +117,8 @@ pub enum Error {
     // The guest and its agent.
     #[error("the guest says: {}", printable(.message))]
     Guest { reason: Reason, message: String, undone: bool },
+    #[error("volume {volume} is in use in the guest: {}", GuestHolder::line(.holders))]
+    InUse { volume: String, holders: Vec<GuestHolder> },
     #[error("the agent has no block volume plugin")]
     NoPlugin,
     #[error("the agent's block volume plugin has no {method}")]
@@ -278,6 +280,7 @@ impl Error {
                 Some("plug it again as before, or unplug it: both take back what is left"),
             ),
             Self::Guest { reason, .. } => guest_class(*reason),
+            Self::InUse { .. } => guest_class(Reason::REASON_BUSY),
             Self::NoPlugin => {
                 ("no_plugin", 10, Some("the VM's agent must be built with the agent-plugin crate"))
             }
@@ -305,6 +308,15 @@ impl Error {
             Self::FailPoint { .. } => ("fail_point", 1, None),
         };
         Class { reason, exit_code, hint }
+    }
+
+    /// Those who hold the volume in the guest, where that is the reason.
+    pub fn holders(&self) -> &[GuestHolder] {
+        match self {
+            Self::InUse { holders, .. } => holders,
+            Self::Incomplete { cause, .. } => cause.holders(),
+            _ => &[],
+        }
     }
 
     /// The message and what caused it, on one line, fit for a terminal.
@@ -335,7 +347,9 @@ fn guest_class(reason: Reason) -> (&'static str, u8, Option<&'static str>) {
             ("parent_missing", 3, Some("make the directory in the container first"))
         }
         Reason::REASON_CONFLICT => ("other_options", 4, Some("unplug it first, or repeat the options")),
-        Reason::REASON_BUSY => ("busy", 5, Some("end its use in the guest first")),
+        Reason::REASON_BUSY => {
+            ("busy", 5, Some("end its use in the guest, wait for that with --wait, or break it with --force"))
+        }
         Reason::REASON_TIMED_OUT => ("timed_out", 7, Some("a longer --timeout may help")),
         Reason::REASON_CANCELLED => ("cancelled", 4, Some("another run has unplugged it meanwhile")),
         Reason::REASON_DENIED => ("denied_by_guest", 9, Some("the agent's policy must allow it")),

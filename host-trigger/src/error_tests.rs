@@ -51,6 +51,7 @@ fn io(kind: io::ErrorKind) -> io::Error {
 #[case(Error::AgentSilent { address: "x".into() }, "timed_out", 7)]
 #[case(Error::Incomplete { cause: Box::new(Error::NoPlugin), left: vec![] }, "incomplete", 8)]
 #[case(Error::RecordLost { volume: "v".into() }, "record_lost", 8)]
+#[case(Error::InUse { volume: "v".into(), holders: vec![] }, "busy", 5)]
 #[case(Error::NoPlugin, "no_plugin", 10)]
 #[case(Error::NoMethod { method: "Attach" }, "no_method", 10)]
 #[case(Error::ApiLevel { guest: 2 }, "api_level", 12)]

@@ -394,6 +394,13 @@ impl<'a> Plug<'a> {
         });
         let volumes = volumes.collect();
         let timings_us = Timings(self.watch.finish());
-        Ok(Report { schema: SCHEMA, command: "hot-plug".to_owned(), result, volumes, timings_us })
+        Ok(Report {
+            schema: SCHEMA,
+            command: "hot-plug".to_owned(),
+            result,
+            volumes,
+            broke: Vec::new(),
+            timings_us,
+        })
     }
 }

@@ -4,13 +4,15 @@
 //! 2. The guest lets go of it (node, right, flush, disk), or refuses, because it is in use: then nothing has changed.
 //! 3. QEMU's device, node and descriptors; the descriptors last, as they carry the record that a repetition needs.
 //!
-//! A removal that has begun is completed, also after a signal: what is half gone is of use to nobody. What a killed run left of a
+//! A removal that has begun is completed, also after a signal: what is half gone is of use to nobody. A wait for those who hold the
+//! volume is no beginning: a signal ends it, by a request without patience, which the guest lets in before the patient one. What a killed run left of a
 //! plug or an unplug is taken away in the same way, as far as it is there.
 
 use std::{path::PathBuf, time::Duration};
 
-use agent_plugin::contract::block_volume::Detachment;
+use agent_plugin::contract::block_volume::{DetachRequest, Detachment};
 use serde_json::json;
+use tokio::sync::Notify;
 
 use crate::{
     Deadline, Error,
@@ -18,7 +20,9 @@ use crate::{
     choice,
     cli::HotUnplug,
     deadline::Stopwatch,
-    fault, lock,
+    fault,
+    guest_holder::GuestHolder,
+    lock,
     output::{self, Outcome, Report, SCHEMA, Timings, Volume},
     printable::printable,
     qmp::{Qmp, QmpError},
@@ -52,13 +56,18 @@ pub async fn run(verb: &HotUnplug, run_dir: Option<PathBuf>) -> Result<Report, E
     let Some((mut removal, subject)) = prepared else { return Ok(report(Outcome::Unchanged, None, watch)) };
 
     let done = {
-        let mut work = std::pin::pin!(removal.run(subject.question));
+        let impatient = Notify::new();
+        let mut work = std::pin::pin!(removal.run(subject.question, &impatient));
         tokio::select! {
             done = &mut work => done,
             interrupted = signals.next() => {
                 note(verb, || "a removal that has begun is completed; a second signal ends it".to_owned());
+                impatient.notify_one();
                 tokio::select! {
-                    done = &mut work => done,
+                    done = &mut work => match done {
+                        Err(Error::InUse { .. }) => Err(interrupted),
+                        done => done,
+                    },
                     _ = signals.next() => Err(Error::Incomplete {
                         cause: Box::new(interrupted),
                         left: vec!["a second signal ended the removal".to_owned()],
@@ -67,8 +76,8 @@ pub async fn run(verb: &HotUnplug, run_dir: Option<PathBuf>) -> Result<Report, E
             }
         }
     };
-    done?;
-    Ok(report(Outcome::Detached, Some(subject.volume), removal.watch))
+    let broke = done?;
+    Ok(Report { broke, ..report(Outcome::Detached, Some(subject.volume), removal.watch) })
 }
 
 fn note(verb: &HotUnplug, text: impl FnOnce() -> String) {
@@ -99,6 +108,7 @@ async fn prepare<'a>(
     let guest = if subject.question.is_some() { Some(guest.await?) } else { None };
     watch.lap("prepare");
     let watch = std::mem::replace(watch, Stopwatch::new());
+    let deadline = deadline.plus(verb.wait.unwrap_or_default());
     Ok(Some((Removal { verb, place, deadline, watch, qmp, id, guest }, subject)))
 }
 
@@ -108,6 +118,7 @@ fn report(result: Outcome, volume: Option<Volume>, watch: Stopwatch) -> Report {
         command: "hot-unplug".to_owned(),
         result,
         volumes: volume.into_iter().collect(),
+        broke: Vec::new(),
         timings_us: Timings(watch.finish()),
     }
 }
@@ -125,22 +136,37 @@ struct Removal<'a> {
 }
 
 impl Removal<'_> {
-    async fn run(&mut self, question: Option<Detachment>) -> Result<(), Error> {
+    /// Returns who lost the volume by force.
+    async fn run(
+        &mut self,
+        question: Option<Detachment>,
+        impatient: &Notify,
+    ) -> Result<Vec<GuestHolder>, Error> {
         fault::point("before-detach").await?;
+        let mut broke = Vec::new();
         if let (Some(guest), Some(question)) = (&self.guest, question) {
             if self.deadline.remaining().is_zero() {
                 return Err(Error::TimedOut { what: "the guest".to_owned() });
             }
             note(self.verb, || format!("the guest lets go of volume {}", self.id));
-            if let Err(cause) = detach(guest, question, self.deadline).await {
-                return Err(self.unless_undone(cause).await);
+            let wait = self.verb.wait.unwrap_or_default();
+            let patient = detach(guest, &question, self.verb.force, wait, self.deadline);
+            let done = tokio::select! {
+                done = patient => done,
+                () = impatient.notified(), if !wait.is_zero() => {
+                    detach(guest, &question, false, Duration::ZERO, self.deadline).await
+                }
+            };
+            match done {
+                Ok(holders) => broke = holders,
+                Err(cause) => return Err(self.unless_undone(cause).await),
             }
             fault::point("after-detach").await?;
             self.watch.lap("detach");
         }
         let removed = self.remove_from_qemu().await;
         self.watch.lap("remove");
-        removed
+        removed.map(|()| broke)
     }
 
     /// Did the guest's failure leave all as it was?
@@ -208,15 +234,30 @@ impl Removal<'_> {
     }
 }
 
-/// Asks the guest, again where the connection was lost: a part that is done is not done twice.
-async fn detach(guest: &Guest, detachment: Detachment, deadline: Deadline) -> Result<(), Error> {
-    match undo::detach(&guest.agent, vec![detachment.clone()], deadline).await {
+/// Asks the guest, again where the connection was lost: a part that is done is not done twice. Returns who lost the volume by force.
+async fn detach(
+    guest: &Guest,
+    detachment: &Detachment,
+    force: bool,
+    wait: Duration,
+    deadline: Deadline,
+) -> Result<Vec<GuestHolder>, Error> {
+    let patience = Deadline::after(wait);
+    let request = || DetachRequest {
+        detachments: vec![detachment.clone()],
+        force,
+        // A wait that the command line takes fits.
+        wait_ms: u64::try_from(patience.remaining().as_millis()).unwrap_or(u64::MAX),
+        ..Default::default()
+    };
+    let reply = match undo::ask(&guest.agent, request(), deadline).await {
         Err(Error::AgentLost { method }) => {
             let Ok(client) = agent::dial(&guest.address, deadline).await else {
                 return Err(Error::AgentLost { method });
             };
-            undo::detach(&Agent::new(client), vec![detachment], deadline).await
+            undo::ask(&Agent::new(client), request(), deadline).await
         }
         done => done,
-    }
+    };
+    Ok(GuestHolder::all(&reply?.holders))
 }

@@ -10,7 +10,7 @@
 //! | [`sandbox`], [`shim`] | where a Kata host keeps what belongs to a sandbox |
 //! | [`source`], [`holders`] | the volume on the host: opened once, vetted, and who else has it |
 //! | [`qmp`], [`registry`], [`record`] | QEMU's monitor, and what it keeps for us |
-//! | [`agent`] | the agent's addresses, how to dial it, its replies |
+//! | [`agent`], [`guest_holder`] | the agent's addresses, how to dial it, its replies; who holds a volume in the guest |
 //! | [`listing`], `survey`, `choice` | volumes that are plugged: which is meant, what is known of it, how it is shown |
 //! | [`limits`], [`block_stats`], `prometheus` | a volume's limits and counters, in QEMU's words and in ours |
 //! | [`undo`] | how everything is taken back |
@@ -25,6 +25,7 @@ mod descriptor;
 mod disk;
 pub mod error;
 mod fault;
+pub mod guest_holder;
 pub mod holders;
 pub mod hot_plug;
 pub mod hot_unplug;

@@ -51,7 +51,7 @@ async fn look(
 ) -> Result<Listing, Error> {
     let mut signals = Signals::catch()?;
     tokio::select! {
-        listing = look_now(target, container, run_dir, choose) => {
+        listing = look_now(command, target, container, run_dir, choose) => {
             listing.map(|listing| Listing { command: command.to_owned(), result: result.to_owned(), ..listing })
         }
         interrupted = signals.next() => Err(interrupted),
@@ -59,6 +59,7 @@ async fn look(
 }
 
 async fn look_now(
+    command: &str,
     target: &Target,
     container: Option<&str>,
     run_dir: Option<PathBuf>,
@@ -88,7 +89,7 @@ async fn look_now(
         match guest.await {
             Ok(guest) => {
                 for subject in &subjects {
-                    match subject.ask(&guest.agent, deadline).await {
+                    match subject.ask(&guest.agent, command == "inspect", deadline).await {
                         Ok(listed) => volumes.push(listed),
                         Err(e) => {
                             guest_error = Some(e);

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    guest_holder::GuestHolder,
     output::{FailureBody, Timings, Volume},
     printable::printable,
     size::human_size,
@@ -84,6 +85,9 @@ pub struct GuestView {
     pub allowed: bool,
     /// Temporary nodes of ours.
     pub leftovers: Vec<String>,
+    /// Who holds the disk there; only `inspect` asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holders: Option<Vec<GuestHolder>>,
 }
 
 /// The table of `list`.
@@ -141,6 +145,7 @@ pub(crate) fn details(listing: &Listing) -> String {
             line("  size", &format!("{} bytes", guest.size));
             line("  read-only", yes(guest.read_only));
             guest.leftovers.iter().for_each(|name| line("  leftover", name));
+            guest.holders.iter().flatten().for_each(|holder| line("  held by", &holder.to_string()));
         }
     }
     lines.iter_mut().for_each(|line| line.truncate(line.trim_end().len()));

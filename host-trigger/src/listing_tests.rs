@@ -35,6 +35,7 @@ fn listed(state: State, path: &str) -> Listed {
             node_present: true,
             allowed: true,
             leftovers: Vec::new(),
+            holders: None,
         }),
         guest_error: None,
     }
@@ -52,7 +53,7 @@ fn listing(volumes: Vec<Listed>) -> Listing {
 }
 
 fn error() -> FailureBody {
-    FailureBody { reason: "busy".into(), exit_code: 5, message: "no".into(), hint: None }
+    FailureBody { reason: "busy".into(), exit_code: 5, message: "no".into(), hint: None, holders: Vec::new() }
 }
 
 #[test]

@@ -15,6 +15,7 @@ use serde::{
 
 use crate::{
     Error,
+    guest_holder::GuestHolder,
     limits::Limits,
     listing::{self, Listing},
     printable::printable,
@@ -46,6 +47,9 @@ pub struct Report {
     pub result: Outcome,
     /// In the order of the command line; none where the volume that `hot-unplug` names is not there.
     pub volumes: Vec<Volume>,
+    /// Who lost the volume by `hot-unplug --force`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub broke: Vec<GuestHolder>,
     /// How long the stages took.
     pub timings_us: Timings,
 }
@@ -172,6 +176,9 @@ pub struct FailureBody {
     pub message: String,
     /// A way out, where there is one.
     pub hint: Option<String>,
+    /// Who holds the volume in the guest, where that is the reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holders: Vec<GuestHolder>,
 }
 
 impl From<&Error> for Failure {
@@ -183,6 +190,7 @@ impl From<&Error> for Failure {
                 exit_code: class.exit_code,
                 message: error.message(),
                 hint: class.hint.map(str::to_owned),
+                holders: error.holders().to_vec(),
             },
         }
     }
@@ -281,6 +289,7 @@ fn human(report: &Report) -> String {
             lines.push(format!("  limits: {}", volume.throttle));
         }
     }
+    lines.extend(report.broke.iter().map(|holder| format!("  broke {holder}")));
     if report.volumes.is_empty() {
         lines.push("unchanged: no such volume is plugged".to_owned());
     }
@@ -317,6 +326,7 @@ mod tests {
                 node: "mknod".into(),
                 throttle: Limits::default(),
             }],
+            broke: Vec::new(),
             timings_us: Timings(vec![
                 ("probe".into(), 1200),
                 ("attach".into(), 15_000),
@@ -374,5 +384,30 @@ mod tests {
             "plugged /dev/disk/by-id/x (64 MiB, read-only) at /dev/xvda in container c1\n  volume 0123456789abcdef, in \
              the guest sda (8:0) at scsi0 255:3, device filter: none\n  took 21 ms"
         );
+    }
+
+    #[test]
+    fn what_force_broke_is_told() {
+        let holder = GuestHolder {
+            kind: "process".into(),
+            pid: Some(57),
+            command: "dd".into(),
+            container: "c1".into(),
+            detail: "/dev/xvda".into(),
+        };
+        let report = Report { result: Outcome::Detached, broke: vec![holder], ..report() };
+        let json = serde_json::to_string(&report).unwrap();
+        assert!(json.contains(
+            r#""broke":[{"kind":"process","pid":57,"command":"dd","container":"c1","detail":"/dev/xvda"}]"#
+        ));
+        assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
+        assert!(human(&report).contains("\n  broke process 57 (dd) in container c1, /dev/xvda\n"));
+        let error = Error::InUse { volume: "v".into(), holders: report.broke };
+        let body = Failure::from(&error).error;
+        assert_eq!(
+            body.message,
+            "volume v is in use in the guest: process 57 (dd) in container c1, /dev/xvda"
+        );
+        assert!(serde_json::to_string(&body).unwrap().contains(r#""holders":[{"kind":"process","pid":57,"#));
     }
 }

@@ -113,6 +113,7 @@ pub async fn run(verb: &Resize, run_dir: Option<PathBuf>) -> Result<Report, Erro
         command: "resize".to_owned(),
         result: if unchanged { Outcome::Unchanged } else { Outcome::Resized },
         volumes: vec![volume],
+        broke: Vec::new(),
         timings_us: Timings(watch.finish()),
     })
 }
@@ -291,7 +292,7 @@ impl Resizing<'_> {
     }
 
     async fn size_in_guest(&self, deadline: Deadline) -> Result<Option<u64>, Error> {
-        let seen = survey::inspect(&self.guest.agent, &self.question, deadline).await?;
+        let seen = survey::inspect(&self.guest.agent, &self.question, false, deadline).await?;
         Ok(seen.disk_present.then_some(seen.size))
     }
 }

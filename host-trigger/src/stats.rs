@@ -144,7 +144,7 @@ async fn count(verb: &Stats, run_dir: Option<PathBuf>) -> Result<Counted, Error>
             let guest = guest.await?;
             for (volume, question) in volumes.iter_mut().zip(&questions) {
                 let Some(question) = question else { continue };
-                match survey::inspect(&guest.agent, question, deadline).await {
+                match survey::inspect(&guest.agent, question, false, deadline).await {
                     Ok(seen) => volume.guest = seen.stats.as_ref().map(GuestStats::from),
                     Err(refused @ Error::Guest { .. }) => {
                         volume.guest_error = Some(Failure::from(&refused).error);

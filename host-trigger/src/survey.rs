@@ -7,6 +7,7 @@ use crate::{
     Deadline, Error,
     agent::Agent,
     choice::Known,
+    guest_holder::GuestHolder,
     limits::Limits,
     listing::{GuestView, Listed, State},
     output::{Failure, Scsi, Volume},
@@ -77,14 +78,19 @@ impl Subject {
         Ok(Self { known, volume, question })
     }
 
-    /// The volume with what the guest says of it, where it is asked.
+    /// The volume with what the guest says of it, where it is asked, and with who holds it there if that is of interest.
     ///
     /// # Errors
     /// The agent cannot be asked any more; what it refuses is told with the volume.
-    pub(crate) async fn ask(&self, agent: &Agent, deadline: Deadline) -> Result<Listed, Error> {
+    pub(crate) async fn ask(
+        &self,
+        agent: &Agent,
+        holders: bool,
+        deadline: Deadline,
+    ) -> Result<Listed, Error> {
         let Some(question) = &self.question else { return Ok(self.without_guest()) };
-        match inspect(agent, question, deadline).await {
-            Ok(seen) => Ok(self.with_guest(&seen)),
+        match inspect(agent, question, holders, deadline).await {
+            Ok(seen) => Ok(self.with_guest(&seen, holders)),
             Err(refused @ Error::Guest { .. }) => {
                 let guest_error = Some(Failure::from(&refused).error);
                 Ok(Listed { guest_error, ..self.without_guest() })
@@ -100,7 +106,7 @@ impl Subject {
         Listed { volume: self.volume.clone(), state, guest: None, guest_error: None }
     }
 
-    fn with_guest(&self, seen: &Inspected) -> Listed {
+    fn with_guest(&self, seen: &Inspected, holders: bool) -> Listed {
         let committed = self.known.1.committed().is_some();
         let whole = seen.disk_present && seen.node_present && seen.allowed && seen.leftovers.is_empty();
         let state = match (committed, seen.container_running) {
@@ -125,6 +131,7 @@ impl Subject {
             node_present: seen.node_present,
             allowed: seen.allowed,
             leftovers: seen.leftovers.iter().take(MOST_LEFTOVERS).map(|name| printable(name)).collect(),
+            holders: holders.then(|| GuestHolder::all(&seen.holders)),
         };
         Listed { volume, state, guest: Some(guest), guest_error: None }
     }
@@ -137,9 +144,10 @@ impl Subject {
 pub(crate) async fn inspect(
     agent: &Agent,
     question: &Detachment,
+    holders: bool,
     deadline: Deadline,
 ) -> Result<Inspected, Error> {
-    let request = InspectRequest { attachments: vec![question.clone()], ..Default::default() };
+    let request = InspectRequest { attachments: vec![question.clone()], holders, ..Default::default() };
     let mut reply = agent.inspect(&request, deadline).await?;
     match (reply.inspected.pop(), reply.inspected.len()) {
         (Some(seen), 0) if seen.serial == question.attachment.serial => Ok(seen),

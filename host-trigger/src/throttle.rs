@@ -191,6 +191,7 @@ pub async fn run(verb: &Throttle, run_dir: Option<PathBuf>) -> Result<Report, Er
         command: "throttle".to_owned(),
         result,
         volumes: vec![volume],
+        broke: Vec::new(),
         timings_us: Timings(watch.finish()),
     })
 }

@@ -7,7 +7,7 @@
 use std::{io::ErrorKind, time::Duration};
 
 use agent_plugin::contract::block_volume::{
-    self as contract, Attachment, DetachRequest, Detachment, ScsiAddress,
+    self as contract, Attachment, DetachRequest, DetachResponse, Detachment, ScsiAddress,
 };
 use serde_json::json;
 
@@ -42,13 +42,25 @@ pub enum Whose<'a> {
 /// # Errors
 /// The guest refuses, or its reply is lost.
 pub async fn detach(agent: &Agent, detachments: Vec<Detachment>, deadline: Deadline) -> Result<(), Error> {
-    let timeout = deadline.remaining();
-    let request = DetachRequest {
-        detachments,
-        timeout_ms: agent::timeout_ms(timeout - timeout / 4),
-        ..Default::default()
-    };
-    agent.detach(&request, deadline).await.map(drop)
+    let request = DetachRequest { detachments, ..Default::default() };
+    ask(agent, request, deadline).await.map(drop)
+}
+
+/// Sends `request` with the time that the guest has: what may be waited, and most of the rest.
+///
+/// # Errors
+/// As [`detach`].
+pub(crate) async fn ask(
+    agent: &Agent,
+    mut request: DetachRequest,
+    deadline: Deadline,
+) -> Result<DetachResponse, Error> {
+    let left = deadline.remaining();
+    let wait = Duration::from_millis(request.wait_ms).min(left);
+    let timeout = agent::timeout_ms(left - (left - wait) / 4);
+    request.timeout_ms = timeout;
+    request.wait_ms = request.wait_ms.min(timeout);
+    agent.detach(&request, deadline).await
 }
 
 /// What the guest is to take away of a volume that a run left behind. A run that ended before it wrote its outcome leaves the

@@ -33,10 +33,27 @@ struct Queue {
 #[derive(Debug)]
 struct Place {
     serials: Vec<String>,
-    /// Only an attach can be cancelled.
-    cancellable: bool,
+    /// Which later requests cancel it: for an attach a detach, for a detach that waits for others all.
+    kind: Kind,
     cancelled: AtomicBool,
     cancel: EventFd,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Attach,
+    Detach,
+    PatientDetach,
+}
+
+impl Kind {
+    fn is_cancelled_by(self, later: Kind) -> bool {
+        match self {
+            Kind::Attach => later != Kind::Attach,
+            Kind::Detach => false,
+            Kind::PatientDetach => true,
+        }
+    }
 }
 
 /// A request's place in the queues. Dropping it lets the next request in.
@@ -49,25 +66,24 @@ pub(crate) struct Ticket {
 impl Slots {
     /// A place at the end of each volume's queue. Never waits.
     pub(crate) fn attach(self: &Arc<Self>, serials: Vec<String>) -> Result<Ticket> {
-        self.enqueue(serials, true)
+        self.enqueue(serials, Kind::Attach)
     }
 
-    /// The same; every attach that stands before us in one of the queues, or is under way, is cancelled.
-    pub(crate) fn detach(self: &Arc<Self>, serials: Vec<String>) -> Result<Ticket> {
-        self.enqueue(serials, false)
+    /// The same; every attach that stands before us in one of the queues, or is under way, is cancelled. A `patient` one waits for
+    /// those who hold a disk, until any other request for its volume comes in.
+    pub(crate) fn detach(self: &Arc<Self>, serials: Vec<String>, patient: bool) -> Result<Ticket> {
+        self.enqueue(serials, if patient { Kind::PatientDetach } else { Kind::Detach })
     }
 
-    fn enqueue(self: &Arc<Self>, serials: Vec<String>, attach: bool) -> Result<Ticket> {
+    fn enqueue(self: &Arc<Self>, serials: Vec<String>, kind: Kind) -> Result<Ticket> {
         let cancel = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(Error::system("eventfd", "a request"))?;
-        let place =
-            Arc::new(Place { serials, cancellable: attach, cancelled: AtomicBool::new(false), cancel });
+        let place = Arc::new(Place { serials, kind, cancelled: AtomicBool::new(false), cancel });
         let mut queues = self.lock();
         for serial in &place.serials {
             let queue = queues.entry(serial.clone()).or_default();
-            if !attach {
-                queue.tickets.iter().filter(|ahead| ahead.cancellable).for_each(|ahead| ahead.cancel());
-            }
+            let cancelled = queue.tickets.iter().filter(|ahead| ahead.kind.is_cancelled_by(kind));
+            cancelled.for_each(|ahead| ahead.cancel());
             queue.tickets.push_back(place.clone());
         }
         drop(queues);
@@ -119,7 +135,7 @@ impl Ticket {
             .is_some_and(|first| Arc::ptr_eq(first, &self.place))
     }
 
-    /// Whether a detach asked us to give up.
+    /// Whether a later request, or the end of our caller, asked us to give up.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.place.cancelled.load(Ordering::Acquire)
     }
@@ -230,8 +246,8 @@ mod tests {
         running.turn(soon()).unwrap();
         let waiting = slots.attach(serials(&["b"])).unwrap();
         let elsewhere = slots.attach(serials(&["c"])).unwrap();
-        let first = slots.detach(serials(&["b"])).unwrap();
-        let second = slots.detach(serials(&["b"])).unwrap();
+        let first = slots.detach(serials(&["b"]), false).unwrap();
+        let second = slots.detach(serials(&["b"]), false).unwrap();
         assert!(running.is_cancelled() && !elsewhere.is_cancelled() && !first.is_cancelled());
         assert!(matches!(waiting.turn(soon()), Err(Error::Cancelled)));
         drop((running, waiting));
@@ -241,13 +257,23 @@ mod tests {
     }
 
     #[test]
+    fn a_patient_detach_gives_way_to_whatever_comes_after_it() {
+        let slots = Arc::new(Slots::default());
+        let patient = slots.detach(serials(&["a"]), true).unwrap();
+        let second = slots.detach(serials(&["a"]), true).unwrap();
+        assert!(patient.is_cancelled() && !second.is_cancelled());
+        let third = slots.attach(serials(&["a"])).unwrap();
+        assert!(second.is_cancelled() && !third.is_cancelled());
+    }
+
+    #[test]
     fn a_waiting_request_wakes_when_it_is_cancelled() {
         let slots = Arc::new(Slots::default());
-        let running = slots.detach(serials(&["a"])).unwrap();
+        let running = slots.detach(serials(&["a"]), false).unwrap();
         let waiting = slots.attach(serials(&["a"])).unwrap();
         let result = thread::scope(|scope| {
             let waiter = scope.spawn(|| waiting.turn(soon()));
-            drop(slots.detach(serials(&["a"])).unwrap());
+            drop(slots.detach(serials(&["a"]), false).unwrap());
             waiter.join().unwrap()
         });
         assert!(matches!(result, Err(Error::Cancelled)));
@@ -257,7 +283,7 @@ mod tests {
     #[test]
     fn a_caller_that_goes_away_cancels_its_request() {
         let slots = Arc::new(Slots::default());
-        let ticket = slots.detach(serials(&["a"])).unwrap();
+        let ticket = slots.detach(serials(&["a"]), false).unwrap();
         let caller = ticket.caller();
         assert!(!ticket.is_cancelled());
         drop(caller);
@@ -270,7 +296,7 @@ mod tests {
         let ticket = slots.attach(serials(&["a"])).unwrap();
         ticket.set_attached("a", true);
         drop(ticket);
-        let ticket = slots.detach(serials(&["a"])).unwrap();
+        let ticket = slots.detach(serials(&["a"]), false).unwrap();
         assert!(ticket.is_attached("a"));
         ticket.set_attached("a", false);
         drop(ticket);
