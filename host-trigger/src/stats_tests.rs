@@ -36,7 +36,7 @@ pub(crate) fn volume(device_path: &str) -> VolumeStats {
 }
 
 fn error() -> FailureBody {
-    FailureBody { reason: "busy".into(), exit_code: 5, message: "no".into(), hint: None }
+    FailureBody { reason: "busy".into(), exit_code: 5, message: "no".into(), hint: None, holders: Vec::new() }
 }
 
 #[test]

@@ -174,7 +174,8 @@ async fn remove_device(qmp: &mut Qmp, id: &VolumeId, deadline: Deadline) -> Resu
         event.name == "DEVICE_DELETED"
             && (event.data["device"] == device.as_str() || event.data["path"] == path.as_str())
     };
-    let deadline = deadline.within(COMMAND_TIMEOUT);
+    // What is left is for the look at what is there.
+    let deadline = deadline.within(COMMAND_TIMEOUT.min(deadline.remaining() / 2));
     while let Some(event) = qmp.next_event(deadline).await {
         if is_ours(&event) {
             return Ok(());

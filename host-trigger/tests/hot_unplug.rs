@@ -4,7 +4,7 @@ mod common;
 
 use std::{process::Stdio, time::Duration};
 
-use agent_plugin::contract::block_volume::Reason;
+use agent_plugin::contract::block_volume::{Holder, Reason};
 use common::{
     Host, run,
     volume::{Image, Loop},
@@ -133,6 +133,39 @@ async fn a_guest_that_refuses_keeps_the_volume(#[case] reason: Reason, #[case] e
     assert_eq!(host.snapshot().await, before);
     *host.guest.detach_failure.lock().unwrap() = None;
     host.verb("hot-unplug", &C1).await.report();
+    assert!(!device.is_claimed());
+}
+
+#[tokio::test]
+async fn who_holds_a_volume_is_told_and_who_lost_it_by_force() {
+    let host = Host::boot().await;
+    let device = Loop::of(MIB);
+    host.plug(device.path(), "/dev/xvda", &[]).await.report();
+    let holder = Holder {
+        kind: "process".into(),
+        pid: 57,
+        command: "d\u{1b}d".into(),
+        container_id: "c1".into(),
+        detail: "/dev/xvda".into(),
+        ..Default::default()
+    };
+    *host.guest.holders.lock().unwrap() = vec![holder];
+    *host.guest.detach_failure.lock().unwrap() = Some((Reason::REASON_BUSY, true));
+    let ran = host.verb("hot-unplug", &[&C1[..], &["--wait", "3s"]].concat()).await;
+    ran.assert_fails("busy", 5);
+    let error = ran.failure().error;
+    assert!(error.message.ends_with(": process 57 (d\\u{1b}d) in container c1, /dev/xvda"), "{error:?}");
+    assert!(error.hint.unwrap().contains("--force"));
+    assert_eq!((error.holders.len(), error.holders[0].pid), (1, Some(57)));
+    let (force, wait) = *host.guest.terms.lock().unwrap();
+    assert!(!force && (2500..=3000).contains(&wait), "{wait}");
+    assert!(device.is_claimed());
+
+    // What the guest did not do is no reason to go on.
+    *host.guest.detach_failure.lock().unwrap() = None;
+    let report = host.verb("hot-unplug", &[&C1[..], &["--force"]].concat()).await.report();
+    assert_eq!((report.result, report.broke[0].kind.as_str()), (Outcome::Detached, "process"));
+    assert_eq!(*host.guest.terms.lock().unwrap(), (true, 0));
     assert!(!device.is_claimed());
 }
 

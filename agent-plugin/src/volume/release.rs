@@ -64,6 +64,9 @@ fn wait(
     until: Instant,
 ) -> Result<Vec<Found>, Failed> {
     let mut watch = Watch::new()?;
+    for present in &*all {
+        tracing::info!("waits for those who hold volume {}", present.serial);
+    }
     loop {
         // A container may mount its disk meanwhile: a claim of ours would keep it from that.
         all.iter_mut().for_each(|present| present.claim = None);

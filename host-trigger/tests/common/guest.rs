@@ -10,8 +10,8 @@ use agent_plugin::contract::{
     block_volume::{
         Access, AttachRequest, AttachResponse, Attached, Attachment, BlockStats, ContainerState,
         DetachRequest, DetachResponse, Detached, Detachment, DeviceNumber, Failure, FilterMode, FilterState,
-        InspectRequest, InspectResponse, Inspected, NodeWay, Outcome, PathState, PathUse, ProbeRequest,
-        ProbeResponse, Reason, ResizeRequest, ResizeResponse, Resized, Stage,
+        Holder, InspectRequest, InspectResponse, Inspected, NodeWay, Outcome, PathState, PathUse,
+        ProbeRequest, ProbeResponse, Reason, ResizeRequest, ResizeResponse, Resized, Stage,
     },
     block_volume_ttrpc::{self, BlockVolume},
 };
@@ -57,6 +57,10 @@ pub struct Guest {
     pub taken: Mutex<Vec<String>>,
     pub probe_failure: Mutex<Option<Reason>>,
     pub api_level: Mutex<u32>,
+    /// Who is told with an answer to a request to detach.
+    pub holders: Mutex<Vec<Holder>>,
+    /// The last request to detach: by force, and how many milliseconds it may wait.
+    pub terms: Mutex<(bool, u64)>,
     /// How a request to detach fails, and whether all is as it was then.
     pub detach_failure: Mutex<Option<(Reason, bool)>>,
     /// A request to detach does its work, and its connection ends without an answer.
@@ -88,6 +92,8 @@ impl Guest {
             taken: Mutex::default(),
             probe_failure: Mutex::default(),
             api_level: Mutex::new(1),
+            holders: Mutex::default(),
+            terms: Mutex::default(),
             detach_failure: Mutex::default(),
             loses_detach: Mutex::default(),
             hangs_at_detach: Mutex::default(),
@@ -227,11 +233,13 @@ impl BlockVolume for Guest {
         if *self.hangs_at_detach.lock().unwrap() {
             std::future::pending::<()>().await;
         }
+        *self.terms.lock().unwrap() = (request.force, request.wait_ms);
+        let holders = self.holders.lock().unwrap().clone();
         if let Some((reason, undone)) = *self.detach_failure.lock().unwrap() {
-            return Ok(DetachResponse { failure: failure(reason, undone), ..Default::default() });
+            return Ok(DetachResponse { failure: failure(reason, undone), holders, ..Default::default() });
         }
         (*self.detachments.lock().unwrap()).clone_from(&request.detachments);
-        let mut reply = DetachResponse::new();
+        let mut reply = DetachResponse { holders, ..Default::default() };
         for detachment in request.detachments {
             let serial = detachment.attachment.serial.clone();
             let unchanged = self.attached.lock().unwrap().remove(&serial).is_none();

@@ -9,6 +9,7 @@
 )]
 
 pub mod guest;
+pub mod peer;
 pub mod volume;
 
 use std::{

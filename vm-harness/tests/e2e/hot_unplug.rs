@@ -33,7 +33,7 @@ pub(crate) async fn look(sandbox: &Sandbox, command: &str, more: &[&str]) -> Vec
 }
 
 /// The device rules of `container` and of its pod, as the kernel has them (cgroup v1).
-async fn rules(sandbox: &Sandbox, container: &Container) -> Vec<String> {
+pub(super) async fn rules(sandbox: &Sandbox, container: &Container) -> Vec<String> {
     let id = container.id();
     let text = sandbox.observer().shell(&format!("cat /sys/fs/cgroup/devices/pod/{id}/devices.list")).await;
     text.lines().map(str::to_owned).collect()

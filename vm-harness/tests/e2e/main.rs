@@ -5,6 +5,7 @@ mod bad_input;
 mod detach;
 mod guest_races;
 mod harness;
+mod holders;
 mod host_failures;
 mod hot_unplug;
 mod native_vsock;

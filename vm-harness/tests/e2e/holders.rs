@@ -1,0 +1,335 @@
+//! Who holds a volume in the guest: named, waited for, noticed when it slips in, and broken by force.
+
+use std::time::{Duration, Instant};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use rstest::rstest;
+use serde_json::Value;
+use vm_harness::{
+    Cgroup, Container, ContainerOptions, Finished, Machine, Plugged, Sandbox, Snapshot, Volume,
+};
+
+use super::{
+    MIB, boot, boot_with_faults,
+    host_failures::claim_is_free,
+    hot_unplug::{at, look, rules, unplug, verb},
+    sandbox, set_guest_faults, wait_for_console,
+};
+
+/// How far an event may be from its cause, on a busy machine.
+const SOON: Duration = Duration::from_secs(5);
+
+/// A machine with all that can be made of a disk.
+async fn boot_with_tools() -> Sandbox {
+    let modules = "guest.modules=dm_mod,raid1,loop".to_owned();
+    boot(&Machine { kernel_parameters: vec![modules], ..Machine::default() }).await
+}
+
+fn formatted(size: u64) -> Volume {
+    let volume = Volume::image(size);
+    let made = std::process::Command::new("mkfs.ext4").args(["-q", "-F", volume.name()]).status().unwrap();
+    assert!(made.success());
+    volume
+}
+
+/// A process in `container` that has `path` open and does nothing.
+async fn open_in(container: &Container, path: &str) {
+    let script = format!("exec 3<{path}; sleep 100000 </dev/null >/dev/null 2>&1 &");
+    container.exec(&["sh", "-c", &script]).await;
+}
+
+/// What `hot-unplug` says of those who keep it from its work.
+async fn holders(sandbox: &Sandbox, plugged: &Plugged) -> Vec<Value> {
+    let finished =
+        verb(sandbox.ecr_runtime(), sandbox, "hot-unplug", &["--volume", plugged.id()]).run().await;
+    let (reason, message) = finished.failed_with(5);
+    assert_eq!(reason, "busy", "{message}");
+    let holders = finished.json()["error"]["holders"].as_array().cloned().unwrap_or_default();
+    assert!(!holders.is_empty() && message.contains(holders[0]["kind"].as_str().unwrap()), "{message}");
+    holders
+}
+
+/// A volume that is refused while it is held, shown by `inspect`, and gone as soon as `release` has run.
+async fn is_named_and_waited_for(sandbox: &Sandbox, plugged: &Plugged, kind: &str, release: &str) -> Value {
+    let found = holders(sandbox, plugged).await;
+    assert_eq!((found.len(), &found[0]["kind"]), (1, &Value::from(kind)), "{found:?}");
+    let id = plugged.id();
+    let inspected = look(sandbox, "inspect", &["--volume", id]).await;
+    assert_eq!(inspected[0]["guest"]["holders"], Value::from(found.clone()), "{kind}");
+    assert_eq!(inspected[0]["state"], "attached");
+
+    let waiting = verb(sandbox.ecr_runtime(), sandbox, "hot-unplug", &["--volume", id, "--wait", "100s"]);
+    let mut waiting = waiting.start();
+    wait_for_console(sandbox, &format!("waits for those who hold volume {id}")).await;
+    assert!(waiting.try_wait().unwrap().is_none(), "{kind}: it waits");
+    let pid = found[0]["pid"].as_u64().unwrap_or_default().to_string();
+    sandbox.observer().shell(&release.replace("PID", &pid)).await;
+    let released = Instant::now();
+    let finished = Finished::new(&waiting.wait_with_output().await.unwrap(), released.elapsed());
+    let took = released.elapsed();
+    eprintln!("{kind}: {took:?} from the release to the end");
+    assert_eq!(finished.succeeded(sandbox.guest())[0].result, "detached", "{kind}");
+    assert!(took < sandbox.guest().scaled(SOON), "{kind}: an event ends the wait: {took:?}");
+    found[0].clone()
+}
+
+#[rstest]
+#[tokio::test]
+async fn processes_are_named_and_waited_for(#[future(awt)] sandbox: Sandbox) {
+    let (container, sibling) = (sandbox.start_container().await, sandbox.start_container().await);
+    let volume = Volume::loop_device(MIB);
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    open_in(&container, "/dev/xvda").await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    holders(&sandbox, &plugged).await;
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    let holder = is_named_and_waited_for(&sandbox, &plugged, "process", "kill PID").await;
+    assert_eq!(holder["container"], container.id());
+    assert_eq!((&holder["command"], &holder["detail"]), (&"sleep".into(), &"/dev/xvda".into()));
+    assert!(claim_is_free(&volume));
+
+    // By a node of its own making, in a container that the request does not name; and closed without an end of the process.
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let number = plugged.device_number().replace(':', " ");
+    let script = format!("mknod /dev/own b {number}; mkfifo /tmp/close; ");
+    let hold =
+        "exec 3</dev/own; (read line </tmp/close; exec 3<&-; sleep 100000) </dev/null >/dev/null 2>&1 &";
+    sibling.exec(&["sh", "-c", &(script + hold)]).await;
+    let close = "echo now > /proc/PID/root/tmp/close";
+    let holder = is_named_and_waited_for(&sandbox, &plugged, "process", close).await;
+    assert_eq!((&holder["container"], &holder["detail"]), (&sibling.id().into(), &"/dev/own".into()));
+}
+
+#[rstest]
+#[tokio::test]
+async fn mounts_are_named_and_waited_for() {
+    let sandbox = boot_with_tools().await;
+    let container = sandbox.start_container_with(&ContainerOptions::privileged()).await;
+    let volume = formatted(8 * MIB);
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    container.exec(&["mount", "-t", "ext4", "/dev/xvda", "/mnt"]).await;
+    let umount = "nsenter --mount=/proc/PID/ns/mnt --root=/proc/PID/root /bin/umount /mnt";
+    let holder = is_named_and_waited_for(&sandbox, &plugged, "mount", umount).await;
+    assert_eq!((&holder["container"], &holder["detail"]), (&container.id().into(), &"/mnt (ext4)".into()));
+
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let device = format!("/dev/{}", plugged.guest_device());
+    sandbox.observer().shell(&format!("mkdir -p /mnt && mount -t ext4 {device} /mnt")).await;
+    let holder = is_named_and_waited_for(&sandbox, &plugged, "mount", "umount /mnt").await;
+    assert_eq!((&holder["container"], &holder["detail"]), (&"".into(), &"/mnt (ext4)".into()));
+
+    // A partition; and a mount that nobody sees any more.
+    let volume = Volume::image(8 * MIB);
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let device = format!("/dev/{}", plugged.guest_device());
+    let script = format!(
+        "printf 'o\\nn\\np\\n1\\n\\n\\nw\\n' | fdisk {device} >/dev/null && mkfs.ext4 -q {device}1 && mount -t ext4 {device}1 /mnt"
+    );
+    sandbox.observer().shell(&script).await;
+    is_named_and_waited_for(&sandbox, &plugged, "mount", "umount /mnt").await;
+    let plugged = sandbox.hot_plug(&container, &formatted(8 * MIB), "/dev/xvda").await;
+    let device = format!("/dev/{}", plugged.guest_device());
+    let script = format!(
+        "mount -t ext4 {device} /mnt && sleep 100000 </dev/null >/mnt/file 2>&1 & sleep 1; umount -l /mnt; echo $! >/run/pid"
+    );
+    sandbox.observer().shell(&script).await;
+    is_named_and_waited_for(&sandbox, &plugged, "unknown", "killall sleep").await;
+}
+
+#[rstest]
+#[tokio::test]
+async fn devices_made_of_it_are_named_and_waited_for() {
+    let sandbox = boot_with_tools().await;
+    let container = sandbox.start_container().await;
+    for (kind, detail, hold, release) in [
+        (
+            "dm",
+            "dm-0 (made)",
+            "dmsetup create --noudevsync made --table '0 2048 linear DEVICE 0'",
+            "dmsetup remove --noudevsync made",
+        ),
+        (
+            "md",
+            "md0",
+            "mdadm --build /dev/md0 --level=1 --raid-devices=1 --force --run DEVICE",
+            "mdadm --stop /dev/md0",
+        ),
+        ("loop", "loop0", "losetup /dev/loop0 DEVICE", "losetup -d /dev/loop0"),
+        ("swap", "DEVICE", "mkswap DEVICE && swapon DEVICE", "swapoff DEVICE"),
+    ] {
+        let volume = Volume::loop_device(8 * MIB);
+        let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+        let device = format!("/dev/{}", plugged.guest_device());
+        let on_device = |text: &str| text.replace("DEVICE", &device);
+        sandbox.observer().shell(&format!("{} 2>&1", on_device(hold))).await;
+        let release = on_device(release);
+        let holder = is_named_and_waited_for(&sandbox, &plugged, kind, &format!("{release} 2>&1")).await;
+        assert_eq!(holder["detail"], on_device(detail));
+        assert!(claim_is_free(&volume), "{kind}");
+    }
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_wait_ends_in_time_and_by_a_signal_with_nothing_changed(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::loop_device(MIB);
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    open_in(&container, "/dev/xvda").await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let command = |wait| {
+        verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &["--volume", plugged.id(), "--wait", wait])
+    };
+    let finished = command("1s").run().await;
+    let (reason, _) = finished.failed_with(5);
+    assert_eq!(
+        (reason.as_str(), &finished.json()["error"]["holders"][0]["kind"]),
+        ("busy", &"process".into())
+    );
+    assert!(finished.elapsed >= Duration::from_secs(1), "{:?}", finished.elapsed);
+    before.assert_unchanged(&sandbox, &[&container]).await;
+
+    let waits = "waits for those who hold volume";
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let waiting_before = sandbox.guest().console().text().matches(waits).count();
+        let waiting = command("500s").start();
+        let deadline = Instant::now() + sandbox.guest().scaled(SOON);
+        while sandbox.guest().console().text().matches(waits).count() == waiting_before {
+            assert!(Instant::now() < deadline, "the guest waits");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        kill(Pid::from_raw(i32::try_from(waiting.id().unwrap()).unwrap()), signal).unwrap();
+        let began = Instant::now();
+        let finished = Finished::new(&waiting.wait_with_output().await.unwrap(), began.elapsed());
+        assert_eq!(finished.status, 128 + signal as i32, "{}{}", finished.stdout, finished.stderr);
+        assert!(began.elapsed() < sandbox.guest().scaled(SOON));
+        // The guest does not go on waiting: it would take the volume later, when nobody wants that any more.
+        before.assert_unchanged(&sandbox, &[&container]).await;
+    }
+    container.exec(&["killall", "sleep"]).await;
+    assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+    assert_eq!(unplug(&sandbox, &at(&container, "/dev/xvda")).await.result, "detached");
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_container_that_ends_is_waited_for(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container_with(&ContainerOptions::privileged()).await;
+    let volume = formatted(8 * MIB);
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    container.exec(&["mount", "-t", "ext4", "/dev/xvda", "/mnt"]).await;
+    let command = ["--volume", plugged.id(), "--wait", "100s"];
+    let waiting = verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &command).start();
+    wait_for_console(&sandbox, "waits for those who hold volume").await;
+    container.kill().await.unwrap();
+    container.remove().await.unwrap();
+    let removed = Instant::now();
+    let finished = Finished::new(&waiting.wait_with_output().await.unwrap(), Duration::ZERO);
+    assert_eq!(finished.succeeded(sandbox.guest())[0].result, "detached");
+    assert!(removed.elapsed() < sandbox.guest().scaled(SOON), "{:?}", removed.elapsed());
+}
+
+#[rstest]
+#[tokio::test]
+async fn whoever_slips_in_is_noticed_and_all_is_put_back(#[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup) {
+    let sandbox = boot_with_faults(&Machine { cgroup, ..Machine::default() }).await;
+    let container = sandbox.start_container().await;
+    let volume = Volume::loop_device(MIB);
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    container.exec(&["sh", "-c", "chown 7:8 /dev/xvda; chmod 604 /dev/xvda"]).await;
+    // All but the inode's number.
+    let node = ["stat", "-c", "%f %t:%T %u:%g", "/dev/xvda"];
+    let (was, before) = (container.exec(&node).await, Snapshot::of(&sandbox, &[]).await);
+    let allowed = if cgroup == Cgroup::V1 { rules(&sandbox, &container).await } else { Vec::new() };
+    for point in ["release", "unlink", "revoke", "flush"] {
+        // Opened early, by a node of the container's own, so that it can be held once ours is gone.
+        container.exec(&["sh", "-c", &format!("cp -a /dev/xvda /dev/own-{point}")]).await;
+        set_guest_faults(&sandbox, &format!("detach-after-{point}=wait\n")).await;
+        let command =
+            verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container, "/dev/xvda")).start();
+        wait_for_console(&sandbox, &format!("fail point detach-after-{point}")).await;
+        let path = if point == "release" { "/dev/xvda".to_owned() } else { format!("/dev/own-{point}") };
+        let denied = cgroup == Cgroup::V1 && ["revoke", "flush"].contains(&point);
+        if denied {
+            container.exec_fails(&["sh", "-c", &format!("exec 3<{path}")]).await;
+        } else {
+            open_in(&container, &path).await;
+        }
+        set_guest_faults(&sandbox, "").await;
+        let finished = Finished::new(&command.wait_with_output().await.unwrap(), Duration::ZERO);
+        if denied {
+            // Without the right nobody can slip in, and so it went.
+            assert_eq!(finished.succeeded(sandbox.guest())[0].result, "detached");
+            return;
+        }
+        let (reason, message) = finished.failed_with(5);
+        assert_eq!(reason, "busy", "{point}: {message}");
+        let holder = &finished.json()["error"]["holders"][0];
+        assert_eq!(
+            (&holder["kind"], &holder["detail"]),
+            (&"process".into(), &path.as_str().into()),
+            "{point}"
+        );
+        assert_eq!(container.exec(&node).await, was, "{point}: the node is put back as it was");
+        if cgroup == Cgroup::V1 {
+            assert_eq!(rules(&sandbox, &container).await, allowed, "{point}: and so is the right");
+        }
+        container.exec(&["killall", "sleep"]).await;
+        before.assert_unchanged(&sandbox, &[]).await;
+        assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+        assert_eq!(look(&sandbox, "list", &[]).await[0]["state"], "attached");
+    }
+    assert_eq!(unplug(&sandbox, &["--volume", plugged.id()]).await.result, "detached");
+}
+
+#[rstest]
+#[tokio::test]
+async fn force_breaks_a_mounted_file_system_under_writes_and_tells_so(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container_with(&ContainerOptions::privileged()).await;
+    let witness = sandbox.start_container().await;
+    let volume = formatted(32 * MIB);
+    let other = Volume::image(MIB);
+    sandbox.hot_plug(&witness, &other, "/dev/xvda").await;
+    let before = Snapshot::of(&sandbox, &[&witness]).await;
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    container.exec(&["mount", "-t", "ext4", "/dev/xvda", "/mnt"]).await;
+    container.exec(&["sh", "-c", "echo kept > /mnt/before"]).await;
+    let writer = container.clone();
+    let writes = "i=0; while dd if=/dev/urandom of=/mnt/$((i % 8)) bs=64k count=8 conv=fsync 2>&1; do i=$((i+1)); done; echo end";
+    let writer = tokio::spawn(async move { writer.exec(&["sh", "-c", writes]).await });
+    container.exec(&["sh", "-c", "until test -e /mnt/3; do sleep 0.05; done"]).await;
+    open_in(&container, "/dev/xvda").await;
+
+    let refused =
+        verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container, "/dev/xvda")).run().await;
+    refused.failed_with(5);
+    let forced = [&at(&container, "/dev/xvda")[..], &["--force"]].concat();
+    let finished = verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &forced).run().await;
+    assert_eq!(finished.succeeded(sandbox.guest())[0].result, "detached");
+    let mut kinds: Vec<_> =
+        finished.json()["broke"].as_array().unwrap().iter().map(|it| it["kind"].clone()).collect();
+    kinds.sort_by_key(Value::to_string);
+    assert_eq!(kinds, ["mount", "process"], "{}", finished.stdout);
+    assert!(claim_is_free(&volume), "the host has it back");
+
+    // The writer gets its errors, the rest of the guest goes on.
+    let output =
+        sandbox.guest().wait_for("the writer's end", Duration::from_secs(20), writer).await.unwrap().unwrap();
+    assert!(String::from_utf8_lossy(&output).contains("end"));
+    container.exec(&["umount", "/mnt"]).await;
+    container.exec(&["killall", "sleep"]).await;
+    assert_eq!(witness.read("/dev/xvda", 0..MIB).await, other.bytes(0..MIB));
+    before.assert_unchanged(&sandbox, &[&witness]).await;
+
+    // What was written back before is there.
+    let checked = std::process::Command::new("e2fsck").args(["-fy", volume.name()]).output().unwrap();
+    assert!(checked.status.code().unwrap() < 4, "{}", String::from_utf8_lossy(&checked.stdout));
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    container.exec(&["mount", "-t", "ext4", "/dev/xvda", "/mnt"]).await;
+    assert_eq!(container.exec(&["cat", "/mnt/before"]).await, b"kept\n");
+    container.exec(&["umount", "/mnt"]).await;
+    assert_eq!(unplug(&sandbox, &at(&container, "/dev/xvda")).await.result, "detached");
+}
