@@ -70,6 +70,8 @@ pub(super) fn openers(pids: &[u32], disks: &[Disk], known: &[&Target]) -> Vec<Fo
             }
             holds.push(index);
             let name = fs::read_link(&path).unwrap_or_default().to_string_lossy().into_owned();
+            // It is we who took the node away.
+            let name = name.strip_suffix(" (deleted)").unwrap_or(&name).to_owned();
             found
                 .push(Found::new(&disks[index], Kind::Process, name, Trace::Descriptor(path)).by(pid, known));
         }
