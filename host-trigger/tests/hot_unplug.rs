@@ -161,7 +161,6 @@ async fn who_holds_a_volume_is_told_and_who_lost_it_by_force() {
     assert!(!force && (2500..=3000).contains(&wait), "{wait}");
     assert!(device.is_claimed());
 
-    // What the guest did not do is no reason to go on.
     *host.guest.detach_failure.lock().unwrap() = None;
     let report = host.verb("hot-unplug", &[&C1[..], &["--force"]].concat()).await.report();
     assert_eq!((report.result, report.broke[0].kind.as_str()), (Outcome::Detached, "process"));

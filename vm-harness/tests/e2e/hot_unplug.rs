@@ -124,7 +124,7 @@ async fn volume_in_use_is_kept_and_usable(#[future(awt)] sandbox: Sandbox) {
         verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container, "/dev/xvda")).run().await;
     let (reason, message) = finished.failed_with(5);
     assert_eq!(reason, "busy");
-    assert!(message.contains(plugged.guest_device()), "{message}");
+    assert!(message.contains("mount /mnt (ext4)"), "{message}");
     before.assert_unchanged(&sandbox, &[&container]).await;
     // It goes on in use, and in the container.
     sandbox.observer().shell("echo alive > /mnt/file && sync && cat /mnt/file").await;
@@ -248,7 +248,10 @@ async fn list_and_inspect_tell_the_truth_and_change_nothing(#[future(awt)] sandb
     for (key, value) in plugged.volume.as_object().unwrap() {
         assert_eq!(&listed_first[key], value, "{key}");
     }
-    assert_eq!((&inspected[0], inspected.len()), (listed_first, 1));
+    // The same, and who holds it.
+    let mut expected = listed_first.clone();
+    expected["guest"]["holders"] = Value::Array(Vec::new());
+    assert_eq!((&inspected[0], inspected.len()), (&expected, 1));
     assert_eq!(listed_first["state"], "attached");
     let guest = &listed_first["guest"];
     for fact in ["disk_present", "container_running", "node_present", "allowed"] {
