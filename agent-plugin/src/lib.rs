@@ -1,13 +1,15 @@
 //! Hot-plug of block volumes into running containers, inside the guest of a VM sandbox.
 //!
 //! An agent embeds this library: it implements [`Agent`] and registers [`service`] on its ttrpc server, or calls [`serve`] for a port
-//! of its own. The contract is `proto/block_volume.proto`. README.md says what a kernel, an agent and its policy need.
+//! of its own. The contract is `proto/block_volume.proto`. The builder's guide in `README.md` leads from a kata-agent source tree to a
+//! kata-agent with the plugin, by the file `examples/kata-agent/src/block_volume.rs`, and says what kernel and policy need.
 //!
 //! It makes no child process, needs no udev, and has no thread, timer or descriptor while no request is under way.
 //!
 //! | module | knows |
 //! |---|---|
 //! | `service` | the wire: decodes, asks the agent, starts a thread, encodes (with `request`, `reply`, `policy`) |
+//! | `handles` | from a process's number to a [`Container`] that no later process can take over |
 //! | `volume` | the sequences and their undo; no encoding |
 //! | [`scsi`], [`block`], [`disk_stats`], [`uevent`], [`namespace`], [`device_node`], [`cgroup`], [`holders`] | one kernel interface each, and none of each other's |
 //!
@@ -20,6 +22,7 @@ pub mod device_node;
 pub mod disk_stats;
 mod error;
 mod fault;
+mod handles;
 pub mod holders;
 mod listener;
 pub mod namespace;
@@ -48,3 +51,5 @@ pub use agent::{Agent, Container, ContainerError, Denied, DeviceRule};
 pub use error::{Error, Result, Unsupported};
 pub use listener::incoming;
 pub use service::{serve, service};
+/// For the listeners that [`serve`] and [`incoming`] take: an agent may have another version of it.
+pub use tokio_vsock;

@@ -8,7 +8,7 @@
 
 use std::{
     fs,
-    os::fd::{AsFd, AsRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, OwnedFd},
     sync::{
         Arc,
         mpsc::{self, RecvTimeoutError},
@@ -20,7 +20,6 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, setns, unshare},
     sys::stat::Mode,
 };
@@ -28,6 +27,7 @@ use nix::{
 use crate::{
     agent::Container,
     error::{Error, Result, Unsupported},
+    handles::has_ended,
 };
 
 /// A container in a request, with its id.
@@ -42,9 +42,7 @@ pub struct Target {
 impl Target {
     /// Whether the container's first process has ended.
     pub fn has_ended(&self) -> bool {
-        let mut fds = [PollFd::new(self.container.init.as_fd(), PollFlags::POLLIN)];
-        // A descriptor that cannot be polled is not the pidfd of a living process either.
-        poll(&mut fds, PollTimeout::ZERO) != Ok(0)
+        has_ended(&self.container.init)
     }
 
     /// # Errors

@@ -1,0 +1,20 @@
+package agent_policy
+
+import future.keywords.every
+import future.keywords.if
+
+default ProbeBlockVolumeRequest := true
+default InspectBlockVolumeRequest := true
+default DetachBlockVolumeRequest := true
+default ResizeBlockVolumeRequest := true
+
+# Volumes that root alone can open, at /dev/xvd*.
+default AttachBlockVolumeRequest := false
+
+AttachBlockVolumeRequest if {
+	every volume in input.attachments {
+		startswith(volume.path, "/dev/xvd")
+		volume.uid == 0
+		volume.mode == 384 # 0600
+	}
+}

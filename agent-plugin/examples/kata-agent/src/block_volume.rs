@@ -1,0 +1,106 @@
+//! The glue between kata-agent and agent-plugin: which container there is, and what the policy says.
+
+use std::collections::HashMap;
+use std::convert::TryFrom;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use agent_plugin::{Agent, Container, ContainerError, Denied, DeviceRule};
+use async_trait::async_trait;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, Spec};
+use runtime_spec::ContainerState;
+use rustjail::container::{BaseContainer, LinuxContainer};
+use tokio::sync::Mutex;
+
+use crate::sandbox::Sandbox;
+
+/// For `Server::register_service`.
+pub(crate) fn service(sandbox: Arc<Mutex<Sandbox>>) -> HashMap<String, ttrpc::r#async::Service> {
+    agent_plugin::service(Arc::new(BlockVolume { sandbox }))
+}
+
+/// What the plugin may ask of this agent.
+pub(crate) struct BlockVolume {
+    pub(crate) sandbox: Arc<Mutex<Sandbox>>,
+}
+
+#[async_trait]
+impl Agent for BlockVolume {
+    async fn container(&self, id: &str) -> Result<Container, ContainerError> {
+        // Nothing is awaited while the lock is held.
+        let sandbox = self.sandbox.lock().await;
+        let container = sandbox.containers.get(id).ok_or(ContainerError::Unknown)?;
+        match container.status() {
+            ContainerState::Creating | ContainerState::Created => Err(ContainerError::Created),
+            ContainerState::Paused => Err(ContainerError::Paused),
+            ContainerState::Stopped => Err(ContainerError::Stopped),
+            // Or it was, when the agent last looked: the plugin sees whether its process has ended.
+            ContainerState::Running => handles(container),
+        }
+    }
+
+    #[cfg(feature = "agent-policy")]
+    async fn authorize(&self, method: &str, request: &serde_json::Value) -> Result<(), Denied> {
+        let allowed = crate::policy::is_allowed_with_entrypoint(method, request).await;
+        allowed.map_err(|error| match error {
+            ttrpc::Error::RpcStatus(status) => Denied(status.message),
+            error => Denied(error.to_string()),
+        })
+    }
+
+    /// An agent without a policy allows everything, as it does with its own methods.
+    #[cfg(not(feature = "agent-policy"))]
+    async fn authorize(&self, _: &str, _: &serde_json::Value) -> Result<(), Denied> {
+        Ok(())
+    }
+}
+
+fn handles(container: &LinuxContainer) -> Result<Container, ContainerError> {
+    let spec = container.config.spec.as_ref();
+    let mount_namespace = spec
+        .and_then(mount_namespace)
+        .unwrap_or_else(|| PathBuf::from(format!("/proc/{}/ns/mnt", container.init_process_pid)));
+    let cgroup = container.cgroup_manager.get_cgroup_path("devices");
+    let cgroup = cgroup.map_err(|error| ContainerError::Unreachable(format!("its cgroup: {error}")))?;
+    let rules = spec.map(device_rules).unwrap_or_default();
+    Container::of_process(container.init_process_pid, &mount_namespace, below_hierarchy(&cgroup), rules)
+}
+
+/// kata-agent 4.x holds the namespaces of a container open, and has the paths of its descriptors in the specification.
+fn mount_namespace(spec: &Spec) -> Option<PathBuf> {
+    let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
+    let mount = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Mount)?;
+    mount.path().clone().filter(|path| !path.as_os_str().is_empty())
+}
+
+/// The manager knows the whole path; the plugin wants the part below the mount point (v2's root has a `cgroup.controllers`).
+fn below_hierarchy(path: &str) -> PathBuf {
+    let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let mount_point = if unified { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/devices" };
+    Path::new("/").join(Path::new(path).strip_prefix(mount_point).unwrap_or_else(|_| Path::new(path)))
+}
+
+fn device_rules(spec: &Spec) -> Vec<DeviceRule> {
+    let linux = spec.linux().as_ref();
+    let rules = linux.and_then(|linux| linux.resources().as_ref()?.devices().as_ref());
+    rules.map(|rules| rules.iter().filter_map(device_rule).collect()).unwrap_or_default()
+}
+
+fn device_rule(rule: &LinuxDeviceCgroup) -> Option<DeviceRule> {
+    let kind = match rule.typ() {
+        None | Some(LinuxDeviceType::A) => 'a',
+        Some(LinuxDeviceType::B) => 'b',
+        Some(LinuxDeviceType::C) | Some(LinuxDeviceType::U) => 'c',
+        // Not a device.
+        Some(LinuxDeviceType::P) => return None,
+    };
+    // -1, too, stands for every number.
+    let number = |number: Option<i64>| number.and_then(|number| u32::try_from(number).ok());
+    Some(DeviceRule {
+        allow: rule.allow(),
+        kind,
+        major: number(rule.major()),
+        minor: number(rule.minor()),
+        access: rule.access().clone().unwrap_or_default(),
+    })
+}

@@ -1,0 +1,12 @@
+//! The stub's `features.rs`: what `GetGuestDetails` tells of the build.
+
+/// The optional features that the agent was built with.
+pub(crate) fn get_build_features() -> Vec<String> {
+    let features: Vec<&str> = vec![
+        #[cfg(feature = "agent-policy")]
+        "agent-policy",
+        #[cfg(feature = "block-volume")]
+        "block-volume",
+    ];
+    features.into_iter().map(String::from).collect()
+}

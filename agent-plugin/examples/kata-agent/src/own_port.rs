@@ -1,0 +1,21 @@
+//! A vsock port that serves the plugin alone, for an agent whose ttrpc is not the plugin's.
+
+use std::io;
+use std::sync::Arc;
+
+use agent_plugin::tokio_vsock::{VsockAddr, VsockListener, VMADDR_CID_ANY};
+use tokio::sync::Mutex;
+
+use crate::block_volume::BlockVolume;
+use crate::sandbox::Sandbox;
+
+/// Serves the plugin on a vsock port of its own from now on.
+pub(crate) fn serve(sandbox: Arc<Mutex<Sandbox>>, port: u32) -> io::Result<()> {
+    let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
+    tokio::spawn(async move {
+        if let Err(error) = agent_plugin::serve(Arc::new(BlockVolume { sandbox }), listener).await {
+            tracing::error!("block volumes on vsock port {}: {}", port, error);
+        }
+    });
+    Ok(())
+}
