@@ -25,7 +25,7 @@ pub trait Agent: Send + Sync + 'static {
     async fn authorize(&self, method: &str, request: &serde_json::Value) -> Result<(), Denied>;
 }
 
-/// A running container, by handles that no later process can take over.
+/// A running container, by handles that no later process can take over. [`Container::of_process`] makes them from a process's number.
 #[derive(Debug)]
 pub struct Container {
     /// [`pidfd`](https://man7.org/linux/man-pages/man2/pidfd_open.2.html) of the container's first process.
