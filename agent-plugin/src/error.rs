@@ -134,6 +134,14 @@ pub enum Error {
         /// The beginning of its contents.
         found: String,
     },
+    /// Somebody else exchanges the device program of the container all the time.
+    #[error("the device filter of cgroup {cgroup} was changed {attempts} times meanwhile: try again")]
+    FilterContended {
+        /// Below the root of the hierarchy.
+        cgroup: String,
+        /// How often this was tried.
+        attempts: usize,
+    },
     /// The container moves our node about while we work on it.
     #[error("the node for {path:?} was moved or replaced by the container meanwhile")]
     NodeMoved {
@@ -184,15 +192,74 @@ pub enum Unsupported {
         /// In the container.
         path: String,
     },
-    /// cgroup v2 with programs.
+    /// Its maps would have to be shared, and what it keeps in them is not known.
+    #[error("device program {program} uses maps, which this version cannot carry over")]
+    BpfMaps {
+        /// Id of the program.
+        program: u32,
+    },
+    /// The kernel gives no instructions.
     #[error(
-        "cgroup {cgroup} has a device filter of {programs} BPF program(s), which this version cannot change"
+        "the kernel does not show device program {program} (CAP_BPF and CAP_PERFMON, kernel.kptr_restrict)"
     )]
-    BpfFilter {
+    BpfUnreadable {
+        /// Id of the program.
+        program: u32,
+    },
+    /// More than a runtime writes: a helper call, a stack.
+    #[error(
+        "instruction {index} (code {code:#04x}) of device program {program} is not one that this version understands"
+    )]
+    BpfInstruction {
+        /// Id of the program.
+        program: u32,
+        /// Where.
+        index: usize,
+        /// What.
+        code: u8,
+    },
+    /// Attached by a link, whose owner alone can exchange it.
+    #[error("device program {program} is attached by a bpf_link, which only its owner can change")]
+    BpfLink {
+        /// Id of the program.
+        program: u32,
+    },
+    /// Constants are hidden, or would be in what is loaded.
+    #[error(
+        "net.core.bpf_jit_harden hides what device programs consist of: set it to 1 or 0 and restart the container"
+    )]
+    BpfBlinded,
+    /// The kernel completed the program for this machine; it would do so again each time.
+    #[error("the kernel of this machine changes device program {program} when it is loaded again")]
+    BpfRewritten {
+        /// Id of the program.
+        program: u32,
+    },
+    /// Without a way to tell whether it is still the program that was read.
+    #[error(
+        "the device program of cgroup {cgroup} is attached without BPF_F_ALLOW_MULTI and cannot be exchanged safely"
+    )]
+    BpfExclusive {
         /// Below the root of the hierarchy.
         cgroup: String,
-        /// How many.
-        programs: usize,
+    },
+    /// Widening it would be widening it for others.
+    #[error(
+        "device program {program} of cgroup {cgroup} refuses disks, also for other containers than this one"
+    )]
+    BpfShared {
+        /// Id of the program.
+        program: u32,
+        /// Below the root of the hierarchy.
+        cgroup: String,
+    },
+    /// A capability is missing.
+    #[error(
+        "the agent has no right to bpf({call}): CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN (before Linux 5.11 RLIMIT_MEMLOCK, too)"
+    )]
+    BpfDenied {
+        /// The command.
+        call: &'static str,
     },
     /// Rules of the root group belong to the whole guest.
     #[error("the container is in the root cgroup, whose device rules are the guest's own")]
@@ -250,9 +317,11 @@ impl Error {
             Error::NoSpace { .. } => Reason::REASON_NO_SPACE,
             Error::NoController { .. } => Reason::REASON_NO_CONTROLLER,
             Error::Unsupported(_) => Reason::REASON_UNSUPPORTED,
-            Error::System { .. } | Error::Malformed { .. } | Error::NodeMoved { .. } | Error::Panicked => {
-                Reason::REASON_SYSTEM
-            }
+            Error::System { .. }
+            | Error::Malformed { .. }
+            | Error::FilterContended { .. }
+            | Error::NodeMoved { .. }
+            | Error::Panicked => Reason::REASON_SYSTEM,
             #[cfg(feature = "fault")]
             Error::Fault { .. } => Reason::REASON_SYSTEM,
         }

@@ -51,18 +51,32 @@ impl Target {
         if self.has_ended() { Err(Error::ContainerEnded { id: self.id.to_string() }) } else { Ok(()) }
     }
 
+    /// Where it is in `/proc` now, which counts only as long as it has not ended.
+    fn pid(&self) -> Result<i32> {
+        let info = format!("/proc/self/fdinfo/{}", self.container.init.as_raw_fd());
+        let text = fs::read_to_string(&info).map_err(Error::system("read", info.as_str()))?;
+        let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok());
+        // -1: reaped; 0: not visible from here.
+        pid.filter(|&pid| pid > 0).ok_or_else(|| Error::ContainerEnded { id: self.id.to_string() })
+    }
+
+    /// A file of the first process below `/proc/PID`.
+    ///
+    /// # Errors
+    /// [`Error::ContainerEnded`], or `/proc` does not answer.
+    pub fn proc(&self, file: &str) -> Result<String> {
+        let path = format!("/proc/{}/{file}", self.pid()?);
+        let text = fs::read_to_string(&path);
+        self.check_alive()?;
+        text.map_err(Error::system("read", path))
+    }
+
     /// The root directory of the container's first process, safe against a reuse of its pid.
     ///
     /// # Errors
     /// [`Error::ContainerEnded`], or `/proc` does not answer.
     pub fn root(&self) -> Result<Root> {
-        let info = format!("/proc/self/fdinfo/{}", self.container.init.as_raw_fd());
-        let text = fs::read_to_string(&info).map_err(Error::system("read", info.as_str()))?;
-        let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok());
-        // -1: reaped; 0: not visible from here.
-        let Some(pid) = pid.filter(|&pid| pid > 0) else {
-            return Err(Error::ContainerEnded { id: self.id.to_string() });
-        };
+        let pid = self.pid()?;
         let path = format!("/proc/{pid}/root");
         let opened =
             open(path.as_str(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Grant, Rights};
+use super::{Added as AnyAdded, Grant, Rights};
 use crate::{
     block::DeviceNumber,
     error::{Error, Result, Unsupported},
@@ -151,8 +151,7 @@ impl Groups {
         let before = DeviceList::read(own)?;
         grant.allowed_before = before.allows_by_wildcard(number, rights) || by_specification.cover(rights);
         // A right that an earlier device of this number left must not widen this one.
-        let excess =
-            before.exact(number).without(rights).without(by_specification).without(Rights::parse("m"));
+        let excess = before.exact(number).without(rights).without(by_specification).without(Rights::MKNOD);
         if !excess.is_empty() {
             deny(own, number, excess)?;
         }
@@ -198,8 +197,7 @@ impl Groups {
         if !own.exists() {
             return Ok(Rights::default());
         }
-        let ours =
-            |list: DeviceList| list.exact(number).without(by_specification).without(Rights::parse("m"));
+        let ours = |list: DeviceList| list.exact(number).without(by_specification).without(Rights::MKNOD);
         let rights = ours(DeviceList::read(own)?);
         if rights.is_empty() {
             return Ok(Rights::default());
@@ -222,7 +220,7 @@ fn add(
     }
     // Noted first: half a write is undone too.
     let added = rights.without(before.exact(number));
-    grant.added.push(Added { group: group.to_owned(), number, rights: added });
+    grant.added.push(AnyAdded::V1(Added { group: group.to_owned(), number, rights: added }));
     allow(group, number, rights)
 }
 

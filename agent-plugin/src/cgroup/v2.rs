@@ -1,81 +1,361 @@
-//! BPF programs of type `BPF_CGROUP_DEVICE` on cgroup v2
-//! ([bpf(2)](https://man7.org/linux/man-pages/man2/bpf.2.html), [cgroup-v2](https://docs.kernel.org/admin-guide/cgroup-v2.html#device-controller)).
-//! Only asks which there are.
+//! Device programs on [cgroup v2](https://docs.kernel.org/admin-guide/cgroup-v2.html#device-controller): every program of a
+//! container's group and of the groups above must allow an access.
+//!
+//! So no further program can widen anything, and a container's own one is exchanged for [`Prologue`] + itself, in one step. Programs
+//! above it are other containers' as well and are never changed; nor is anything attached where there is none. A container that
+//! attaches programs to groups of its own making restricts itself, and that is left as it is.
+//!
+//! A runtime may exchange the program at any time. The kernel tells (what was to be exchanged is not there any more), and then
+//! everything is read anew. What a reload by the runtime took away comes back with the next Attach.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
-    os::fd::{AsRawFd as _, OwnedFd},
-    path::Path,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
-use crate::error::{Error, Result};
+use super::{
+    Added, Grant, Rights,
+    bpf::{self, Loaded},
+    program::{Instruction, Program},
+    prologue::Prologue,
+};
+use crate::{
+    block::DeviceNumber,
+    error::{Error, Result, Unsupported},
+};
 
-const BPF_PROG_QUERY: libc::c_int = 16;
-const BPF_CGROUP_DEVICE: u32 = 6;
-const BPF_F_QUERY_EFFECTIVE: u32 = 1;
+/// How often somebody else may be faster.
+const ATTEMPTS: usize = 8;
 
-/// The head of `union bpf_attr` for a query, and room for all that kernels may write behind it: 6.17 to 7.1 write a `revision`
-/// whatever size they are told.
-#[repr(C)]
-struct Query {
-    target_fd: u32,
-    attach_type: u32,
-    query_flags: u32,
-    attach_flags: u32,
-    prog_ids: u64,
-    prog_cnt: u32,
-    rest: [u32; 57],
-}
+/// Requests of this process take turns: they would only be in each other's way.
+static TURN: Mutex<()> = Mutex::new(());
 
-/// The programs that decide over a cgroup's devices, those of its ancestors included.
+/// A disk's number is not known before it is there; until then, programs are asked about this one (the kernel's `sdp`).
+const SAMPLE: DeviceNumber = DeviceNumber { major: 8, minor: 240 };
+
+/// A cgroup with those above it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Programs {
-    /// The first 64.
-    pub ids: Vec<u32>,
-    /// All.
-    pub count: usize,
+pub struct Group {
+    root: PathBuf,
+    /// Below the root.
+    path: PathBuf,
+    /// Other containers are in it, too: its programs are not ours to change.
+    shared: bool,
 }
 
-impl Programs {
-    /// Asks the kernel. A kernel without such programs has none.
+/// A right that was given on a device.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Given {
+    group: Group,
+    number: DeviceNumber,
+    /// What an earlier disk of this number had left.
+    before: Rights,
+}
+
+impl Given {
+    /// Takes it away again.
     ///
     /// # Errors
-    /// There is no such cgroup, or no right to ask.
-    pub fn of(cgroup: &Path) -> Result<Programs> {
-        let directory = File::open(cgroup).map_err(Error::system("open", cgroup.display().to_string()))?;
-        match query(&directory.into()) {
-            Ok(programs) => Ok(programs),
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                Ok(Programs { ids: Vec::new(), count: 0 })
-            }
-            Err(error) => Err(Error::system("bpf(BPF_PROG_QUERY)", cgroup.display().to_string())(error)),
-        }
+    /// The kernel refuses. A group that is gone is fine.
+    pub fn undo(&self) -> Result<()> {
+        self.group.unless_gone((), || self.group.change(self.number, self.before, |_, _| Ok(())))
     }
 }
 
-#[expect(unsafe_code, reason = "bpf(2) has no safe wrapper in libc or nix")]
-fn query(cgroup: &OwnedFd) -> io::Result<Programs> {
-    let mut ids = [0_u32; 64];
-    let mut query = Query {
-        target_fd: cgroup.as_raw_fd().cast_unsigned(),
-        attach_type: BPF_CGROUP_DEVICE,
-        query_flags: BPF_F_QUERY_EFFECTIVE,
-        attach_flags: 0,
-        prog_ids: ids.as_mut_ptr().expose_provenance() as u64,
-        prog_cnt: 64,
-        rest: [0; 57],
-    };
-    // SAFETY: the kernel reads and writes `query`, of the size that is passed, and at most `prog_cnt` numbers at `prog_ids`,
-    // which point to `ids`; both outlive the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };
-    let count = query.prog_cnt as usize;
-    if result < 0 {
-        let error = io::Error::last_os_error();
-        // More than 64: the count is right, the first ids are there.
-        if error.raw_os_error() != Some(libc::ENOSPC) {
-            return Err(error);
+/// An attached program.
+struct Member {
+    id: u32,
+    loaded: Loaded,
+    /// Or why it cannot be read.
+    program: Result<Program, Unsupported>,
+    /// The program as its owner wrote it.
+    base: Option<Program>,
+    prologue: Prologue,
+}
+
+impl Member {
+    /// `None`: it is gone.
+    fn open(id: u32, group: &Group) -> Result<Option<Member>> {
+        let loaded = match Loaded::open(id) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            result => result.map_err(group.failed("BPF_PROG_GET_FD_BY_ID"))?,
+        };
+        let info = loaded.info().map_err(group.failed("BPF_OBJ_GET_INFO_BY_FD"))?;
+        let (mut prologue, mut base) = (Prologue::default(), None);
+        let program = match info.instructions {
+            _ if info.maps != 0 => Err(Unsupported::BpfMaps { program: id }),
+            None => Err(Unsupported::BpfUnreadable { program: id }),
+            Some(instructions) => {
+                let (found, rest) = Prologue::split(&instructions);
+                (prologue, base) = (found, Program::read(rest.to_vec()).ok());
+                Program::read(instructions).map_err(|unknown| Unsupported::BpfInstruction {
+                    program: id,
+                    index: unknown.index,
+                    code: unknown.code,
+                })
+            }
+        };
+        Ok(Some(Member { id, loaded, program, base, prologue }))
+    }
+
+    fn allows(&self, number: DeviceNumber, rights: Rights) -> bool {
+        self.program.as_ref().is_ok_and(|program| program.allows_block(number, rights))
+    }
+
+    /// Without us.
+    fn allows_by_itself(&self, number: DeviceNumber, rights: Rights) -> bool {
+        self.base.as_ref().is_some_and(|program| program.allows_block(number, rights))
+    }
+
+    /// What has to stand in front of it, if that is not there already.
+    fn change(&self, number: DeviceNumber, rights: Rights) -> Option<Prologue> {
+        let granted = if self.allows_by_itself(number, rights) { Rights::default() } else { rights };
+        let unchanged = self.prologue.rights(number) == granted;
+        (!unchanged).then(|| self.prologue.with(number, granted))
+    }
+}
+
+/// All programs that decide, as they are now.
+struct State {
+    directory: File,
+    /// Each of the own ones can be exchanged.
+    multi: bool,
+    own: Vec<Member>,
+    above: Vec<Member>,
+}
+
+impl Group {
+    /// The group `path` of the hierarchy that is mounted at `root`.
+    pub fn new(root: &Path, path: &Path) -> Group {
+        Group { root: root.to_owned(), path: path.to_owned(), shared: path.as_os_str().is_empty() }
+    }
+
+    /// A group whose programs must not be changed.
+    pub fn shared(root: &Path, path: &Path) -> Group {
+        Group { shared: true, ..Group::new(root, path) }
+    }
+
+    /// Ids of all programs that decide.
+    ///
+    /// # Errors
+    /// There is no such group, or no right to ask.
+    pub fn programs(&self) -> Result<Vec<u32>> {
+        self.query(&self.open()?, true).map(|attached| attached.ids)
+    }
+
+    /// Whether the programs can be changed so that the container could open a disk. Changes nothing.
+    ///
+    /// # Errors
+    /// Says why not.
+    pub fn check(&self) -> Result<()> {
+        let state = self.read()?;
+        self.check_above(&state, SAMPLE, Rights::READ)?;
+        let change = |own: &&Member| !own.allows_by_itself(SAMPLE, Rights::READ_WRITE);
+        state.own.iter().filter(change).try_for_each(|own| match hardened() {
+            true => Err(Unsupported::BpfBlinded.into()),
+            false => self.check_member(&state, own),
+        })
+    }
+
+    /// Lets the container open a block device with exactly these rights.
+    ///
+    /// # Errors
+    /// A program cannot be changed, or is changed by somebody else all the time; `grant` tells what was done until then.
+    pub fn allow(&self, number: DeviceNumber, rights: Rights, grant: &mut Grant) -> Result<()> {
+        self.change(number, rights, |state, needed| {
+            self.check_above(state, number, rights)?;
+            grant.allowed_before = state.own.iter().all(|own| own.allows_by_itself(number, rights));
+            if needed {
+                let before = rights_of(&state.own, number);
+                grant.added.push(Added::V2(Given { group: self.clone(), number, before }));
+            }
+            Ok(())
+        })
+    }
+
+    /// Whether the container can open a block device with these rights: not where a program cannot be read.
+    ///
+    /// # Errors
+    /// There is no such group, or no right to ask.
+    pub fn allows(&self, number: DeviceNumber, rights: Rights) -> Result<bool> {
+        let state = self.read()?;
+        Ok(state.own.iter().chain(&state.above).all(|program| program.allows(number, rights)))
+    }
+
+    /// Takes away what [`Group::allow`] gave, and says what that was.
+    ///
+    /// # Errors
+    /// The kernel refuses. A group that is gone is fine.
+    pub fn revoke(&self, number: DeviceNumber) -> Result<Rights> {
+        self.unless_gone(Rights::default(), || {
+            let mut had = Rights::default();
+            self.change(number, Rights::default(), |state, _| {
+                had = had.with(rights_of(&state.own, number));
+                Ok(())
+            })?;
+            Ok(had)
+        })
+    }
+
+    /// Exchanges programs until reading them shows what is wanted. `look` is told each time what is there, and whether something
+    /// is about to be changed.
+    fn change(
+        &self,
+        number: DeviceNumber,
+        rights: Rights,
+        mut look: impl FnMut(&State, bool) -> Result<()>,
+    ) -> Result<()> {
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..ATTEMPTS {
+            let state = self.read()?;
+            let plan = |own| Some((own, Member::change(own, number, rights)?));
+            let plans: Vec<_> = state.own.iter().filter_map(plan).collect();
+            look(&state, !plans.is_empty())?;
+            if plans.is_empty() {
+                return Ok(());
+            }
+            self.exchange(&state, &plans)?;
+        }
+        Err(self.contended())
+    }
+
+    /// Loads all before it attaches the first. Stops where somebody else was faster.
+    fn exchange(&self, state: &State, plans: &[(&Member, Prologue)]) -> Result<()> {
+        plans.iter().try_for_each(|(old, _)| self.check_member(state, old))?;
+        let load = |(old, prologue): &(&Member, Prologue)| self.load(old, prologue);
+        let loaded: Vec<Loaded> = plans.iter().map(load).collect::<Result<_>>()?;
+        for (new, (old, _)) in loaded.iter().zip(plans) {
+            match new.attach(&state.directory, &old.loaded) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
+                result => result.map_err(self.failed("BPF_PROG_ATTACH"))?,
+            }
+        }
+        Ok(())
+    }
+
+    fn load(&self, old: &Member, prologue: &Prologue) -> Result<Loaded> {
+        let base = old.base.as_ref().map(Program::instructions).unwrap_or_default();
+        let wanted: Vec<Instruction> = prologue.before(base);
+        let new = Loaded::load(&wanted).map_err(self.failed("BPF_PROG_LOAD"))?;
+        // What could not be found again could not be taken away again. There is nothing to be found without a prologue.
+        if !prologue.is_empty() {
+            let info = new.info().map_err(self.failed("BPF_OBJ_GET_INFO_BY_FD"))?;
+            match info.instructions {
+                Some(found) if found == wanted => {}
+                _ if hardened() => return Err(Unsupported::BpfBlinded.into()),
+                _ => return Err(Unsupported::BpfRewritten { program: old.id }.into()),
+            }
+        }
+        Ok(new)
+    }
+
+    fn check_above(&self, state: &State, number: DeviceNumber, rights: Rights) -> Result<()> {
+        match state.above.iter().find(|above| !above.allows(number, rights)) {
+            None => Ok(()),
+            Some(Member { program: Err(unreadable), .. }) => Err(unreadable.clone().into()),
+            Some(Member { id, .. }) => {
+                Err(Unsupported::BpfShared { program: *id, cgroup: self.holder(*id) }.into())
+            }
         }
     }
-    Ok(Programs { ids: ids.iter().copied().take(count).collect(), count })
+
+    fn check_member(&self, state: &State, own: &Member) -> Result<()> {
+        let program = own.program.as_ref().map_err(Unsupported::clone)?;
+        if program.is_blinded() {
+            return Err(Unsupported::BpfBlinded.into());
+        }
+        if !state.multi {
+            return Err(Unsupported::BpfExclusive { cgroup: name(&self.path) }.into());
+        }
+        let inode = state.directory.metadata().map_err(Error::system("fstat", name(&self.path)))?.ino();
+        match bpf::is_linked(own.id, inode).map_err(self.failed("BPF_LINK_GET_NEXT_ID"))? {
+            true => Err(Unsupported::BpfLink { program: own.id }.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// Reads until nothing changes in between.
+    fn read(&self) -> Result<State> {
+        for _ in 0..ATTEMPTS {
+            let directory = self.open()?;
+            let all = self.query(&directory, true)?;
+            let own = if self.shared { None } else { Some(self.query(&directory, false)?) };
+            let (own_ids, multi) = own.map_or((Vec::new(), false), |own| (own.ids, own.multi));
+            let above = all.ids.iter().filter(|id| !own_ids.contains(id));
+            let above = self.members(above.copied())?;
+            let own = self.members(own_ids.iter().copied())?;
+            if let (Some(own), Some(above)) = (own, above) {
+                return Ok(State { directory, multi, own, above });
+            }
+        }
+        Err(self.contended())
+    }
+
+    /// `None`: one of them is gone.
+    fn members(&self, ids: impl Iterator<Item = u32>) -> Result<Option<Vec<Member>>> {
+        ids.map(|id| Member::open(id, self).transpose()).collect::<Option<_>>().transpose()
+    }
+
+    fn open(&self) -> Result<File> {
+        let path = self.directory();
+        File::open(&path).map_err(Error::system("open", path.display().to_string()))
+    }
+
+    /// A kernel without such programs has none.
+    fn query(&self, directory: &File, effective: bool) -> Result<bpf::Attached> {
+        match bpf::query(directory.as_fd(), effective) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(bpf::Attached::default()),
+            result => result.map_err(self.failed("BPF_PROG_QUERY")),
+        }
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.root.join(&self.path)
+    }
+
+    /// The group that a program is attached to, for a message.
+    fn holder(&self, program: u32) -> String {
+        let attached = |path: &&Path| {
+            let group = Group::new(&self.root, path);
+            let ids = group.open().and_then(|directory| group.query(&directory, false));
+            ids.is_ok_and(|attached| attached.ids.contains(&program))
+        };
+        name(self.path.ancestors().find(attached).unwrap_or(&self.path))
+    }
+
+    fn unless_gone<T>(&self, gone: T, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        match work() {
+            Err(_) if !self.directory().exists() => Ok(gone),
+            result => result,
+        }
+    }
+
+    fn failed(&self, call: &'static str) -> impl FnOnce(io::Error) -> Error {
+        let cgroup = name(&self.path);
+        move |source| match source.raw_os_error() {
+            Some(libc::EPERM) => Unsupported::BpfDenied { call }.into(),
+            _ => Error::System { call, subject: format!("the device programs of {cgroup}"), source },
+        }
+    }
+
+    fn contended(&self) -> Error {
+        Error::FilterContended { cgroup: name(&self.path), attempts: ATTEMPTS }
+    }
+}
+
+fn rights_of(own: &[Member], number: DeviceNumber) -> Rights {
+    own.iter().fold(Rights::default(), |rights, own| rights.with(own.prologue.rights(number)))
+}
+
+fn name(path: &Path) -> String {
+    format!("/{}", path.display())
+}
+
+/// Whether programs that are loaded from now on cannot be read.
+fn hardened() -> bool {
+    let level = fs::read_to_string("/proc/sys/net/core/bpf_jit_harden");
+    level.is_ok_and(|level| level.trim() == "2")
 }
