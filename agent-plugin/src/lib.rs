@@ -15,6 +15,10 @@
 //!
 //! The modules of kernel interfaces are public for tests and fuzzers; agents need none of them.
 
+// Unit tests share files with those in `tests`.
+#[cfg(test)]
+extern crate self as agent_plugin;
+
 mod agent;
 pub mod block;
 pub mod cgroup;

@@ -1,13 +1,14 @@
 //! The device filter in real groups of cgroup v1. Needs root and the devices controller below /sys/fs/cgroup/devices (hybrid or v1).
 
 mod container;
+mod runtimes;
 
 use std::{fs, io, path::PathBuf, process::Command, sync::Arc};
 
 use agent_plugin::{
     DeviceRule, Result,
     block::DeviceNumber,
-    cgroup::{Filter, Grant, Mode, Rights},
+    cgroup::{Filter, Grant, Mode, Rights, hierarchy::Hierarchies},
 };
 use container::{Fixture, needs_root, start_in};
 
@@ -199,4 +200,35 @@ fn the_root_group_is_never_changed() {
     assert!(grant.allowed_before && grant.added.is_empty(), "the root group allows everything");
     assert!(filter.revoke(DISK).unwrap().is_empty());
     assert_eq!(fs::read_to_string(format!("{HIERARCHY}/devices.list")).unwrap(), before);
+}
+
+#[test]
+fn on_a_hybrid_system_the_list_is_changed_and_programs_are_asked_too() {
+    let Some(unified) = Hierarchies::mounted().unwrap().unified else {
+        eprintln!("not a hybrid system: there are no programs beside the list");
+        return;
+    };
+    let groups = Groups::new("hybrid");
+    let container = groups.container(Vec::new());
+    let other = unified.join(&groups.name);
+    fs::create_dir(&other).unwrap();
+    let directory = fs::File::open(&other).unwrap();
+    runtimes::attach(&directory, &runtimes::load(&runtimes::constant(1)), runtimes::ALLOW_MULTI);
+    fs::write(other.join("cgroup.procs"), container.pid().to_string()).unwrap();
+    let filter = Filter::of(&container.target).unwrap();
+    assert_eq!((filter.mode(), filter.programs().len()), (Mode::V1, 1));
+    filter.check().unwrap();
+    let grant = allow(&filter, Rights::READ_WRITE).unwrap();
+    assert!(!grant.allowed_before && filter.allows(DISK, Rights::READ_WRITE).unwrap());
+    assert_eq!(groups.list("c1"), READ_WRITE);
+    assert!(!filter.revoke(DISK).unwrap().is_empty());
+
+    runtimes::attach(&directory, &runtimes::load(&runtimes::constant(0)), runtimes::ALLOW_MULTI);
+    let filter = Filter::of(&container.target).unwrap();
+    let refused = filter.check().unwrap_err().message();
+    assert!(refused.contains(&format!("of cgroup /{} refuses disks", groups.name)), "{refused}");
+    assert!(allow(&filter, Rights::READ).is_err());
+    assert_eq!(groups.list("c1"), WITHOUT, "and then the list is not changed either");
+    drop(container);
+    fs::remove_dir(other).unwrap();
 }

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use guest_observer::{PORT, Reply, Request};
+use guest_observer::{PORT, Program, Reply, Request};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     net::UnixStream,
@@ -79,6 +79,17 @@ impl Observer {
         let ran = self.run(&["/bin/busybox", "sh", "-c", script]).await.expect("the observer runs a script");
         assert_eq!(ran.status, 0, "in the guest: {script}\n{}{}", ran.stdout, ran.stderr);
         ran.stdout
+    }
+
+    /// The device programs that are attached to a cgroup itself.
+    ///
+    /// # Errors
+    /// There is no such cgroup.
+    pub async fn programs(&self, cgroup: &str) -> Result<Vec<Program>, Error> {
+        match self.ask(&Request::Programs { cgroup: cgroup.to_owned() }).await? {
+            Reply::Programs { programs } => Ok(programs),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Writes a file of the guest (one in sysfs, say).

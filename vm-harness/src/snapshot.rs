@@ -121,10 +121,9 @@ async fn device_filter(sandbox: &Sandbox, container: &str) -> Result<Vec<String>
     }
     let mut programs = Vec::new();
     for cgroup in ["/pod".to_owned(), format!("/pod/{container}")] {
-        match observer.ask(&Request::Programs { cgroup }).await? {
-            Reply::Programs { ids } => programs.extend(ids.iter().map(u32::to_string)),
-            other => return Err(Error::Observer(format!("unexpected reply {other:?}"))),
-        }
+        // A program that came back has another id; what it consists of is what decides.
+        let attached = observer.programs(&cgroup).await?;
+        programs.extend(attached.iter().map(|program| format!("{cgroup} {}", program.instructions)));
     }
     Ok(programs)
 }

@@ -209,7 +209,8 @@ impl Group {
         mut look: impl FnMut(&State, bool) -> Result<()>,
     ) -> Result<()> {
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        for _ in 0..ATTEMPTS {
+        // One more look than changes: the last one is read back, too.
+        for _ in 0..=ATTEMPTS {
             let state = self.read()?;
             let plan = |own| Some((own, Member::change(own, number, rights)?));
             let plans: Vec<_> = state.own.iter().filter_map(plan).collect();
@@ -359,3 +360,7 @@ fn hardened() -> bool {
     let level = fs::read_to_string("/proc/sys/net/core/bpf_jit_harden");
     level.is_ok_and(|level| level.trim() == "2")
 }
+
+#[cfg(test)]
+#[path = "v2_tests.rs"]
+mod tests;

@@ -33,10 +33,17 @@ pub enum Request {
         /// In the guest.
         path: String,
     },
-    /// The ids of the device programs that are attached to a cgroup itself, not to its ancestors.
+    /// The device programs that are attached to a cgroup itself, not to its ancestors.
     Programs {
         /// Below the root of the unified hierarchy: `/pod/c1`.
         cgroup: String,
+    },
+    /// Attaches one more device program to a cgroup.
+    AttachProgram {
+        /// As for [`Request::Programs`].
+        cgroup: String,
+        /// In hexadecimal digits, sixteen an instruction.
+        instructions: String,
     },
     /// How PID 1 looks from outside.
     AgentState,
@@ -82,7 +89,7 @@ pub enum Reply {
     /// To [`Request::Programs`].
     Programs {
         /// In the order in which they are attached.
-        ids: Vec<u32>,
+        programs: Vec<Program>,
     },
     /// To [`Request::AgentState`].
     AgentState(AgentState),
@@ -96,6 +103,15 @@ pub enum Reply {
         /// What failed.
         message: String,
     },
+}
+
+/// A program in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// Its id, which no later one gets.
+    pub id: u32,
+    /// As the kernel has them, in hexadecimal digits.
+    pub instructions: String,
 }
 
 /// PID 1, which is the agent.

@@ -3,6 +3,7 @@
 mod attach;
 mod bad_input;
 mod detach;
+mod device_filter;
 mod guest_races;
 mod harness;
 mod holders;
