@@ -403,6 +403,46 @@ fn two_volumes_at_once_lose_neither() {
 }
 
 #[test]
+fn a_program_that_is_attached_above_as_well_counts_twice() {
+    let groups = Groups::new("twice");
+    let loaded = runtimes::load(&usual());
+    runtimes::attach(&groups.open(""), &loaded, ALLOW_MULTI);
+    runtimes::attach(&groups.open("c1"), &loaded, ALLOW_MULTI);
+    let ids = groups.ids("c1");
+    let error = allow(&groups.container(), DISK, Rights::READ).unwrap_err();
+    assert!(matches!(error, Error::Unsupported(Unsupported::BpfShared { .. })), "{error}");
+    assert_eq!(groups.ids("c1"), ids);
+}
+
+/// The body of the next test, for a process without rights.
+#[test]
+fn without_rights() {
+    let Some(name) = std::env::var_os("ECR_TEST_GROUP") else { return };
+    let root = Hierarchies::mounted().unwrap().unified.unwrap();
+    let group = Group::new(&root, Path::new(&name));
+    for refused in [group.check(), allow(&group, DISK, Rights::READ).map(drop)] {
+        let error = refused.unwrap_err();
+        assert!(matches!(error, Error::Unsupported(Unsupported::BpfDenied { .. })), "{error}");
+    }
+}
+
+#[test]
+fn without_the_right_to_read_programs_that_is_the_reason() {
+    let groups = Groups::with("rights", &usual());
+    let ids = groups.ids("c1");
+    let output = Command::new("setpriv")
+        .args(["--bounding-set", "-sys_admin,-bpf,-perfmon,-net_admin"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "without_rights"])
+        .env("ECR_TEST_GROUP", format!("{}/c1", groups.name))
+        .output()
+        .expect("setpriv of util-linux");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && text.contains("1 passed"), "{text}{output:?}");
+    assert_eq!(groups.ids("c1"), ids);
+}
+
+#[test]
 fn a_group_that_is_gone_needs_no_undo_and_no_revoke() {
     let groups = Groups::with("gone", &usual());
     let group = groups.container();

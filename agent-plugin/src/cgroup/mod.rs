@@ -8,12 +8,14 @@
 //! | `hierarchy` | where v1 and v2 are mounted |
 //! | `v1` | `devices.list`, `devices.allow`, `devices.deny` |
 //! | `v2` | which programs decide, and how one is exchanged |
+//! | `member` | one attached program, taken apart |
 //! | `prologue` | what stands in front of a program and allows single devices |
 //! | `program`, `model` | the instructions that are understood, and what they answer |
 //! | `bpf` | the system call |
 
 pub mod bpf;
 pub mod hierarchy;
+mod member;
 pub mod model;
 pub mod program;
 pub mod prologue;

@@ -19,6 +19,7 @@ use std::{
 use super::{
     Added, Grant, Rights,
     bpf::{self, Loaded},
+    member::Member,
     program::{Instruction, Program},
     prologue::Prologue,
 };
@@ -62,59 +63,6 @@ impl Given {
     /// The kernel refuses. A group that is gone is fine.
     pub fn undo(&self) -> Result<()> {
         self.group.unless_gone((), || self.group.change(self.number, self.before, |_, _| Ok(())))
-    }
-}
-
-/// An attached program.
-struct Member {
-    id: u32,
-    loaded: Loaded,
-    /// Or why it cannot be read.
-    program: Result<Program, Unsupported>,
-    /// The program as its owner wrote it.
-    base: Option<Program>,
-    prologue: Prologue,
-}
-
-impl Member {
-    /// `None`: it is gone.
-    fn open(id: u32, group: &Group) -> Result<Option<Member>> {
-        let loaded = match Loaded::open(id) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
-            result => result.map_err(group.failed("BPF_PROG_GET_FD_BY_ID"))?,
-        };
-        let info = loaded.info().map_err(group.failed("BPF_OBJ_GET_INFO_BY_FD"))?;
-        let (mut prologue, mut base) = (Prologue::default(), None);
-        let program = match info.instructions {
-            _ if info.maps != 0 => Err(Unsupported::BpfMaps { program: id }),
-            None => Err(Unsupported::BpfUnreadable { program: id }),
-            Some(instructions) => {
-                let (found, rest) = Prologue::split(&instructions);
-                (prologue, base) = (found, Program::read(rest.to_vec()).ok());
-                Program::read(instructions).map_err(|unknown| Unsupported::BpfInstruction {
-                    program: id,
-                    index: unknown.index,
-                    code: unknown.code,
-                })
-            }
-        };
-        Ok(Some(Member { id, loaded, program, base, prologue }))
-    }
-
-    fn allows(&self, number: DeviceNumber, rights: Rights) -> bool {
-        self.program.as_ref().is_ok_and(|program| program.allows_block(number, rights))
-    }
-
-    /// Without us.
-    fn allows_by_itself(&self, number: DeviceNumber, rights: Rights) -> bool {
-        self.base.as_ref().is_some_and(|program| program.allows_block(number, rights))
-    }
-
-    /// What has to stand in front of it, if that is not there already.
-    fn change(&self, number: DeviceNumber, rights: Rights) -> Option<Prologue> {
-        let granted = if self.allows_by_itself(number, rights) { Rights::default() } else { rights };
-        let unchanged = self.prologue.rights(number) == granted;
-        (!unchanged).then(|| self.prologue.with(number, granted))
     }
 }
 
@@ -282,22 +230,31 @@ impl Group {
     fn read(&self) -> Result<State> {
         for _ in 0..ATTEMPTS {
             let directory = self.open()?;
-            let all = self.query(&directory, true)?;
-            let own = if self.shared { None } else { Some(self.query(&directory, false)?) };
-            let (own_ids, multi) = own.map_or((Vec::new(), false), |own| (own.ids, own.multi));
-            let above = all.ids.iter().filter(|id| !own_ids.contains(id));
-            let above = self.members(above.copied())?;
-            let own = self.members(own_ids.iter().copied())?;
-            if let (Some(own), Some(above)) = (own, above) {
-                return Ok(State { directory, multi, own, above });
+            let mut above = self.query(&directory, true)?.ids;
+            let own = if self.shared { bpf::Attached::default() } else { self.query(&directory, false)? };
+            // A program may be attached above as well.
+            let remove = |id: &u32| above.iter().position(|all| all == id).map(|index| above.remove(index));
+            let consistent = own.ids.iter().map(remove).all(|found| found.is_some());
+            if consistent
+                && let (Some(own_programs), Some(above)) = (self.members(&own.ids)?, self.members(&above)?)
+            {
+                return Ok(State { directory, multi: own.multi, own: own_programs, above });
             }
         }
         Err(self.contended())
     }
 
     /// `None`: one of them is gone.
-    fn members(&self, ids: impl Iterator<Item = u32>) -> Result<Option<Vec<Member>>> {
-        ids.map(|id| Member::open(id, self).transpose()).collect::<Option<_>>().transpose()
+    fn members(&self, ids: &[u32]) -> Result<Option<Vec<Member>>> {
+        let mut members = Vec::with_capacity(ids.len());
+        for &id in ids {
+            match Member::open(id) {
+                Ok(member) => members.push(member),
+                Err((_, error)) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+                Err((call, error)) => return Err(self.failed(call)(error)),
+            }
+        }
+        Ok(Some(members))
     }
 
     fn open(&self) -> Result<File> {
