@@ -197,7 +197,7 @@ fn one_container_gets_the_device_and_loses_it_again(
 
 #[test]
 fn a_repetition_changes_nothing() {
-    let groups = Groups::with("again", &usual());
+    let groups = Groups::with("again", &runtimes::crun_1_8_1());
     allow(&groups.container(), DISK, Rights::READ_WRITE).unwrap();
     let ids = groups.ids("c1");
     let again = allow(&groups.container(), DISK, Rights::READ_WRITE).unwrap();
@@ -205,6 +205,8 @@ fn a_repetition_changes_nothing() {
     assert_eq!(groups.ids("c1"), ids);
     again.undo().unwrap();
     assert!(groups.reads("c1"));
+    groups.container().revoke(DISK).unwrap();
+    assert_eq!(groups.instructions("c1"), [runtimes::crun_1_8_1()]);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use agent_plugin::{
     },
 };
 use rstest::rstest;
-use runtimes::{BLOCK, CHAR, RUNTIMES, Rule, Runtime, USUAL, constant, program};
+use runtimes::{BLOCK, CHAR, RUNTIMES, Rule, Runtime, USUAL, constant, crun_1_8_1, program};
 
 const DISK: DeviceNumber = DeviceNumber { major: 8, minor: 16 };
 
@@ -84,6 +84,17 @@ fn the_usual_programs_allow_one_device_more(
     let base = program(runtime, &USUAL);
     Program::read(base.clone()).unwrap();
     assert_allows_only_more(&base, &[(DISK, Rights::parse(rights))]);
+}
+
+#[rstest]
+fn a_program_of_a_real_runtime_allows_one_device_more(#[values("r", "rw")] rights: &str) {
+    let base = crun_1_8_1();
+    assert_eq!(base.len(), 64);
+    assert_allows_only_more(&base, &[(DISK, Rights::parse(rights))]);
+    let asked = |major, minor, access| run(&base, Question { kind: 2, access, major, minor }).unwrap();
+    assert!(
+        asked(1, 3, 6) && asked(136, 7, 6) && asked(200, 200, 1) && !asked(200, 200, 2) && !asked(1, 1, 2)
+    );
 }
 
 #[rstest]

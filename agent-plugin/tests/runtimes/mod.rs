@@ -94,6 +94,17 @@ pub(crate) fn program(runtime: Runtime, rules: &[Rule]) -> Vec<Instruction> {
     program
 }
 
+/// What crun 1.8.1 attaches for a list that denies all but its default devices, as Linux 6.1 shows it.
+pub(crate) fn crun_1_8_1() -> Vec<Instruction> {
+    let instruction = |line: &str| {
+        let number = u64::from_str_radix(line, 16).expect("sixteen digits").to_be_bytes();
+        let [code, registers, low, high, immediate @ ..] = number;
+        let offset = i16::from_le_bytes([low, high]);
+        Instruction::new(code, registers & 15, registers >> 4, offset, i32::from_le_bytes(immediate))
+    };
+    include_str!("../programs/crun-1.8.1.hex").lines().map(instruction).collect()
+}
+
 /// A program that answers the same to everything.
 pub(crate) fn constant(answer: i32) -> Vec<Instruction> {
     vec![Instruction::new(0xb7, 0, 0, 0, answer), Instruction::new(0x95, 0, 0, 0, 0)]

@@ -4,7 +4,8 @@ use agent_plugin::contract::block_volume::AttachRequest;
 use rstest::rstest;
 use serde_json::Value;
 use vm_harness::{
-    Cgroup, Container, ContainerOptions, DeviceFilter, LoopOptions, Machine, Sandbox, Snapshot, Volume,
+    Cgroup, Container, ContainerOptions, DeviceFilter, LoopOptions, Machine, QmpProxy, Sandbox, Snapshot,
+    Volume,
 };
 
 use super::{MIB, boot, sandbox, sandbox_with_faults, set_guest_faults};
@@ -218,8 +219,14 @@ async fn filter_that_cannot_be_changed_safely_is_refused_before_anything_is(#[fu
     let volume = Volume::image(MIB);
     let refused = async |container: &Container, expected: &str| {
         let before = Snapshot::of(&sandbox, &[container]).await;
-        let finished = sandbox.hot_plug_command(container, &[(&volume, "/dev/xvda")]).run().await;
+        let proxy = QmpProxy::start(&sandbox.qmp_socket()).unwrap();
+        let socket = proxy.path();
+        let command = sandbox.hot_plug_command(container, &[(&volume, "/dev/xvda")]);
+        let finished = command.args(["--qmp", socket.to_str().unwrap()]).run().await;
         let (_, message) = finished.failed_with(10);
+        let told = proxy.commands();
+        let changes = ["add-fd", "blockdev-add", "device_add"];
+        assert!(!told.iter().any(|command| changes.contains(&command.as_str())), "QEMU was told {told:?}");
         assert!(message.contains(expected), "{message}");
         before.assert_unchanged(&sandbox, &[container]).await;
     };
