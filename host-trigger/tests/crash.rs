@@ -85,21 +85,35 @@ async fn a_signal_in_the_middle_of_a_command_is_obeyed_after_the_undo() {
     let before = host.snapshot().await;
     let volume = Loop::of(MIB);
     let mut command = host.command(&[(volume.path(), "/dev/xvda")], &[]);
-    command.env("ECR_RUNTIME_FAULT", "after-add-fd=delay:500").stderr(std::process::Stdio::piped());
-    let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
-    let mut announced = [0; 6];
-    tokio::io::AsyncReadExt::read_exact(child.stderr.as_mut().unwrap(), &mut announced).await.unwrap();
-    // QEMU takes the next command only after the signal came.
+    command.env("ECR_RUNTIME_FAULT", "after-add-fd=stop").stdout(std::process::Stdio::piped());
+    let child = command.spawn().unwrap();
+    let run = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
     let qemu = Pid::from_raw(i32::try_from(host.qemu.id()).unwrap());
+    status_becomes(run, |status| status.contains("State:\tT")).await;
+    // When the run goes on, it sends its next command to a QEMU that doesn't answer, and finds the signal.
     signal::kill(qemu, signal::SIGSTOP).unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(1000)).await;
-    signal::kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), signal::SIGTERM).unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    signal::kill(run, signal::SIGTERM).unwrap();
+    signal::kill(run, signal::SIGCONT).unwrap();
+    status_becomes(run, |status| status.contains("ShdPnd:\t0000000000000000")).await;
     signal::kill(qemu, signal::SIGCONT).unwrap();
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(143), "{output:?}");
     assert_eq!(host.snapshot().await, before);
     assert!(!volume.is_claimed());
+}
+
+/// Waits until `/proc/PID/status` of a process is as it shall be.
+async fn status_becomes(process: nix::unistd::Pid, condition: impl Fn(&str) -> bool) {
+    let deadline = host_trigger::Deadline::after(std::time::Duration::from_secs(30));
+    let file = format!("/proc/{process}/status");
+    loop {
+        let status = std::fs::read_to_string(&file).unwrap();
+        if condition(&status) {
+            return;
+        }
+        assert!(!deadline.remaining().is_zero(), "{status}");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
 }
 
 /// A run that is killed after any step of an unplug is listed as incomplete, and completed by the same command.

@@ -128,12 +128,15 @@ impl Guest {
         *self.server.lock().await = Some(server);
     }
 
-    /// As if the agent died: connections end, nobody listens.
+    /// As if the agent died: nobody listens, and connections end. In this order: a server that ends its connections goes on
+    /// to accept new ones, and may answer a request that came with one.
     pub async fn stop(&self) {
+        std::fs::remove_file(&self.address).unwrap();
         if let Some(mut server) = self.server.lock().await.take() {
-            server.disconnect().await;
+            server.stop_listen().await;
+            // It waits for handlers that hang.
+            tokio::spawn(async move { server.disconnect().await });
         }
-        let _ = std::fs::remove_file(&self.address);
     }
 
     pub fn behave(&self, behaviour: Behaviour) {

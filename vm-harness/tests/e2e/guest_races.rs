@@ -188,8 +188,10 @@ async fn container_that_dies_while_its_disk_is_awaited_ends_the_wait(
     let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--timeout", "60s"]);
     let command = command.start();
     wait_for_console(&sandbox, "fail point attach-after-scan").await;
-    // Well beyond the delay: the request sleeps in its wait now.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // System call 7 is poll: the request sleeps in its wait now.
+    let asleep = "until grep -q '^7 ' $(grep -lx block-volume /proc/1/task/*/comm | sed s/comm/syscall/); do sleep 0.01; done";
+    let wait = sandbox.observer().shell(asleep);
+    sandbox.guest().wait_for("the request's wait for its disk", Duration::from_secs(10), wait).await.unwrap();
     let killed = Instant::now();
     container.kill().await.unwrap();
     let finished = vm_harness::Finished::new(&command.wait_with_output().await.unwrap(), Duration::ZERO);
