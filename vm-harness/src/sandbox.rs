@@ -2,7 +2,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -30,6 +33,7 @@ pub struct Sandbox {
     agent_url: String,
     image: PathBuf,
     booted_in: Duration,
+    fault_is_meant: AtomicBool,
 }
 
 impl Sandbox {
@@ -119,6 +123,7 @@ impl Sandbox {
             agent_url,
             image: image.to_owned(),
             booted_in: start.elapsed(),
+            fault_is_meant: AtomicBool::new(false),
         })
     }
 
@@ -170,6 +175,11 @@ impl Sandbox {
     /// The builds of this environment.
     pub fn environment(&self) -> &Environment {
         &self.environment
+    }
+
+    /// From now on a fault of the guest's kernel is what the caller wants.
+    pub fn fault_is_meant(&self) {
+        self.fault_is_meant.store(true, Ordering::Relaxed);
     }
 
     /// From QEMU's start to the agent's answer.
@@ -274,7 +284,8 @@ impl Drop for Sandbox {
         if panicking {
             eprintln!("{}", self.guest.report());
         }
-        let splat = self.guest.console.splat();
+        let meant = self.fault_is_meant.load(Ordering::Relaxed);
+        let splat = self.guest.console.splat().filter(|_| !meant);
         // QEMU first: its vsock back end should not vanish under it.
         self.guest.qemu.kill();
         self.guest.vsock.kill();

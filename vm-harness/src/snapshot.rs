@@ -40,24 +40,41 @@ impl Snapshot {
         Self::take(sandbox, containers).await.unwrap_or_else(|error| panic!("no snapshot: {}", error.chain()))
     }
 
+    /// The same for a caller that goes on after a failure.
+    ///
+    /// # Errors
+    /// Somebody doesn't answer.
+    pub async fn try_of(sandbox: &Sandbox, containers: &[&Container]) -> Result<Self, Error> {
+        Self::take(sandbox, containers).await
+    }
+
     /// Compares the present with this, the past.
+    ///
+    /// # Panics
+    /// Something changed; the message shows what.
+    pub async fn assert_unchanged(&self, sandbox: &Sandbox, containers: &[&Container]) {
+        let changes = self.changes(sandbox, containers).await;
+        let changes = changes.unwrap_or_else(|error| panic!("no snapshot: {}", error.chain()));
+        assert!(changes.is_empty(), "something changed:\n{}\nbefore: {self:#?}", changes.join("\n"));
+    }
+
+    /// What differs between the present and this, the past; a line each.
     ///
     /// The agent closes a connection a moment after its client has gone, so what belongs to the agent gets a moment to settle.
     ///
-    /// # Panics
-    /// Something changed; the message shows both.
-    pub async fn assert_unchanged(&self, sandbox: &Sandbox, containers: &[&Container]) {
+    /// # Errors
+    /// Somebody doesn't answer.
+    pub async fn changes(&self, sandbox: &Sandbox, containers: &[&Container]) -> Result<Vec<String>, Error> {
         let deadline = Instant::now() + sandbox.guest().scaled(Duration::from_secs(3));
         loop {
-            let now = Self::of(sandbox, containers).await;
+            let now = Self::take(sandbox, containers).await?;
             // Threads of a runtime's pool may end between two looks; a thread that was left behind is one too many.
             let settled = Self { agent_threads: self.agent_threads.min(now.agent_threads), ..self.clone() };
             if now == settled && now.agent_threads <= self.agent_threads {
-                return;
+                return Ok(Vec::new());
             }
             if Instant::now() > deadline {
-                print_differences(self, &now);
-                panic!("something changed\nbefore: {self:#?}\nafter: {now:#?}");
+                return Ok(differences(self, &now));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -148,9 +165,23 @@ fn without_number(target: &str) -> String {
     }
 }
 
-fn print_differences(before: &Snapshot, after: &Snapshot) {
+/// The lines of the one that are not in the other.
+fn differences(before: &Snapshot, after: &Snapshot) -> Vec<String> {
     let (before, after) = (format!("{before:#?}"), format!("{after:#?}"));
-    let (before, after): (Vec<&str>, Vec<&str>) = (before.lines().collect(), after.lines().collect());
-    before.iter().filter(|line| !after.contains(line)).for_each(|line| eprintln!("gone: {}", line.trim()));
-    after.iter().filter(|line| !before.contains(line)).for_each(|line| eprintln!("new: {}", line.trim()));
+    let counted = |text: &str| {
+        let mut counts: BTreeMap<String, isize> = BTreeMap::new();
+        text.lines().for_each(|line| *counts.entry(line.trim().to_owned()).or_default() += 1);
+        counts
+    };
+    let (before, after) = (counted(&before), counted(&after));
+    let mut lines = Vec::new();
+    for line in before.keys().chain(after.keys().filter(|line| !before.contains_key(*line))) {
+        let count = |counts: &BTreeMap<String, isize>| counts.get(line).copied().unwrap_or_default();
+        match count(&after) - count(&before) {
+            0 => {}
+            more if more > 0 => lines.push(format!("new: {line} ({more} more)")),
+            fewer => lines.push(format!("gone: {line} ({} fewer)", -fewer)),
+        }
+    }
+    lines
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod boot;
+mod crash;
 mod demo;
 mod empty_call;
 mod exec;
@@ -30,6 +31,8 @@ enum Command {
     Demo(demo::Demo),
     /// Measure hot-plug beside the least that it could take
     Bench(bench::Bench),
+    /// Disturb hot-plug and hot-unplug behind every step in every way, and print what comes of it
+    Crash(crash::Crash),
 }
 
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
@@ -38,6 +41,7 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
         Command::Exec(exec) => exec.run().await,
         Command::Demo(demo) => demo.run().await,
         Command::Bench(bench) => bench.run().await,
+        Command::Crash(crash) => crash.run().await,
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {}", error.chain());

@@ -142,3 +142,18 @@ async fn proxy_records_what_a_plug_says_to_qemu(#[future(awt)] sandbox: Sandbox)
     assert!(position("blockdev-add") < position("device_add"), "{commands:?}");
     assert!(position("device_add").is_some(), "{commands:?}");
 }
+
+#[rstest]
+#[tokio::test]
+async fn client_that_goes_without_reading_leaves_no_connection(#[future(awt)] sandbox: Sandbox) {
+    use tokio::io::AsyncWriteExt as _;
+    let before = Snapshot::of(&sandbox, &[]).await;
+    for _ in 0..4 {
+        let vsock = sandbox.run_directory().vm().join("vm.vsock");
+        let mut client = tokio::net::UnixStream::connect(vsock).await.unwrap();
+        client.write_all(b"CONNECT 1024\n").await.unwrap();
+        // The answer is there, and nobody takes it.
+        sandbox.guest().wait_for("an answer", Duration::from_secs(10), client.readable()).await.unwrap().unwrap();
+    }
+    before.assert_unchanged(&sandbox, &[]).await;
+}
