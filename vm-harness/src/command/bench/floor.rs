@@ -1,0 +1,162 @@
+//! The least that a plug and an unplug could take: a client that is already connected sends the QMP commands of ours, as a
+//! recording has them, and a bare program in the guest has its uevent socket open, writes `0 T L` to the host's `scan` file and
+//! answers at the block event; to unplug it writes to the device's `delete` file.
+
+use std::{
+    ffi::OsStr,
+    fs::OpenOptions,
+    os::unix::fs::OpenOptionsExt as _,
+    time::{Duration, Instant},
+};
+
+use guest_observer::{Address, Reply, Request};
+use host_trigger::{
+    deadline::Deadline,
+    qmp::{Qmp, QmpError},
+};
+use serde_json::{Value, json};
+use vm_harness::{Container, Conversation, Error, QmpProxy, Sandbox, Volume};
+
+use super::micros;
+
+/// The three commands that a plug gives to QEMU, word for word.
+pub(super) struct Commands {
+    volume_id: String,
+    opaque: String,
+    node: Value,
+    device: Value,
+}
+
+impl Commands {
+    /// Records those of one plug.
+    pub(super) async fn record(
+        sandbox: &Sandbox,
+        container: &Container,
+        volume: &Volume,
+    ) -> Result<Self, Error> {
+        let proxy = QmpProxy::start(&sandbox.qmp_socket())?;
+        let command = sandbox.hot_plug_command(container, &[(volume, "/dev/bench")]);
+        let finished = command.args([OsStr::new("--qmp"), proxy.path().as_os_str()]).run().await;
+        let plugged = finished.succeeded(sandbox.guest()).remove(0);
+        sandbox.unplug(&plugged).await;
+        let lines = proxy.lines();
+        let arguments = |name: &str| {
+            let line = lines.iter().map(|line| &line["line"]).find(|line| line["execute"] == name);
+            line.map(|line| line["arguments"].clone())
+                .ok_or_else(|| Error::Monitor(format!("the recording has no {name}")))
+        };
+        Ok(Self {
+            volume_id: plugged.id().to_owned(),
+            opaque: arguments("add-fd")?["opaque"].as_str().unwrap_or_default().to_owned(),
+            node: arguments("blockdev-add")?,
+            device: arguments("device_add")?,
+        })
+    }
+}
+
+/// Stages of one round, in microseconds.
+pub(super) type Stages = Vec<(&'static str, u64)>;
+
+/// The floor: one client that stays connected to both.
+pub(super) struct Floor<'a> {
+    pub(super) monitor: &'a mut Qmp,
+    pub(super) observer: &'a mut Conversation,
+    pub(super) commands: &'a Commands,
+}
+
+impl Floor<'_> {
+    /// One round: the stages of a plug and of an unplug.
+    pub(super) async fn round(&mut self, volume: &Volume, round: usize) -> Result<(Stages, Stages), Error> {
+        // An address after the other, as ours are never the same twice.
+        let lun = u32::try_from(round % 250 + 1).unwrap_or(1);
+        let address = Address { host: 0, target: 100, lun };
+        let (set, plug) = self.plug(volume, address).await?;
+        let unplug = self.unplug(address).await?;
+        self.execute("remove-fd", json!({ "fdset-id": set })).await?;
+        Ok((plug, unplug))
+    }
+
+    /// The least that a plug could take on this machine: no checks, no node, no filter.
+    async fn plug(&mut self, volume: &Volume, address: Address) -> Result<(u64, Stages), Error> {
+        let open = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_DIRECT | libc::O_EXCL)
+            .open(volume.path());
+        let file =
+            open.map_err(|source| Error::File { action: "open", path: volume.path().to_owned(), source })?;
+        let (mut node, mut device) = (self.commands.node.clone(), self.commands.device.clone());
+        device["scsi-id"] = address.target.into();
+        device["lun"] = address.lun.into();
+
+        let mut watch = Watch::start();
+        let set = self.monitor.add_fd(&file, None, &self.commands.opaque).await.map_err(failed)?.set;
+        watch.lap("add_fd");
+        node["file"]["filename"] = format!("/dev/fdset/{set}").into();
+        self.execute("blockdev-add", node).await?;
+        watch.lap("blockdev_add");
+        self.execute("device_add", device).await?;
+        watch.lap("device_add");
+        match self.observer.ask(&Request::Scan(address)).await? {
+            Reply::Block { .. } => {}
+            other => return Err(Error::Observer(format!("unexpected reply {other:?}"))),
+        }
+        watch.lap("guest");
+        Ok((set, watch.end()))
+    }
+
+    /// The least that an unplug could take: no question who holds the disk, no node, no filter, no flush.
+    async fn unplug(&mut self, address: Address) -> Result<Stages, Error> {
+        let device = format!("ecrblk-{}", self.commands.volume_id);
+        let mut watch = Watch::start();
+        self.observer.ask(&Request::Delete(address)).await?;
+        watch.lap("guest");
+        self.execute("device_del", json!({ "id": device })).await?;
+        watch.lap("device_del");
+        let deadline = Deadline::after(Duration::from_secs(30));
+        loop {
+            let event = self.monitor.next_event(deadline).await;
+            let event = event.ok_or_else(|| Error::Monitor(format!("{device} was never deleted")))?;
+            if event.name == "DEVICE_DELETED" && event.data["device"] == device.as_str() {
+                break;
+            }
+        }
+        watch.lap("event");
+        self.execute("blockdev-del", json!({ "node-name": format!("{device}-n") })).await?;
+        watch.lap("blockdev_del");
+        Ok(watch.end())
+    }
+
+    async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, Error> {
+        self.monitor.execute(command, arguments).await.map_err(failed)
+    }
+}
+
+fn failed(error: QmpError) -> Error {
+    Error::Monitor(error.to_string())
+}
+
+/// Tells stages apart.
+struct Watch {
+    start: Instant,
+    last: Instant,
+    stages: Stages,
+}
+
+impl Watch {
+    fn start() -> Self {
+        let now = Instant::now();
+        Self { start: now, last: now, stages: Vec::new() }
+    }
+
+    fn lap(&mut self, stage: &'static str) {
+        let now = Instant::now();
+        self.stages.push((stage, micros(now - self.last)));
+        self.last = now;
+    }
+
+    fn end(mut self) -> Stages {
+        self.stages.push(("total", micros(self.last - self.start)));
+        self.stages
+    }
+}
