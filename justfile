@@ -22,11 +22,23 @@ test *arguments:
 e2e *arguments:
     cargo nextest run -p vm-harness {{arguments}}
 
+# The level full, of a tree that is built: many volumes, many callers, the crash table, a short soak (some ten minutes)
+full *arguments:
+    cargo nextest run --profile full {{arguments}}
+
+# Every step of plug and unplug, what can come in the way, the ways out: the table alone
+crash *arguments:
+    target/release/vm-harness crash {{arguments}}
+
+# Plug and unplug a volume a thousand times beside one that is under load
+soak *arguments:
+    target/release/vm-harness soak {{arguments}}
+
 # Build and test agent-plugin against the other ttrpc
 ttrpc:
     ci/ttrpc-0.10
 
-# Measure hot-plug beside the least that it could take
+# Measure hot-plug and hot-unplug beside the least that they could take
 bench *arguments:
     ci/bench {{arguments}}
 

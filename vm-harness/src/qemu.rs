@@ -8,6 +8,8 @@ use std::{
     process::Command,
 };
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 use crate::{Accelerator, Error, Process};
 
 /// What differs between two guests of a test run.
@@ -133,6 +135,7 @@ impl Machine {
         name: &str,
         files: &Files,
     ) -> Result<Process, Error> {
+        raise_descriptor_limit();
         Process::start("QEMU", self.command(qemu, accelerator, name, files), &files.stderr).map_err(|error| {
             match error {
                 Error::Spawn { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
@@ -144,5 +147,13 @@ impl Machine {
                 other => other,
             }
         })
+    }
+}
+
+/// QEMU inherits the limit, and needs two descriptors and more for each volume: the usual 1,024 are few for 256 of them.
+fn raise_descriptor_limit() {
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // At the worst it stays as it was.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
     }
 }

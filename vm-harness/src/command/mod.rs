@@ -7,6 +7,7 @@ mod demo;
 mod empty_call;
 mod exec;
 mod share;
+mod soak;
 mod step;
 
 use std::process::ExitCode;
@@ -29,10 +30,12 @@ enum Command {
     Exec(exec::Exec),
     /// Boot a sandbox, hot-plug two volumes into a running container, and compare every byte
     Demo(demo::Demo),
-    /// Measure hot-plug beside the least that it could take
+    /// Measure hot-plug and hot-unplug beside the least that they could take
     Bench(bench::Bench),
     /// Disturb hot-plug and hot-unplug behind every step in every way, and print what comes of it
     Crash(crash::Crash),
+    /// Plug and unplug a volume many times beside one that is under load
+    Soak(soak::Soak),
 }
 
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
@@ -42,6 +45,7 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
         Command::Demo(demo) => demo.run().await,
         Command::Bench(bench) => bench.run().await,
         Command::Crash(crash) => crash.run().await,
+        Command::Soak(soak) => soak.run().await,
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {}", error.chain());

@@ -153,7 +153,12 @@ async fn client_that_goes_without_reading_leaves_no_connection(#[future(awt)] sa
         let mut client = tokio::net::UnixStream::connect(vsock).await.unwrap();
         client.write_all(b"CONNECT 1024\n").await.unwrap();
         // The answer is there, and nobody takes it.
-        sandbox.guest().wait_for("an answer", Duration::from_secs(10), client.readable()).await.unwrap().unwrap();
+        sandbox
+            .guest()
+            .wait_for("an answer", Duration::from_secs(10), client.readable())
+            .await
+            .unwrap()
+            .unwrap();
     }
     before.assert_unchanged(&sandbox, &[]).await;
 }

@@ -4,6 +4,7 @@ mod attach;
 mod bad_input;
 mod detach;
 mod device_filter;
+mod full;
 mod guest_races;
 mod harness;
 mod holders;

@@ -31,7 +31,9 @@ pub(crate) struct Crash {
 
 impl Crash {
     pub(crate) async fn run(self) -> Result<ExitCode, Error> {
-        println!("| command | right after | what happens | it ends | `list` says | way out | it ends | at the end |");
+        println!(
+            "| command | right after | what happens | it ends | `list` says | way out | it ends | at the end |"
+        );
         println!("|---|---|---|---|---|---|---|---|");
         let mut scene = None;
         let (mut rows, mut bad) = (0, 0);
@@ -54,11 +56,16 @@ impl Crash {
                         Err(_) => format!("{end} **WRONG**"),
                     };
                     let (verb, point, actor_name) = (step.verb.name(), step.point, actor.name());
-                    println!("| {verb} | {point} | {actor_name} | {run} | {listed} | {way} | {way_out} | {end} |");
+                    println!(
+                        "| {verb} | {point} | {actor_name} | {run} | {listed} | {way} | {way_out} | {end} |"
+                    );
                     rows += 1;
                     if let Err(why) = result {
                         bad += 1;
-                        eprintln!("{verb}, {point}, {actor_name}, {way}: {why}\n{}", stage.sandbox.guest().report());
+                        eprintln!(
+                            "{verb}, {point}, {actor_name}, {way}: {why}\n{}",
+                            stage.sandbox.guest().report()
+                        );
                         // The next trial wants a clean one.
                         stage.sandbox.fault_is_meant();
                     } else if !actor.ends_vm() {

@@ -4,7 +4,9 @@
 use std::{fmt, os::unix::fs::OpenOptionsExt as _, time::Duration};
 
 use serde_json::Value;
-use vm_harness::{Container, ContainerOptions, EcrRuntime, Error, Finished, Machine, Sandbox, Snapshot, Volume};
+use vm_harness::{
+    Container, ContainerOptions, EcrRuntime, Error, Finished, Machine, Sandbox, Snapshot, Volume,
+};
 
 use super::step::Verb;
 

@@ -212,7 +212,12 @@ impl Trial<'_> {
             Actor::OppositeCommand => {
                 ((opposite, volume, PATH), vec!["attached", "detached"], verb.start(), None)
             }
-            Actor::SamePath => ((verb, &other, PATH), vec!["exit 4 (path_taken)", "exit 4 (path_holds_volume)"], verb.end(), None),
+            Actor::SamePath => (
+                (verb, &other, PATH),
+                vec!["exit 4 (path_taken)", "exit 4 (path_holds_volume)"],
+                verb.end(),
+                None,
+            ),
             _ => ((Verb::HotPlug, &other, OTHER_PATH), vec!["attached"], verb.end(), Some(OTHER_PATH)),
         };
         let run = self.stopped(&self.command(container, volume, "stop")).await?;

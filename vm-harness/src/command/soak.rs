@@ -1,0 +1,153 @@
+//! `vm-harness soak`: one volume comes and goes many times while another is written and read all the time.
+//!
+//! Each cycle gives the volume fresh bytes and reads them in the container, so that a stale disk or page shows itself. The
+//! neighbour's load writes random blocks and compares them after they were read from the disk again.
+
+use std::{
+    io::{Seek as _, SeekFrom, Write as _},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use vm_harness::{
+    Container, ContainerOptions, Error, Footprint, Machine, Sandbox, Snapshot, Volume, random_bytes,
+};
+
+use super::step::step;
+
+/// How long.
+#[derive(Debug, Args)]
+pub(crate) struct Soak {
+    /// How often the volume comes and goes
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    cycles: usize,
+}
+
+const PATH: &str = "/dev/soak";
+const NEIGHBOUR: &str = "/dev/neighbour";
+/// Bytes that are compared in each cycle.
+const COMPARED: u64 = 4096;
+/// Lines of figures while it runs.
+const REPORTS: usize = 10;
+
+/// Writes and compares until it is told to stop. Nobody else has the device open, so that the last close empties its cache and
+/// the bytes that are read come from the disk.
+const LOAD: &str = r#"
+mkdir /dev/load && cd /dev/load && round=0
+while [ ! -e stop ]; do
+  dd if=/dev/urandom of=block bs=64k count=4 2>/dev/null
+  at=$(( round % 16 * 4 ))
+  dd if=block of=/dev/neighbour bs=64k seek=$at conv=notrunc,fsync 2>>errors || echo "write $round" >>errors
+  dd if=/dev/neighbour of=read bs=64k skip=$at count=4 2>/dev/null || echo "read $round" >>errors
+  cmp block read >>errors 2>&1 || echo "other bytes $round" >>errors
+  round=$(( round + 1 )); echo $round >rounds
+done
+grep -v records errors | grep -v copied >wrong
+touch over
+"#;
+
+impl Soak {
+    pub(crate) async fn run(self) -> Result<ExitCode, Error> {
+        let sandbox = step("boot a sandbox", Sandbox::boot(&Machine::default())).await?;
+        let container = sandbox.try_start_container(&ContainerOptions::default()).await?;
+        let busy = sandbox.try_start_container(&ContainerOptions::default()).await?;
+        let (volume, neighbour) = (Volume::loop_device(4 << 20), Volume::loop_device(4 << 20));
+        plug(&sandbox, &busy, &neighbour, NEIGHBOUR).await;
+        // Detached from the call that starts it: no stream of the agent's stays open.
+        let load = format!("setsid sh -c '{LOAD}' </dev/null >/dev/null 2>&1 &");
+        busy.try_exec(&["sh", "-c", &load], b"").await?;
+        let before = Snapshot::try_of(&sandbox, &[&container]).await?;
+
+        let report_every = (self.cycles / REPORTS).max(1);
+        let (mut plugs, mut unplugs, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
+        let mut reports: Vec<Footprint> = Vec::new();
+        let start = Instant::now();
+        for cycle in 1..=self.cycles {
+            let bytes = refresh(&volume)?;
+            plugs.push(plug(&sandbox, &container, &volume, PATH).await);
+            let read = container.try_exec(&["dd", &format!("if={PATH}"), "bs=4k", "count=1"], b"").await?;
+            if read.stdout != bytes {
+                wrong.push(format!("cycle {cycle}: the container reads other bytes"));
+            }
+            unplugs.push(unplug(&sandbox, &container).await);
+            if cycle % report_every == 0 {
+                let now = Footprint::of(&sandbox).await?;
+                let rounds = busy.try_exec(&["cat", "/dev/load/rounds"], b"").await?;
+                println!(
+                    "{cycle:>6} cycles: plug {:.1} ms, unplug {:.1} ms, {now}, neighbour compared {} times",
+                    median_ms(&plugs[cycle - report_every..]),
+                    median_ms(&unplugs[cycle - report_every..]),
+                    rounds.text().trim()
+                );
+                reports.push(now);
+            }
+        }
+        println!("{} cycles in {:.1?}", self.cycles, start.elapsed());
+        wrong.extend(before.changes(&sandbox, &[&container]).await?);
+        wrong.extend(end_load(&sandbox, &busy).await?);
+        // Caches are filled by the second report.
+        if let (Some(early), Some(late)) = (reports.get(1), reports.last()) {
+            wrong.extend(late.growth_since(early));
+        }
+        wrong.extend(kernel_errors(&sandbox).await?);
+        wrong.iter().for_each(|line| println!("WRONG: {line}"));
+        Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+async fn plug(sandbox: &Sandbox, container: &Container, volume: &Volume, path: &str) -> Duration {
+    let finished = sandbox.hot_plug_command(container, &[(volume, path)]).run().await;
+    finished.succeeded(sandbox.guest());
+    finished.elapsed
+}
+
+async fn unplug(sandbox: &Sandbox, container: &Container) -> Duration {
+    let verb = ["block-volume", "hot-unplug", "--output", "json", "--sandbox", sandbox.id()];
+    let command = sandbox.ecr_runtime().args(verb);
+    let finished = command.args(["--container", container.id(), "--device-path", PATH]).run().await;
+    finished.succeeded(sandbox.guest());
+    finished.elapsed
+}
+
+/// Gives the volume other bytes, through the device that the host has back.
+fn refresh(volume: &Volume) -> Result<Vec<u8>, Error> {
+    let bytes = random_bytes(usize::try_from(COMPARED).unwrap_or(usize::MAX));
+    let write = || {
+        let mut device = std::fs::OpenOptions::new().write(true).open(volume.path())?;
+        device.seek(SeekFrom::Start(0))?;
+        device.write_all(&bytes)?;
+        device.sync_all()
+    };
+    match write() {
+        Ok(()) => Ok(bytes),
+        Err(source) => Err(Error::File { action: "write to", path: volume.path().to_owned(), source }),
+    }
+}
+
+/// Stops the neighbour's load and returns what went wrong in it.
+async fn end_load(sandbox: &Sandbox, busy: &Container) -> Result<Vec<String>, Error> {
+    let script = "touch /dev/load/stop; until test -e /dev/load/over; do sleep 0.1; done; cat /dev/load/rounds /dev/load/wrong";
+    let command = ["sh", "-c", script];
+    let over = busy.try_exec(&command, b"");
+    let over =
+        sandbox.guest().wait_for("the end of the neighbour's load", Duration::from_secs(30), over).await??;
+    let text = over.text();
+    let mut lines = text.lines().map(str::to_owned);
+    println!("the neighbour was written and compared {} times", lines.next().unwrap_or_default());
+    Ok(lines.map(|line| format!("the neighbour: {line}")).collect())
+}
+
+/// What the guest's kernel has to say about disks.
+async fn kernel_errors(sandbox: &Sandbox) -> Result<Vec<String>, Error> {
+    let log = sandbox.observer().run(&["/bin/busybox", "dmesg"]).await?.stdout;
+    let words = ["I/O error", "timing out", "rejecting I/O", "Buffer I/O", "Abort", "reset"];
+    let said = log.lines().filter(|line| line.contains("sd") && words.iter().any(|word| line.contains(word)));
+    Ok(said.map(|line| format!("the guest's kernel: {line}")).collect())
+}
+
+fn median_ms(times: &[Duration]) -> f64 {
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default().as_secs_f64() * 1000.0
+}

@@ -1,0 +1,98 @@
+//! What a sandbox costs: QEMU's descriptors and memory, the agent's and the guest's memory. Read from
+//! [`proc(5)`](https://man7.org/linux/man-pages/man5/proc.5.html) on both sides.
+
+use std::fmt;
+
+use guest_observer::{Reply, Request};
+
+use crate::{Error, Sandbox};
+
+/// The costs at one time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Footprint {
+    /// Open descriptors of QEMU.
+    pub qemu_descriptors: usize,
+    /// QEMU's anonymous memory. The guest's own is shared memory, and not in it.
+    pub qemu_kb: u64,
+    /// The agent's anonymous memory.
+    pub agent_kb: u64,
+    /// What the guest could still use.
+    pub guest_free_kb: u64,
+}
+
+impl Footprint {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// QEMU is gone, or the observer in the guest doesn't answer.
+    pub async fn of(sandbox: &Sandbox) -> Result<Self, Error> {
+        let observer = sandbox.observer();
+        let agent = match observer.ask(&Request::AgentState).await? {
+            Reply::AgentState(agent) => agent,
+            other => return Err(Error::Observer(format!("unexpected reply {other:?}"))),
+        };
+        let guest = observer.run(&["/bin/busybox", "cat", "/proc/meminfo"]).await?.stdout;
+        let qemu = format!("/proc/{}", sandbox.guest().qemu_id());
+        let status = std::fs::read_to_string(format!("{qemu}/status")).map_err(Error::file("read", &qemu))?;
+        let descriptors = std::fs::read_dir(format!("{qemu}/fd")).map_err(Error::file("read", &qemu))?;
+        Ok(Self {
+            qemu_descriptors: descriptors.count(),
+            qemu_kb: number(&status, "RssAnon:"),
+            agent_kb: agent.rss_anon_kb,
+            guest_free_kb: number(&guest, "MemAvailable:"),
+        })
+    }
+
+    /// What grew since `earlier`; a line each. Memory may grow by a little: a heap is not the same twice.
+    pub fn growth_since(&self, earlier: &Self) -> Vec<String> {
+        let mut growth = Vec::new();
+        if self.qemu_descriptors != earlier.qemu_descriptors {
+            growth.push(format!(
+                "QEMU's descriptors were {} and are {}",
+                earlier.qemu_descriptors, self.qemu_descriptors
+            ));
+        }
+        for (what, more, less, slack_kb) in [
+            ("QEMU's memory grew", self.qemu_kb, earlier.qemu_kb, 4096),
+            ("the agent's memory grew", self.agent_kb, earlier.agent_kb, 512),
+            ("the guest's free memory shrank", earlier.guest_free_kb, self.guest_free_kb, 8192),
+        ] {
+            if more > less + slack_kb {
+                growth.push(format!("{what} by {} kB", more - less));
+            }
+        }
+        growth
+    }
+}
+
+impl fmt::Display for Footprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { qemu_descriptors, qemu_kb, agent_kb, guest_free_kb } = self;
+        write!(
+            f,
+            "QEMU {qemu_descriptors:>5} descriptors {qemu_kb:>7} kB, agent {agent_kb:>6} kB, guest {guest_free_kb:>7} kB free"
+        )
+    }
+}
+
+/// The number in `key NUMBER kB`.
+fn number(text: &str, key: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growth_is_told_beyond_what_a_heap_may_keep() {
+        let early = Footprint { qemu_descriptors: 30, qemu_kb: 9000, agent_kb: 900, guest_free_kb: 90_000 };
+        let settled = Footprint { qemu_kb: 9100, agent_kb: 1000, guest_free_kb: 89_000, ..early };
+        assert_eq!(settled.growth_since(&early), Vec::<String>::new());
+        let leaky =
+            Footprint { qemu_descriptors: 31, qemu_kb: 19_000, agent_kb: 1900, guest_free_kb: 50_000 };
+        assert_eq!(leaky.growth_since(&early).len(), 4);
+        assert_eq!(number("A: 1 kB\nRssAnon:\t  42 kB\n", "RssAnon:"), 42);
+    }
+}

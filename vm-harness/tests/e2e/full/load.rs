@@ -1,0 +1,138 @@
+//! Many volumes, many callers: all bytes are right, and nothing is left afterwards.
+
+use std::time::{Duration, Instant};
+
+use sha2::{Digest as _, Sha256};
+use vm_harness::{Container, Finished, Footprint, Sandbox, Snapshot, Volume};
+
+use super::{large_sandbox, path, plug_command, small_volumes, unplug};
+
+const MANY: usize = 256;
+
+async fn footprint(sandbox: &Sandbox) -> Footprint {
+    Footprint::of(sandbox).await.unwrap()
+}
+
+/// The bytes of all volumes, as the container reads them, in a few calls.
+async fn assert_bytes(container: &Container, volumes: &[Volume]) {
+    for (batch, part) in volumes.chunks(32).enumerate() {
+        let paths: Vec<String> = (0..part.len()).map(|index| path(batch * 32 + index)).collect();
+        let sums = container.exec(&[&["sha256sum".to_owned()], &paths[..]].concat()).await;
+        let sums = String::from_utf8(sums).unwrap();
+        assert_eq!(sums.lines().count(), part.len(), "{sums}");
+        for ((line, path), volume) in sums.lines().zip(&paths).zip(part) {
+            let bytes = std::fs::read(volume.image_path()).unwrap();
+            let sum: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(line, format!("{sum}  {path}"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn two_hundred_and_fifty_six_volumes_come_and_go() {
+    let sandbox = large_sandbox().await;
+    let container = sandbox.start_container().await;
+    let volumes = small_volumes(MANY);
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let at_first = footprint(&sandbox).await;
+    let start = Instant::now();
+    let (batched, single) = volumes.split_at(MANY / 2);
+    for (batch, part) in batched.chunks(32).enumerate() {
+        let part = part.iter().enumerate().map(|(index, volume)| (batch * 32 + index, volume));
+        plug_command(&sandbox, &container, part).run().await.succeeded(sandbox.guest());
+    }
+    println!("{} volumes in batches of 32: {:.1?}", batched.len(), start.elapsed());
+    let start = Instant::now();
+    for (index, volume) in single.iter().enumerate() {
+        let one = std::iter::once((batched.len() + index, volume));
+        plug_command(&sandbox, &container, one).run().await.succeeded(sandbox.guest());
+    }
+    println!("{} volumes one by one: {:.1?}", single.len(), start.elapsed());
+    assert_bytes(&container, &volumes).await;
+    println!("at first    {at_first}");
+    println!("with {MANY}    {}", footprint(&sandbox).await);
+
+    let start = Instant::now();
+    for index in 0..MANY {
+        unplug(&sandbox, &container, &path(index)).await;
+    }
+    println!("{MANY} volumes unplugged one by one: {:.1?}", start.elapsed());
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    let at_last = footprint(&sandbox).await;
+    println!("afterwards  {at_last}");
+    assert_eq!(at_last.qemu_descriptors, at_first.qemu_descriptors);
+    // A heap keeps what it once had; a second time it must do with that.
+    let volumes = small_volumes(MANY / 2);
+    let all = volumes.iter().enumerate();
+    plug_command(&sandbox, &container, all).run().await.succeeded(sandbox.guest());
+    for index in 0..volumes.len() {
+        unplug(&sandbox, &container, &path(index)).await;
+    }
+    let again = footprint(&sandbox).await;
+    println!("once more   {again}");
+    assert_eq!(again.growth_since(&at_last), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn sixteen_calls_at_once_all_succeed() {
+    let sandbox = large_sandbox().await;
+    let container = sandbox.start_container().await;
+    let volumes = small_volumes(16);
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let start = Instant::now();
+    let commands: Vec<_> = volumes
+        .iter()
+        .enumerate()
+        .map(|one| plug_command(&sandbox, &container, std::iter::once(one)).start())
+        .collect();
+    for command in commands {
+        let output = sandbox.guest().wait_for("a call", Duration::from_secs(30), command.wait_with_output());
+        Finished::new(&output.await.unwrap().unwrap(), Duration::ZERO).succeeded(sandbox.guest());
+    }
+    println!("16 calls of hot-plug at once: {:.1?}", start.elapsed());
+    assert_bytes(&container, &volumes).await;
+    let start = Instant::now();
+    let commands: Vec<_> = (0..volumes.len())
+        .map(|index| super::unplug_command(&sandbox, &container, &path(index)).start())
+        .collect();
+    for command in commands {
+        let output = sandbox.guest().wait_for("a call", Duration::from_secs(30), command.wait_with_output());
+        Finished::new(&output.await.unwrap().unwrap(), Duration::ZERO).succeeded(sandbox.guest());
+    }
+    println!("16 calls of hot-unplug at once: {:.1?}", start.elapsed());
+    before.assert_unchanged(&sandbox, &[&container]).await;
+}
+
+#[tokio::test]
+async fn batch_takes_less_than_half_of_single_calls() {
+    const COUNT: usize = 64;
+    let sandbox = large_sandbox().await;
+    let container = sandbox.start_container().await;
+    let volumes = small_volumes(COUNT);
+    let (mut single, mut batch) = (Vec::new(), Vec::new());
+    for round in 0..3 {
+        let start = Instant::now();
+        for one in volumes.iter().enumerate() {
+            let command = plug_command(&sandbox, &container, std::iter::once(one));
+            command.run().await.succeeded(sandbox.guest());
+        }
+        single.push(start.elapsed());
+        for index in 0..COUNT {
+            unplug(&sandbox, &container, &path(index)).await;
+        }
+        let start = Instant::now();
+        let command = plug_command(&sandbox, &container, volumes.iter().enumerate());
+        command.run().await.succeeded(sandbox.guest());
+        batch.push(start.elapsed());
+        if round == 0 {
+            assert_bytes(&container, &volumes).await;
+        }
+        for index in 0..COUNT {
+            unplug(&sandbox, &container, &path(index)).await;
+        }
+    }
+    println!("{COUNT} calls: {single:.2?}; one call for {COUNT}: {batch:.2?}");
+    single.sort();
+    batch.sort();
+    assert!(batch[1] * 2 < single[1], "{batch:?} is not less than half of {single:?}");
+}

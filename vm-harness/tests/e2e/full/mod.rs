@@ -1,0 +1,43 @@
+//! The level `full`: what takes minutes and prints tables and figures. `just full` runs it, `ci/test` leaves it out.
+
+mod growth;
+mod load;
+mod tables;
+
+use vm_harness::{Container, EcrRuntime, Machine, Sandbox, Volume};
+
+use super::boot;
+
+/// A guest that has memory for some hundred disks.
+async fn large_sandbox() -> Sandbox {
+    boot(&Machine { memory: 768, ..Machine::default() }).await
+}
+
+fn small_volumes(count: usize) -> Vec<Volume> {
+    (0..count).map(|_| Volume::image(64 << 10)).collect()
+}
+
+fn path(index: usize) -> String {
+    format!("/dev/volume{index}")
+}
+
+/// One `hot-plug` of volumes that stand at their index in a list.
+fn plug_command<'a>(
+    sandbox: &Sandbox,
+    container: &Container,
+    volumes: impl Iterator<Item = (usize, &'a Volume)>,
+) -> EcrRuntime {
+    let volumes: Vec<_> = volumes.map(|(index, volume)| (volume, path(index))).collect();
+    let volumes: Vec<_> = volumes.iter().map(|(volume, path)| (*volume, path.as_str())).collect();
+    // Some of these calls have a lot to do, and emulation is slow.
+    sandbox.hot_plug_command(container, &volumes).args(["--timeout", "10m"])
+}
+
+fn unplug_command(sandbox: &Sandbox, container: &Container, path: &str) -> EcrRuntime {
+    let verb = ["block-volume", "hot-unplug", "--output", "json", "--sandbox", sandbox.id()];
+    sandbox.ecr_runtime().args(verb).args(["--container", container.id(), "--device-path", path])
+}
+
+async fn unplug(sandbox: &Sandbox, container: &Container, path: &str) {
+    unplug_command(sandbox, container, path).run().await.succeeded(sandbox.guest());
+}

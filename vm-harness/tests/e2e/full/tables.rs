@@ -1,0 +1,23 @@
+//! The commands of `vm-harness` that print tables and figures, as a person runs them; each judges by itself.
+
+use std::process::Command;
+
+use vm_harness::Environment;
+
+fn run(arguments: &[&str]) {
+    let program = Environment::from_variables().vm_harness().unwrap();
+    // Its output is the test's.
+    let output = Command::new(program).args(arguments).output().unwrap();
+    print!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{arguments:?}: {}", output.status);
+}
+
+#[test]
+fn crash_table() {
+    run(&["crash"]);
+}
+
+#[test]
+fn soak_of_a_hundred_cycles() {
+    run(&["soak", "--cycles", "100"]);
+}
