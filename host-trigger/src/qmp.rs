@@ -9,19 +9,13 @@
 //!   [`QmpError::Disconnected`], and the caller connects again and reads the state anew.
 //! - QEMU may give the reply to a client that has gone to the next one, ahead of its greeting (seen with 10.0 after a killed
 //!   client), and qapi 0.15 uses no ids. `Numbered` and `Lines` add and check them below qapi.
+//! - qapi reads an answer several times over. `Lines` keeps lists from it, as they can be long.
 //! - A descriptor travels on a lone newline ahead of its command: qapi has no way to send one.
 
 use std::{
-    collections::VecDeque,
     io::{self, IoSlice},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -30,17 +24,16 @@ use qapi::{
     ExecuteError,
     futures::{QapiService, QmpStreamTokio},
 };
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::unix::{OwnedReadHalf, OwnedWriteHalf},
-    sync::mpsc,
-};
+use tokio::sync::mpsc;
 
 mod commands;
 mod error;
+mod wire;
 
 pub use error::QmpError;
+use wire::{Lines, List, Numbered, Numbers};
 
 use crate::{Deadline, socket_peers, unix_socket};
 
@@ -52,8 +45,6 @@ pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 /// Events beyond this many that nobody took are dropped.
 const EVENTS: usize = 1024;
-/// A reply is at most this long (the nodes and records of hundreds of volumes are below one MiB).
-const LONGEST_LINE: usize = 64 << 20;
 
 /// Something that QEMU told unasked.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,8 +71,16 @@ pub struct Qmp {
     socket: OwnedFd,
     deadline: Deadline,
     version: String,
+    list: List,
     /// A command was sent and its reply has not been read.
     unanswered: bool,
+}
+
+/// An answer that is a list.
+#[derive(Deserialize)]
+struct Answer<T> {
+    #[serde(rename = "return")]
+    list: T,
 }
 
 impl std::fmt::Debug for Qmp {
@@ -125,9 +124,10 @@ impl Qmp {
             .map_err(|source| QmpError::Connect { path: path.to_owned(), source })?;
         let (events, taken) = mpsc::channel(EVENTS);
         let (read, write) = stream.into_split();
-        let numbers = Numbers::new();
+        let (numbers, list) = (Numbers::new(), List::default());
         let greeting = async {
-            let (lines, write) = (Lines::new(read, numbers.clone(), events), Numbered::new(write, numbers));
+            let lines = Lines::new(read, numbers.clone(), events, list.clone());
+            let write = Numbered::new(write, numbers);
             let greeted = QmpStreamTokio::open_split(lines, write).await?;
             let version = greeted.capabilities.QMP.version.qemu.clone();
             Ok::<_, io::Error>((greeted.negotiate().await?, version))
@@ -140,7 +140,7 @@ impl Qmp {
         let (service, replies) = stream.into_parts();
         tokio::spawn(replies.into_future());
         let version = format!("{}.{}.{}", version.major, version.minor, version.micro);
-        Ok(Self { service, events: taken, socket, deadline, version, unanswered: false })
+        Ok(Self { service, events: taken, socket, deadline, version, list, unanswered: false })
     }
 
     /// QEMU's version, `10.0.2`.
@@ -170,6 +170,28 @@ impl Qmp {
     /// # Errors
     /// QEMU refuses it, does not answer within [`COMMAND_TIMEOUT`], or is gone.
     pub async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        self.query(command, arguments).await
+    }
+
+    /// Runs `command` and reads its answer as `T`.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute), or the answer has another form.
+    pub async fn query<T: DeserializeOwned>(
+        &mut self,
+        command: &str,
+        arguments: Value,
+    ) -> Result<T, QmpError> {
+        let answer = self.answer(command, arguments).await?;
+        let read = match self.list.take() {
+            Some(list) => serde_json::from_slice(&list).map(|Answer { list }| list),
+            None => serde_json::from_value(answer),
+        };
+        read.map_err(|_| QmpError::Answer { command: command.to_owned() })
+    }
+
+    /// What QEMU answers; the answer is empty where it was a list.
+    async fn answer(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
         if std::mem::replace(&mut self.unanswered, true) {
             return Err(QmpError::Disconnected { command: command.to_owned() });
         }
@@ -194,19 +216,6 @@ impl Qmp {
             }
             Err(ExecuteError::Io(_)) => Err(QmpError::Disconnected { command: command.to_owned() }),
         }
-    }
-
-    /// Runs `command` and reads its answer as `T`.
-    ///
-    /// # Errors
-    /// As [`execute`](Self::execute), or the answer has another form.
-    pub async fn query<T: serde::de::DeserializeOwned>(
-        &mut self,
-        command: &str,
-        arguments: Value,
-    ) -> Result<T, QmpError> {
-        let answer = self.execute(command, arguments).await?;
-        serde_json::from_value(answer).map_err(|_| QmpError::Answer { command: command.to_owned() })
     }
 
     /// Hands `fd` to QEMU, in the set `set` or a new one, with the free text `opaque`.
@@ -261,177 +270,5 @@ fn no_greeting(path: &Path, socket: Option<BorrowedFd<'_>>) -> QmpError {
         QmpError::Held { path: path.to_owned() }
     } else {
         QmpError::Silent { path: path.to_owned() }
-    }
-}
-
-/// The number of the command that was sent last. Shared by the two directions of a connection.
-#[derive(Debug, Clone)]
-struct Numbers {
-    last: Arc<AtomicU32>,
-}
-
-impl Numbers {
-    fn new() -> Self {
-        // Random, so that it is not that of a client that has gone; short, because QEMU reads byte by byte.
-        Self { last: Arc::new(AtomicU32::new(fastrand::u32(10_000..100_000))) }
-    }
-
-    fn current(&self) -> u32 {
-        self.last.load(Ordering::Relaxed)
-    }
-}
-
-/// Writes qapi's commands with an id each.
-#[derive(Debug)]
-struct Numbered {
-    socket: OwnedWriteHalf,
-    numbers: Numbers,
-    line_starts: bool,
-    pending: VecDeque<u8>,
-}
-
-impl Numbered {
-    fn new(socket: OwnedWriteHalf, numbers: Numbers) -> Self {
-        Self { socket, numbers, line_starts: true, pending: VecDeque::new() }
-    }
-}
-
-impl AsyncWrite for Numbered {
-    /// Only takes the bytes; qapi flushes after each command.
-    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        for &byte in bytes {
-            self.pending.push_back(byte);
-            if self.line_starts && byte == b'{' {
-                self.numbers.last.fetch_add(1, Ordering::Relaxed);
-                let id = format!("\"id\":{},", self.numbers.current());
-                self.pending.extend(id.as_bytes());
-            }
-            self.line_starts = byte == b'\n';
-        }
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        while !this.pending.is_empty() {
-            let written = ready!(Pin::new(&mut this.socket).poll_write(cx, this.pending.make_contiguous()))?;
-            this.pending.drain(..written);
-        }
-        Pin::new(&mut this.socket).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
-    }
-}
-
-/// QEMU's lines as qapi can take them: without events, which go to a channel, without answers to anybody else, and without ids.
-#[derive(Debug)]
-struct Lines {
-    socket: OwnedReadHalf,
-    numbers: Numbers,
-    greeted: bool,
-    partial: Vec<u8>,
-    ready: VecDeque<u8>,
-    events: mpsc::Sender<Event>,
-}
-
-impl Lines {
-    fn new(socket: OwnedReadHalf, numbers: Numbers, events: mpsc::Sender<Event>) -> Self {
-        Self { socket, numbers, greeted: false, partial: Vec::new(), ready: VecDeque::new(), events }
-    }
-
-    fn take_line(&mut self, line: &[u8]) {
-        if let Some(event) = event(line) {
-            // Nobody waits for events for as long as the channel is full of older ones.
-            drop(self.events.try_send(event));
-        } else if self.greeted {
-            self.ready.extend(without_id(line, self.numbers.current()).unwrap_or_default());
-        } else if !is_answer(line) {
-            // The greeting; anything else makes qapi end the connection.
-            self.greeted = true;
-            self.ready.extend(line);
-        }
-    }
-}
-
-fn event(line: &[u8]) -> Option<Event> {
-    // Replies can be long; only what may be an event is parsed here.
-    position(line, b"\"event\"")?;
-    let mut line: Value = serde_json::from_slice(line).ok()?;
-    let name = line.get("event")?.as_str()?.to_owned();
-    Some(Event { name, data: line["data"].take() })
-}
-
-fn is_answer(line: &[u8]) -> bool {
-    let line: Option<Value> = serde_json::from_slice(line).ok();
-    line.is_some_and(|line| line.get("return").is_some() || line.get("error").is_some())
-}
-
-/// The answer to the command `id`, without the id. `None` if it answers another one.
-fn without_id(line: &[u8], id: u32) -> Option<Vec<u8>> {
-    // This is how QEMU writes it, so that long answers need not be parsed twice.
-    for form in [format!(", \"id\": {id}}}"), format!("{{\"id\": {id}, ")] {
-        if let Some(at) = position(line, form.as_bytes()) {
-            let brace = if form.starts_with('{') { "{" } else { "}" };
-            return Some([&line[..at], brace.as_bytes(), &line[at + form.len()..]].concat());
-        }
-    }
-    let mut line: Value = serde_json::from_slice(line).ok()?;
-    let answers = line.as_object_mut()?.remove("id")?;
-    (answers == id).then(|| format!("{line}\n").into_bytes())
-}
-
-fn position(line: &[u8], word: &[u8]) -> Option<usize> {
-    line.windows(word.len()).rposition(|bytes| bytes == word)
-}
-
-impl AsyncRead for Lines {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        while self.ready.is_empty() {
-            let mut chunk = [0; 8192];
-            let mut chunk = ReadBuf::new(&mut chunk);
-            ready!(Pin::new(&mut self.socket).poll_read(cx, &mut chunk))?;
-            if chunk.filled().is_empty() {
-                return Poll::Ready(Ok(()));
-            }
-            for piece in chunk.filled().split_inclusive(|&byte| byte == b'\n') {
-                self.partial.extend_from_slice(piece);
-                if piece.ends_with(b"\n") {
-                    let line = std::mem::take(&mut self.partial);
-                    self.take_line(&line);
-                } else if self.partial.len() > LONGEST_LINE {
-                    return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
-                }
-            }
-        }
-        let (bytes, _) = self.ready.as_slices();
-        let count = bytes.len().min(buf.remaining());
-        buf.put_slice(&bytes[..count]);
-        self.ready.drain(..count);
-        Poll::Ready(Ok(()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use rstest::rstest;
-
-    use super::*;
-
-    #[rstest]
-    #[case("{\"return\": {}, \"id\": 71}\r\n", Some("{\"return\": {}}\r\n"))]
-    #[case("{\"id\": 71, \"error\": {}}\r\n", Some("{\"error\": {}}\r\n"))]
-    #[case("{\"id\":71,\"return\":1}\n", Some("{\"return\":1}\n"))]
-    #[case("{\"return\": {}, \"id\": 72}\r\n", None)]
-    #[case("{\"return\": {}, \"id\": 711}\r\n", None)]
-    #[case("{\"return\": {}}\r\n", None)]
-    fn only_the_answer_to_the_last_command_passes(#[case] line: &str, #[case] passed: Option<&str>) {
-        let passed = passed.map(|line| line.as_bytes().to_vec());
-        assert_eq!(without_id(line.as_bytes(), 71), passed);
     }
 }

@@ -135,9 +135,7 @@ pub(crate) async fn reconnect(place: &Place, deadline: Deadline) -> Result<Optio
 /// # Errors
 /// QEMU refuses, or does not answer.
 pub async fn remove(qmp: &mut Qmp, id: &VolumeId, whose: Whose<'_>, deadline: Deadline) -> Result<(), Error> {
-    let mut registry = Registry::read(qmp).await?;
-    registry.read_nodes(qmp).await?;
-    let presence = registry.presence(id);
+    let presence = Registry::read(qmp).await?.presence(id);
     let run = match whose {
         Whose::Any => None,
         Whose::Run(run) | Whose::RecordsOf(run) => Some(run),
@@ -147,10 +145,9 @@ pub async fn remove(qmp: &mut Qmp, id: &VolumeId, whose: Whose<'_>, deadline: De
             remove_device(qmp, id, deadline).await?;
             fault::point("remove-after-device-del").await?;
         }
-        if presence.node.is_some() {
-            unless_gone(qmp.execute("blockdev-del", json!({"node-name": id.node()})).await)?;
-            fault::point("remove-after-blockdev-del").await?;
-        }
+        // Whether it is there is cheaper to try than to ask: QEMU lists its nodes only all at once.
+        unless_gone(qmp.execute("blockdev-del", json!({"node-name": id.node()})).await)?;
+        fault::point("remove-after-blockdev-del").await?;
     }
     for (set, intent) in &presence.intents {
         if run.is_none_or(|run| run == intent.run) {

@@ -141,7 +141,7 @@ async fn end_load(sandbox: &Sandbox, busy: &Container) -> Result<Vec<String>, Er
 /// What the guest's kernel has to say about disks.
 async fn kernel_errors(sandbox: &Sandbox) -> Result<Vec<String>, Error> {
     let log = sandbox.observer().run(&["/bin/busybox", "dmesg"]).await?.stdout;
-    let words = ["I/O error", "timing out", "rejecting I/O", "Buffer I/O", "Abort", "reset"];
+    let words = ["I/O error", "timing out", "rejecting I/O", "Abort"];
     let said = log.lines().filter(|line| line.contains("sd") && words.iter().any(|word| line.contains(word)));
     Ok(said.map(|line| format!("the guest's kernel: {line}")).collect())
 }

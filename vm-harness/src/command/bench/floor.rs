@@ -108,6 +108,8 @@ impl Floor<'_> {
     /// The least that an unplug could take: no question who holds the disk, no node, no filter, no flush.
     async fn unplug(&mut self, address: Address) -> Result<Stages, Error> {
         let device = format!("ecrblk-{}", self.commands.volume_id);
+        // The events of our own unplug, before this round.
+        while self.monitor.next_event(Deadline::after(Duration::ZERO)).await.is_some() {}
         let mut watch = Watch::start();
         self.observer.ask(&Request::Delete(address)).await?;
         watch.lap("guest");

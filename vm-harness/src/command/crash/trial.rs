@@ -19,8 +19,8 @@ use super::{
 const MIB: u64 = 1 << 20;
 /// Where the volume of a rival goes.
 const OTHER_PATH: &str = "/dev/xvdb";
-/// The whole time of a run whose QEMU is stopped.
-const SHORT: &str = "2s";
+/// The whole time of a run whose QEMU is stopped, with KVM.
+const SHORT: Duration = Duration::from_secs(1);
 
 /// What happened.
 #[derive(Debug, Default)]
@@ -96,7 +96,8 @@ impl Trial<'_> {
                 failed
             }
             Actor::QemuStopped => {
-                let command = self.command(container, volume, "stop").args(["--timeout", SHORT]);
+                let limit = format!("{}s", scene.sandbox.guest().scaled(SHORT).as_secs());
+                let command = self.command(container, volume, "stop").args(["--timeout", &limit]);
                 let run = self.stopped(&command).await?;
                 let qemu = self.qemu();
                 signal(qemu, Signal::SIGSTOP)?;

@@ -5,7 +5,7 @@
 
 use vm_harness::{Container, Sandbox, Volume};
 
-use super::{large_sandbox, path, plug_command, small_volumes, unplug};
+use super::{large_sandbox, path, plug_command, plug_in_batches, small_volumes, unplug};
 
 const WARM_UP: usize = 32;
 const MEASURED: usize = 32;
@@ -27,10 +27,7 @@ impl Place {
         let sandbox = large_sandbox().await;
         let container = sandbox.start_container().await;
         let there = small_volumes(count);
-        for (batch, part) in there.chunks(32).enumerate() {
-            let part = part.iter().enumerate().map(|(index, volume)| (batch * 32 + index, volume));
-            plug_command(&sandbox, &container, part).run().await.succeeded(sandbox.guest());
-        }
+        plug_in_batches(&sandbox, &container, &there).await;
         Self { sandbox, container, there, measured: small_volumes(MEASURED) }
     }
 

@@ -33,6 +33,14 @@ fn plug_command<'a>(
     sandbox.hot_plug_command(container, &volumes).args(["--timeout", "10m"])
 }
 
+/// Plugs all of a list, 32 in a call.
+async fn plug_in_batches(sandbox: &Sandbox, container: &Container, volumes: &[Volume]) {
+    for (batch, part) in volumes.chunks(32).enumerate() {
+        let part = part.iter().enumerate().map(|(index, volume)| (batch * 32 + index, volume));
+        plug_command(sandbox, container, part).run().await.succeeded(sandbox.guest());
+    }
+}
+
 fn unplug_command(sandbox: &Sandbox, container: &Container, path: &str) -> EcrRuntime {
     let verb = ["block-volume", "hot-unplug", "--output", "json", "--sandbox", sandbox.id()];
     sandbox.ecr_runtime().args(verb).args(["--container", container.id(), "--device-path", path])
