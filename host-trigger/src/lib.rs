@@ -41,6 +41,7 @@ pub mod qmp;
 mod reach;
 pub mod record;
 pub mod registry;
+mod removal;
 pub mod resize;
 pub mod sandbox;
 pub mod shim;
