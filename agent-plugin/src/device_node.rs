@@ -272,7 +272,7 @@ impl Place {
     /// Removes the temporary node that an earlier attempt for this volume left, if there is one.
     ///
     /// # Errors
-    /// Something else has that name.
+    /// Something that is no node has that name.
     pub fn remove_leftover(&self, id: &str) -> Result<bool> {
         if !self.answers() {
             return Ok(false);
@@ -297,7 +297,10 @@ impl Place {
             return Ok(None);
         }
         let name = format!("{TEMPORARY}{id}");
-        Ok(self.stat(&name)?.map(|_| format!("{}/{name}", self.path.parent().trim_end_matches('/'))))
+        let found = self.stat(&name)?.as_ref().map(Occupant::of);
+        // Anything else under that name is the container's own.
+        let is_node = matches!(found, Some(Occupant::Block(..)));
+        Ok(is_node.then(|| format!("{}/{name}", self.path.parent().trim_end_matches('/'))))
     }
 
     /// Removes the node at the path if it is one of `number`. Says whether there was one.

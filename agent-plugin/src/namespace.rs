@@ -85,6 +85,16 @@ impl Target {
         Ok(Root { directory: opened.map_err(Error::system("open", path))? })
     }
 
+    /// When the container's first process began, in clock ticks since boot (the 22nd field of
+    /// [`/proc/PID/stat`](https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html)): it tells a container from a later one of
+    /// the same id.
+    ///
+    /// # Errors
+    /// As [`root`](Self::root).
+    pub fn started(&self) -> Result<u64> {
+        started(&self.proc("stat")?).ok_or_else(|| Error::system("read", "starttime")(Errno::EINVAL))
+    }
+
     /// Runs `work` on a new thread inside the container's mount namespace. The thread ends with it.
     ///
     /// # Errors
@@ -176,5 +186,24 @@ impl Root {
             Errno::ENOSYS => Unsupported::Kernel { call: "openat2" }.into(),
             other => Error::system("openat2", path)(other),
         })
+    }
+}
+
+/// The field `starttime`. The second one, the command's name, may hold anything, parentheses and blanks included.
+fn started(stat: &str) -> Option<u64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_is_read_whatever_the_name_is() {
+        let stat = "7 (a) 1 (b c) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 123456 4096 1\n";
+        assert_eq!(started(stat), Some(123_456));
+        assert_eq!(started("7 (a) S 1"), None);
+        assert_eq!(started(""), None);
     }
 }

@@ -206,6 +206,7 @@ fn outcome(outcome: Outcome) -> wire::Outcome {
         node: wire::NodeWay::NODE_WAY_MKNOD.into(),
         filter: filter_mode(outcome.filter).into(),
         allowed_before: outcome.allowed_before,
+        container_started: outcome.container_started,
         ..Default::default()
     }
 }
@@ -216,6 +217,7 @@ fn inspected((subject, inspected): (&Departure, &Inspected)) -> wire::Inspected 
         size: inspected.size,
         read_only: inspected.read_only,
         container_running: inspected.container_running,
+        container_started: inspected.container_started,
         node_present: inspected.node_present,
         allowed: inspected.allowed,
         filter: inspected.filter.map(filter_mode).unwrap_or_default().into(),

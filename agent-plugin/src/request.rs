@@ -209,7 +209,8 @@ fn outcome(field: &str, kept: &wire::Outcome) -> Result<Outcome> {
         _ => cgroup::Mode::None,
     };
     let device = DeviceNumber { major: device.major, minor: device.minor };
-    Ok(Outcome { device, filter, allowed_before: kept.allowed_before })
+    let wire::Outcome { allowed_before, container_started, .. } = *kept;
+    Ok(Outcome { device, filter, allowed_before, container_started })
 }
 
 #[cfg(test)]

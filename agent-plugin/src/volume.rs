@@ -82,6 +82,8 @@ pub(crate) struct Outcome {
     pub(crate) device: DeviceNumber,
     pub(crate) filter: cgroup::Mode,
     pub(crate) allowed_before: bool,
+    /// Tells a container from a later one of its id.
+    pub(crate) container_started: u64,
 }
 
 /// A volume that is attached.

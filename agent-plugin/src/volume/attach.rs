@@ -39,6 +39,7 @@ struct Progress {
     /// The node was there before this request: it and its disk are not ours to remove.
     was_there: bool,
     grant: Option<Grant>,
+    container_started: u64,
     size: u64,
     read_only: bool,
 }
@@ -150,7 +151,12 @@ fn look_up<'a>(arrivals: &'a [Arrival], done: &mut Done) -> Result<Vec<Filter<'a
         let mut search = Search::new(attachment, &hosts).of(serial)?;
         search.look().of(serial)?;
         done.searches.push(search);
-        done.volumes.push(Progress::default());
+        let earlier = arrivals.iter().zip(&done.volumes).find(|(arrival, _)| arrival.target.id == target.id);
+        let container_started = match earlier {
+            Some((_, progress)) => progress.container_started,
+            None => target.started()?,
+        };
+        done.volumes.push(Progress { container_started, ..Progress::default() });
     }
     Ok(filters)
 }
@@ -222,7 +228,7 @@ fn make_node(
             if access != attachment.access {
                 return conflict(format!("{access} access"), format!("{} access", attachment.access));
             }
-            Ok(())
+            place.remove_leftover(&attachment.serial).map(drop)
         }
         Some(other) => Err(Error::PathTaken { path: path(), by: other.to_string() }),
         None if access != attachment.access => Err(Error::IdentityMismatch {
@@ -271,6 +277,7 @@ fn report(attachment: &Attachment, disk: &BlockDevice, filter: &Filter<'_>, prog
             device: disk.number,
             filter: filter.mode(),
             allowed_before: grant.is_some_and(|grant| grant.allowed_before),
+            container_started: progress.container_started,
         },
         size: progress.size,
         read_only: progress.read_only,

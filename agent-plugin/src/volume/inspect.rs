@@ -80,6 +80,7 @@ pub(crate) struct Inspected {
     pub(crate) size: u64,
     pub(crate) read_only: bool,
     pub(crate) container_running: bool,
+    pub(crate) container_started: u64,
     pub(crate) node_present: bool,
     pub(crate) allowed: bool,
     pub(crate) filter: Option<cgroup::Mode>,
@@ -153,6 +154,7 @@ fn look_inside(
     target: &Target,
     inspected: &mut Inspected,
 ) -> Result<()> {
+    inspected.container_started = target.started()?;
     if let Some(place) = reachable(Place::find(&target.root()?, &attachment.path))? {
         let found = place.occupant()?;
         inspected.node_present = matches!(found, Some(Occupant::Block(found, _)) if Some(found) == number);
