@@ -159,8 +159,17 @@ fn process(held: Held) -> Option<Holder> {
         let descriptors = PathBuf::from(format!("/proc/{pid}/fd"));
         names(&descriptors).find(|fd| Held::at(descriptors.join(fd)) == Some(held))?;
         let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        Some(Holder::Process(pid, command.trim_end().to_owned()))
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let machine = machine(&arguments).map(|name| format!(", {name}")).unwrap_or_default();
+        Some(Holder::Process(pid, format!("{}{machine}", command.trim_end())))
     })
+}
+
+/// The name of QEMU's machine, which is `sandbox-<id>` with Kata: `-name sandbox-x,debug-threads=on`.
+fn machine(arguments: &[u8]) -> Option<String> {
+    let mut arguments = arguments.split(|&byte| byte == 0).skip_while(|argument| *argument != b"-name");
+    let name = String::from_utf8_lossy(arguments.nth(1)?).into_owned();
+    name.split(',').next().filter(|name| name.starts_with("sandbox-")).map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -178,6 +187,14 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(holder, Holder::Process(i32::try_from(child.id()).unwrap(), "sleep".into()));
+    }
+
+    #[test]
+    fn the_sandbox_of_a_qemu_is_named() {
+        let kata = b"/usr/bin/qemu\0-name\0sandbox-x1,debug-threads=on\0-uuid\0";
+        assert_eq!(machine(kata).as_deref(), Some("sandbox-x1"));
+        assert_eq!(machine(b"sleep\0-name\0x\0"), None);
+        assert_eq!(machine(b"sleep\0-name"), None);
     }
 
     #[test]
