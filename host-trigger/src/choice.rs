@@ -2,15 +2,9 @@
 //! as one that a killed run left half done: what counts is the record in QEMU.
 
 use crate::{
-    Error,
-    cli::Which,
-    registry::{Presence, Registry},
-    sandbox::Place,
-    volume::{VolumeId, check_device_path},
+    Error, cli::Which, presence::Known, record::Intent, registry::Registry, sandbox::Place,
+    volume::check_device_path,
 };
-
-/// One volume of which something is there.
-pub(crate) type Known = (VolumeId, Presence);
 
 /// What can be said of `which` by itself.
 pub(crate) fn check(which: &Which) -> Result<(), Error> {
@@ -20,55 +14,70 @@ pub(crate) fn check(which: &Which) -> Result<(), Error> {
     }
 }
 
-/// The volume that `which` names; with `container`, only one for that container.
+/// The volume that `which` names; with `container`, only one for that container. Of a shared volume, one use.
 ///
 /// # Errors
-/// It is not there, or is another container's, or there are several at that path.
+/// It is not there, or is another container's, or there are several.
 pub(crate) fn find(
     which: &Which,
     container: Option<&str>,
     place: &Place,
     registry: &Registry,
 ) -> Result<Known, Error> {
-    let known = registry.known();
+    let known = registry.uses();
     let container = container.map(|prefix| place.container(prefix, &containers(&known))).transpose()?;
     let not_found = |asked: String| Error::VolumeNotFound { asked, sandbox: place.sandbox.clone() };
     if let Some(id) = &which.volume {
-        let found = known.into_iter().find(|(known, _)| known == id);
-        let found = found.ok_or_else(|| not_found(id.to_string()))?;
-        return match (found.1.destination(), container) {
-            (Some((holder, _)), Some(asked)) if holder != asked => {
-                let (volume, container) = (id.to_string(), holder.to_owned());
-                Err(Error::OtherContainer { volume, container, asked })
+        let mut found: Vec<_> = known.into_iter().filter(|known| known.id == *id).collect();
+        if found.is_empty() {
+            return Err(not_found(id.to_string()));
+        }
+        if let Some(asked) = container {
+            let is_elsewhere =
+                |known: &Known| known.used.as_ref().is_some_and(|used| used.intent.container != asked);
+            if let Some(Some(other)) = found.iter().all(is_elsewhere).then(|| found[0].used.as_ref()) {
+                let (volume, container) = (id.to_string(), other.intent.container.clone());
+                return Err(Error::OtherContainer { volume, container, asked });
             }
-            _ => Ok(found),
-        };
+            found.retain(|known| !is_elsewhere(known));
+        }
+        return only(found, |found| Error::VolumeAmbiguous { volume: id.to_string(), found });
     }
     let path = which.device_path.as_deref().unwrap_or_default();
-    let is_here = |(_, presence): &Known| {
-        presence.destination().is_some_and(|(holder, at)| {
+    let is_here = |known: &Known| {
+        known.used.as_ref().is_some_and(|used| {
+            let Intent { container: holder, path: at, .. } = &used.intent;
             at == path && container.as_deref().is_none_or(|container| container == holder)
         })
     };
     let mut found: Vec<Known> = known.into_iter().filter(is_here).collect();
     // What a killed run left is behind the one that took its place.
-    if found.len() > 1 && found.iter().filter(|(_, presence)| presence.committed().is_some()).count() == 1 {
-        found.retain(|(_, presence)| presence.committed().is_some());
+    if found.iter().filter(|known| known.is_plugged()).count() == 1 {
+        found.retain(Known::is_plugged);
     }
-    match (found.pop(), found.len()) {
-        (Some(only), 0) => Ok(only),
-        (Some(last), _) => {
-            let name = |(id, presence): &Known| {
-                let (container, _) = presence.destination().unwrap_or_default();
-                format!("{id} in container {container}")
-            };
-            found.push(last);
-            Err(Error::PathAmbiguous { path: path.to_owned(), found: found.iter().map(name).collect() })
-        }
-        (None, _) => Err(not_found(match container {
+    if found.is_empty() {
+        return Err(not_found(match container {
             Some(container) => format!("at {path} in container {container}"),
             None => format!("at {path}"),
-        })),
+        }));
+    }
+    only(found, |found| Error::PathAmbiguous { path: path.to_owned(), found })
+}
+
+/// The only one of `found`, or the error that names them all.
+fn only(mut found: Vec<Known>, several: impl FnOnce(Vec<String>) -> Error) -> Result<Known, Error> {
+    match (found.len(), found.pop()) {
+        (1, Some(only)) => Ok(only),
+        (_, last) => {
+            found.extend(last);
+            let name = |known: &Known| {
+                let place = known.used.as_ref().map(|used| (&used.intent.path, &used.intent.container));
+                place.map_or(known.id.to_string(), |(path, container)| {
+                    format!("{} at {path} in container {container}", known.id)
+                })
+            };
+            Err(several(found.iter().map(name).collect()))
+        }
     }
 }
 
@@ -77,17 +86,21 @@ pub(crate) fn find(
 /// # Errors
 /// There is no such container.
 pub(crate) fn all(container: Option<&str>, place: &Place, registry: &Registry) -> Result<Vec<Known>, Error> {
-    let mut known = registry.known();
+    let mut known = registry.uses();
     let container = container.map(|prefix| place.container(prefix, &containers(&known))).transpose()?;
-    known.retain(|(_, presence)| match (&container, presence.destination()) {
-        (Some(container), holder) => holder.is_some_and(|(holder, _)| holder == container),
-        (None, _) => true,
+    let of = |known: &Known| {
+        let used = known.used.as_ref()?;
+        Some((used.intent.container.clone(), used.intent.path.clone()))
+    };
+    known.retain(|known| match &container {
+        Some(container) => of(known).is_some_and(|(holder, _)| holder == *container),
+        None => true,
     });
-    known.sort_by(|(_, a), (_, b)| a.destination().cmp(&b.destination()));
+    known.sort_by_cached_key(of);
     Ok(known)
 }
 
 /// The containers that volumes are recorded for.
 fn containers(known: &[Known]) -> Vec<&str> {
-    known.iter().filter_map(|(_, presence)| Some(presence.destination()?.0)).collect()
+    known.iter().filter_map(|known| Some(known.used.as_ref()?.intent.container.as_str())).collect()
 }

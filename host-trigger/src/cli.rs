@@ -15,6 +15,8 @@ use crate::{
     deadline::parse_duration,
     hot_plug, hot_unplug, list,
     output::{self, Failure, Format},
+    repair,
+    repaired::Repaired,
     resize::{self, Resize},
     sandbox::Search,
     stats::{self, Stats},
@@ -60,6 +62,7 @@ enum Verb {
     Resize(Box<Resize>),
     Throttle(Box<Throttle>),
     Stats(Box<Stats>),
+    Repair(Box<Repair>),
 }
 
 /// Which sandbox, how to reach it, and how to tell what came of it; the same for all verbs.
@@ -119,6 +122,14 @@ pub struct HotPlug {
     /// The container can only read
     #[arg(long)]
     pub read_only: bool,
+
+    /// The volume may be plugged into another container of this sandbox, or at another path, already: then this is one more use of the same disk
+    #[arg(long)]
+    pub shared: bool,
+
+    /// Only checks what can be checked, and says what would be done; changes nothing
+    #[arg(long)]
+    pub dry_run: bool,
 
     /// Owner of the device in the container
     #[arg(long, value_name = "ID", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=LARGEST_ID))]
@@ -184,12 +195,17 @@ pub struct HotUnplug {
     /// Takes it away from those who hold it, and tells who that was
     #[arg(long, conflicts_with = "wait")]
     pub force: bool,
+
+    /// Only checks what can be checked, and says what would be done; changes nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Shows the volumes of a sandbox as QEMU and the guest have them now
 ///
-/// Changes nothing. The state is `attached`, `incomplete` (a run was killed, or a part was taken away: hot-unplug removes the rest),
-/// or `stale: container gone` (hot-unplug frees it). Where the guest does not answer, QEMU's part is shown, and that it is only that.
+/// Changes nothing. The state is `attached`, `incomplete` (a run was killed, or a part was taken away: repair brings it to an end),
+/// `stale: container gone`, or `stale: container restarted` (the container of this id was started since, and does not have
+/// it). Stale ones are freed by hot-unplug and repair; hot-plug gives them to the container that runs now. A shared volume has a line for each of its uses. Where the guest does not answer, QEMU's part is shown, and that it is only that.
 #[derive(Debug, Args)]
 pub struct List {
     /// How to reach the sandbox.
@@ -217,6 +233,27 @@ pub struct Inspect {
     /// Which volume.
     #[command(flatten)]
     pub which: Which,
+}
+
+/// Completes or undoes whatever killed runs left in a sandbox
+///
+/// Each volume of which anything is there is brought to an end: wholly plugged, or wholly gone. A plug that the guest had done is completed;
+/// any other is undone. An unplug that had begun is completed. A node or a right that the container lost is made again. A volume whose container is
+/// gone is freed. Descriptors of ours that nothing uses are removed. A volume that is well is kept, and nothing of anybody else's is touched.
+///
+/// The exit status is 0 if all is well then, and 8 if something is left: the guest does not answer and has a say, the volume is in use, or its record is
+/// lost. It says of each volume what it was, what was done, and why.
+///
+/// A first SIGINT, SIGTERM or SIGHUP lets the volume that is worked on be finished; a second one ends it at once. Either way it can be run again.
+#[derive(Debug, Args)]
+pub struct Repair {
+    /// How to reach the sandbox.
+    #[command(flatten)]
+    pub target: Target,
+
+    /// Only says what would be done; changes nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 impl Target {
@@ -268,8 +305,18 @@ pub fn run() -> ExitCode {
         }
         Command::BlockVolume { verb } => {
             let (run_dir, format) = (cli.run_dir, verb.target().output);
-            let report = |report| output::print_report(&report, format);
-            let listing = |listing| output::print_listing(&listing, format);
+            let report = |report| {
+                output::print_report(&report, format);
+                0
+            };
+            let listing = |listing| {
+                output::print_listing(&listing, format);
+                0
+            };
+            let repaired = |repaired: Repaired| {
+                output::print_repaired(&repaired, format);
+                repaired.exit_code()
+            };
             let done = match &verb {
                 Verb::HotPlug(verb) => wait_for(hot_plug::run(verb, run_dir)).map(report),
                 Verb::HotUnplug(verb) => wait_for(hot_unplug::run(verb, run_dir)).map(report),
@@ -278,12 +325,16 @@ pub fn run() -> ExitCode {
                 Verb::Resize(verb) => wait_for(resize::run(verb, run_dir)).map(report),
                 Verb::Throttle(verb) => wait_for(throttle::run(verb, run_dir)).map(report),
                 Verb::Stats(verb) => {
-                    let count = |counted| output::print_stats(&counted, format, verb.prometheus);
+                    let count = |counted| {
+                        output::print_stats(&counted, format, verb.prometheus);
+                        0
+                    };
                     wait_for(stats::run(verb, run_dir)).map(count)
                 }
+                Verb::Repair(verb) => wait_for(repair::run(verb, run_dir)).map(repaired),
             };
             match done {
-                Ok(()) => ExitCode::SUCCESS,
+                Ok(status) => ExitCode::from(status),
                 Err(e) => {
                     let failure = Failure::from(&e);
                     output::print_failure(&failure, format);
@@ -304,6 +355,7 @@ impl Verb {
             Self::Resize(verb) => &verb.target,
             Self::Throttle(verb) => &verb.target,
             Self::Stats(verb) => &verb.target,
+            Self::Repair(verb) => &verb.target,
         }
     }
 }

@@ -34,6 +34,8 @@ pub enum Error {
     TooMany { count: usize },
     #[error("{path} is the path of several volumes: {}", .found.join(", "))]
     PathAmbiguous { path: String, found: Vec<String> },
+    #[error("the volume {volume} is shared: {}", .found.join(", "))]
+    VolumeAmbiguous { volume: String, found: Vec<String> },
     #[error("the agent's address {address:?} is not valid")]
     AgentAddress { address: String },
     #[error("the VM has several virtio-scsi controllers: {}", .found.join(", "))]
@@ -108,6 +110,8 @@ pub enum Error {
     #[error("{cause}; and the undo is incomplete: {}", .left.join("; "))]
     Incomplete { cause: Box<Error>, left: Vec<String> },
 
+    #[error("not all is well: {}", .left.join("; "))]
+    Unrepaired { left: Vec<String> },
     #[error("the record of volume {volume} is lost: what the guest has of it is not known")]
     RecordLost { volume: String },
 
@@ -203,6 +207,9 @@ impl Error {
                 2,
                 Some("name the container with --container, or the volume with --volume"),
             ),
+            Self::VolumeAmbiguous { .. } => {
+                ("ambiguous_volume", 2, Some("name one with --device-path and --container"))
+            }
             Self::AgentAddress { .. } => (
                 "invalid_agent_address",
                 2,
@@ -226,7 +233,9 @@ impl Error {
                 ("volume_not_found", 3, Some("`ecr-runtime block-volume list` shows what is plugged"))
             }
             Self::PathTaken { .. } => ("path_taken", 4, Some("choose another --device-path")),
-            Self::VolumeTaken { .. } => ("volume_taken", 4, Some("unplug it there first")),
+            Self::VolumeTaken { .. } => {
+                ("volume_taken", 4, Some("unplug it there first, or share it with --shared"))
+            }
             Self::OtherOptions { .. } => ("other_options", 4, Some("unplug it first, or repeat the options")),
             Self::PathHoldsVolume { .. } => ("path_taken", 4, Some("choose another --device-path")),
             Self::OtherContainer { .. } => {
@@ -267,8 +276,9 @@ impl Error {
                 ("timed_out", 7, Some("a longer --timeout may help"))
             }
             Self::Incomplete { .. } => {
-                ("incomplete", 8, Some("run the same command again: it first takes back what is left"))
+                ("incomplete", 8, Some("run the same command again, or repair: both begin with what is left"))
             }
+            Self::Unrepaired { .. } => ("incomplete", 8, Some("end the cause, and repair again")),
             Self::RecordLost { .. } => (
                 "record_lost",
                 8,

@@ -50,6 +50,8 @@ fn io(kind: io::ErrorKind) -> io::Error {
 #[case(Error::AgentTimedOut { method: "Probe" }, "timed_out", 7)]
 #[case(Error::AgentSilent { address: "x".into() }, "timed_out", 7)]
 #[case(Error::Incomplete { cause: Box::new(Error::NoPlugin), left: vec![] }, "incomplete", 8)]
+#[case(Error::VolumeAmbiguous { volume: "v".into(), found: vec![] }, "ambiguous_volume", 2)]
+#[case(Error::Unrepaired { left: vec![] }, "incomplete", 8)]
 #[case(Error::RecordLost { volume: "v".into() }, "record_lost", 8)]
 #[case(Error::InUse { volume: "v".into(), holders: vec![] }, "busy", 5)]
 #[case(Error::NoPlugin, "no_plugin", 10)]

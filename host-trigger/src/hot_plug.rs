@@ -7,15 +7,16 @@
 //!
 //! All or nothing: any failure, lost reply, deadline or signal undoes every step that may have been taken.
 
-use std::{fs::OpenOptions, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
-use agent_plugin::contract::block_volume::{AttachRequest, Attachment, ProbeResponse};
-use serde_json::json;
+use agent_plugin::contract::block_volume::{AttachRequest, ProbeResponse};
 
 mod item;
+mod rehearse;
+mod settle;
 mod take_back;
 
-use item::{Item, Touched, answer, check_answer, check_same, placement};
+use item::{Item, There, Touched};
 
 use crate::{
     Deadline, Error,
@@ -23,19 +24,15 @@ use crate::{
     cli::HotPlug,
     deadline::Stopwatch,
     disk::{self, Address, Addresses},
-    fault,
-    limits::Limits,
-    lock,
+    fault, lock, outcome,
     output::{self, Outcome, Report, SCHEMA, Scsi, Timings, Volume},
     prepare::{self, Prepared},
     printable::printable,
-    qmp::{PassedFd, Qmp},
-    record::{Access, Intent, Placement, Record},
-    registry::{Presence, Registry},
+    qmp::Qmp,
+    record::{Access, Intent, Record},
+    registry::Registry,
     sandbox::Place,
     signals::Signals,
-    source::Source,
-    undo::{self, Whose},
     volume::{VolumeId, check_device_path},
 };
 
@@ -72,9 +69,13 @@ pub async fn run(verb: &HotPlug, run_dir: Option<PathBuf>) -> Result<Report, Err
     let (mut plug, mut registry, probe) = Plug::new(verb, &place, container, deadline, watch, prepared)?;
     let done = signals.unless_caught(plug.run(&mut registry, probe)).await;
     let Err(cause) = done else { return plug.report() };
+    let may_be_left = plug.touched();
     let left = tokio::select! {
         left = plug.take_back() => left,
-        _ = signals.next() => vec!["a second signal ended the undo".to_owned()],
+        _ = signals.next() => {
+            let text = "a second signal ended the undo; what may be left:".to_owned();
+            [vec![text], may_be_left].concat()
+        }
     };
     if left.is_empty() { Err(cause) } else { Err(Error::Incomplete { cause: Box::new(cause), left }) }
 }
@@ -154,12 +155,13 @@ impl<'a> Plug<'a> {
                 run: run.clone(),
             };
             let (address, touched) = (Address { target: 0, lun: 0 }, Touched::Nothing);
-            let (controller, plugged) = (controller.clone(), None);
+            let (controller, there) = (controller.clone(), None);
             items.push(Item {
                 id,
                 source,
                 intent,
-                plugged,
+                there,
+                leftover: false,
                 touched,
                 set: 0,
                 controller,
@@ -180,99 +182,44 @@ impl<'a> Plug<'a> {
     }
 
     async fn run(&mut self, registry: &mut Registry, mut probe: ProbeResponse) -> Result<(), Error> {
-        if self.settle(registry).await? {
+        if self.settle(registry).await? && !self.verb.dry_run {
             // What was taken back may have freed a path.
             let paths = self.verb.device_path.clone();
             probe = self.link.agent.probe(&self.container, paths, self.deadline).await?;
         }
-        for item in self.items.iter().filter(|item| item.plugged.is_none()) {
+        // In a dry run the leftovers are there still, at the path and over the source.
+        for item in
+            self.items.iter().filter(|item| !(item.is_plugged() || self.verb.dry_run && item.leftover))
+        {
             prepare::check_path(&probe, &item.intent.path)?;
-            item.source.claim()?;
+            if item.there.is_none() {
+                item.source.claim()?;
+            }
         }
         self.watch.lap("settle");
+        if self.verb.dry_run {
+            return self.rehearse(&probe).await;
+        }
         let mut addresses = Addresses::shuffled();
         for index in 0..self.items.len() {
-            if self.items[index].plugged.is_none() {
-                self.add_disk(index, &mut addresses).await?;
+            match self.items[index].there {
+                None => self.add_disk(index, &mut addresses).await?,
+                Some(_) => self.begin_use(index).await?,
             }
         }
         self.attach().await?;
         self.write_placements().await
     }
 
-    /// Finds what is plugged already, and takes back what killed runs left. Was there any of that?
-    async fn settle(&mut self, registry: &mut Registry) -> Result<bool, Error> {
-        let mut took_back = false;
-        for index in 0..self.items.len() {
-            if !registry.presence(&self.items[index].id).is_nothing() {
-                registry.read_nodes(&mut self.link.qmp).await?;
-            }
-            let presence = registry.presence(&self.items[index].id);
-            if presence.is_nothing() {
-                self.check_path_of_records(registry, index)?;
-            } else if let Some(committed) = presence.committed() {
-                let mut limits = Limits::read(&mut self.link.qmp).await?;
-                let item = &mut self.items[index];
-                check_same(&item.intent, &committed.intent)?;
-                item.limits = limits.remove(&item.id).unwrap_or_default();
-                if self.verb.limits.change()?.of(&item.id, &item.limits).ok() != Some(item.limits) {
-                    let (volume, differs) = (item.id.to_string(), vec!["limit (--iops, --bps)"]);
-                    return Err(Error::OtherOptions { volume, differs });
-                }
-                let placement = &committed.placement;
-                let named = self.verb.controller.as_ref();
-                if named.is_some_and(|named| *named != placement.controller) {
-                    let (volume, differs) = (item.id.to_string(), vec!["controller (--controller)"]);
-                    return Err(Error::OtherOptions { volume, differs });
-                }
-                // Not the one that a new volume would get.
-                item.controller = registry.controller(Some(&placement.controller))?;
-                item.address = Address { target: placement.target, lun: placement.lun };
-                item.plugged = Some(committed);
-            } else {
-                took_back = true;
-                self.note(|| {
-                    format!("taking back what an earlier run left of volume {}", self.items[index].id)
-                });
-                self.recover(index, &presence).await.map_err(|cause| Error::Incomplete {
-                    left: vec![format!("what an earlier run left of volume {}", self.items[index].id)],
-                    cause: Box::new(cause),
-                })?;
-                let source = &mut self.items[index].source;
-                *source = Source::open(&source.given, self.verb.read_only)?;
-            }
-        }
-        Ok(took_back)
-    }
-
-    /// Is another volume of ours at this item's path?
-    fn check_path_of_records(&self, registry: &Registry, index: usize) -> Result<(), Error> {
-        let Intent { container, path, .. } = &self.items[index].intent;
-        let is_here = |intent: &Intent, placement: &Placement| {
-            placement.committed
-                && placement.container.as_ref().unwrap_or(&intent.container) == container
-                && placement.path.as_ref().unwrap_or(&intent.path) == path
-        };
-        let holder = registry.volumes().find_map(|(_, intent, placements)| {
-            placements.iter().any(|(_, placement)| is_here(&intent, placement)).then_some(intent.id)
-        });
-        match holder {
-            Some(volume) => {
-                Err(Error::PathHoldsVolume { path: path.clone(), container: container.clone(), volume })
-            }
-            None => Ok(()),
-        }
-    }
-
-    async fn recover(&mut self, index: usize, presence: &Presence) -> Result<(), Error> {
-        let item = &self.items[index];
-        let Link { agent, qmp, .. } = &mut self.link;
-        if presence.device || !presence.placements.is_empty() {
-            // The earlier run may have used another controller: the guest looks at all of them, and the serial decides.
-            let detachment = undo::detachment(qmp, presence, &item.intent, "").await?;
-            undo::detach(agent, vec![detachment], self.deadline).await?;
-        }
-        undo::remove(qmp, &item.id, Whose::Any, self.deadline).await?;
+    /// Notes a further use of a disk that others have, before the guest is asked for it.
+    async fn begin_use(&mut self, index: usize) -> Result<(), Error> {
+        let item = &mut self.items[index];
+        let Some(begun) = item.begun().filter(|_| !item.is_plugged()) else { return Ok(()) };
+        item.touched = Touched::Use;
+        let carrier = outcome::note(&mut self.link.qmp, item.set, &begun).await?;
+        item.begin(carrier, begun);
+        fault::point("after-begin-use").await?;
+        self.watch.lap("begin_use");
         Ok(())
     }
 
@@ -314,7 +261,7 @@ impl<'a> Plug<'a> {
         let guest = (remaining - (remaining / 4).min(UNDO_SHARE)).min(agent::LONGEST_REQUEST);
         let reply_by = Deadline::after(guest + REPLY_GRACE).min(Deadline::after((guest + remaining) / 2));
         let request = AttachRequest {
-            attachments: self.items.iter().map(|item| self.attachment(item)).collect(),
+            attachments: self.items.iter().map(Item::attachment).collect(),
             timeout_ms: agent::timeout_ms(guest),
             ..Default::default()
         };
@@ -330,39 +277,26 @@ impl<'a> Plug<'a> {
                 .record(format!("guest_{}", printable(&stage.name)), Duration::from_micros(stage.micros));
         }
         if reply.attached.len() != self.items.len() {
-            return Err(answer("another number of volumes"));
+            return Err(outcome::answer("another number of volumes"));
         }
-        for (item, attached) in self.items.iter_mut().zip(reply.attached) {
-            check_answer(item, &attached)?;
+        let asked = request.attachments.iter().zip(reply.attached);
+        for (item, (asked, attached)) in self.items.iter_mut().zip(asked) {
+            outcome::check(asked, &attached)?;
             item.attached = Some(attached);
         }
         self.watch.lap("attach");
         Ok(())
     }
 
-    fn attachment(&self, item: &Item) -> Attachment {
-        let pci = item.controller.pci_address.as_deref().unwrap_or_default();
-        match &item.plugged {
-            Some(committed) => undo::attachment(&committed.intent, pci, item.address, committed.size),
-            None => undo::attachment(&item.intent, pci, item.address, item.source.size),
-        }
-    }
-
     /// Writes what was done beside each intent. With this a volume is plugged; without it a later run takes it back.
     async fn write_placements(&mut self) -> Result<(), Error> {
         for item in &self.items {
             let Some(attached) = &item.attached else { continue };
-            if item.plugged.is_some() && attached.unchanged {
+            if item.is_noted(attached) {
                 continue;
             }
-            let null = OpenOptions::new().write(true).open("/dev/null");
-            let null = null.map_err(|e| Error::system("open", "/dev/null", e))?;
-            let record = Record::Placement(placement(item, attached)).to_opaque();
-            let set = item.plugged.as_ref().map_or(item.set, |committed| committed.carrier.set);
-            self.link.qmp.add_fd(null, Some(set), &record).await?;
-            if let Some(PassedFd { set, fd }) = item.plugged.as_ref().map(|committed| committed.carrier) {
-                self.link.qmp.execute("remove-fd", json!({"fdset-id": set, "fd": fd})).await?;
-            }
+            let before = item.there.as_ref().and_then(There::carrier);
+            outcome::write(&mut self.link.qmp, item.set, before, &item.placement(attached)).await?;
         }
         fault::point("after-outcome").await?;
         self.watch.lap("outcome");
@@ -370,27 +304,36 @@ impl<'a> Plug<'a> {
     }
 
     fn report(self) -> Result<Report, Error> {
-        let unchanged = |item: &Item| item.attached.as_ref().is_some_and(|attached| attached.unchanged);
-        let result = if self.items.iter().all(unchanged) { Outcome::Unchanged } else { Outcome::Attached };
-        let volumes = self.items.iter().filter_map(|item| {
-            let placement = placement(item, item.attached.as_ref()?);
-            Some(Volume {
-                id: item.id.to_string(),
-                sandbox: self.place.sandbox.clone(),
-                container: item.intent.container.clone(),
-                device_path: item.intent.path.clone(),
-                source: item.source.given.clone(),
-                source_device: item.source.device.clone(),
-                size: item.plugged.as_ref().map_or(item.source.size, |committed| committed.size),
-                read_only: self.verb.read_only,
-                shared: false,
-                scsi: Scsi { controller: placement.controller, target: placement.target, lun: placement.lun },
-                guest_device: placement.guest_device,
-                device_number: format!("{}:{}", placement.major, placement.minor),
-                device_filter: placement.filter,
-                node: placement.node,
-                throttle: item.limits,
-            })
+        let unchanged = |item: &Item| {
+            item.is_plugged() && item.attached.as_ref().is_some_and(|attached| attached.unchanged)
+        };
+        let result = match self.items.iter().all(unchanged) {
+            true => Outcome::Unchanged,
+            false if self.verb.dry_run => Outcome::WouldAttach,
+            false => Outcome::Attached,
+        };
+        let volumes = self.items.iter().map(|item| Volume {
+            id: item.id.to_string(),
+            sandbox: self.place.sandbox.clone(),
+            container: item.intent.container.clone(),
+            device_path: item.intent.path.clone(),
+            source: item.source.given.clone(),
+            source_device: item.source.device.clone(),
+            size: item.size(),
+            read_only: self.verb.read_only,
+            shared: item.is_shared(),
+            throttle: item.limits,
+            scsi: Scsi {
+                controller: item.controller.id.clone(),
+                target: item.address.target,
+                lun: item.address.lun,
+            },
+            ..item
+                .attached
+                .as_ref()
+                .map(|attached| item.placement(attached))
+                .map(Volume::from)
+                .unwrap_or_default()
         });
         let volumes = volumes.collect();
         let timings_us = Timings(self.watch.finish());

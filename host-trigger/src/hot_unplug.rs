@@ -10,12 +10,14 @@
 
 use std::path::PathBuf;
 
+use agent_plugin::contract::block_volume::Detachment;
 use tokio::sync::Notify;
 
 use crate::{
     Deadline, Error, choice,
     cli::HotUnplug,
     deadline::Stopwatch,
+    guest_holder::GuestHolder,
     lock,
     output::{self, Outcome, Report, SCHEMA, Timings, Volume},
     printable::printable,
@@ -24,7 +26,7 @@ use crate::{
     removal::Removal,
     sandbox::Place,
     signals::Signals,
-    survey::Subject,
+    survey::{self, Subject},
 };
 
 /// Runs the verb.
@@ -45,7 +47,12 @@ pub async fn run(verb: &HotUnplug, run_dir: Option<PathBuf>) -> Result<Report, E
     let Some(Prepared { mut qmp, guest, subject }) = prepared else {
         return Ok(report(Outcome::Unchanged, None, watch));
     };
-    let Subject { known: (id, _), volume, question } = subject;
+    let Subject { known, volume, question } = subject;
+    if verb.dry_run {
+        let broke =
+            signals.unless_caught(rehearse(verb, guest.as_ref(), question.as_ref(), deadline)).await?;
+        return Ok(Report { broke, ..report(Outcome::WouldDetach, Some(volume), watch) });
+    }
 
     let done = {
         let impatient = Notify::new();
@@ -55,7 +62,7 @@ pub async fn run(verb: &HotUnplug, run_dir: Option<PathBuf>) -> Result<Report, E
             deadline: deadline.plus(verb.wait.unwrap_or_default()),
             watch: &mut watch,
             qmp: &mut qmp,
-            id: &id,
+            id: &known.id,
             guest: guest.as_ref(),
             force: verb.force,
             wait: verb.wait.unwrap_or_default(),
@@ -73,7 +80,10 @@ pub async fn run(verb: &HotUnplug, run_dir: Option<PathBuf>) -> Result<Report, E
                     },
                     _ = signals.next() => Err(Error::Incomplete {
                         cause: Box::new(interrupted),
-                        left: vec!["a second signal ended the removal".to_owned()],
+                        left: vec![format!(
+                            "a second signal ended the removal: {}",
+                            known.presence.parts(&known.id, guest.is_some()),
+                        )],
                     }),
                 }
             }
@@ -110,14 +120,32 @@ async fn prepare(
         found => found?,
     };
     watch.lap("qemu");
-    let (id, presence) = &known;
-    if presence.intents.is_empty() {
-        return Err(Error::RecordLost { volume: id.to_string() });
+    if known.used.is_none() {
+        return Err(Error::RecordLost { volume: known.id.to_string() });
     }
     let subject = Subject::new(&mut qmp, &registry, &place.sandbox, known).await?;
     let guest = if subject.question.is_some() { Some(guest.await?) } else { None };
     watch.lap("prepare");
     Ok(Some(Prepared { qmp, guest, subject }))
+}
+
+/// What the guest would be asked to let go of: may it? Returns who would lose it by force.
+async fn rehearse(
+    verb: &HotUnplug,
+    guest: Option<&Guest>,
+    question: Option<&Detachment>,
+    deadline: Deadline,
+) -> Result<Vec<GuestHolder>, Error> {
+    let (Some(guest), Some(question)) = (guest, question) else { return Ok(Vec::new()) };
+    let seen = survey::inspect(&guest.agent, question, true, deadline).await?;
+    if question.keep_disk || seen.holders.is_empty() {
+        return Ok(Vec::new());
+    }
+    let holders = GuestHolder::all(&seen.holders);
+    match verb.force {
+        true => Ok(holders),
+        false => Err(Error::InUse { volume: question.attachment.serial.clone(), holders }),
+    }
 }
 
 fn report(result: Outcome, volume: Option<Volume>, watch: Stopwatch) -> Report {

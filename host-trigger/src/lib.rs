@@ -6,15 +6,15 @@
 //!
 //! | file | knows |
 //! |---|---|
-//! | [`cli`] | flags and verbs; one file per verb: [`hot_plug`], [`hot_unplug`], [`list`] with `inspect`, [`resize`], [`throttle`], [`stats`] |
+//! | [`cli`] | flags and verbs; one file per verb: [`hot_plug`], [`hot_unplug`], [`repair`], [`list`] with `inspect`, [`resize`], [`throttle`], [`stats`] |
 //! | [`sandbox`], [`shim`] | where a Kata host keeps what belongs to a sandbox |
 //! | [`source`], [`holders`] | the volume on the host: opened once, vetted, and who else has it |
-//! | [`qmp`], [`registry`], [`record`] | QEMU's monitor, and what it keeps for us |
+//! | [`qmp`], [`registry`], [`presence`], [`record`] | QEMU's monitor, and what it keeps for us |
 //! | [`agent`], [`guest_holder`] | the agent's addresses, how to dial it, its replies; who holds a volume in the guest |
 //! | [`listing`], `survey`, `choice` | volumes that are plugged: which is meant, what is known of it, how it is shown |
 //! | [`limits`], [`block_stats`], `prometheus` | a volume's limits and counters, in QEMU's words and in ours |
-//! | [`undo`] | how everything is taken back |
-//! | [`error`], [`output`], `table`, `size` | what a person or a program gets to see |
+//! | [`undo`], `removal`, `mend` | how a step, a volume, and what a killed run left is taken back or completed |
+//! | [`error`], [`output`], [`repaired`], `table`, `size` | what a person or a program gets to see |
 
 pub mod agent;
 pub mod block_stats;
@@ -33,8 +33,11 @@ pub mod limits;
 pub mod list;
 pub mod listing;
 mod lock;
+mod mend;
+mod outcome;
 pub mod output;
 mod prepare;
+pub mod presence;
 mod printable;
 mod prometheus;
 pub mod qmp;
@@ -42,6 +45,8 @@ mod reach;
 pub mod record;
 pub mod registry;
 mod removal;
+pub mod repair;
+pub mod repaired;
 pub mod resize;
 pub mod sandbox;
 pub mod shim;

@@ -4,14 +4,14 @@
 use std::path::PathBuf;
 
 use crate::{
-    Deadline, Error,
-    choice::{self, Known},
+    Deadline, Error, choice,
     cli::{Inspect, List, Target},
     deadline::Stopwatch,
     limits::Limits,
     listing::Listing,
     lock,
     output::{Failure, SCHEMA, Timings},
+    presence::Known,
     reach::Reached,
     registry::Registry,
     sandbox::Place,
@@ -74,10 +74,10 @@ async fn look_now(
     watch.lap("lock");
     let (mut qmp, registry, guest) = Reached::new(&place, deadline).await?.split();
     let chosen = choose(&place, &registry)?;
-    let mut limits = Limits::read(&mut qmp).await?;
+    let limits = Limits::read(&mut qmp).await?;
     let mut subjects = Vec::new();
     for known in chosen {
-        let throttle = limits.remove(&known.0).unwrap_or_default();
+        let throttle = limits.get(&known.id).copied().unwrap_or_default();
         let mut subject = Subject::new(&mut qmp, &registry, &place.sandbox, known).await?;
         subject.volume.throttle = throttle;
         subjects.push(subject);

@@ -56,14 +56,18 @@ pub enum State {
     /// It is plugged, and its container does not run any more.
     #[serde(rename = "stale: container gone")]
     ContainerGone,
+    /// It is plugged into an earlier container of this id; the one that runs was started since.
+    #[serde(rename = "stale: container restarted")]
+    ContainerRestarted,
 }
 
 impl State {
-    fn text(self) -> &'static str {
+    pub(crate) fn text(self) -> &'static str {
         match self {
             Self::Attached => "attached",
             Self::Incomplete => "incomplete",
             Self::ContainerGone => "stale: container gone",
+            Self::ContainerRestarted => "stale: container restarted",
         }
     }
 }

@@ -65,18 +65,44 @@ pub enum Access {
     ReadOnly,
 }
 
-/// What was done in the guest, for one container.
+/// Who else has a shared volume, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FurtherUse {
+    /// The container.
+    pub container: String,
+    /// The path there.
+    pub path: String,
+    /// The node's owner.
+    pub uid: u32,
+    /// The node's group.
+    pub gid: u32,
+    /// The node's permission bits.
+    pub mode: u32,
+}
+
+impl FurtherUse {
+    /// The place that `intent` asks for.
+    pub fn new(intent: &Intent) -> Self {
+        let Intent { container, path, uid, gid, mode, .. } = intent.clone();
+        Self { container, path, uid, gid, mode }
+    }
+
+    /// What was asked for, for this use.
+    pub fn of(&self, intent: &Intent) -> Intent {
+        let Self { container, path, uid, gid, mode } = self.clone();
+        Intent { container, path, uid, gid, mode, ..intent.clone() }
+    }
+}
+
+/// What was done in the guest, for one use of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placement {
     /// The form's version, 1.
     pub v: u32,
-    /// The container, where it is not the intent's.
+    /// Whose it is, where it is not the intent's.
     #[serde(default, skip_serializing_if = "is_default")]
-    pub container: Option<String>,
-    /// The path there, where it is not the intent's.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub path: Option<String>,
-    /// The work is complete.
+    pub further: Option<FurtherUse>,
+    /// The work is complete; a further use is noted before it is begun.
     pub committed: bool,
     /// QEMU's id of the controller.
     pub controller: String,
@@ -100,6 +126,9 @@ pub struct Placement {
     /// The container had the right before us.
     #[serde(default, skip_serializing_if = "is_default")]
     pub allowed_before: bool,
+    /// When the container's first process began, in the guest's clock ticks: tells it from a later one of the same id.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub started: u64,
 }
 
 impl Record {
@@ -159,6 +188,7 @@ impl Placement {
             filter: mode.unwrap_or_default().into(),
             parents_made: self.parents_made.clone(),
             allowed_before: self.allowed_before,
+            container_started: self.started,
             ..Default::default()
         }
     }
@@ -188,6 +218,17 @@ mod tests {
         let record = Record::from_opaque(PLACEMENT).unwrap();
         assert_eq!(record.to_opaque(), PLACEMENT);
         assert!(matches!(record, Record::Placement(placement) if placement.committed && placement.lun == 3));
+    }
+
+    #[test]
+    fn a_further_use_has_its_place_in_the_outcome() {
+        let further = r#"{"v":1,"further":{"container":"c2","path":"/dev/b","uid":0,"gid":0,"mode":384},"#;
+        let text = PLACEMENT.replace("{\"v\":1,", further);
+        let record = Record::from_opaque(&text).unwrap();
+        assert_eq!(record.to_opaque(), text);
+        assert!(
+            matches!(record, Record::Placement(placement) if placement.further.as_ref().unwrap().container == "c2")
+        );
     }
 
     #[rstest]

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::{
     Error,
+    presence::{Known, Presence, Unused},
     qmp::{PassedFd, Qmp, QmpError},
     record::{Intent, Placement, Record},
     volume::VolumeId,
@@ -87,56 +88,6 @@ pub struct Controller {
     pub id: String,
     /// `0000:00:01.0`, where it is a PCI device: what tells the guest which of its hosts is meant.
     pub pci_address: Option<String>,
-}
-
-/// What QEMU has of one volume.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Presence {
-    /// What was asked for, and the number of its set. More than one only after two runs that did not lock each other out.
-    pub intents: Vec<(u64, Intent)>,
-    /// What was done, and the descriptor that carries it.
-    pub placements: Vec<(PassedFd, Placement)>,
-    /// Its block node's size, if that exists.
-    pub node: Option<u64>,
-    /// Its device exists.
-    pub device: bool,
-}
-
-impl Presence {
-    /// Nothing of it is there.
-    pub fn is_nothing(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// The container that it is for, and the path there, as far as there is a record.
-    pub fn destination(&self) -> Option<(&str, &str)> {
-        let (_, intent) = self.intents.first()?;
-        let placement = self.placements.first().map(|(_, placement)| placement);
-        let container = placement.and_then(|placement| placement.container.as_ref());
-        let path = placement.and_then(|placement| placement.path.as_ref());
-        Some((container.unwrap_or(&intent.container), path.unwrap_or(&intent.path)))
-    }
-
-    /// What was asked for and what was done, of a volume that is wholly plugged.
-    pub fn committed(&self) -> Option<Committed> {
-        let (carrier, placement) = self.placements.iter().find(|(_, placement)| placement.committed)?;
-        let (_, intent) = self.intents.iter().find(|(set, _)| *set == carrier.set)?;
-        let size = self.node.filter(|_| self.device)?;
-        Some(Committed { carrier: *carrier, intent: intent.clone(), placement: placement.clone(), size })
-    }
-}
-
-/// A volume that is wholly plugged.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Committed {
-    /// The descriptor that carries the placement.
-    pub carrier: PassedFd,
-    /// What was asked for.
-    pub intent: Intent,
-    /// What was done.
-    pub placement: Placement,
-    /// What QEMU takes for its size.
-    pub size: u64,
 }
 
 /// A set of ours: its number, what was asked for, what was done.
@@ -230,6 +181,33 @@ impl Registry {
             (id, presence)
         });
         known.collect()
+    }
+
+    /// The same, each use of a volume by itself.
+    pub fn uses(&self) -> Vec<Known> {
+        let uses = self.known().into_iter().flat_map(|(id, presence)| {
+            let uses = presence.uses();
+            let lost = uses.is_empty().then(|| (id.clone(), presence.clone(), None));
+            let uses = uses.into_iter().map(move |used| (id.clone(), presence.clone(), Some(used)));
+            lost.into_iter().chain(uses)
+        });
+        uses.map(|(id, presence, used)| Known { id, presence, used }).collect()
+    }
+
+    /// Descriptors of ours that no volume needs: those of [`Presence::unused`], and an outcome without its intent. What has a volume
+    /// that is half done goes with that.
+    pub fn unused(&self) -> Vec<Unused> {
+        let known = self.known();
+        let mut unused: Vec<_> = known.iter().flat_map(|(id, presence)| presence.unused(id)).collect();
+        for set in &self.sets {
+            let ours = || set.fds.iter().map(|fd| (fd.fd, Record::from_opaque(&fd.opaque)));
+            if ours().any(|(_, record)| matches!(record, Some(Record::Intent(_)))) {
+                continue;
+            }
+            let (set, placements) = (set.fdset_id, ours().filter(|(_, record)| record.is_some()));
+            unused.extend(placements.map(|(fd, _)| Unused { id: None, set, fd: Some(fd) }));
+        }
+        unused
     }
 
     /// The PCI address of the device `id`, empty where it has none.

@@ -59,6 +59,10 @@ impl Removal<'_> {
     ) -> Result<Vec<GuestHolder>, Error> {
         let mut broke = Vec::new();
         fault::point("before-detach").await?;
+        let kept_for = question
+            .as_ref()
+            .filter(|question| question.keep_disk)
+            .map(|question| (question.attachment.container_id.clone(), question.attachment.path.clone()));
         if let (Some(guest), Some(question)) = (self.guest, question) {
             if self.deadline.remaining().is_zero() {
                 return Err(Error::TimedOut { what: "the guest".to_owned() });
@@ -78,7 +82,7 @@ impl Removal<'_> {
             fault::point("after-detach").await?;
             self.watch.lap("detach");
         }
-        let removed = self.remove_from_qemu().await;
+        let removed = self.remove_from_qemu(kept_for).await;
         self.watch.lap("remove");
         removed.map(|()| broke)
     }
@@ -116,11 +120,13 @@ impl Removal<'_> {
         }
     }
 
-    async fn remove_from_qemu(&mut self) -> Result<(), Error> {
+    /// `one`: only the use of this container at this path, as others go on.
+    async fn remove_from_qemu(&mut self, one: Option<(String, String)>) -> Result<(), Error> {
+        let one = one.as_ref().map(|(container, path)| (container.as_str(), path.as_str()));
         self.note(|| format!("QEMU lets go of volume {}", self.id));
         let deadline = self.deadline.max(Deadline::after(undo::LEAST_TIME));
         self.qmp.set_deadline(deadline);
-        let mut removed = self.remove_once(deadline).await;
+        let mut removed = self.remove_once(one, deadline).await;
         if let Err(Error::Qmp(e)) = &removed
             && e.ends_connection()
         {
@@ -129,7 +135,7 @@ impl Removal<'_> {
             removed = match undo::reconnect(self.place, deadline).await {
                 Ok(Some(qmp)) => {
                     *self.qmp = qmp;
-                    self.remove_once(deadline).await
+                    self.remove_once(one, deadline).await
                 }
                 // With QEMU the VM is gone, and all that it had.
                 Ok(None) => return removed,
@@ -143,14 +149,22 @@ impl Removal<'_> {
     }
 
     /// Removes what is there, and looks whether it is gone.
-    async fn remove_once(&mut self, deadline: Deadline) -> Result<(), Error> {
-        undo::remove(self.qmp, self.id, Whose::Any, deadline).await?;
+    async fn remove_once(&mut self, one: Option<(&str, &str)>, deadline: Deadline) -> Result<(), Error> {
+        match one {
+            Some((container, path)) => undo::remove_use(self.qmp, self.id, container, path).await?,
+            None => undo::remove(self.qmp, self.id, Whose::Any, deadline).await?,
+        }
         fault::point("after-remove").await?;
         // A stopped QEMU 7.2 says that it removed a descriptor, and keeps it.
-        if Registry::read(self.qmp).await?.presence(self.id).is_nothing() {
-            return Ok(());
+        let left = Registry::read(self.qmp).await?.presence(self.id);
+        let is_gone = match one {
+            Some((container, path)) => !left.uses().iter().any(|used| used.is_at(container, path)),
+            None => left.is_nothing(),
+        };
+        match is_gone {
+            true => Ok(()),
+            false => Err(Error::TimedOut { what: format!("QEMU to let go of volume {}", self.id) }),
         }
-        Err(Error::TimedOut { what: format!("QEMU to let go of volume {}", self.id) })
     }
 }
 

@@ -126,17 +126,16 @@ async fn prepare<'a>(
 ) -> Result<(Resizing<'a>, Subject), Error> {
     let (mut qmp, registry, guest) = Reached::new(place, deadline).await?.split();
     let known = choice::find(&verb.which, verb.container.as_deref(), place, &registry)?;
-    let id = known.0.clone();
-    let Some(committed) = known.1.committed() else {
+    let id = known.id.clone();
+    let (Some(before), Some(used)) = (known.presence.plugged(), known.used.as_ref()) else {
         return Err(Error::HalfPlugged { volume: id.to_string() });
     };
-    let source = Source::open(committed.intent.source.as_ref(), true)?;
+    let source = Source::open(used.intent.source.as_ref(), true)?;
     if VolumeId::derive(&place.sandbox, &source.identity) != id {
         return Err(Error::SourceReplaced { path: source.given });
     }
-    let before = committed.size;
     let after = new_size(verb, &id, &source, before)?;
-    if after != before && committed.intent.access == Access::ReadOnly {
+    if after != before && used.intent.access == Access::ReadOnly {
         return Err(Error::ResizeReadOnly { volume: id.to_string() });
     }
     let mut subject = Subject::new(&mut qmp, &registry, &place.sandbox, known).await?;

@@ -119,10 +119,10 @@ async fn count(verb: &Stats, run_dir: Option<PathBuf>) -> Result<Counted, Error>
         Some(which) => vec![choice::find(which, container, &place, &registry)?],
         None => choice::all(container, &place, &registry)?,
     };
-    let mut of_qemu = QemuStats::read(&mut qmp).await?;
+    let of_qemu = QemuStats::read(&mut qmp).await?;
     let (mut volumes, mut questions) = (Vec::new(), Vec::new());
     for known in chosen {
-        let qemu = of_qemu.remove(&known.0);
+        let qemu = of_qemu.get(&known.id).cloned();
         let Subject { volume, question, .. } =
             Subject::new(&mut qmp, &registry, &place.sandbox, known).await?;
         questions.push(question);

@@ -6,11 +6,11 @@ use serde_json::json;
 use crate::{
     Deadline, Error,
     agent::Agent,
-    choice::Known,
     guest_holder::GuestHolder,
     limits::Limits,
     listing::{GuestView, Listed, State},
     output::{Failure, Scsi, Volume},
+    presence::Known,
     printable::printable,
     qmp::{Qmp, QmpError},
     record::{Access, filter_name},
@@ -21,7 +21,7 @@ use crate::{
 /// The most leftovers in the guest that are shown of one volume.
 const MOST_LEFTOVERS: usize = 16;
 
-/// One volume as QEMU has it.
+/// One use of a volume as QEMU has it.
 #[derive(Debug)]
 pub(crate) struct Subject {
     pub(crate) known: Known,
@@ -41,33 +41,33 @@ impl Subject {
         sandbox: &str,
         known: Known,
     ) -> Result<Self, QmpError> {
-        let (id, presence) = &known;
-        let intent = presence.intents.first().map(|(_, intent)| intent);
-        let placement = presence.placements.first().map(|(_, placement)| placement);
+        let Known { id, presence, used } = &known;
+        let intent = used.as_ref().map(|used| &used.intent);
+        let noted = used.as_ref().and_then(|used| used.committed().or(used.placements.first()));
+        let placement = noted.map(|(_, placement)| placement);
         let controller = match placement {
             Some(placement) => placement.controller.clone(),
             None if presence.device => controller_of(qmp, &id.device()).await?,
             None => String::new(),
         };
         let mut question = None;
-        if let Some(intent) = intent.filter(|_| presence.device || placement.is_some()) {
+        if let Some(used) = used.as_ref().filter(|_| presence.device || placement.is_some()) {
             let pci = registry.pci_address(&controller);
-            question = Some(undo::detachment(qmp, presence, intent, pci).await?);
+            question = Some(undo::detachment(qmp, presence, used, pci).await?);
         }
         let address = question.as_ref().map(|question| question.attachment.address.clone());
         let address = address.unwrap_or_default().unwrap_or_default();
-        let (container, path) = presence.destination().unwrap_or_default();
         let source = intent.map(|intent| intent.source.clone()).unwrap_or_default();
         let volume = Volume {
             id: id.to_string(),
             sandbox: sandbox.to_owned(),
-            container: container.to_owned(),
-            device_path: path.to_owned(),
+            container: intent.map(|intent| intent.container.clone()).unwrap_or_default(),
+            device_path: intent.map(|intent| intent.path.clone()).unwrap_or_default(),
             source: source.clone().into(),
             source_device: source.into(),
             size: presence.node.or(intent.map(|intent| intent.size)).unwrap_or_default(),
             read_only: intent.is_some_and(|intent| intent.access == Access::ReadOnly),
-            shared: false,
+            shared: !known.others().is_empty(),
             scsi: Scsi { controller, target: address.target, lun: address.lun },
             guest_device: placement.map(|placement| placement.guest_device.clone()).unwrap_or_default(),
             device_number: placement.map(|p| format!("{}:{}", p.major, p.minor)).unwrap_or_default(),
@@ -101,16 +101,18 @@ impl Subject {
 
     /// The volume as QEMU has it.
     pub(crate) fn without_guest(&self) -> Listed {
-        let (_, presence) = &self.known;
-        let state = if presence.committed().is_some() { State::Attached } else { State::Incomplete };
+        let state = if self.known.is_plugged() { State::Attached } else { State::Incomplete };
         Listed { volume: self.volume.clone(), state, guest: None, guest_error: None }
     }
 
     fn with_guest(&self, seen: &Inspected, holders: bool) -> Listed {
-        let committed = self.known.1.committed().is_some();
+        let committed = self.known.is_plugged();
         let whole = seen.disk_present && seen.node_present && seen.allowed && seen.leftovers.is_empty();
+        let noted = self.known.used.as_ref().and_then(|used| used.committed());
+        let noted = noted.map_or(0, |(_, placement)| placement.started);
         let state = match (committed, seen.container_running) {
             (true, false) => State::ContainerGone,
+            (true, true) if noted != seen.container_started => State::ContainerRestarted,
             (true, true) if whole => State::Attached,
             _ => State::Incomplete,
         };

@@ -167,8 +167,8 @@ pub async fn run(verb: &Throttle, run_dir: Option<PathBuf>) -> Result<Report, Er
     let prepare = async {
         let (mut qmp, registry) = reach::ask_qemu(&place, deadline).await?;
         let known = choice::find(&verb.which, verb.container.as_deref(), &place, &registry)?;
-        let id = known.0.clone();
-        if !known.1.device {
+        let id = known.id.clone();
+        if !known.presence.device {
             return Err(Error::HalfPlugged { volume: id.to_string() });
         }
         let subject = Subject::new(&mut qmp, &registry, &place.sandbox, known).await?;

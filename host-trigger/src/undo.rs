@@ -7,7 +7,7 @@
 use std::{io::ErrorKind, time::Duration};
 
 use agent_plugin::contract::block_volume::{
-    self as contract, Attachment, DetachRequest, DetachResponse, Detachment, ScsiAddress,
+    self as contract, Attachment, DetachRequest, DetachResponse, Detachment, Outcome, ScsiAddress,
 };
 use serde_json::json;
 
@@ -16,9 +16,10 @@ use crate::{
     agent::{self, Agent},
     disk::Address,
     fault,
+    presence::{Presence, Use},
     qmp::{COMMAND_TIMEOUT, Event, Qmp, QmpError},
-    record::{Access, Intent, Placement},
-    registry::{Presence, Registry},
+    record::{Access, Intent},
+    registry::Registry,
     sandbox::Place,
     volume::VolumeId,
 };
@@ -63,30 +64,43 @@ pub(crate) async fn ask(
     agent.detach(&request, deadline).await
 }
 
-/// What the guest is to take away of a volume that a run left behind. A run that ended before it wrote its outcome leaves the
-/// guest to find out by itself. Where the intent is lost as well, `asked` stands for it: it names the same volume.
+/// What the guest is to take away of one use of a volume. A run that ended before it wrote its outcome leaves the guest to find out
+/// by itself. The disk stays where others use it, and so does the right where they are the same container's.
 ///
 /// # Errors
 /// QEMU does not tell the disk's address.
 pub(crate) async fn detachment(
     qmp: &mut Qmp,
     presence: &Presence,
-    asked: &Intent,
+    used: &Use,
     controller: &str,
 ) -> Result<Detachment, QmpError> {
-    let intent = presence.intents.first().map_or(asked, |(_, intent)| intent);
-    let placement = presence.placements.first().map(|(_, placement)| placement);
+    let Use { intent, .. } = used;
     let address = if presence.device {
         let path = format!("/machine/peripheral/ecrblk-{}", intent.id);
         let target = qmp.query("qom-get", json!({"path": path, "property": "scsi-id"})).await?;
         let lun = qmp.query("qom-get", json!({"path": path, "property": "lun"})).await?;
         Address { target, lun }
     } else {
-        placement.map_or(Address { target: 0, lun: 0 }, |p| Address { target: p.target, lun: p.lun })
+        let noted = used.placements.first();
+        noted.map_or(Address { target: 0, lun: 0 }, |(_, p)| Address { target: p.target, lun: p.lun })
     };
+    let others = presence.uses();
+    let others = || others.iter().filter(|other| !other.is_at(&intent.container, &intent.path));
+    let mut noted = used.committed();
+    let in_same = others().find(|other| other.intent.container == intent.container);
+    if noted.is_none() {
+        noted = in_same.and_then(Use::committed);
+    }
+    let outcome = noted.map(|(_, placement)| {
+        let outcome = placement.outcome();
+        Outcome { allowed_before: outcome.allowed_before || in_same.is_some(), ..outcome }
+    });
+    let size = presence.node.unwrap_or(intent.size);
     Ok(Detachment {
-        attachment: Some(attachment(intent, controller, address, intent.size)).into(),
-        outcome: placement.map(Placement::outcome).into(),
+        attachment: Some(attachment(intent, controller, address, size)).into(),
+        outcome: outcome.into(),
+        keep_disk: others().next().is_some(),
         ..Default::default()
     })
 }
@@ -110,6 +124,11 @@ pub(crate) fn attachment(intent: &Intent, controller: &str, address: Address, si
         mode: intent.mode,
         ..Default::default()
     }
+}
+
+/// May the container only read?
+pub(crate) fn is_read_only(attachment: &Attachment) -> bool {
+    attachment.access == contract::Access::ACCESS_READ_ONLY.into()
 }
 
 /// A new connection to QEMU, after the earlier one was closed; `None` if there is no QEMU any more, and with it no VM.
@@ -146,27 +165,71 @@ pub async fn remove(qmp: &mut Qmp, id: &VolumeId, whose: Whose<'_>, deadline: De
             fault::point("remove-after-device-del").await?;
         }
         // Whether it is there is cheaper to try than to ask: QEMU lists its nodes only all at once.
-        unless_gone(qmp.execute("blockdev-del", json!({"node-name": id.node()})).await)?;
+        remove_node(qmp, id, deadline).await?;
         fault::point("remove-after-blockdev-del").await?;
     }
     for (set, intent) in &presence.intents {
         if run.is_none_or(|run| run == intent.run) {
-            unless_gone(qmp.execute("remove-fd", json!({"fdset-id": set})).await)?;
+            remove_descriptor(qmp, *set, None).await?;
         }
     }
     Ok(())
 }
 
-async fn remove_device(qmp: &mut Qmp, id: &VolumeId, deadline: Deadline) -> Result<(), QmpError> {
-    let device = id.device();
-    let path = format!("/machine/peripheral/{device}");
-    match qmp.execute("device_del", json!({"id": device})).await {
+/// Takes one use of a volume that others go on with from QEMU: what is noted of it.
+///
+/// # Errors
+/// QEMU refuses, or does not answer.
+pub(crate) async fn remove_use(
+    qmp: &mut Qmp,
+    id: &VolumeId,
+    container: &str,
+    path: &str,
+) -> Result<(), QmpError> {
+    let uses = Registry::read(qmp).await?.presence(id).uses();
+    for (carrier, _) in
+        uses.iter().filter(|used| used.is_at(container, path)).flat_map(|used| &used.placements)
+    {
+        remove_descriptor(qmp, carrier.set, Some(carrier.fd)).await?;
+    }
+    Ok(())
+}
+
+/// Takes a descriptor, or a whole set, from QEMU.
+///
+/// # Errors
+/// QEMU refuses, or does not answer.
+pub(crate) async fn remove_descriptor(qmp: &mut Qmp, set: u64, fd: Option<i64>) -> Result<(), QmpError> {
+    let mut arguments = json!({"fdset-id": set});
+    if let Some(fd) = fd {
+        arguments["fd"] = json!(fd);
+    }
+    unless_gone(qmp.execute("remove-fd", arguments).await)
+}
+
+async fn remove_device(qmp: &mut Qmp, id: &VolumeId, deadline: Deadline) -> Result<(), Error> {
+    match qmp.execute("device_del", json!({"id": id.device()})).await {
         // Somebody asked before; the event is still to come.
         Err(e) if e.refusal().is_some_and(|text| text.contains("in the process of unplug")) => {}
         // It went meanwhile: no event is to come.
         Err(e) if e.refusal().is_some_and(is_gone) => return Ok(()),
         answer => drop(answer?),
     }
+    fault::point("remove-before-device-deleted").await?;
+    if is_deleted(qmp, id, deadline).await {
+        return Ok(());
+    }
+    // The event may have come while nobody listened: then the device is gone.
+    if Registry::read(qmp).await?.presence(id).device {
+        return Err(QmpError::TimedOut { command: "device_del".into() }.into());
+    }
+    Ok(())
+}
+
+/// Waits for the event that the device is gone.
+async fn is_deleted(qmp: &mut Qmp, id: &VolumeId, deadline: Deadline) -> bool {
+    let device = id.device();
+    let path = format!("/machine/peripheral/{device}");
     let is_ours = |event: &Event| {
         event.name == "DEVICE_DELETED"
             && (event.data["device"] == device.as_str() || event.data["path"] == path.as_str())
@@ -175,14 +238,21 @@ async fn remove_device(qmp: &mut Qmp, id: &VolumeId, deadline: Deadline) -> Resu
     let deadline = deadline.within(COMMAND_TIMEOUT.min(deadline.remaining() / 2));
     while let Some(event) = qmp.next_event(deadline).await {
         if is_ours(&event) {
-            return Ok(());
+            return true;
         }
     }
-    // The event may have come while nobody listened: then the device is gone.
-    if Registry::read(qmp).await?.presence(id).device {
-        return Err(QmpError::TimedOut { command: "device_del".into() });
+    false
+}
+
+/// A device that an earlier run took away is out of QEMU's tree at once, and lets go of its node some 50 ms later: right before its
+/// event (seen with 10.0).
+async fn remove_node(qmp: &mut Qmp, id: &VolumeId, deadline: Deadline) -> Result<(), QmpError> {
+    let removed = qmp.execute("blockdev-del", json!({"node-name": id.node()})).await;
+    let in_use = removed.as_ref().is_err_and(|e| e.refusal().is_some_and(|text| text.contains("is in use")));
+    if in_use && is_deleted(qmp, id, deadline).await {
+        return unless_gone(qmp.execute("blockdev-del", json!({"node-name": id.node()})).await);
     }
-    Ok(())
+    unless_gone(removed)
 }
 
 /// What is gone already need not be taken away.

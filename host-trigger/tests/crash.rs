@@ -11,7 +11,11 @@ use common::{
     run,
     volume::{Image, Loop},
 };
-use host_trigger::{listing::State, output::Outcome};
+use host_trigger::{
+    listing::State,
+    output::Outcome,
+    repaired::{Did, Now, Whole},
+};
 use rstest::rstest;
 
 const MIB: u64 = 1 << 20;
@@ -75,7 +79,7 @@ async fn another_serial_than_the_guest_is_told_of_can_be_given_to_qemu() {
     let path = format!("/machine/peripheral/ecrblk-{}", report.volumes[0].id);
     let serial = host.query("qom-get", serde_json::json!({"path": path, "property": "serial"})).await;
     assert_eq!(serial, "other");
-    assert!(host.guest.attached.lock().unwrap().contains_key(&report.volumes[0].id));
+    assert!(host.guest.attachment(&report.volumes[0].id).is_some());
 }
 
 #[tokio::test]
@@ -160,6 +164,105 @@ async fn a_killed_plug_is_listed_and_unplugged(
     assert_eq!(host.verb("hot-unplug", unplug).await.report().result, Outcome::Detached);
     assert_eq!(host.snapshot().await, clean);
     assert!(host.guest.attached_paths().is_empty() && !device.is_claimed());
+}
+
+/// What a killed plug left is completed where the guest had done its part, and else undone.
+#[rstest]
+#[tokio::test]
+async fn a_killed_plug_is_repaired(
+    #[values("after-add-fd", "after-blockdev-add", "after-device-add", "after-attach", "after-outcome")]
+    point: &str,
+) {
+    let mut host = Host::boot().await;
+    let clean = host.snapshot().await;
+    let device = Loop::of(MIB);
+    let killed = run(host
+        .command(&[(device.path(), "/dev/xvda")], &[])
+        .env("ECR_RUNTIME_FAULT", format!("{point}=kill")))
+    .await;
+    assert_eq!(killed.exit_code, Some(-9), "{killed:?}");
+    let before = host.snapshot().await;
+    let would = host.verb("repair", &["--dry-run"]).await.repaired();
+    assert_eq!(host.snapshot().await, before);
+    let repaired = host.verb("repair", &[]).await.repaired();
+    let attached = matches!(point, "after-attach" | "after-outcome");
+    let (result, did, outlook) = match point {
+        "after-attach" => (Whole::Repaired, Did::Completed, Did::WouldComplete),
+        "after-outcome" => (Whole::Unchanged, Did::Kept, Did::Kept),
+        _ => (Whole::Repaired, Did::Undone, Did::WouldUndo),
+    };
+    let now = if attached { Now::Attached } else { Now::Gone };
+    let told = &repaired.volumes[0];
+    assert_eq!((repaired.result, repaired.volumes.len(), told.did, told.now), (result, 1, did, now));
+    assert_eq!((told.container.as_str(), told.device_path.as_str()), ("c1", "/dev/xvda"));
+    assert_eq!((would.volumes[0].did, would.volumes[0].now), (outlook, now));
+    assert_eq!(device.is_claimed(), attached);
+    if attached {
+        assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Attached);
+        let same = run(&mut host.command(&[(device.path(), "/dev/xvda")], &[])).await.report();
+        assert_eq!(same.result, Outcome::Unchanged);
+    } else {
+        assert_eq!(host.snapshot().await, clean);
+        assert!(host.guest.attached_paths().is_empty());
+    }
+    assert_eq!(host.verb("repair", &[]).await.repaired().result, Whole::Unchanged);
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_killed_unplug_is_completed_by_repair(
+    #[values(
+        "before-detach",
+        "after-detach",
+        "remove-after-device-del",
+        "remove-after-blockdev-del",
+        "after-remove"
+    )]
+    point: &str,
+) {
+    let mut host = Host::boot().await;
+    let clean = host.snapshot().await;
+    let device = Loop::of(MIB);
+    host.plug(device.path(), "/dev/xvda", &[]).await.report();
+    let plugged = host.snapshot().await;
+    let mut command = host.verb_command("hot-unplug", &["--device-path", "/dev/xvda"]);
+    let killed = run(command.env("ECR_RUNTIME_FAULT", format!("{point}=kill"))).await;
+    assert_eq!(killed.exit_code, Some(-9), "{killed:?}");
+    let repaired = host.verb("repair", &[]).await.repaired();
+    match point {
+        "before-detach" => {
+            assert_eq!((repaired.result, repaired.volumes[0].did), (Whole::Unchanged, Did::Kept));
+            assert_eq!(host.snapshot().await, plugged);
+        }
+        "after-remove" => assert!(repaired.volumes.is_empty()),
+        _ => {
+            let told = &repaired.volumes[0];
+            assert_eq!((told.did, told.now), (Did::Completed, Now::Gone), "{told:?}");
+        }
+    }
+    if point != "before-detach" {
+        assert_eq!(host.snapshot().await, clean);
+        assert!(!device.is_claimed());
+    }
+}
+
+/// Repair goes by what is there, so that it can be killed itself.
+#[rstest]
+#[tokio::test]
+async fn a_killed_repair_is_completed_by_a_repair(
+    #[values("before-detach", "after-detach", "remove-after-device-del", "remove-after-blockdev-del")] point: &str,
+) {
+    let mut host = Host::boot().await;
+    let clean = host.snapshot().await;
+    let device = Loop::of(MIB);
+    let mut command = host.command(&[(device.path(), "/dev/xvda")], &[]);
+    run(command.env("ECR_RUNTIME_FAULT", "after-device-add=kill")).await;
+    let mut command = host.verb_command("repair", &[]);
+    let killed = run(command.env("ECR_RUNTIME_FAULT", format!("{point}=kill"))).await;
+    assert_eq!(killed.exit_code, Some(-9), "{killed:?}");
+    assert_eq!(host.verb("repair", &[]).await.repaired().result, Whole::Repaired);
+    assert_eq!(host.snapshot().await, clean);
+    assert!(!device.is_claimed());
 }
 
 /// The connection to QEMU may end, or time out, at any moment: what is there then decides.

@@ -38,7 +38,7 @@ async fn a_loop_device_is_plugged_claimed_and_recorded() {
     assert_eq!((plugged.guest_device.as_str(), plugged.device_number.as_str()), ("sd0\\u{1b}", "8:0"));
     assert!(volume.is_claimed());
 
-    let attachment = host.guest.attached.lock().unwrap()[&plugged.id].clone();
+    let attachment = host.guest.attachment(&plugged.id).unwrap();
     assert_eq!(attachment.controller, "0000:00:01.0");
     assert_eq!((attachment.uid, attachment.gid, attachment.mode), (7, 0, 0o600));
     assert_eq!(attachment.address.target, plugged.scsi.target);

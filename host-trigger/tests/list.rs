@@ -69,6 +69,22 @@ async fn a_container_that_is_gone_makes_its_volumes_stale() {
 }
 
 #[tokio::test]
+async fn a_container_that_was_started_anew_has_to_be_served_anew() {
+    let mut host = Host::boot().await;
+    let image = Image::of(MIB);
+    host.plug(image.path(), "/dev/xvda", &[]).await.report();
+    let plugged = host.snapshot().await;
+    *host.guest.started.lock().unwrap() = 2000;
+    host.guest.nodes_lost.lock().unwrap().push("/dev/xvda".into());
+    assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::ContainerRestarted);
+    let again = host.plug(image.path(), "/dev/xvda", &[]).await.report();
+    assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Attached);
+    assert_eq!(again.volumes[0].device_path, "/dev/xvda");
+    let count = |snapshot: &serde_json::Value| snapshot["query-fdsets"][0]["fds"].as_array().unwrap().len();
+    assert_eq!(count(&host.snapshot().await), count(&plugged));
+}
+
+#[tokio::test]
 async fn what_the_guest_lost_is_incomplete() {
     let host = Host::boot().await;
     let image = Image::of(MIB);

@@ -1,17 +1,30 @@
 //! The undo of a plug that failed.
 
-use agent_plugin::contract::block_volume::Detachment;
 use serde_json::json;
 
-use super::{Plug, Touched};
+use super::{Item, Plug, Touched};
 use crate::{
     Deadline, Error,
     agent::{self, Agent},
     fault,
+    record::Intent,
     undo::{self, Whose},
 };
 
 impl Plug<'_> {
+    /// What this run may have put into QEMU and the guest, for people.
+    pub(super) fn touched(&self) -> Vec<String> {
+        let guest = if self.guest_asked { ", and what the guest has of it" } else { "" };
+        let parts = |item: &Item| match item.touched {
+            Touched::Nothing => None,
+            Touched::Records => Some("descriptors"),
+            Touched::Disk => Some("descriptors, block node, device"),
+            Touched::Use => Some("the descriptor of this use"),
+        };
+        let text = |item: &Item| Some(format!("volume {}: {} in QEMU{guest}", item.id, parts(item)?));
+        self.items.iter().filter_map(text).collect()
+    }
+
     /// Undoes all that this run may have done. What could not be undone is named.
     pub(super) async fn take_back(&mut self) -> Vec<String> {
         let touched: Vec<usize> = (0..self.items.len())
@@ -39,11 +52,16 @@ impl Plug<'_> {
         let mut left = Vec::new();
         for index in touched {
             let item = &self.items[index];
-            let whose = match item.touched {
-                Touched::Disk => Whose::Run(&item.intent.run),
-                Touched::Records | Touched::Nothing => Whose::RecordsOf(&item.intent.run),
+            let Intent { run, container, path, .. } = &item.intent;
+            let qmp = &mut self.link.qmp;
+            let removed = match item.touched {
+                Touched::Use => undo::remove_use(qmp, &item.id, container, path).await.map_err(Error::from),
+                Touched::Disk => undo::remove(qmp, &item.id, Whose::Run(run), deadline).await,
+                Touched::Records | Touched::Nothing => {
+                    undo::remove(qmp, &item.id, Whose::RecordsOf(run), deadline).await
+                }
             };
-            if let Err(e) = undo::remove(&mut self.link.qmp, &item.id, whose, deadline).await {
+            if let Err(e) = removed {
                 left.push(format!("volume {}: {}", item.id, e.message()));
             }
             if let Err(e) = fault::point("undo-after-remove").await {
@@ -71,14 +89,7 @@ impl Plug<'_> {
 
     async fn detach(&mut self, items: &[usize], deadline: Deadline) -> Result<(), Error> {
         self.note(|| "the guest takes back what it did".to_owned());
-        let detachment = |&index: &usize| {
-            let item = &self.items[index];
-            let attachment = Some(self.attachment(item)).into();
-            let outcome =
-                item.attached.as_ref().and_then(|attached| attached.outcome.as_ref().cloned()).into();
-            Detachment { attachment, outcome, ..Default::default() }
-        };
-        let detachments: Vec<_> = items.iter().map(detachment).collect();
+        let detachments: Vec<_> = items.iter().map(|&index| self.items[index].detachment()).collect();
         match undo::detach(&self.link.agent, detachments.clone(), deadline).await {
             Err(Error::AgentLost { .. }) => {
                 let agent = Agent::new(agent::dial(&self.link.address, deadline).await?);

@@ -48,9 +48,18 @@ pub enum OnResize {
     Refuses(Reason),
 }
 
+type Key = (String, String, String);
+
+fn key(attachment: &Attachment) -> Key {
+    (attachment.serial.clone(), attachment.container_id.clone(), attachment.path.clone())
+}
+
 pub struct Guest {
     pub behaviour: Mutex<Behaviour>,
-    pub attached: Mutex<HashMap<String, Attachment>>,
+    /// By serial, container and path.
+    pub attached: Mutex<HashMap<Key, Attachment>>,
+    /// When the containers were started.
+    pub started: Mutex<u64>,
     pub detached: Mutex<Vec<String>>,
     /// The last request to detach.
     pub detachments: Mutex<Vec<Detachment>>,
@@ -67,8 +76,14 @@ pub struct Guest {
     pub loses_detach: Mutex<bool>,
     /// A request to detach is never answered.
     pub hangs_at_detach: Mutex<bool>,
+    /// How long it takes to detach.
+    pub detach_delay: Mutex<std::time::Duration>,
     /// Containers that do not run any more.
     pub gone: Mutex<Vec<String>>,
+    /// Processes that hold the disks.
+    pub held: Mutex<Vec<String>>,
+    /// Paths whose node the container lost, until they are attached again.
+    pub nodes_lost: Mutex<Vec<String>>,
     pub inspect_failure: Mutex<Option<Reason>>,
     /// Sizes that it was asked to have, in order.
     pub sizes: Mutex<Vec<u64>>,
@@ -87,6 +102,7 @@ impl Guest {
             this: this.clone(),
             behaviour: Mutex::new(Behaviour::Works),
             attached: Mutex::default(),
+            started: Mutex::new(1000),
             detached: Mutex::default(),
             detachments: Mutex::default(),
             taken: Mutex::default(),
@@ -97,7 +113,10 @@ impl Guest {
             detach_failure: Mutex::default(),
             loses_detach: Mutex::default(),
             hangs_at_detach: Mutex::default(),
+            detach_delay: Mutex::default(),
             gone: Mutex::default(),
+            nodes_lost: Mutex::default(),
+            held: Mutex::default(),
             inspect_failure: Mutex::default(),
             sizes: Mutex::default(),
             on_resize: Mutex::new(OnResize::Follows),
@@ -143,6 +162,22 @@ impl Guest {
         *self.behaviour.lock().unwrap() = behaviour;
     }
 
+    fn holders(&self) -> Vec<Holder> {
+        let holder = |command: &String| Holder {
+            kind: "process".to_owned(),
+            pid: 7,
+            command: command.clone(),
+            ..Default::default()
+        };
+        self.held.lock().unwrap().iter().map(holder).collect()
+    }
+
+    /// What is attached of the volume with this serial.
+    pub fn attachment(&self, serial: &str) -> Option<Attachment> {
+        let attached = self.attached.lock().unwrap();
+        attached.values().find(|attachment| attachment.serial == serial).cloned()
+    }
+
     pub fn attached_paths(&self) -> Vec<String> {
         let attached = self.attached.lock().unwrap();
         let mut paths: Vec<_> = attached.values().map(|attachment| attachment.path.clone()).collect();
@@ -153,7 +188,8 @@ impl Guest {
     fn path_state(&self, container: &str, path: &str) -> PathState {
         let is_here =
             |attachment: &Attachment| attachment.container_id == container && attachment.path == path;
-        let attached = self.attached.lock().unwrap().values().any(is_here);
+        let lost = self.nodes_lost.lock().unwrap().iter().any(|lost| lost == path);
+        let attached = !lost && self.attached.lock().unwrap().values().any(is_here);
         let taken = attached || self.taken.lock().unwrap().iter().any(|taken| taken == path);
         let (usage, taken_by) =
             if taken { (PathUse::PATH_USE_TAKEN, "file") } else { (PathUse::PATH_USE_FREE, "") };
@@ -203,6 +239,7 @@ impl BlockVolume for Guest {
                 device: Some(DeviceNumber { major: 8, minor: 16 * index, ..Default::default() }).into(),
                 node: NodeWay::NODE_WAY_MKNOD.into(),
                 filter: FilterMode::FILTER_MODE_NONE.into(),
+                container_started: *self.started.lock().unwrap(),
                 ..Default::default()
             };
             let serial = attachment.serial.clone();
@@ -212,14 +249,15 @@ impl BlockVolume for Guest {
                 } else {
                     serial.clone()
                 },
-                unchanged: self.attached.lock().unwrap().contains_key(&serial),
+                unchanged: self.attached.lock().unwrap().contains_key(&key(&attachment)),
                 guest_device: format!("sd{index}\u{1b}"),
                 outcome: Some(outcome).into(),
                 size: attachment.size,
                 read_only: attachment.access == Access::ACCESS_READ_ONLY.into(),
                 ..Default::default()
             });
-            self.attached.lock().unwrap().insert(serial, attachment);
+            self.nodes_lost.lock().unwrap().retain(|path| *path != attachment.path);
+            self.attached.lock().unwrap().insert(key(&attachment), attachment);
         }
         reply.stages.push(Stage { name: "scan".into(), micros: 5, ..Default::default() });
         self.asked.notify_one();
@@ -233,6 +271,8 @@ impl BlockVolume for Guest {
 
     async fn detach(&self, _: &TtrpcContext, request: DetachRequest) -> ttrpc::Result<DetachResponse> {
         self.asked.notify_one();
+        let delay = *self.detach_delay.lock().unwrap();
+        tokio::time::sleep(delay).await;
         if *self.hangs_at_detach.lock().unwrap() {
             std::future::pending::<()>().await;
         }
@@ -245,7 +285,8 @@ impl BlockVolume for Guest {
         let mut reply = DetachResponse { holders, ..Default::default() };
         for detachment in request.detachments {
             let serial = detachment.attachment.serial.clone();
-            let unchanged = self.attached.lock().unwrap().remove(&serial).is_none();
+            let key = key(&detachment.attachment);
+            let unchanged = self.attached.lock().unwrap().remove(&key).is_none();
             self.detached.lock().unwrap().push(serial.clone());
             reply.detached.push(Detached { serial, unchanged, ..Default::default() });
         }
@@ -268,20 +309,24 @@ impl BlockVolume for Guest {
         for subject in request.attachments {
             let attachment = subject.attachment.unwrap();
             let running = !self.gone.lock().unwrap().contains(&attachment.container_id);
-            let size = self.attached.lock().unwrap().get(&attachment.serial).map(|known| known.size);
-            let attached = size.is_some();
+            let size = self.attachment(&attachment.serial).map(|known| known.size);
+            let disk = size.is_some();
+            let attached = self.attached.lock().unwrap().contains_key(&key(&attachment));
+            let lost = self.nodes_lost.lock().unwrap().contains(&attachment.path);
             reply.inspected.push(Inspected {
                 serial: attachment.serial,
-                disk_present: attached,
+                disk_present: disk,
                 guest_device: "sdz".to_owned(),
                 device: Some(DeviceNumber { major: 8, minor: 400, ..Default::default() }).into(),
                 size: size.unwrap_or(attachment.size),
                 stats: self.stats.lock().unwrap().clone().into(),
                 read_only: attachment.access == Access::ACCESS_READ_ONLY.into(),
                 container_running: running,
-                node_present: attached && running,
+                node_present: attached && running && !lost,
                 allowed: attached && running,
                 filter: FilterMode::FILTER_MODE_V1.into(),
+                holders: if request.holders { self.holders() } else { Vec::new() },
+                container_started: if running { *self.started.lock().unwrap() } else { 0 },
                 ..Default::default()
             });
         }
@@ -296,12 +341,14 @@ impl BlockVolume for Guest {
         let mut reply = ResizeResponse::new();
         for Attachment { serial, size, .. } in request.attachments {
             self.sizes.lock().unwrap().push(size);
-            let before = self.attached.lock().unwrap()[&serial].size;
+            let before = self.attachment(&serial).unwrap().size;
             if before != size && behaviour == OnResize::Stays {
                 let failure = failure(Reason::REASON_TIMED_OUT, true);
                 return Ok(ResizeResponse { failure, ..Default::default() });
             }
-            self.attached.lock().unwrap().get_mut(&serial).unwrap().size = size;
+            for known in self.attached.lock().unwrap().values_mut().filter(|known| known.serial == serial) {
+                known.size = size;
+            }
             let told = match behaviour {
                 _ if before == size => size,
                 OnResize::Hangs => {

@@ -26,7 +26,8 @@ use host_trigger::{
     Deadline,
     listing::Listing,
     output::{Failure, Report},
-    qmp::Qmp,
+    qmp::{PassedFd, Qmp},
+    repaired::Repaired,
 };
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -66,6 +67,15 @@ impl Ran {
     pub fn listing(&self) -> Listing {
         assert_eq!(self.exit_code, Some(0), "{self:?}");
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+
+    /// What `repair` tells; its exit code is checked against the process's.
+    #[track_caller]
+    pub fn repaired(&self) -> Repaired {
+        let repaired: Repaired =
+            serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"));
+        assert_eq!(self.exit_code, Some(repaired.exit_code().into()), "{self:?}");
+        repaired
     }
 
     /// The reason of a failure; its exit code is checked against the process's.
@@ -164,6 +174,13 @@ impl Host {
     /// Another client of QEMU, as somebody who does our work by hand.
     pub async fn by_hand(&mut self, command: &str, arguments: Value) {
         self.query(command, arguments).await;
+    }
+
+    /// Hands QEMU a descriptor with this text, in the set `set` or one of its own.
+    pub async fn add_fd(&mut self, opaque: &str, set: Option<u64>) -> PassedFd {
+        self.control.set_deadline(Deadline::after(Duration::from_secs(30)));
+        let null = fs::OpenOptions::new().write(true).open("/dev/null").unwrap();
+        self.control.add_fd(null, set, opaque).await.unwrap()
     }
 
     /// What QEMU has of anybody's.

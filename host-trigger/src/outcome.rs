@@ -1,0 +1,86 @@
+//! What the guest did for a volume: checked against what it was asked for, and noted in QEMU beside the intent, on a descriptor of
+//! `/dev/null` ([`add-fd`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-misc.add-fd)). With that note a
+//! volume is plugged.
+
+use std::fs::OpenOptions;
+
+use agent_plugin::contract::block_volume::{Attached, Attachment};
+use serde_json::json;
+
+use crate::{
+    Error,
+    printable::printable,
+    qmp::{PassedFd, Qmp},
+    record::{Placement, Record, filter_name, node_way_name},
+    undo,
+};
+
+/// The most directories that the guest may have made for one node.
+const MOST_PARENTS: usize = 64;
+
+/// Does the guest tell of the volume that it was asked for?
+pub(crate) fn check(asked: &Attachment, attached: &Attached) -> Result<(), Error> {
+    let outcome = attached.outcome.as_ref().ok_or_else(|| answer("no outcome"))?;
+    match () {
+        () if attached.serial != asked.serial => Err(answer("another serial")),
+        () if attached.size != asked.size => Err(answer("another size")),
+        () if attached.read_only != undo::is_read_only(asked) => Err(answer("another access")),
+        () if outcome.device.is_none() => Err(answer("no device number")),
+        () if outcome.parents_made.len() > MOST_PARENTS => Err(answer("too many directories")),
+        () => Ok(()),
+    }
+}
+
+pub(crate) fn answer(what: &str) -> Error {
+    Error::AgentAnswer { method: "Attach", what: what.to_owned() }
+}
+
+/// What is noted of a volume on the controller with this id.
+pub(crate) fn placement(controller: &str, asked: &Attachment, attached: &Attached) -> Placement {
+    let outcome = attached.outcome.clone().unwrap_or_default();
+    let device = outcome.device.unwrap_or_default();
+    let address = asked.address.clone().unwrap_or_default();
+    Placement {
+        v: 1,
+        further: None,
+        committed: true,
+        controller: controller.to_owned(),
+        target: address.target,
+        lun: address.lun,
+        guest_device: printable(&attached.guest_device),
+        major: device.major,
+        minor: device.minor,
+        node: node_way_name(outcome.node.enum_value_or_default()).to_owned(),
+        filter: filter_name(outcome.filter.enum_value_or_default()).to_owned(),
+        parents_made: outcome.parents_made,
+        allowed_before: outcome.allowed_before,
+        started: outcome.container_started,
+    }
+}
+
+/// Notes `placement` in the set `set`, in place of the one that `before` carries.
+///
+/// # Errors
+/// QEMU refuses, or does not answer.
+pub(crate) async fn write(
+    qmp: &mut Qmp,
+    set: u64,
+    before: Option<PassedFd>,
+    placement: &Placement,
+) -> Result<(), Error> {
+    note(qmp, set, placement).await?;
+    if let Some(PassedFd { set, fd }) = before {
+        qmp.execute("remove-fd", json!({"fdset-id": set, "fd": fd})).await?;
+    }
+    Ok(())
+}
+
+/// Notes `placement` in the set `set`, beside what is there.
+///
+/// # Errors
+/// QEMU refuses, or does not answer.
+pub(crate) async fn note(qmp: &mut Qmp, set: u64, placement: &Placement) -> Result<PassedFd, Error> {
+    let null = OpenOptions::new().write(true).open("/dev/null");
+    let null = null.map_err(|e| Error::system("open", "/dev/null", e))?;
+    Ok(qmp.add_fd(null, Some(set), &Record::Placement(placement.clone()).to_opaque()).await?)
+}
