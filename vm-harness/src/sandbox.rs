@@ -226,6 +226,18 @@ impl Sandbox {
         Ok(container)
     }
 
+    /// Removes `container` and starts a new one of the same id.
+    ///
+    /// # Errors
+    /// The agent refuses, or doesn't answer.
+    pub async fn start_anew(&self, container: &Container) -> Result<Container, Error> {
+        container.remove().await?;
+        let anew =
+            Container::create(container.id(), &ContainerOptions::default(), &self.agent, &self.guest).await?;
+        anew.start().await?;
+        Ok(anew)
+    }
+
     /// Creates and starts a container with the default options.
     ///
     /// # Panics

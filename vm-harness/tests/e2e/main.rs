@@ -2,8 +2,10 @@
 
 mod attach;
 mod bad_input;
+mod container_gone;
 mod detach;
 mod device_filter;
+mod dry_run;
 mod full;
 mod guest_races;
 mod harness;
@@ -12,7 +14,9 @@ mod host_failures;
 mod hot_unplug;
 mod native_vsock;
 mod reference_agent;
+mod repair;
 mod resize;
+mod shared;
 mod shipped;
 mod stats;
 mod throttle;

@@ -1,0 +1,136 @@
+//! What becomes of a volume when something goes without being asked: its container stops, is removed, or is started anew; its source
+//! on the host; the event of its device in QEMU.
+
+use std::fs::OpenOptions;
+
+use rstest::rstest;
+use serde_json::Value;
+use vm_harness::{Cgroup, Container, Machine, Sandbox, Snapshot, Volume};
+
+use super::{
+    MIB, boot,
+    host_failures::claim_is_free,
+    repair::{only, repair, state, verb},
+    sandbox,
+};
+
+async fn unplug(sandbox: &Sandbox, container: &Container) -> Value {
+    let at = ["--container", container.id(), "--device-path", "/dev/xvda"];
+    let finished = verb(sandbox.ecr_runtime(), sandbox, "hot-unplug", &at).run().await;
+    assert_eq!(finished.status, 0, "{}{}", finished.stdout, finished.stderr);
+    finished.json()
+}
+
+#[rstest]
+#[case::stopped(false)]
+#[case::removed(true)]
+#[tokio::test]
+async fn volume_of_a_container_that_is_gone_is_freed_by_repair(
+    #[future(awt)] sandbox: Sandbox,
+    #[case] removed: bool,
+) {
+    let witness = sandbox.start_container().await;
+    let (container, volume) = (sandbox.start_container().await, Volume::loop_device(MIB));
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    container.kill().await.unwrap();
+    if removed {
+        container.remove().await.unwrap();
+        sandbox.run_directory().remove_container(container.id());
+    }
+    assert_eq!(state(&sandbox).await, "stale: container gone");
+    let refused = sandbox.hot_plug_command(&witness, &[(&volume, "/dev/xvda")]).run().await;
+    let (reason, message) = refused.failed_with(4);
+    assert!(reason == "volume_taken" && message.contains(container.id()), "it names who has it: {message}");
+    let repaired = repair(&sandbox, 0, &[]).await;
+    assert_eq!(only(&repaired), ["stale: container gone", "undone", "gone"], "{repaired}");
+    assert!(claim_is_free(&volume));
+    sandbox.hot_plug(&witness, &volume, "/dev/xvda").await;
+    assert_eq!(witness.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+}
+
+/// The new container of the same id did not ask for the volume, and has neither its node nor its right.
+#[rstest]
+#[tokio::test]
+async fn container_that_is_started_anew_is_served_when_it_asks(
+    #[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup,
+    #[values("hot-plug", "hot-unplug", "repair")] way: &str,
+) {
+    let sandbox = boot(&Machine { cgroup, ..Machine::default() }).await;
+    let (container, volume) = (sandbox.start_container().await, Volume::loop_device(MIB));
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    assert_eq!(state(&sandbox).await, "attached");
+    container.kill().await.unwrap();
+    let container = sandbox.start_anew(&container).await.unwrap();
+    assert_eq!(state(&sandbox).await, "stale: container restarted");
+    let fresh = Snapshot::of(&sandbox, &[&container]).await;
+    match way {
+        "hot-plug" => {
+            let again = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+            assert_eq!((again.result.as_str(), again.id()), ("attached", plugged.id()));
+            assert_eq!(state(&sandbox).await, "attached");
+            assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+            assert_eq!(sandbox.hot_plug(&container, &volume, "/dev/xvda").await.result, "unchanged");
+            assert_eq!(repair(&sandbox, 0, &[]).await["result"], "unchanged");
+            unplug(&sandbox, &container).await;
+        }
+        "hot-unplug" => drop(unplug(&sandbox, &container).await),
+        _ => {
+            let repaired = repair(&sandbox, 0, &[]).await;
+            assert_eq!(only(&repaired), ["stale: container restarted", "undone", "gone"], "{repaired}");
+        }
+    }
+    assert!(claim_is_free(&volume));
+    let now = Snapshot::of(&sandbox, &[&container]).await;
+    assert_eq!(now.container_devices, fresh.container_devices);
+    assert!(now.nodes.is_empty() && now.fdsets.is_empty(), "{now:#?}");
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+}
+
+/// The command is killed between `device_del` and its event, which nobody hears then.
+#[rstest]
+#[tokio::test]
+async fn device_that_went_while_nobody_listened_is_noticed(
+    #[future(awt)] sandbox: Sandbox,
+    #[values(true, false)] by_repair: bool,
+) {
+    let container = sandbox.start_container().await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let volume = Volume::loop_device(MIB);
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let at = ["--container", container.id(), "--device-path", "/dev/xvda"];
+    let killed = sandbox.ecr_runtime_with_faults("remove-before-device-deleted=kill");
+    let killed = verb(killed, &sandbox, "hot-unplug", &at).run().await;
+    assert_eq!(killed.status, 128 + 9, "{}{}", killed.stdout, killed.stderr);
+    // QEMU goes on by itself; whoever comes next finds the device there still, or gone.
+    if by_repair {
+        let repaired = repair(&sandbox, 0, &[]).await;
+        assert_eq!(only(&repaired), ["incomplete", "completed", "gone"], "{repaired}");
+    } else {
+        assert_eq!(unplug(&sandbox, &container).await["result"], "detached");
+    }
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    assert!(claim_is_free(&volume));
+}
+
+/// The file below the loop device is cut: reads fail in the container, QEMU and the guest go on, and the volume can be unplugged.
+#[rstest]
+#[tokio::test]
+async fn source_that_is_gone_gives_errors_and_can_be_unplugged(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let (volume, neighbour) = (Volume::loop_device(4 * MIB), Volume::image(MIB));
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    sandbox.hot_plug(&container, &neighbour, "/dev/xvdb").await;
+    OpenOptions::new().write(true).open(volume.image_path()).unwrap().set_len(0).unwrap();
+    let read = ["dd", "if=/dev/xvda", "of=/dev/null", "bs=4096", "count=1", "iflag=direct"];
+    let message = container.exec_fails(&read).await;
+    assert!(message.contains("Input/output error"), "{message}");
+    // The VM runs on, and so does the neighbour.
+    assert_eq!(container.read("/dev/xvdb", 0..MIB).await, neighbour.bytes(0..MIB));
+    assert_eq!(unplug(&sandbox, &container).await["result"], "detached");
+    let at = ["--container", container.id(), "--device-path", "/dev/xvdb"];
+    assert_eq!(verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at).run().await.status, 0);
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    assert!(claim_is_free(&volume));
+}

@@ -1,0 +1,199 @@
+//! `repair` on real VMs: whatever a killed run left ends wholly plugged or wholly gone, and what is somebody else's stays.
+
+use rstest::rstest;
+use serde_json::{Value, json};
+use vm_harness::{Cgroup, Container, EcrRuntime, Finished, Machine, QmpProxy, Sandbox, Snapshot, Volume};
+
+use super::{MIB, boot, host_failures::claim_is_free, sandbox};
+
+pub(crate) fn verb(runtime: EcrRuntime, sandbox: &Sandbox, verb: &str, more: &[&str]) -> EcrRuntime {
+    runtime.args(["block-volume", verb, "--output", "json", "--sandbox", sandbox.id()]).args(more)
+}
+
+/// Runs `repair`, which ends with `status`.
+pub(crate) async fn repair(sandbox: &Sandbox, status: i32, more: &[&str]) -> Value {
+    let finished = verb(sandbox.ecr_runtime(), sandbox, "repair", more).run().await;
+    assert_eq!(finished.status, status, "{}{}", finished.stdout, finished.stderr);
+    finished.json()
+}
+
+/// What `repair` says of its only volume: what it was, what was done, what is there now.
+pub(crate) fn only(repaired: &Value) -> [&str; 3] {
+    let volumes = repaired["volumes"].as_array().unwrap();
+    assert_eq!(volumes.len(), 1, "{repaired}");
+    ["was", "did", "now"].map(|key| volumes[0][key].as_str().unwrap())
+}
+
+pub(crate) async fn state(sandbox: &Sandbox) -> Value {
+    let listed = verb(sandbox.ecr_runtime(), sandbox, "list", &[]).run().await.json();
+    assert_eq!(listed["guest_error"], Value::Null, "the guest was asked: {listed}");
+    listed["volumes"][0]["state"].clone()
+}
+
+async fn killed(sandbox: &Sandbox, point: &str, call: impl FnOnce(EcrRuntime) -> EcrRuntime) -> Finished {
+    let finished = call(sandbox.ecr_runtime_with_faults(&format!("{point}=kill"))).run().await;
+    assert_eq!(finished.status, 128 + 9, "{point}: {}{}", finished.stdout, finished.stderr);
+    finished
+}
+
+fn path_of(container: &Container) -> [&str; 4] {
+    ["--container", container.id(), "--device-path", "/dev/xvda"]
+}
+
+#[rstest]
+#[tokio::test]
+async fn killed_plug_is_completed_or_undone(#[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup) {
+    let sandbox = boot(&Machine { cgroup, ..Machine::default() }).await;
+    let container = sandbox.start_container().await;
+    let neighbour = Volume::image(MIB);
+    sandbox.hot_plug(&container, &neighbour, "/dev/neighbour").await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    for (point, did, now) in [
+        ("after-add-fd", "undone", "gone"),
+        ("after-blockdev-add", "undone", "gone"),
+        ("after-device-add", "undone", "gone"),
+        ("after-attach", "completed", "attached"),
+        ("after-outcome", "kept", "attached"),
+    ] {
+        let volume = Volume::loop_device(MIB);
+        killed(&sandbox, point, |runtime| {
+            runtime.hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")])
+        })
+        .await;
+        let left = Snapshot::of(&sandbox, &[&container]).await;
+        let would = repair(&sandbox, 0, &["--dry-run"]).await;
+        left.assert_unchanged(&sandbox, &[&container]).await;
+        let repaired = repair(&sandbox, 0, &[]).await;
+        let of_it = |told: &Value| {
+            let volumes = told["volumes"].as_array().unwrap().clone();
+            let is_kept = |told: &&Value| told["device_path"] == "/dev/neighbour";
+            let kept: Vec<_> = volumes.iter().filter(is_kept).collect();
+            assert!(kept.len() == 1 && kept[0]["did"] == "kept", "{told}");
+            volumes.into_iter().find(|told| told["device_path"] == "/dev/xvda").unwrap()
+        };
+        let (told, would) = (of_it(&repaired), of_it(&would));
+        assert_eq!((&told["did"], &told["now"]), (&did.into(), &now.into()), "{point}: {told}");
+        let outlook = match did {
+            "undone" => "would undo",
+            "completed" => "would complete",
+            other => other,
+        };
+        assert_eq!((&would["did"], &would["now"]), (&outlook.into(), &now.into()), "{point}: {would}");
+        if now == "attached" {
+            assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536), "{point}");
+            let same = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+            assert_eq!(same.result, "unchanged", "{point}");
+            let gone = verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &path_of(&container)).run().await;
+            assert_eq!(gone.status, 0, "{point}: {}", gone.stdout);
+        }
+        if cgroup == Cgroup::V2 {
+            before.assert_unchanged(&sandbox, &[&container]).await;
+        }
+        assert!(claim_is_free(&volume), "{point}");
+    }
+    assert_eq!(container.read("/dev/neighbour", 0..MIB).await, neighbour.bytes(0..MIB));
+}
+
+#[rstest]
+#[tokio::test]
+async fn killed_unplug_is_completed(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let volume = Volume::loop_device(MIB);
+    for point in ["after-detach", "remove-after-device-del", "remove-after-blockdev-del"] {
+        sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+        killed(&sandbox, point, |runtime| verb(runtime, &sandbox, "hot-unplug", &path_of(&container))).await;
+        assert_eq!(state(&sandbox).await, "incomplete", "{point}");
+        let repaired = repair(&sandbox, 0, &[]).await;
+        assert_eq!(only(&repaired), ["incomplete", "completed", "gone"], "{point}: {repaired}");
+        before.assert_unchanged(&sandbox, &[&container]).await;
+        assert!(claim_is_free(&volume), "{point}");
+    }
+}
+
+#[rstest]
+#[tokio::test]
+async fn node_that_the_container_lost_is_made_again(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::loop_device(MIB);
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    container.exec(&["rm", "/dev/xvda"]).await;
+    let repaired = repair(&sandbox, 0, &[]).await;
+    assert_eq!(only(&repaired), ["incomplete", "completed", "attached"], "{repaired}");
+    assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+    // What the container has in its place is the container's: then all of ours goes.
+    container.exec(&["sh", "-c", "rm /dev/xvda && echo mine > /dev/xvda"]).await;
+    let repaired = repair(&sandbox, 0, &[]).await;
+    assert_eq!(only(&repaired), ["incomplete", "undone", "gone"], "{repaired}");
+    assert_eq!(container.exec(&["cat", "/dev/xvda"]).await, b"mine\n");
+    assert!(claim_is_free(&volume));
+}
+
+#[rstest]
+#[tokio::test]
+async fn volume_in_use_is_left_and_told(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(8 * MIB);
+    let made = std::process::Command::new("mkfs.ext4").args(["-q", "-F", volume.name()]).status().unwrap();
+    assert!(made.success());
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let device = format!("/dev/{}", plugged.guest_device());
+    sandbox.observer().shell(&format!("mkdir -p /mnt && mount -t ext4 {device} /mnt")).await;
+    container.kill().await.unwrap();
+    let repaired = repair(&sandbox, 8, &[]).await;
+    assert_eq!(only(&repaired), ["stale: container gone", "failed", "unknown"], "{repaired}");
+    sandbox.observer().shell("echo alive > /mnt/file && sync && cat /mnt/file && umount /mnt").await;
+    let repaired = repair(&sandbox, 0, &[]).await;
+    assert_eq!(only(&repaired), ["stale: container gone", "undone", "gone"], "{repaired}");
+}
+
+/// A node, a device and a set of somebody else's, some with names much like ours; and no command to QEMU but queries.
+#[rstest]
+#[tokio::test]
+async fn what_is_somebody_elses_is_not_touched(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(MIB);
+    let mut monitor = sandbox.monitor().await.unwrap();
+    let null = || std::fs::OpenOptions::new().write(true).open("/dev/null").unwrap();
+    for opaque in ["serial0-source", "ecrblk2:{}", "ecrblk1:{\"v\":2,\"id\":\"0123456789abcdef\"}"] {
+        monitor.add_fd(null(), None, opaque).await.unwrap();
+    }
+    let file = json!({"driver": "file", "filename": volume.name()});
+    let node = json!({"driver": "raw", "node-name": "ecrblk-theirs-n", "file": file});
+    monitor.execute("blockdev-add", node).await.unwrap();
+    let device = json!({"driver": "scsi-hd", "id": "ecrblk-theirs", "drive": "ecrblk-theirs-n", "bus": "scsi0.0",
+        "scsi-id": 1, "lun": 1, "serial": "0123456789abcdef"});
+    monitor.execute("device_add", device).await.unwrap();
+    // The harness's socket serves one client, too.
+    drop(monitor);
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let proxy = QmpProxy::start(&sandbox.qmp_socket()).unwrap();
+    let repaired = repair(&sandbox, 0, &["--qmp", proxy.path().to_str().unwrap()]).await;
+    assert_eq!((&repaired["result"], &repaired["volumes"]), (&"unchanged".into(), &json!([])));
+    let only_looks =
+        |name: &String| name.starts_with("query-") || name == "qom-list" || name == "qmp_capabilities";
+    assert!(proxy.commands().iter().all(only_looks), "{:?}", proxy.commands());
+    before.assert_unchanged(&sandbox, &[&container]).await;
+}
+
+#[rstest]
+#[tokio::test]
+async fn without_an_agent_nothing_unsafe_is_done(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let (volume, half) = (Volume::loop_device(MIB), Volume::loop_device(MIB));
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    killed(&sandbox, "after-blockdev-add", |runtime| {
+        runtime.hot_plug(sandbox.id(), container.id(), &[(&half, "/dev/xvdb")])
+    })
+    .await;
+    let repaired = repair(&sandbox, 8, &["--agent", "unix:///nonexistent/agent.sock"]).await;
+    assert_eq!(repaired["error"]["exit_code"], 8, "{repaired}");
+    for told in repaired["volumes"].as_array().unwrap() {
+        let expected = if told["device_path"] == "/dev/xvda" { "failed" } else { "undone" };
+        assert_eq!(told["did"], expected, "{repaired}");
+    }
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    assert!(claim_is_free(&half) && !claim_is_free(&volume));
+    assert_eq!(repair(&sandbox, 0, &[]).await["result"], "unchanged");
+}

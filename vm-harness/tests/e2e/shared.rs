@@ -1,0 +1,197 @@
+//! `--shared` on real VMs: one disk, a node for each use, and the disk goes with the last one.
+
+use rstest::rstest;
+use serde_json::Value;
+use vm_harness::{Cgroup, Container, Machine, Sandbox, Snapshot, Volume, random_bytes};
+
+use super::{
+    MIB, boot,
+    host_failures::claim_is_free,
+    repair::{repair, verb},
+    sandbox,
+};
+
+async fn share(sandbox: &Sandbox, container: &Container, volume: &Volume, path: &str) -> Value {
+    let command = sandbox.hot_plug_command(container, &[(volume, path)]).args(["--shared"]);
+    let finished = command.run().await;
+    finished.succeeded(sandbox.guest());
+    finished.json()
+}
+
+async fn unplug(sandbox: &Sandbox, container: &Container, path: &str) {
+    let at = ["--container", container.id(), "--device-path", path];
+    let finished = verb(sandbox.ecr_runtime(), sandbox, "hot-unplug", &at).run().await;
+    assert_eq!(finished.status, 0, "{}{}", finished.stdout, finished.stderr);
+}
+
+/// The state of each use, by container and path, and whether it is shared.
+async fn listed(sandbox: &Sandbox) -> Vec<(String, String, String, bool)> {
+    let listed = verb(sandbox.ecr_runtime(), sandbox, "list", &[]).run().await.json();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let volumes = listed["volumes"].as_array().unwrap().iter();
+    volumes
+        .map(|listed| {
+            let [container, path, state] =
+                ["container", "device_path", "state"].map(|key| text(&listed[key]));
+            (container, path, state, listed["shared"] == true)
+        })
+        .collect()
+}
+
+#[rstest]
+#[tokio::test]
+async fn two_containers_have_one_disk(
+    #[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup,
+    #[values(true, false)] first_goes_first: bool,
+) {
+    let sandbox = boot(&Machine { cgroup, ..Machine::default() }).await;
+    let (first, second) = (sandbox.start_container().await, sandbox.start_container().await);
+    let before = Snapshot::of(&sandbox, &[&first, &second]).await;
+    let volume = Volume::loop_device(2 * MIB);
+    sandbox.hot_plug(&first, &volume, "/dev/xvda").await;
+    let with_one = Snapshot::of(&sandbox, &[&first, &second]).await;
+    let second_use = share(&sandbox, &second, &volume, "/dev/data").await;
+    assert_eq!(
+        (&second_use["result"], &second_use["volumes"][0]["shared"]),
+        (&"attached".into(), &true.into())
+    );
+    let with_two = Snapshot::of(&sandbox, &[&first, &second]).await;
+    assert_eq!((&with_two.nodes, &with_two.devices), (&with_one.nodes, &with_one.devices), "one disk");
+    assert_eq!(with_two.scsi, with_one.scsi, "one disk");
+
+    let fresh = random_bytes(65536);
+    first.write("/dev/xvda", 0, &fresh).await;
+    assert_eq!(second.read("/dev/data", 0..65536).await, fresh);
+    let uses = listed(&sandbox).await;
+    assert!(
+        uses.len() == 2 && uses.iter().all(|(.., state, shared)| state == "attached" && *shared),
+        "{uses:?}"
+    );
+    assert_eq!(share(&sandbox, &second, &volume, "/dev/data").await["result"], "unchanged");
+    assert_eq!(repair(&sandbox, 0, &[]).await["result"], "unchanged");
+
+    let ((goes, its_path), (stays, path)) = if first_goes_first {
+        ((&first, "/dev/xvda"), (&second, "/dev/data"))
+    } else {
+        ((&second, "/dev/data"), (&first, "/dev/xvda"))
+    };
+    unplug(&sandbox, goes, its_path).await;
+    assert!(!claim_is_free(&volume));
+    let uses = listed(&sandbox).await;
+    assert_eq!(uses, [(stays.id().to_owned(), path.to_owned(), "attached".to_owned(), false)]);
+    goes.exec(&["test", "!", "-e", its_path]).await;
+    let fresh = random_bytes(65536);
+    stays.write(path, MIB, &fresh).await;
+    assert_eq!(stays.read(path, MIB..MIB + 65536).await, fresh);
+    unplug(&sandbox, stays, path).await;
+    assert!(claim_is_free(&volume));
+    assert_eq!(volume.bytes(MIB..MIB + 65536), fresh);
+    if cgroup == Cgroup::V2 {
+        before.assert_unchanged(&sandbox, &[&first, &second]).await;
+    }
+}
+
+#[rstest]
+#[tokio::test]
+async fn second_path_in_one_container_keeps_its_right() {
+    let sandbox = boot(&Machine { cgroup: Cgroup::V1, ..Machine::default() }).await;
+    let (container, volume) = (sandbox.start_container().await, Volume::loop_device(MIB));
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let rule = format!("b {} rw", plugged.device_number());
+    let list = format!("cat /sys/fs/cgroup/devices/pod/{}/devices.list", container.id());
+    share(&sandbox, &container, &volume, "/dev/xvdb").await;
+    unplug(&sandbox, &container, "/dev/xvda").await;
+    assert!(sandbox.observer().shell(&list).await.lines().any(|line| line == rule));
+    assert_eq!(container.read("/dev/xvdb", 0..65536).await, volume.bytes(0..65536));
+    unplug(&sandbox, &container, "/dev/xvdb").await;
+    assert!(!sandbox.observer().shell(&list).await.lines().any(|line| line == rule));
+    assert!(claim_is_free(&volume));
+}
+
+#[rstest]
+#[tokio::test]
+async fn what_is_not_shared_is_a_conflict_that_names_the_first_use(#[future(awt)] sandbox: Sandbox) {
+    let (first, second) = (sandbox.start_container().await, sandbox.start_container().await);
+    let volume = Volume::loop_device(MIB);
+    sandbox.hot_plug(&first, &volume, "/dev/xvda").await;
+    let before = Snapshot::of(&sandbox, &[&first, &second]).await;
+    let (_, message) =
+        sandbox.hot_plug_command(&second, &[(&volume, "/dev/xvda")]).run().await.failed_with(4);
+    assert!(message.contains(first.id()) && message.contains("/dev/xvda"), "{message}");
+    let read_only =
+        sandbox.hot_plug_command(&second, &[(&volume, "/dev/xvda")]).args(["--shared", "--read-only"]);
+    let (reason, message) = read_only.run().await.failed_with(4);
+    assert!(reason == "other_options" && message.contains("--read-only"), "{message}");
+    // What stands at the path is told before anything is begun.
+    second.exec(&["sh", "-c", "echo mine > /dev/taken"]).await;
+    let taken = sandbox.hot_plug_command(&second, &[(&volume, "/dev/taken")]).args(["--shared"]);
+    assert_eq!(taken.run().await.failed_with(4).0, "path_taken");
+    second.exec(&["rm", "/dev/taken"]).await;
+    before.assert_unchanged(&sandbox, &[&first, &second]).await;
+    // Two sandboxes never have one volume.
+    let other = boot(&Machine::default()).await;
+    let elsewhere = other.start_container().await;
+    let refused =
+        other.hot_plug_command(&elsewhere, &[(&volume, "/dev/xvda")]).args(["--shared"]).run().await;
+    let (reason, message) = refused.failed_with(6);
+    assert_eq!(reason, "source_held");
+    assert!(message.contains(&format!("sandbox-{}", sandbox.id())), "it names the sandbox: {message}");
+}
+
+#[rstest]
+#[tokio::test]
+async fn only_the_use_of_a_container_that_is_gone_is_stale(
+    #[future(awt)] sandbox: Sandbox,
+    #[values(true, false)] first_is_gone: bool,
+) {
+    let (first, second) = (sandbox.start_container().await, sandbox.start_container().await);
+    let volume = Volume::loop_device(MIB);
+    sandbox.hot_plug(&first, &volume, "/dev/xvda").await;
+    share(&sandbox, &second, &volume, "/dev/xvda").await;
+    let (gone, stays) = if first_is_gone { (&first, &second) } else { (&second, &first) };
+    gone.kill().await.unwrap();
+    for (container, _, state, shared) in listed(&sandbox).await {
+        let expected = if container == gone.id() { "stale: container gone" } else { "attached" };
+        assert_eq!((state.as_str(), shared), (expected, true));
+    }
+    let repaired = repair(&sandbox, 0, &[]).await;
+    for told in repaired["volumes"].as_array().unwrap() {
+        let expected = if told["container"] == gone.id() { "undone" } else { "kept" };
+        assert_eq!(told["did"], expected, "{repaired}");
+    }
+    assert_eq!(stays.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+    unplug(&sandbox, stays, "/dev/xvda").await;
+    assert!(claim_is_free(&volume));
+}
+
+#[rstest]
+#[tokio::test]
+async fn killed_second_use_is_completed_or_undone(
+    #[future(awt)] sandbox: Sandbox,
+    #[values(true, false)] by_repair: bool,
+) {
+    let (first, second) = (sandbox.start_container().await, sandbox.start_container().await);
+    let volume = Volume::loop_device(MIB);
+    sandbox.hot_plug(&first, &volume, "/dev/xvda").await;
+    let with_one = Snapshot::of(&sandbox, &[&first, &second]).await;
+    for (point, completes) in [("after-begin-use", false), ("after-attach", true), ("after-outcome", true)] {
+        let killed = sandbox.ecr_runtime_with_faults(&format!("{point}=kill"));
+        let killed = killed.hot_plug(sandbox.id(), second.id(), &[(&volume, "/dev/xvda")]).args(["--shared"]);
+        assert_eq!(killed.run().await.status, 128 + 9, "{point}");
+        if by_repair {
+            repair(&sandbox, 0, &[]).await;
+        } else {
+            share(&sandbox, &second, &volume, "/dev/xvda").await;
+        }
+        let attached = completes || !by_repair;
+        let uses = listed(&sandbox).await;
+        assert_eq!(uses.len(), if attached { 2 } else { 1 }, "{point}: {uses:?}");
+        assert!(uses.iter().all(|(.., state, _)| state == "attached"), "{point}: {uses:?}");
+        if attached {
+            assert_eq!(second.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536), "{point}");
+            unplug(&sandbox, &second, "/dev/xvda").await;
+        }
+        with_one.assert_unchanged(&sandbox, &[&first, &second]).await;
+        assert_eq!(first.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536), "{point}");
+    }
+}
