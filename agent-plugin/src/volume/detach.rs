@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     block::{self, BlockDevice, Claim, DeviceNumber},
-    cgroup::{Filter, Grant, Rights},
+    cgroup::{Filter, Grant, Mode, Rights},
     device_node::{NodeOptions, Occupant, Place},
     error::{Error, Result, Unsupported},
     holders::Holder,
@@ -189,11 +189,14 @@ fn unlink(departure: &Departure, present: &mut Present) -> Result<()> {
 
 fn revoke(departure: &Departure, present: &mut Present) -> Result<()> {
     let Some(target) = departure.target.as_ref().filter(|target| !target.has_ended()) else { return Ok(()) };
-    if departure.outcome.is_some_and(|outcome| outcome.allowed_before) {
+    let filter = Filter::of(target)?;
+    // In a list, what was there before us looks like what we added. In front of a program there is ours alone: something that
+    // was granted by itself may have been lost since, and been replaced.
+    if filter.mode() == Mode::V1 && departure.outcome.is_some_and(|outcome| outcome.allowed_before) {
         return Ok(());
     }
     if let Some(number) = number(departure, present)? {
-        present.revoked = Filter::of(target)?.revoke(number)?;
+        present.revoked = filter.revoke(number)?;
     }
     Ok(())
 }

@@ -208,6 +208,24 @@ async fn what_the_specification_grants_stays(#[future(awt)] sandbox: Sandbox) {
     assert!(can(&container, "8:0", true).await, "its own specification says so");
 }
 
+#[rstest]
+#[tokio::test]
+async fn right_in_the_place_of_one_that_was_lost_goes_with_the_volume(#[future(awt)] sandbox: Sandbox) {
+    let options = ContainerOptions { block_devices: vec![(8, 0)], ..filtered() };
+    let container = sandbox.start_container_with(&options).await;
+    let sibling = sandbox.start_container_with(&filtered()).await;
+    let (volume, next) = (Volume::image(MIB), Volume::image(MIB));
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    // New rules without the disk: it is allowed by the volume alone from the second call on.
+    container.update(DeviceFilter::Bpf).await.unwrap();
+    assert_eq!(sandbox.hot_plug(&container, &volume, "/dev/xvda").await.result, "attached");
+    assert!(can(&container, "8:0", true).await);
+    hot_unplug(&sandbox, &container, "/dev/xvda").await;
+    let plugged = sandbox.hot_plug(&sibling, &next, "/dev/xvda").await;
+    assert_eq!(plugged.device_number(), "8:0");
+    assert!(!can(&container, "8:0", false).await);
+}
+
 /// `r0 = 0; exit`
 const REFUSES_ALL: &str = "b7000000000000009500000000000000";
 
