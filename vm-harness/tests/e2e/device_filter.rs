@@ -90,8 +90,8 @@ async fn hundreds_of_attachments_leave_one_program_and_refuse_nothing_meanwhile(
     let script = "n=0; while [ ! -e /dev/stop ]; do : </dev/null || exit 3; n=$((n+1)); done; echo $n";
     let opener = container.clone();
     // The guest has one processor: the loop has what the attachments leave of it.
-    let command = ["nice", "-n", "19", "sh", "-c", script];
-    let opener = tokio::spawn(async move { opener.try_exec(&command, b"").await.unwrap() });
+    sandbox.observer().write("/sys/fs/cgroup/pod/cpu.weight", "1").await.unwrap();
+    let opener = tokio::spawn(async move { opener.try_exec(&["sh", "-c", script], b"").await.unwrap() });
     let service = sandbox.block_volume_service().await.unwrap();
     let attach = AttachRequest {
         attachments: vec![plugged.attachment()],
