@@ -76,6 +76,12 @@ pub enum Outcome {
     /// With `--dry-run`: it would be detached.
     #[serde(rename = "would detach")]
     WouldDetach,
+    /// With `--dry-run`: it would be resized.
+    #[serde(rename = "would resize")]
+    WouldResize,
+    /// With `--dry-run`: its limits would change.
+    #[serde(rename = "would throttle")]
+    WouldThrottle,
 }
 
 /// One volume in one container.
@@ -297,6 +303,8 @@ fn human(report: &Report) -> String {
             Outcome::Unchanged => "unchanged:",
             Outcome::WouldAttach => "would plug",
             Outcome::WouldDetach => "would unplug",
+            Outcome::WouldResize => "would resize",
+            Outcome::WouldThrottle => "would throttle",
         };
         let detaches = matches!(report.result, Outcome::Detached | Outcome::WouldDetach);
         let access = if volume.read_only { ", read-only" } else { "" };
@@ -322,7 +330,8 @@ fn human(report: &Report) -> String {
             volume.scsi.lun,
             volume.device_filter,
         ));
-        if !volume.throttle.is_unlimited() || report.result == Outcome::Throttled {
+        let throttles = matches!(report.result, Outcome::Throttled | Outcome::WouldThrottle);
+        if throttles || !volume.throttle.is_unlimited() {
             lines.push(format!("  limits: {}", volume.throttle));
         }
     }

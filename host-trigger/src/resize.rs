@@ -67,6 +67,10 @@ pub struct Resize {
     /// Also makes it smaller; what is beyond the new end is lost
     #[arg(long)]
     pub allow_shrink: bool,
+
+    /// Only checks what can be checked, and says what would be done; changes nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 fn parse_new_size(text: &str) -> Result<u64, String> {
@@ -93,7 +97,8 @@ pub async fn run(verb: &Resize, run_dir: Option<PathBuf>) -> Result<Report, Erro
     let (mut resizing, subject) = signals.unless_caught(prepare(verb, &place, deadline)).await?;
     watch.lap("prepare");
 
-    let done = signals.unless_caught(resizing.run(&mut watch)).await;
+    let work = async { if verb.dry_run { resizing.outlook().await } else { resizing.run(&mut watch).await } };
+    let done = signals.unless_caught(work).await;
     let (unchanged, size) = match done {
         Ok(done) => done,
         Err(cause) => {
@@ -111,7 +116,11 @@ pub async fn run(verb: &Resize, run_dir: Option<PathBuf>) -> Result<Report, Erro
     Ok(Report {
         schema: SCHEMA,
         command: "resize".to_owned(),
-        result: if unchanged { Outcome::Unchanged } else { Outcome::Resized },
+        result: match unchanged {
+            true => Outcome::Unchanged,
+            false if verb.dry_run => Outcome::WouldResize,
+            false => Outcome::Resized,
+        },
         volumes: vec![volume],
         broke: Vec::new(),
         timings_us: Timings(watch.finish()),
@@ -193,6 +202,14 @@ struct Resizing<'a> {
 }
 
 impl Resizing<'_> {
+    /// What [`run`](Self::run) would say; the guest is only looked at.
+    async fn outlook(&self) -> Result<(bool, u64), Error> {
+        match self.size_in_guest(self.deadline).await? {
+            Some(size) => Ok((size == self.after && self.before == self.after, self.after)),
+            None => Err(Error::HalfPlugged { volume: self.id.to_string() }),
+        }
+    }
+
     /// Was all as it should be already, and what is the size?
     async fn run(&mut self, watch: &mut Stopwatch) -> Result<(bool, u64), Error> {
         let had_it = self.resize_in_guest(self.before).await?;

@@ -39,6 +39,10 @@ pub struct Throttle {
     #[command(flatten)]
     pub which: Which,
 
+    /// Only checks what can be checked, and says what would be done; changes nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
     /// Which limits.
     #[command(flatten)]
     pub limits: LimitArgs,
@@ -180,6 +184,8 @@ pub async fn run(verb: &Throttle, run_dir: Option<PathBuf>) -> Result<Report, Er
     volume.throttle = change.of(&id, &present)?;
     let result = if volume.throttle == present {
         Outcome::Unchanged
+    } else if verb.dry_run {
+        Outcome::WouldThrottle
     } else {
         // Short, and not cut by a signal: who sends one is told what holds.
         volume.throttle.write(&mut qmp, &id).await?;

@@ -43,6 +43,13 @@ async fn an_image_is_grown_by_qemu_and_known_to_all() {
     let plugged = host.plug(image.path(), "/dev/xvda", &[]).await.report();
     let id = plugged.volumes[0].id.as_str();
 
+    let changes = host.changes();
+    let report = resize(&host, &["--size", "8MiB", "--dry-run"]).await;
+    assert_eq!((report.result, report.volumes[0].size), (Outcome::WouldResize, 8 * MIB));
+    assert_eq!(resize(&host, &["--size", "2MiB", "--dry-run"]).await.result, Outcome::Unchanged);
+    assert_eq!((host.changes(), image.size()), (changes, 2 * MIB));
+    assert!(host.guest.sizes.lock().unwrap().is_empty(), "the guest is only looked at");
+
     let report = resize(&host, &["--size", "8MiB"]).await;
     assert_eq!((report.command.as_str(), report.result), ("resize", Outcome::Resized));
     assert_eq!((report.volumes[0].id.as_str(), report.volumes[0].size), (id, 8 * MIB));

@@ -50,6 +50,10 @@ async fn limits_change_one_by_one_and_leave_nothing() {
     assert_eq!(limits_in_qemu(&mut host, id).await, json!({}));
     let group = format!("ecrblk-{id}");
 
+    let would = throttle(&host, &["--iops-read", "100", "--dry-run"]).await;
+    assert_eq!((would.0, would.1.throttle.iops_read), (Outcome::WouldThrottle, limit(100)));
+    assert_eq!(limits_in_qemu(&mut host, id).await, json!({}));
+
     let (result, volume) = throttle(&host, &["--iops-read", "100", "--bps", "1MiB"]).await;
     let expected = Limits { iops_read: limit(100), bps: limit(MIB), ..Limits::default() };
     assert_eq!((result, volume.throttle), (Outcome::Throttled, expected));

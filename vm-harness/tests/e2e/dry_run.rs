@@ -50,6 +50,14 @@ async fn what_would_be_done_is_said_and_not_done(#[future(awt)] sandbox: Sandbox
     let unplug =
         |more: &[&str]| verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container)).args(more);
     assert_eq!(look(unplug(&[])).await, said("would detach"));
+    let in_use = |command: &str, more: &[&str]| {
+        verb(sandbox.ecr_runtime(), &sandbox, command, &at(&container)).args(more)
+    };
+    assert_eq!(look(in_use("throttle", &["--iops", "100"])).await, said("would throttle"));
+    assert_eq!(look(in_use("throttle", &["--iops", "0"])).await, said("unchanged"));
+    assert_eq!(look(in_use("resize", &[])).await, said("unchanged"));
+    volume.resize(2 * MIB);
+    assert_eq!(look(in_use("resize", &[])).await, said("would resize"));
     // Somebody has it open.
     container.exec(&["sh", "-c", "sleep 1000 < /dev/xvda > /dev/null 2>&1 &"]).await;
     assert_eq!(look(unplug(&[])).await, (5, "busy".to_owned()));
