@@ -25,6 +25,8 @@ pub(crate) struct Kept {
     pub(crate) outcome: Option<Outcome>,
     /// Only the container's part shall go.
     pub(crate) keep_disk: bool,
+    /// Of that only the node.
+    pub(crate) keep_right: bool,
 }
 
 /// A value that breaks a rule.
@@ -98,7 +100,7 @@ pub(crate) fn kept(list: &[wire::Detachment]) -> Result<Vec<Kept>> {
         let field = format!("attachments[{index}]");
         let attachment = attachment(&field, required(&field, &item.attachment)?)?;
         let outcome = item.outcome.as_ref().map(|kept| outcome(&field, kept)).transpose()?;
-        Ok(Kept { attachment, outcome, keep_disk: item.keep_disk })
+        Ok(Kept { attachment, outcome, keep_disk: item.keep_disk, keep_right: item.keep_right })
     };
     let kept = list.iter().enumerate().map(one).collect::<Result<Vec<_>>>()?;
     check_distinct(kept.iter().map(|kept| &kept.attachment))?;

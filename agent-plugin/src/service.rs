@@ -208,7 +208,7 @@ impl<A: Agent> BlockVolume<A> {
         let patient = !terms.wait.is_zero();
         let ticket = self.slots.detach(serials(kept.iter().map(|kept| &kept.attachment)), patient)?;
         let mut departures = Vec::with_capacity(kept.len());
-        for Kept { attachment, outcome, keep_disk } in kept {
+        for Kept { attachment, outcome, keep_disk, keep_right } in kept {
             let target = match self.target(&attachment.container_id).await {
                 Ok(target) => Some(target),
                 // Its file system and its rights went with it, or never were.
@@ -218,7 +218,7 @@ impl<A: Agent> BlockVolume<A> {
                 }) => None,
                 Err(error) => return Err(error),
             };
-            departures.push(Departure { attachment, outcome, keep_disk, target });
+            departures.push(Departure { attachment, outcome, keep_disk, keep_right, target });
         }
         Ok((departures, ticket, timeout, terms))
     }
@@ -227,9 +227,9 @@ impl<A: Agent> BlockVolume<A> {
         let kept = request::kept(&request.attachments)?;
         self.agent.authorize(policy::INSPECT, &policy::inspect(&kept)).await?;
         let mut subjects = Vec::with_capacity(kept.len());
-        for Kept { attachment, outcome, keep_disk } in kept {
+        for Kept { attachment, outcome, keep_disk, keep_right } in kept {
             let target = self.target(&attachment.container_id).await.ok();
-            subjects.push(Departure { attachment, outcome, keep_disk, target });
+            subjects.push(Departure { attachment, outcome, keep_disk, keep_right, target });
         }
         Ok(subjects)
     }

@@ -127,6 +127,8 @@ pub(crate) struct Departure {
     pub(crate) outcome: Option<Outcome>,
     /// Another container goes on with the disk: only this one's node and right go.
     pub(crate) keep_disk: bool,
+    /// Another path of the same container goes on: only the node goes.
+    pub(crate) keep_right: bool,
     /// `None`: the container is not running; its nodes and rights went with it.
     pub(crate) target: Option<Target>,
 }

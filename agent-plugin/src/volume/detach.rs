@@ -189,6 +189,9 @@ fn unlink(departure: &Departure, present: &mut Present) -> Result<()> {
 
 fn revoke(departure: &Departure, present: &mut Present) -> Result<()> {
     let Some(target) = departure.target.as_ref().filter(|target| !target.has_ended()) else { return Ok(()) };
+    if departure.keep_right {
+        return Ok(());
+    }
     let filter = Filter::of(target)?;
     // In a list, what was there before us looks like what we added. In front of a program there is ours alone: something that
     // was granted by itself may have been lost since, and been replaced.
