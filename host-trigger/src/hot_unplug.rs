@@ -138,11 +138,11 @@ async fn rehearse(
 ) -> Result<Vec<GuestHolder>, Error> {
     let (Some(guest), Some(question)) = (guest, question) else { return Ok(Vec::new()) };
     let seen = survey::inspect(&guest.agent, question, true, deadline).await?;
-    if question.keep_disk || seen.holders.is_empty() {
-        return Ok(Vec::new());
-    }
-    let holders = GuestHolder::all(&seen.holders);
-    match verb.force {
+    // What another container does with the disk goes on.
+    let mut holders = seen.holders;
+    holders.retain(|holder| !question.keep_disk || holder.container_id == question.attachment.container_id);
+    let holders = GuestHolder::all(&holders);
+    match verb.force || holders.is_empty() {
         true => Ok(holders),
         false => Err(Error::InUse { volume: question.attachment.serial.clone(), holders }),
     }

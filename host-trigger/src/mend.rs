@@ -13,7 +13,7 @@
 //!
 //! Where a plug cannot be completed it is undone. Where the guest has a say and does not answer, nothing changes.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use agent_plugin::contract::block_volume::{AttachRequest, Detachment};
 use tokio::sync::Notify;
@@ -25,14 +25,13 @@ use crate::{
     listing::{Listed, State},
     outcome,
     output::FailureBody,
-    presence::Known,
+    presence::{Known, Use},
     qmp::Qmp,
     reach::Guest,
     removal::Removal,
     repaired::{Did, Now},
     sandbox::Place,
     survey::Subject,
-    volume::VolumeId,
 };
 
 /// Which way a volume goes.
@@ -139,8 +138,8 @@ pub(crate) struct Workshop<'a> {
     pub(crate) deadline: Deadline,
     pub(crate) qmp: &'a mut Qmp,
     pub(crate) guest: Option<&'a Guest>,
-    /// How many uses of a volume were taken away.
-    pub(crate) gone: HashMap<VolumeId, usize>,
+    /// The uses that were taken away.
+    pub(crate) gone: Vec<Use>,
 }
 
 impl Workshop<'_> {
@@ -171,10 +170,14 @@ impl Workshop<'_> {
 
     async fn remove(&mut self, subject: &Subject, question: Option<Detachment>) -> Result<(), Error> {
         let mut question = question;
-        let gone = self.gone.entry(subject.known.id.clone()).or_default();
+        let gone = &mut self.gone;
         if let Some(question) = &mut question {
             // Of several uses the last one takes the disk along.
-            question.keep_disk = subject.known.others().len() > *gone;
+            let mut others = subject.known.others();
+            others.retain(|other| !gone.contains(other));
+            question.keep_disk = !others.is_empty();
+            let container = &question.attachment.container_id;
+            question.keep_right = others.iter().any(|other| other.intent.container == *container);
         }
         let mut removal = Removal {
             place: self.place,
@@ -188,7 +191,7 @@ impl Workshop<'_> {
             wait: Duration::ZERO,
         };
         removal.run(question, &Notify::new()).await?;
-        *gone += 1;
+        gone.extend(subject.known.used.clone());
         Ok(())
     }
 

@@ -6,7 +6,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
     path::PathBuf,
 };
 
@@ -114,7 +113,7 @@ async fn mend(
     let guest = guest.as_ref().map(Result::as_ref);
     let with = guest.and_then(Result::ok);
     let verbose = verb.target.verbose;
-    let mut workshop = Workshop { place, verbose, deadline, qmp, guest: with, gone: HashMap::new() };
+    let mut workshop = Workshop { place, verbose, deadline, qmp, guest: with, gone: Vec::new() };
     let mut volumes = Vec::new();
     for subject in subjects.iter() {
         let named = describe(subject);

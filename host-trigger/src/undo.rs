@@ -7,7 +7,7 @@
 use std::{io::ErrorKind, time::Duration};
 
 use agent_plugin::contract::block_volume::{
-    self as contract, Attachment, DetachRequest, DetachResponse, Detachment, Outcome, ScsiAddress,
+    self as contract, Attachment, DetachRequest, DetachResponse, Detachment, ScsiAddress,
 };
 use serde_json::json;
 
@@ -87,20 +87,12 @@ pub(crate) async fn detachment(
     };
     let others = presence.uses();
     let others = || others.iter().filter(|other| !other.is_at(&intent.container, &intent.path));
-    let mut noted = used.committed();
-    let in_same = others().find(|other| other.intent.container == intent.container);
-    if noted.is_none() {
-        noted = in_same.and_then(Use::committed);
-    }
-    let outcome = noted.map(|(_, placement)| {
-        let outcome = placement.outcome();
-        Outcome { allowed_before: outcome.allowed_before || in_same.is_some(), ..outcome }
-    });
     let size = presence.node.unwrap_or(intent.size);
     Ok(Detachment {
         attachment: Some(attachment(intent, controller, address, size)).into(),
-        outcome: outcome.into(),
+        outcome: used.committed().map(|(_, placement)| placement.outcome()).into(),
         keep_disk: others().next().is_some(),
+        keep_right: others().any(|other| other.intent.container == intent.container),
         ..Default::default()
     })
 }

@@ -151,10 +151,10 @@ async fn two_paths_in_one_container_have_one_right() {
     plug(&host, &device, "c1", "/dev/xvdb", &["--shared"]).await.report();
     unplug(&host, "c1", "/dev/xvda").await.report();
     let kept = host.guest.detachments.lock().unwrap()[0].clone();
-    assert!(kept.keep_disk && kept.outcome.allowed_before);
+    assert!(kept.keep_disk && kept.keep_right);
     unplug(&host, "c1", "/dev/xvdb").await.report();
     let last = host.guest.detachments.lock().unwrap()[0].clone();
-    assert!(!last.keep_disk && !last.outcome.allowed_before);
+    assert!(!last.keep_disk && !last.keep_right);
     assert_eq!(host.snapshot().await, clean);
 }
 

@@ -1,6 +1,6 @@
 //! One volume of a call: what is asked for, what is there, what the guest told of it.
 
-use agent_plugin::contract::block_volume::{Attached, Attachment, Detachment, Outcome};
+use agent_plugin::contract::block_volume::{Attached, Attachment, Detachment};
 
 use crate::{
     Error,
@@ -54,8 +54,8 @@ pub(super) struct There {
     noted: Option<(PassedFd, Placement)>,
     /// What is noted of another use.
     other: Option<Placement>,
-    /// What is noted of another use in the same container.
-    in_same: Option<Placement>,
+    /// Another use is in the same container.
+    in_same: bool,
 }
 
 impl There {
@@ -106,12 +106,11 @@ impl Item {
     /// What the guest is to take away again if this run fails. The right stays where another use in the same container has it.
     pub(super) fn detachment(&self) -> Detachment {
         let told = self.attached.as_ref().and_then(|attached| attached.outcome.as_ref().cloned());
-        let in_same = self.there.as_ref().and_then(|there| there.in_same.as_ref());
-        let kept = in_same.map(|in_same| Outcome { allowed_before: true, ..in_same.outcome() });
         Detachment {
             attachment: Some(self.attachment()).into(),
-            outcome: kept.or(told).into(),
+            outcome: told.into(),
             keep_disk: self.touched == Touched::Use,
+            keep_right: self.there.as_ref().is_some_and(|there| there.in_same),
             ..Default::default()
         }
     }
@@ -184,10 +183,9 @@ impl Item {
         self.set = known.set;
         let in_same =
             uses.iter().filter(|used| !is_here(used) && used.intent.container == self.intent.container);
-        let mut in_same = in_same.filter_map(|used| Some(used.committed()?.1.clone()));
         let noted = this.and_then(|used| used.committed().cloned());
         let other = other.and_then(|used| Some(used.committed()?.1.clone()));
-        self.there = Some(There { size, noted, other, in_same: in_same.next() });
+        self.there = Some(There { size, noted, other, in_same: in_same.count() > 0 });
         Ok(())
     }
 }

@@ -107,11 +107,16 @@ impl Plug<'_> {
             None => {}
         }
         if presence.device || !presence.placements.is_empty() {
-            let last = uses.len() - 1;
             for (number, used) in uses.iter().enumerate() {
                 // The earlier run may have used another controller: the guest looks at all of them, and the serial decides.
                 let mut detachment = undo::detachment(qmp, presence, used, "").await?;
-                detachment.keep_disk = there.is_some() || number < last;
+                if there.is_none() {
+                    // All of them go, one after the other.
+                    let rest = &uses[number + 1..];
+                    detachment.keep_disk = !rest.is_empty();
+                    let container = &used.intent.container;
+                    detachment.keep_right = rest.iter().any(|other| other.intent.container == *container);
+                }
                 undo::detach(agent, vec![detachment], self.deadline).await?;
             }
         }
