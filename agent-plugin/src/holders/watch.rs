@@ -228,8 +228,6 @@ mod tests {
         let found = of_sleep(&disk);
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!(found[0].holder.kind, Kind::Process);
-        let short = Instant::now() + Duration::from_millis(50);
-        assert_eq!(watch.wait(&found, short, cancelled.as_fd()).unwrap(), Waited::TimedOut);
         let began = Instant::now();
         let waited = thread::scope(|scope| {
             scope.spawn(|| {
@@ -253,11 +251,11 @@ mod tests {
         let mut watch = Watch::new().unwrap();
         let found = [Found::unknown(&disk("loop2"))];
         let began = Instant::now();
-        for _ in 0..3 {
+        // Events of this machine's other devices begin the pauses anew.
+        while watch.pause < FIRST_PAUSE * 8 {
             let waited = watch.wait(&found, began + LONG, cancelled.as_fd()).unwrap();
-            assert_eq!(waited, Waited::Changed);
+            assert_eq!(waited, Waited::Changed, "the pauses never grow");
         }
-        assert_eq!(watch.pause, FIRST_PAUSE * 8);
         let waited = watch.wait(&found, Instant::now(), cancelled.as_fd()).unwrap();
         assert_eq!(waited, Waited::TimedOut);
     }
