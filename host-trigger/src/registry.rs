@@ -194,7 +194,7 @@ impl Registry {
         uses.map(|(id, presence, used)| Known { id, presence, used }).collect()
     }
 
-    /// Descriptors of ours that no volume needs: those of [`Presence::unused`], and an outcome without its intent. What has a volume
+    /// Descriptors of ours that no volume needs: those of `Presence::unused`, and an outcome without its intent. What has a volume
     /// that is half done goes with that.
     pub fn unused(&self) -> Vec<Unused> {
         let known = self.known();
