@@ -3,7 +3,7 @@
 //! not listed there.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
@@ -33,7 +33,7 @@ pub(super) fn above(disks: &[Disk]) -> Result<Vec<Found>> {
     for disk in disks {
         for (name, _) in &disk.devices {
             for holder in sysfs::names(&directory(name).join("holders"))? {
-                let (kind, detail) = describe(&holder)?;
+                let (kind, detail) = describe(&holder);
                 found.push(Found::new(disk, kind, detail, Trace::Uevent));
             }
         }
@@ -41,14 +41,18 @@ pub(super) fn above(disks: &[Disk]) -> Result<Vec<Found>> {
     Ok(found)
 }
 
-fn describe(name: &str) -> Result<(Kind, String)> {
+fn describe(name: &str) -> (Kind, String) {
     let directory = directory(name);
-    if let Some(mapped) = sysfs::read_bytes(&directory.join("dm/name"))? {
+    if directory.join("dm").exists() {
+        // The name is a help for people, and a mapping on its way out has none any more (EINVAL).
+        let mapped = fs::read(directory.join("dm/name")).unwrap_or_default();
         let mapped = String::from_utf8_lossy(&mapped);
-        return Ok((Kind::Dm, format!("{name} ({})", mapped.trim_end())));
+        let detail =
+            if mapped.is_empty() { name.to_owned() } else { format!("{name} ({})", mapped.trim_end()) };
+        return (Kind::Dm, detail);
     }
     let kind = if directory.join("md").exists() { Kind::Md } else { Kind::Device };
-    Ok((kind, name.to_owned()))
+    (kind, name.to_owned())
 }
 
 /// The loop devices over `disks`.

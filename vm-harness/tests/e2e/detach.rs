@@ -58,23 +58,3 @@ async fn volume_that_somebody_holds_stays_as_it_is(#[future(awt)] sandbox: Sandb
     sandbox.observer().shell("umount /mnt").await;
     sandbox.unplug(&plugged).await;
 }
-
-#[rstest]
-#[tokio::test]
-async fn what_is_for_a_later_version_is_unimplemented(#[future(awt)] sandbox: Sandbox) {
-    use agent_plugin::contract::block_volume::ResizeRequest;
-    let container = sandbox.start_container().await;
-    let volume = Volume::image(MIB);
-    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
-    let service = sandbox.block_volume_service().await.unwrap();
-    let resize = ResizeRequest {
-        attachments: vec![plugged.attachment()],
-        timeout_ms: 1000,
-        ..ResizeRequest::default()
-    };
-    let resize = service.resize(sandbox.agent().context(), &resize).await;
-    let Err(ttrpc::Error::RpcStatus(status)) = resize else { panic!("{resize:?}") };
-    assert_eq!(status.code.enum_value(), Ok(ttrpc::Code::UNIMPLEMENTED), "{status}");
-    assert_eq!(container.read("/dev/xvda", 0..4096).await, volume.bytes(0..4096));
-    sandbox.unplug(&plugged).await;
-}
