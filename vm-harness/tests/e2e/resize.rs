@@ -91,7 +91,8 @@ async fn mounted_file_system_grows_in_its_container(#[case] device: bool, #[case
     assert_eq!((&listed[0]["size"], &listed[0]["guest"]["size"]), (&json!(GROWN), &json!(GROWN)));
     assert_eq!(listed[0]["state"], "attached");
     let inspected = look(&sandbox, "inspect", &["--volume", plugged.id()]).await;
-    assert_eq!(inspected, listed);
+    assert_eq!(inspected[0]["guest"]["size"], GROWN);
+    assert_eq!(inspected[0]["guest"]["holders"][0]["kind"], "mount");
     let again = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     assert_eq!((again.result.as_str(), &again.volume["size"]), ("unchanged", &json!(GROWN)));
     assert_eq!(resized(&sandbox, &container, &[]).await.result, "unchanged");
