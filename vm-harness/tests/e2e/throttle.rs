@@ -34,25 +34,26 @@ const READS: Subject = Subject {
     flag: "--iops-read",
     field: "iops_read",
     counter: "rd_operations",
-    load: "dd if=/dev/xvda of=/dev/null bs=4k iflag=direct",
+    load: "dd if=/proc/self/fd/3 of=/dev/null bs=4k iflag=direct",
 };
 const OPERATIONS: Subject = Subject {
     flag: "--iops",
     field: "iops",
     counter: "wr_operations",
-    load: "dd if=/dev/zero of=/dev/xvda bs=4k count=16384 oflag=direct conv=notrunc",
+    load: "dd if=/dev/zero of=/proc/self/fd/3 bs=4k count=16384 oflag=direct conv=notrunc",
 };
 const WRITTEN_BYTES: Subject = Subject {
     flag: "--bps-write",
     field: "bps_write",
     counter: "wr_bytes",
-    load: "dd if=/dev/zero of=/dev/xvda bs=64k count=1024 oflag=direct conv=notrunc",
+    load: "dd if=/dev/zero of=/proc/self/fd/3 bs=64k count=1024 oflag=direct conv=notrunc",
 };
 
 /// A container that never stops to use the volume. Its load ends with the volume or the sandbox.
 fn put_under_load(container: &Container, subject: Subject) {
     let container = container.clone();
-    let script = format!("while {} 2>/dev/null; do :; done", subject.load);
+    // By a descriptor: a path that is gone would be made anew, as a file.
+    let script = format!("exec 3< /dev/xvda; while {} 2>/dev/null; do :; done", subject.load);
     tokio::spawn(async move { container.try_exec(&["sh", "-c", &script], b"").await });
 }
 
@@ -115,7 +116,8 @@ async fn measured_rate_is_the_one_that_was_asked_for(
     let free = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     put_under_load(&container, subject);
     let capacity = rate(&sandbox, &free, subject).await.median;
-    unplug(&sandbox, &at(&container, "/dev/xvda")).await;
+    // The load goes on: it has the device open.
+    unplug(&sandbox, &[&at(&container, "/dev/xvda")[..], &["--force"]].concat()).await;
 
     // At the plug. Others share this machine: what it can do may become less meanwhile.
     let asked = (capacity / 6.0) as u64;
@@ -179,7 +181,8 @@ async fn limits_go_with_the_volume_and_bad_ones_change_nothing(#[future(awt)] sa
     throttle(&sandbox, &container, &["--iops", "5", "--burst-iops", "0"]).await;
     put_under_load(&container, READS);
     assert!(rate(&sandbox, &plugged, READS).await.mean > 0.0);
-    unplug(&sandbox, &at(&container, "/dev/xvda")).await;
+    // The load goes on: it has the device open.
+    unplug(&sandbox, &[&at(&container, "/dev/xvda")[..], &["--force"]].concat()).await;
     clean.assert_unchanged(&sandbox, &[&container]).await;
     let again = plug.run().await.succeeded(sandbox.guest()).remove(0);
     assert_eq!(again.volume["throttle"], Value::Null);
