@@ -10,7 +10,8 @@ use vm_harness::{Cgroup, Container, Machine, Sandbox, Snapshot, Volume};
 use super::{
     MIB, boot,
     host_failures::claim_is_free,
-    repair::{only, repair, state, verb},
+    hot_unplug::verb,
+    repair::{only, repair, state},
     sandbox,
 };
 

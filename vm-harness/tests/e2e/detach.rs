@@ -4,7 +4,7 @@ use agent_plugin::contract::block_volume::Reason;
 use rstest::rstest;
 use vm_harness::{Cgroup, Machine, Sandbox, Snapshot, Volume};
 
-use super::{MIB, boot, sandbox};
+use super::{MIB, boot, ext4_image, mount_in_guest, sandbox};
 
 #[rstest]
 #[tokio::test]
@@ -44,13 +44,10 @@ async fn second_time_is_unchanged(#[future(awt)] sandbox: Sandbox) {
 #[tokio::test]
 async fn volume_that_somebody_holds_stays_as_it_is(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
-    let volume = Volume::image(8 * MIB);
-    let made = std::process::Command::new("mkfs.ext4").args(["-q", "-F", volume.name()]).status().unwrap();
-    assert!(made.success());
+    let volume = ext4_image(8 * MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     // An exclusive holder in the guest: what a mount is to the block layer.
-    let device = format!("/dev/{}", plugged.guest_device());
-    sandbox.observer().shell(&format!("mkdir -p /mnt && mount -t ext4 {device} /mnt")).await;
+    mount_in_guest(&sandbox, &plugged).await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let answer = sandbox.detach(&plugged).await.unwrap();
     assert_eq!(answer.failure.reason.enum_value().unwrap(), Reason::REASON_BUSY, "{answer}");

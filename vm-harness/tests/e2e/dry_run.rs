@@ -3,12 +3,7 @@
 use rstest::rstest;
 use vm_harness::{Container, EcrRuntime, QmpProxy, Sandbox, Snapshot, Volume};
 
-use super::{
-    MIB,
-    host_failures::claim_is_free,
-    repair::{repair, verb},
-    sandbox,
-};
+use super::{MIB, host_failures::claim_is_free, hot_unplug::verb, repair::repair, sandbox};
 
 fn at(container: &Container) -> [&str; 5] {
     ["--container", container.id(), "--device-path", "/dev/xvda", "--dry-run"]

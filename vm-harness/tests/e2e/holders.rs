@@ -14,7 +14,7 @@ use vm_harness::{
 };
 
 use super::{
-    MIB, boot, boot_with_faults,
+    MIB, boot, boot_with_faults, ext4_image,
     host_failures::claim_is_free,
     hot_unplug::{at, look, rules, unplug, verb},
     sandbox, set_guest_faults, wait_for_console,
@@ -27,13 +27,6 @@ const SOON: Duration = Duration::from_secs(5);
 async fn boot_with_tools() -> Sandbox {
     let modules = "guest.modules=dm_mod,raid1,loop".to_owned();
     boot(&Machine { kernel_parameters: vec![modules], ..Machine::default() }).await
-}
-
-fn formatted(size: u64) -> Volume {
-    let volume = Volume::image(size);
-    let made = std::process::Command::new("mkfs.ext4").args(["-q", "-F", volume.name()]).status().unwrap();
-    assert!(made.success());
-    volume
 }
 
 /// A process in `container` that has `path` open and does nothing.
@@ -126,7 +119,7 @@ async fn processes_are_named_and_waited_for(#[future(awt)] sandbox: Sandbox) {
 async fn mounts_are_named_and_waited_for() {
     let sandbox = boot_with_tools().await;
     let container = sandbox.start_container_with(&ContainerOptions::privileged()).await;
-    let volume = formatted(8 * MIB);
+    let volume = ext4_image(8 * MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     container.exec(&["mount", "-t", "ext4", "/dev/xvda", "/mnt"]).await;
     let umount = "nsenter --mount=/proc/PID/ns/mnt --root=/proc/PID/root /bin/umount /mnt";
@@ -148,7 +141,7 @@ async fn mounts_are_named_and_waited_for() {
     );
     sandbox.observer().shell(&script).await;
     is_named_and_waited_for(&sandbox, &plugged, "mount", "umount /mnt").await;
-    let plugged = sandbox.hot_plug(&container, &formatted(8 * MIB), "/dev/xvda").await;
+    let plugged = sandbox.hot_plug(&container, &ext4_image(8 * MIB), "/dev/xvda").await;
     let device = format!("/dev/{}", plugged.guest_device());
     let script = format!(
         "mount -t ext4 {device} /mnt && tail -f /dev/null </dev/null >/mnt/file 2>&1 & until test -e /mnt/file; do usleep 10000; done; umount -l /mnt"
@@ -229,7 +222,7 @@ async fn a_wait_ends_in_time_and_by_a_signal_with_nothing_changed(#[future(awt)]
 #[tokio::test]
 async fn a_container_that_ends_is_waited_for(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container_with(&ContainerOptions::privileged()).await;
-    let volume = formatted(8 * MIB);
+    let volume = ext4_image(8 * MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     container.exec(&["mount", "-t", "ext4", "/dev/xvda", "/mnt"]).await;
     let command = ["--volume", plugged.id(), "--wait", "100s"];
@@ -301,7 +294,7 @@ async fn whoever_slips_in_is_noticed_and_all_is_put_back(#[values(Cgroup::V1, Cg
 async fn force_breaks_a_mounted_file_system_under_writes_and_tells_so(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container_with(&ContainerOptions::privileged()).await;
     let witness = sandbox.start_container().await;
-    let volume = formatted(32 * MIB);
+    let volume = ext4_image(32 * MIB);
     let other = Volume::image(MIB);
     sandbox.hot_plug(&witness, &other, "/dev/xvda").await;
     let before = Snapshot::of(&sandbox, &[&witness]).await;

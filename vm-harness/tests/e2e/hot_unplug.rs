@@ -7,7 +7,7 @@ use vm_harness::{
     Cgroup, Container, ContainerOptions, EcrRuntime, Machine, Plugged, QmpProxy, Sandbox, Snapshot, Volume,
 };
 
-use super::{MIB, boot, host_failures::claim_is_free, sandbox};
+use super::{MIB, boot, ext4_image, host_failures::claim_is_free, mount_in_guest, sandbox};
 
 /// `ecr-runtime block-volume VERB` for this sandbox, with JSON output.
 pub(crate) fn verb(runtime: EcrRuntime, sandbox: &Sandbox, verb: &str, more: &[&str]) -> EcrRuntime {
@@ -113,12 +113,9 @@ async fn what_is_not_there_is_told_and_another_container_is_left_alone(#[future(
 #[tokio::test]
 async fn volume_in_use_is_kept_and_usable(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
-    let volume = Volume::image(8 * MIB);
-    let made = std::process::Command::new("mkfs.ext4").args(["-q", "-F", volume.name()]).status().unwrap();
-    assert!(made.success());
+    let volume = ext4_image(8 * MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
-    let device = format!("/dev/{}", plugged.guest_device());
-    sandbox.observer().shell(&format!("mkdir -p /mnt && mount -t ext4 {device} /mnt")).await;
+    mount_in_guest(&sandbox, &plugged).await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let finished =
         verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container, "/dev/xvda")).run().await;

@@ -21,10 +21,13 @@ mod shipped;
 mod stats;
 mod throttle;
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use rstest::fixture;
-use vm_harness::{Machine, Sandbox};
+use vm_harness::{Machine, Plugged, Sandbox, Volume};
 
 pub(crate) const MIB: u64 = 1 << 20;
 
@@ -62,4 +65,18 @@ pub(crate) async fn wait_for_console(sandbox: &Sandbox, text: &str) {
         assert!(Instant::now() < deadline, "the console never said {text:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// An image with an ext4 file system on it.
+pub(crate) fn ext4_image(size: u64) -> Volume {
+    let volume = Volume::image(size);
+    let made = Command::new("mkfs.ext4").args(["-q", "-F", volume.name()]).status().unwrap();
+    assert!(made.success(), "mkfs.ext4 fails");
+    volume
+}
+
+/// Mounts the volume's ext4 at `/mnt` of the guest itself, beside the container.
+pub(crate) async fn mount_in_guest(sandbox: &Sandbox, plugged: &Plugged) {
+    let device = format!("/dev/{}", plugged.guest_device());
+    sandbox.observer().shell(&format!("mkdir -p /mnt && mount -t ext4 {device} /mnt")).await;
 }

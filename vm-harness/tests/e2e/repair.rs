@@ -4,11 +4,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use vm_harness::{Cgroup, Container, EcrRuntime, Finished, Machine, QmpProxy, Sandbox, Snapshot, Volume};
 
-use super::{MIB, boot, host_failures::claim_is_free, sandbox};
-
-pub(crate) fn verb(runtime: EcrRuntime, sandbox: &Sandbox, verb: &str, more: &[&str]) -> EcrRuntime {
-    runtime.args(["block-volume", verb, "--output", "json", "--sandbox", sandbox.id()]).args(more)
-}
+use super::{MIB, boot, ext4_image, host_failures::claim_is_free, hot_unplug::verb, mount_in_guest, sandbox};
 
 /// Runs `repair`, which ends with `status`.
 pub(crate) async fn repair(sandbox: &Sandbox, status: i32, more: &[&str]) -> Value {
@@ -133,12 +129,9 @@ async fn node_that_the_container_lost_is_made_again(#[future(awt)] sandbox: Sand
 #[tokio::test]
 async fn volume_in_use_is_left_and_told(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
-    let volume = Volume::image(8 * MIB);
-    let made = std::process::Command::new("mkfs.ext4").args(["-q", "-F", volume.name()]).status().unwrap();
-    assert!(made.success());
+    let volume = ext4_image(8 * MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
-    let device = format!("/dev/{}", plugged.guest_device());
-    sandbox.observer().shell(&format!("mkdir -p /mnt && mount -t ext4 {device} /mnt")).await;
+    mount_in_guest(&sandbox, &plugged).await;
     container.kill().await.unwrap();
     let repaired = repair(&sandbox, 8, &[]).await;
     assert_eq!(only(&repaired), ["stale: container gone", "failed", "unknown"], "{repaired}");

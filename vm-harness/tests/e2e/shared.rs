@@ -6,12 +6,7 @@ use vm_harness::{
     Cgroup, Container, ContainerOptions, DeviceFilter, Machine, Sandbox, Snapshot, Volume, random_bytes,
 };
 
-use super::{
-    MIB, boot,
-    host_failures::claim_is_free,
-    repair::{repair, verb},
-    sandbox,
-};
+use super::{MIB, boot, host_failures::claim_is_free, hot_unplug::verb, repair::repair, sandbox};
 
 async fn share(sandbox: &Sandbox, container: &Container, volume: &Volume, path: &str) -> Value {
     let command = sandbox.hot_plug_command(container, &[(volume, path)]).args(["--shared"]);
