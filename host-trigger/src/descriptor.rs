@@ -63,9 +63,22 @@ get!(
     libc::c_uint
 );
 
-/// Has anybody else this file open (for writing, where `writers_only`)? A file system without leases is believed to say no.
+/// Who else has a file open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Others {
+    /// Nobody at all.
+    None,
+    /// Somebody, and nobody for writing.
+    Readers,
+    /// Somebody, for writing, or this very descriptor can write and it makes no difference.
+    Writers,
+    /// The file system has no leases.
+    Unknown,
+}
+
+/// Who else has this file open?
 #[expect(unsafe_code, reason = "nix has no safe wrapper for leases")]
-pub(crate) fn is_open_elsewhere(file: BorrowedFd<'_>, writers_only: bool) -> io::Result<bool> {
+pub(crate) fn others(file: BorrowedFd<'_>) -> io::Result<Others> {
     let lease = |kind: c_int| {
         // SAFETY: the call takes two integers and changes nothing but the lease.
         match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) } {
@@ -73,12 +86,15 @@ pub(crate) fn is_open_elsewhere(file: BorrowedFd<'_>, writers_only: bool) -> io:
             _ => Ok(()),
         }
     };
-    match lease(if writers_only { libc::F_RDLCK } else { libc::F_WRLCK }) {
-        Ok(()) => lease(libc::F_UNLCK).map(|()| false),
-        Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => Ok(true),
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(false),
-        Err(e) => Err(e),
+    for (kind, others) in [(libc::F_WRLCK, Others::None), (libc::F_RDLCK, Others::Readers)] {
+        match lease(kind) {
+            Ok(()) => return lease(libc::F_UNLCK).map(|()| others),
+            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => {}
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return Ok(Others::Unknown),
+            Err(e) => return Err(e),
+        }
     }
+    Ok(Others::Writers)
 }
 
 #[cfg(test)]
@@ -90,20 +106,21 @@ mod tests {
     #[test]
     fn another_open_of_the_file_is_seen() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(!is_open_elsewhere(file.as_fd(), false).unwrap());
+        assert_eq!(others(file.as_fd()).unwrap(), Others::None);
         let _reader = File::open(file.path()).unwrap();
-        assert!(is_open_elsewhere(file.as_fd(), false).unwrap());
+        assert_eq!(others(file.as_fd()).unwrap(), Others::Writers);
     }
 
     #[test]
-    fn a_read_only_use_minds_writers_alone() {
+    fn a_reader_tells_readers_from_writers() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let path = file.into_temp_path();
         let reader = File::open(&path).unwrap();
+        assert_eq!(others(reader.as_fd()).unwrap(), Others::None);
         let _other_reader = File::open(&path).unwrap();
-        assert!(!is_open_elsewhere(reader.as_fd(), true).unwrap());
+        assert_eq!(others(reader.as_fd()).unwrap(), Others::Readers);
         let _writer = File::options().write(true).open(&path).unwrap();
-        assert!(is_open_elsewhere(reader.as_fd(), true).unwrap());
+        assert_eq!(others(reader.as_fd()).unwrap(), Others::Writers);
     }
 
     #[test]

@@ -51,14 +51,16 @@ impl Iterator for Addresses {
     }
 }
 
-/// Makes the block node over descriptor set `set`.
+/// Makes the block node over descriptor set `set`; the node below it, of the file, carries the name of the volume's `place`. Is that
+/// name free? If not, nothing was made.
 pub(crate) async fn add_node(
     qmp: &mut Qmp,
     id: &VolumeId,
     source: &Source,
     read_only: bool,
     set: u64,
-) -> Result<(), Error> {
+    place: Option<&str>,
+) -> Result<bool, Error> {
     let (driver, direct) = match source.kind {
         Kind::Block { .. } => ("host_device", true),
         Kind::File => ("file", false),
@@ -74,6 +76,9 @@ pub(crate) async fn add_node(
     for aio in ["io_uring", "threads"] {
         let mut file = common.clone();
         file["driver"] = json!(driver);
+        if let Some(place) = place {
+            file["node-name"] = json!(place);
+        }
         file["filename"] = json!(format!("/dev/fdset/{set}"));
         file["aio"] = json!(aio);
         let mut node = common.clone();
@@ -81,7 +86,8 @@ pub(crate) async fn add_node(
         node["node-name"] = json!(id.node());
         node["file"] = file;
         match qmp.execute("blockdev-add", node).await {
-            Ok(_) => return Ok(()),
+            Ok(_) => return Ok(true),
+            Err(e) if place.is_some_and(|place| is_duplicate_of(&e, place)) => return Ok(false),
             // Not built in, or forbidden by the kernel or by QEMU's sandbox.
             Err(e) if aio == "io_uring" && e.refusal().is_some_and(|text| text.contains("io_uring")) => {}
             Err(e) => return Err(refused(e, id, source)),
@@ -119,6 +125,11 @@ pub(crate) async fn add_device(
         }
     }
     Err(Error::NoAddress)
+}
+
+/// QEMU has a node of this name.
+fn is_duplicate_of(error: &QmpError, name: &str) -> bool {
+    error.refusal().is_some_and(|text| text.contains("Duplicate node") && text.contains(name))
 }
 
 /// What QEMU's refusals mean.

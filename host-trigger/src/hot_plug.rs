@@ -33,7 +33,7 @@ use crate::{
     registry::Registry,
     sandbox::Place,
     signals::Signals,
-    volume::{VolumeId, check_device_path},
+    volume::{VolumeId, check_device_path, place_name},
 };
 
 /// The most volumes of one call.
@@ -127,9 +127,8 @@ impl<'a> Plug<'a> {
         deadline: Deadline,
         watch: Stopwatch,
         prepared: Prepared,
-    ) -> Result<(Self, Registry, ProbeResponse), Error> {
+    ) -> Result<(Self, Option<Registry>, ProbeResponse), Error> {
         let run = format!("{:08x}", fastrand::u32(..));
-        let controller = prepared.registry.controller(verb.controller.as_deref())?;
         let limits = verb.limits.change()?.alone()?;
         let mut items: Vec<Item> = Vec::with_capacity(prepared.sources.len());
         for (source, path) in prepared.sources.into_iter().zip(&verb.device_path) {
@@ -155,7 +154,7 @@ impl<'a> Plug<'a> {
                 run: run.clone(),
             };
             let (address, touched) = (Address { target: 0, lun: 0 }, Touched::Nothing);
-            let (controller, there) = (controller.clone(), None);
+            let (controller, there) = (prepared.controller.clone(), None);
             items.push(Item {
                 id,
                 source,
@@ -181,17 +180,28 @@ impl<'a> Plug<'a> {
         }
     }
 
-    async fn run(&mut self, registry: &mut Registry, mut probe: ProbeResponse) -> Result<(), Error> {
-        if self.settle(registry).await? && !self.verb.dry_run {
+    async fn run(&mut self, registry: &mut Option<Registry>, mut probe: ProbeResponse) -> Result<(), Error> {
+        let took_back = match registry {
+            Some(registry) => self.settle(registry).await?,
+            None => false,
+        };
+        if took_back && !self.verb.dry_run {
             // What was taken back may have freed a path.
             let paths = self.verb.device_path.clone();
             probe = self.link.agent.probe(&self.container, paths, self.deadline).await?;
         }
         // In a dry run the leftovers are there still, at the path and over the source.
-        for item in
-            self.items.iter().filter(|item| !(item.is_plugged() || self.verb.dry_run && item.leftover))
-        {
-            prepare::check_path(&probe, &item.intent.path)?;
+        for index in 0..self.items.len() {
+            let item = &self.items[index];
+            if item.is_plugged() || self.verb.dry_run && item.leftover {
+                continue;
+            }
+            let free = prepare::check_path(&probe, &item.intent.path);
+            if matches!(free, Err(Error::PathTaken { .. })) {
+                self.check_records_of_path(index).await?;
+            }
+            free?;
+            let item = &self.items[index];
             if item.there.is_none() {
                 item.source.claim()?;
             }
@@ -234,14 +244,11 @@ impl<'a> Plug<'a> {
         self.watch.lap("add_fd");
 
         item.touched = Touched::Disk;
-        let added = disk::add_node(qmp, &item.id, &item.source, self.verb.read_only, item.set).await;
-        if matches!(added, Err(Error::AnotherRun { .. })) {
-            item.touched = Touched::Records;
-        }
-        added?;
+        self.add_node(index).await?;
         fault::point("after-blockdev-add").await?;
         self.watch.lap("blockdev_add");
 
+        let (item, qmp) = (&mut self.items[index], &mut self.link.qmp);
         item.address = disk::add_device(qmp, &item.id, &item.source, &item.controller.id, addresses).await?;
         fault::point("after-device-add").await?;
         self.watch.lap("device_add");
@@ -253,6 +260,29 @@ impl<'a> Plug<'a> {
         let Item { id, controller, address: Address { target, lun }, .. } = &self.items[index];
         self.note(|| format!("volume {id} is disk {}:{target}:{lun}", controller.id));
         Ok(())
+    }
+
+    /// Makes the volume's block node, under the name of its place: whether another volume is there is for QEMU to say.
+    async fn add_node(&mut self, index: usize) -> Result<(), Error> {
+        let Intent { container, path, .. } = &self.items[index].intent;
+        let place = place_name(container, path);
+        if self.try_add_node(index, Some(&place)).await? {
+            return Ok(());
+        }
+        self.items[index].touched = Touched::Records;
+        self.check_records_of_path(index).await?;
+        // The name outlived the use that it was for: others go on with that disk, or a run was killed.
+        self.items[index].touched = Touched::Disk;
+        self.try_add_node(index, None).await.map(drop)
+    }
+
+    async fn try_add_node(&mut self, index: usize, place: Option<&str>) -> Result<bool, Error> {
+        let (item, qmp) = (&mut self.items[index], &mut self.link.qmp);
+        let added = disk::add_node(qmp, &item.id, &item.source, self.verb.read_only, item.set, place).await;
+        if matches!(added, Err(Error::AnotherRun { .. })) {
+            item.touched = Touched::Records;
+        }
+        added
     }
 
     /// Asks the guest to make all volumes usable.

@@ -9,7 +9,7 @@
 //! | [`cli`] | flags and verbs; one file per verb: [`hot_plug`], [`hot_unplug`], [`repair`], [`list`] with `inspect`, [`resize`], [`throttle`], [`stats`] |
 //! | [`sandbox`], [`shim`] | where a Kata host keeps what belongs to a sandbox |
 //! | [`source`], [`holders`] | the volume on the host: opened once, vetted, and who else has it |
-//! | [`qmp`], [`registry`], [`presence`], [`record`] | QEMU's monitor, and what it keeps for us |
+//! | [`qmp`], [`registry`], [`presence`], [`record`], [`controller`] | QEMU's monitor, and what it keeps for us |
 //! | [`agent`], [`guest_holder`] | the agent's addresses, how to dial it, its replies; who holds a volume in the guest |
 //! | [`listing`], `survey`, `choice` | volumes that are plugged: which is meant, what is known of it, how it is shown |
 //! | [`limits`], [`block_stats`], `prometheus` | a volume's limits and counters, in QEMU's words and in ours |
@@ -20,6 +20,7 @@ pub mod agent;
 pub mod block_stats;
 mod choice;
 pub mod cli;
+pub mod controller;
 pub mod deadline;
 mod descriptor;
 mod disk;

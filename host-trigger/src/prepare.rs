@@ -10,6 +10,7 @@ use crate::{
     Deadline, Error,
     agent::{self, Agent, AgentAddress},
     cli::HotPlug,
+    controller::Controller,
     deadline::Stopwatch,
     qmp::Qmp,
     registry::Registry,
@@ -27,7 +28,9 @@ pub(crate) struct Prepared {
     pub(crate) agent: Agent,
     pub(crate) probe: ProbeResponse,
     pub(crate) qmp: Qmp,
-    pub(crate) registry: Registry,
+    pub(crate) controller: Controller,
+    /// All that QEMU has, which takes the longer the more volumes there are: only where something of the volumes may be there.
+    pub(crate) registry: Option<Registry>,
     pub(crate) sources: Vec<Source>,
 }
 
@@ -44,8 +47,8 @@ pub(crate) async fn prepare(
         let start = Instant::now();
         let mut qmp = place.connect_qmp(deadline).await?;
         let connected = start.elapsed();
-        let registry = Registry::read(&mut qmp).await?;
-        Ok((qmp, registry, [("qmp_connect", connected), ("qmp_query", start.elapsed() - connected)]))
+        let controller = Controller::find(&mut qmp, verb.controller.as_deref()).await?;
+        Ok((qmp, controller, [("qmp_connect", connected), ("qmp_query", start.elapsed() - connected)]))
     };
     // Comes last: the others have sent their requests by the time that this is polled, and it never waits.
     let sources = async {
@@ -54,13 +57,17 @@ pub(crate) async fn prepare(
             verb.block_volume.iter().map(|path| Source::open(path, verb.read_only)).collect();
         Ok((sources?, start.elapsed()))
     };
-    let (Met { address, agent, probe, stages }, (qmp, registry, host), (sources, opened)) =
+    let (Met { address, agent, probe, stages }, (mut qmp, controller, host), (sources, opened)) =
         tokio::try_join!(guest, host, sources)?;
+    let registry = match sources.iter().all(Source::is_sole) && !verb.dry_run {
+        true => None,
+        false => Some(Registry::read(&mut qmp).await?),
+    };
     for (stage, time) in stages.into_iter().chain(host).chain([("source", opened)]) {
         watch.record(stage, time);
     }
     watch.lap("prepare");
-    Ok(Prepared { address, agent, probe, qmp, registry, sources })
+    Ok(Prepared { address, agent, probe, qmp, controller, registry, sources })
 }
 
 /// An agent that has answered.

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::{
     Error,
+    controller::{self, Controller, PciAddresses},
     presence::{Known, Presence, Unused},
     qmp::{PassedFd, Qmp, QmpError},
     record::{Intent, Placement, Record},
@@ -22,8 +23,7 @@ pub struct Registry {
     nodes: Option<HashMap<String, u64>>,
     /// Device id to type.
     devices: HashMap<String, String>,
-    /// Device id to PCI address.
-    pci: HashMap<String, String>,
+    pci: PciAddresses,
 }
 
 #[derive(Debug, Deserialize)]
@@ -60,36 +60,6 @@ struct Property {
     kind: String,
 }
 
-#[derive(Deserialize)]
-struct PciBus {
-    devices: Vec<PciDevice>,
-}
-
-#[derive(Deserialize)]
-struct PciDevice {
-    bus: u8,
-    slot: u8,
-    function: u8,
-    #[serde(default)]
-    qdev_id: String,
-    pci_bridge: Option<PciBridge>,
-}
-
-#[derive(Deserialize)]
-struct PciBridge {
-    #[serde(default)]
-    devices: Vec<PciDevice>,
-}
-
-/// A virtio-scsi controller of the VM.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Controller {
-    /// QEMU's id.
-    pub id: String,
-    /// `0000:00:01.0`, where it is a PCI device: what tells the guest which of its hosts is meant.
-    pub pci_address: Option<String>,
-}
-
 /// A set of ours: its number, what was asked for, what was done.
 pub type Recorded = (u64, Intent, Vec<(PassedFd, Placement)>);
 
@@ -101,13 +71,7 @@ impl Registry {
     pub async fn read(qmp: &mut Qmp) -> Result<Self, QmpError> {
         let sets = qmp.query("query-fdsets", json!({})).await?;
         let devices: Vec<Property> = qmp.query("qom-list", json!({"path": "/machine/peripheral"})).await?;
-        let mut pci = HashMap::new();
-        match qmp.query::<Vec<PciBus>>("query-pci", json!({})).await {
-            Ok(buses) => buses.into_iter().for_each(|bus| addresses(bus.devices, &mut pci)),
-            // A machine without PCI refuses the question.
-            Err(QmpError::Refused { .. }) => {}
-            Err(e) => return Err(e),
-        }
+        let pci = PciAddresses::read(qmp).await?;
         Ok(Self {
             sets,
             nodes: None,
@@ -212,7 +176,7 @@ impl Registry {
 
     /// The PCI address of the device `id`, empty where it has none.
     pub fn pci_address(&self, id: &str) -> &str {
-        self.pci.get(id).map_or("", String::as_str)
+        self.pci.of(id).unwrap_or_default()
     }
 
     /// The controller `wanted`, or `scsi0`, or the only one.
@@ -220,92 +184,13 @@ impl Registry {
     /// # Errors
     /// There is none, not this one, or several to choose from.
     pub fn controller(&self, wanted: Option<&str>) -> Result<Controller, Error> {
-        let is_controller = |kind: &str| {
-            kind.strip_prefix("child<virtio-scsi-")
-                .is_some_and(|bus| matches!(bus, "pci>" | "ccw>" | "device>"))
+        let is_controller = |(_, kind): &(_, &String)| {
+            kind.strip_prefix("child<")
+                .and_then(|kind| kind.strip_suffix('>'))
+                .is_some_and(controller::is_controller)
         };
-        let mut found: Vec<_> =
-            self.devices.iter().filter(|(_, kind)| is_controller(kind)).map(|(id, _)| id.clone()).collect();
-        found.sort_unstable();
-        let has = |id: &str| found.iter().any(|found| found == id);
-        let id = match wanted {
-            _ if found.is_empty() => return Err(Error::NoController),
-            Some(name) if has(name) => name.to_owned(),
-            Some(name) => return Err(Error::ControllerUnknown { name: name.to_owned(), found }),
-            None if has("scsi0") => "scsi0".to_owned(),
-            None if found.len() == 1 => found.swap_remove(0),
-            None => return Err(Error::ControllerAmbiguous { found }),
-        };
-        Ok(Controller { pci_address: self.pci.get(&id).cloned(), id })
-    }
-}
-
-/// Notes the addresses of all devices, also behind bridges.
-fn addresses(devices: Vec<PciDevice>, found: &mut HashMap<String, String>) {
-    for device in devices {
-        if !device.qdev_id.is_empty() {
-            let address = format!("0000:{:02x}:{:02x}.{:x}", device.bus, device.slot, device.function);
-            found.insert(device.qdev_id, address);
-        }
-        if let Some(bridge) = device.pci_bridge {
-            addresses(bridge.devices, found);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use rstest::rstest;
-
-    use super::*;
-
-    fn registry(devices: &[(&str, &str)]) -> Registry {
-        Registry {
-            sets: Vec::new(),
-            nodes: None,
-            devices: devices.iter().map(|(id, kind)| ((*id).to_owned(), format!("child<{kind}>"))).collect(),
-            pci: HashMap::from([("scsi0".to_owned(), "0000:00:01.0".to_owned())]),
-        }
-    }
-
-    const PCI: &str = "virtio-scsi-pci";
-
-    #[rstest]
-    #[case(&[("scsi0", PCI), ("a", PCI)], None, "scsi0")]
-    #[case(&[("a", "virtio-scsi-ccw"), ("b", "scsi-hd")], None, "a")]
-    #[case(&[("scsi0", PCI), ("a", "virtio-scsi-device")], Some("a"), "a")]
-    fn a_controller_is_chosen(
-        #[case] devices: &[(&str, &str)],
-        #[case] wanted: Option<&str>,
-        #[case] chosen: &str,
-    ) {
-        assert_eq!(registry(devices).controller(wanted).unwrap().id, chosen);
-    }
-
-    #[test]
-    fn the_guest_gets_the_pci_address() {
-        let controller = registry(&[("scsi0", PCI)]).controller(None).unwrap();
-        assert_eq!(controller.pci_address.as_deref(), Some("0000:00:01.0"));
-    }
-
-    #[test]
-    fn a_choice_that_is_not_clear_is_refused() {
-        assert!(matches!(registry(&[("d", "scsi-hd")]).controller(None), Err(Error::NoController)));
-        let two = registry(&[("a", PCI), ("b", PCI)]);
-        assert!(
-            matches!(two.controller(None), Err(Error::ControllerAmbiguous { found }) if found == ["a", "b"])
-        );
-        assert!(matches!(two.controller(Some("c")), Err(Error::ControllerUnknown { .. })));
-    }
-
-    #[test]
-    fn devices_behind_bridges_are_found() {
-        let answer = r#"[{"bus":0,"devices":[{"bus":0,"slot":2,"function":1,"qdev_id":"rp","pci_bridge":{"bus":{},
-            "devices":[{"bus":1,"slot":31,"function":0,"qdev_id":"scsi9","irq":0}]}}]}]"#;
-        let buses: Vec<PciBus> = serde_json::from_str(answer).unwrap();
-        let mut found = HashMap::new();
-        buses.into_iter().for_each(|bus| addresses(bus.devices, &mut found));
-        assert_eq!(found["rp"], "0000:00:02.1");
-        assert_eq!(found["scsi9"], "0000:01:1f.0");
+        let found = self.devices.iter().filter(is_controller).map(|(id, _)| id.clone());
+        let id = controller::choose(found.collect(), wanted)?;
+        Ok(Controller { pci_address: self.pci.of(&id).map(str::to_owned), id })
     }
 }

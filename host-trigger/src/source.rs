@@ -18,7 +18,8 @@ use nix::{
 };
 
 use crate::{
-    Error, descriptor,
+    Error,
+    descriptor::{self, Others},
     holders::{self, Held, Holder},
 };
 
@@ -37,6 +38,8 @@ pub struct Source {
     pub kind: Kind,
     held: Held,
     claim: Option<OwnedFd>,
+    /// Nobody else has it open at all, as far as that can be known.
+    sole: bool,
 }
 
 /// How a volume is opened, and how QEMU must use it.
@@ -79,14 +82,23 @@ impl Source {
             .map_err(|e| Error::system("readlink", path, e))?;
         let vetted = if is_block { block(path, &file, &now, read_only) } else { image(path, &now) };
         let (identity, size, kind, held) = vetted?;
-        let free = claimed
-            && match held {
-                Held::Block(_) => holders::loop_device(held).is_none(),
-                Held::File(..) => !descriptor::is_open_elsewhere(file.as_fd(), read_only)
-                    .map_err(|e| Error::system("fcntl", path, e))?,
-            };
-        let claim = free.then(|| OwnedFd::from(file));
-        Ok(Self { given: path.to_owned(), device, identity, size, kind, held, claim })
+        let (free, sole) = match held {
+            // The claim keeps out every other claim, and QEMU has no volume without one.
+            Held::Block(_) => (holders::loop_device(held).is_none(), true),
+            Held::File(..) => {
+                let others = descriptor::others(file.as_fd());
+                match others.map_err(|e| Error::system("fcntl", path, e))? {
+                    Others::None => (true, true),
+                    Others::Readers => (read_only, false),
+                    Others::Writers => (false, false),
+                    // It is believed that there is nobody.
+                    Others::Unknown => (true, false),
+                }
+            }
+        };
+        let claim = (claimed && free).then(|| OwnedFd::from(file));
+        let sole = sole && claim.is_some();
+        Ok(Self { given: path.to_owned(), device, identity, size, kind, held, claim, sole })
     }
 
     /// The descriptor for QEMU.
@@ -101,6 +113,11 @@ impl Source {
                 holder => Error::SourceHeld { path, holder: holder.to_string() },
             }
         })
+    }
+
+    /// It is certain that no QEMU has anything of this volume, not even what a killed run left: that would have it open.
+    pub fn is_sole(&self) -> bool {
+        self.sole
     }
 
     /// Nobody else has it in use.
@@ -218,10 +235,18 @@ mod tests {
         let path = file_of(1 << 20).into_temp_path();
         let source = Source::open(&path, false).unwrap();
         assert_eq!((source.size, source.kind), (1 << 20, Kind::File));
-        assert!(source.claim().is_ok());
+        assert!(source.claim().is_ok() && source.is_sole());
         let second = Source::open(&path, false).unwrap();
         assert_eq!(second.identity, source.identity);
-        assert!(matches!(second.claim(), Err(Error::SourceHeld { .. })));
+        assert!(matches!(second.claim(), Err(Error::SourceHeld { .. })) && !second.is_sole());
+    }
+
+    #[test]
+    fn an_image_that_another_reads_may_be_read_and_is_not_ours_alone() {
+        let path = file_of(1 << 20).into_temp_path();
+        let first = Source::open(&path, true).unwrap();
+        let second = Source::open(&path, true).unwrap();
+        assert!(first.is_sole() && second.claim().is_ok() && !second.is_sole());
     }
 
     #[test]

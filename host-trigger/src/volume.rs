@@ -16,8 +16,7 @@ impl VolumeId {
     /// The id of the source `identity` (`b:major:minor:diskseq` or `f:dev:inode`) in a sandbox.
     pub fn derive(sandbox: &str, identity: &str) -> Self {
         // NUL occurs in none of the parts.
-        let digest = Sha256::digest(["ecrblk1", sandbox, identity].join("\0"));
-        Self(digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+        Self(digits(["ecrblk1", sandbox, identity].join("\0")))
     }
 
     /// The id of these digits; `None` if they are not sixteen, in lower case.
@@ -46,6 +45,18 @@ impl VolumeId {
     pub fn node(&self) -> String {
         format!("ecrblk-{}-n", self.0)
     }
+}
+
+/// The name of a place in a container, on a block node in QEMU (at most 31 characters): QEMU refuses a second node of a name, so that
+/// no second volume gets to the place, without a look at the records of all that are there.
+pub(crate) fn place_name(container: &str, path: &str) -> String {
+    // NUL occurs in neither.
+    format!("ecrblk-{}-p", digits([container, path].join("\0")))
+}
+
+/// The first eight bytes of the hash of `text`.
+fn digits(text: String) -> String {
+    Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl fmt::Display for VolumeId {
@@ -100,6 +111,13 @@ mod tests {
         assert_eq!(VolumeId::of_name(&id.device()), Some(id.clone()));
         assert_eq!(VolumeId::of_name(&id.node()), Some(id.clone()));
         assert_eq!(VolumeId::parse(id.as_str()), Some(id));
+    }
+
+    #[test]
+    fn the_name_of_a_place_is_no_volumes() {
+        let name = place_name("c1", "/dev/xvda");
+        assert!(name.len() <= 31 && name != place_name("c1/dev", "/xvda"));
+        assert_eq!(VolumeId::of_name(&name), None);
     }
 
     #[rstest]

@@ -4,13 +4,14 @@ use agent_plugin::contract::block_volume::{Attached, Attachment, Detachment};
 
 use crate::{
     Error,
+    controller::Controller,
     disk::Address,
     limits::Limits,
     outcome,
     presence::{Presence, Use},
     qmp::PassedFd,
     record::{FurtherUse, Intent, Placement},
-    registry::{Controller, Registry},
+    registry::Registry,
     source::Source,
     undo,
     volume::VolumeId,

@@ -70,6 +70,12 @@ impl Plug<'_> {
         Ok(begun)
     }
 
+    /// Is another volume of ours at this item's path, by what QEMU has now?
+    pub(super) async fn check_records_of_path(&mut self, index: usize) -> Result<(), Error> {
+        let registry = Registry::read(&mut self.link.qmp).await?;
+        self.check_path_of_records(&registry, index)
+    }
+
     /// Is another volume of ours at this item's path?
     fn check_path_of_records(&self, registry: &Registry, index: usize) -> Result<(), Error> {
         let Intent { id, container, path, .. } = &self.items[index].intent;

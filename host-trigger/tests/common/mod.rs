@@ -196,17 +196,22 @@ impl Host {
         all
     }
 
-    /// The commands so far that change anything, as QEMU itself has recorded them, with their arguments.
-    pub fn changes(&self) -> Vec<Value> {
+    /// The commands so far, as QEMU itself has recorded them, with their arguments.
+    pub fn commands(&self) -> Vec<Value> {
         let log = fs::read_to_string(self.path("qmp.log")).unwrap();
         let commands = log.lines().filter_map(|line| line.split_once(" req: ")).map(|(_, command)| {
             serde_json::from_str::<Value>(command).unwrap_or_else(|e| panic!("{e}: {command}"))
         });
+        commands.collect()
+    }
+
+    /// Those that change anything.
+    pub fn changes(&self) -> Vec<Value> {
         let only_looks = |command: &Value| {
             let name = command["execute"].as_str().unwrap();
             name.starts_with("query-") || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name)
         };
-        commands.filter(|command| !only_looks(command)).collect()
+        self.commands().into_iter().filter(|command| !only_looks(command)).collect()
     }
 
     /// What QEMU says of the medium of volume `id`.
