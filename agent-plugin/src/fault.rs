@@ -1,7 +1,12 @@
 //! Named fail points, for tests: the Cargo feature `fault` compiles them in, without it every function here is empty.
 //!
-//! The file `/run/ecr-fault` holds one `name=action` a line and is read at each point. Actions: `error`, `delay:MS`, `wait`
-//! (until the line is gone from the file), `panic`, and `skip` or `value:X` where a point says so.
+//! The file `/run/ecr-fault` holds one `name=action` a line and is read at each point; what it does not name, the kernel's command
+//! line may: `block_volume.fault=name=action`. Actions: `error`, `delay:MS`, `wait` (until the line is gone from the file), `panic`,
+//! and `skip` or `value:X` where a point says so.
+//!
+//! What leaves out a step for good makes an agent that is broken in one way, which the conformance suite has to notice:
+//! `address`, `scan`, `scan-one`, `serial`, `namespace`, `node`, `owner`, `filter`, `undo`, `unlink`, `unchanged`, `deadline`
+//! (each with `skip`), and `thread=wait`.
 
 use crate::error::Result;
 
@@ -12,10 +17,18 @@ mod active {
     use crate::error::{Error, Result};
 
     const FILE: &str = "/run/ecr-fault";
+    const COMMAND_LINE: &str = "/proc/cmdline";
+    const PARAMETER: &str = "block_volume.fault=";
 
     pub(crate) fn action(point: &str) -> Option<String> {
-        let text = fs::read_to_string(FILE).ok()?;
-        text.lines().find_map(|line| line.strip_prefix(point)?.strip_prefix('=').map(str::to_owned))
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        named(read(FILE).lines(), point).or_else(|| {
+            named(read(COMMAND_LINE).split(' ').filter_map(|word| word.strip_prefix(PARAMETER)), point)
+        })
+    }
+
+    fn named<'a>(mut lines: impl Iterator<Item = &'a str>, point: &str) -> Option<String> {
+        lines.find_map(|line| line.trim_end().strip_prefix(point)?.strip_prefix('=').map(str::to_owned))
     }
 
     pub(crate) fn act(point: &str) -> Result<()> {
@@ -44,6 +57,13 @@ mod active {
 #[cfg(feature = "fault")]
 pub(crate) fn after(operation: &str, stage: &str) -> Result<()> {
     active::act(&format!("{operation}-after-{stage}"))
+}
+
+/// A point that belongs to no operation's stage.
+pub(crate) fn at(_point: &str) {
+    // Only a stage can fail.
+    #[cfg(feature = "fault")]
+    let _ = active::act(_point);
 }
 
 /// Nothing.

@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     error::{Error, Result},
-    sysfs,
+    fault, sysfs,
 };
 
 const HOSTS: &str = "/sys/class/scsi_host";
@@ -158,7 +158,8 @@ impl ScsiHost {
     /// The kernel refuses.
     pub fn scan(&self, address: ScsiAddress) -> Result<()> {
         let scan = format!("{HOSTS}/host{}/scan", self.number);
-        let command = format!("0 {} {}", address.target, address.lun);
+        let one = format!("0 {} {}", address.target, address.lun);
+        let command = if fault::skips("scan-one") { "- - -".to_owned() } else { one };
         sysfs::write(Path::new(&scan), &command).map_err(Error::system("write", scan))
     }
 

@@ -289,6 +289,7 @@ async fn answer<T: Send + 'static, A: FnOnce(), W: FnOnce() -> (T, A) + Send + '
             let (reply, audit) = work();
             let gone = sender.send(reply).is_err();
             audit();
+            fault::at("thread");
             if gone {
                 tracing::info!("the caller went away before its answer");
             }

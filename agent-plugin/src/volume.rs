@@ -206,12 +206,17 @@ impl Guard<'_> {
         self.targets().try_for_each(Target::check_alive)
     }
 
+    fn end(&self) -> Instant {
+        let longer = if fault::skips("deadline") { Duration::from_secs(3600) } else { Duration::ZERO };
+        self.deadline + longer
+    }
+
     /// The same without a look at the containers.
     fn check_time(&self, awaited: impl Fn() -> String) -> Result<()> {
         if self.ticket.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        if Instant::now() >= self.deadline {
+        if Instant::now() >= self.end() {
             return Err(Error::TimedOut { awaited: awaited() });
         }
         Ok(())
@@ -225,7 +230,7 @@ impl Guard<'_> {
             self.targets().map(|target| PollFd::new(target.container.init.as_fd(), PollFlags::POLLIN)),
         );
         loop {
-            let left = self.deadline.saturating_duration_since(Instant::now());
+            let left = self.end().saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(Error::TimedOut { awaited: awaited() });
             }

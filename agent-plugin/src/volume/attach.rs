@@ -20,6 +20,7 @@ use crate::{
     cgroup::{Filter, Grant},
     device_node::{Node, Occupant, Place},
     error::{Error, Result, Unsupported},
+    fault,
     namespace::{Target, Visit},
     scsi::ScsiHost,
     uevent::UeventSocket,
@@ -67,7 +68,9 @@ pub(crate) fn attach(
     if let Some(ended) = guard.targets().find(|target| target.has_ended()) {
         failed.error = Box::new(Error::ContainerEnded { id: ended.id.to_string() });
     }
-    failed.left = undo(arrivals, &done, ticket);
+    if !fault::skips("undo") {
+        failed.left = undo(arrivals, &done, ticket);
+    }
     Err(failed)
 }
 
@@ -105,7 +108,7 @@ fn sequence(guard: &Guard<'_>, stages: &mut Stages, done: &mut Done) -> Result<V
     }
     stages.end("node")?;
 
-    for (index, arrival) in arrivals.iter().enumerate() {
+    for (index, arrival) in arrivals.iter().enumerate().filter(|_| !fault::skips("filter")) {
         let Attachment { serial, access, .. } = &arrival.attachment;
         let number = disk(&done.searches[index]).number;
         let grant = done.volumes[index].grant.insert(Grant::default());
@@ -237,6 +240,7 @@ fn make_node(
             found: access.to_string(),
             expected: attachment.access.to_string(),
         }),
+        None if fault::skips("node") => Ok(()),
         None => {
             place.check()?;
             progress.node = Some(place.make(&attachment.serial, disk.number, attachment.options)?);
@@ -271,7 +275,9 @@ fn report(attachment: &Attachment, disk: &BlockDevice, filter: &Filter<'_>, prog
     let grant = progress.grant.as_ref();
     Attached {
         serial: attachment.serial.clone(),
-        unchanged: progress.was_there && grant.is_none_or(|grant| grant.added.is_empty()),
+        unchanged: !fault::skips("unchanged")
+            && progress.was_there
+            && grant.is_none_or(|grant| grant.added.is_empty()),
         guest_device: disk.name.clone(),
         outcome: Outcome {
             device: disk.number,

@@ -19,6 +19,7 @@ use crate::{
     cgroup::{Filter, Grant, Mode, Rights},
     device_node::{NodeOptions, Occupant, Place},
     error::{Error, Result, Unsupported},
+    fault,
     holders::Holder,
     namespace::Target,
     scsi::{ScsiDevice, ScsiHost},
@@ -178,7 +179,7 @@ fn unlink(departure: &Departure, present: &mut Present) -> Result<()> {
     let Some(number) = number else { return Ok(()) };
     // The container may have given it another owner.
     let Some(Occupant::Block(_, options)) = place.occupant()? else { return Ok(()) };
-    if place.remove(number)? {
+    if fault::skips("unlink") || place.remove(number)? {
         match &present.disk {
             Some(_) => present.removed = Some(options),
             None => present.cleared = true,
