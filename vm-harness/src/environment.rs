@@ -5,6 +5,10 @@
 //! | `VM_HARNESS_ACCEL` | `kvm` or `tcg` | KVM where it really works, else TCG |
 //! | `VM_HARNESS_QEMU` | QEMU's binary | `qemu-system-x86_64` |
 //! | `VM_HARNESS_IMAGE` | directory with `vmlinux` and `initramfs.cpio` | `target/images/default` |
+//! | `VM_HARNESS_AGENT` | the agent in the image, with the shared libraries that it needs | that of the image |
+//! | `VM_HARNESS_POLICY` | its policy: a `.rego` or `.json` file | none |
+//! | `VM_HARNESS_INITRD_EXTRA` | directory that is laid over the guest's root | none |
+//! | `VM_HARNESS_KERNEL` | unpacked kernel package, or a kernel that needs no modules | that of the image |
 //! | `VM_HARNESS_TIME_SCALE` | factor on every time-out | 1 with KVM, 4 with TCG |
 //! | `VM_HARNESS_CACHE` | what `ci/setup` fetched | `target/cache` |
 //! | `VM_HARNESS_TARGET` | Cargo's target directory with the built binaries | `target` |
@@ -14,13 +18,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::Error;
+use crate::{Error, Parts};
 
 /// Paths of a build, found once.
 #[derive(Debug, Clone)]
 pub struct Environment {
-    target: PathBuf,
-    cache: PathBuf,
+    /// Cargo's target directory.
+    pub target: PathBuf,
+    /// What `ci/setup` fetched, and what the harness wants to keep between runs.
+    pub cache: PathBuf,
+    /// QEMU's program name or path.
+    pub qemu: PathBuf,
+    /// What is the caller's own in the image.
+    pub parts: Parts,
+    /// The image that the default one is made from.
+    image: Option<PathBuf>,
 }
 
 impl Environment {
@@ -28,7 +40,15 @@ impl Environment {
     pub fn from_variables() -> Self {
         let target = variable("VM_HARNESS_TARGET").map_or_else(default_target, PathBuf::from);
         let cache = variable("VM_HARNESS_CACHE").map_or_else(|| target.join("cache"), PathBuf::from);
-        Self { target, cache }
+        let path = |name| variable(name).map(PathBuf::from);
+        let parts = Parts {
+            agent: path("VM_HARNESS_AGENT"),
+            policy: path("VM_HARNESS_POLICY"),
+            extra: path("VM_HARNESS_INITRD_EXTRA").into_iter().collect(),
+            kernel: path("VM_HARNESS_KERNEL"),
+        };
+        let qemu = path("VM_HARNESS_QEMU").unwrap_or_else(|| PathBuf::from("qemu-system-x86_64"));
+        Self { target, cache, qemu, parts, image: path("VM_HARNESS_IMAGE") }
     }
 
     /// `ecr-runtime` as it ships.
@@ -55,15 +75,20 @@ impl Environment {
         built(self.target.join("release/vm-harness"))
     }
 
-    /// The directory of the image `name` (`default`, `fault`).
+    /// The directory of the image `name` (`default`, `fault`), with the caller's own parts in it: of `default` all of them, of others
+    /// the kernel and the extra files, for their agent is what they are made for.
     ///
     /// # Errors
-    /// It was not built.
+    /// It was not built, or a part is not what it should be.
     pub fn image(&self, name: &str) -> Result<PathBuf, Error> {
-        match variable("VM_HARNESS_IMAGE") {
-            Some(path) if name == "default" => built(PathBuf::from(path)),
-            _ => built(self.target.join("images").join(name)),
-        }
+        let default = name == "default";
+        let image = match &self.image {
+            Some(image) if default => image.clone(),
+            _ => self.target.join("images").join(name),
+        };
+        let image = built(image)?;
+        let parts = if default { self.parts.clone() } else { self.parts.without_agent() };
+        parts.image(&image, &self.target.join("images"))
     }
 
     /// `vhost-device-vsock`, the vsock device's back end.
@@ -73,16 +98,6 @@ impl Environment {
     pub fn vhost_device_vsock(&self) -> Result<PathBuf, Error> {
         let path = self.cache.join("bin/vhost-device-vsock");
         if path.exists() { Ok(path) } else { Err(missing(&path, "run ci/setup")) }
-    }
-
-    /// QEMU's program name or path.
-    pub fn qemu(&self) -> PathBuf {
-        variable("VM_HARNESS_QEMU").map_or_else(|| PathBuf::from("qemu-system-x86_64"), PathBuf::from)
-    }
-
-    /// A directory for what the harness itself wants to keep between runs.
-    pub fn cache(&self) -> &Path {
-        &self.cache
     }
 }
 

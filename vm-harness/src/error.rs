@@ -14,6 +14,18 @@ pub enum Error {
         /// How to get it.
         remedy: &'static str,
     },
+    /// An image with the caller's own parts could not be built.
+    #[error("cannot build the guest's image: {0}")]
+    Image(Box<image_builder::Error>),
+    /// A policy of a kind that no known agent reads.
+    #[error(
+        "policy {}: a .rego file (kata-agent) or a .json file (the reference agent) was expected; for another agent lay it over the \
+         guest's root, with --initrd-extra or VM_HARNESS_INITRD_EXTRA", path.display()
+    )]
+    Policy {
+        /// The file.
+        path: PathBuf,
+    },
     /// A system call or a file operation of the harness itself failed.
     #[error("cannot {action} {}", .path.display())]
     File {

@@ -50,18 +50,25 @@ impl Sandbox {
     /// # Errors
     /// As [`Sandbox::boot`].
     pub async fn boot_image(image: &str, machine: &Machine) -> Result<Self, Error> {
-        let environment = Environment::from_variables();
+        Self::boot_in(&Environment::from_variables(), image, machine).await
+    }
+
+    /// Boots the image `image` of another environment than the variables'.
+    ///
+    /// # Errors
+    /// As [`Sandbox::boot`].
+    pub async fn boot_in(environment: &Environment, image: &str, machine: &Machine) -> Result<Self, Error> {
         let image = environment.image(image)?;
         let choice = Accelerator::choose()?;
-        let trial = Trial::new(environment.cache());
+        let trial = Trial::new(&environment.cache);
         let accelerator =
             if choice.on_trial && trial.has_failed() { Accelerator::Tcg } else { choice.accelerator };
         tracing::info!(%accelerator, reason = choice.reason, "accelerator");
-        match Self::boot_with(&environment, &image, machine, accelerator).await {
+        match Self::boot_with(environment, &image, machine, accelerator).await {
             Err(error) if choice.on_trial && accelerator == Accelerator::Kvm => {
                 tracing::warn!(error = error.chain(), "KVM failed its trial boot: using TCG");
                 trial.failed();
-                Self::boot_with(&environment, &image, machine, Accelerator::Tcg).await
+                Self::boot_with(environment, &image, machine, Accelerator::Tcg).await
             }
             result => result,
         }
@@ -89,7 +96,7 @@ impl Sandbox {
             vhost,
             stderr: vm.join("qemu.stderr"),
         };
-        let qemu = machine.start(&environment.qemu(), accelerator, &format!("sandbox-{id}"), &files)?;
+        let qemu = machine.start(&environment.qemu, accelerator, &format!("sandbox-{id}"), &files)?;
         let time_scale = time_scale(accelerator)?;
         let console = Console::new(files.console);
         let guest = Arc::new(Guest { qemu, vsock, console, accelerator, time_scale });

@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     Error,
     cpio::Archive,
@@ -83,8 +85,8 @@ const APPLETS: [&str; 58] = [
     "wc",
 ];
 
-/// The files of the host that an image is made of.
-#[derive(Debug, Clone)]
+/// The files of the host that an image is made of, beside the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Programs {
     /// PID 1 until the agent takes its place; static.
     pub init: PathBuf,
@@ -104,6 +106,9 @@ pub struct Programs {
     pub trees: Vec<PathBuf>,
     /// Directories whose files are laid over the guest's root.
     pub extra: Vec<PathBuf>,
+    /// Single files: where each goes, and what it is.
+    #[serde(default)]
+    pub files: Vec<(String, PathBuf)>,
 }
 
 /// Collects the initramfs.
@@ -127,7 +132,9 @@ pub fn initramfs(kernel: &Kernel, programs: &Programs) -> Result<Archive, Error>
     static_program(&mut archive, "bin/busybox", &programs.busybox)?;
     archive.link("bin/sh", "busybox");
     let trees = &programs.trees;
-    dynamic_program(&mut archive, "usr/bin/agent", &programs.agent, trees)?;
+    // Whoever builds an agent elsewhere lays its libraries over the root.
+    let for_agent: Vec<PathBuf> = programs.extra.iter().chain(trees).cloned().collect();
+    dynamic_program(&mut archive, "usr/bin/agent", &programs.agent, &for_agent)?;
     dynamic_program(&mut archive, "usr/bin/crun", &programs.crun, trees)?;
     for tool in &programs.tools {
         let name = tool.file_name().unwrap_or_default().to_string_lossy();
@@ -138,6 +145,9 @@ pub fn initramfs(kernel: &Kernel, programs: &Programs) -> Result<Archive, Error>
     container_root(&mut archive, "ctr/rootfs", &programs.busybox)?;
     for directory in &programs.extra {
         overlay(&mut archive, directory, "")?;
+    }
+    for (inside, file) in &programs.files {
+        archive.file(inside, 0o644, fs::read(file).map_err(at(file))?);
     }
     Ok(archive)
 }
@@ -157,14 +167,18 @@ fn dynamic_program(
     trees: &[PathBuf],
 ) -> Result<(), Error> {
     archive.file(path, 0o755, fs::read(program).map_err(at(program))?);
-    for (inside, library) in library::needed_by(program, trees)? {
+    for (inside, library) in library::needed_by(program, &Path::new("/").join(path), trees)? {
         archive.file(&inside.to_string_lossy(), 0o755, fs::read(&library).map_err(at(&library))?);
     }
     Ok(())
 }
 
 fn kernel_modules(archive: &mut Archive, kernel: &Kernel) -> Result<(), Error> {
-    let modules = Modules::of(kernel)?;
+    let Some(directory) = &kernel.modules else {
+        archive.file("etc/modules.list", 0o644, "");
+        return Ok(());
+    };
+    let modules = Modules::of(&kernel.release, directory)?;
     module_list(archive, kernel, "etc/modules.list", modules.in_load_order(&MODULES)?);
     for name in ON_DEMAND.into_iter().filter(|name| modules.has_file(name)) {
         let list = format!("etc/modules-on-demand/{name}");

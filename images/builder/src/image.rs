@@ -22,9 +22,20 @@ pub const VMLINUX: &str = "vmlinux";
 /// The root file system.
 pub const INITRAMFS: &str = "initramfs.cpio";
 
+/// The host's files that an image is made of. Another agent's image is made by the same recipe with that agent in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// An unpacked kernel package, or a kernel that needs no modules.
+    pub kernel: PathBuf,
+    /// Everything else.
+    pub programs: Programs,
+}
+
 /// What an image is made of: the contents of `image.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
+    /// Where it came from; absolute paths.
+    pub recipe: Recipe,
     /// The kernel's release.
     pub kernel: String,
     /// SHA-256 of the package's `vmlinuz`, from which `vmlinux` is made.
@@ -47,12 +58,15 @@ pub struct Image {
 ///
 /// # Errors
 /// An input is missing or is not what it should be, or a file cannot be written.
-pub fn build(kernel: &Kernel, programs: &Programs, directory: &Path) -> Result<bool, Error> {
+pub fn build(recipe: &Recipe, directory: &Path) -> Result<bool, Error> {
     fs::create_dir_all(directory).map_err(at(directory))?;
-    let initramfs = contents::initramfs(kernel, programs)?.to_bytes()?;
-    let vmlinuz = fs::read(&kernel.vmlinuz).map_err(at(&kernel.vmlinuz))?;
+    let Recipe { kernel, programs } = recipe;
+    let kernel = Kernel::find(kernel)?;
+    let initramfs = contents::initramfs(&kernel, programs)?.to_bytes()?;
+    let vmlinuz = fs::read(&kernel.image).map_err(at(&kernel.image))?;
     let agent = fs::read(&programs.agent).map_err(at(&programs.agent))?;
     let mut image = Image {
+        recipe: recipe.clone(),
         kernel: kernel.release.clone(),
         vmlinuz_sha256: sha256(&vmlinuz),
         initramfs_sha256: sha256(&initramfs),

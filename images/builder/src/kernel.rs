@@ -1,4 +1,5 @@
-//! A kernel package that was unpacked (`dpkg -x`), and the `vmlinux` inside its `vmlinuz`.
+//! A kernel package that was unpacked (`dpkg -x`), and the `vmlinux` inside its `vmlinuz`; or a kernel alone, with all that the
+//! guest needs built in, as Kata's are.
 //!
 //! A `vmlinuz` is a bzImage: a setup part whose header
 //! ([boot protocol](https://docs.kernel.org/arch/x86/boot.html), `payload_offset`, `payload_length`) says where the compressed
@@ -13,23 +14,33 @@ use std::{
 
 use crate::{Error, error::at};
 
-/// An unpacked kernel package.
+const ELF: &[u8] = b"\x7fELF";
+
+/// A kernel for the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kernel {
-    /// `6.1.0-50-cloud-amd64`.
+    /// `6.1.0-50-cloud-amd64`; of a kernel that came alone the file's name.
     pub release: String,
-    /// The compressed image.
-    pub vmlinuz: PathBuf,
-    /// `lib/modules/RELEASE`.
-    pub modules: PathBuf,
+    /// A bzImage, or a `vmlinux`.
+    pub image: PathBuf,
+    /// `lib/modules/RELEASE`; `None` where everything is built in.
+    pub modules: Option<PathBuf>,
 }
 
 impl Kernel {
-    /// Finds the kernel below `directory`.
+    /// The kernel below the directory `path`, or that file itself.
     ///
     /// # Errors
     /// There is none, there are several, or its modules are missing.
-    pub fn find(directory: &Path) -> Result<Self, Error> {
+    pub fn find(path: &Path) -> Result<Self, Error> {
+        if fs::metadata(path).map_err(at(path))?.is_file() {
+            let release = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            return Ok(Self { release, image: path.to_owned(), modules: None });
+        }
+        Self::in_package(path)
+    }
+
+    fn in_package(directory: &Path) -> Result<Self, Error> {
         let boot = directory.join("boot");
         let mut found = Vec::new();
         for entry in fs::read_dir(&boot).map_err(at(&boot))? {
@@ -41,29 +52,31 @@ impl Kernel {
         if found.len() != 1 {
             return Err(Error::Kernel { path: directory.to_owned(), found: found.len() });
         }
-        let (release, vmlinuz) = found.remove(0);
+        let (release, image) = found.remove(0);
         // Debian's packages carry the modules in usr/lib since the merge of /usr.
         let modules = [directory.join("lib/modules"), directory.join("usr/lib/modules")]
             .map(|parent| parent.join(&release))
             .into_iter()
             .find(|path| path.is_dir())
             .ok_or_else(|| Error::NoModule { release: release.clone(), module: "directory".into() })?;
-        Ok(Self { release, vmlinuz, modules })
+        Ok(Self { release, image, modules: Some(modules) })
     }
 
-    /// Decompresses the kernel.
+    /// The kernel as an ELF file, decompressed where it is not one yet.
     ///
     /// # Errors
-    /// The file is no bzImage, or its compression is none of lz4, zstd and xz.
+    /// The file is no kernel, or its compression is none of lz4, zstd and xz.
     pub fn vmlinux(&self) -> Result<Vec<u8>, Error> {
-        let image = fs::read(&self.vmlinuz).map_err(at(&self.vmlinuz))?;
-        let payload =
-            payload(&image).map_err(|what| Error::NotAKernel { path: self.vmlinuz.clone(), what })?;
+        let image = fs::read(&self.image).map_err(at(&self.image))?;
+        if image.starts_with(ELF) {
+            return Ok(image);
+        }
+        let payload = payload(&image).map_err(|what| Error::NotAKernel { path: self.image.clone(), what })?;
         let vmlinux =
-            decompress(payload).map_err(|what| Error::Decompress { path: self.vmlinuz.clone(), what })?;
-        if !vmlinux.starts_with(b"\x7fELF") {
+            decompress(payload).map_err(|what| Error::Decompress { path: self.image.clone(), what })?;
+        if !vmlinux.starts_with(ELF) {
             return Err(Error::NotAKernel {
-                path: self.vmlinuz.clone(),
+                path: self.image.clone(),
                 what: "its payload is not an ELF file",
             });
         }
@@ -175,6 +188,18 @@ mod tests {
         }
         payload.extend_from_slice(&promised.to_le_bytes());
         payload
+    }
+
+    #[test]
+    fn a_kernel_may_come_alone_and_as_it_is() {
+        let file = tempfile::NamedTempFile::with_prefix("vmlinux-").unwrap();
+        fs::write(file.path(), b"\x7fELF and the rest").unwrap();
+        let kernel = Kernel::find(file.path()).unwrap();
+        assert!(kernel.release.starts_with("vmlinux-") && kernel.modules.is_none(), "{kernel:?}");
+        assert_eq!(kernel.vmlinux().unwrap(), b"\x7fELF and the rest");
+        fs::write(file.path(), image(b"PAYLOAD", 7)).unwrap();
+        let error = kernel.vmlinux().unwrap_err().to_string();
+        assert!(error.contains("cannot decompress"), "{error}");
     }
 
     #[test]

@@ -1,37 +1,65 @@
-//! The shared libraries of a program, by the rules of [`ld.so(8)`](https://man7.org/linux/man-pages/man8/ld.so.8.html) as far
-//! as Debian's programs use them: the dynamic section's `NEEDED` entries, looked for in the directories of unpacked packages and
-//! in the system's.
+//! The shared libraries of a program, as [`ld.so(8)`](https://man7.org/linux/man-pages/man8/ld.so.8.html) finds them: the dynamic
+//! section's `NEEDED` entries, looked for where `RPATH` and `RUNPATH` say (with `$ORIGIN`), in unpacked packages, in the directories
+//! of `/etc/ld.so.conf`, and in the system's own. Nothing is run for it.
+//!
+//! What a program opens by itself (`dlopen(3)`: NSS, plug-ins) is in no table and is not found.
 
 use std::{
     collections::BTreeMap,
     fs,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
-use goblin::elf::Elf;
+use goblin::elf::{Elf, Header};
 
 use crate::{Error, error::at};
 
-/// Where Debian keeps libraries, in ld.so's order.
+/// Where Debian keeps libraries, in ld.so's order. Its ld.so looks there without `/etc/ld.so.cache`, which the guest has not.
 const DIRECTORIES: [&str; 4] = ["/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib", "/usr/lib"];
 
-/// The files that `program` needs to run: its interpreter and its libraries with theirs, not the program itself. Each path in the
-/// guest, with the file on this machine: in one of `trees` (packages that were unpacked, not installed) or under the same path.
+/// Where the guest finds a library of a directory that only the cache knows.
+const FALLBACK: &str = "/usr/lib";
+
+/// A program or a library: on this machine, and in the guest.
+#[derive(Debug, Clone)]
+struct Object {
+    file: PathBuf,
+    inside: PathBuf,
+    /// `RPATH` of those that led here, as places on this machine and in the guest.
+    inherited: Vec<Place>,
+}
+
+/// A directory to look in: on this machine, and in the guest.
+type Place = (PathBuf, PathBuf);
+
+/// The files that `program` needs to run at `inside`: its interpreter and its libraries with theirs, not the program itself. Each path
+/// in the guest, with the file on this machine: in one of `trees` (packages that were unpacked, not installed) or under the same path.
 ///
 /// # Errors
 /// A file is no ELF file, or a library is missing.
-pub fn needed_by(program: &Path, trees: &[PathBuf]) -> Result<BTreeMap<PathBuf, PathBuf>, Error> {
+pub fn needed_by(
+    program: &Path,
+    inside: &Path,
+    trees: &[PathBuf],
+) -> Result<BTreeMap<PathBuf, PathBuf>, Error> {
+    let configured = configured(Path::new("/etc/ld.so.conf"));
     let mut found = BTreeMap::new();
-    let mut open = vec![program.to_owned()];
-    while let Some(path) = open.pop() {
-        let contents = fs::read(&path).map_err(at(&path))?;
-        let elf = Elf::parse(&contents).map_err(|source| Error::Elf { path: path.clone(), source })?;
-        let libraries = elf.libraries.iter().map(|library| find(&path, library, trees));
-        let interpreter = elf.interpreter.map(|path| Ok((PathBuf::from(path), PathBuf::from(path))));
-        for needed in interpreter.into_iter().chain(libraries) {
-            let (inside, file) = needed?;
-            if found.insert(inside, file.clone()).is_none() {
-                open.push(file);
+    let mut open =
+        vec![Object { file: program.to_owned(), inside: inside.to_owned(), inherited: Vec::new() }];
+    while let Some(object) = open.pop() {
+        let contents = fs::read(&object.file).map_err(at(&object.file))?;
+        let elf = Elf::parse(&contents).map_err(|source| Error::Elf { path: object.file.clone(), source })?;
+        if let Some(interpreter) = elf.interpreter {
+            let path = PathBuf::from(interpreter);
+            let file = trees.iter().map(|tree| in_tree(tree, &path)).find(|file| file.exists());
+            found.insert(path.clone(), file.unwrap_or(path));
+        }
+        let (first, rpath) = searched_first(&object, &elf);
+        for library in &elf.libraries {
+            let places = first.iter().cloned().chain(system(trees, &configured));
+            let (inside, file) = find(&object.file, &elf.header, library, places)?;
+            if found.insert(inside.clone(), file.clone()).is_none() {
+                open.push(Object { file, inside, inherited: rpath.clone() });
             }
         }
     }
@@ -48,28 +76,146 @@ pub fn is_static(program: &Path) -> Result<bool, Error> {
     Ok(elf.interpreter.is_none() && elf.libraries.is_empty())
 }
 
-fn find(path: &Path, library: &str, trees: &[PathBuf]) -> Result<(PathBuf, PathBuf), Error> {
-    let inside = || DIRECTORIES.iter().map(|directory| Path::new(directory).join(library));
-    // Every directory begins with a slash, which joining would take for a path of its own.
-    let in_tree = |tree: &PathBuf, path: &Path| tree.join(path.strip_prefix("/").unwrap_or(path));
-    let in_trees = trees.iter().flat_map(|tree| inside().map(move |path| (in_tree(tree, &path), path)));
-    let here = inside().map(|path| (path.clone(), path));
-    let found = in_trees.chain(here).find(|(file, _)| file.exists());
-    found.map(|(file, inside)| (inside, file)).ok_or_else(|| Error::NoLibrary {
+/// What the object itself says: where to look before the system's directories, and what its libraries inherit of that.
+fn searched_first(object: &Object, elf: &Elf<'_>) -> (Vec<Place>, Vec<Place>) {
+    let places = |lists: &[&str]| {
+        let directories = lists.iter().flat_map(|list| list.split(':')).filter(|path| !path.is_empty());
+        directories.map(|path| place(object, path)).collect::<Vec<_>>()
+    };
+    // With a RUNPATH every RPATH is ignored, and a RUNPATH is its own object's alone.
+    if !elf.runpaths.is_empty() {
+        return (places(&elf.runpaths), object.inherited.clone());
+    }
+    let mut rpath = places(&elf.rpaths);
+    rpath.extend(object.inherited.iter().cloned());
+    (rpath.clone(), rpath)
+}
+
+/// A directory of a search path; `$ORIGIN` is the object's own, here and there.
+fn place(object: &Object, path: &str) -> Place {
+    let expand = |at: &Path| {
+        let origin = at.parent().unwrap_or(Path::new("/")).to_string_lossy();
+        PathBuf::from(path.replace("${ORIGIN}", &origin).replace("$ORIGIN", &origin))
+    };
+    (expand(&object.file), without_dots(&expand(&object.inside)))
+}
+
+/// `/usr/bin/../lib` as `/usr/lib`: an archive has no links that the kernel could follow.
+fn without_dots(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::ParentDir => drop(plain.pop()),
+            Component::CurDir => {}
+            other => plain.push(other),
+        }
+    }
+    plain
+}
+
+/// The system's directories: first in the trees, then on this machine, the configured ones before the built-in ones.
+fn system(trees: &[PathBuf], configured: &[PathBuf]) -> impl Iterator<Item = Place> {
+    let built_in = || DIRECTORIES.iter().map(PathBuf::from);
+    let in_trees = trees.iter().flat_map(move |tree| built_in().map(|path| (in_tree(tree, &path), path)));
+    let is_built_in = |path: &PathBuf| DIRECTORIES.iter().any(|directory| Path::new(directory) == path);
+    let configured = configured.iter().map(move |path| {
+        let inside = if is_built_in(path) { path.clone() } else { PathBuf::from(FALLBACK) };
+        (path.clone(), inside)
+    });
+    in_trees.chain(configured).chain(built_in().map(|path| (path.clone(), path)))
+}
+
+/// Every directory begins with a slash, which joining would take for a path of its own.
+fn in_tree(tree: &Path, path: &Path) -> PathBuf {
+    tree.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// The first library of that name that is for the same machine: its path in the guest, and its file.
+fn find(
+    path: &Path,
+    header: &Header,
+    library: &str,
+    places: impl Iterator<Item = Place>,
+) -> Result<Place, Error> {
+    let mut searched = Vec::new();
+    for (directory, inside) in places {
+        let file = directory.join(library);
+        if is_for(&file, header) {
+            return Ok((inside.join(library), file));
+        }
+        if !searched.contains(&directory) {
+            searched.push(directory);
+        }
+    }
+    let searched: Vec<_> = searched.iter().map(|directory| directory.display().to_string()).collect();
+    Err(Error::NoLibrary {
         path: path.to_owned(),
         library: library.to_owned(),
-        searched: DIRECTORIES.join(", "),
+        searched: searched.join(", "),
     })
+}
+
+fn is_for(file: &Path, header: &Header) -> bool {
+    let Ok(contents) = fs::read(file) else { return false };
+    let found = Elf::parse_header(&contents);
+    found.is_ok_and(|found| {
+        (found.e_machine, found.e_ident[goblin::elf::header::EI_CLASS])
+            == (header.e_machine, header.e_ident[goblin::elf::header::EI_CLASS])
+    })
+}
+
+/// The directories that `ldconfig(8)` would put into the cache, in their order.
+fn configured(file: &Path) -> Vec<PathBuf> {
+    let mut directories = Vec::new();
+    for line in fs::read_to_string(file).unwrap_or_default().lines() {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        match line.strip_prefix("include") {
+            Some(pattern) => {
+                included(Path::new(pattern.trim()))
+                    .iter()
+                    .for_each(|file| directories.extend(configured(file)));
+            }
+            None if line.starts_with('/') => directories.push(PathBuf::from(line)),
+            None => {}
+        }
+    }
+    directories
+}
+
+/// The files that `/etc/ld.so.conf.d/*.conf` stands for; a name without a star stands for itself.
+fn included(pattern: &Path) -> Vec<PathBuf> {
+    let name = pattern.file_name().unwrap_or_default().to_string_lossy();
+    let Some((begin, end)) = name.split_once('*') else { return vec![pattern.to_owned()] };
+    let entries = pattern.parent().and_then(|parent| fs::read_dir(parent).ok());
+    let mut files: Vec<_> = entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with(begin) && name.ends_with(end)
+        })
+        .map(|entry| entry.path())
+        .collect();
+    files.sort();
+    files
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn own() -> (PathBuf, Vec<u8>) {
+        let own = std::env::current_exe().unwrap();
+        let contents = fs::read(&own).unwrap();
+        (own, contents)
+    }
+
     #[test]
     fn a_dynamic_program_needs_its_interpreter_and_the_c_library() {
-        let own = std::env::current_exe().unwrap();
-        let names: Vec<_> = needed_by(&own, &[])
+        let (own, _) = own();
+        let names: Vec<_> = needed_by(&own, Path::new("/usr/bin/agent"), &[])
             .unwrap()
             .keys()
             .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
@@ -80,20 +226,53 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_library_is_named_with_who_needs_it() {
-        let error = find(Path::new("/usr/bin/x"), "libnowhere.so.9", &[]).unwrap_err().to_string();
-        assert!(error.starts_with("/usr/bin/x needs libnowhere.so.9, which is in none of /lib/"), "{error}");
+    fn a_missing_library_is_named_with_who_needs_it_and_where_it_is_not() {
+        let (own, contents) = own();
+        let header = Elf::parse_header(&contents).unwrap();
+        let error = find(&own, &header, "libnowhere.so.9", system(&[], &[])).unwrap_err().to_string();
+        assert!(error.contains("needs libnowhere.so.9, which is in none of /lib/"), "{error}");
     }
 
     #[test]
-    fn an_unpacked_package_comes_before_this_machine() {
+    fn an_unpacked_package_comes_before_this_machine_and_what_is_no_library_does_not_count() {
+        let (own, contents) = own();
+        let header = Elf::parse_header(&contents).unwrap();
         let tree = tempfile::tempdir().unwrap();
         let libraries = tree.path().join("usr/lib/x86_64-linux-gnu");
         fs::create_dir_all(&libraries).unwrap();
-        fs::write(libraries.join("libc.so.6"), "").unwrap();
         let trees = [tree.path().to_owned()];
-        let (inside, file) = find(Path::new("/usr/bin/x"), "libc.so.6", &trees).unwrap();
+        let find = || find(&own, &header, "libc.so.6", system(&trees, &[])).unwrap();
+        fs::write(libraries.join("libc.so.6"), "/* a script of the linker */").unwrap();
+        assert!(!find().1.starts_with(tree.path()));
+        fs::copy(&own, libraries.join("libc.so.6")).unwrap();
+        let (inside, file) = find();
         assert_eq!(inside, Path::new("/usr/lib/x86_64-linux-gnu/libc.so.6"));
         assert_eq!(file, libraries.join("libc.so.6"));
+    }
+
+    #[test]
+    fn the_origin_is_the_objects_own_directory_here_and_in_the_guest() {
+        let object = Object {
+            file: "/build/out/agent".into(),
+            inside: "/usr/bin/agent".into(),
+            inherited: Vec::new(),
+        };
+        let (here, inside) = place(&object, "$ORIGIN/../lib");
+        assert_eq!((here, inside), ("/build/out/../lib".into(), "/usr/lib".into()));
+        assert_eq!(place(&object, "/opt/lib"), ("/opt/lib".into(), "/opt/lib".into()));
+    }
+
+    #[test]
+    fn configured_directories_come_from_included_files_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        fs::write(path("b.conf"), "# comment\n/opt/b\n").unwrap();
+        fs::write(path("a.conf"), "/opt/a # ours\n").unwrap();
+        fs::write(path("a.txt"), "/opt/never\n").unwrap();
+        fs::write(path("main"), format!("include {}/*.conf\n/opt/last\n", directory.path().display()))
+            .unwrap();
+        assert_eq!(configured(&path("main")), ["/opt/a", "/opt/b", "/opt/last"].map(PathBuf::from));
+        let inside: Vec<_> = system(&[], &["/opt/a".into()]).map(|(_, inside)| inside).collect();
+        assert_eq!(inside[0], Path::new("/usr/lib"), "the guest has no cache");
     }
 }

@@ -12,11 +12,7 @@ use std::{
 
 use goblin::elf::Elf;
 
-use crate::{
-    Error,
-    error::at,
-    kernel::{Kernel, xz},
-};
+use crate::{Error, error::at, kernel::xz};
 
 /// A module, ready to be loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,18 +35,18 @@ pub struct Modules {
 }
 
 impl Modules {
-    /// Lists the modules of `kernel`; reads none yet.
+    /// Lists the modules of the kernel `release` in `directory`; reads none yet.
     ///
     /// # Errors
     /// The directory cannot be read.
-    pub fn of(kernel: &Kernel) -> Result<Self, Error> {
+    pub fn of(release: &str, directory: &Path) -> Result<Self, Error> {
         let mut files = HashMap::new();
-        collect(&kernel.modules.join("kernel"), &mut files)?;
-        let list = kernel.modules.join("modules.builtin");
+        collect(&directory.join("kernel"), &mut files)?;
+        let list = directory.join("modules.builtin");
         let built_in = fs::read_to_string(&list).map_err(at(&list))?;
         Ok(Self {
-            release: kernel.release.clone(),
-            root: kernel.modules.clone(),
+            release: release.to_owned(),
+            root: directory.to_owned(),
             files,
             built_in: built_in.lines().map(|line| name_of(Path::new(line))).collect(),
         })
