@@ -21,7 +21,7 @@
 //!
 //! Layout: [`Machine`] is QEMU's command line, [`Guest`] the running machine, [`Agent`] and [`Container`] speak Kata's
 //! protocol, [`Observer`] looks at the guest beside the agent, [`EcrRuntime`] is the command under test, [`Snapshot`] proves
-//! that nothing changed, [`QmpProxy`] records QEMU's traffic.
+//! that nothing changed, [`QmpProxy`] and [`AgentProxy`] record the traffic of a call and disturb it.
 
 mod accelerator;
 mod agent;
@@ -36,8 +36,8 @@ mod guest;
 mod observer;
 mod parts;
 mod process;
+mod proxy;
 mod qemu;
-mod qmp_proxy;
 mod run_dir;
 mod sandbox;
 mod snapshot;
@@ -59,8 +59,8 @@ pub use guest::Guest;
 pub use observer::{Conversation, Observer, Ran};
 pub use parts::Parts;
 pub use process::Process;
+pub use proxy::{AgentProxy, Fault, Message, QmpProxy, Rule, command, event, greeting, reply_to};
 pub use qemu::{Cgroup, Machine, Scan};
-pub use qmp_proxy::QmpProxy;
 pub use run_dir::RunDir;
 pub use sandbox::Sandbox;
 pub use snapshot::Snapshot;
