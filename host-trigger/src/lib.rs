@@ -49,6 +49,8 @@ mod removal;
 pub mod repair;
 pub mod repaired;
 pub mod resize;
+#[cfg(test)]
+mod sample;
 pub mod sandbox;
 pub mod shim;
 mod signals;

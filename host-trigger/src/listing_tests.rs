@@ -2,7 +2,8 @@ use std::path::Path;
 
 use crate::{
     limits::{Limit, Limits},
-    output::{SCHEMA, Scsi},
+    output::SCHEMA,
+    sample,
 };
 
 use super::*;
@@ -10,21 +11,10 @@ use super::*;
 fn listed(state: State, path: &str) -> Listed {
     Listed {
         volume: Volume {
-            id: "0123456789abcdef".into(),
-            sandbox: "s1".into(),
             container: "0123456789abcdef0123456789abcdef".into(),
             device_path: path.into(),
             source: "/dev/sdb".into(),
-            source_device: "/dev/sdb".into(),
-            size: 64 << 20,
-            read_only: true,
-            shared: false,
-            scsi: Scsi { controller: "scsi0".into(), target: 255, lun: 3 },
-            guest_device: "sda".into(),
-            device_number: "8:0".into(),
-            device_filter: "none".into(),
-            node: "mknod".into(),
-            throttle: Limits::default(),
+            ..sample::volume()
         },
         state,
         guest: Some(GuestView {

@@ -1,31 +1,21 @@
-//! The verb against a real QEMU: what is plugged, what a repeat says, and that a failure leaves nothing.
+//! The verb against a real QEMU: what is plugged, what a repeat says, how it is told.
 
 mod common;
 
-use std::time::Duration;
-
-use agent_plugin::contract::block_volume::Reason;
 use common::{
     Host,
     guest::Behaviour,
-    run,
+    records, run,
     volume::{Image, Loop},
 };
 use host_trigger::{
     output::Outcome,
     record::{Access, Record},
 };
-use rstest::rstest;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const MIB: u64 = 1 << 20;
-
-fn records(snapshot: &Value) -> Vec<Record> {
-    let sets = snapshot["query-fdsets"].as_array().unwrap();
-    let fds = sets.iter().flat_map(|set| set["fds"].as_array().unwrap());
-    fds.filter_map(|fd| Record::from_opaque(fd["opaque"].as_str()?)).collect()
-}
 
 #[tokio::test]
 async fn a_loop_device_is_plugged_claimed_and_recorded() {
@@ -196,114 +186,6 @@ async fn volumes_of_one_call_are_distinct_and_paired() {
     assert_eq!(host.snapshot().await, before);
 }
 
-#[rstest]
-#[case(Reason::REASON_CONTAINER_NOT_RUNNING, 3)]
-#[case(Reason::REASON_PATH_TAKEN, 4)]
-#[case(Reason::REASON_BUSY, 5)]
-#[case(Reason::REASON_TIMED_OUT, 7)]
-#[case(Reason::REASON_IDENTITY_MISMATCH, 9)]
-#[case(Reason::REASON_UNSUPPORTED, 10)]
-#[case(Reason::REASON_SYSTEM, 1)]
-#[tokio::test]
-async fn a_refusal_of_the_guest_leaves_nothing(#[case] reason: Reason, #[case] exit_code: u8) {
-    let mut host = Host::boot().await;
-    let before = host.snapshot().await;
-    let volume = Loop::of(MIB);
-    for undone in [true, false] {
-        host.guest.behave(Behaviour::Fails { reason, undone });
-        let failure = host.plug(volume.path(), "/dev/xvda", &[]).await.failure();
-        assert_eq!(failure.error.exit_code, exit_code);
-        assert!(!failure.error.message.contains('\u{1b}'), "{failure:?}");
-        assert_eq!(host.snapshot().await, before);
-        assert!(!volume.is_claimed());
-        // What the guest undid by itself it is not asked to undo.
-        assert_eq!(host.guest.detached.lock().unwrap().is_empty(), undone);
-    }
-}
-
-#[tokio::test]
-async fn an_answer_about_another_disk_is_not_believed() {
-    let mut host = Host::boot().await;
-    let before = host.snapshot().await;
-    host.guest.behave(Behaviour::TellsAnotherSerial);
-    host.plug(Image::of(MIB).path(), "/dev/xvda", &[]).await.assert_fails("agent_answer", 1);
-    assert_eq!(host.snapshot().await, before);
-    assert!(host.guest.attached_paths().is_empty());
-}
-
-#[tokio::test]
-async fn a_reply_that_does_not_come_is_undone_in_the_guest_first() {
-    let mut host = Host::boot().await;
-    let before = host.snapshot().await;
-    host.guest.behave(Behaviour::Hangs);
-    let ran = host.plug(Image::of(MIB).path(), "/dev/xvda", &["--timeout", "2s"]).await;
-    ran.assert_fails("timed_out", 7);
-    assert!(ran.took < Duration::from_secs(3), "{ran:?}");
-    assert_eq!(host.snapshot().await, before);
-    assert!(host.guest.attached_paths().is_empty());
-    assert_eq!(host.guest.detached.lock().unwrap().len(), 1);
-}
-
-#[rstest]
-#[case(nix::sys::signal::SIGINT, 130)]
-#[case(nix::sys::signal::SIGTERM, 143)]
-#[tokio::test]
-async fn a_signal_is_obeyed_after_the_undo(#[case] signal: nix::sys::signal::Signal, #[case] exit_code: u8) {
-    let mut host = Host::boot().await;
-    let before = host.snapshot().await;
-    host.guest.behave(Behaviour::Hangs);
-    let image = Image::of(MIB);
-    let mut command = host.command(&[(image.path(), "/dev/xvda")], &[]);
-    let child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
-    host.guest.asked.notified().await;
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
-    nix::sys::signal::kill(pid, signal).unwrap();
-    let output = child.wait_with_output().await.unwrap();
-    assert_eq!(output.status.code(), Some(exit_code.into()));
-    let failure: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(failure["error"]["reason"], "interrupted");
-    assert_eq!(host.snapshot().await, before);
-    assert!(host.guest.attached_paths().is_empty());
-}
-
-#[tokio::test]
-async fn an_agent_that_dies_leaves_work_that_the_next_run_completes() {
-    let mut host = Host::boot().await;
-    host.guest.behave(Behaviour::Hangs);
-    let volume = Loop::of(MIB);
-    let mut command = host.command(&[(volume.path(), "/dev/xvda")], &["--timeout", "4s"]);
-    let (ran, ()) = tokio::join!(run(&mut command), async {
-        host.guest.asked.notified().await;
-        host.guest.stop().await;
-    });
-    // Without the guest's word the disk is not taken from under it.
-    ran.assert_fails("incomplete", 8);
-    assert!(volume.is_claimed());
-
-    host.guest.behave(Behaviour::Works);
-    host.guest.start().await;
-    let report = host.plug(volume.path(), "/dev/xvda", &[]).await.report();
-    assert_eq!(report.result, Outcome::Attached);
-    assert_eq!(host.guest.detached.lock().unwrap().len(), 1);
-    assert_eq!(records(&host.snapshot().await).len(), 2);
-}
-
-#[tokio::test]
-async fn with_qemu_all_is_gone_and_nothing_is_left_to_undo() {
-    let mut host = Host::boot().await;
-    host.guest.behave(Behaviour::Hangs);
-    let volume = Loop::of(MIB);
-    let mut command = host.command(&[(volume.path(), "/dev/xvda")], &["--timeout", "2s"]);
-    let guest = host.guest.clone();
-    let (ran, ()) = tokio::join!(run(&mut command), async {
-        guest.asked.notified().await;
-        host.qemu.kill().unwrap();
-        host.qemu.wait().unwrap();
-    });
-    ran.assert_fails("timed_out", 7);
-    assert!(!volume.is_claimed());
-}
-
 #[tokio::test]
 async fn runs_on_one_sandbox_take_turns() {
     let mut host = Host::boot().await;
@@ -317,16 +199,6 @@ async fn runs_on_one_sandbox_take_turns() {
         assert_eq!(ran.report().result, Outcome::Attached);
     }
     assert_eq!(records(&host.snapshot().await).len(), 16);
-}
-
-#[tokio::test]
-async fn a_run_that_waits_for_another_has_a_deadline() {
-    let host = Host::boot().await;
-    let directory = std::fs::File::open(host.path("vm/s1")).unwrap();
-    let _lock = nix::fcntl::Flock::lock(directory, nix::fcntl::FlockArg::LockExclusive).unwrap();
-    let ran = host.plug(Image::of(MIB).path(), "/dev/xvda", &["--timeout", "300ms"]).await;
-    ran.assert_fails("timed_out", 7);
-    assert!(ran.took < Duration::from_secs(2), "{ran:?}");
 }
 
 #[tokio::test]
@@ -359,22 +231,6 @@ async fn people_get_lines_and_programs_one_object() {
 }
 
 #[tokio::test]
-async fn another_client_of_the_table_keeps_its_sets() {
-    let mut host = Host::boot().await;
-    let foreign = std::fs::File::open("/dev/null").unwrap();
-    let deadline = host_trigger::Deadline::after(Duration::from_secs(10));
-    let mut other = host_trigger::qmp::Qmp::connect(host.path("vm/s1/qmp.sock"), deadline).await.unwrap();
-    other.add_fd(&foreign, None, "libvirt-x").await.unwrap();
-    other.add_fd(&foreign, None, "").await.unwrap();
-    drop(other);
-    let before = host.snapshot().await;
-    host.guest.behave(Behaviour::Fails { reason: Reason::REASON_SYSTEM, undone: true });
-    host.plug(Image::of(MIB).path(), "/dev/xvda", &[]).await.assert_fails("guest_system", 1);
-    assert_eq!(host.snapshot().await, before);
-    assert_eq!(before["query-fdsets"].as_array().unwrap().len(), 2);
-}
-
-#[tokio::test]
 async fn a_time_out_beyond_the_contracts_is_no_error() {
     let host = Host::boot().await;
     host.plug(Image::of(MIB).path(), "/dev/xvda", &["--timeout", "60m"]).await.report();
@@ -392,20 +248,6 @@ async fn a_path_that_is_not_utf8_is_plugged_and_reported() {
     let again =
         run(host.command(&[(&path, "/dev/xvdb")], &[]).args(["--output", "json", "--nonsense"])).await;
     again.assert_fails("usage", 2);
-}
-
-#[tokio::test]
-async fn a_closed_standard_error_keeps_nothing_from_its_end() {
-    let mut host = Host::boot().await;
-    let before = host.snapshot().await;
-    host.guest.behave(Behaviour::Fails { reason: Reason::REASON_SYSTEM, undone: false });
-    let (reader, writer) = std::io::pipe().unwrap();
-    drop(reader);
-    let image = Image::of(MIB);
-    let mut command = host.command(&[(image.path(), "/dev/xvda")], &["--verbose"]);
-    let status = command.stdout(std::process::Stdio::null()).stderr(writer).status().await.unwrap();
-    assert_eq!(status.code(), Some(1));
-    assert_eq!(host.snapshot().await, before);
 }
 
 /// The shim's word on the agent's address counts, whatever is noted on disk.

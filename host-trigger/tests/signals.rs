@@ -72,15 +72,19 @@ async fn a_second_signal_ends_the_undo_of_a_plug(#[values(Signal::SIGINT, Signal
     assert_repaired(&mut host, &clean, &device).await;
 }
 
+#[rstest]
+#[case::unplug("hot-unplug", &["--device-path", "/dev/xvda"])]
+#[case::repair("repair", &[])]
 #[tokio::test]
-async fn a_second_signal_ends_an_unplug() {
+async fn a_second_signal_ends_a_removal(#[case] verb: &str, #[case] which: &[&str]) {
     let mut host = Host::boot().await;
     let clean = host.snapshot().await;
     let device = Loop::of(MIB);
     let id = host.plug(device.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    host.guest.gone.lock().unwrap().push("c1".into());
     host.guest.asked.notified().await;
     *host.guest.hangs_at_detach.lock().unwrap() = true;
-    let (mut child, pid) = start(&mut host.verb_command("hot-unplug", &["--volume", &id, "-v"]));
+    let (mut child, pid) = start(&mut host.verb_command(verb, &[which, &["-v"]].concat()));
     host.guest.asked.notified().await;
     kill(pid, Signal::SIGTERM).unwrap();
     says(&mut child, "second signal").await;
@@ -89,7 +93,6 @@ async fn a_second_signal_ends_an_unplug() {
     let message = told["error"]["message"].as_str().unwrap();
     assert_eq!(code, Some(8), "{told}");
     assert!(message.contains(&format!("volume {id}: descriptors, block node, device in QEMU")), "{message}");
-    host.guest.attached.lock().unwrap().clear();
     assert_repaired(&mut host, &clean, &device).await;
 }
 
@@ -115,25 +118,4 @@ async fn a_first_signal_lets_a_repair_finish_one_volume() {
     *host.guest.detach_delay.lock().unwrap() = std::time::Duration::ZERO;
     assert_repaired(&mut host, &clean, &first).await;
     assert!(!second.is_claimed());
-}
-
-#[tokio::test]
-async fn a_second_signal_ends_a_repair() {
-    let mut host = Host::boot().await;
-    let clean = host.snapshot().await;
-    let device = Loop::of(MIB);
-    let id = host.plug(device.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
-    host.guest.gone.lock().unwrap().push("c1".into());
-    host.guest.asked.notified().await;
-    *host.guest.hangs_at_detach.lock().unwrap() = true;
-    let (mut child, pid) = start(&mut host.verb_command("repair", &["-v"]));
-    host.guest.asked.notified().await;
-    kill(pid, Signal::SIGTERM).unwrap();
-    says(&mut child, "second signal").await;
-    kill(pid, Signal::SIGTERM).unwrap();
-    let (code, told) = ended(child).await;
-    let message = told["error"]["message"].as_str().unwrap();
-    assert_eq!(code, Some(8), "{told}");
-    assert!(message.contains(&format!("volume {id}: descriptors, block node, device in QEMU")), "{message}");
-    assert_repaired(&mut host, &clean, &device).await;
 }

@@ -27,6 +27,7 @@ use host_trigger::{
     listing::Listing,
     output::{Failure, Report},
     qmp::{PassedFd, Qmp},
+    record::Record,
     repaired::Repaired,
 };
 use serde_json::{Value, json};
@@ -241,6 +242,13 @@ async fn connect(path: &Path) -> Qmp {
             Err(e) => assert!(!deadline.remaining().is_zero(), "{e}"),
         }
     }
+}
+
+/// The records in a snapshot.
+pub fn records(snapshot: &Value) -> Vec<Record> {
+    let sets = snapshot["query-fdsets"].as_array().unwrap();
+    let fds = sets.iter().flat_map(|set| set["fds"].as_array().unwrap());
+    fds.filter_map(|fd| Record::from_opaque(fd["opaque"].as_str()?)).collect()
 }
 
 pub async fn run(command: &mut Command) -> Ran {
