@@ -30,6 +30,10 @@ full *arguments:
 crash *arguments:
     target/release/vm-harness crash {{arguments}}
 
+# Check that an agent plugs volumes as it should: the reference agent, or yours (--agent PATH)
+conformance *arguments:
+    target/release/vm-harness conformance {{arguments}}
+
 # Plug and unplug a volume a thousand times beside one that is under load
 soak *arguments:
     target/release/vm-harness soak {{arguments}}

@@ -39,7 +39,7 @@ mod outcome;
 pub mod output;
 mod prepare;
 pub mod presence;
-mod printable;
+pub mod printable;
 mod prometheus;
 pub mod qmp;
 mod reach;

@@ -5,7 +5,7 @@
 const LIMIT: usize = 400;
 
 /// `text`, escaped and cut to a bounded length.
-pub(crate) fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len().min(LIMIT));
     for (count, c) in text.chars().enumerate() {
         if count == LIMIT {

@@ -17,6 +17,12 @@ pub enum Error {
     /// An image with the caller's own parts could not be built.
     #[error("cannot build the guest's image: {0}")]
     Image(Box<image_builder::Error>),
+    /// A filter that leaves no check.
+    #[error("no check has {wanted} in its name: `vm-harness conformance --list` prints them")]
+    NoCheck {
+        /// What was asked for.
+        wanted: String,
+    },
     /// A policy of a kind that no known agent reads.
     #[error(
         "policy {}: a .rego file (kata-agent) or a .json file (the reference agent) was expected; for another agent lay it over the \

@@ -25,6 +25,7 @@
 
 mod accelerator;
 mod agent;
+pub mod conformance;
 mod console;
 mod container;
 mod ecr_runtime;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod boot;
+mod conformance;
 mod crash;
 mod demo;
 mod empty_call;
@@ -32,6 +33,8 @@ enum Command {
     Demo(demo::Demo),
     /// Measure hot-plug and hot-unplug beside the least that they could take
     Bench(bench::Bench),
+    /// Check that an agent plugs volumes as it should: yours, on your kernel and QEMU
+    Conformance(Box<conformance::ConformanceCommand>),
     /// Disturb hot-plug and hot-unplug behind every step in every way, and print what comes of it
     Crash(crash::Crash),
     /// Plug and unplug a volume many times beside one that is under load
@@ -44,6 +47,7 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
         Command::Exec(exec) => exec.run().await,
         Command::Demo(demo) => demo.run().await,
         Command::Bench(bench) => bench.run().await,
+        Command::Conformance(conformance) => Ok(conformance.run().await),
         Command::Crash(crash) => crash.run().await,
         Command::Soak(soak) => soak.run().await,
     };

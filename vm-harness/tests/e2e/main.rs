@@ -2,6 +2,7 @@
 
 mod attach;
 mod bad_input;
+mod conformance;
 mod container_gone;
 mod detach;
 mod device_filter;

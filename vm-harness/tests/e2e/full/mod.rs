@@ -1,5 +1,6 @@
 //! The level `full`: what takes minutes and prints tables and figures. `just full` runs it, `ci/test` leaves it out.
 
+mod conformance;
 mod growth;
 mod load;
 mod tables;

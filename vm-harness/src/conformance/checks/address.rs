@@ -1,0 +1,100 @@
+//! Which disk it is: its address, its serial and its size have to be right.
+
+use std::time::{Duration, Instant};
+
+use agent_plugin::contract::block_volume::Reason;
+
+use super::super::{
+    Facts, Stage,
+    check::check,
+    direct::{assert_done, assert_refused},
+};
+use super::Check;
+
+pub(super) const CHECKS: &[Check] = &[
+    check!(
+        "address",
+        only_the_named_address_is_scanned,
+        "a disk that nobody asked for stays unseen by the guest"
+    )
+    .only_if(Facts::scans_on_demand),
+    check!(
+        "address",
+        disk_with_another_serial_is_refused,
+        "a disk at the right address with another serial is not taken"
+    ),
+    check!(
+        "address",
+        disk_of_another_size_is_refused,
+        "a disk with the right serial and another size is not taken"
+    ),
+    check!(
+        "address",
+        disk_that_never_appears_times_out,
+        "the wait for a disk ends at its deadline and leaves nothing"
+    ),
+    check!(
+        "address",
+        lun_that_is_seen_twice_is_refused,
+        "LUN 0 and those above 255, and targets above 255, are invalid"
+    ),
+];
+
+const PATH: &str = "/dev/conformance";
+
+async fn only_the_named_address_is_scanned(stage: &Stage) {
+    let (wanted, other) = (stage.add_disk().await, stage.add_disk().await);
+    let attachment = wanted.to(&stage.container, PATH);
+    let answer = stage.attach(vec![attachment.clone()], stage.soon()).await;
+    assert_done(&answer.failure);
+    assert!(stage.is_visible(&wanted).await, "the disk is not at its address");
+    assert!(!stage.is_visible(&other).await, "a disk was found that nobody asked for");
+    assert_done(&stage.detach(attachment).await.failure);
+    stage.remove(&wanted).await;
+    stage.remove(&other).await;
+}
+
+async fn disk_with_another_serial_is_refused(stage: &Stage) {
+    let before = stage.snapshot().await;
+    let disk = stage.add_disk().await;
+    let mut attachment = disk.to(&stage.container, PATH);
+    attachment.serial = stage.nowhere().serial;
+    let answer = stage.attach(vec![attachment], stage.soon()).await;
+    assert_refused(&answer.failure, Reason::REASON_IDENTITY_MISMATCH);
+    stage.remove(&disk).await;
+    stage.assert_as_before(&before).await;
+}
+
+async fn disk_of_another_size_is_refused(stage: &Stage) {
+    let before = stage.snapshot().await;
+    let disk = stage.add_disk().await;
+    let mut attachment = disk.to(&stage.container, PATH);
+    attachment.size += 512;
+    let answer = stage.attach(vec![attachment], stage.soon()).await;
+    assert_refused(&answer.failure, Reason::REASON_IDENTITY_MISMATCH);
+    stage.remove(&disk).await;
+    stage.assert_as_before(&before).await;
+}
+
+async fn disk_that_never_appears_times_out(stage: &Stage) {
+    const LIMIT: Duration = Duration::from_millis(1500);
+    let before = stage.snapshot().await;
+    let disk = stage.nowhere();
+    let start = Instant::now();
+    let answer = stage.attach(vec![disk.to(&stage.container, PATH)], LIMIT).await;
+    let elapsed = start.elapsed();
+    assert_refused(&answer.failure, Reason::REASON_TIMED_OUT);
+    assert!(elapsed >= LIMIT, "it gave up after {elapsed:?}, and had {LIMIT:?}");
+    stage.assert_as_before(&before).await;
+}
+
+async fn lun_that_is_seen_twice_is_refused(stage: &Stage) {
+    let disk = stage.nowhere();
+    for (target, lun) in [(150, 0), (150, 256), (256, 1)] {
+        let mut attachment = disk.to(&stage.container, PATH);
+        (attachment.address.mut_or_insert_default().target, attachment.address.mut_or_insert_default().lun) =
+            (target, lun);
+        let answer = stage.attach(vec![attachment], stage.soon()).await;
+        assert_refused(&answer.failure, Reason::REASON_INVALID_REQUEST);
+    }
+}

@@ -1,0 +1,46 @@
+//! The checks, one file a subject, in the order in which they run: what others depend on comes first.
+
+mod address;
+mod agent;
+mod beside;
+mod filter;
+mod node;
+mod plug;
+mod undo;
+mod unplug;
+
+use super::{Check, Group};
+
+/// All of them.
+pub const GROUPS: &[Group] = &[
+    Group { name: "agent", checks: agent::CHECKS },
+    Group { name: "plug", checks: plug::CHECKS },
+    Group { name: "node", checks: node::CHECKS },
+    Group { name: "address", checks: address::CHECKS },
+    Group { name: "filter", checks: filter::CHECKS },
+    Group { name: "unplug", checks: unplug::CHECKS },
+    Group { name: "undo", checks: undo::CHECKS },
+    Group { name: "beside", checks: beside::CHECKS },
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_check_has_a_name_of_its_own_in_its_group_and_a_purpose_of_one_line() {
+        let mut names = HashSet::new();
+        for group in GROUPS {
+            for check in group.checks {
+                assert!(check.name().starts_with(&format!("{}::", group.name)), "{check:?}");
+                assert!(names.insert(check.name()), "{check:?} is there twice");
+                assert!((20..110).contains(&check.purpose().len()), "{check:?}: {}", check.purpose());
+            }
+        }
+        let gates: Vec<_> =
+            GROUPS.iter().flat_map(|group| group.checks).filter(|check| check.is_gate()).collect();
+        assert_eq!(gates.len(), 2, "{gates:?}");
+    }
+}

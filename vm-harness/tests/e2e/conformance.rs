@@ -1,0 +1,156 @@
+//! The conformance suite, as a builder of an agent runs it; and that it can fail.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::Duration,
+};
+
+use rstest::rstest;
+use serde_json::Value;
+use vm_harness::{
+    Environment,
+    conformance::{Conformance, GROUPS, Mode, Report, Verdict},
+};
+
+/// `vm-harness conformance`, and nothing of what this run's own variables say about the agent.
+fn conformance(arguments: &[&str]) -> Output {
+    let mut command = Command::new(Environment::from_variables().vm_harness().unwrap());
+    for variable in ["AGENT", "POLICY", "INITRD_EXTRA"] {
+        command.env_remove(format!("VM_HARNESS_{variable}"));
+    }
+    command.arg("conformance").args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The reference agent as a program that needs shared libraries, which `ci/build` makes for this.
+fn dynamic_agent() -> PathBuf {
+    Environment::from_variables().target.join("release/reference-agent")
+}
+
+#[test]
+fn agent_that_is_given_by_its_path_conforms_and_is_reported() {
+    let agent = dynamic_agent();
+    let needed = image_builder::library::needed_by(&agent, Path::new("/usr/bin/agent"), &[]).unwrap();
+    assert!(
+        needed.keys().any(|path| path.ends_with("libgcc_s.so.1")),
+        "{needed:?}: nothing else in the guest needs it"
+    );
+    let directory = tempfile::tempdir().unwrap();
+    let report = directory.path().join("report");
+    let run = conformance(&[
+        "--mode",
+        "v2",
+        "--agent",
+        agent.to_str().unwrap(),
+        "--report",
+        report.to_str().unwrap(),
+    ]);
+    let table = text(&run.stdout);
+    println!("{table}");
+    assert_eq!(run.status.code(), Some(0), "{table}{}", text(&run.stderr));
+    let first = table.lines().next().unwrap();
+    assert!(
+        first.starts_with("reference-agent 0.1.0 with block-volume plugin 0.1.0 (API level 1), kernel "),
+        "{first}"
+    );
+    let json: Value =
+        serde_json::from_slice(&std::fs::read(report.join("conformance.json")).unwrap()).unwrap();
+    assert_eq!(json["schema"], 1);
+    assert_eq!(json["subject"]["features"], serde_json::json!(["block-volume"]));
+    let checks = json["modes"][0]["checks"].as_array().unwrap();
+    let all: Vec<_> = GROUPS.iter().flat_map(|group| group.checks).map(|check| check.name()).collect();
+    assert_eq!(checks.iter().map(|check| check["name"].as_str().unwrap()).collect::<Vec<_>>(), all);
+    let count = |verdict| checks.iter().filter(|check| check["verdict"] == verdict).count();
+    let (passed, inapplicable) = (count("passed"), count("not_applicable"));
+    assert_eq!((passed + inapplicable, inapplicable), (all.len(), 1), "{table}");
+    let last = table.lines().last().unwrap();
+    assert!(last.starts_with(&format!("{passed} run, 0 failed, {inapplicable} not applicable (")), "{last}");
+    let xml = std::fs::read_to_string(report.join("conformance.xml")).unwrap();
+    let junit = quick_junit::Report::deserialize_from_str(&xml).unwrap();
+    assert_eq!((junit.test_suites.len(), junit.test_suites[0].test_cases.len()), (1, all.len()));
+}
+
+#[test]
+fn agent_without_the_plugin_is_named_in_the_first_line_and_fails() {
+    let run = conformance(&["--mode", "v2", "--kernel-param", "agent.block_volume=off"]);
+    let table = text(&run.stdout);
+    assert_eq!(run.status.code(), Some(1), "{table}{}", text(&run.stderr));
+    let first = table.lines().next().unwrap();
+    assert!(first.contains("WITHOUT the block-volume plugin (its features: none"), "{first}");
+    assert!(table.lines().last().unwrap().starts_with("1 run, 1 failed, "), "{table}");
+}
+
+#[rstest]
+#[case::no_agent(&["--agent", "/no/such/agent"], "/no/such/agent")]
+#[case::no_program(&["--agent", "/etc/passwd"], "/etc/passwd")]
+#[case::no_policy(&["--policy", "/etc/passwd"], ".rego")]
+#[case::no_kernel(&["--kernel", "/no/such/kernel"], "/no/such/kernel")]
+#[case::no_qemu(&["--qemu", "/no/such/qemu"], "/no/such/qemu")]
+#[case::no_qemu_at_all(&["--qemu", "/bin/false"], "QEMU ended")]
+#[case::no_check(&["--check", "nothing"], "--list")]
+#[case::no_mode(&["--mode", "v3"], "v2-scan")]
+fn broken_environment_is_told_from_a_failed_check(#[case] arguments: &[&str], #[case] expected: &str) {
+    let run = conformance(arguments);
+    let (table, error) = (text(&run.stdout), text(&run.stderr));
+    assert_eq!(run.status.code(), Some(2), "{table}{error}");
+    assert!(error.contains(expected), "{error}");
+}
+
+/// The reference agent, broken in one way, and the check that has to notice.
+pub(crate) async fn run_broken(fault: &str, only: Option<&str>) -> Report {
+    let mut environment = Environment::from_variables();
+    environment.parts = environment.parts.without_agent();
+    let suite = Conformance {
+        image: "fault".to_owned(),
+        modes: vec![Mode::V2],
+        kernel_parameters: vec![format!("block_volume.fault={fault}")],
+        only: only.into_iter().map(str::to_owned).collect(),
+        timeout: Duration::from_secs(6),
+        ..Conformance::new(environment)
+    };
+    suite.run(&mut |_| ()).await
+}
+
+/// Names of the checks that failed, with their reasons.
+pub(crate) fn failed(report: &Report) -> Vec<(&'static str, String)> {
+    assert_eq!(report.broken(), None);
+    let checks = report.modes.iter().flat_map(|mode| &mode.checks);
+    let failed = checks.filter_map(|outcome| match &outcome.verdict {
+        Verdict::Failed { reason, .. } => Some((outcome.name, reason.clone())),
+        _ => None,
+    });
+    failed.collect()
+}
+
+#[rstest]
+#[case::no_fault_at_all("none=skip", "address::disk_with_another_serial_is_refused", None)]
+#[case::wrong_serial_accepted(
+    "serial=skip",
+    "address::disk_with_another_serial_is_refused",
+    Some("it succeeded")
+)]
+#[case::no_undo("undo=skip", "undo::failure_of_one_volume_undoes_the_others", Some("not as it was before"))]
+#[case::node_in_the_agents_namespace(
+    "namespace=skip",
+    "node::is_in_the_container_and_nowhere_else",
+    Some("no node in the container")
+)]
+#[tokio::test]
+async fn broken_agent_is_caught_by_the_check_that_is_meant_for_it(
+    #[case] fault: &str,
+    #[case] check: &str,
+    #[case] expected: Option<&str>,
+) {
+    let failed = failed(&run_broken(fault, Some(check)).await);
+    match expected {
+        None => assert_eq!(failed, [], "the same check passes where nothing is broken"),
+        Some(expected) => {
+            assert_eq!(failed.len(), 1, "{fault}: {failed:?}");
+            assert!(failed[0].0 == check && failed[0].1.contains(expected), "{failed:?}");
+        }
+    }
+}

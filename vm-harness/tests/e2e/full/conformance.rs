@@ -1,0 +1,54 @@
+//! The conformance suite at length: every kind of guest, and every broken variant of the reference agent.
+
+use std::collections::HashSet;
+
+use rstest::rstest;
+use vm_harness::{
+    Environment,
+    conformance::{Conformance, Event, Verdict},
+};
+
+use crate::conformance::{failed, run_broken};
+
+#[tokio::test]
+async fn reference_agent_conforms_in_every_mode_and_no_check_never_ran() {
+    let suite = Conformance::new(Environment::from_variables());
+    let report = suite
+        .run(&mut |event| {
+            if let Event::Outcome(mode, outcome) = event {
+                println!("{:<8} {outcome}", mode.name());
+            }
+        })
+        .await;
+    println!("{}", report.counts());
+    assert_eq!(failed(&report), []);
+    let outcomes = report.modes.iter().flat_map(|mode| &mode.checks);
+    let ran: HashSet<_> =
+        outcomes.filter(|outcome| outcome.verdict == Verdict::Passed).map(|outcome| outcome.name).collect();
+    let never: Vec<_> = suite.checks().map(|check| check.name()).filter(|name| !ran.contains(name)).collect();
+    assert_eq!(never, [""; 0], "these checks ran in no mode");
+}
+
+/// One binary, which the kernel's command line breaks in one way; the whole suite; the check that is meant for it is among those that
+/// fail.
+#[rstest]
+#[case::no_scan("scan=skip", "plug::container_reads_what_the_host_wrote")]
+#[case::wrong_address("address=skip", "plug::container_reads_what_the_host_wrote")]
+#[case::scans_everything("scan-one=skip", "address::only_the_named_address_is_scanned")]
+#[case::wrong_serial_accepted("serial=skip", "address::disk_with_another_serial_is_refused")]
+#[case::node_in_the_agents_namespace("namespace=skip", "plug::container_reads_what_the_host_wrote")]
+#[case::success_without_a_node("node=skip", "plug::container_reads_what_the_host_wrote")]
+#[case::wrong_owner("owner=skip", "plug::node_has_the_owner_and_mode_that_were_asked")]
+#[case::no_filter("filter=skip", "filter::filtered_container_uses_its_volume")]
+#[case::no_undo("undo=skip", "undo::failure_of_one_volume_undoes_the_others")]
+#[case::node_stays("unlink=skip", "unplug::leaves_nothing")]
+#[case::never_unchanged("unchanged=skip", "plug::repeated_call_is_unchanged")]
+#[case::no_deadline("deadline=skip", "address::disk_that_never_appears_times_out")]
+#[case::leaks_a_thread("thread=wait", "beside::threads_and_descriptors_stay_as_many")]
+#[tokio::test]
+async fn broken_variant_is_caught(#[case] fault: &str, #[case] check: &str) {
+    let report = run_broken(fault, None).await;
+    let failed: Vec<_> = failed(&report).into_iter().map(|(name, _)| name).collect();
+    println!("| {fault} | {} | {} |", failed.join(", "), report.counts());
+    assert!(failed.contains(&check), "{fault} is not caught by {check}, but by {failed:?}");
+}
