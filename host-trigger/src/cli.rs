@@ -123,7 +123,8 @@ pub struct HotPlug {
     #[arg(long)]
     pub read_only: bool,
 
-    /// The volume may be plugged into another container of this sandbox, or at another path, already: then this is one more use of the same disk
+    /// The volume may be plugged into another container of this sandbox, or at another path, already: then this is one more use of the same disk.
+    /// Nothing keeps their writers from each other then: an ordinary file system that two of them mount is destroyed
     #[arg(long)]
     pub shared: bool,
 

@@ -124,6 +124,11 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_leases_does_not_tell() {
+        assert_eq!(others(File::open("/").unwrap().as_fd()).unwrap(), Others::Unknown);
+    }
+
+    #[test]
     fn a_file_answers_no_block_request() {
         let file = tempfile::tempfile().unwrap();
         assert_eq!(size(file.as_fd()).unwrap_err().raw_os_error(), Some(libc::ENOTTY));

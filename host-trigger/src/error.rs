@@ -90,8 +90,10 @@ pub enum Error {
     SourceMounted { path: PathBuf, mount_point: String },
     #[error("{path:?} is held by {holder}")]
     SourceHeld { path: PathBuf, holder: String },
-    #[error("{path:?} holds the root file system of this host")]
+    #[error("{path:?} is on a disk of this host's root file system")]
     SourceIsRoot { path: PathBuf },
+    #[error("{path:?} changed while it was looked at")]
+    SourceChanged { path: PathBuf },
     #[error("{path:?} is read-only")]
     SourceReadOnly { path: PathBuf },
     #[error("the size of {path:?}, {size} bytes, is not a multiple of 512")]
@@ -252,7 +254,10 @@ impl Error {
             Self::SourceKind { .. } => ("source_kind", 6, None),
             Self::SourceMounted { .. } => ("source_mounted", 6, Some("unmount it first")),
             Self::SourceHeld { .. } => ("source_held", 6, Some("end its other use first")),
-            Self::SourceIsRoot { .. } => ("source_is_root", 6, None),
+            Self::SourceIsRoot { .. } => ("source_is_root", 6, Some("use a volume on another disk")),
+            Self::SourceChanged { .. } => {
+                ("source_changed", 6, Some("plug it when nobody changes it any more"))
+            }
             Self::SourceReadOnly { .. } => ("source_read_only", 6, Some("plug it with --read-only")),
             Self::SourceUnaligned { .. } => {
                 ("source_unaligned", 6, Some("grow the file to a multiple of 512 bytes"))

@@ -44,6 +44,7 @@ fn io(kind: io::ErrorKind) -> io::Error {
 #[case(Error::SourceMounted { path: "x".into(), mount_point: "/".into() }, "source_mounted", 6)]
 #[case(Error::SourceHeld { path: "x".into(), holder: "y".into() }, "source_held", 6)]
 #[case(Error::SourceIsRoot { path: "x".into() }, "source_is_root", 6)]
+#[case(Error::SourceChanged { path: "x".into() }, "source_changed", 6)]
 #[case(Error::SourceReadOnly { path: "x".into() }, "source_read_only", 6)]
 #[case(Error::SourceUnaligned { path: "x".into(), size: 1 }, "source_unaligned", 6)]
 #[case(Error::TimedOut { what: "x".into() }, "timed_out", 7)]

@@ -1,16 +1,22 @@
 //! Who has a block device or file in use on this host: mounts
-//! ([`/proc/self/mountinfo`](https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html)), swap, devices on top of it
-//! ([`holders`](https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-block) in sysfs), loop devices, processes
-//! ([`/proc/PID/fd`](https://man7.org/linux/man-pages/man5/proc_pid_fd.5.html)). It names; whether a device is in use at all is
-//! decided by its exclusive open, and for a file by a lease.
+//! ([`/proc/PID/mountinfo`](https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html)), swap, devices on top of it
+//! ([`holders`](https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-block) in sysfs), loop devices, processes. Whether a
+//! volume may be taken is decided by its exclusive open, for a file by a lease, and by [`in_the_way`]; this names who it is.
 
 use std::{
+    collections::HashSet,
     fmt, fs,
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
 use nix::sys::stat::{major, minor};
+
+mod loop_device;
+mod opener;
+
+use crate::block_sysfs::{self, names};
+use opener::{Opener, openers};
 
 /// One user of a block device or file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +31,7 @@ pub enum Holder {
     Loop(String),
     /// A process has it open.
     Process(i32, String),
-    /// It is in use, and nothing tells by whom; perhaps in another mount namespace.
+    /// It is in use, and nothing tells by whom.
     Unknown,
 }
 
@@ -43,7 +49,7 @@ impl fmt::Display for Holder {
 }
 
 /// What is asked about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Held {
     /// A block device, by its number.
     Block(u64),
@@ -53,7 +59,7 @@ pub enum Held {
 
 impl Held {
     /// What `path` leads to.
-    fn at(path: impl AsRef<Path>) -> Option<Self> {
+    pub(crate) fn at(path: impl AsRef<Path>) -> Option<Self> {
         let metadata = fs::metadata(path).ok()?;
         match metadata.file_type() {
             kind if kind.is_block_device() => Some(Self::Block(metadata.rdev())),
@@ -61,90 +67,101 @@ impl Held {
             _ => None,
         }
     }
+
+    /// It, and what it shares its bytes with: a disk's partitions, a partition's disk.
+    fn family(self) -> Vec<Self> {
+        match self {
+            Self::Block(number) => block_sysfs::family(number).into_iter().map(Self::Block).collect(),
+            Self::File(..) => vec![self],
+        }
+    }
+}
+
+/// A volume that this process has open, for [`in_the_way`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Taken {
+    pub(crate) held: Held,
+    pub(crate) read_only: bool,
+}
+
+/// Those who use the volumes in `taken` and were no obstacle to the open that took them; in their order. Loop devices never are, and
+/// neither is a process that asked for no claim. Of those only a VM's counts where the volume is a device (whatever looks at new
+/// devices opens them for a moment), and anybody where it is a file. Who only reads is not in the way of another reader.
+pub(crate) fn in_the_way(taken: &[Taken]) -> Vec<Option<Holder>> {
+    if taken.is_empty() {
+        return Vec::new();
+    }
+    let families: Vec<_> = taken.iter().map(|taken| taken.held.family()).collect();
+    let all = families.concat();
+    let (loops, openers) = (loop_device::over(&all), openers(&all));
+    let one = |(taken, family): (&Taken, &Vec<Held>)| {
+        let over = loops.iter().find(|(_, backing)| family.contains(backing));
+        let is_wrong = |opener: &&Opener| {
+            let counts = || matches!(opener.held, Held::File(..)) || runs_a_vm(opener.pid);
+            (opener.writes || !taken.read_only) && counts()
+        };
+        let opener = openers.iter().filter(|opener| family.contains(&opener.held)).find(is_wrong);
+        over.map(|(name, _)| Holder::Loop(name.clone())).or_else(|| opener.map(|opener| process(opener.pid)))
+    };
+    taken.iter().zip(&families).map(one).collect()
 }
 
 /// Who holds `held`: the first that is found, in the order of [`Holder`].
 pub fn holder(held: Held) -> Holder {
-    let on_block = |number: u64| {
-        let directory = sysfs(number);
-        let numbers = partitions(&directory).into_iter().chain([number]);
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let mounted = numbers.filter_map(|number| mount_point(&mounts, number)).next();
-        mounted.map(Holder::Mount).or_else(|| swap(held)).or_else(|| device_above(&directory))
-    };
-    match held {
-        Held::Block(number) => on_block(number),
-        Held::File(..) => swap(held),
-    }
-    .or_else(|| loop_device(held))
-    .or_else(|| process(held))
-    .unwrap_or(Holder::Unknown)
+    let family = held.family();
+    mount(&family)
+        .or_else(|| swap(&family))
+        .or_else(|| family.iter().find_map(|&held| device_above(held)))
+        .or_else(|| loop_device::over(&family).pop().map(|(name, _)| Holder::Loop(name)))
+        .or_else(|| openers(&family).first().map(|opener| process(opener.pid)))
+        .or_else(|| mount_elsewhere(&family))
+        .unwrap_or(Holder::Unknown)
 }
 
-/// The loop device over `held`, which an exclusive open does not see.
-pub fn loop_device(held: Held) -> Option<Holder> {
-    names(Path::new("/sys/block")).filter(|name| name.starts_with("loop")).find_map(|name| {
-        let backing = fs::read_to_string(format!("/sys/block/{name}/loop/backing_file")).ok()?;
-        (Held::at(backing.trim_end())? == held).then_some(Holder::Loop(name))
+fn mount(family: &[Held]) -> Option<Holder> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    mount_point(&mounts, family).map(Holder::Mount)
+}
+
+/// The same in the mount namespaces of other processes.
+fn mount_elsewhere(family: &[Held]) -> Option<Holder> {
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let mut seen: HashSet<_> = namespace("self").into_iter().collect();
+    let processes = names(Path::new("/proc")).filter(|name| name.parse::<i32>().is_ok());
+    processes.filter(|pid| namespace(pid).is_some_and(|namespace| seen.insert(namespace))).find_map(|pid| {
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?;
+        let point = mount_point(&mounts, family)?;
+        Some(Holder::Mount(format!("{point} in the mount namespace of {}", process(pid.parse().ok()?))))
     })
 }
 
-/// Is `number` the device, or the whole disk of the partition, that the root file system of this host is on?
-pub fn is_root(number: u64) -> bool {
-    let Ok(root) = fs::metadata("/") else { return false };
-    root.dev() == number || whole_disk(root.dev()) == Some(number)
-}
-
-fn whole_disk(partition: u64) -> Option<u64> {
-    let directory = sysfs(partition);
-    directory.join("partition").exists().then(|| number(&directory.join("../dev")))?
-}
-
-fn sysfs(number: u64) -> PathBuf {
-    let link = format!("/sys/dev/block/{}:{}", major(number), minor(number));
-    fs::canonicalize(&link).unwrap_or_else(|_| link.into())
-}
-
-fn number(file: &Path) -> Option<u64> {
-    let text = fs::read_to_string(file).ok()?;
-    let (major, minor) = text.trim_end().split_once(':')?;
-    Some(nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?))
-}
-
-fn partitions(directory: &Path) -> Vec<u64> {
-    let inside = names(directory).map(|name| directory.join(name));
-    inside
-        .filter(|entry| entry.join("partition").exists())
-        .filter_map(|entry| number(&entry.join("dev")))
-        .collect()
-}
-
-fn names(directory: &Path) -> impl Iterator<Item = String> + use<> {
-    let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
-    entries.filter_map(|entry| entry.file_name().into_string().ok())
-}
-
-/// Where the device `wanted` is mounted. The file system tells its device's number, except those that have several devices:
-/// these name one of them as their source.
-fn mount_point(mounts: &str, wanted: u64) -> Option<String> {
+/// Where one of `family` is mounted. The file system tells its device's number, except those that have several devices: these name
+/// one of them as their source.
+fn mount_point(mounts: &str, family: &[Held]) -> Option<String> {
     mounts.lines().find_map(|line| {
         let mut fields = line.split(' ');
         let (number, point) = (fields.nth(2)?, fields.nth(1)?);
         let source = line.split_once(" - ")?.1.split(' ').nth(1)?;
-        let same = number == format!("{}:{}", major(wanted), minor(wanted))
-            || (source.starts_with("/dev/") && Held::at(source) == Some(Held::Block(wanted)));
-        same.then(|| point.to_owned())
+        let is_number = |held: &Held| match held {
+            Held::Block(wanted) => number == format!("{}:{}", major(*wanted), minor(*wanted)),
+            Held::File(..) => false,
+        };
+        let is_source =
+            || source.starts_with("/dev/") && Held::at(source).is_some_and(|source| family.contains(&source));
+        (family.iter().any(is_number) || is_source()).then(|| point.to_owned())
     })
 }
 
-fn swap(held: Held) -> Option<Holder> {
+fn swap(family: &[Held]) -> Option<Holder> {
     let swaps = fs::read_to_string("/proc/swaps").ok()?;
     let mut paths = swaps.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().next());
-    paths.any(|path| Held::at(path) == Some(held)).then_some(Holder::Swap)
+    let is_ours = |path: &str| Held::at(path).is_some_and(|held| family.contains(&held));
+    paths.any(is_ours).then_some(Holder::Swap)
 }
 
-fn device_above(directory: &Path) -> Option<Holder> {
-    let name = names(&directory.join("holders")).next()?;
+fn device_above(held: Held) -> Option<Holder> {
+    let Held::Block(number) = held else { return None };
+    let name = names(&block_sysfs::directory(number).join("holders")).next()?;
     let mapped = fs::read_to_string(format!("/sys/block/{name}/dm/name")).ok();
     Some(Holder::Device(match mapped {
         Some(mapped) => format!("{name} ({})", mapped.trim_end()),
@@ -152,29 +169,46 @@ fn device_above(directory: &Path) -> Option<Holder> {
     }))
 }
 
-fn process(held: Held) -> Option<Holder> {
-    let own = std::process::id().to_string();
-    names(Path::new("/proc")).filter(|name| *name != own).find_map(|name| {
-        let pid = name.parse().ok()?;
-        let descriptors = PathBuf::from(format!("/proc/{pid}/fd"));
-        names(&descriptors).find(|fd| Held::at(descriptors.join(fd)) == Some(held))?;
-        let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let machine = machine(&arguments).map(|name| format!(", {name}")).unwrap_or_default();
-        Some(Holder::Process(pid, format!("{}{machine}", command.trim_end())))
-    })
+/// The process `pid`, with the name of its machine where it is a QEMU.
+fn process(pid: i32) -> Holder {
+    let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let machine = machine(&arguments(pid)).map(|name| format!(", {name}")).unwrap_or_default();
+    Holder::Process(pid, format!("{}{machine}", command.trim_end()))
 }
 
-/// The name of QEMU's machine, which is `sandbox-<id>` with Kata: `-name sandbox-x,debug-threads=on`.
+fn arguments(pid: i32) -> Vec<u8> {
+    fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()
+}
+
+/// By its name, or by a descriptor of KVM's, whatever its name.
+fn runs_a_vm(pid: i32) -> bool {
+    let descriptors = PathBuf::from(format!("/proc/{pid}/fd"));
+    let is_vm =
+        |name| fs::read_link(descriptors.join(name)).is_ok_and(|link| link == Path::new("anon_inode:kvm-vm"));
+    is_qemu(&arguments(pid)) || names(&descriptors).any(is_vm)
+}
+
+fn is_qemu(arguments: &[u8]) -> bool {
+    let program = String::from_utf8_lossy(arguments.split(|&byte| byte == 0).next().unwrap_or_default());
+    PathBuf::from(program.into_owned())
+        .file_name()
+        .is_some_and(|name| name.to_string_lossy().starts_with("qemu-"))
+}
+
+/// The name of QEMU's machine, which is `sandbox-<id>` with Kata (`-name sandbox-x,debug-threads=on`) and `guest=x` with libvirt.
 fn machine(arguments: &[u8]) -> Option<String> {
-    let mut arguments = arguments.split(|&byte| byte == 0).skip_while(|argument| *argument != b"-name");
-    let name = String::from_utf8_lossy(arguments.nth(1)?).into_owned();
-    name.split(',').next().filter(|name| name.starts_with("sandbox-")).map(str::to_owned)
+    let mut after = is_qemu(arguments)
+        .then(|| arguments.split(|&byte| byte == 0).skip_while(|argument| *argument != b"-name"))?;
+    let name = String::from_utf8_lossy(after.nth(1)?).into_owned();
+    let name = name.split(',').next()?;
+    Some(name.strip_prefix("guest=").unwrap_or(name).to_owned()).filter(|name| !name.is_empty())
 }
 
 #[cfg(test)]
 mod tests {
     use std::process::Command;
+
+    use nix::sys::stat::makedev;
 
     use super::*;
 
@@ -190,24 +224,40 @@ mod tests {
     }
 
     #[test]
-    fn the_sandbox_of_a_qemu_is_named() {
-        let kata = b"/usr/bin/qemu\0-name\0sandbox-x1,debug-threads=on\0-uuid\0";
+    fn the_machine_of_a_qemu_is_named() {
+        let kata = b"/usr/bin/qemu-system-x86_64\0-name\0sandbox-x1,debug-threads=on\0-uuid\0";
         assert_eq!(machine(kata).as_deref(), Some("sandbox-x1"));
+        let libvirt = b"/usr/libexec/qemu-kvm\0-name\0guest=db,debug-threads=on\0";
+        assert_eq!(machine(libvirt).as_deref(), Some("db"));
         assert_eq!(machine(b"sleep\0-name\0x\0"), None);
-        assert_eq!(machine(b"sleep\0-name"), None);
+        assert_eq!(machine(b"qemu-system-x86_64\0-name"), None);
     }
 
     #[test]
     fn mounts_are_found_by_number() {
         let mounts = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n\
                       37 35 98:17 / /mnt\\0403 rw - xfs /dev/x rw\n";
-        assert_eq!(mount_point(mounts, nix::sys::stat::makedev(98, 17)).as_deref(), Some("/mnt\\0403"));
-        assert_eq!(mount_point(mounts, nix::sys::stat::makedev(98, 1)), None);
+        let at = |number| mount_point(mounts, &[Held::Block(number), Held::Block(makedev(1, 99))]);
+        assert_eq!(at(makedev(98, 17)).as_deref(), Some("/mnt\\0403"));
+        assert_eq!(at(makedev(98, 1)), None);
     }
 
     #[test]
-    fn the_root_file_system_is_recognised() {
-        assert!(is_root(fs::metadata("/").unwrap().dev()));
-        assert!(!is_root(nix::sys::stat::makedev(255, 255)));
+    fn a_reader_is_in_the_way_of_a_writer_and_a_writer_of_all() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let held = Held::at(file.path()).unwrap();
+        let found_with = |stdin: fs::File| {
+            let mut child = Command::new("sleep").arg("60").stdin(stdin).spawn().unwrap();
+            let taken = [true, false].map(|read_only| Taken { held, read_only });
+            let found = in_the_way(&taken);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let child = Holder::Process(i32::try_from(child.id()).unwrap(), "sleep".into());
+            found.into_iter().map(|holder| holder.map(|holder| assert_eq!(holder, child)).is_some()).collect()
+        };
+        let found: Vec<bool> = found_with(fs::File::open(file.path()).unwrap());
+        assert_eq!(found, [false, true]);
+        let found: Vec<bool> = found_with(file.reopen().unwrap());
+        assert_eq!(found, [true, true]);
     }
 }

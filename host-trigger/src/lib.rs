@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`cli`] | flags and verbs; one file per verb: [`hot_plug`], [`hot_unplug`], [`repair`], [`list`] with `inspect`, [`resize`], [`throttle`], [`stats`] |
 //! | [`sandbox`], [`shim`] | where a Kata host keeps what belongs to a sandbox |
-//! | [`source`], [`holders`] | the volume on the host: opened once, vetted, and who else has it |
+//! | [`source`], [`holders`], `root_disk`, `block_sysfs` | the volume on the host: opened once, vetted, and who else has it |
 //! | [`qmp`], [`registry`], [`presence`], [`record`], [`controller`] | QEMU's monitor, and what it keeps for us |
 //! | [`agent`], [`guest_holder`] | the agent's addresses, how to dial it, its replies; who holds a volume in the guest |
 //! | [`listing`], `survey`, `choice` | volumes that are plugged: which is meant, what is known of it, how it is shown |
@@ -18,6 +18,7 @@
 
 pub mod agent;
 pub mod block_stats;
+mod block_sysfs;
 mod choice;
 pub mod cli;
 pub mod controller;
@@ -49,6 +50,7 @@ mod removal;
 pub mod repair;
 pub mod repaired;
 pub mod resize;
+mod root_disk;
 #[cfg(test)]
 mod sample;
 pub mod sandbox;

@@ -330,6 +330,9 @@ fn human(report: &Report) -> String {
             volume.scsi.lun,
             volume.device_filter,
         ));
+        if volume.shared && !volume.read_only {
+            lines.push("  shared: nothing keeps its writers from each other".to_owned());
+        }
         let throttles = matches!(report.result, Outcome::Throttled | Outcome::WouldThrottle);
         if throttles || !volume.throttle.is_unlimited() {
             lines.push(format!("  limits: {}", volume.throttle));

@@ -30,6 +30,16 @@ fn the_json_form_of_a_report_is_stable() {
 }
 
 #[test]
+fn who_shares_to_write_is_told_what_that_gives_up() {
+    let mut report = report();
+    report.volumes[0].shared = true;
+    let gives_up = "\n  shared: nothing keeps its writers from each other\n";
+    assert!(!human(&report).contains(gives_up), "{}", human(&report));
+    report.volumes[0].read_only = false;
+    assert!(human(&report).contains(gives_up), "{}", human(&report));
+}
+
+#[test]
 fn limits_are_told_where_there_are_any() {
     let mut report = report();
     let bps = Some(Limit { limit: 10 << 20, burst: 20 << 20, burst_seconds: 2 });

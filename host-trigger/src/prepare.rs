@@ -53,9 +53,8 @@ pub(crate) async fn prepare(
     // Comes last: the others have sent their requests by the time that this is polled, and it never waits.
     let sources = async {
         let start = Instant::now();
-        let sources: Result<Vec<_>, _> =
-            verb.block_volume.iter().map(|path| Source::open(path, verb.read_only)).collect();
-        Ok((sources?, start.elapsed()))
+        let sources = Source::open_all(&verb.block_volume, verb.read_only)?;
+        Ok((sources, start.elapsed()))
     };
     let (Met { address, agent, probe, stages }, (mut qmp, controller, host), (sources, opened)) =
         tokio::try_join!(guest, host, sources)?;

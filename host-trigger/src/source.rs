@@ -1,12 +1,13 @@
-//! The volume on the host: opened once ([`open(2)`](https://man7.org/linux/man-pages/man2/open.2.html)), and everything about it
-//! asked through that one descriptor, which is then QEMU's. `O_EXCL` on a block device is a claim that lasts as long as any copy
+//! The volume on the host: found once ([`open(2)`](https://man7.org/linux/man-pages/man2/open.2.html) with `O_PATH`, which has no
+//! effect on what is opened), and everything about it asked through that descriptor and the one that is opened through it,
+//! which is then QEMU's: there is no second look at the path. `O_EXCL` on a block device is a claim that lasts as long as any copy
 //! of the descriptor does: a later mount, mkfs or second plug is refused by the kernel.
 
 use std::{
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, AsRawFd},
         unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
@@ -20,7 +21,8 @@ use nix::{
 use crate::{
     Error,
     descriptor::{self, Others},
-    holders::{self, Held, Holder},
+    holders::{self, Held, Holder, Taken},
+    root_disk,
 };
 
 /// A vetted volume.
@@ -37,8 +39,9 @@ pub struct Source {
     /// How it is opened, and how QEMU must use it.
     pub kind: Kind,
     held: Held,
-    claim: Option<OwnedFd>,
-    /// Nobody else has it open at all, as far as that can be known.
+    read_only: bool,
+    state: State,
+    /// Of a file: nobody else has it open at all.
     sole: bool,
 }
 
@@ -56,6 +59,17 @@ pub enum Kind {
     File,
 }
 
+/// Whose it is.
+#[derive(Debug)]
+enum State {
+    /// Ours.
+    Claimed(File),
+    /// In use; by whom is looked for when it matters.
+    InUse,
+    /// In use by this one.
+    Held(Holder),
+}
+
 impl Source {
     /// Opens and vets the volume at `path`. A volume that somebody else has in use is described all the same, without a
     /// [`claim`](Self::claim): it may be in use by the very VM that it is meant for.
@@ -63,66 +77,197 @@ impl Source {
     /// # Errors
     /// It is not there, or not fit.
     pub fn open(path: &Path, read_only: bool) -> Result<Self, Error> {
-        let real = fs::canonicalize(path).map_err(|e| cannot_open(path, e))?;
-        let before = fs::metadata(&real).map_err(|e| cannot_open(path, e))?;
-        // Opening the wrong thing may have an effect (a tape rewinds), so that its kind is looked at first.
-        let is_block = kind_of(path, &before)?;
-        if is_block && holders::is_root(before.rdev()) {
-            return Err(Error::SourceIsRoot { path: path.to_owned() });
-        }
-        let (file, claimed) = open(path, &real, is_block, read_only)?;
-        let now = file.metadata().map_err(|e| Error::system("fstat", path, e))?;
-        if kind_of(path, &now)? != is_block || (is_block && now.rdev() != before.rdev()) {
-            return Err(Error::SourceHeld {
-                path: path.to_owned(),
-                holder: "somebody who replaces it just now".into(),
-            });
-        }
-        let device = fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file)))
-            .map_err(|e| Error::system("readlink", path, e))?;
-        let vetted = if is_block { block(path, &file, &now, read_only) } else { image(path, &now) };
-        let (identity, size, kind, held) = vetted?;
-        let (free, sole) = match held {
-            // The claim keeps out every other claim, and QEMU has no volume without one.
-            Held::Block(_) => (holders::loop_device(held).is_none(), true),
-            Held::File(..) => {
-                let others = descriptor::others(file.as_fd());
-                match others.map_err(|e| Error::system("fcntl", path, e))? {
-                    Others::None => (true, true),
-                    Others::Readers => (read_only, false),
-                    Others::Writers => (false, false),
-                    // It is believed that there is nobody.
-                    Others::Unknown => (true, false),
-                }
-            }
-        };
-        let claim = (claimed && free).then(|| OwnedFd::from(file));
-        let sole = sole && claim.is_some();
-        Ok(Self { given: path.to_owned(), device, identity, size, kind, held, claim, sole })
+        let mut source = Self::take(path, read_only)?;
+        look_for_others(std::slice::from_mut(&mut source));
+        Ok(source)
     }
 
-    /// The descriptor for QEMU.
+    /// The same for several volumes, with one look at who has them in use.
     ///
     /// # Errors
-    /// Somebody else has the volume in use; says who.
-    pub fn claim(&self) -> Result<&OwnedFd, Error> {
-        self.claim.as_ref().ok_or_else(|| {
-            let path = self.given.clone();
-            match holders::holder(self.held) {
-                Holder::Mount(mount_point) => Error::SourceMounted { path, mount_point },
-                holder => Error::SourceHeld { path, holder: holder.to_string() },
-            }
+    /// As [`open`](Self::open), for the first that is not fit.
+    pub fn open_all(paths: &[PathBuf], read_only: bool) -> Result<Vec<Self>, Error> {
+        let mut sources =
+            paths.iter().map(|path| Self::take(path, read_only)).collect::<Result<Vec<_>, _>>()?;
+        look_for_others(&mut sources);
+        Ok(sources)
+    }
+
+    fn take(path: &Path, read_only: bool) -> Result<Self, Error> {
+        let found = Found::at(path)?;
+        let (file, mut is_free) = found.open(read_only)?;
+        let metadata = file.metadata().map_err(|e| Error::system("fstat", path, e))?;
+        let vetted = match found.is_block {
+            true => block(path, &file, &metadata, read_only),
+            false => image(path, &metadata),
+        };
+        let (identity, size, kind, held) = vetted?;
+        let mut sole = true;
+        if kind == Kind::File {
+            let others = others(path, &file)?;
+            is_free = may_be_taken(others, read_only);
+            sole = others == Others::None;
+        }
+        let state = if is_free { State::Claimed(file) } else { State::InUse };
+        Ok(Self {
+            given: path.to_owned(),
+            device: found.device,
+            identity,
+            size,
+            kind,
+            held,
+            read_only,
+            state,
+            sole,
         })
     }
 
-    /// It is certain that no QEMU has anything of this volume, not even what a killed run left: that would have it open.
+    /// The descriptor for QEMU. What it leads to is asked once more: it is what it was.
+    ///
+    /// # Errors
+    /// Somebody else has the volume in use, and this says who; or it is not what it was.
+    pub fn claim(&self) -> Result<&File, Error> {
+        let path = self.given.clone();
+        let holder = match &self.state {
+            State::Claimed(file) if self.is_still_free(file)? => return Ok(file),
+            State::Held(holder) => holder.clone(),
+            State::Claimed(_) | State::InUse => holders::holder(self.held),
+        };
+        Err(match holder {
+            Holder::Mount(mount_point) => Error::SourceMounted { path, mount_point },
+            holder => Error::SourceHeld { path, holder: holder.to_string() },
+        })
+    }
+
+    /// It is certain that no QEMU has anything of this volume, not even what a killed run left: that would have it open, and a device
+    /// claimed.
     pub fn is_sole(&self) -> bool {
-        self.sole
+        self.sole && self.is_claimed()
     }
 
     /// Nobody else has it in use.
     pub fn is_claimed(&self) -> bool {
-        self.claim.is_some()
+        matches!(self.state, State::Claimed(_))
+    }
+
+    /// A loop device may have got another file, a mapping another table, an image another length or somebody who opened it.
+    fn is_still_free(&self, file: &File) -> Result<bool, Error> {
+        let path = &self.given;
+        let metadata = file.metadata().map_err(|e| Error::system("fstat", path, e))?;
+        let now = match self.kind {
+            Kind::Block { .. } => block(path, file, &metadata, self.read_only),
+            Kind::File => image(path, &metadata),
+        };
+        match now {
+            Ok((identity, size, ..)) if identity == self.identity && size == self.size => {}
+            _ => return Err(Error::SourceChanged { path: path.clone() }),
+        }
+        // Of a device the claim has seen to that.
+        Ok(self.kind != Kind::File || may_be_taken(others(path, file)?, self.read_only))
+    }
+}
+
+/// Finds those who use a volume although it could be taken.
+fn look_for_others(sources: &mut [Source]) {
+    let is_asked = |source: &&mut Source| match &source.state {
+        // Of most files a lease has told already.
+        State::Claimed(file) if source.kind == Kind::File => {
+            descriptor::others(file.as_fd()).is_ok_and(|others| others == Others::Unknown)
+        }
+        State::Claimed(_) => true,
+        State::InUse | State::Held(_) => false,
+    };
+    let mut asked: Vec<_> = sources.iter_mut().filter(is_asked).collect();
+    let taken: Vec<_> =
+        asked.iter().map(|source| Taken { held: source.held, read_only: source.read_only }).collect();
+    for (source, holder) in asked.iter_mut().zip(holders::in_the_way(&taken)) {
+        if let Some(holder) = holder {
+            source.state = State::Held(holder);
+        }
+    }
+}
+
+/// What is at a path, not opened yet.
+struct Found<'a> {
+    path: &'a Path,
+    /// The real path.
+    device: PathBuf,
+    is_block: bool,
+    place: File,
+}
+
+impl<'a> Found<'a> {
+    /// Opening the wrong thing may have an effect (a tape rewinds), so that its kind and number are looked at first.
+    fn at(path: &'a Path) -> Result<Self, Error> {
+        let place = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path);
+        let place = place.map_err(|e| cannot_open(path, e))?;
+        let metadata = place.metadata().map_err(|e| Error::system("fstat", path, e))?;
+        let is_block = kind_of(path, &metadata)?;
+        if is_block && root_disk::is_root(metadata.rdev()) {
+            return Err(Error::SourceIsRoot { path: path.to_owned() });
+        }
+        let device = fs::read_link(same(&place)).map_err(|e| Error::system("readlink", path, e))?;
+        Ok(Self { path, device, is_block, place })
+    }
+
+    /// Opens it, and claims a block device. One that is in use is opened for a look only. Is it free?
+    fn open(&self, read_only: bool) -> Result<(File, bool), Error> {
+        let path = self.path;
+        let flags = if self.is_block { libc::O_EXCL | libc::O_DIRECT } else { 0 };
+        let open = |write, flags| {
+            OpenOptions::new()
+                .read(true)
+                .write(write)
+                .custom_flags(flags | libc::O_NONBLOCK | libc::O_CLOEXEC)
+                .open(same(&self.place))
+        };
+        match open(!read_only, flags) {
+            Ok(file) => {
+                // Only the open itself must not wait.
+                let flags = fcntl(&file, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+                flags
+                    .and_then(|flags| fcntl(&file, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK)))
+                    .map_err(|errno| Error::system("fcntl", path, errno.into()))?;
+                Ok((file, true))
+            }
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                open(false, 0).map(|file| (file, false)).map_err(|e| cannot_open(path, e))
+            }
+            Err(e)
+                if !read_only
+                    && matches!(e.raw_os_error(), Some(libc::EROFS | libc::EACCES | libc::EPERM)) =>
+            {
+                // Some kernels refuse to open a read-only device for writing, and do not say why.
+                let is_read_only = e.raw_os_error() == Some(libc::EROFS)
+                    || open(false, 0)
+                        .is_ok_and(|file| descriptor::read_only(file.as_fd()).is_ok_and(|ro| ro != 0));
+                Err(if is_read_only {
+                    Error::SourceReadOnly { path: path.to_owned() }
+                } else {
+                    cannot_open(path, e)
+                })
+            }
+            Err(e) => Err(cannot_open(path, e)),
+        }
+    }
+}
+
+/// The way to what `file` is open on, whatever is at its path by now.
+fn same(file: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
+/// Who else has the image open?
+fn others(path: &Path, file: &File) -> Result<Others, Error> {
+    descriptor::others(file.as_fd()).map_err(|e| Error::system("fcntl", path, e))
+}
+
+/// Who reads is in nobody's way who reads. Where a file system does not tell, `/proc` is asked.
+fn may_be_taken(others: Others, read_only: bool) -> bool {
+    match others {
+        Others::None | Others::Unknown => true,
+        Others::Readers => read_only,
+        Others::Writers => false,
     }
 }
 
@@ -137,45 +282,6 @@ fn kind_of(path: &Path, metadata: &fs::Metadata) -> Result<bool, Error> {
         () => "socket",
     };
     Err(Error::SourceKind { path: path.to_owned(), kind: other })
-}
-
-/// The volume, and whether it is claimed. A block device that is in use is opened for a look only.
-fn open(path: &Path, real: &Path, is_block: bool, read_only: bool) -> Result<(File, bool), Error> {
-    let flags = if is_block { libc::O_EXCL | libc::O_DIRECT } else { 0 };
-    let open = |write, flags| {
-        OpenOptions::new()
-            .read(true)
-            .write(write)
-            .custom_flags(flags | libc::O_NONBLOCK | libc::O_CLOEXEC)
-            .open(real)
-    };
-    match open(!read_only, flags) {
-        Ok(file) => {
-            // Only the open itself must not wait.
-            let flags = fcntl(&file, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
-            flags
-                .and_then(|flags| fcntl(&file, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK)))
-                .map_err(|errno| Error::system("fcntl", path, errno.into()))?;
-            Ok((file, true))
-        }
-        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
-            open(false, 0).map(|file| (file, false)).map_err(|e| cannot_open(path, e))
-        }
-        Err(e)
-            if !read_only && matches!(e.raw_os_error(), Some(libc::EROFS | libc::EACCES | libc::EPERM)) =>
-        {
-            // Some kernels refuse to open a read-only device for writing, and do not say why.
-            let is_read_only = e.raw_os_error() == Some(libc::EROFS)
-                || open(false, 0)
-                    .is_ok_and(|file| descriptor::read_only(file.as_fd()).is_ok_and(|ro| ro != 0));
-            Err(if is_read_only {
-                Error::SourceReadOnly { path: path.to_owned() }
-            } else {
-                cannot_open(path, e)
-            })
-        }
-        Err(e) => Err(cannot_open(path, e)),
-    }
 }
 
 fn cannot_open(path: &Path, e: io::Error) -> Error {
@@ -219,68 +325,5 @@ fn image(path: &Path, metadata: &fs::Metadata) -> Result<Vetted, Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use rstest::rstest;
-
-    use super::*;
-
-    fn file_of(size: u64) -> tempfile::NamedTempFile {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(size).unwrap();
-        file
-    }
-
-    #[test]
-    fn an_image_is_claimed_by_a_lease_probe() {
-        let path = file_of(1 << 20).into_temp_path();
-        let source = Source::open(&path, false).unwrap();
-        assert_eq!((source.size, source.kind), (1 << 20, Kind::File));
-        assert!(source.claim().is_ok() && source.is_sole());
-        let second = Source::open(&path, false).unwrap();
-        assert_eq!(second.identity, source.identity);
-        assert!(matches!(second.claim(), Err(Error::SourceHeld { .. })) && !second.is_sole());
-    }
-
-    #[test]
-    fn an_image_that_another_reads_may_be_read_and_is_not_ours_alone() {
-        let path = file_of(1 << 20).into_temp_path();
-        let first = Source::open(&path, true).unwrap();
-        let second = Source::open(&path, true).unwrap();
-        assert!(first.is_sole() && second.claim().is_ok() && !second.is_sole());
-    }
-
-    #[test]
-    fn a_link_is_followed_and_the_real_path_reported() {
-        let path = file_of(512).into_temp_path();
-        let directory = tempfile::tempdir().unwrap();
-        let link = directory.path().join("by-id");
-        std::os::unix::fs::symlink(&path, &link).unwrap();
-        let source = Source::open(&link, true).unwrap();
-        assert_eq!((source.given.as_path(), source.device.as_path()), (link.as_path(), &*path));
-    }
-
-    #[rstest]
-    #[case("/nonexistent", 3)]
-    #[case("/dev/null", 6)]
-    #[case("/tmp", 6)]
-    #[case("/dev/null/x", 3)]
-    fn unfit_paths_are_refused(#[case] path: &str, #[case] exit_code: u8) {
-        assert_eq!(Source::open(Path::new(path), false).unwrap_err().class().exit_code, exit_code);
-    }
-
-    #[test]
-    fn a_dangling_link_is_not_found() {
-        let directory = tempfile::tempdir().unwrap();
-        let link = directory.path().join("l");
-        std::os::unix::fs::symlink("/nonexistent", &link).unwrap();
-        assert!(matches!(Source::open(&link, false), Err(Error::SourceNotFound { .. })));
-    }
-
-    #[test]
-    fn odd_sizes_are_refused() {
-        let empty = file_of(0);
-        assert!(matches!(Source::open(empty.path(), false), Err(Error::SourceEmpty { .. })));
-        let odd = file_of(513);
-        assert!(matches!(Source::open(odd.path(), false), Err(Error::SourceUnaligned { size: 513, .. })));
-    }
-}
+#[path = "source_tests.rs"]
+mod tests;

@@ -33,7 +33,9 @@ impl Plug<'_> {
                 }
                 self.take_back_earlier(index, &presence).await?;
                 let source = &mut self.items[index].source;
-                *source = Source::open(&source.given, self.verb.read_only)?;
+                if !source.is_claimed() {
+                    *source = Source::open(&source.given, self.verb.read_only)?;
+                }
             }
         }
         Ok(took_back)

@@ -108,7 +108,20 @@ impl Host {
         // input and output, the only descriptors that no other child can inherit by accident.
         let listen = |name: &str| OwnedFd::from(UnixListener::bind(directory.path().join(name)).unwrap());
         let qemu = std::process::Command::new("qemu-system-x86_64")
-            .args(["-M", "q35", "-accel", "tcg", "-m", "16", "-display", "none", "-nodefaults", "-S"])
+            .args([
+                "-name",
+                "sandbox-s1",
+                "-M",
+                "q35",
+                "-accel",
+                "tcg",
+                "-m",
+                "16",
+                "-display",
+                "none",
+                "-nodefaults",
+                "-S",
+            ])
             .args(["-chardev", "socket,id=q,fd=0,server=on,wait=off", "-mon", "chardev=q,mode=control"])
             .args(["-chardev", "socket,id=c,fd=1,server=on,wait=off", "-mon", "chardev=c,mode=control"])
             .args(["-trace", "handle_qmp_command", "-D"])

@@ -29,10 +29,17 @@ impl Image {
     }
 }
 
+/// Makes a loop device over `backing`.
+fn attach(backing: &Path, options: &[&str]) -> PathBuf {
+    let out = Command::new("losetup").args(["--find", "--show"]).args(options).arg(backing).output().unwrap();
+    assert!(out.status.success(), "{out:?}");
+    String::from_utf8(out.stdout).unwrap().trim_end().into()
+}
+
 /// A loop device; it goes with its owner.
 pub struct Loop {
     device: PathBuf,
-    image: Image,
+    image: Option<Image>,
 }
 
 impl Loop {
@@ -42,14 +49,31 @@ impl Loop {
 
     pub fn with(size: u64, options: &[&str]) -> Self {
         let image = Image::of(size);
-        let out = Command::new("losetup")
-            .args(["--find", "--show"])
-            .args(options)
-            .arg(image.path())
-            .output()
-            .unwrap();
-        assert!(out.status.success(), "{out:?}");
-        Self { device: String::from_utf8(out.stdout).unwrap().trim_end().into(), image }
+        Self { device: attach(image.path(), options), image: Some(image) }
+    }
+
+    /// Over another device.
+    pub fn over(device: &Path) -> Self {
+        Self { device: attach(device, &[]), image: None }
+    }
+
+    /// With two partitions of 1 MiB each, told to the kernel: some have no eyes for partition tables.
+    pub fn partitioned(size: u64) -> Self {
+        let disk = Self::with(size, &["--partscan"]);
+        for (number, first) in [("1", "2048"), ("2", "4096")] {
+            let added = Command::new("addpart").arg(disk.path()).args([number, first, "2048"]).status();
+            assert!(added.is_ok_and(|status| status.success()), "addpart fails");
+        }
+        disk
+    }
+
+    fn image_of(&self) -> &Image {
+        self.image.as_ref().expect("it is over an image")
+    }
+
+    /// The file with the bytes.
+    pub fn image(&self) -> &Path {
+        self.image_of().path()
     }
 
     pub fn path(&self) -> &Path {
@@ -58,7 +82,7 @@ impl Loop {
 
     /// As an operator grows a device.
     pub fn resize(&self, size: u64) {
-        self.image.resize(size);
+        self.image_of().resize(size);
         let resized = Command::new("losetup").arg("--set-capacity").arg(&self.device).status().unwrap();
         assert!(resized.success());
     }
