@@ -8,7 +8,7 @@
 //!
 //! | module | knows |
 //! |---|---|
-//! | `service` | the wire: decodes, asks the agent, starts a thread, encodes (with `request`, `reply`, `policy`) |
+//! | `service` | the wire: decodes, asks the agent, starts a thread, encodes (with `request`, `reply`, `policy`, `audit`) |
 //! | `handles` | from a process's number to a [`Container`] that no later process can take over |
 //! | `volume` | the sequences and their undo; no encoding |
 //! | [`scsi`], [`block`], [`disk_stats`], [`uevent`], [`namespace`], [`device_node`], [`cgroup`], [`holders`] | one kernel interface each, and none of each other's |
@@ -20,6 +20,7 @@
 extern crate self as agent_plugin;
 
 mod agent;
+mod audit;
 pub mod block;
 pub mod cgroup;
 pub mod device_node;

@@ -12,20 +12,67 @@ use std::{
 use futures_util::stream;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::{Interest, unix::AsyncFd};
-use tokio_vsock::{VsockListener, VsockStream};
+use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 use ttrpc::r#async::transport::Listener;
 
-/// What a ttrpc server listens on, for [`serve`](crate::serve) and for an agent's own server.
+/// What a ttrpc server listens on, for an agent's own server. Everybody is let in, as by the agent's own listener.
 ///
 /// # Errors
 /// The listener's descriptor cannot be watched. Needs a tokio runtime with its I/O driver.
 pub fn incoming(listener: VsockListener) -> io::Result<Listener> {
-    // A second descriptor, as tokio watches each but once.
-    let doorbell = watch(listener.as_fd().try_clone_to_owned()?)?;
-    Ok(Listener::new(stream::unfold((listener, doorbell), async |(listener, doorbell)| {
-        let connection = accept(&listener, &doorbell).await;
-        Some((connection, (listener, doorbell)))
+    let door = Door::of(listener)?;
+    Ok(Listener::new(stream::unfold(door, async |door| {
+        let connection = door.accept().await.map(|(connection, _)| connection);
+        Some((connection, door))
     })))
+}
+
+/// The same for [`serve`](crate::serve), which serves the host alone.
+pub(crate) fn incoming_from_host(listener: VsockListener) -> io::Result<Listener> {
+    let door = Door::of(listener)?;
+    Ok(Listener::new(stream::unfold((door, 0), async |(door, mut refused)| {
+        loop {
+            match door.accept().await {
+                Ok((connection, peer)) if peer.cid() == VMADDR_CID_HOST => {
+                    return Some((Ok(connection), (door, refused)));
+                }
+                Ok((_, peer)) => {
+                    refused += 1_u64;
+                    // Whoever asks again and again does not fill the log.
+                    if refused.is_power_of_two() {
+                        tracing::warn!(cid = peer.cid(), refused, "refused a caller that is not the host");
+                    }
+                }
+                Err(error) => return Some((Err(error), (door, refused))),
+            }
+        }
+    })))
+}
+
+/// A listener, and what tells that somebody is there.
+struct Door {
+    listener: VsockListener,
+    bell: AsyncFd<OwnedFd>,
+}
+
+impl Door {
+    fn of(listener: VsockListener) -> io::Result<Self> {
+        // A second descriptor, as tokio watches each but once.
+        let bell = watch(listener.as_fd().try_clone_to_owned()?)?;
+        Ok(Self { listener, bell })
+    }
+
+    async fn accept(&self) -> io::Result<(VsockStream, VsockAddr)> {
+        loop {
+            let mut ready = self.bell.readable().await?;
+            let mut somebody = [PollFd::new(self.bell.get_ref().as_fd(), PollFlags::POLLIN)];
+            if poll(&mut somebody, PollTimeout::ZERO)? > 0 {
+                return self.listener.accept().await;
+            }
+            // Whoever comes from now on is a new event.
+            ready.clear_ready();
+        }
+    }
 }
 
 #[expect(
@@ -35,19 +82,4 @@ pub fn incoming(listener: VsockListener) -> io::Result<Listener> {
 fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the `AsyncFd` owns the descriptor, always the same one, and closes it only after it stopped watching.
     Ok(unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?)
-}
-
-async fn accept(
-    listener: &VsockListener,
-    doorbell: &AsyncFd<std::os::fd::OwnedFd>,
-) -> io::Result<VsockStream> {
-    loop {
-        let mut ready = doorbell.readable().await?;
-        let mut somebody = [PollFd::new(doorbell.get_ref().as_fd(), PollFlags::POLLIN)];
-        if poll(&mut somebody, PollTimeout::ZERO)? > 0 {
-            return listener.accept().await.map(|(connection, _)| connection);
-        }
-        // Whoever comes from now on is a new event.
-        ready.clear_ready();
-    }
 }

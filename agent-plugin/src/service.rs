@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    fmt, io,
+    io,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -18,12 +18,13 @@ use ttrpc::r#async::{Server, Service, TtrpcContext};
 
 use crate::{
     agent::{Agent, ContainerError},
+    audit,
     cgroup::Filter,
     contract::{block_volume as wire, block_volume_ttrpc as rpc},
     device_node::NodePath,
     error::{Error, Result},
     fault,
-    listener::incoming,
+    listener::incoming_from_host,
     namespace::Target,
     policy, reply,
     request::{self, Kept},
@@ -36,12 +37,15 @@ pub fn service(agent: Arc<impl Agent>) -> HashMap<String, Service> {
     rpc::create_block_volume(Arc::new(BlockVolume { agent, slots: Arc::default() }))
 }
 
-/// Serves on a listener of the plugin's own, for agents whose ttrpc differs from ours. Runs until it is dropped.
+/// Serves on a listener of the plugin's own, for agents whose ttrpc differs from ours. Runs until it is dropped. Only the host is
+/// served: whoever connects from inside the guest, as a container might, is refused by its
+/// [context id](https://man7.org/linux/man-pages/man7/vsock.7.html).
 ///
 /// # Errors
 /// The server does not start.
 pub async fn serve(agent: Arc<impl Agent>, listener: VsockListener) -> io::Result<()> {
-    let mut server = Server::new().add_listener(incoming(listener)?).register_service(service(agent));
+    let mut server =
+        Server::new().add_listener(incoming_from_host(listener)?).register_service(service(agent));
     server.start().await.map_err(io::Error::other)?;
     std::future::pending().await
 }
@@ -59,15 +63,16 @@ impl<A: Agent> rpc::BlockVolume for BlockVolume<A> {
         request: wire::ProbeRequest,
     ) -> ttrpc::Result<wire::ProbeResponse> {
         let began = Instant::now();
+        let about = audit::escaped(&request.container_id);
         let prepared = self.prepare_probe(request).await.map(|(target, paths)| {
             move || {
                 let result = look(target.as_ref(), &paths).map_err(Failed::from);
                 let reply = reply::probe(result.as_ref());
                 let about = target.map(|target| target.id).unwrap_or_default();
-                (reply, move || log("probe", &about, began, result.as_ref().err()))
+                (reply, move || audit::log("probe", &about, began, result.as_ref().err()))
             }
         });
-        Ok(answer("probe", began, prepared, |failed| reply::probe(Err(failed))).await)
+        Ok(answer("probe", &about, began, prepared, |failed| reply::probe(Err(failed))).await)
     }
 
     async fn attach(
@@ -82,13 +87,15 @@ impl<A: Agent> rpc::BlockVolume for BlockVolume<A> {
                 let result = volume::attach(&arrivals, &ticket, began + timeout, &mut stages);
                 let reply = reply::attach(result.as_deref(), &stages.taken);
                 let audit = move || {
-                    let volumes = Volumes(arrivals.iter().map(|arrival| &arrival.attachment).collect());
-                    log("attach", &volumes, began, result.as_ref().err());
+                    let attached = result.as_deref().unwrap_or_default();
+                    let about = audit::attached(&arrivals, attached);
+                    audit::log("attach", &about, began, result.as_ref().err());
                 };
                 (reply, audit)
             }
         });
-        Ok(answer("attach", began, prepared, |failed| reply::attach(Err(failed), &[])).await)
+        let about = audit::asked(request.attachments.iter());
+        Ok(answer("attach", &about, began, prepared, |failed| reply::attach(Err(failed), &[])).await)
     }
 
     async fn detach(
@@ -109,13 +116,15 @@ impl<A: Agent> rpc::BlockVolume for BlockVolume<A> {
                 let result = volume::detach(&mut departures, terms, &ticket, began + timeout, &mut stages);
                 let reply = reply::detach(result.as_ref(), &stages.taken);
                 let audit = move || {
-                    let volumes = Volumes(departures.iter().map(|departure| &departure.attachment).collect());
-                    log("detach", &volumes, began, result.as_ref().err());
+                    let about = audit::volumes(departures.iter().map(|departure| &departure.attachment));
+                    audit::log("detach", &about, began, result.as_ref().err());
                 };
                 (reply, audit)
             }
         });
-        Ok(answer("detach", began, prepared, |failed| reply::detach(Err(failed), &[])).await)
+        let about =
+            audit::asked(request.detachments.iter().filter_map(|detachment| detachment.attachment.as_ref()));
+        Ok(answer("detach", &about, began, prepared, |failed| reply::detach(Err(failed), &[])).await)
     }
 
     async fn inspect(
@@ -129,13 +138,15 @@ impl<A: Agent> rpc::BlockVolume for BlockVolume<A> {
                 let result = volume::inspect(&subjects, request.holders).map_err(Failed::from);
                 let reply = reply::inspect(&subjects, result.as_deref());
                 let audit = move || {
-                    let volumes = Volumes(subjects.iter().map(|subject| &subject.attachment).collect());
-                    log("inspect", &volumes, began, result.as_ref().err());
+                    let about = audit::volumes(subjects.iter().map(|subject| &subject.attachment));
+                    audit::log("inspect", &about, began, result.as_ref().err());
                 };
                 (reply, audit)
             }
         });
-        Ok(answer("inspect", began, prepared, |failed| reply::inspect(&[], Err(failed))).await)
+        let about =
+            audit::asked(request.attachments.iter().filter_map(|detachment| detachment.attachment.as_ref()));
+        Ok(answer("inspect", &about, began, prepared, |failed| reply::inspect(&[], Err(failed))).await)
     }
 
     async fn resize(
@@ -150,12 +161,14 @@ impl<A: Agent> rpc::BlockVolume for BlockVolume<A> {
                 let result = volume::resize(&attachments, &ticket, began + timeout, &mut stages);
                 let reply = reply::resize(result.as_deref(), &stages.taken);
                 let audit = move || {
-                    log("resize", &Volumes(attachments.iter().collect()), began, result.as_ref().err());
+                    let about = audit::volumes(attachments.iter());
+                    audit::log("resize", &about, began, result.as_ref().err());
                 };
                 (reply, audit)
             }
         });
-        Ok(answer("resize", began, prepared, |failed| reply::resize(Err(failed), &[])).await)
+        let about = audit::asked(request.attachments.iter());
+        Ok(answer("resize", &about, began, prepared, |failed| reply::resize(Err(failed), &[])).await)
     }
 }
 
@@ -276,9 +289,11 @@ fn serials<'a>(attachments: impl Iterator<Item = &'a Attachment>) -> Vec<String>
 }
 
 /// Runs what was prepared on a thread of its own, which goes on if nobody waits for it any more. The thread sends its answer first
-/// and does its `audit` then: a console is slow. `refused` makes the answer where it does not come to that.
+/// and does its `audit` then: a console is slow. `refused` makes the answer where it does not come to that; the line then is about
+/// what was asked for.
 async fn answer<T: Send + 'static, A: FnOnce(), W: FnOnce() -> (T, A) + Send + 'static>(
     operation: &str,
+    about: &str,
     began: Instant,
     prepared: Result<W>,
     refused: impl FnOnce(&Failed) -> T,
@@ -305,40 +320,6 @@ async fn answer<T: Send + 'static, A: FnOnce(), W: FnOnce() -> (T, A) + Send + '
             Err(_) => Failed { partial: true, ..Failed::from(Error::Panicked) },
         },
     };
-    log(operation, &"", began, Some(&failed));
+    audit::log(operation, about, began, Some(&failed));
     refused(&failed)
-}
-
-/// For an auditor: one line for each operation, whatever came of it.
-fn log(operation: &str, about: &dyn fmt::Display, began: Instant, failed: Option<&Failed>) {
-    let millis = began.elapsed().as_millis();
-    match failed {
-        None => tracing::info!(operation, %about, millis, "done"),
-        Some(failed) => {
-            let failure = reply::failure(failed);
-            let reason = failure.reason.enum_value_or_default();
-            let (serial, undone) = (failure.serial, failure.undone);
-            tracing::info!(operation, %about, millis, ?reason, serial, undone, message = failure.message);
-        }
-    }
-}
-
-/// Volumes for the log; paths are escaped.
-struct Volumes<'a>(Vec<&'a Attachment>);
-
-impl fmt::Display for Volumes<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, volume) in self.0.iter().enumerate() {
-            let comma = if index == 0 { "" } else { ", " };
-            write!(
-                f,
-                "{comma}{} {}:{:?} {}",
-                volume.serial,
-                volume.container_id,
-                volume.path.as_str(),
-                volume.access
-            )?;
-        }
-        Ok(())
-    }
 }

@@ -1,22 +1,30 @@
-//! `probe <agent address> [container]`: dials an agent and prints its answer to Probe as one line of JSON.
+//! What `ecr-runtime` finds out before it changes anything, a part at a time, as one line of JSON:
 //!
-//! For use where no sandbox is at hand, for instance inside a guest: there it shows that an agent is reached over native vsock.
+//! - `probe <agent address> [container]` dials an agent and prints its answer to Probe;
+//! - `probe source <path>` vets a volume.
+//!
+//! For use where no sandbox is at hand, for instance inside a guest: there it shows that an agent is reached over native vsock, and
+//! what becomes of a disk below device mapper.
 
-use std::{process::ExitCode, time::Duration};
+use std::{path::Path, process::ExitCode, time::Duration};
 
 use host_trigger::{
     Deadline, Error,
     agent::{self, Agent, AgentAddress},
+    source::Source,
 };
 use serde_json::json;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let Some(address) = arguments.next() else {
-        eprintln!("usage: probe <agent address> [container]");
+        eprintln!("usage: probe <agent address> [container] | probe source <path>");
         return ExitCode::from(2);
     };
-    let container = arguments.next().unwrap_or_default();
+    let second = arguments.next().unwrap_or_default();
+    if address == "source" {
+        return finish(vet(Path::new(&second)));
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
@@ -24,7 +32,11 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(probe(&address, &container)) {
+    finish(runtime.block_on(probe(&address, &second)))
+}
+
+fn finish(done: Result<serde_json::Value, Error>) -> ExitCode {
+    match done {
         Ok(answer) => {
             println!("{answer}");
             ExitCode::SUCCESS
@@ -34,6 +46,15 @@ fn main() -> ExitCode {
             ExitCode::from(e.class().exit_code)
         }
     }
+}
+
+/// What it would be plugged as. That it is free is a part of it.
+fn vet(path: &Path) -> Result<serde_json::Value, Error> {
+    let source = Source::open(path, false)?;
+    source.claim()?;
+    Ok(
+        json!({"device": source.device, "size": source.size, "identity": source.identity, "claimed": source.is_claimed()}),
+    )
 }
 
 async fn probe(address: &str, container: &str) -> Result<serde_json::Value, Error> {

@@ -1,26 +1,18 @@
-//! The command line, by [clap](https://docs.rs/clap): flags, their checks, and the way from a verb to its file.
+//! The command line, by [clap](https://docs.rs/clap): flags and their checks.
 
-use std::{
-    io::{self, Write},
-    path::PathBuf,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use crate::{
     Error,
     agent::AgentAddress,
     deadline::parse_duration,
-    hot_plug, hot_unplug, list,
-    output::{self, Failure, Format},
-    repair,
-    repaired::Repaired,
-    resize::{self, Resize},
+    output::Format,
+    resize::Resize,
     sandbox::Search,
-    stats::{self, Stats},
-    throttle::{self, LimitArgs, Throttle},
+    stats::Stats,
+    throttle::{LimitArgs, Throttle},
     volume::VolumeId,
 };
 
@@ -33,14 +25,18 @@ const LARGEST_ID: i64 = u32::MAX as i64 - 1;
 pub struct Cli {
     /// Directory of the sandboxes' state [default: /run/vc, then /run/kata]
     #[arg(long, value_name = "DIR", global = true)]
-    run_dir: Option<PathBuf>,
+    pub(crate) run_dir: Option<PathBuf>,
+
+    /// Where a line about each operation goes: a file, or a syslog socket [default: /dev/log, where there is one]
+    #[arg(long, value_name = "PATH", global = true)]
+    pub(crate) audit_log: Option<PathBuf>,
 
     #[command(subcommand)]
-    command: Command,
+    pub(crate) command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(crate) enum Command {
     /// Works on block volumes
     BlockVolume {
         #[command(subcommand)]
@@ -54,7 +50,7 @@ enum Command {
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+pub(crate) enum Verb {
     HotPlug(Box<HotPlug>),
     HotUnplug(Box<HotUnplug>),
     List(Box<List>),
@@ -290,64 +286,8 @@ pub(crate) fn parse_volume(text: &str) -> Result<VolumeId, String> {
     VolumeId::parse(text).ok_or_else(|| "expected sixteen hexadecimal digits in lower case".to_owned())
 }
 
-/// Runs the command line of this process.
-pub fn run() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(e) => return refuse(&e),
-    };
-    match cli.command {
-        Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "ecr-runtime", &mut script);
-            // A reader that closed its end early has what it wanted.
-            let _ = io::stdout().write_all(&script);
-            ExitCode::SUCCESS
-        }
-        Command::BlockVolume { verb } => {
-            let (run_dir, format) = (cli.run_dir, verb.target().output);
-            let report = |report| {
-                output::print_report(&report, format);
-                0
-            };
-            let listing = |listing| {
-                output::print_listing(&listing, format);
-                0
-            };
-            let repaired = |repaired: Repaired| {
-                output::print_repaired(&repaired, format);
-                repaired.exit_code()
-            };
-            let done = match &verb {
-                Verb::HotPlug(verb) => wait_for(hot_plug::run(verb, run_dir)).map(report),
-                Verb::HotUnplug(verb) => wait_for(hot_unplug::run(verb, run_dir)).map(report),
-                Verb::List(verb) => wait_for(list::list(verb, run_dir)).map(listing),
-                Verb::Inspect(verb) => wait_for(list::inspect(verb, run_dir)).map(listing),
-                Verb::Resize(verb) => wait_for(resize::run(verb, run_dir)).map(report),
-                Verb::Throttle(verb) => wait_for(throttle::run(verb, run_dir)).map(report),
-                Verb::Stats(verb) => {
-                    let count = |counted| {
-                        output::print_stats(&counted, format, verb.prometheus);
-                        0
-                    };
-                    wait_for(stats::run(verb, run_dir)).map(count)
-                }
-                Verb::Repair(verb) => wait_for(repair::run(verb, run_dir)).map(repaired),
-            };
-            match done {
-                Ok(status) => ExitCode::from(status),
-                Err(e) => {
-                    let failure = Failure::from(&e);
-                    output::print_failure(&failure, format);
-                    ExitCode::from(failure.error.exit_code)
-                }
-            }
-        }
-    }
-}
-
 impl Verb {
-    fn target(&self) -> &Target {
+    pub(crate) fn target(&self) -> &Target {
         match self {
             Self::HotPlug(verb) => &verb.target,
             Self::HotUnplug(verb) => &verb.target,
@@ -359,27 +299,6 @@ impl Verb {
             Self::Repair(verb) => &verb.target,
         }
     }
-}
-
-fn wait_for<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|e| Error::system("epoll_create", "", e))?.block_on(work)
-}
-
-/// A command line that is not understood. Whoever asked for JSON gets JSON.
-fn refuse(error: &clap::Error) -> ExitCode {
-    let arguments: Vec<_> = std::env::args_os().collect();
-    let wants_json = arguments.iter().any(|a| a == "--output=json")
-        || arguments.windows(2).any(|pair| pair[0] == "--output" && pair[1] == "json");
-    if error.use_stderr() && wants_json {
-        let text = error.render().to_string();
-        let text = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-        output::print_failure(&Failure::from(&Error::Usage { text }), Format::Json);
-    } else {
-        // A closed standard output or error leaves nothing to tell it to.
-        let _ = error.print();
-    }
-    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
 #[cfg(test)]

@@ -1,3 +1,4 @@
+use clap::CommandFactory;
 use rstest::rstest;
 
 use super::*;

@@ -2,11 +2,11 @@
 //! and asks the agent in the guest to make it usable in a running container.
 //!
 //! It keeps no state of its own (QEMU does, see [`registry`]), runs no daemon, and knows nothing of the guest but the
-//! contract `blockvolume.v1`. The binary `ecr-runtime` is this library behind [`cli`].
+//! contract `blockvolume.v1`. The binary `ecr-runtime` is this library behind [`run`].
 //!
 //! | file | knows |
 //! |---|---|
-//! | [`cli`] | flags and verbs; one file per verb: [`hot_plug`], [`hot_unplug`], [`repair`], [`list`] with `inspect`, [`resize`], [`throttle`], [`stats`] |
+//! | [`cli`], [`run`] | flags and verbs, and the way from one to the other; one file per verb: [`hot_plug`], [`hot_unplug`], [`repair`], [`list`] with `inspect`, [`resize`], [`throttle`], [`stats`] |
 //! | [`sandbox`], [`shim`] | where a Kata host keeps what belongs to a sandbox |
 //! | [`source`], [`holders`], `root_disk`, `block_sysfs` | the volume on the host: opened once, vetted, and who else has it |
 //! | [`qmp`], [`registry`], [`presence`], [`record`], [`controller`] | QEMU's monitor, and what it keeps for us |
@@ -14,9 +14,10 @@
 //! | [`listing`], `survey`, `choice` | volumes that are plugged: which is meant, what is known of it, how it is shown |
 //! | [`limits`], [`block_stats`], `prometheus` | a volume's limits and counters, in QEMU's words and in ours |
 //! | [`undo`], `removal`, `mend` | how a step, a volume, and what a killed run left is taken back or completed |
-//! | [`error`], [`output`], [`repaired`], `table`, `size` | what a person or a program gets to see |
+//! | [`error`], [`output`], [`repaired`], `table`, `size`, `audit` | what a person, a program or an auditor gets to see |
 
 pub mod agent;
+mod audit;
 pub mod block_stats;
 mod block_sysfs;
 mod choice;
@@ -51,6 +52,7 @@ pub mod repair;
 pub mod repaired;
 pub mod resize;
 mod root_disk;
+pub mod run;
 #[cfg(test)]
 mod sample;
 pub mod sandbox;

@@ -10,10 +10,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use common::{
-    Host,
-    volume::{Image, Loop},
-};
+use common::{Host, volume::Loop};
 use host_trigger::{Error, source::Source};
 use nix::sys::stat::{Mode, SFlag, major, mknod};
 use serde_json::json;
@@ -217,7 +214,7 @@ async fn a_volume_that_changes_before_its_use_is_refused() {
     };
     let mut host = Host::boot().await;
     let before = host.snapshot().await;
-    let image = Image::of(MIB);
+    let image = common::volume::Image::of(MIB);
     let mut command = host.command(&[(image.path(), "/dev/xvda")], &[]);
     command.env("ECR_RUNTIME_FAULT", "after-probe=stop");
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -4,6 +4,7 @@
 //! line that leaves out what costs time under emulation. Everything that a test varies is in [`Machine`].
 
 use std::{
+    os::unix::{fs::MetadataExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -27,6 +28,8 @@ pub struct Machine {
     pub devices_before: Vec<String>,
     /// Memory in MiB.
     pub memory: u32,
+    /// Runs QEMU as this user, by number: no right to anything but its run directory and KVM.
+    pub user: Option<u32>,
 }
 
 impl Default for Machine {
@@ -38,6 +41,7 @@ impl Default for Machine {
             controller: ["-device", "virtio-scsi-pci,id=scsi0"].map(str::to_owned).to_vec(),
             devices_before: Vec::new(),
             memory: 256,
+            user: None,
         }
     }
 }
@@ -136,16 +140,18 @@ impl Machine {
         files: &Files,
     ) -> Result<Process, Error> {
         raise_descriptor_limit();
-        Process::start("QEMU", self.command(qemu, accelerator, name, files), &files.stderr).map_err(|error| {
-            match error {
-                Error::Spawn { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                    Error::Missing {
-                        what: qemu.display().to_string(),
-                        remedy: "run ci/setup, or name QEMU in VM_HARNESS_QEMU",
-                    }
-                }
-                other => other,
-            }
+        let mut command = self.command(qemu, accelerator, name, files);
+        if let Some(user) = self.user {
+            // Its group is the one that may use KVM: it is in no other.
+            let group = std::fs::metadata("/dev/kvm").map_or(user, |kvm| kvm.gid());
+            command.uid(user).gid(group);
+        }
+        Process::start("QEMU", command, &files.stderr).map_err(|error| match error {
+            Error::Spawn { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Error::Missing {
+                what: qemu.display().to_string(),
+                remedy: "run ci/setup, or name QEMU in VM_HARNESS_QEMU",
+            },
+            other => other,
         })
     }
 }

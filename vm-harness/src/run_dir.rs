@@ -6,6 +6,7 @@
 use std::{
     convert::Infallible,
     fs,
+    os::unix::fs::{PermissionsExt as _, chown},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -57,6 +58,31 @@ impl RunDir {
     /// The directory with the sandbox's state.
     pub fn sandbox_state(&self) -> PathBuf {
         self.path().join("sbs").join(&self.sandbox)
+    }
+
+    /// Copies `file` beside the VM's sockets; returns the copy.
+    ///
+    /// # Errors
+    /// It cannot be copied.
+    pub fn copy(&self, file: &Path) -> Result<PathBuf, Error> {
+        let copy = self.vm().join(file.file_name().unwrap_or_default());
+        fs::copy(file, &copy).map_err(Error::file("copy", file))?;
+        Ok(copy)
+    }
+
+    /// Gives the directory of the VM, and what is in it, to a user, and lets everybody pass to it.
+    ///
+    /// # Errors
+    /// This needs root.
+    pub fn give_to(&self, user: u32) -> Result<(), Error> {
+        let vm = self.vm();
+        fs::set_permissions(self.path(), fs::Permissions::from_mode(0o711))
+            .map_err(Error::file("open the way through", self.path()))?;
+        let inside = fs::read_dir(&vm).map_err(Error::file("read", &vm))?;
+        for path in inside.filter_map(Result::ok).map(|entry| entry.path()).chain([vm]) {
+            chown(&path, Some(user), Some(user)).map_err(Error::file("give away", &path))?;
+        }
+        Ok(())
     }
 
     /// Writes `persist.json`.

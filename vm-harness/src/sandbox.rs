@@ -31,6 +31,7 @@ pub struct Sandbox {
     run_dir: RunDir,
     environment: Environment,
     agent_url: String,
+    cid: u32,
     image: PathBuf,
     booted_in: Duration,
     fault_is_meant: AtomicBool,
@@ -87,9 +88,18 @@ impl Sandbox {
         let (vhost, hybrid) = (vm.join("vhost.sock"), vm.join("vm.vsock"));
         let cid = rand::rng().random_range(3..=u32::MAX - 1);
         let vsock = vsock::start(environment, cid, &vhost, &hybrid, &vm.join("vsock.stderr")).await?;
+        let mut boot_files = ["vmlinux", "initramfs.cpio"].map(|name| image.join(name));
+        if let Some(user) = machine.user {
+            // The image may be below a directory that is not for everybody.
+            for file in &mut boot_files {
+                *file = run_dir.copy(file)?;
+            }
+            run_dir.give_to(user)?;
+        }
+        let [kernel, initramfs] = boot_files;
         let files = Files {
-            kernel: image.join("vmlinux"),
-            initramfs: image.join("initramfs.cpio"),
+            kernel,
+            initramfs,
             qmp: vm.join("qmp.sock"),
             monitor: vm.join("harness.sock"),
             console: vm.join("console.log"),
@@ -128,6 +138,7 @@ impl Sandbox {
             run_dir,
             environment: environment.clone(),
             agent_url,
+            cid,
             image: image.to_owned(),
             booted_in: start.elapsed(),
             fault_is_meant: AtomicBool::new(false),
@@ -157,6 +168,11 @@ impl Sandbox {
     /// The address that the shim gives for the agent.
     pub fn agent_url(&self) -> &str {
         &self.agent_url
+    }
+
+    /// The guest's vsock context id.
+    pub fn guest_cid(&self) -> u32 {
+        self.cid
     }
 
     /// The machine below: QEMU's process, the console.

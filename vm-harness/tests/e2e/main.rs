@@ -1,6 +1,7 @@
 //! End-to-end tests: real VMs, real containers, real disks. One binary, one file a subject.
 
 mod attach;
+mod audit;
 mod bad_input;
 mod conformance;
 mod container_gone;
@@ -21,6 +22,8 @@ mod shared;
 mod shipped;
 mod stats;
 mod throttle;
+mod unprivileged_qemu;
+mod vetting;
 
 use std::{
     process::Command,

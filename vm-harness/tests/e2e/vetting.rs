@@ -1,0 +1,87 @@
+//! The vetting of volumes on a "host" that has what the host of these tests may not: device mapper, md, partitions, and a root file
+//! system on device mapper. The guest stands for it: what it has are disks like any other.
+
+use serde_json::Value;
+use vm_harness::{Machine, Observer, Volume};
+
+use super::{MIB, boot};
+
+/// What the vetting says of `path`: a volume, or a refusal with its exit status.
+async fn vet(guest: &Observer, program: &[&str], path: &str) -> Result<Value, (i32, String)> {
+    let ran = guest.run(&[program, &["source", path]].concat()).await.unwrap();
+    match ran.status {
+        0 => Ok(serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {}", ran.stdout))),
+        status => Err((status, ran.stderr)),
+    }
+}
+
+#[tokio::test]
+async fn disks_below_device_mapper_md_and_the_root_are_refused() {
+    let modules = "guest.modules=dm_mod,raid1,loop".to_owned();
+    let sandbox = boot(&Machine { kernel_parameters: vec![modules], ..Machine::default() }).await;
+    let container = sandbox.start_container().await;
+    let (volume, other) = (Volume::image(16 * MIB), Volume::image(16 * MIB));
+    let [disk, other] = [(&volume, "/dev/xvda"), (&other, "/dev/xvdb")].map(async |(volume, path)| {
+        format!("/dev/{}", sandbox.hot_plug(&container, volume, path).await.guest_device())
+    });
+    let (disk, other) = (disk.await, other.await);
+    let guest = sandbox.observer();
+    let probe = ["/usr/bin/agent-probe"];
+    let free = vet(guest, &probe, &disk).await.unwrap();
+    assert_eq!((free["size"].as_u64(), &free["claimed"]), (Some(16 * MIB), &true.into()), "{free}");
+
+    for (who, hold, release) in [
+        (
+            "the device dm-0 (made)",
+            "dmsetup create --noudevsync made --table '0 2048 linear DISK 0'",
+            "dmsetup remove --noudevsync made",
+        ),
+        (
+            "the device md0",
+            "mdadm --build /dev/md0 --level=1 --raid-devices=1 --force --run DISK",
+            "mdadm --stop /dev/md0",
+        ),
+        ("the loop device loop0", "losetup /dev/loop0 DISK", "losetup -d /dev/loop0"),
+    ] {
+        guest.shell(&format!("{} 2>&1", hold.replace("DISK", &disk))).await;
+        let (status, message) = vet(guest, &probe, &disk).await.unwrap_err();
+        assert_eq!(status, 6, "{message}");
+        assert!(message.contains(&format!("held by {who}")), "{message}");
+        guest.shell(&format!("{release} 2>&1")).await;
+        vet(guest, &probe, &disk).await.unwrap();
+    }
+
+    // A mapping and a partition are volumes as good as others; in use, they are in the way of what they are of.
+    let script = "dmsetup create --noudevsync made --table '0 16384 linear DISK 2048' && dmsetup mknodes &&
+        printf 'o\\nn\\np\\n1\\n\\n\\nw\\n' | fdisk OTHER >/dev/null && mkfs.ext4 -q /dev/mapper/made && mkdir -p /mnt &&
+        mount -t ext4 /dev/mapper/made /mnt && mkswap OTHER1 && swapon OTHER1";
+    let script = script.replace("DISK", &disk).replace("OTHER", &other);
+    let partition = format!("{other}1");
+    guest.shell(&format!("({script}) 2>&1")).await;
+    for (path, who) in [
+        ("/dev/mapper/made", "is mounted on /mnt"),
+        (partition.as_str(), "held by the kernel's swap"),
+        (other.as_str(), "held by the kernel's swap"),
+    ] {
+        let (status, message) = vet(guest, &probe, path).await.unwrap_err();
+        assert!(status == 6 && message.contains(who), "{path}, {status}: {message}");
+    }
+    guest.shell("swapoff -a").await;
+    let free = vet(guest, &probe, &partition).await.unwrap();
+    assert_eq!((&free["device"], &free["claimed"]), (&partition.as_str().into(), &true.into()), "{free}");
+
+    // A root file system on that mapping: the disk below it is refused by its number.
+    let script = "cd /mnt && mkdir -p proc sys dev && cp /usr/bin/agent-probe . && for d in proc sys dev; do mount -o bind /$d $d; done";
+    guest.shell(script).await;
+    let inside = ["chroot", "/mnt", "/agent-probe"];
+    for path in [disk.as_str(), "/dev/mapper/made"] {
+        let (status, message) = vet(guest, &inside, path).await.unwrap_err();
+        assert!(status == 6 && message.contains("root file system"), "{path}, {status}: {message}");
+    }
+    vet(guest, &inside, &partition).await.unwrap();
+    guest
+        .shell(
+            "for d in proc sys dev; do umount /mnt/$d; done; umount /mnt && dmsetup remove --noudevsync made",
+        )
+        .await;
+}
