@@ -18,7 +18,7 @@ pub enum Error {
         source: io::Error,
     },
     /// No kernel where one was expected, or several.
-    #[error("{} holds {found} files boot/vmlinuz-*, expected one: unpack a kernel package there with dpkg -x", path.display())]
+    #[error("{} holds {found} kernels (boot/vmlinuz-*, usr/lib/modules/*/vmlinuz), expected one: unpack a kernel package there with dpkg -x", path.display())]
     Kernel {
         /// The directory of the unpacked package.
         path: PathBuf,

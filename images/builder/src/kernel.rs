@@ -41,14 +41,9 @@ impl Kernel {
     }
 
     fn in_package(directory: &Path) -> Result<Self, Error> {
-        let boot = directory.join("boot");
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&boot).map_err(at(&boot))? {
-            let entry = entry.map_err(at(&boot))?;
-            if let Some(release) = entry.file_name().to_str().and_then(|name| name.strip_prefix("vmlinuz-")) {
-                found.push((release.to_owned(), entry.path()));
-            }
-        }
+        let mut found = in_boot(&directory.join("boot"))?;
+        // Debian 14's packages have it beside its modules.
+        found.extend(beside_modules(&directory.join("usr/lib/modules"))?);
         if found.len() != 1 {
             return Err(Error::Kernel { path: directory.to_owned(), found: found.len() });
         }
@@ -84,6 +79,34 @@ impl Kernel {
     }
 }
 
+/// `boot/vmlinuz-RELEASE`: releases with their files.
+fn in_boot(boot: &Path) -> Result<Vec<(String, PathBuf)>, Error> {
+    let kernels = entries(boot)?.into_iter().filter_map(|(name, path)| {
+        let release = name.strip_prefix("vmlinuz-")?;
+        Some((release.to_owned(), path))
+    });
+    Ok(kernels.collect())
+}
+
+/// `RELEASE/vmlinuz` below a directory of modules.
+fn beside_modules(modules: &Path) -> Result<Vec<(String, PathBuf)>, Error> {
+    let kernels = entries(modules)?.into_iter().map(|(release, path)| (release, path.join("vmlinuz")));
+    Ok(kernels.filter(|(_, vmlinuz)| vmlinuz.exists()).collect())
+}
+
+/// Names and paths in a directory; none where there is no such directory.
+fn entries(directory: &Path) -> Result<Vec<(String, PathBuf)>, Error> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(at(directory))?,
+    };
+    let named = entries.map(|entry| {
+        let entry = entry.map_err(at(directory))?;
+        Ok((entry.file_name().to_string_lossy().into_owned(), entry.path()))
+    });
+    named.collect()
+}
+
 /// The compressed kernel in a bzImage.
 fn payload(image: &[u8]) -> Result<&[u8], &'static str> {
     let word = |at: usize| {
@@ -108,13 +131,7 @@ fn decompress(payload: &[u8]) -> Result<Vec<u8>, String> {
     let size = u32::from_le_bytes(*size) as usize;
     let contents = match stream {
         [0x02, 0x21, 0x4c, 0x18, blocks @ ..] => lz4_legacy(blocks, size)?,
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            let mut contents = Vec::with_capacity(size);
-            let mut decoder =
-                ruzstd::decoding::StreamingDecoder::new(stream).map_err(|error| error.to_string())?;
-            decoder.read_to_end(&mut contents).map_err(|error| error.to_string())?;
-            contents
-        }
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => zstd(stream)?,
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => xz(stream)?,
         _ => return Err("its compression is none of lz4, zstd and xz".into()),
     };
@@ -146,6 +163,14 @@ fn lz4_legacy(mut blocks: &[u8], size: usize) -> Result<Vec<u8>, String> {
 pub(crate) fn xz(stream: &[u8]) -> Result<Vec<u8>, String> {
     let mut contents = Vec::new();
     lzma_rust2::XzReader::new(stream, false).read_to_end(&mut contents).map_err(|error| error.to_string())?;
+    Ok(contents)
+}
+
+/// Decompresses a zstd stream.
+pub(crate) fn zstd(stream: &[u8]) -> Result<Vec<u8>, String> {
+    let mut contents = Vec::new();
+    let mut decoder = ruzstd::decoding::StreamingDecoder::new(stream).map_err(|error| error.to_string())?;
+    decoder.read_to_end(&mut contents).map_err(|error| error.to_string())?;
     Ok(contents)
 }
 
@@ -224,6 +249,17 @@ mod tests {
         assert!(
             decompress(b"\x1f\x8b gzip is not among them").unwrap_err().contains("none of lz4, zstd and xz")
         );
+    }
+
+    #[test]
+    fn a_kernel_may_be_beside_its_modules() {
+        let directory = tempfile::tempdir().unwrap();
+        let modules = directory.path().join("usr/lib/modules/7.2");
+        fs::create_dir_all(&modules).unwrap();
+        fs::write(modules.join("vmlinuz"), "").unwrap();
+        let kernel = Kernel::find(directory.path()).unwrap();
+        assert_eq!((kernel.release.as_str(), &kernel.image), ("7.2", &modules.join("vmlinuz")));
+        assert_eq!(kernel.modules, Some(modules));
     }
 
     #[test]

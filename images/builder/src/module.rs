@@ -1,6 +1,6 @@
 //! Kernel modules of an unpacked package: which there are, what each depends on, and the order in which to load them.
 //!
-//! A module file is ELF (perhaps compressed with xz); its section `.modinfo` holds `key=value` strings, of which `depends` lists
+//! A module file is ELF (perhaps compressed with xz or zstd); its section `.modinfo` holds `key=value` strings, of which `depends` lists
 //! the modules that have to be loaded before. The kernel writes names with underscores, files are named either way
 //! ([`modinfo`](https://man7.org/linux/man-pages/man8/modinfo.8.html)).
 
@@ -12,7 +12,15 @@ use std::{
 
 use goblin::elf::Elf;
 
-use crate::{Error, error::at, kernel::xz};
+use crate::{
+    Error,
+    error::at,
+    kernel::{xz, zstd},
+};
+
+/// What a module file may be compressed with: the suffix behind `.ko`, and the way back.
+const COMPRESSIONS: [(&str, Decompress); 2] = [(".xz", xz), (".zst", zstd)];
+type Decompress = fn(&[u8]) -> Result<Vec<u8>, String>;
 
 /// A module, ready to be loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,9 +81,12 @@ impl Modules {
     fn read(&self, name: &str, path: &Path) -> Result<Module, Error> {
         let mut contents = fs::read(path).map_err(at(path))?;
         let mut inside = path.strip_prefix(&self.root).unwrap_or(path).to_string_lossy().into_owned();
-        if let Some(plain) = inside.strip_suffix(".xz") {
-            contents = xz(&contents).map_err(|what| Error::Decompress { path: path.to_owned(), what })?;
-            inside = plain.to_owned();
+        for (suffix, decompress) in COMPRESSIONS {
+            if let Some(plain) = inside.strip_suffix(suffix) {
+                contents = decompress(&contents)
+                    .map_err(|what| Error::Decompress { path: path.to_owned(), what })?;
+                inside = plain.to_owned();
+            }
         }
         Ok(Module { name: name.to_owned(), path: inside, contents })
     }
@@ -138,11 +149,17 @@ fn collect(directory: &Path, files: &mut HashMap<String, PathBuf>) -> Result<(),
         let path = entry.path();
         if entry.file_type().map_err(at(&path))?.is_dir() {
             collect(&path, files)?;
-        } else if path.to_string_lossy().ends_with(".ko") || path.to_string_lossy().ends_with(".ko.xz") {
+        } else if is_module(&entry.file_name().to_string_lossy()) {
             files.insert(name_of(&path), path);
         }
     }
     Ok(())
+}
+
+/// `sd_mod.ko`, `sd_mod.ko.xz`. One that is compressed otherwise is not there: its name comes up where it is needed.
+fn is_module(file: &str) -> bool {
+    let suffixes = COMPRESSIONS.iter().map(|(suffix, _)| *suffix);
+    suffixes.chain([""]).any(|suffix| file.strip_suffix(suffix).is_some_and(|plain| plain.ends_with(".ko")))
 }
 
 fn name_of(path: &Path) -> String {
@@ -170,6 +187,40 @@ mod tests {
     fn names_come_from_files_whatever_their_suffix() {
         assert_eq!(name_of(Path::new("kernel/net/vmw_vsock/vmw-vsock.ko.xz")), "vmw_vsock");
         assert_eq!(name_of(Path::new("kernel/drivers/scsi/sd_mod.ko")), "sd_mod");
+    }
+
+    #[test]
+    fn modules_are_told_by_their_suffix() {
+        for (file, expected) in [
+            ("virtio_scsi.ko", true),
+            ("virtio_scsi.ko.xz", true),
+            ("virtio_scsi.ko.zst", true),
+            ("virtio_scsi.ko.br", false),
+            ("virtio.xz", false),
+        ] {
+            assert_eq!(is_module(file), expected, "{file}");
+        }
+    }
+
+    #[test]
+    fn a_compressed_module_is_read_as_what_is_in_it() {
+        // printf 'a module' | zstd
+        let stream = b"\x28\xb5\x2f\xfd\x04\x58\x41\0\0a module\x65\xaf\xab\xf2";
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("kernel")).unwrap();
+        let path = root.path().join("kernel/m.ko.zst");
+        fs::write(&path, stream).unwrap();
+        let modules = Modules {
+            release: "7.2".into(),
+            root: root.path().to_owned(),
+            files: HashMap::new(),
+            built_in: HashSet::new(),
+        };
+        let module = modules.read("m", &path).unwrap();
+        assert_eq!((module.path.as_str(), module.contents.as_slice()), ("kernel/m.ko", &b"a module"[..]));
+        fs::write(&path, &stream[..12]).unwrap();
+        let error = modules.read("m", &path).unwrap_err().to_string();
+        assert!(error.contains("m.ko.zst: cannot decompress"), "{error}");
     }
 
     #[test]

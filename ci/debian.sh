@@ -1,0 +1,99 @@
+# Debian packages of any suite: installed nowhere, unpacked below the cache. Sourced by the scripts of this directory:
+#   . ci/debian.sh NAME    in the root of the tree; NAME begins every message
+#
+# Everything that apt writes stays in the cache, so the machine's own lists and sources are not touched. The sources are the
+# machine's own, with the suite replaced: no mirror is named here, and what is fetched is checked with the machine's keyring.
+script=$1
+cache=${VM_HARNESS_CACHE:-$PWD/target/cache}
+mkdir -p "$cache"
+
+say() { echo "$script: $*" >&2; }
+die() { say "$*"; exit 1; }
+
+for needed in apt-get dpkg; do
+  command -v "$needed" >/dev/null || die "$needed is missing: this script needs a Debian machine"
+done
+
+apt_dir=$cache/apt
+machine_sources() {
+  if [ -f /etc/apt/sources.list.d/debian.sources ]; then
+    cat /etc/apt/sources.list.d/debian.sources
+  else
+    die "/etc/apt/sources.list.d/debian.sources is missing: this script takes Debian's mirror from there"
+  fi
+}
+apt_for() { # apt_for SUITE COMMAND...: the apt command with SUITE's private lists
+  local suite=$1 tool=$2; shift 2
+  local dir=$apt_dir/$suite
+  "$tool" -qq -o Dir::Etc::sourcelist="$dir/suite.sources" -o Dir::Etc::sourceparts=/dev/null \
+    -o Dir::State::lists="$dir/lists" -o Dir::Cache="$dir/cache" -o DPkg::Lock::Timeout=300 "$@"
+}
+apt_lists() { # apt_lists SUITE: fetch SUITE's package lists, once a day
+  local suite=$1 dir=$apt_dir/$1
+  mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
+  if [ -n "$(find "$dir/fetched" -mmin -1440 2>/dev/null)" ]; then return; fi
+  # The first stanza is the main archive (the second holds security updates, under other suite names).
+  machine_sources | awk -v suite="$suite" 'BEGIN { RS = ""; ORS = "\n\n" } NR == 1 {
+      gsub(/(^|\n)Suites:[^\n]*/, "\nSuites: " suite); sub(/^\n/, ""); print }' >"$dir/suite.sources"
+  apt_for "$suite" apt-get update
+  touch "$dir/fetched"
+}
+
+unpack() { # unpack SUITE DIRECTORY PACKAGE...: these packages alone
+  local suite=$1 directory=$2; shift 2
+  if [ -d "$directory" ]; then return; fi
+  apt_lists "$suite"
+  say "fetching $* of $suite"
+  rm -rf "$directory.new" && mkdir -p "$directory.new"
+  (cd "$directory.new" && apt_for "$suite" apt-get -o APT::Sandbox::User=root download "$@" >&2)
+  for package in "$directory.new"/*.deb; do dpkg -x "$package" "$directory.new"; done
+  rm "$directory.new"/*.deb
+  mv "$directory.new" "$directory"
+}
+
+kernel() { # kernel SUITE: the suite's cloud kernel, in $cache/kernels/SUITE
+  local suite=$1 image parts
+  if [ -e "$cache/kernels/$suite/usr" ] || [ -e "$cache/kernels/$suite/boot" ]; then return; fi
+  apt_lists "$suite"
+  mkdir -p "$cache/kernels"
+  image=$(depends "$suite" linux-image-cloud-amd64 | grep '^linux-image-') ||
+    die "linux-image-cloud-amd64 names no kernel in $suite"
+  # Since 7.x the kernel, its modules and their lists are packages of their own, which the image's package depends on.
+  parts=$(depends "$suite" "$image" | grep -E '^linux-(base|binary|modules)-') || parts=$image
+  # One package a word.
+  unpack "$suite" "$cache/kernels/$image" $parts
+  ln -sfn "$image" "$cache/kernels/$suite"
+}
+depends() { # depends SUITE PACKAGE: the packages that it depends on, one a line
+  apt_for "$1" apt-cache depends "$2" | awk '/Depends: / { print $2 }'
+}
+
+qemu() { # qemu SUITE: the suite's QEMU with all that it needs, to be run as $cache/qemu/SUITE/qemu-system-x86_64
+  local suite=$1
+  local dir=$apt_dir/$suite tree=$cache/qemu/$suite
+  if [ -x "$tree/qemu-system-x86_64" ]; then return; fi
+  apt_lists "$suite"
+  say "fetching QEMU of $suite with its libraries"
+  rm -rf "$tree.new" && mkdir -p "$tree.new" "$dir/state"
+  # A machine on which nothing is installed needs everything, down to the C library.
+  : >"$dir/state/status"
+  apt_for "$suite" apt-get -o Dir::State="$dir/state" -o Dir::State::status="$dir/state/status" -o APT::Sandbox::User=root \
+    install --yes --download-only --no-install-recommends qemu-system-x86 >&2
+  for package in "$dir/cache/archives"/*.deb; do dpkg -x "$package" "$tree.new"; done
+  version=$(dpkg-deb --field "$dir/cache/archives"/qemu-system-x86_*.deb Version)
+  rm "$dir/cache/archives"/*.deb
+  # A newer suite's C library needs its own loader, and QEMU looks for its firmware beside the program that is run.
+  cat >"$tree.new/qemu-system-x86_64" <<EOF
+#!/bin/sh
+# QEMU $version
+tree=\$(dirname "\$(realpath "\$0")")
+exec "\$tree/lib64/ld-linux-x86-64.so.2" \\
+  --library-path "\$tree/usr/lib/x86_64-linux-gnu:\$tree/lib/x86_64-linux-gnu:\$tree/usr/lib/x86_64-linux-gnu/sasl2" \\
+  "\$tree/usr/bin/qemu-system-x86_64" -L "\$tree/usr/share/qemu" -L "\$tree/usr/share/seabios" "\$@"
+EOF
+  chmod 755 "$tree.new/qemu-system-x86_64"
+  # Since the merge of /usr a package's files are all there.
+  if [ ! -e "$tree.new/lib64/ld-linux-x86-64.so.2" ]; then ln -sfn usr/lib64 "$tree.new/lib64"; fi
+  "$tree.new/qemu-system-x86_64" --version >&2 || die "QEMU $version of $suite does not start here"
+  rm -rf "$tree" && mv "$tree.new" "$tree"
+}
