@@ -76,6 +76,7 @@ impl Snapshot {
             if Instant::now() > deadline {
                 return Ok(differences(self, &now));
             }
+            tracing::debug!(differences = ?differences(self, &now), "not settled yet");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
