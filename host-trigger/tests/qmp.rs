@@ -18,7 +18,7 @@ fn soon(millis: u64) -> Deadline {
 }
 
 #[tokio::test]
-async fn an_unknown_event_does_not_end_the_connection() {
+async fn an_unknown_event_or_a_second_answer_does_not_end_the_connection() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("q");
     scripted(&path, async |mut peer| {
@@ -33,6 +33,10 @@ async fn an_unknown_event_does_not_end_the_connection() {
         peer.send(second).await;
         peer.answer(&json!({"id": "another"}), json!({"running": false})).await;
         peer.answer(&command, json!({"running": true, "event": 1})).await;
+        // Once more, right behind it: nobody asked.
+        peer.answer(&command, json!({"running": true, "event": 1})).await;
+        let command = peer.command().await;
+        peer.answer(&command, json!({"fdsets": 0})).await;
     })
     .await;
     let mut qmp = Qmp::connect(&path, soon(5000)).await.unwrap();
@@ -41,6 +45,7 @@ async fn an_unknown_event_does_not_end_the_connection() {
     let event = qmp.next_event(soon(1000)).await.unwrap();
     assert_eq!((event.name.as_str(), &event.data["device"]), ("NEVER_HEARD", &json!("d")));
     assert_eq!(qmp.next_event(soon(20)).await, None);
+    assert_eq!(qmp.execute("query-fdsets", json!({})).await.unwrap()["fdsets"], 0);
 }
 
 #[tokio::test]

@@ -111,6 +111,8 @@ pub(super) struct Lines {
     socket: OwnedReadHalf,
     numbers: Numbers,
     greeted: bool,
+    /// The command whose answer was passed on last: there is one answer to each.
+    answered: u32,
     partial: Vec<u8>,
     ready: VecDeque<u8>,
     events: mpsc::Sender<Event>,
@@ -124,7 +126,8 @@ impl Lines {
         events: mpsc::Sender<Event>,
         list: List,
     ) -> Self {
-        Self { socket, numbers, greeted: false, partial: Vec::new(), ready: VecDeque::new(), events, list }
+        let (partial, ready) = (Vec::new(), VecDeque::new());
+        Self { socket, numbers, greeted: false, answered: 0, partial, ready, events, list }
     }
 
     fn take_line(&mut self, line: &[u8]) {
@@ -132,7 +135,9 @@ impl Lines {
             // Nobody waits for events for as long as the channel is full of older ones.
             drop(self.events.try_send(event));
         } else if self.greeted {
-            let answer = without_id(line, self.numbers.current()).unwrap_or_default();
+            let asked = self.numbers.current();
+            let Some(answer) = without_id(line, asked).filter(|_| self.answered != asked) else { return };
+            self.answered = asked;
             if answer.starts_with(LIST) {
                 self.list.put(answer);
                 self.ready.extend(EMPTY_LIST);
