@@ -2,7 +2,16 @@
 //!
 //! The file `/run/ecr-fault` holds one `name=action` a line and is read at each point; what it does not name, the kernel's command
 //! line may: `block_volume.fault=name=action`. Actions: `error`, `delay:MS`, `wait` (until the line is gone from the file), `panic`,
-//! and `skip` or `value:X` where a point says so.
+//! and where a point says so `skip` or `value:X`, or a word of its own:
+//!
+//! | point | what happens |
+//! |---|---|
+//! | `OPERATION-after-STAGE` | any of the first four, when that stage has ended |
+//! | `scan=skip`, `rescan=skip` | the kernel is not asked to look |
+//! | `uevent=lost` | the kernel's events never come, and nothing tells of that |
+//! | `uevent=overflow` | in the place of each event the kernel says that events were lost (ENOBUFS) |
+//! | `uevent-receive-buffer=value:BYTES` | they are lost in earnest where more than so many wait |
+//! | `clock=value:MS` | so much time has passed unseen, as on a processor that is starved |
 //!
 //! What leaves out a step for good makes an agent that is broken in one way, which the conformance suite has to notice:
 //! `address`, `scan`, `scan-one`, `serial`, `namespace`, `node`, `owner`, `filter`, `undo`, `unlink`, `unchanged`, `deadline`
@@ -74,11 +83,22 @@ pub(crate) fn after(_operation: &str, _stage: &str) -> Result<()> {
 }
 
 /// Whether a test wants this step left out.
-pub(crate) fn skips(_point: &str) -> bool {
+pub(crate) fn skips(point: &str) -> bool {
+    wants(point, "skip")
+}
+
+/// Whether a test wants just this to happen.
+pub(crate) fn wants(_point: &str, _action: &str) -> bool {
     #[cfg(feature = "fault")]
-    return active::action(_point).as_deref() == Some("skip");
+    return active::action(_point).as_deref() == Some(_action);
     #[cfg(not(feature = "fault"))]
     false
+}
+
+/// What a clock shows, or what it shows to a test.
+pub(crate) fn now() -> std::time::Instant {
+    let unseen = value("clock").and_then(|millis| u64::try_from(millis).ok()).unwrap_or_default();
+    std::time::Instant::now() + std::time::Duration::from_millis(unseen)
 }
 
 /// A number that a test wants in place of the ordinary one.

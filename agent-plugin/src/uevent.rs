@@ -14,6 +14,7 @@ use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_KOBJECT_UEVENT};
 use crate::{
     block::DeviceNumber,
     error::{Error, Result},
+    fault,
 };
 
 /// Room for the ten events of each of 256 disks, and for a storm beside them. It is used only while events wait in it.
@@ -94,9 +95,7 @@ impl UeventSocket {
     /// # Errors
     /// The kernel refuses a socket.
     pub fn open() -> Result<UeventSocket> {
-        UeventSocket::with_receive_buffer(
-            crate::fault::value("uevent-receive-buffer").unwrap_or(RECEIVE_BUFFER),
-        )
+        UeventSocket::with_receive_buffer(fault::value("uevent-receive-buffer").unwrap_or(RECEIVE_BUFFER))
     }
 
     /// Opens a socket with a receive buffer of so many bytes.
@@ -121,6 +120,8 @@ impl UeventSocket {
         match self.socket.recv_from(&mut self.buffer, libc::MSG_DONTWAIT) {
             // Only the kernel has port 0; processes can send to this group as well.
             Ok((_, sender)) if sender.port_number() != 0 => Ok(Received::Foreign),
+            Ok(_) if fault::wants("uevent", "lost") => Ok(Received::Foreign),
+            Ok(_) if fault::wants("uevent", "overflow") => Ok(Received::Overflow),
             Ok(_) => Ok(Uevent::parse(&self.buffer).map_or(Received::Foreign, Received::Event)),
             Err(error) => match error.raw_os_error() {
                 Some(libc::EAGAIN) => Ok(Received::Nothing),

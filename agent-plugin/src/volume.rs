@@ -216,7 +216,7 @@ impl Guard<'_> {
         if self.ticket.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        if Instant::now() >= self.end() {
+        if fault::now() >= self.end() {
             return Err(Error::TimedOut { awaited: awaited() });
         }
         Ok(())
@@ -230,7 +230,7 @@ impl Guard<'_> {
             self.targets().map(|target| PollFd::new(target.container.init.as_fd(), PollFlags::POLLIN)),
         );
         loop {
-            let left = self.end().saturating_duration_since(Instant::now());
+            let left = self.end().saturating_duration_since(fault::now());
             if left.is_zero() {
                 return Err(Error::TimedOut { awaited: awaited() });
             }
