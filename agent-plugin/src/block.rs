@@ -138,7 +138,7 @@ impl BlockDevice {
                 expected: self.number.to_string(),
             });
         }
-        Ok(Claim { file })
+        Ok(Claim { file, name: self.name.clone() })
     }
 }
 
@@ -146,15 +146,22 @@ impl BlockDevice {
 #[derive(Debug)]
 pub struct Claim {
     file: File,
+    name: String,
 }
 
 impl Claim {
     /// Writes back what the guest's page cache holds, and empties the disk's own cache.
     ///
     /// # Errors
-    /// The disk refuses a write.
+    /// The disk refuses a write, or has refused one that nobody was told of. The kernel tells that once.
     pub fn flush(&self) -> Result<()> {
-        self.file.sync_all().map_err(Error::system("fsync", format!("fd {}", self.file.as_raw_fd())))
+        self.file.sync_all().map_err(|error| {
+            let subject = format!(
+                "{}, where not all that was written is saved (force detaches it all the same),",
+                self.name
+            );
+            Error::system("fsync", subject)(error)
+        })
     }
 }
 

@@ -51,9 +51,9 @@ pub async fn run(verb: &Repair, run_dir: Option<PathBuf>) -> Result<Repaired, Er
             tokio::select! {
                 volumes = &mut work => break volumes,
                 signal = signals.next() => {
-                    if interrupted.is_some() {
+                    if let Some(first) = interrupted {
                         let left = vec![format!("a second signal ended the repair: {}", progress.at.borrow())];
-                        return Err(Error::Incomplete { cause: Box::new(signal), left });
+                        return Err(Error::Incomplete { cause: Box::new(first), left });
                     }
                     interrupted = Some(signal);
                     progress.stop.set(true);

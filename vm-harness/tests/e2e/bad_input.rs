@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::OpenOptionsExt as _, path::PathBuf, time::Duration};
 use rstest::rstest;
 use vm_harness::{Container, EcrRuntime, LoopOptions, Machine, QmpProxy, Sandbox, Snapshot, Volume};
 
-use super::{MIB, boot, sandbox};
+use super::{MIB, boot, make_ext4, sandbox};
 
 /// Runs `command`, which has to fail, and compares everything with `before`. Returns the reason and the message.
 async fn refused(
@@ -108,7 +108,7 @@ async fn sources_that_are_unsafe(#[future(awt)] sandbox: Sandbox) {
     let mounted = Volume::loop_device(8 * MIB);
     let mount_point = directory.path().join("mounted");
     fs::create_dir(&mount_point).unwrap();
-    run("mkfs.ext4", &["-q", mounted.name()]);
+    make_ext4(&mounted);
     let mount = Mount::of(&mounted, mount_point);
     let held = Volume::loop_device(MIB);
     let holder = fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(held.path()).unwrap();

@@ -18,8 +18,10 @@ mod native_vsock;
 mod reference_agent;
 mod repair;
 mod resize;
+mod second_signal;
 mod shared;
 mod shipped;
+mod source_gone;
 mod stats;
 mod throttle;
 mod unprivileged_qemu;
@@ -74,9 +76,14 @@ pub(crate) async fn wait_for_console(sandbox: &Sandbox, text: &str) {
 /// An image with an ext4 file system on it.
 pub(crate) fn ext4_image(size: u64) -> Volume {
     let volume = Volume::image(size);
+    make_ext4(&volume);
+    volume
+}
+
+/// Makes an ext4 file system on the volume.
+pub(crate) fn make_ext4(volume: &Volume) {
     let made = Command::new("mkfs.ext4").args(["-q", "-F", volume.name()]).status().unwrap();
     assert!(made.success(), "mkfs.ext4 fails");
-    volume
 }
 
 /// Mounts the volume's ext4 at `/mnt` of the guest itself, beside the container.

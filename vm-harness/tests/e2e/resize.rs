@@ -14,7 +14,7 @@ use vm_harness::{
 use super::{
     MIB, boot, boot_with_faults,
     hot_unplug::{at, look, unplug, verb},
-    sandbox, set_guest_faults, wait_for_console,
+    make_ext4, sandbox, set_guest_faults, wait_for_console,
 };
 
 const SIZE: u64 = 16 * MIB;
@@ -58,8 +58,7 @@ async fn mounted_file_system_grows_in_its_container(#[case] device: bool, #[case
     let container = sandbox.start_container_with(&privileged).await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let volume = if device { Volume::loop_device(SIZE) } else { Volume::image(SIZE) };
-    let made = Command::new("mkfs.ext4").args(["-q", "-F", volume.name()]).status().unwrap();
-    assert!(made.success());
+    make_ext4(&volume);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     shell(&container, "mount -t ext4 /dev/xvda /mnt").await;
     let old = random_bytes(MIB as usize);

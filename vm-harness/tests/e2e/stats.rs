@@ -7,7 +7,7 @@ use vm_harness::{Container, QmpProxy, Sandbox, Snapshot, Volume};
 use super::{MIB, hot_unplug::verb, sandbox};
 
 /// The one volume of `stats`.
-async fn stats(sandbox: &Sandbox, more: &[&str]) -> Value {
+pub(crate) async fn stats(sandbox: &Sandbox, more: &[&str]) -> Value {
     let finished = verb(sandbox.ecr_runtime(), sandbox, "stats", more).run().await;
     assert_eq!(finished.status, 0, "{}{}", finished.stdout, finished.stderr);
     let mut json = finished.json();

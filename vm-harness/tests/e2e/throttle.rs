@@ -64,6 +64,19 @@ struct Rate {
     mean: f64,
     /// Of its parts. Where the whole VM has to wait for a busy host, a limit does not make up for it; this is the rate without that.
     median: f64,
+    /// The share of the window that QEMU's threads together had to wait for one of the host's processors: as much may be lost.
+    starved: f64,
+}
+
+/// How long QEMU's threads could have run and did not, so far
+/// ([`/proc/PID/schedstat`](https://docs.kernel.org/scheduler/sched-stats.html#proc-pid-schedstat), the second number).
+fn starved(sandbox: &Sandbox) -> Duration {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", sandbox.guest().qemu_id())).unwrap();
+    // A thread that ends meanwhile takes its figures along.
+    let statistics =
+        tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok());
+    let waited = statistics.map(|line| line.split(' ').nth(1).unwrap().parse::<u64>().unwrap());
+    Duration::from_nanos(waited.sum())
 }
 
 async fn rate(sandbox: &Sandbox, plugged: &Plugged, subject: Subject) -> Rate {
@@ -75,25 +88,30 @@ async fn rate(sandbox: &Sandbox, plugged: &Plugged, subject: Subject) -> Rate {
         (drive["stats"][subject.counter].as_u64().unwrap(), Instant::now())
     };
     tokio::time::sleep(SETTLE).await;
+    let before = starved(sandbox);
     let mut counts = vec![count().await];
     for _ in 0..PARTS {
         tokio::time::sleep(WINDOW / PARTS).await;
         counts.push(count().await);
     }
+    let starved = starved(sandbox).saturating_sub(before).as_secs_f64();
     let between = |(before, start): (u64, Instant), (after, end): (u64, Instant)| {
         (after - before) as f64 / (end - start).as_secs_f64()
     };
     let mut parts: Vec<f64> = counts.windows(2).map(|pair| between(pair[0], pair[1])).collect();
     parts.sort_by(f64::total_cmp);
-    Rate { mean: between(counts[0], counts[counts.len() - 1]), median: parts[parts.len() / 2] }
+    let (first, last) = (counts[0], counts[counts.len() - 1]);
+    let starved = (starved / (last.1 - first.1).as_secs_f64()).min(1.0);
+    Rate { mean: between(first, last), median: parts[parts.len() / 2], starved }
 }
 
 #[track_caller]
 fn assert_within_a_tenth(measured: Rate, asked: u64) {
-    eprintln!("asked {asked}, measured {measured:.1?}");
+    eprintln!("asked {asked}, measured {measured:.3?}");
     let [mean, median] = [measured.mean, measured.median].map(|rate| rate / asked as f64);
     assert!((0.9..=1.1).contains(&median), "{measured:.1?} a second where {asked} were asked for");
-    assert!(mean <= 1.1, "{measured:.1?} a second where at most {asked} were asked for");
+    let least = 0.9 * (1.0 - measured.starved);
+    assert!((least..=1.1).contains(&mean), "{measured:.1?} a second where {asked} were asked for");
 }
 
 async fn throttle(sandbox: &Sandbox, container: &Container, more: &[&str]) -> Plugged {

@@ -53,7 +53,7 @@ const fn unplug(point: &'static str, leaves: State) -> Step {
 }
 
 /// The steps of `ecr-runtime`.
-pub(super) const STEPS: [Step; 11] = [
+pub(super) const STEPS: [Step; 12] = [
     plug("after-probe", State::Gone),
     plug("after-add-fd", State::Incomplete),
     plug("after-blockdev-add", State::Incomplete),
@@ -62,6 +62,7 @@ pub(super) const STEPS: [Step; 11] = [
     plug("after-outcome", State::Attached),
     unplug("before-detach", State::Attached),
     unplug("after-detach", State::Incomplete),
+    unplug("remove-before-device-deleted", State::Incomplete),
     unplug("remove-after-device-del", State::Incomplete),
     unplug("remove-after-blockdev-del", State::Incomplete),
     unplug("after-remove", State::Gone),
@@ -69,7 +70,7 @@ pub(super) const STEPS: [Step; 11] = [
 
 /// The steps of the plugin in the guest, within one step of `ecr-runtime`. It takes back a failed attach by itself, and stops
 /// in a failed detach where it is.
-pub(super) const GUEST_STEPS: [Step; 14] = [
+pub(super) const GUEST_STEPS: [Step; 15] = [
     plug("attach-after-uevent-socket", State::Gone),
     plug("attach-after-lookup", State::Gone),
     plug("attach-after-scan", State::Gone),
@@ -79,9 +80,10 @@ pub(super) const GUEST_STEPS: [Step; 14] = [
     plug("attach-after-filter", State::Gone),
     plug("attach-after-publish", State::Gone),
     unplug("detach-after-lookup", State::Attached),
-    unplug("detach-after-claim", State::Attached),
+    unplug("detach-after-release", State::Attached),
     unplug("detach-after-unlink", State::Incomplete),
     unplug("detach-after-revoke", State::Incomplete),
     unplug("detach-after-flush", State::Incomplete),
+    unplug("detach-after-check", State::Incomplete),
     unplug("detach-after-delete", State::Incomplete),
 ];
