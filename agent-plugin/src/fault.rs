@@ -1,8 +1,8 @@
 //! Named fail points, for tests: the Cargo feature `fault` compiles them in, without it every function here is empty.
 //!
 //! The file `/run/ecr-fault` holds one `name=action` a line and is read at each point; what it does not name, the kernel's command
-//! line may: `block_volume.fault=name=action`. Actions: `error`, `delay:MS`, `wait` (until the line is gone from the file), `panic`,
-//! and where a point says so `skip` or `value:X`, or a word of its own:
+//! line may: `block_volume.fault=name=action`. Actions: `error`, `delay:MS`, `wait` (until the line is gone from the file), `stay`
+//! (for ever), `panic`, and where a point says so `skip` or `value:X`, or a word of its own:
 //!
 //! | point | what happens |
 //! |---|---|
@@ -15,7 +15,7 @@
 //!
 //! What leaves out a step for good makes an agent that is broken in one way, which the conformance suite has to notice:
 //! `address`, `scan`, `scan-one`, `serial`, `namespace`, `node`, `owner`, `filter`, `undo`, `unlink`, `unchanged`, `deadline`
-//! (each with `skip`), and `thread=wait`.
+//! (each with `skip`), and `thread=stay`.
 
 use crate::error::Result;
 
@@ -36,7 +36,7 @@ mod active {
         })
     }
 
-    fn named<'a>(mut lines: impl Iterator<Item = &'a str>, point: &str) -> Option<String> {
+    pub(super) fn named<'a>(mut lines: impl Iterator<Item = &'a str>, point: &str) -> Option<String> {
         lines.find_map(|line| line.trim_end().strip_prefix(point)?.strip_prefix('=').map(str::to_owned))
     }
 
@@ -47,6 +47,9 @@ mod active {
             ("error", _) => return Err(Error::Fault { point: point.to_owned() }),
             ("panic", _) => panic!("fault injected at {point}"),
             ("delay", millis) => thread::sleep(Duration::from_millis(millis.parse().unwrap_or(0))),
+            ("stay", _) => loop {
+                thread::park();
+            },
             ("wait", _) => {
                 while action_is_wait(point) {
                     thread::sleep(Duration::from_millis(2));
@@ -113,4 +116,18 @@ pub(crate) fn value(_point: &str) -> Option<usize> {
 pub(crate) fn announce() {
     #[cfg(feature = "fault")]
     tracing::warn!("fault points are compiled in");
+}
+
+#[cfg(all(test, feature = "fault"))]
+mod tests {
+    use super::active::named;
+
+    #[test]
+    fn a_point_is_found_by_its_whole_name() {
+        let lines = ["scan-one=skip", "attach-after-scan=delay:5 "];
+        let find = |point| named(lines.into_iter(), point);
+        assert_eq!(find("attach-after-scan").as_deref(), Some("delay:5"));
+        assert_eq!(find("scan-one").as_deref(), Some("skip"));
+        assert_eq!((find("scan"), find("one")), (None, None));
+    }
 }

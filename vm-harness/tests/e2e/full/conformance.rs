@@ -44,7 +44,7 @@ async fn reference_agent_conforms_in_every_mode_and_no_check_never_ran() {
 #[case::node_stays("unlink=skip", "unplug::leaves_nothing")]
 #[case::never_unchanged("unchanged=skip", "plug::repeated_call_is_unchanged")]
 #[case::no_deadline("deadline=skip", "address::disk_that_never_appears_times_out")]
-#[case::leaks_a_thread("thread=wait", "beside::threads_and_descriptors_stay_as_many")]
+#[case::leaks_a_thread("thread=stay", "beside::threads_and_descriptors_stay_as_many")]
 #[tokio::test]
 async fn broken_variant_is_caught(#[case] fault: &str, #[case] check: &str) {
     let report = run_broken(fault, None).await;
