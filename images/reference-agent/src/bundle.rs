@@ -59,6 +59,9 @@ impl Drop for Bundle {
 /// The `config.json` of a container.
 pub(crate) fn config(spec: &Spec, device_rules: &[DeviceRule]) -> Result<Value, Error> {
     let process = spec.Process.as_ref().ok_or(Error::Missing("OCI.Process"))?;
+    if process.Terminal {
+        return Err(Error::Unsupported("a terminal of a container's first process"));
+    }
     let root = spec.Root.as_ref().ok_or(Error::Missing("OCI.Root"))?;
     let linux_message = spec.Linux.as_ref().ok_or(Error::Missing("OCI.Linux"))?;
     let mounts: Vec<_> = spec
@@ -83,13 +86,10 @@ pub(crate) fn config(spec: &Spec, device_rules: &[DeviceRule]) -> Result<Value, 
 
 /// A process, of a container or for `crun exec --process`.
 pub(crate) fn process_config(process: &Process) -> Result<Value, Error> {
-    if process.Terminal {
-        return Err(Error::Unsupported("a terminal"));
-    }
     let capabilities = process.Capabilities.as_ref().ok_or(Error::Missing("process capabilities"))?;
     let user = process.User.get_or_default();
     Ok(json!({
-        "terminal": false,
+        "terminal": process.Terminal,
         "user": { "uid": user.UID, "gid": user.GID, "additionalGids": user.AdditionalGids },
         "args": process.Args,
         "env": process.Env,
@@ -216,11 +216,13 @@ mod tests {
     }
 
     #[test]
-    fn an_exec_without_capabilities_and_a_terminal_are_refused() {
+    fn an_exec_without_capabilities_and_a_container_with_a_terminal_are_refused() {
         let process = Process { Args: vec!["x".into()], ..Process::default() };
         assert!(matches!(process_config(&process), Err(Error::Missing("process capabilities"))));
-        let process = Process { Terminal: true, ..Process::default() };
-        assert!(matches!(process_config(&process), Err(Error::Unsupported("a terminal"))));
+        let mut spec = spec();
+        spec.Process.mut_or_insert_default().Terminal = true;
+        assert!(matches!(config(&spec, &[]), Err(Error::Unsupported(_))));
+        assert_eq!(process_config(&spec.Process).unwrap()["terminal"], true);
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub(crate) enum Error {
     Crun { command: String, status: i32, log: String },
     #[error("{awaited} did not happen within {limit:?}")]
     TimedOut { awaited: String, limit: Duration },
+    #[error("the process has no terminal")]
+    NoTerminal,
     /// The words are kata-agent's.
     #[error("read meet eof")]
     EndOfFile,
@@ -48,6 +50,7 @@ impl Error {
             | Self::CgroupPath(_)
             | Self::DeviceKind(_)
             | Self::EndOfFile
+            | Self::NoTerminal
             // kata-agent answers so for a container that it does not know.
             | Self::UnknownContainer(_)
             | Self::UnknownProcess { .. } => Code::INVALID_ARGUMENT,

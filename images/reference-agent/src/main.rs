@@ -17,6 +17,7 @@ mod process;
 mod reaper;
 mod sandbox;
 mod service;
+mod terminal;
 
 use std::{error::Error, io, sync::Arc};
 

@@ -1,6 +1,7 @@
 //! A process of a container: its handle, its end, and its three streams
 //! ([`pidfd_open(2)`](https://man7.org/linux/man-pages/man2/pidfd_open.2.html),
-//! [`pipe(7)`](https://man7.org/linux/man-pages/man7/pipe.7.html)).
+//! [`pipe(7)`](https://man7.org/linux/man-pages/man7/pipe.7.html)), or its terminal in their place
+//! ([`pty(7)`](https://man7.org/linux/man-pages/man7/pty.7.html)).
 
 use std::{
     io::{self, PipeReader, PipeWriter},
@@ -8,7 +9,10 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::{
+    io::Errno,
+    process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
 use tokio::{
     net::unix::pipe::{Receiver, Sender},
     sync::Mutex,
@@ -17,6 +21,7 @@ use tokio::{
 use crate::{
     error::{Error, at},
     reaper::{self, Exit},
+    terminal::Terminal,
 };
 
 /// The largest answer to a read, whatever the caller asks for.
@@ -40,6 +45,7 @@ pub(crate) struct Streams {
     stdin: Mutex<Option<Sender>>,
     stdout: Mutex<Option<Receiver>>,
     stderr: Mutex<Option<Receiver>>,
+    terminal: Option<Terminal>,
 }
 
 /// The process's ends.
@@ -71,11 +77,23 @@ impl Streams {
             stdin: Mutex::new(Some(Sender::from_owned_fd(our_stdin.into())?)),
             stdout: Mutex::new(Some(Receiver::from_owned_fd(our_stdout.into())?)),
             stderr: Mutex::new(Some(Receiver::from_owned_fd(our_stderr.into())?)),
+            terminal: None,
         };
         Ok((ours, ChildStreams { stdin, stdout, stderr }))
     }
 
-    async fn read(&self, output: Output, length: usize) -> Result<Vec<u8>, Error> {
+    /// A terminal: it takes the input and gives the output; there is no second one.
+    pub(crate) fn terminal(terminal: Terminal) -> Result<Self, Error> {
+        let (input, output) = terminal.streams()?;
+        Ok(Self {
+            stdin: Mutex::new(Some(input)),
+            stdout: Mutex::new(Some(output)),
+            stderr: Mutex::new(None),
+            terminal: Some(terminal),
+        })
+    }
+
+    pub(crate) async fn read(&self, output: Output, length: usize) -> Result<Vec<u8>, Error> {
         let stream = match output {
             Output::Stdout => &self.stdout,
             Output::Stderr => &self.stderr,
@@ -88,6 +106,8 @@ impl Streams {
             match receiver.try_read(&mut bytes) {
                 Ok(length) => break length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // Nobody has the terminal open any more.
+                Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => break 0,
                 Err(error) => return Err(at("reading output")(error)),
             }
         };
@@ -100,7 +120,7 @@ impl Streams {
     }
 
     /// Writes what the pipe takes now, at least one byte: the caller learns how much that was.
-    async fn write(&self, bytes: &[u8]) -> Result<usize, Error> {
+    pub(crate) async fn write(&self, bytes: &[u8]) -> Result<usize, Error> {
         let stream = self.stdin.lock().await;
         let sender = stream.as_ref().ok_or(Error::EndOfFile)?;
         loop {
@@ -117,8 +137,12 @@ impl Streams {
         *self.stdin.lock().await = None;
     }
 
+    pub(crate) fn resize(&self, rows: u32, columns: u32) -> Result<(), Error> {
+        self.terminal.as_ref().ok_or(Error::NoTerminal)?.resize(rows, columns)
+    }
+
     /// Whether both outputs are at their end and closed.
-    fn drained(&self) -> bool {
+    pub(crate) fn drained(&self) -> bool {
         let closed =
             |stream: &Mutex<Option<Receiver>>| stream.try_lock().is_ok_and(|stream| stream.is_none());
         closed(&self.stdout) && closed(&self.stderr)
@@ -178,6 +202,11 @@ impl Process {
     /// Writes to its input.
     pub(crate) async fn write(&self, bytes: &[u8]) -> Result<usize, Error> {
         self.streams.write(bytes).await
+    }
+
+    /// Gives its terminal another size.
+    pub(crate) fn resize(&self, rows: u32, columns: u32) -> Result<(), Error> {
+        self.streams.resize(rows, columns)
     }
 
     /// Closes its input.

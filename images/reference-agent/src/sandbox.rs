@@ -17,6 +17,7 @@ use crate::{
     error::{Error, at},
     process::{Process, Streams},
     reaper::Expectation,
+    terminal::Console,
 };
 
 /// How everybody holds it.
@@ -89,16 +90,23 @@ impl Sandbox {
         let specification = container.bundle.write("process.json", &bundle::process_config(process)?)?;
         let directory = container.bundle.directory();
         let pid_file = directory.join("exec-pid");
-        let (streams, child) = Streams::new()?;
-        let arguments = [
+        let mut arguments = vec![
             "--detach".as_ref(),
             "--process".as_ref(),
             specification.as_path(),
             "--pid-file".as_ref(),
             &pid_file,
-            Path::new(id),
         ];
-        let expectation = self.crun.run(directory, "exec", &arguments, Some(child)).await?;
+        let (streams, expectation) = if process.Terminal {
+            let console = Console::listen(directory)?;
+            arguments.extend(["--console-socket".as_ref(), console.path(), Path::new(id)]);
+            let expectation = self.crun.run(directory, "exec", &arguments, None).await?;
+            (Streams::terminal(console.received()?)?, expectation)
+        } else {
+            let (streams, child) = Streams::new()?;
+            arguments.push(Path::new(id));
+            (streams, self.crun.run(directory, "exec", &arguments, Some(child)).await?)
+        };
         let (_, process) = left_by_crun(&expectation, &pid_file, streams)?;
         container.execs.insert(exec.to_owned(), Arc::new(process));
         Ok(())

@@ -7,8 +7,8 @@ use agent_api::{
         AgentDetails, CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest,
         ExecProcessRequest, GuestDetailsRequest, GuestDetailsResponse, Nil, ReadStreamRequest,
         ReadStreamResponse, RemoveContainerRequest, SignalProcessRequest, StartContainerRequest,
-        UpdateContainerRequest, WaitProcessRequest, WaitProcessResponse, WriteStreamRequest,
-        WriteStreamResponse,
+        TtyWinResizeRequest, UpdateContainerRequest, WaitProcessRequest, WaitProcessResponse,
+        WriteStreamRequest, WriteStreamResponse,
     },
     agent_ttrpc,
 };
@@ -181,6 +181,14 @@ impl agent_ttrpc::AgentService for AgentService {
         self.authorize("CloseStdinRequest", &json!({ "container_id": container, "exec_id": exec }))?;
         let process = self.sandbox.lock().await.process(container, exec)?;
         process.close_stdin().await;
+        Ok(Nil::new())
+    }
+
+    async fn tty_win_resize(&self, _: &TtrpcContext, request: TtyWinResizeRequest) -> ttrpc::Result<Nil> {
+        let (container, exec) = (&request.container_id, &request.exec_id);
+        self.authorize("TtyWinResizeRequest", &json!({ "container_id": container, "exec_id": exec }))?;
+        let process = self.sandbox.lock().await.process(container, exec)?;
+        process.resize(request.row, request.column)?;
         Ok(Nil::new())
     }
 
