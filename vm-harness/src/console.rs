@@ -48,10 +48,37 @@ impl Console {
         all[all.len().saturating_sub(lines)..].join("\n")
     }
 
+    /// The last `lines` lines that are not the kernel's: the agent's, and what else runs in the guest.
+    pub fn tail_of_programs(&self, lines: usize) -> String {
+        let text = self.text();
+        let programs: Vec<&str> = text.lines().filter(|line| !is_kernels(line)).collect();
+        programs[programs.len().saturating_sub(lines)..].join("\n")
+    }
+
     /// The first line in which the kernel reports a fault of its own.
     pub fn splat(&self) -> Option<String> {
         splat_in(&self.text())
     }
+}
+
+/// `[    1.234567] …`, as the kernel begins its lines.
+fn is_kernels(line: &str) -> bool {
+    let stamp = line.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(stamp, _)| stamp.trim());
+    stamp.is_some_and(|stamp| stamp.parse::<f64>().is_ok())
+}
+
+/// Text of the guest, fit for a terminal: no control characters but the ends of lines, and tabs.
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\r' => {}
+            '\n' | '\t' => shown.push(c),
+            c if c.is_control() => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    shown
 }
 
 fn splat_in(text: &str) -> Option<String> {
@@ -61,6 +88,25 @@ fn splat_in(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_guest_prints_moves_no_cursor() {
+        assert_eq!(printable("a\tb\r\n\u{1b}[2J\u{9b}1mü"), "a\tb\n\\u{1b}[2J\\u{9b}1mü");
+    }
+
+    #[test]
+    fn lines_of_the_kernel_are_told_from_those_of_programs() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("console");
+        std::fs::write(
+            &path,
+            "[    0.100000] Linux\nagent: first\n[x] not the kernel's\n[   12.5] sda\nlast",
+        )
+        .unwrap();
+        let console = Console::new(path);
+        assert_eq!(console.tail_of_programs(2), "[x] not the kernel's\nlast");
+        assert_eq!(console.tail(2), "[   12.5] sda\nlast");
+    }
 
     #[rstest::rstest]
     #[case::warning("[    1.0] WARNING: CPU: 0 PID: 1 at fs/namespace.c:1 f+0x1/0x2", true)]

@@ -56,15 +56,7 @@ impl Container {
         stdout: impl AsyncWrite,
         stderr: impl AsyncWrite,
     ) -> Result<i32, Error> {
-        let exec_id = format!("exec-{}-{}", std::process::id(), self.execs.fetch_add(1, Ordering::Relaxed));
-        let command: Vec<String> = command.iter().map(|word| word.as_ref().to_owned()).collect();
-        let request = ExecProcessRequest {
-            container_id: self.id.clone(),
-            exec_id: exec_id.clone(),
-            process: MessageField::some(process(&command, &self.capabilities)),
-            ..ExecProcessRequest::default()
-        };
-        self.call("ExecProcess", self.agent.service().exec_process(self.agent.context(), &request)).await?;
+        let exec_id = self.start_exec(command, false).await?;
         let output = async {
             tokio::try_join!(
                 self.drain(&exec_id, Stream::Stdout, stdout),
@@ -73,18 +65,36 @@ impl Container {
             )
         };
         let input = async {
-            // A command that ends without reading all of its input is none of our business.
-            match self.feed(&exec_id, stdin).await {
-                Ok(()) | Err(Error::Agent { source: ttrpc::Error::RpcStatus(_), .. }) => {
-                    std::future::pending().await
-                }
-                Err(error) => error,
-            }
+            let fed = async {
+                self.feed(&exec_id, stdin).await?;
+                self.close_stdin(&exec_id).await
+            };
+            unless_it_ended(fed.await).await
         };
         tokio::select! {
             output = output => output.map(|((), (), status)| status),
             error = input => Err(error),
         }
+    }
+
+    /// Starts a command; returns the name that the agent has for it.
+    pub(crate) async fn start_exec<S: AsRef<str>>(
+        &self,
+        command: &[S],
+        terminal: bool,
+    ) -> Result<String, Error> {
+        let exec_id = format!("exec-{}-{}", std::process::id(), self.execs.fetch_add(1, Ordering::Relaxed));
+        let command: Vec<String> = command.iter().map(|word| word.as_ref().to_owned()).collect();
+        let mut process = process(&command, &self.capabilities);
+        process.Terminal = terminal;
+        let request = ExecProcessRequest {
+            container_id: self.id.clone(),
+            exec_id: exec_id.clone(),
+            process: MessageField::some(process),
+            ..ExecProcessRequest::default()
+        };
+        self.call("ExecProcess", self.agent.service().exec_process(self.agent.context(), &request)).await?;
+        Ok(exec_id)
     }
 
     /// Runs a command that succeeds, and returns its standard output.
@@ -156,13 +166,14 @@ impl Container {
         self.exec_with_input(&command, bytes).await;
     }
 
-    async fn feed(&self, exec_id: &str, stdin: impl AsyncRead) -> Result<(), Error> {
+    /// Hands `stdin` to the process until its end.
+    pub(crate) async fn feed(&self, exec_id: &str, stdin: impl AsyncRead) -> Result<(), Error> {
         tokio::pin!(stdin);
         let mut chunk = vec![0; 256 * 1024];
         loop {
             let length = stdin.read(&mut chunk).await.map_err(Error::file("read", "standard input"))?;
             if length == 0 {
-                break;
+                return Ok(());
             }
             let mut rest = &chunk[..length];
             while !rest.is_empty() {
@@ -178,6 +189,9 @@ impl Container {
                 rest = &rest[usize::try_from(written.len).unwrap_or(rest.len()).min(rest.len())..];
             }
         }
+    }
+
+    async fn close_stdin(&self, exec_id: &str) -> Result<(), Error> {
         let request = CloseStdinRequest {
             container_id: self.id.clone(),
             exec_id: exec_id.to_owned(),
@@ -187,7 +201,12 @@ impl Container {
         Ok(())
     }
 
-    async fn drain(&self, exec_id: &str, stream: Stream, to: impl AsyncWrite) -> Result<(), Error> {
+    pub(crate) async fn drain(
+        &self,
+        exec_id: &str,
+        stream: Stream,
+        to: impl AsyncWrite,
+    ) -> Result<(), Error> {
         tokio::pin!(to);
         let request = ReadStreamRequest {
             container_id: self.id.clone(),
@@ -224,8 +243,17 @@ impl Container {
     }
 }
 
+/// The error of feeding a process. One that ends without reading all of its input is none of our business.
+pub(crate) async fn unless_it_ended(fed: Result<(), Error>) -> Error {
+    match fed {
+        Ok(()) | Err(Error::Agent { source: ttrpc::Error::RpcStatus(_), .. }) => std::future::pending().await,
+        Err(error) => error,
+    }
+}
+
+/// An output of a process.
 #[derive(Clone, Copy)]
-enum Stream {
+pub(crate) enum Stream {
     Stdout,
     Stderr,
 }

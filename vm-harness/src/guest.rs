@@ -4,6 +4,9 @@ use std::{future::Future, time::Duration};
 
 use crate::{Accelerator, Console, Error, Process};
 
+/// The target of the trace events that tell by `awaited` what is waited for.
+pub const AWAITS: &str = "vm_harness::awaits";
+
 /// A running guest: its QEMU, its console, and the factor on time-outs.
 #[derive(Debug)]
 pub struct Guest {
@@ -55,6 +58,7 @@ impl Guest {
         limit: Duration,
         work: impl Future<Output = T>,
     ) -> Result<T, Error> {
+        tracing::debug!(target: AWAITS, awaited);
         let limit = self.scaled(limit);
         tokio::select! {
             result = tokio::time::timeout(limit, work) => result.map_err(|_| Error::TimedOut {

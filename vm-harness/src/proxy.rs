@@ -54,7 +54,7 @@ pub use self::{
     message::{Message, command, event, greeting, reply_to},
     rule::Rule,
 };
-use crate::{Error, agent};
+use crate::{Error, agent, run_dir::short_directory};
 
 /// A proxy before QEMU's socket.
 pub type QmpProxy = Proxy<Qmp>;
@@ -120,12 +120,7 @@ impl<P: Protocol> Proxy<P> {
     /// # Errors
     /// The socket cannot be made.
     pub fn start_with(server: &Path, rules: impl IntoIterator<Item = Rule>) -> Result<Self, Error> {
-        // Short: a socket's path has at most 107 bytes.
-        let base = Path::new("/tmp");
-        let directory = tempfile::Builder::new()
-            .prefix("vmh-")
-            .tempdir_in(base)
-            .map_err(Error::file("make a directory in", base))?;
+        let directory = short_directory()?;
         let mut proxy = Self::start_at(&directory.path().join("proxy.sock"), server, rules, None)?;
         proxy.directory = Some(directory);
         Ok(proxy)

@@ -18,6 +18,23 @@ use tokio::{net::UnixListener, task::JoinHandle};
 
 use crate::Error;
 
+/// Where run directories are. Short: a socket's path has at most 107 bytes.
+pub(crate) const BASE: &str = "/tmp";
+const PREFIX: &str = "vmh-";
+
+/// The run directories of all sandboxes on this machine, and what else the harness has there.
+pub(crate) fn all() -> Result<Vec<PathBuf>, Error> {
+    let entries = fs::read_dir(BASE).map_err(Error::file("read", BASE))?;
+    let ours = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX));
+    Ok(ours.map(|entry| entry.path()).collect())
+}
+
+/// A new directory for sockets. It is removed when dropped.
+pub(crate) fn short_directory() -> Result<tempfile::TempDir, Error> {
+    let made = tempfile::Builder::new().prefix(PREFIX).tempdir_in(BASE);
+    made.map_err(Error::file("make a directory in", BASE))
+}
+
 /// The run directory of one sandbox. It is removed when dropped.
 #[derive(Debug)]
 pub struct RunDir {
@@ -32,13 +49,7 @@ impl RunDir {
     /// # Errors
     /// A directory cannot be made.
     pub fn create(sandbox: &str) -> Result<Self, Error> {
-        // Short: a socket's path has at most 107 bytes.
-        let base = Path::new("/tmp");
-        let root = tempfile::Builder::new()
-            .prefix("vmh-")
-            .tempdir_in(base)
-            .map_err(Error::file("make a directory in", base))?;
-        let this = Self { root, sandbox: sandbox.to_owned(), shim: None };
+        let this = Self { root: short_directory()?, sandbox: sandbox.to_owned(), shim: None };
         for directory in [this.vm(), this.sandbox_state()] {
             fs::create_dir_all(&directory).map_err(Error::file("make", directory))?;
         }

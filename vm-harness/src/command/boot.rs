@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{IsTerminal as _, Write as _},
     os::unix::fs::FileTypeExt as _,
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -15,7 +16,10 @@ use tokio::{
 };
 use vm_harness::{Cgroup, ContainerOptions, DeviceFilter, Error, Machine, Sandbox, Scan};
 
-use super::step::Waiting;
+use super::{
+    proxies::{Proxies, ProxyOptions},
+    step::Waiting,
+};
 
 /// What to boot.
 #[derive(Debug, Args)]
@@ -38,6 +42,8 @@ pub(crate) struct Boot {
     /// A further word of the kernel command line; may be repeated
     #[arg(long, value_name = "WORD")]
     kernel_param: Vec<String>,
+    #[command(flatten)]
+    proxies: ProxyOptions,
 }
 
 impl Boot {
@@ -47,7 +53,7 @@ impl Boot {
         tokio::pin!(stop);
         tokio::select! {
             held = self.boot_and_report() => {
-                let sandbox = held?;
+                let (sandbox, _proxies) = held?;
                 tokio::select! {
                     () = &mut stop => {}
                     status = sandbox.guest().ended() => {
@@ -61,7 +67,7 @@ impl Boot {
         Ok(ExitCode::SUCCESS)
     }
 
-    async fn boot_and_report(&self) -> Result<Sandbox, Error> {
+    async fn boot_and_report(&self) -> Result<(Sandbox, Option<Proxies>), Error> {
         let machine = Machine {
             cgroup: self.cgroup,
             scan: self.scan,
@@ -72,20 +78,23 @@ impl Boot {
         let sandbox = Sandbox::boot_image(&self.image, &machine).await?;
         let options = ContainerOptions { device_filter: self.device_filter, ..ContainerOptions::default() };
         let mut containers = Vec::new();
-        for number in 1..=self.containers {
-            waiting.now(&format!("starting container {number} of {}", self.containers));
+        for _ in 0..self.containers {
             containers.push(sandbox.try_start_container(&options).await?.id().to_owned());
         }
         waiting.end();
-        let report = report(&sandbox, &containers).await?;
+        let proxies = self.proxies.start(&sandbox)?;
+        let mut report = report(&sandbox, &containers).await?;
+        if let Some(proxies) = &proxies {
+            report["proxies"] = proxies.report();
+        }
         println!("{report}");
         std::io::stdout().flush().map_err(|source| Error::File {
             action: "write to",
             path: "standard output".into(),
             source,
         })?;
-        hints(&sandbox, &containers);
-        Ok(sandbox)
+        hints(&sandbox, &containers, proxies.as_ref());
+        Ok((sandbox, proxies))
     }
 }
 
@@ -109,22 +118,32 @@ async fn report(sandbox: &Sandbox, containers: &[String]) -> Result<Value, Error
 }
 
 /// The next things that a person might try.
-fn hints(sandbox: &Sandbox, containers: &[String]) {
+fn hints(sandbox: &Sandbox, containers: &[String], proxies: Option<&Proxies>) {
+    let program = |path: Result<PathBuf, Error>, name: &str| {
+        path.map_or(name.to_owned(), |path| path.display().to_string())
+    };
+    let environment = sandbox.environment();
+    let harness = program(environment.vm_harness(), "vm-harness");
+    let runtime = program(environment.ecr_runtime(), "ecr-runtime");
     let run_dir = sandbox.run_dir().display();
+    let volumes = format!("{runtime} --run-dir {run_dir} block-volume");
     eprintln!("\nThe sandbox runs ({}). From another terminal:\n", sandbox.guest().accelerator());
     if let Some(container) = containers.first() {
-        let short = &container[..8];
+        let at = format!("--container {} --device-path /dev/xvda", &container[..8]);
         eprintln!("  truncate -s 64M /tmp/volume.img");
+        eprintln!("  {volumes} hot-plug {at} --block-volume /tmp/volume.img");
+        eprintln!("  {volumes} list --sandbox {}", &sandbox.id()[..8]);
         eprintln!(
-            "  target/release/ecr-runtime --run-dir {run_dir} block-volume hot-plug --sandbox {} \\\n    \
-             --container {short} --block-volume /tmp/volume.img --device-path /dev/xvda",
-            &sandbox.id()[..8]
+            "  {harness} exec --run-dir {run_dir} --container {} -it -- sh   # ls -l /dev/xvda",
+            &container[..8]
         );
-        eprintln!(
-            "  target/release/vm-harness exec --run-dir {run_dir} --container {short} -- ls -l /dev/xvda"
-        );
+        eprintln!("  {volumes} hot-unplug {at}");
     }
-    eprintln!("  tail -f {}", sandbox.guest().console().path().display());
+    eprintln!("  {harness} console --run-dir {run_dir}");
+    eprintln!("  {harness} logs --run-dir {run_dir}");
+    for hint in proxies.iter().flat_map(|proxies| proxies.hints()) {
+        eprintln!("  {hint}");
+    }
     eprintln!("\nIt ends when standard input closes, or with Ctrl-C.");
 }
 

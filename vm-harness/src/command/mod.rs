@@ -1,18 +1,24 @@
 //! The commands of `vm-harness`, one file each.
 
+mod awaited;
 mod bench;
 mod boot;
 mod conformance;
+mod console;
 mod crash;
 mod demo;
 mod empty_call;
 mod exec;
+mod logs;
+mod proxies;
+mod raw_terminal;
 mod share;
 mod soak;
 mod step;
 
 use std::process::ExitCode;
 
+pub(crate) use awaited::Awaited;
 use clap::{Parser, Subcommand};
 
 /// Boots QEMU sandboxes with block-volume hot-plug, and tests them.
@@ -29,6 +35,10 @@ enum Command {
     Boot(boot::Boot),
     /// Run a command in a container of a sandbox that `boot` holds
     Exec(exec::Exec),
+    /// Follow what the guest of a sandbox that `boot` holds prints
+    Console(console::Console),
+    /// Show the last words of a sandbox that `boot` holds: its guest, QEMU, the vsock back end
+    Logs(logs::Logs),
     /// Boot a sandbox, hot-plug two volumes into a running container, and compare every byte
     Demo(demo::Demo),
     /// Measure hot-plug and hot-unplug beside the least that they could take
@@ -45,6 +55,8 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     let result = match arguments.command {
         Command::Boot(boot) => boot.run().await,
         Command::Exec(exec) => exec.run().await,
+        Command::Console(console) => console.run(),
+        Command::Logs(logs) => logs.run(),
         Command::Demo(demo) => demo.run().await,
         Command::Bench(bench) => bench.run().await,
         Command::Conformance(conformance) => Ok(conformance.run().await),
