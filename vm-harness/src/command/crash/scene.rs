@@ -42,7 +42,11 @@ pub(super) struct Scene {
 
 impl Scene {
     pub(super) async fn boot() -> Result<Self, Error> {
-        let sandbox = Sandbox::boot_image("fault", &Machine::default()).await?;
+        // A QEMU that was stopped lets its guest believe that a processor stood still: for longer than the kernel takes for a fault
+        // (21 and 20 s) where time-outs are long.
+        let patience = ["rcupdate.rcu_cpu_stall_timeout=300", "watchdog_thresh=60"].map(str::to_owned);
+        let machine = Machine { kernel_parameters: patience.to_vec(), ..Machine::default() };
+        let sandbox = Sandbox::boot_image("fault", &machine).await?;
         let witness = sandbox.try_start_container(&ContainerOptions::default()).await?;
         let before = Snapshot::try_of(&sandbox, &[&witness]).await?;
         Ok(Self { sandbox, witness, before })
