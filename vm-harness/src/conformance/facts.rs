@@ -43,6 +43,7 @@ impl Facts {
         let details = sandbox.agent().details().await?;
         let plugin = match direct::probe(sandbox, &ProbeRequest::default()).await? {
             Err(why) => Err(why),
+            Ok(probe) if probe.failure.is_some() => Err(probe.failure.message.clone()),
             Ok(probe) => {
                 Ok(Plugin { api_level: probe.api_level, version: probe.plugin_version.clone(), probe })
             }

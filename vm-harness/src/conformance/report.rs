@@ -8,6 +8,9 @@ use serde::Serialize;
 use super::{Check, Mode, Stage};
 use crate::Console;
 
+/// By which hosts find the plugin.
+pub(super) const FEATURE: &str = "block-volume";
+
 /// Lines of the console that a failure keeps.
 const CONSOLE_LINES: usize = 15;
 
@@ -217,12 +220,15 @@ impl fmt::Display for Subject {
                 write!(f, "{agent} {version} with block-volume plugin {plugin} (API level {api})")?
             }
             None => {
-                let features = if features.is_empty() { "none".to_owned() } else { features.join(", ") };
-                let why = no_plugin.as_deref().unwrap_or("no answer");
-                write!(
-                    f,
-                    "{agent} {version} WITHOUT the block-volume plugin (its features: {features}; it answers: {why})"
-                )?;
+                let why = no_plugin.as_deref().unwrap_or_default();
+                if features.iter().any(|feature| feature == FEATURE) {
+                    write!(f, "{agent} {version} whose block-volume plugin does not serve Probe: {why}")?;
+                } else {
+                    write!(
+                        f,
+                        "{agent} {version} WITHOUT the block-volume plugin; asked for it, the agent says: {why}"
+                    )?;
+                }
             }
         }
         write!(f, ", kernel {kernel}, QEMU {qemu}, {accelerator}")

@@ -80,8 +80,20 @@ fn agent_without_the_plugin_is_named_in_the_first_line_and_fails() {
     let table = text(&run.stdout);
     assert_eq!(run.status.code(), Some(1), "{table}{}", text(&run.stderr));
     let first = table.lines().next().unwrap();
-    assert!(first.contains("WITHOUT the block-volume plugin (its features: none"), "{first}");
+    assert!(first.contains("WITHOUT the block-volume plugin; asked for it, the agent says: "), "{first}");
     assert!(table.lines().last().unwrap().starts_with("1 run, 1 failed, "), "{table}");
+}
+
+#[test]
+fn policy_of_the_callers_own_is_the_agents() {
+    let directory = tempfile::tempdir().unwrap();
+    let policy = directory.path().join("policy.json");
+    std::fs::write(&policy, r#"{"deny": [{"method": "ProbeBlockVolumeRequest"}]}"#).unwrap();
+    let run = conformance(&["--mode", "v2", "--policy", policy.to_str().unwrap()]);
+    let table = text(&run.stdout);
+    assert_eq!(run.status.code(), Some(1), "{table}{}", text(&run.stderr));
+    let first = table.lines().next().unwrap();
+    assert!(first.contains("plugin does not serve Probe: ") && first.contains("is denied"), "{first}");
 }
 
 #[rstest]
