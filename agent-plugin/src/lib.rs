@@ -30,6 +30,7 @@ mod fault;
 mod handles;
 pub mod holders;
 mod listener;
+mod mountinfo;
 pub mod namespace;
 mod policy;
 mod reply;

@@ -14,7 +14,10 @@ use std::{
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    mountinfo::unescaped,
+};
 
 /// Where v2 alone is mounted.
 const USUAL: &str = "/sys/fs/cgroup";
@@ -43,7 +46,7 @@ impl Hierarchies {
     }
 
     /// From the contents of a mountinfo. A later mount hides an earlier one.
-    fn parse(text: &str) -> Hierarchies {
+    pub fn parse(text: &str) -> Hierarchies {
         let mut found = Hierarchies::default();
         for (point, kind, options) in text.lines().filter_map(whole_hierarchy) {
             match kind {
@@ -71,7 +74,7 @@ fn devices_in_v1() -> bool {
 }
 
 /// Does `/proc/cgroups` have the devices controller outside of every v1 hierarchy?
-fn unattached(controllers: &str) -> bool {
+pub fn unattached(controllers: &str) -> bool {
     let words = |line: &str| line.split_whitespace().take(2).eq(["devices", "0"]);
     controllers.lines().any(words)
 }
@@ -83,28 +86,7 @@ fn whole_hierarchy(line: &str) -> Option<(PathBuf, &str, &str)> {
     let (root, point) = (mount.next()?, mount.next()?);
     let mut file_system = file_system.split(' ');
     let (kind, options) = (file_system.next()?, file_system.nth(1)?);
-    (root == "/").then(|| (unescaped(point), kind, options))
-}
-
-/// Blanks and the like are three octal digits there.
-fn unescaped(text: &str) -> PathBuf {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, behind)) = rest.split_first() {
-        let digits =
-            behind.get(..3).filter(|_| first == b'\\').and_then(|digits| str::from_utf8(digits).ok());
-        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &behind[3..];
-            }
-            None => {
-                bytes.push(first);
-                rest = behind;
-            }
-        }
-    }
-    OsString::from_vec(bytes).into()
+    (root == "/").then(|| (OsString::from_vec(unescaped(point)).into(), kind, options))
 }
 
 /// The group of a process on v2, from its `/proc/PID/cgroup`.

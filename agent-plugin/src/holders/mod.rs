@@ -6,7 +6,7 @@
 //! way in a socket.
 
 mod block;
-mod mount;
+pub(crate) mod mount;
 mod process;
 mod swap;
 mod watch;

@@ -4,24 +4,25 @@
 use std::{collections::HashSet, fs::File, io::Read as _, rc::Rc};
 
 use super::{Disk, Found, Kind, Trace, process};
-use crate::{block::DeviceNumber, namespace::Target};
+use crate::{block::DeviceNumber, mountinfo::unescaped, namespace::Target};
 
 /// A line of mountinfo.
 #[derive(Debug, PartialEq, Eq)]
-struct Mount {
-    number: DeviceNumber,
-    point: String,
-    kind: String,
-    source: String,
+pub(crate) struct Mount {
+    pub(crate) number: DeviceNumber,
+    pub(crate) point: String,
+    pub(crate) kind: String,
+    pub(crate) source: String,
 }
 
 impl Mount {
-    fn parse(line: &str) -> Option<Mount> {
+    pub(crate) fn parse(line: &str) -> Option<Mount> {
         let (fields, rest) = line.split_once(" - ")?;
+        let text = |field| String::from_utf8_lossy(&unescaped(field)).into_owned();
         let mut fields = fields.split(' ');
-        let (number, point) = (fields.nth(2)?.parse().ok()?, unescaped(fields.nth(1)?));
+        let (number, point) = (fields.nth(2)?.parse().ok()?, text(fields.nth(1)?));
         let mut rest = rest.split(' ');
-        Some(Mount { number, point, kind: rest.next()?.to_owned(), source: unescaped(rest.next()?) })
+        Some(Mount { number, point, kind: rest.next()?.to_owned(), source: text(rest.next()?) })
     }
 
     /// A file system with a number of its own tells only what it was asked to mount (btrfs).
@@ -32,15 +33,6 @@ impl Mount {
         };
         disk.has(self.number) || (self.number.major == 0 && self.source.starts_with('/') && by_name())
     }
-}
-
-/// The kernel writes blank, tab, newline and backslash as three octal digits.
-fn unescaped(text: &str) -> String {
-    let mut plain = text.to_owned();
-    for (escaped, character) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
-        plain = plain.replace(escaped, character);
-    }
-    plain
 }
 
 /// The mounts of `disks` that the namespaces of `pids` and our own have.
@@ -98,5 +90,12 @@ mod tests {
     fn mounts_are_found_by_number_or_by_name(#[case] line: &str, #[case] point: Option<&str>) {
         let mount = Mount::parse(line).filter(|mount| mount.is_on(&disk()));
         assert_eq!(mount.map(|mount| mount.point).as_deref(), point);
+    }
+
+    #[test]
+    fn a_path_is_compared_as_it_was_before_the_kernel_escaped_it() {
+        let disk = Disk { path: "/dev/disk #1".into(), ..disk() };
+        let mount = Mount::parse("36 35 0:44 / /mnt rw - btrfs /dev/disk\\040\\0431 rw").unwrap();
+        assert!(mount.is_on(&disk), "{mount:?}");
     }
 }
