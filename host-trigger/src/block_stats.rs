@@ -40,7 +40,7 @@ impl Operations {
     fn timed(operations: u64, bytes: Option<u64>, time: Duration, failed: Option<u64>) -> Self {
         let total = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         // QEMU adds the time of failed operations, too.
-        let ended = operations + failed.unwrap_or_default();
+        let ended = operations.saturating_add(failed.unwrap_or_default());
         let average = total.checked_div(ended).unwrap_or_default();
         Self {
             operations,
@@ -73,6 +73,12 @@ impl QemuStats {
     /// In the order of [`KINDS`].
     pub(crate) fn all(&self) -> [Operations; 4] {
         [self.read, self.write, self.flush, self.discard]
+    }
+
+    /// All operations that did not come to a good end.
+    pub(crate) fn errors(&self) -> u64 {
+        let each = self.all().map(|of| [of.failed, of.invalid]);
+        each.iter().flatten().flatten().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
     fn from_qemu(stats: &Value) -> Self {
@@ -173,6 +179,14 @@ mod tests {
             serde_json::to_string(&stats.flush).unwrap(),
             r#"{"operations":0,"total_time_ns":0,"average_time_ns":0,"failed":0,"invalid":0}"#
         );
+    }
+
+    #[test]
+    fn counters_at_their_end_are_not_added_beyond_it() {
+        let stats = QemuStats::from_qemu(&json!({
+            "rd_operations": u64::MAX, "failed_rd_operations": 1, "rd_total_time_ns": u64::MAX, "invalid_rd_operations": u64::MAX,
+        }));
+        assert_eq!((stats.read.average_time_ns, stats.errors()), (Some(1), u64::MAX));
     }
 
     #[test]

@@ -106,7 +106,7 @@ pub(crate) fn table(listing: &Listing) -> String {
             state.text().to_owned(),
             format!("{}{access}", human_size(volume.size)),
             // As much as people need; a longer one is in the JSON form.
-            volume.container.chars().take(12).collect(),
+            printable(&volume.container).chars().take(12).collect(),
             printable(&volume.device_path),
             printable(&volume.source_device.to_string_lossy()),
             printable(&volume.guest_device),

@@ -103,3 +103,11 @@ fn details_have_a_line_for_each_fact() {
     assert!(text.contains("\nsize          64 MiB (67108864 bytes, read-only)\n"), "{text}");
     assert!(text.contains("\nin the guest\n  disk        yes\n  container   running\n"), "{text}");
 }
+
+#[test]
+fn a_container_in_a_record_is_escaped_for_people() {
+    let mut volume = listed(State::Incomplete, "/dev/xvda");
+    volume.volume.container = "\u{1b}[2J".into();
+    let listing = listing(vec![volume]);
+    assert!(!table(&listing).contains('\u{1b}') && !details(&listing).contains('\u{1b}'));
+}

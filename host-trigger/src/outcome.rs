@@ -27,8 +27,16 @@ pub(crate) fn check(asked: &Attachment, attached: &Attached) -> Result<(), Error
         () if attached.read_only != undo::is_read_only(asked) => Err(answer("another access")),
         () if outcome.device.is_none() => Err(answer("no device number")),
         () if outcome.parents_made.len() > MOST_PARENTS => Err(answer("too many directories")),
+        () if !outcome.parents_made.iter().all(|made| is_above(made, &asked.path)) => {
+            Err(answer("a directory that is not above the path"))
+        }
         () => Ok(()),
     }
+}
+
+/// QEMU takes a record in slowly: what the guest adds to one is no longer than what it was asked.
+fn is_above(directory: &str, path: &str) -> bool {
+    path.strip_prefix(directory).is_some_and(|below| below.starts_with('/')) && !directory.is_empty()
 }
 
 pub(crate) fn answer(what: &str) -> Error {
@@ -83,4 +91,31 @@ pub(crate) async fn note(qmp: &mut Qmp, set: u64, placement: &Placement) -> Resu
     let null = OpenOptions::new().write(true).open("/dev/null");
     let null = null.map_err(|e| Error::system("open", "/dev/null", e))?;
     Ok(qmp.add_fd(null, Some(set), &Record::Placement(placement.clone()).to_opaque()).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_plugin::contract::block_volume::{DeviceNumber, Outcome};
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::none(&[], true)]
+    #[case::those_above(&["/data", "/data/a"], true)]
+    #[case::the_path_itself(&["/data/a/b"], false)]
+    #[case::a_sibling_of_the_same_beginning(&["/dat"], false)]
+    #[case::elsewhere(&["/etc"], false)]
+    #[case::empty(&[""], false)]
+    fn only_directories_above_the_path_are_noted(#[case] made: &[&str], #[case] noted: bool) {
+        let asked = Attachment { path: "/data/a/b".into(), ..Default::default() };
+        let outcome = Outcome {
+            device: Some(DeviceNumber::default()).into(),
+            parents_made: made.iter().map(|&path| path.into()).collect(),
+            ..Default::default()
+        };
+        let attached = Attached { outcome: Some(outcome).into(), ..Default::default() };
+        // A request without an access is one to write.
+        assert_eq!(check(&asked, &attached).is_ok(), noted);
+    }
 }

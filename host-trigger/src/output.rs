@@ -292,7 +292,7 @@ fn print(text: &str) {
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }
 
-fn human(report: &Report) -> String {
+pub(crate) fn human(report: &Report) -> String {
     let mut lines = Vec::new();
     for volume in &report.volumes {
         let verb = match report.result {
@@ -314,7 +314,7 @@ fn human(report: &Report) -> String {
             printable(&volume.source.to_string_lossy()),
             human_size(volume.size),
             printable(&volume.device_path),
-            volume.container,
+            printable(&volume.container),
         ));
         if detaches || volume.guest_device.is_empty() {
             lines.push(format!("  volume {}", volume.id));
@@ -325,10 +325,10 @@ fn human(report: &Report) -> String {
             volume.id,
             printable(&volume.guest_device),
             volume.device_number,
-            volume.scsi.controller,
+            printable(&volume.scsi.controller),
             volume.scsi.target,
             volume.scsi.lun,
-            volume.device_filter,
+            printable(&volume.device_filter),
         ));
         if volume.shared && !volume.read_only {
             lines.push("  shared: nothing keeps its writers from each other".to_owned());

@@ -94,3 +94,19 @@ fn what_force_broke_is_told() {
     assert_eq!(body.message, "volume v is in use in the guest: process 57 (dd) in container c1, /dev/xvda");
     assert!(serde_json::to_string(&body).unwrap().contains(r#""holders":[{"kind":"process","pid":57,"#));
 }
+
+#[test]
+fn what_a_record_says_is_escaped_for_people() {
+    let mut report = report();
+    let volume = &mut report.volumes[0];
+    let texts = [
+        &mut volume.container,
+        &mut volume.device_path,
+        &mut volume.guest_device,
+        &mut volume.scsi.controller,
+        &mut volume.device_filter,
+    ];
+    texts.into_iter().for_each(|text| *text = "\u{1b}[2J".into());
+    let text = human(&report);
+    assert!(!text.contains('\u{1b}'), "{text:?}");
+}

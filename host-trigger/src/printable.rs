@@ -1,5 +1,6 @@
 //! Strings that came from the guest, from QEMU or from a file name, made safe for a terminal: bounded, and without control
-//! characters ([escape sequences](https://man7.org/linux/man-pages/man4/console_codes.4.html)) or characters that reorder text.
+//! characters ([escape sequences](https://man7.org/linux/man-pages/man4/console_codes.4.html)) or characters that reorder text
+//! ([bidirectional formatting](https://www.unicode.org/reports/tr9/)), are drawn over their neighbours, or cannot be seen.
 
 /// The most characters that are shown of one foreign string.
 const LIMIT: usize = 400;
@@ -12,18 +13,18 @@ pub fn printable(text: &str) -> String {
             shown.push('…');
             break;
         }
-        if c.is_control() || is_invisible(c) {
-            shown.extend(c.escape_default());
-        } else {
+        if is_visible(c) {
             shown.push(c);
+        } else {
+            shown.extend(c.escape_default());
         }
     }
     shown
 }
 
-/// Line and paragraph separators, zero-width characters, and those that change the direction of what follows.
-fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}')
+/// The standard library's table knows what a reader would not see as it is; quotes and backslashes it escapes for another reason.
+fn is_visible(c: char) -> bool {
+    matches!(c, '"' | '\'' | '\\') || c.escape_debug().len() == 1
 }
 
 #[cfg(test)]
@@ -39,6 +40,12 @@ mod tests {
     #[case("a\nb", "a\\nb")]
     #[case("\u{9b}31m", "\\u{9b}31m")]
     #[case("\u{202e}gnp", "\\u{202e}gnp")]
+    #[case::arabic_letter_mark("a\u{61c}b", "a\\u{61c}b")]
+    #[case::annotation("a\u{fff9}b", "a\\u{fff9}b")]
+    #[case::soft_hyphen("a\u{ad}b", "a\\u{ad}b")]
+    #[case::drawn_over_what_precedes("a\u{336}b", "a\\u{336}b")]
+    #[case::no_break_space("a\u{a0}b", "a\\u{a0}b")]
+    #[case::quotes(r#"it's "a\b""#, r#"it's "a\b""#)]
     fn nothing_reaches_the_terminal_unescaped(#[case] text: &str, #[case] shown: &str) {
         assert_eq!(printable(text), shown);
     }

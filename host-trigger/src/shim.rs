@@ -73,34 +73,41 @@ async fn get(socket: &Path, path: &str) -> Result<Bytes, String> {
 
 /// Reads `persist.json` as far as it is understood.
 pub fn state(file: &Path) -> State {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Persist {
-        agent_state: Option<AgentState>,
-        hypervisor_state: Option<HypervisorState>,
-    }
-    #[derive(Deserialize)]
-    struct AgentState {
-        #[serde(rename = "URL")]
-        url: Option<String>,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct HypervisorState {
-        r#type: Option<String>,
-    }
-
     let mut text = Vec::new();
-    let read = File::open(file).and_then(|file| file.take(LONGEST_STATE).read_to_end(&mut text));
-    let Some(persist) = read.ok().and_then(|_| serde_json::from_slice::<Persist>(&text).ok()) else {
-        return State::default();
-    };
-    State {
-        agent: persist.agent_state.and_then(|agent| agent.url?.parse().ok()),
-        hypervisor: persist
-            .hypervisor_state
-            .and_then(|hypervisor| hypervisor.r#type)
-            .filter(|kind| !kind.is_empty()),
+    match File::open(file).and_then(|file| file.take(LONGEST_STATE).read_to_end(&mut text)) {
+        Ok(_) => State::parse(&text),
+        Err(_) => State::default(),
+    }
+}
+
+impl State {
+    /// From the contents of the file; nothing is known where they are cut short.
+    pub(crate) fn parse(text: &[u8]) -> Self {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Persist {
+            agent_state: Option<AgentState>,
+            hypervisor_state: Option<HypervisorState>,
+        }
+        #[derive(Deserialize)]
+        struct AgentState {
+            #[serde(rename = "URL")]
+            url: Option<String>,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct HypervisorState {
+            r#type: Option<String>,
+        }
+
+        let Ok(persist) = serde_json::from_slice::<Persist>(text) else { return Self::default() };
+        Self {
+            agent: persist.agent_state.and_then(|agent| agent.url?.parse().ok()),
+            hypervisor: persist
+                .hypervisor_state
+                .and_then(|hypervisor| hypervisor.r#type)
+                .filter(|kind| !kind.is_empty()),
+        }
     }
 }
 

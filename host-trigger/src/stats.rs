@@ -188,7 +188,7 @@ pub(crate) fn human(counted: &Counted) -> String {
         let row = |by: &str, read: &Operations, write: &Operations, errors: u64| {
             [
                 volume.id.clone(),
-                volume.container.chars().take(12).collect(),
+                printable(&volume.container).chars().take(12).collect(),
                 printable(&volume.device_path),
                 by.to_owned(),
                 read.operations.to_string(),
@@ -200,10 +200,7 @@ pub(crate) fn human(counted: &Counted) -> String {
                 errors.to_string(),
             ]
         };
-        rows.extend(volume.qemu.map(|stats| {
-            let errors = stats.all().iter().map(|of| of.failed.unwrap_or(0) + of.invalid.unwrap_or(0)).sum();
-            row("qemu", &stats.read, &stats.write, errors)
-        }));
+        rows.extend(volume.qemu.map(|stats| row("qemu", &stats.read, &stats.write, stats.errors())));
         rows.extend(volume.guest.map(|stats| row("guest", &stats.read, &stats.write, stats.scsi_errors)));
     }
     let mut lines = table(rows);
