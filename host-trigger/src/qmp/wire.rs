@@ -14,7 +14,7 @@ use std::{
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::unix::{OwnedReadHalf, OwnedWriteHalf},
+    net::unix::OwnedWriteHalf,
     sync::mpsc,
 };
 
@@ -32,7 +32,11 @@ pub(super) struct Numbers {
 impl Numbers {
     pub(super) fn new() -> Self {
         // Random, so that it is not that of a client that has gone; short, because QEMU reads byte by byte.
-        Self { last: Arc::new(AtomicU32::new(fastrand::u32(10_000..100_000))) }
+        Self::at(fastrand::u32(10_000..100_000))
+    }
+
+    pub(super) fn at(last: u32) -> Self {
+        Self { last: Arc::new(AtomicU32::new(last)) }
     }
 
     fn current(&self) -> u32 {
@@ -107,8 +111,8 @@ const EMPTY_LIST: &[u8] = b"{\"return\": []}\n";
 /// QEMU's lines as qapi can take them: without events, which go to a channel, without answers to anybody else, without ids, and
 /// with long lists cut out.
 #[derive(Debug)]
-pub(super) struct Lines {
-    socket: OwnedReadHalf,
+pub(super) struct Lines<R> {
+    socket: R,
     numbers: Numbers,
     greeted: bool,
     /// The command whose answer was passed on last: there is one answer to each.
@@ -119,13 +123,8 @@ pub(super) struct Lines {
     list: List,
 }
 
-impl Lines {
-    pub(super) fn new(
-        socket: OwnedReadHalf,
-        numbers: Numbers,
-        events: mpsc::Sender<Event>,
-        list: List,
-    ) -> Self {
+impl<R> Lines<R> {
+    pub(super) fn new(socket: R, numbers: Numbers, events: mpsc::Sender<Event>, list: List) -> Self {
         let (partial, ready) = (Vec::new(), VecDeque::new());
         Self { socket, numbers, greeted: false, answered: 0, partial, ready, events, list }
     }
@@ -167,12 +166,13 @@ fn is_answer(line: &[u8]) -> bool {
 
 /// The answer to the command `id`, without the id. `None` if it answers another one.
 fn without_id(line: &[u8], id: u32) -> Option<Vec<u8>> {
-    // This is how QEMU writes it, so that long answers need not be parsed twice.
-    for form in [format!(", \"id\": {id}}}"), format!("{{\"id\": {id}, ")] {
-        if let Some(at) = position(line, form.as_bytes()) {
-            let brace = if form.starts_with('{') { "{" } else { "}" };
-            return Some([&line[..at], brace.as_bytes(), &line[at + form.len()..]].concat());
-        }
+    // This is how QEMU writes it, so that long answers need not be parsed twice. Anywhere else it is not the answer's own.
+    let text = line.trim_ascii_end();
+    if let Some(answer) = text.strip_suffix(format!(", \"id\": {id}}}").as_bytes()) {
+        return Some([answer, b"}", &line[text.len()..]].concat());
+    }
+    if let Some(answer) = line.strip_prefix(format!("{{\"id\": {id}, ").as_bytes()) {
+        return Some([b"{", answer].concat());
     }
     let mut line: Value = serde_json::from_slice(line).ok()?;
     let answers = line.as_object_mut()?.remove("id")?;
@@ -183,7 +183,7 @@ fn position(line: &[u8], word: &[u8]) -> Option<usize> {
     line.windows(word.len()).rposition(|bytes| bytes == word)
 }
 
-impl AsyncRead for Lines {
+impl<R: AsyncRead + Unpin> AsyncRead for Lines<R> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -227,6 +227,12 @@ mod tests {
     #[case("{\"return\": {}, \"id\": 72}\r\n", None)]
     #[case("{\"return\": {}, \"id\": 711}\r\n", None)]
     #[case("{\"return\": {}}\r\n", None)]
+    #[case::of_an_object_inside("{\"return\": {\"pid\": 1, \"id\": 71}, \"id\": 72}\r\n", None)]
+    #[case::of_an_object_inside_alone("{\"return\": [{\"pid\": 1, \"id\": 71}]}\r\n", None)]
+    #[case::both(
+        "{\"return\": {\"pid\": 1, \"id\": 71}, \"id\": 71}\r\n",
+        Some("{\"return\": {\"pid\": 1, \"id\": 71}}\r\n")
+    )]
     fn only_the_answer_to_the_last_command_passes(#[case] line: &str, #[case] passed: Option<&str>) {
         let passed = passed.map(|line| line.as_bytes().to_vec());
         assert_eq!(without_id(line.as_bytes(), 71), passed);
