@@ -38,6 +38,14 @@ conformance *arguments:
 soak *arguments:
     target/release/vm-harness soak {{arguments}}
 
+# Run fuzz targets: all, or those named, ten seconds each or `--seconds N`
+fuzz *arguments:
+    ci/fuzz {{arguments}}
+
+# All fuzz targets for some seconds each
+fuzz-smoke:
+    ci/fuzz --seconds 5
+
 # Build and test agent-plugin against the other ttrpc
 ttrpc:
     ci/ttrpc-0.10

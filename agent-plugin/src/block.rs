@@ -188,8 +188,8 @@ pub fn serial(device: ScsiDevice) -> Result<Option<String>> {
     Ok(page.as_deref().and_then(serial_of_page_80))
 }
 
-/// Bytes 2 and 3 are the length, the serial follows, padded with blanks at either end.
-fn serial_of_page_80(page: &[u8]) -> Option<String> {
+/// The serial in that page: bytes 2 and 3 are its length, it follows, padded with blanks at either end.
+pub fn serial_of_page_80(page: &[u8]) -> Option<String> {
     let (header, rest) = page.split_at_checked(4)?;
     if header[1] != 0x80 {
         return None;

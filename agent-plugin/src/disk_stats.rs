@@ -51,7 +51,7 @@ impl DiskStats {
     }
 
     /// Columns of numbers; later kernels add some on the right. Sectors are of 512 bytes.
-    fn parse(text: &str) -> Option<DiskStats> {
+    pub fn parse(text: &str) -> Option<DiskStats> {
         let columns: Vec<u64> = text.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
         let [reads, _, sectors_read, read_ms, writes, _, sectors_written, write_ms, in_flight, _, _, ..] =
             columns[..]

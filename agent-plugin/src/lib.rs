@@ -27,6 +27,9 @@ pub mod device_node;
 pub mod disk_stats;
 mod error;
 mod fault;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod handles;
 pub mod holders;
 mod listener;

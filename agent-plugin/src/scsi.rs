@@ -145,7 +145,7 @@ impl ScsiHost {
     }
 
     /// virtio_scsi is the only driver that puts a SCSI host right below a virtio device.
-    fn from_link(link: &str) -> Option<ScsiHost> {
+    pub fn from_link(link: &str) -> Option<ScsiHost> {
         let mut parts = link.rsplit('/').skip(2);
         let number = decimal(parts.next()?.strip_prefix("host")?)?;
         let _: u32 = decimal(parts.next()?.strip_prefix("virtio")?)?;

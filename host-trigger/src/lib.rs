@@ -28,6 +28,9 @@ mod descriptor;
 mod disk;
 pub mod error;
 mod fault;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod guest_holder;
 pub mod holders;
 pub mod hot_plug;

@@ -30,6 +30,8 @@ use tokio::sync::mpsc;
 
 mod commands;
 mod error;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod wire;
 
 pub use error::QmpError;

@@ -1,0 +1,131 @@
+//! A container's device program, as an agent would find it attached: with a prologue for one device in front of it, run in the
+//! model, it allows exactly this device with exactly these rights more than before, is found again, and can be taken back.
+//!
+//! Input: major and minor (4 bytes each), rights and flags (1 byte each), 6 bytes of no meaning, then instructions of 8 bytes as the
+//! kernel has them. With flag 1 what cannot be an instruction is mended, so that changes of bytes lead to other programs.
+
+#![no_main]
+
+use agent_plugin::{
+    block::DeviceNumber,
+    cgroup::{
+        Rights,
+        model::{BLOCK, Question, run},
+        program::{Instruction, Program},
+        prologue::Prologue,
+    },
+};
+use libfuzzer_sys::fuzz_target;
+
+const HEAD: usize = 16;
+const MEND: u8 = 1;
+
+fuzz_target!(|input: &[u8]| {
+    let Some((head, code)) = input.split_at_checked(HEAD) else { return };
+    let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+    let number = DeviceNumber { major: word(0), minor: word(4) };
+    let rights = Rights::parse(["r", "w", "rw", "m", "rm", "wm", "rwm"][usize::from(head[8] % 7)]);
+    let count = code.len() / 8;
+    let instructions: Vec<Instruction> = code
+        .chunks_exact(8)
+        .enumerate()
+        .map(|(index, bytes)| instruction(bytes, (head[9] & MEND != 0).then_some(count - index)))
+        .collect();
+
+    // Also what no kernel would have loaded ends.
+    let first = Question::block(number, rights);
+    let answered = run(&instructions, first).is_some();
+    if Program::read(instructions.clone()).is_err() || (!answered && has_loop(code)) {
+        return;
+    }
+    let (prologue, own) = Prologue::split(&instructions);
+    let wider = prologue.with(number, rights);
+    let changed = wider.before(own);
+    let narrower = wider.with(number, Rights::default());
+    let taken_back = narrower.before(own);
+
+    let granted = |devices: &Prologue, question: Question| {
+        let all = devices.rights(DeviceNumber { major: question.major, minor: question.minor });
+        question.kind == BLOCK && question.access & !bits(all) == 0 && !all.is_empty()
+    };
+    let mut sound = false;
+    for question in questions(number) {
+        // What no path leads to the end of, no kernel has loaded.
+        let Some(by_itself) = run(own, question) else { continue };
+        sound = true;
+        assert_eq!(run(&changed, question), Some(granted(&wider, question) || by_itself), "{question:?}");
+        assert_eq!(
+            run(&taken_back, question),
+            Some(granted(&narrower, question) || by_itself),
+            "{question:?}"
+        );
+        let other =
+            question.kind != BLOCK || (question.major, question.minor) != (number.major, number.minor);
+        if other {
+            assert_eq!(granted(&wider, question), granted(&prologue, question), "{question:?}");
+        }
+    }
+    if !sound {
+        return;
+    }
+    assert_eq!((wider.rights(number), narrower.rights(number)), (rights, Rights::default()));
+    assert_eq!(Prologue::split(&changed), (wider, own), "what is in front is found again");
+    assert_eq!(Program::read(own.to_vec()).is_ok(), Program::read(changed.clone()).is_ok());
+    if let Ok(changed) = Program::read(changed) {
+        assert!(run(own, first).is_none() || changed.allows_block(number, rights));
+    }
+    if !narrower.is_empty() {
+        assert_eq!(Prologue::split(&taken_back), (narrower, own));
+    } else {
+        assert_eq!(taken_back, own);
+    }
+});
+
+/// As the kernel has it; mended where `left`, the instructions up to the end, is told.
+fn instruction(bytes: &[u8], left: Option<usize>) -> Instruction {
+    const CODES: [u8; 40] = [
+        0x61, 0x69, 0x71, 0x18, 0x95, 0x05, 0x06, 0xb7, 0xbf, 0xb4, 0xbc, 0x07, 0x0f, 0x04, 0x17, 0x1f, 0x27,
+        0x37, 0x47, 0x4f, 0x54, 0x5c, 0x57, 0x67, 0x77, 0x74, 0x7f, 0x84, 0x87, 0x97, 0xa4, 0xa7, 0xc7, 0x15,
+        0x1d, 0x55, 0x56, 0x5d, 0x2d, 0xd6,
+    ];
+    let (code, to, from) = (bytes[0], bytes[1] & 15, bytes[1] >> 4);
+    let offset = i16::from_le_bytes([bytes[2], bytes[3]]);
+    let immediate = i32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+    let Some(left) = left else { return Instruction::new(code, to, from, offset, immediate) };
+    let code = CODES[usize::from(code) % CODES.len()];
+    let forward = i16::try_from(usize::from(offset.unsigned_abs()) % left.max(1)).unwrap_or_default();
+    let (to, from) = (to % 8, from % 8);
+    match code & 7 {
+        0x00 => Instruction::new(code, to, 0, 0, immediate),
+        0x01 => Instruction::new(code, to, 1, [0, 0, 2, 4, 8][usize::from(offset.unsigned_abs()) % 5], 0),
+        0x05 | 0x06 if code & 0xf0 == 0 => Instruction::new(code, 0, 0, forward, i32::from(forward)),
+        0x05 | 0x06 if code & 0xf0 == 0x90 => Instruction::new(code, 0, 0, 0, 0),
+        0x05 | 0x06 if code & 8 != 0 => Instruction::new(code, to, from, forward, 0),
+        0x05 | 0x06 => Instruction::new(code, to, 0, forward, immediate),
+        _ if code & 0xf0 == 0x80 => Instruction::new(code, to, 0, 0, 0),
+        _ if code & 8 != 0 => Instruction::new(code, to, from, 0, 0),
+        _ => Instruction::new(code, to, 0, 0, immediate),
+    }
+}
+
+/// May a path go back? It could be as long as the model lets it be.
+fn has_loop(code: &[u8]) -> bool {
+    code.chunks_exact(8)
+        .any(|bytes| matches!(bytes[0] & 7, 5 | 6) && (bytes[3] & 0x80 != 0 || bytes[7] & 0x80 != 0))
+}
+
+fn bits(rights: Rights) -> u16 {
+    let each = [(1, Rights::MKNOD), (2, Rights::READ), (4, Rights::WRITE)];
+    each.into_iter().filter(|(_, right)| rights.cover(*right)).map(|(bit, _)| bit).sum()
+}
+
+/// About the device, its neighbours, and some that every container has.
+fn questions(number: DeviceNumber) -> impl Iterator<Item = Question> {
+    let DeviceNumber { major, minor } = number;
+    let devices = [(major, minor), (major, minor ^ 1), (major ^ 1, minor), (minor, major), (8, 0), (1, 3)];
+    let each = move |kind| {
+        let of = move |access| devices.map(|(major, minor)| Question { kind, access, major, minor });
+        (0..8).flat_map(of)
+    };
+    [BLOCK, 2].into_iter().flat_map(each)
+}
