@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     Error,
     agent::AgentAddress,
+    check::Check,
     deadline::parse_duration,
     output::Format,
     resize::Resize,
@@ -37,6 +38,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Check(Box<Check>),
     /// Works on block volumes
     BlockVolume {
         #[command(subcommand)]

@@ -22,9 +22,11 @@ pub(crate) struct Address {
 }
 
 /// Targets that Kata's own numbering from 0 upwards does not reach.
-const TARGETS: std::ops::RangeInclusive<u32> = 192..=255;
+pub(crate) const TARGETS: std::ops::RangeInclusive<u32> = 192..=255;
 /// LUN 0 stands for its whole target in some events, and a guest sees those above 255 twice.
 const LUNS: u32 = 255;
+/// All addresses of ours on one controller.
+pub(crate) const ADDRESSES: u32 = LUNS * (*TARGETS.end() - *TARGETS.start() + 1);
 
 /// Addresses to try: each once, from a random one on, so that one is not used again at once.
 #[derive(Debug)]
@@ -35,8 +37,7 @@ pub(crate) struct Addresses {
 
 impl Addresses {
     pub(crate) fn shuffled() -> Self {
-        let count = LUNS * (TARGETS.end() - TARGETS.start() + 1);
-        Self { next: fastrand::u32(..count), left: count }
+        Self { next: fastrand::u32(..ADDRESSES), left: ADDRESSES }
     }
 }
 
@@ -46,7 +47,7 @@ impl Iterator for Addresses {
     fn next(&mut self) -> Option<Address> {
         self.left = self.left.checked_sub(1)?;
         let (row, column) = (self.next / LUNS, self.next % LUNS);
-        self.next = (self.next + 1) % (LUNS * (TARGETS.end() - TARGETS.start() + 1));
+        self.next = (self.next + 1) % ADDRESSES;
         Some(Address { target: TARGETS.end() - row, lun: 1 + column })
     }
 }

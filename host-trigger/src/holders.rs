@@ -170,7 +170,7 @@ fn device_above(held: Held) -> Option<Holder> {
 }
 
 /// The process `pid`, with the name of its machine where it is a QEMU.
-fn process(pid: i32) -> Holder {
+pub(crate) fn process(pid: i32) -> Holder {
     let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     let machine = machine(&arguments(pid)).map(|name| format!(", {name}")).unwrap_or_default();
     Holder::Process(pid, format!("{}{machine}", command.trim_end()))
@@ -185,10 +185,15 @@ fn runs_a_vm(pid: i32) -> bool {
     let descriptors = PathBuf::from(format!("/proc/{pid}/fd"));
     let is_vm =
         |name| fs::read_link(descriptors.join(name)).is_ok_and(|link| link == Path::new("anon_inode:kvm-vm"));
-    is_qemu(&arguments(pid)) || names(&descriptors).any(is_vm)
+    is_qemu(pid) || names(&descriptors).any(is_vm)
 }
 
-fn is_qemu(arguments: &[u8]) -> bool {
+/// By its name.
+pub(crate) fn is_qemu(pid: i32) -> bool {
+    is_qemus(&arguments(pid))
+}
+
+fn is_qemus(arguments: &[u8]) -> bool {
     let program = String::from_utf8_lossy(arguments.split(|&byte| byte == 0).next().unwrap_or_default());
     PathBuf::from(program.into_owned())
         .file_name()
@@ -197,7 +202,7 @@ fn is_qemu(arguments: &[u8]) -> bool {
 
 /// The name of QEMU's machine, which is `sandbox-<id>` with Kata (`-name sandbox-x,debug-threads=on`) and `guest=x` with libvirt.
 fn machine(arguments: &[u8]) -> Option<String> {
-    let mut after = is_qemu(arguments)
+    let mut after = is_qemus(arguments)
         .then(|| arguments.split(|&byte| byte == 0).skip_while(|argument| *argument != b"-name"))?;
     let name = String::from_utf8_lossy(after.nth(1)?).into_owned();
     let name = name.split(',').next()?;

@@ -6,7 +6,7 @@
 //!
 //! | file | knows |
 //! |---|---|
-//! | [`cli`], [`run`] | flags and verbs, and the way from one to the other; one file per verb: [`hot_plug`], [`hot_unplug`], [`repair`], [`list`] with `inspect`, [`resize`], [`throttle`], [`stats`] |
+//! | [`cli`], [`run`] | flags and verbs, and the way from one to the other; one file per verb: [`check`], [`hot_plug`], [`hot_unplug`], [`repair`], [`list`] with `inspect`, [`resize`], [`throttle`], [`stats`] |
 //! | [`sandbox`], [`shim`] | where a Kata host keeps what belongs to a sandbox |
 //! | [`source`], [`holders`], `root_disk`, `block_sysfs` | the volume on the host: opened once, vetted, and who else has it |
 //! | [`qmp`], [`registry`], [`presence`], [`record`], [`controller`] | QEMU's monitor, and what it keeps for us |
@@ -14,12 +14,14 @@
 //! | [`listing`], `survey`, `choice` | volumes that are plugged: which is meant, what is known of it, how it is shown |
 //! | [`limits`], [`block_stats`], `prometheus` | a volume's limits and counters, in QEMU's words and in ours |
 //! | [`undo`], `removal`, `mend` | how a step, a volume, and what a killed run left is taken back or completed |
-//! | [`error`], [`output`], [`repaired`], `table`, `size`, `audit` | what a person, a program or an auditor gets to see |
+//! | [`error`], [`output`], [`repaired`], [`checked`], `table`, `size`, `audit` | what a person, a program or an auditor gets to see |
 
 pub mod agent;
 mod audit;
 pub mod block_stats;
 mod block_sysfs;
+pub mod check;
+pub mod checked;
 mod choice;
 pub mod cli;
 pub mod controller;

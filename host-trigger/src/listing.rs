@@ -138,6 +138,9 @@ pub(crate) fn details(listing: &Listing) -> String {
         line("address", &format!("{} {}:{}", scsi.controller, scsi.target, scsi.lun));
         line("guest device", &format!("{} ({})", volume.guest_device, volume.device_number));
         line("device filter", &volume.device_filter);
+        if volume.device_filter == "none" {
+            line("open to", "every container of the sandbox with CAP_MKNOD, by a node of its own");
+        }
         line("limits", &volume.throttle.to_string());
         if let Some(guest) = guest {
             let yes = |fact: bool| if fact { "yes" } else { "no" };

@@ -1,15 +1,23 @@
 //! One run at a time works on a sandbox: [`flock`](https://man7.org/linux/man-pages/man2/flock.2.html) on its directory, which
 //! needs no file and ends with the process.
 
-use std::{fs::File, path::Path};
+use std::{
+    fs::{self, File},
+    os::unix::fs::MetadataExt,
+    path::Path,
+};
 
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
+    sys::stat::makedev,
 };
 use tokio::sync::oneshot;
 
-use crate::{Deadline, Error};
+use crate::{
+    Deadline, Error,
+    holders::{self, Holder},
+};
 
 /// The lock; it ends when this is dropped.
 #[derive(Debug)]
@@ -49,6 +57,30 @@ pub(crate) async fn acquire(directory: &Path, deadline: Deadline) -> Result<Sand
     }
 }
 
+/// Who has the lock now: the first that [`/proc/locks`](https://man7.org/linux/man-pages/man5/proc_locks.5.html) names.
+pub(crate) fn holder(directory: &Path) -> Option<Holder> {
+    let metadata = fs::metadata(directory).ok()?;
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        // 1: FLOCK ADVISORY WRITE pid major:minor:inode start end
+        let mut fields = line.split_ascii_whitespace();
+        if fields.nth(1)? != "FLOCK" {
+            return None;
+        }
+        let (pid, file) = (fields.nth(2)?, fields.next()?);
+        let (device, inode) = file.rsplit_once(':')?;
+        let same = inode.parse() == Ok(metadata.ino()) && is_device(device, metadata.dev());
+        same.then(|| pid.parse().ok().map(holders::process)).flatten()
+    })
+}
+
+/// In hexadecimal: `fe:01`.
+fn is_device(text: &str, number: u64) -> bool {
+    let parts = text.split_once(':');
+    let hexadecimal = |text| u64::from_str_radix(text, 16).ok();
+    parts.and_then(|(major, minor)| Some(makedev(hexadecimal(major)?, hexadecimal(minor)?))) == Some(number)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -58,7 +90,10 @@ mod tests {
     #[tokio::test]
     async fn a_second_run_waits_until_its_deadline() {
         let directory = tempfile::tempdir().unwrap();
+        assert_eq!(holder(directory.path()), None);
         let _first = acquire(directory.path(), Deadline::after(Duration::from_secs(1))).await.unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert!(matches!(holder(directory.path()), Some(Holder::Process(pid, _)) if pid == own));
         let second = acquire(directory.path(), Deadline::after(Duration::from_millis(50))).await;
         assert!(matches!(second, Err(Error::TimedOut { .. })));
     }

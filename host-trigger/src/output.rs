@@ -15,6 +15,7 @@ use serde::{
 
 use crate::{
     Error,
+    checked::{self, Checked},
     guest_holder::GuestHolder,
     limits::Limits,
     listing::{self, Listing},
@@ -260,6 +261,14 @@ pub fn print_repaired(repaired: &Repaired, format: Format) {
             }
         }
         Format::Json => print_json(repaired),
+    }
+}
+
+/// Prints `checked` on standard output.
+pub fn print_checked(checked: &Checked, format: Format) {
+    match format {
+        Format::Human => print(&checked::lines(checked)),
+        Format::Json => print_json(checked),
     }
 }
 

@@ -150,6 +150,11 @@ impl Qmp {
         &self.version
     }
 
+    /// The process that made the socket: QEMU, or a shim that handed it on.
+    pub fn server(&self) -> Option<i32> {
+        getsockopt(&self.socket, sockopt::PeerCredentials).ok().map(|peer| peer.pid())
+    }
+
     /// Later commands end at `deadline`.
     pub fn set_deadline(&mut self, deadline: Deadline) {
         self.deadline = deadline;

@@ -158,6 +158,12 @@ impl Registry {
         uses.map(|(id, presence, used)| Known { id, presence, used }).collect()
     }
 
+    /// The ids of all SCSI disks, ours or not.
+    pub fn disks(&self) -> impl Iterator<Item = &str> {
+        let is_disk = |kind: &&String| kind.strip_prefix("child<").unwrap_or(kind).starts_with("scsi-");
+        self.devices.iter().filter(move |(_, kind)| is_disk(kind)).map(|(id, _)| id.as_str())
+    }
+
     /// Descriptors of ours that no volume needs: those of `Presence::unused`, and an outcome without its intent. What has a volume
     /// that is half done goes with that.
     pub fn unused(&self) -> Vec<Unused> {

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write},
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -11,6 +12,8 @@ use serde::Serialize;
 use crate::{
     Error,
     audit::Audit,
+    check,
+    checked::Checked,
     cli::{Cli, Command, Verb},
     hot_plug, hot_unplug, list,
     output::{self, Failure, Format},
@@ -33,30 +36,38 @@ pub fn run() -> ExitCode {
             let _ = io::stdout().write_all(&script);
             ExitCode::SUCCESS
         }
-        Command::BlockVolume { verb } => {
-            let format = verb.target().output;
-            let audit = match Audit::open(audit_log.as_deref()) {
-                Ok(audit) => audit,
-                Err(e) => return failed(&e, format),
+        Command::Check(verb) => {
+            let format = verb.target.output;
+            let work = |ending: Ending| {
+                let print = |checked: &_| output::print_checked(checked, format);
+                ending.with_status(wait_for(check::run(&verb, run_dir)), print, Checked::exit_code)
             };
-            let ending = Ending { audit, format };
-            let report = |report: &_| output::print_report(report, format);
-            let listing = |listing: &_| output::print_listing(listing, format);
-            match &verb {
-                Verb::HotPlug(verb) => ending.of(wait_for(hot_plug::run(verb, run_dir)), report),
-                Verb::HotUnplug(verb) => ending.of(wait_for(hot_unplug::run(verb, run_dir)), report),
-                Verb::List(verb) => ending.of(wait_for(list::list(verb, run_dir)), listing),
-                Verb::Inspect(verb) => ending.of(wait_for(list::inspect(verb, run_dir)), listing),
-                Verb::Resize(verb) => ending.of(wait_for(resize::run(verb, run_dir)), report),
-                Verb::Throttle(verb) => ending.of(wait_for(throttle::run(verb, run_dir)), report),
-                Verb::Stats(verb) => ending.of(wait_for(stats::run(verb, run_dir)), |counted| {
-                    output::print_stats(counted, format, verb.prometheus);
-                }),
-                Verb::Repair(verb) => {
-                    let print = |repaired: &_| output::print_repaired(repaired, format);
-                    ending.with_status(wait_for(repair::run(verb, run_dir)), print, Repaired::exit_code)
-                }
-            }
+            Ending::open(audit_log.as_deref(), format).map_or_else(|status| status, work)
+        }
+        Command::BlockVolume { verb } => {
+            let opened = Ending::open(audit_log.as_deref(), verb.target().output);
+            opened.map_or_else(|status| status, |ending| block_volume(&verb, run_dir, &ending))
+        }
+    }
+}
+
+fn block_volume(verb: &Verb, run_dir: Option<PathBuf>, ending: &Ending) -> ExitCode {
+    let format = ending.format;
+    let report = |report: &_| output::print_report(report, format);
+    let listing = |listing: &_| output::print_listing(listing, format);
+    match verb {
+        Verb::HotPlug(verb) => ending.of(wait_for(hot_plug::run(verb, run_dir)), report),
+        Verb::HotUnplug(verb) => ending.of(wait_for(hot_unplug::run(verb, run_dir)), report),
+        Verb::List(verb) => ending.of(wait_for(list::list(verb, run_dir)), listing),
+        Verb::Inspect(verb) => ending.of(wait_for(list::inspect(verb, run_dir)), listing),
+        Verb::Resize(verb) => ending.of(wait_for(resize::run(verb, run_dir)), report),
+        Verb::Throttle(verb) => ending.of(wait_for(throttle::run(verb, run_dir)), report),
+        Verb::Stats(verb) => ending.of(wait_for(stats::run(verb, run_dir)), |counted| {
+            output::print_stats(counted, format, verb.prometheus);
+        }),
+        Verb::Repair(verb) => {
+            let print = |repaired: &_| output::print_repaired(repaired, format);
+            ending.with_status(wait_for(repair::run(verb, run_dir)), print, Repaired::exit_code)
         }
     }
 }
@@ -68,6 +79,11 @@ struct Ending {
 }
 
 impl Ending {
+    /// Or the exit status, where the auditor cannot be told.
+    fn open(audit_log: Option<&Path>, format: Format) -> Result<Self, ExitCode> {
+        Audit::open(audit_log).map(|audit| Self { audit, format }).map_err(|e| failed(&e, format))
+    }
+
     fn of<T: Serialize>(&self, done: Result<T, Error>, print: impl FnOnce(&T)) -> ExitCode {
         self.with_status(done, print, |_| 0)
     }

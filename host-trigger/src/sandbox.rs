@@ -17,12 +17,13 @@ use std::{
 use crate::{
     Deadline, Error,
     agent::AgentAddress,
+    holders,
     qmp::{GREETING_TIMEOUT, Qmp, QmpError},
     shim,
 };
 
 /// Where sandboxes are looked for when nothing else is said.
-const RUN_DIRS: [&str; 2] = ["/run/vc", "/run/kata"];
+pub(crate) const RUN_DIRS: [&str; 2] = ["/run/vc", "/run/kata"];
 
 /// What the user said of the sandbox.
 #[derive(Debug, Clone, Default)]
@@ -95,6 +96,27 @@ impl Place {
         check_id("container", prefix)?;
         let container = find_container(&self.layout, &self.sandbox, prefix, recorded)?;
         if container == self.sandbox { Err(Error::PauseContainer { container }) } else { Ok(container) }
+    }
+
+    /// The containers that the runtime has noted, without the sandbox's own.
+    ///
+    /// # Errors
+    /// Its directory may not be read.
+    pub fn containers(&self) -> Result<Vec<String>, Error> {
+        let Layout::Go(root) = &self.layout else { return Ok(Vec::new()) };
+        let mut found = directories(&root.join("sbs").join(&self.sandbox))?;
+        found.retain(|id| *id != self.sandbox);
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// QEMU's process, as the runtime noted it.
+    pub fn qemu_pid(&self) -> Option<i32> {
+        let Layout::Go(root) = &self.layout else { return None };
+        let noted = shim::state(&root.join("sbs").join(&self.sandbox).join("persist.json")).pid;
+        let written =
+            || fs::read_to_string(root.join("vm").join(&self.sandbox).join("pid")).ok()?.trim().parse().ok();
+        noted.or_else(written).filter(|&pid| holders::is_qemu(pid))
     }
 
     /// What runs that work on this sandbox lock: `vm/<sid>`, or what there is in its place.
@@ -228,12 +250,21 @@ fn exact(root: &Path, id: &str) -> Result<Option<Layout>, Error> {
     Ok(is_rust.then(|| Layout::Rust(root.to_owned())))
 }
 
+/// Every sandbox below `roots`.
+pub(crate) fn all(roots: &[PathBuf]) -> Result<Vec<String>, Error> {
+    Ok(with_prefix(roots, "")?.into_iter().map(|(_, id)| id).collect())
+}
+
 fn find_sandbox(roots: &[PathBuf], prefix: &str) -> Result<Option<(Layout, String)>, Error> {
     for root in roots {
         if let Some(layout) = exact(root, prefix)? {
             return Ok(Some((layout, prefix.to_owned())));
         }
     }
+    only("sandbox", prefix, with_prefix(roots, prefix)?, |(_, id)| id)
+}
+
+fn with_prefix(roots: &[PathBuf], prefix: &str) -> Result<Vec<(Layout, String)>, Error> {
     let mut found: Vec<(Layout, String)> = Vec::new();
     for root in roots {
         // Of the VMs that a VM factory keeps, `vm` holds more than there are sandboxes.
@@ -244,7 +275,7 @@ fn find_sandbox(roots: &[PathBuf], prefix: &str) -> Result<Option<(Layout, Strin
         let rust = rust.map(|id| (Layout::Rust(root.clone()), id));
         found.extend(go.chain(rust).filter(|(_, id)| id.starts_with(prefix)));
     }
-    only("sandbox", prefix, found, |(_, id)| id)
+    Ok(found)
 }
 
 fn find_container(layout: &Layout, sandbox: &str, prefix: &str, recorded: &[&str]) -> Result<String, Error> {

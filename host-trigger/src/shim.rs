@@ -25,6 +25,8 @@ pub struct State {
     pub agent: Option<AgentAddress>,
     /// `qemu`, `clh`, …
     pub hypervisor: Option<String>,
+    /// The hypervisor's process.
+    pub pid: Option<i32>,
 }
 
 /// Asks the shim that listens on `socket` for its agent's address.
@@ -98,10 +100,13 @@ impl State {
         #[serde(rename_all = "PascalCase")]
         struct HypervisorState {
             r#type: Option<String>,
+            pid: Option<i32>,
         }
 
         let Ok(persist) = serde_json::from_slice::<Persist>(text) else { return Self::default() };
+        let pid = persist.hypervisor_state.as_ref().and_then(|hypervisor| hypervisor.pid);
         Self {
+            pid: pid.filter(|&pid| pid > 0),
             agent: persist.agent_state.and_then(|agent| agent.url?.parse().ok()),
             hypervisor: persist
                 .hypervisor_state

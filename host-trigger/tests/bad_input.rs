@@ -3,13 +3,7 @@
 
 mod common;
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command, time::Duration};
 
 use agent_plugin::contract::block_volume::Reason;
 use common::{
@@ -288,26 +282,25 @@ async fn what_is_not_qemu_is_told_by_its_kind() {
     host.plug(image.path(), "/dev/xvda", &["--agent", &agent]).await.assert_fails("qmp_unreachable", 14);
 }
 
+#[rstest]
+#[case(&["hot-plug", "--container", "c1", "--block-volume", "/etc/hostname", "--device-path", "/dev/xvda"])]
+#[case(&["hot-unplug", "--device-path", "/dev/xvda"])]
+#[case(&["list"])]
+#[case(&["inspect", "--device-path", "/dev/xvda"])]
+#[case(&["resize", "--device-path", "/dev/xvda"])]
+#[case(&["throttle", "--device-path", "/dev/xvda", "--iops", "5"])]
+#[case(&["stats"])]
+#[case(&["repair"])]
 #[tokio::test]
-async fn who_may_not_look_is_told_so() {
+async fn who_may_not_look_is_told_so(#[case] verb: &[&str]) {
     let host = Host::boot().await;
     fs::set_permissions(host.path("vm"), fs::Permissions::from_mode(0o700)).unwrap();
     fs::set_permissions(host.path("sbs"), fs::Permissions::from_mode(0o700)).unwrap();
     fs::set_permissions(host.path(""), fs::Permissions::from_mode(0o755)).unwrap();
     // The binary has to be where anybody can run it.
-    let binary = public_copy();
-    let image = Image::of(MIB);
+    let binary = common::public_copy();
     let mut command = tokio::process::Command::new(binary.path().join("ecr-runtime"));
-    command.arg("--run-dir").arg(host.path("")).args(["block-volume", "hot-plug", "--output", "json"]);
-    command.args(["--sandbox", "s1", "--container", "c1", "--device-path", "/dev/xvda", "--block-volume"]);
-    command.arg(image.path()).uid(65534).gid(65534);
+    command.arg("--run-dir").arg(host.path("")).arg("block-volume").args(verb);
+    command.args(["--output", "json", "--sandbox", "s1"]).uid(65534).gid(65534);
     common::run(&mut command).await.assert_fails("denied", 11);
-}
-
-fn public_copy() -> tempfile::TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let binary: PathBuf = directory.path().join("ecr-runtime");
-    fs::copy(env!("CARGO_BIN_EXE_ecr-runtime"), binary).unwrap();
-    directory
 }

@@ -11,7 +11,7 @@ use agent_plugin::contract::{
         Access, AttachRequest, AttachResponse, Attached, Attachment, BlockStats, ContainerState,
         DetachRequest, DetachResponse, Detached, Detachment, DeviceNumber, Failure, FilterMode, FilterState,
         Holder, InspectRequest, InspectResponse, Inspected, NodeWay, Outcome, PathState, PathUse,
-        ProbeRequest, ProbeResponse, Reason, ResizeRequest, ResizeResponse, Resized, Stage,
+        ProbeRequest, ProbeResponse, Reason, ResizeRequest, ResizeResponse, Resized, ScsiHost, Stage,
     },
     block_volume_ttrpc::{self, BlockVolume},
 };
@@ -216,8 +216,11 @@ impl BlockVolume for Guest {
         let paths = request.paths.iter().map(|path| self.path_state(&request.container_id, path)).collect();
         let container = ContainerState { filter: Some(filter).into(), paths, ..Default::default() };
         let refused = *self.probe_failure.lock().unwrap();
+        let host = ScsiHost { controller: "0000:00:01.0".into(), ..Default::default() };
         Ok(ProbeResponse {
             api_level: *self.api_level.lock().unwrap(),
+            scsi_hosts: vec![host],
+            scan_mode: "none".into(),
             container: Some(container).into(),
             failure: refused.map(|reason| failure(reason, true)).unwrap_or_default(),
             ..Default::default()

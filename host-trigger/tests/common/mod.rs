@@ -14,7 +14,10 @@ pub mod volume;
 
 use std::{
     fs,
-    os::{fd::OwnedFd, unix::net::UnixListener},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::PermissionsExt, net::UnixListener},
+    },
     path::{Path, PathBuf},
     process::{Child, Stdio},
     sync::Arc,
@@ -245,6 +248,14 @@ impl Host {
         self.control.set_deadline(Deadline::after(Duration::from_secs(30)));
         self.control.execute(command, arguments).await.unwrap()
     }
+}
+
+/// The program where anybody can run it.
+pub fn public_copy() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_ecr-runtime"), directory.path().join("ecr-runtime")).unwrap();
+    directory
 }
 
 async fn connect(path: &Path) -> Qmp {

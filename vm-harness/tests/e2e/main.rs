@@ -3,6 +3,7 @@
 mod attach;
 mod audit;
 mod bad_input;
+mod check;
 mod conformance;
 mod container_gone;
 mod detach;

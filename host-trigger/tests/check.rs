@@ -1,0 +1,214 @@
+//! `check` against a real QEMU: what is well, each thing that is not, with its exit status and way out; and that it changes nothing.
+
+mod common;
+
+use std::{fs, os::unix::fs::PermissionsExt, process::Command};
+
+use common::{
+    Host, Ran,
+    volume::{Image, Loop},
+};
+use host_trigger::checked::{Checked, Finding, Status};
+use rstest::rstest;
+
+const MIB: u64 = 1 << 20;
+
+async fn check(host: &Host, more: &[&str]) -> (Ran, Checked) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ecr-runtime"));
+    command.arg("--run-dir").arg(host.path("")).args(["check", "--output", "json"]).args(more);
+    read(common::run(&mut command).await)
+}
+
+fn read(ran: Ran) -> (Ran, Checked) {
+    let checked: Checked = serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:?}"));
+    assert_eq!(ran.exit_code, Some(checked.exit_code().into()), "{ran:?}");
+    assert_eq!(Some(checked.result), checked.checks.iter().map(|finding| finding.status).max());
+    (ran, checked)
+}
+
+fn named<'a>(checked: &'a Checked, name: &str) -> &'a Finding {
+    let found = checked.checks.iter().find(|finding| finding.name == name);
+    found.unwrap_or_else(|| panic!("no {name} in {:#?}", checked.checks))
+}
+
+const OF_A_SANDBOX: [&str; 16] = [
+    "sandbox",
+    "lock",
+    "qmp",
+    "qemu-version",
+    "vm",
+    "controller",
+    "hotplug-events",
+    "addresses",
+    "descriptors",
+    "volumes",
+    "agent",
+    "plugin",
+    "scsi-hosts",
+    "scan-mode",
+    "container c1",
+    "container c2",
+];
+
+#[tokio::test]
+async fn a_sandbox_is_looked_at_and_left_as_it_is() {
+    let mut host = Host::boot().await;
+    // Its processor never starts.
+    host.by_hand("cont", serde_json::json!({})).await;
+    let (device, image) = (Loop::of(MIB), Image::of(MIB));
+    host.plug(device.path(), "/dev/xvda", &[]).await.report();
+    host.plug(image.path(), "/dev/xvdb", &[]).await.report();
+    let (before, changes) = (host.snapshot().await, host.changes().len());
+    let (ran, checked) = check(&host, &["--sandbox", "s"]).await;
+    assert_eq!((ran.exit_code, checked.sandbox.as_deref()), (Some(0), Some("s1")), "{ran:?}");
+    let names: Vec<_> = checked.checks.iter().map(|finding| finding.name.as_str()).collect();
+    assert!(names.ends_with(&OF_A_SANDBOX), "{names:?}");
+    assert_eq!(named(&checked, "volumes").found, "2 plugged");
+    assert_eq!(named(&checked, "addresses").found, "16318 of 16320 SCSI addresses are free");
+    assert_eq!(named(&checked, "controller").found, "scsi0 at 0000:00:01.0");
+    let container = named(&checked, "container c1");
+    assert_eq!(container.status, Status::Warning, "{container:?}");
+    assert!(container.found.contains("CAP_MKNOD") && container.way_out[0].contains("MKNOD"), "{container:?}");
+    assert_eq!((host.snapshot().await, host.changes().len()), (before, changes));
+
+    let (_, checked) = check(&host, &["--container", "c2"]).await;
+    let containers = checked.checks.iter().filter(|finding| finding.name.starts_with("container "));
+    assert_eq!(containers.map(|finding| finding.name.as_str()).collect::<Vec<_>>(), ["container c2"]);
+}
+
+#[tokio::test]
+async fn a_node_without_a_sandbox_is_looked_at() {
+    let host = Host::boot().await;
+    let (ran, checked) = check(&host, &[]).await;
+    assert_eq!((ran.exit_code, checked.sandbox.as_deref()), (Some(0), None), "{ran:?}");
+    let names: Vec<_> = checked.checks.iter().map(|finding| finding.name.as_str()).collect();
+    assert!(
+        names.starts_with(&["rights", "sandboxes", "kata-configuration", "kernel", "vsock", "lvm"]),
+        "{names:?}"
+    );
+    assert!(named(&checked, "sandboxes").found.starts_with("1 in "));
+    let kata = named(&checked, "kata-configuration");
+    let has_lines = kata.way_out.iter().any(|line| line == "extra_monitor_socket = \"qmp\"");
+    assert_eq!(has_lines, kata.status != Status::Ok, "{kata:?}");
+
+    let empty = tempfile::tempdir().unwrap();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ecr-runtime"));
+    command.arg("--run-dir").arg(empty.path()).arg("check");
+    let ran = common::run(&mut command).await;
+    assert_eq!(ran.exit_code, Some(0), "{ran:?}");
+    assert!(ran.stdout.contains("warning  sandboxes "), "{ran:?}");
+    assert!(ran.stdout.lines().last().unwrap().starts_with("volumes can be plugged; warnings: "), "{ran:?}");
+}
+
+#[tokio::test]
+async fn a_socket_that_another_client_holds_is_a_problem_with_the_lines_that_make_another() {
+    let host = Host::boot().await;
+    let deadline = host_trigger::Deadline::after(std::time::Duration::from_secs(10));
+    let _held = host_trigger::qmp::Qmp::connect(host.path("vm/s1/qmp.sock"), deadline).await.unwrap();
+    let (ran, checked) = check(&host, &["--sandbox", "s1"]).await;
+    assert_eq!(ran.exit_code, Some(13), "{ran:?}");
+    let qmp = named(&checked, "qmp");
+    assert!(qmp.way_out.iter().any(|line| line == "extra_monitor_socket = \"qmp\""), "{qmp:?}");
+    // The guest is looked at all the same.
+    assert_eq!(named(&checked, "plugin").status, Status::Ok);
+}
+
+#[rstest]
+#[case::no_controller(&[], &["--sandbox", "s1"], "controller", 10)]
+#[case::two_controllers(&["-device", "virtio-scsi-pci,id=a", "-device", "virtio-scsi-pci,id=b"], &["--sandbox", "s1"], "controller", 2)]
+#[case::no_sandbox(&["-device", "virtio-scsi-pci,id=scsi0"], &["--sandbox", "s9"], "sandbox", 3)]
+#[case::no_container(&["-device", "virtio-scsi-pci,id=scsi0"], &["--sandbox", "s1", "--container", "c9"], "containers", 3)]
+#[case::no_agent(&["-device", "virtio-scsi-pci,id=scsi0"], &["--sandbox", "s1", "--agent", "unix:///nonexistent"], "plugin", 14)]
+#[tokio::test]
+async fn each_problem_has_the_exit_status_of_the_hot_plug_that_it_would_end(
+    #[case] devices: &[&str],
+    #[case] more: &[&str],
+    #[case] name: &str,
+    #[case] exit_code: u8,
+) {
+    let mut host = Host::boot_with(devices).await;
+    host.by_hand("cont", serde_json::json!({})).await;
+    let before = host.snapshot().await;
+    let (ran, checked) = check(&host, more).await;
+    let finding = named(&checked, name);
+    assert_eq!((finding.status, finding.exit_code), (Status::Problem, exit_code), "{ran:?}");
+    assert_eq!(ran.exit_code, Some(exit_code.into()), "{ran:?}");
+    assert_eq!(host.snapshot().await, before);
+}
+
+#[tokio::test]
+async fn a_stopped_vm_an_old_agent_and_a_refusing_guest_are_problems() {
+    let host = Host::boot().await;
+    let (ran, checked) = check(&host, &["--sandbox", "s1"]).await;
+    assert_eq!((ran.exit_code, named(&checked, "vm").exit_code), (Some(7), 7), "{ran:?}");
+    *host.guest.api_level.lock().unwrap() = 2;
+    assert_eq!(named(&check(&host, &["--sandbox", "s1"]).await.1, "plugin").exit_code, 12);
+    *host.guest.api_level.lock().unwrap() = 1;
+    *host.guest.probe_failure.lock().unwrap() =
+        Some(agent_plugin::contract::block_volume::Reason::REASON_DENIED);
+    assert_eq!(named(&check(&host, &["--sandbox", "s1"]).await.1, "plugin").exit_code, 9);
+    host.guest.stop().await;
+    host.guest.start_without_plugin().await;
+    assert_eq!(named(&check(&host, &["--sandbox", "s1"]).await.1, "plugin").exit_code, 10);
+}
+
+#[tokio::test]
+async fn few_descriptors_and_a_run_that_has_the_lock_are_told() {
+    let mut host = Host::boot().await;
+    host.by_hand("cont", serde_json::json!({})).await;
+    let (_, checked) = check(&host, &["--sandbox", "s1"]).await;
+    assert!(named(&checked, "descriptors").found.starts_with(&format!("process {} has ", host.qemu.id())));
+    let limit =
+        Command::new("prlimit").args(["--nofile=64:64", "--pid", &host.qemu.id().to_string()]).status();
+    assert!(limit.unwrap().success());
+    let directory = fs::File::open(host.path("vm/s1")).unwrap();
+    directory.lock().unwrap();
+    let unlock = async {
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        directory.unlock().unwrap();
+    };
+    let ((ran, checked), ()) = tokio::join!(check(&host, &["--sandbox", "s1"]), unlock);
+    assert_eq!(ran.exit_code, Some(0), "{ran:?}");
+    let descriptors = named(&checked, "descriptors");
+    assert_eq!(descriptors.status, Status::Warning, "{descriptors:?}");
+    assert!(descriptors.found.contains(" of 64 "), "{descriptors:?}");
+    let lock = named(&checked, "lock");
+    assert!(lock.found.contains(&format!("process {} ", std::process::id())), "{lock:?}");
+
+    directory.lock().unwrap();
+    let (ran, checked) = check(&host, &["--sandbox", "s1", "--timeout", "500ms"]).await;
+    assert_eq!((ran.exit_code, named(&checked, "lock").exit_code), (Some(7), 7), "{ran:?}");
+}
+
+#[cfg(feature = "fault")]
+#[tokio::test]
+async fn what_a_killed_run_left_is_told() {
+    let mut host = Host::boot().await;
+    host.by_hand("cont", serde_json::json!({})).await;
+    let volume = Loop::of(MIB);
+    let mut command = host.command(&[(volume.path(), "/dev/xvda")], &[]);
+    common::run(command.env("ECR_RUNTIME_FAULT", "after-device-add=kill")).await;
+    let before = host.snapshot().await;
+    let (ran, checked) = check(&host, &["--sandbox", "s1"]).await;
+    let volumes = named(&checked, "volumes");
+    assert_eq!((ran.exit_code, volumes.status), (Some(0), Status::Warning), "{ran:?}");
+    assert!(
+        volumes.found.contains("1 half plugged") && volumes.way_out[0].ends_with("repair"),
+        "{volumes:?}"
+    );
+    assert_eq!(host.snapshot().await, before);
+}
+
+#[tokio::test]
+async fn who_has_no_rights_is_told_so() {
+    let host = Host::boot().await;
+    fs::set_permissions(host.path(""), fs::Permissions::from_mode(0o700)).unwrap();
+    let binary = common::public_copy();
+    let mut command = tokio::process::Command::new(binary.path().join("ecr-runtime"));
+    command.arg("--run-dir").arg(host.path("")).args(["check", "--output", "json", "--sandbox", "s1"]);
+    let (ran, checked) = read(common::run(command.uid(65534).gid(65534)).await);
+    assert_eq!(ran.exit_code, Some(11), "{ran:?}");
+    let rights = named(&checked, "rights");
+    assert!(rights.found.contains("65534") && rights.way_out == ["run it as root"], "{rights:?}");
+    assert_eq!(named(&checked, "sandbox").exit_code, 11);
+}

@@ -1,0 +1,109 @@
+//! `check --sandbox` on sandboxes that are well, and on some that are not.
+
+use rstest::rstest;
+use serde_json::Value;
+use vm_harness::{Cgroup, ContainerOptions, DeviceFilter, Finished, Machine, Sandbox, Snapshot, Volume};
+
+use super::{MIB, boot, sandbox};
+
+async fn check(sandbox: &Sandbox) -> Finished {
+    sandbox.ecr_runtime().args(["check", "--output", "json", "--sandbox", sandbox.id()]).run().await
+}
+
+/// What was found of `name`.
+fn named(finished: &Finished, name: &str) -> Value {
+    let json = finished.json();
+    let checks = json["checks"].as_array().unwrap();
+    let found = checks.iter().find(|check| check["name"] == name);
+    found.unwrap_or_else(|| panic!("no {name}: {json:#}")).clone()
+}
+
+fn container_name(id: &str) -> String {
+    format!("container {}", &id[..12])
+}
+
+#[rstest]
+#[tokio::test]
+async fn sandbox_is_looked_at_and_nothing_changes(#[future(awt)] sandbox: Sandbox) {
+    let open = sandbox.start_container().await;
+    let filtered = ContainerOptions { device_filter: DeviceFilter::Bpf, ..ContainerOptions::default() };
+    let filtered = sandbox.start_container_with(&filtered).await;
+    let volume = Volume::loop_device(MIB);
+    let plugged = sandbox.hot_plug(&open, &volume, "/dev/xvda").await;
+    let before = Snapshot::of(&sandbox, &[&open, &filtered]).await;
+    let finished = check(&sandbox).await;
+    assert_eq!(finished.status, 0, "{}{}", finished.stdout, finished.stderr);
+    before.assert_unchanged(&sandbox, &[&open, &filtered]).await;
+
+    assert_eq!(finished.json()["sandbox"], sandbox.id());
+    let version = sandbox.qemu_version().await.unwrap();
+    assert!(named(&finished, "qemu-version")["found"].as_str().unwrap().starts_with(&version));
+    for (name, found) in [
+        ("vm", "running"),
+        ("volumes", "1 plugged"),
+        ("addresses", "16319 of 16320"),
+        ("scan-mode", "none"),
+        ("plugin", env!("CARGO_PKG_VERSION")),
+        ("scsi-hosts", "1 of"),
+    ] {
+        let check = named(&finished, name);
+        assert!(check["status"] == "ok" && check["found"].as_str().unwrap().starts_with(found), "{check}");
+    }
+    let check = named(&finished, &container_name(open.id()));
+    let says = |check: &Value, text: &str| check["found"].as_str().unwrap().contains(text);
+    assert!(
+        check["status"] == "warning" && says(&check, "filter: none") && says(&check, "CAP_MKNOD"),
+        "{check}"
+    );
+    let check = named(&finished, &container_name(filtered.id()));
+    assert!(check["status"] == "ok" && says(&check, "bpf (programs: 1)"), "{check}");
+
+    // inspect says the same of the volume, and it is true: a sibling opens it by a node of its own.
+    let inspect = ["block-volume", "inspect", "--sandbox", sandbox.id(), "--volume", plugged.id()];
+    let inspected = sandbox.ecr_runtime().args(inspect).run().await;
+    assert!(inspected.stdout.contains("CAP_MKNOD"), "{}", inspected.stdout);
+    let sibling = sandbox.start_container().await;
+    let (major, minor) = plugged.device_number().split_once(':').unwrap();
+    sibling.exec(&["mknod", "/dev/mine", "b", major, minor]).await;
+    assert_eq!(sibling.read("/dev/mine", 0..4096).await, volume.bytes(0..4096));
+    filtered.exec(&["mknod", "/dev/mine", "b", major, minor]).await;
+    filtered.exec_fails(&["dd", "if=/dev/mine", "of=/dev/null", "count=1"]).await;
+}
+
+#[tokio::test]
+async fn every_container_is_filtered_on_cgroup_v1_and_the_kernel_scans() {
+    let machine = Machine { cgroup: Cgroup::V1, scan: vm_harness::Scan::Async, ..Machine::default() };
+    let sandbox = boot(&machine).await;
+    let container = sandbox.start_container().await;
+    let finished = check(&sandbox).await;
+    assert_eq!(finished.status, 0, "{}", finished.stdout);
+    let check = named(&finished, &container_name(container.id()));
+    assert!(
+        check["status"] == "ok" && check["found"].as_str().unwrap().contains("v1 (allow-list)"),
+        "{check}"
+    );
+    assert!(named(&finished, "scan-mode")["found"].as_str().unwrap().contains("by itself"));
+}
+
+#[tokio::test]
+async fn sandbox_that_cannot_take_a_volume_is_told_why() {
+    let kernel_parameters = vec!["agent.block_volume=off".to_owned()];
+    let machine = Machine { controller: Vec::new(), kernel_parameters, ..Machine::default() };
+    let sandbox = boot(&machine).await;
+    let container = sandbox.start_container().await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let finished = check(&sandbox).await;
+    assert_eq!(finished.status, 10, "{}", finished.stdout);
+    for (name, way_out) in [("controller", "virtio-scsi"), ("plugin", "agent-plugin")] {
+        let check = named(&finished, name);
+        assert_eq!((&check["status"], &check["exit_code"]), (&"problem".into(), &10.into()), "{check}");
+        assert!(check["way_out"][0].as_str().unwrap().contains(way_out), "{check}");
+    }
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    let other = std::os::unix::net::UnixStream::connect(sandbox.qmp_socket()).unwrap();
+    let finished = check(&sandbox).await;
+    assert_eq!(finished.status, 13, "{}", finished.stdout);
+    let lines = named(&finished, "qmp")["way_out"].to_string();
+    assert!(lines.contains("extra_monitor_socket"), "{lines}");
+    drop(other);
+}
