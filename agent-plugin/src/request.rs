@@ -17,6 +17,11 @@ use crate::{
 /// A longer wait helps nobody, and a thread would wait as long.
 const LONGEST_TIMEOUT_MS: u64 = 600_000;
 const MOST_ATTACHMENTS: usize = 256;
+/// No disk has more: offsets are signed.
+const LARGEST_SIZE: u64 = i64::MAX as u64;
+/// Device numbers have twelve bits and twenty.
+const LARGEST_MAJOR: u32 = 0xfff;
+const LARGEST_MINOR: u32 = 0xf_ffff;
 
 /// An attachment with the outcome that the host kept of it.
 #[derive(Debug)]
@@ -149,8 +154,10 @@ fn attachment(field: &str, item: &wire::Attachment) -> Result<Attachment> {
         address: address(&at("address"), required(&at("address"), &item.address)?)?,
         serial: serial(&at("serial"), &item.serial)?,
         size: match item.size {
-            size if size > 0 && size.is_multiple_of(512) => size,
-            size => return Err(invalid(at("size"), size, "must be a multiple of 512 above 0")),
+            size @ 1..=LARGEST_SIZE if size.is_multiple_of(512) => size,
+            size => {
+                return Err(invalid(at("size"), size, "must be a multiple of 512, above 0 and below 2^63"));
+            }
         },
         path: node_path(&at("path"), &item.path)?,
         access: match known(&at("access"), item.access)? {
@@ -211,6 +218,10 @@ fn outcome(field: &str, kept: &wire::Outcome) -> Result<Outcome> {
         _ => cgroup::Mode::None,
     };
     let device = DeviceNumber { major: device.major, minor: device.minor };
+    if device.major > LARGEST_MAJOR || device.minor > LARGEST_MINOR {
+        let rule = "must have a major number of at most 4095 and a minor of at most 1048575";
+        return Err(invalid(at("device"), device.to_string(), rule));
+    }
     let wire::Outcome { allowed_before, container_started, .. } = *kept;
     Ok(Outcome { device, filter, allowed_before, container_started })
 }
@@ -262,6 +273,10 @@ mod tests {
     #[case("serial", |item: &mut wire::Attachment| item.serial = "a/b".into())]
     #[case("size", |item: &mut wire::Attachment| item.size = 0)]
     #[case("size", |item: &mut wire::Attachment| item.size = 513)]
+    #[case("size", |item: &mut wire::Attachment| item.size = 1 << 63)]
+    #[case("controller", |item: &mut wire::Attachment| item.controller = "0".repeat(33))]
+    #[case("serial", |item: &mut wire::Attachment| item.serial.clear())]
+    #[case("owner", |item: &mut wire::Attachment| item.uid = u32::MAX)]
     #[case("path", |item: &mut wire::Attachment| item.path = "dev/xvda".into())]
     #[case("path", |item: &mut wire::Attachment| item.path = "/dev/../xvda".into())]
     #[case("path", |item: &mut wire::Attachment| item.path = "/dev/".into())]
@@ -305,18 +320,34 @@ mod tests {
         assert!(wait(1501, most).unwrap_err().to_string().starts_with("wait_ms: 1501"));
     }
 
-    #[test]
-    fn an_outcome_is_checked_too() {
+    #[rstest]
+    #[case("filter: 9 must", |outcome: &mut wire::Outcome| outcome.filter = EnumOrUnknown::from_i32(9))]
+    #[case("filter: 0 must", |outcome: &mut wire::Outcome| outcome.filter = EnumOrUnknown::from_i32(0))]
+    #[case("node: 9 must", |outcome: &mut wire::Outcome| outcome.node = EnumOrUnknown::from_i32(9))]
+    #[case("node: 0 must", |outcome: &mut wire::Outcome| outcome.node = EnumOrUnknown::from_i32(0))]
+    #[case("device: \"nothing\" must", |outcome: &mut wire::Outcome| outcome.device = None.into())]
+    #[case("device: \"4096:16\" must", |outcome: &mut wire::Outcome| outcome.device.as_mut().unwrap().major = 4096)]
+    #[case("device: \"8:1048576\" must", |outcome: &mut wire::Outcome| outcome.device.as_mut().unwrap().minor = 1 << 20)]
+    fn an_outcome_is_checked_too(#[case] told: &str, #[case] change: fn(&mut wire::Outcome)) {
         let mut item = wire::Detachment { attachment: Some(valid()).into(), ..Default::default() };
         assert_eq!(kept(std::slice::from_ref(&item)).unwrap()[0].outcome, None);
-        item.outcome = Some(wire::Outcome {
+        let mut outcome = wire::Outcome {
             device: Some(wire::DeviceNumber { major: 8, minor: 16, ..Default::default() }).into(),
             node: wire::NodeWay::NODE_WAY_MKNOD.into(),
-            filter: EnumOrUnknown::from_i32(9),
+            filter: wire::FilterMode::FILTER_MODE_NONE.into(),
             ..Default::default()
-        })
-        .into();
+        };
+        item.outcome = Some(outcome.clone()).into();
+        assert!(kept(std::slice::from_ref(&item)).unwrap()[0].outcome.is_some());
+        change(&mut outcome);
+        item.outcome = Some(outcome).into();
         let message = kept(std::slice::from_ref(&item)).unwrap_err().to_string();
-        assert!(message.starts_with("attachments[0].outcome.filter: 9 must"), "{message}");
+        assert!(message.starts_with(&format!("attachments[0].outcome.{told}")), "{message}");
+    }
+
+    #[test]
+    fn a_detachment_names_an_attachment() {
+        let message = kept(&[wire::Detachment::default()]).unwrap_err().to_string();
+        assert!(message.starts_with("attachments[0]: \"nothing\" must"), "{message}");
     }
 }
