@@ -83,7 +83,7 @@ async fn a_device_below_a_loop_device_is_refused() {
     assert!(!volume.is_claimed(), "an exclusive open does not see it");
     let who = format!("loop device {}", name(above.path()));
     assert_refused(&mut host, volume.path(), "source_held", &who).await;
-    drop(above);
+    above.detach();
     host.plug(volume.path(), "/dev/xvda", &[]).await.report();
 }
 

@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    time::{Duration, Instant},
 };
 
 /// A raw image.
@@ -97,6 +98,20 @@ impl Loop {
                 assert_eq!(e.raw_os_error(), Some(libc::EBUSY));
                 true
             }
+        }
+    }
+}
+
+impl Loop {
+    /// Detaches it, and returns when it is: while anybody looks at it, as every plug does, the kernel puts that off to their close.
+    pub fn detach(self) {
+        let name = self.device.file_name().unwrap().to_owned();
+        drop(self);
+        let bound = Path::new("/sys/block").join(name).join("loop");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while bound.exists() {
+            assert!(Instant::now() < deadline, "{} is never detached", bound.display());
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 }
