@@ -22,6 +22,10 @@ test *arguments:
 e2e *arguments:
     cargo nextest run -p vm-harness {{arguments}}
 
+# The ten slowest tests of the last run
+slowest *arguments:
+    ci/slowest {{arguments}}
+
 # The level full, of a tree that is built: many volumes, many callers, the crash table, a short soak (some ten minutes)
 full *arguments:
     cargo nextest run --profile full {{arguments}}

@@ -11,6 +11,7 @@
 //! | `VM_HARNESS_KERNEL` | unpacked kernel package, or a kernel that needs no modules | that of the image |
 //! | `VM_HARNESS_TIME_SCALE` | factor on every time-out | 1 with KVM, 4 with TCG |
 //! | `VM_HARNESS_CACHE` | what `ci/setup` fetched | `target/cache` |
+//! | `VM_HARNESS_ARTIFACTS` | where a test that fails leaves its console and QEMU's messages | nowhere |
 //! | `VM_HARNESS_TARGET` | Cargo's target directory with the built binaries | `target` |
 
 use std::{

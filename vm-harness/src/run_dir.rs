@@ -128,6 +128,21 @@ impl RunDir {
         let _ = fs::remove_dir_all(self.sandbox_state().join(container));
     }
 
+    /// Copies what the VM's programs wrote (console, messages, proxies' records) to `artifacts`, in a directory of the sandbox's name.
+    ///
+    /// # Errors
+    /// Something cannot be read or written.
+    pub fn keep_logs(&self, artifacts: &Path) -> Result<PathBuf, Error> {
+        let kept = artifacts.join(&self.sandbox);
+        fs::create_dir_all(&kept).map_err(Error::file("make", &kept))?;
+        let entries = fs::read_dir(self.vm()).map_err(Error::file("read", self.vm()))?;
+        let files = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
+        for file in files {
+            fs::copy(file.path(), kept.join(file.file_name())).map_err(Error::file("copy", file.path()))?;
+        }
+        Ok(kept)
+    }
+
     /// Answers `GET /agent-url` as a shim does, for as long as this value lives.
     ///
     /// # Errors
@@ -167,4 +182,20 @@ fn shim_answer<B>(request: &Request<B>, agent_url: &str) -> Response<Full<Bytes>
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_are_kept_and_sockets_are_not() {
+        let run_dir = RunDir::create("s1").unwrap();
+        fs::write(run_dir.vm().join("console.log"), "boot").unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(run_dir.vm().join("qmp.sock")).unwrap();
+        let artifacts = tempfile::tempdir().unwrap();
+        let kept = run_dir.keep_logs(&artifacts.path().join("new")).unwrap();
+        assert_eq!(fs::read_to_string(kept.join("console.log")).unwrap(), "boot");
+        assert_eq!(fs::read_dir(&kept).unwrap().count(), 1);
+    }
 }

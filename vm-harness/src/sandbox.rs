@@ -318,6 +318,12 @@ impl Drop for Sandbox {
         let panicking = std::thread::panicking();
         if panicking {
             eprintln!("{}", self.guest.report());
+            if let Some(artifacts) = variable("VM_HARNESS_ARTIFACTS") {
+                match self.run_dir.keep_logs(Path::new(&artifacts)) {
+                    Ok(kept) => eprintln!("--- all of it is in {}", kept.display()),
+                    Err(error) => eprintln!("--- it could not be kept: {}", error.chain()),
+                }
+            }
         }
         let meant = self.fault_is_meant.load(Ordering::Relaxed);
         let splat = self.guest.console.splat().filter(|_| !meant);

@@ -27,6 +27,7 @@ mod stats;
 mod throttle;
 mod unprivileged_qemu;
 mod vetting;
+mod workflow;
 
 use std::{
     process::Command,
