@@ -1,25 +1,42 @@
 //! Boots real QEMU VMs and tests block-volume hot-plug end to end.
 //!
-//! A [`Sandbox`] is a VM with an agent and a run directory as a Kata host would have it: QEMU with a virtio-scsi controller,
-//! vsock by vhost-device-vsock, containers through Kata's agent protocol. A test starts a container, makes a [`Volume`], calls
-//! `ecr-runtime` as a process and compares bytes on both sides:
+//! # The first test, in five minutes
 //!
-//! ```no_run
-//! use vm_harness::{Machine, Sandbox, Volume};
+//! Once, on a Debian machine with Rust, as root (no KVM is needed): `ci/setup --test`, then `ci/build`. Then a test is a function in a
+//! file of `vm-harness/tests/e2e`, which `main.rs` there names. This one is `first_test.rs`; what you read is the file that runs:
 //!
-//! # async fn test() {
-//! let sandbox = Sandbox::boot(&Machine::default()).await.unwrap();
-//! let container = sandbox.start_container().await;
-//! let volume = Volume::image(16 << 20);
-//! let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
-//! assert_eq!(container.read("/dev/xvda", 0..4096).await, volume.bytes(0..4096));
-//! # }
+//! ```ignore
+#![doc = include_str!("../tests/e2e/first_test.rs")]
 //! ```
 //!
-//! Nothing is left behind: dropping the sandbox ends QEMU and its helpers, and a guest whose kernel reported a fault fails
-//! the test. A wait for a guest that dies ends at once, with the console's last lines and a command to repeat it.
+//! Run it: `just e2e first_test` (a boot takes two to five seconds without KVM, and less than one with it). Break it, by
+//! another path in one of its lines, and read what you get: the assertion, the console's last lines, QEMU's messages, and the two commands that
+//! start the same VM by hand.
 //!
-//! Layout: [`Machine`] is QEMU's command line, [`Guest`] the running machine, [`Agent`] and [`Container`] speak Kata's
+//! Helpers panic with what happened; only what may fail in a test that goes well returns a `Result`. Nothing is left behind: dropping
+//! the sandbox ends QEMU and its helpers. A wait for a guest that dies ends at once, and a guest whose kernel reported a fault fails
+//! a test that passed.
+//!
+//! # What to vary
+//!
+//! | to have | write |
+//! |---|---|
+//! | another guest | `Sandbox::boot(&Machine { cgroup: Cgroup::V1, scan: Scan::Async, ..Machine::default() })` |
+//! | a container with a device filter | `sandbox.start_container_with(&ContainerOptions { device_filter: DeviceFilter::Bpf, ..Default::default() })` |
+//! | a block device of the host | [`Volume::loop_device`] |
+//! | another call | `sandbox.ecr_runtime().args(["block-volume", "list", …]).run()`, see [`EcrRuntime`] and [`Finished`] |
+//! | QEMU late, silent or gone | [`QmpProxy::start_with`](QmpProxy) and `--qmp`: `Rule::on(reply_to("device_add"), Fault::Cut)` |
+//! | the agent so | [`AgentProxy`] and `--agent` |
+//! | a step that fails in the guest | the image `fault` ([`Sandbox::boot_image`]) and `/run/ecr-fault` |
+//! | a step that fails on the host | [`Sandbox::ecr_runtime_with_faults`] |
+//! | a look at the guest beside its agent | [`Sandbox::observer`] |
+//! | a look at it by hand | `vm-harness boot`, which says what to type next; `console`, `logs`, `exec -it` |
+//!
+//! The machine's part (accelerator, QEMU, agent, kernel, time) is told by variables: [`Environment`].
+//!
+//! # Layout
+//!
+//! [`Machine`] is QEMU's command line, [`Guest`] the running machine, [`Agent`] and [`Container`] speak Kata's
 //! protocol, [`Observer`] looks at the guest beside the agent, [`EcrRuntime`] is the command under test, [`Snapshot`] proves
 //! that nothing changed, [`QmpProxy`] and [`AgentProxy`] record the traffic of a call and disturb it.
 

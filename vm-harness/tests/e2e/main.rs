@@ -9,6 +9,7 @@ mod container_gone;
 mod detach;
 mod device_filter;
 mod dry_run;
+mod first_test;
 mod full;
 mod guest_races;
 mod harness;
