@@ -1,5 +1,6 @@
 //! End-to-end tests: real VMs, real containers, real disks. One binary, one file a subject.
 
+mod agent_faults;
 mod attach;
 mod audit;
 mod bad_input;
@@ -17,6 +18,7 @@ mod holders;
 mod host_failures;
 mod hot_unplug;
 mod native_vsock;
+mod qmp_faults;
 mod reference_agent;
 mod repair;
 mod resize;

@@ -1,0 +1,172 @@
+//! The agent behind a proxy that is late, cut or talks twice: after a lost reply the host asks the guest to let go before it takes
+//! anything from QEMU, and what cannot be taken back is said and repaired.
+
+use std::time::Duration;
+
+use rstest::rstest;
+use vm_harness::{
+    AgentProxy, EcrRuntime, Fault, Finished, Rule, Sandbox, Snapshot, Volume, command, reply_to,
+};
+
+use super::{
+    MIB,
+    host_failures::claim_is_free,
+    hot_unplug::{at, unplug, verb},
+    qmp_faults::short,
+    repair::repair,
+    sandbox,
+};
+
+const LATE: Duration = Duration::from_millis(800);
+
+/// Runs `call` with the agent behind a proxy with these rules, each of which is met; also returns the methods.
+async fn through_proxy(sandbox: &Sandbox, call: EcrRuntime, rules: Vec<Rule>) -> (Finished, Vec<String>) {
+    let vsock = sandbox.run_directory().vm().join("vm.vsock");
+    let proxy = AgentProxy::start_with(&vsock, rules).unwrap();
+    let finished = call.args(["--agent", &proxy.address()]).run().await;
+    proxy.assert_all_met();
+    (finished, proxy.methods())
+}
+
+#[rstest]
+#[tokio::test]
+async fn what_only_looks_odd_does_a_plug_no_harm(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::loop_device(MIB);
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    for (what, rules) in [
+        ("connected late", vec![Rule::on(reply_to("CONNECT"), Fault::Delay(LATE))]),
+        (
+            "in pieces",
+            vec![
+                // The other way it has to be whole: vhost-device-vsock takes what it reads first for the line.
+                Rule::on(reply_to("CONNECT"), Fault::Split(1)),
+                Rule::on(reply_to("Probe"), Fault::Split(3)),
+                Rule::on(command("Attach"), Fault::Split(7)),
+                Rule::on(reply_to("Attach"), Fault::Split(1)),
+            ],
+        ),
+        ("answered late", vec![Rule::on(reply_to("Attach"), Fault::Delay(LATE))]),
+        (
+            "answered twice",
+            vec![Rule::on(reply_to("Probe"), Fault::Twice), Rule::on(reply_to("Attach"), Fault::Twice)],
+        ),
+        ("asked twice", vec![Rule::on(command("Attach"), Fault::Twice)]),
+    ] {
+        let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
+        let (finished, _) = through_proxy(&sandbox, call, rules).await;
+        assert_eq!(finished.status, 0, "{what}: {}{}", finished.stdout, finished.stderr);
+        assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536), "{what}");
+        unplug(&sandbox, &at(&container, "/dev/xvda")).await;
+        before.assert_unchanged(&sandbox, &[&container]).await;
+    }
+}
+
+#[rstest]
+#[tokio::test]
+async fn plug_that_loses_the_agent_is_undone_in_the_guest_first(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::loop_device(MIB);
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let garbled = || Fault::edit(|frame| [&frame[..10], &vec![0xff; frame.len() - 10]].concat());
+    let (unreachable, lost) = ("agent_unreachable", "agent_lost");
+    let all: &[&str] = &["Probe", "Attach", "Detach"];
+    for (rule, reason, calls) in [
+        (Rule::on(command("CONNECT"), Fault::Cut), unreachable, &all[..0]),
+        (Rule::on(reply_to("CONNECT"), Fault::CutAfter(2)), unreachable, &all[..0]),
+        (Rule::on(command("Probe"), Fault::Cut), lost, &all[..1]),
+        (Rule::on(reply_to("Probe"), Fault::CutAfter(11)), lost, &all[..1]),
+        // The guest never heard of it.
+        (Rule::on(command("Attach"), Fault::Cut), lost, all),
+        (Rule::on(command("Attach"), Fault::CutAfter(30)), lost, all),
+        // It has done it, and has said nothing, a part, or what nobody understands.
+        (Rule::on(reply_to("Attach"), Fault::Cut), lost, all),
+        (Rule::on(reply_to("Attach"), Fault::CutAfter(10)), lost, all),
+        (Rule::on(reply_to("Attach"), Fault::CutAfter(25)), lost, all),
+        (Rule::on(reply_to("Attach"), garbled()), lost, all),
+    ] {
+        let what = format!("{rule}");
+        let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
+        let (finished, methods) = through_proxy(&sandbox, call, vec![rule]).await;
+        let (told, message) = finished.failed_with(14);
+        assert_eq!(told, reason, "{what}: {message}");
+        assert_eq!(methods, calls, "{what}");
+        before.assert_unchanged(&sandbox, &[&container]).await;
+        assert!(claim_is_free(&volume), "{what}");
+    }
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+}
+
+#[rstest]
+#[case::late(Fault::Delay(Duration::from_secs(60)))]
+#[case::never(Fault::Drop)]
+#[tokio::test]
+async fn plug_whose_answer_comes_too_late_is_a_time_out_and_is_undone(
+    #[future(awt)] sandbox: Sandbox,
+    #[case] fault: Fault,
+) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::loop_device(MIB);
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(short(&sandbox));
+    let (finished, methods) = through_proxy(&sandbox, call, vec![Rule::on(reply_to("Attach"), fault)]).await;
+    let (reason, message) = finished.failed_with(7);
+    assert_eq!(reason, "timed_out", "{message}");
+    assert_eq!(methods, ["Probe", "Attach", "Detach"]);
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    assert!(claim_is_free(&volume));
+}
+
+/// Neither the answer nor the undo gets through: QEMU keeps the disk that the guest has, and says so.
+#[rstest]
+#[tokio::test]
+async fn undo_that_cannot_reach_the_guest_is_told_and_repaired(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::loop_device(MIB);
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
+    let rules =
+        vec![Rule::on(reply_to("Attach"), Fault::Cut), Rule::on(command("Detach"), Fault::Cut).each()];
+    let (finished, methods) = through_proxy(&sandbox, call, rules).await;
+    let (reason, message) = finished.failed_with(8);
+    assert_eq!(reason, "incomplete", "{message}");
+    assert!(!methods.is_empty());
+    assert!(!claim_is_free(&volume), "QEMU keeps what the guest may be using");
+    assert_eq!(repair(&sandbox, 0, &[]).await["result"], "repaired");
+    // The guest had done it all: repair brings the plug to its end.
+    assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+    unplug(&sandbox, &at(&container, "/dev/xvda")).await;
+    before.assert_unchanged(&sandbox, &[&container]).await;
+}
+
+#[rstest]
+#[tokio::test]
+async fn unplug_that_loses_the_agent_asks_again_or_says_what_may_be_left(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::loop_device(MIB);
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let call = || {
+        verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container, "/dev/xvda"))
+            .args(short(&sandbox))
+    };
+    for (rule, status) in [
+        (Rule::on(command("Detach"), Fault::Cut), 0),
+        (Rule::on(reply_to("Detach"), Fault::Cut), 0),
+        (Rule::on(reply_to("Detach"), Fault::CutAfter(12)), 0),
+        (Rule::on(command("Detach"), Fault::Twice), 0),
+        (Rule::on(reply_to("Detach"), Fault::Cut).each(), 8),
+        (Rule::on(reply_to("Detach"), Fault::Drop), 8),
+    ] {
+        let what = rule.to_string();
+        sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+        let (finished, methods) = through_proxy(&sandbox, call(), vec![rule]).await;
+        assert_eq!(finished.status, status, "{what}: {}{} {methods:?}", finished.stdout, finished.stderr);
+        if status == 8 {
+            assert!(!claim_is_free(&volume), "{what}: QEMU keeps it");
+            unplug(&sandbox, &at(&container, "/dev/xvda")).await;
+        }
+        before.assert_unchanged(&sandbox, &[&container]).await;
+        assert!(claim_is_free(&volume), "{what}");
+    }
+}

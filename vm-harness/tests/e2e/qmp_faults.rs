@@ -1,0 +1,247 @@
+//! A real QEMU behind a proxy that is late, silent, talkative or gone: what only looks odd does no harm, what breaks a plug is undone,
+//! and an unplug goes by what is there.
+
+use std::time::Duration;
+
+use rstest::rstest;
+use serde_json::json;
+use vm_harness::{
+    Container, EcrRuntime, Fault, Finished, QmpProxy, Rule, Sandbox, Snapshot, Volume, command, event,
+    greeting, reply_to,
+};
+
+use super::{
+    MIB,
+    host_failures::claim_is_free,
+    hot_unplug::{at, unplug, verb},
+    sandbox,
+};
+
+const LATE: Duration = Duration::from_millis(800);
+
+/// Runs `call` with QEMU behind a proxy with these rules, each of which is met; also returns the commands.
+pub(crate) async fn through_proxy(
+    sandbox: &Sandbox,
+    call: EcrRuntime,
+    rules: Vec<Rule>,
+) -> (Finished, Vec<String>) {
+    let proxy = QmpProxy::start_with(&sandbox.qmp_socket(), rules).unwrap();
+    let finished = call.args(["--qmp", proxy.path().to_str().unwrap()]).run().await;
+    proxy.assert_all_met();
+    (finished, proxy.commands())
+}
+
+/// A `--timeout` that a plug on this machine keeps, and that is soon over.
+pub(crate) fn short(sandbox: &Sandbox) -> [String; 2] {
+    ["--timeout".to_owned(), format!("{}s", sandbox.guest().time_scale().max(2))]
+}
+
+/// What no connection to QEMU is to mistake for its answer.
+fn answer_to_another() -> Fault {
+    Fault::Inject(b"{\"return\": {\"to\": \"another\"}, \"id\": 1}\r\n".to_vec())
+}
+
+#[rstest]
+#[tokio::test]
+async fn what_only_looks_odd_does_a_plug_no_harm(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::loop_device(MIB);
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let unknown = || Fault::inject_event("NEVER_HEARD_OF", &json!({ "device": "x", "return": 1 }));
+    for (what, rules) in [
+        ("late greeting", vec![Rule::on(greeting(), Fault::Delay(LATE))]),
+        (
+            "answers in pieces",
+            vec![
+                Rule::on(greeting(), Fault::Split(1)),
+                Rule::on(reply_to("query-fdsets"), Fault::Split(5)),
+                Rule::on(reply_to("blockdev-add"), Fault::Split(1)),
+                Rule::on(reply_to("device_add"), Fault::Split(3)),
+            ],
+        ),
+        (
+            "events that nobody knows",
+            vec![
+                Rule::on(command("blockdev-add"), unknown()),
+                Rule::on(command("device_add"), unknown()),
+                Rule::on(reply_to("add-fd"), unknown()),
+            ],
+        ),
+        (
+            "answers twice",
+            vec![
+                Rule::on(reply_to("add-fd"), Fault::Twice).each(),
+                Rule::on(reply_to("blockdev-add"), Fault::Twice),
+                Rule::on(reply_to("device_add"), Fault::Twice),
+            ],
+        ),
+        (
+            "answers to another client",
+            vec![
+                Rule::on(greeting(), answer_to_another()),
+                Rule::on(reply_to("device_add"), answer_to_another()),
+            ],
+        ),
+        (
+            "late answers",
+            vec![
+                Rule::on(reply_to("blockdev-add"), Fault::Delay(LATE)),
+                Rule::on(reply_to("device_add"), Fault::Delay(LATE)),
+            ],
+        ),
+    ] {
+        let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
+        let (finished, _) = through_proxy(&sandbox, call, rules).await;
+        assert_eq!(finished.status, 0, "{what}: {}{}", finished.stdout, finished.stderr);
+        assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536), "{what}");
+        unplug(&sandbox, &at(&container, "/dev/xvda")).await;
+        before.assert_unchanged(&sandbox, &[&container]).await;
+    }
+}
+
+#[rstest]
+#[tokio::test]
+async fn plug_that_loses_qemu_in_the_middle_is_undone(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::loop_device(MIB);
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let other_driver =
+        || Fault::edit_json(|command| command["arguments"]["driver"] = json!("no-such-driver"));
+    for (rule, status, reason) in [
+        // QEMU did it, and nobody hears of it.
+        (Rule::on(reply_to("add-fd"), Fault::Cut), 14, "qmp_lost"),
+        (Rule::on(reply_to("blockdev-add"), Fault::Cut), 14, "qmp_lost"),
+        (Rule::on(reply_to("device_add"), Fault::Cut), 14, "qmp_lost"),
+        (Rule::on(reply_to("device_add"), Fault::CutAfter(9)), 14, "qmp_lost"),
+        // The guest has the volume by then: it is asked to let go first.
+        (Rule::on(reply_to("add-fd"), Fault::Cut).nth(2), 14, "qmp_lost"),
+        // QEMU never heard of it.
+        (Rule::on(command("device_add"), Fault::Cut), 14, "qmp_lost"),
+        (Rule::on(command("device_add"), Fault::CutAfter(40)), 14, "qmp_lost"),
+        // QEMU refuses when there is a descriptor, and when there is a node, too.
+        (Rule::on(command("blockdev-add"), other_driver()), 1, "qemu_refused"),
+        (Rule::on(command("device_add"), other_driver()), 1, "qemu_refused"),
+    ] {
+        let what = format!("{rule}");
+        let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
+        let (finished, _) = through_proxy(&sandbox, call, vec![rule]).await;
+        let (told, message) = finished.failed_with(status);
+        assert_eq!(told, reason, "{what}: {message}");
+        before.assert_unchanged(&sandbox, &[&container]).await;
+        assert!(claim_is_free(&volume), "{what}");
+    }
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+}
+
+#[rstest]
+#[tokio::test]
+async fn plug_whose_answer_never_comes_is_a_time_out_and_is_undone(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::loop_device(MIB);
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    for rule in [
+        Rule::on(greeting(), Fault::Drop).each(),
+        Rule::on(reply_to("device_add"), Fault::Drop),
+        // It comes when the connection has long been given up.
+        Rule::on(reply_to("blockdev-add"), Fault::Delay(Duration::from_secs(60))),
+    ] {
+        let what = rule.to_string();
+        let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(short(&sandbox));
+        let (finished, _) = through_proxy(&sandbox, call, vec![rule]).await;
+        let (reason, message) = finished.failed_with(7);
+        assert_eq!(reason, "timed_out", "{what}: {message}");
+        before.assert_unchanged(&sandbox, &[&container]).await;
+        assert!(claim_is_free(&volume), "{what}");
+    }
+}
+
+/// A real QEMU tells once, some fifty milliseconds after its answer.
+#[rstest]
+#[tokio::test]
+async fn unplug_goes_by_what_is_there_however_it_is_told(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::loop_device(MIB);
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let deleted = || event("DEVICE_DELETED");
+    let of_another = || json!({ "device": "ecrblk-other", "path": "/machine/peripheral/ecrblk-other" });
+    let path_alone = || {
+        Fault::edit_json(|event| {
+            let data = event["data"].as_object_mut().unwrap();
+            assert!(data.remove("device").is_some() && data.contains_key("path"));
+        })
+    };
+    for (what, rules, at_least) in [
+        ("early", vec![Rule::on(reply_to("device_del"), Fault::Behind(deleted()))], Duration::ZERO),
+        ("late", vec![Rule::on(deleted(), Fault::Delay(LATE))], LATE),
+        ("twice", vec![Rule::on(deleted(), Fault::Twice)], Duration::ZERO),
+        ("by its path alone", vec![Rule::on(deleted(), path_alone())], Duration::ZERO),
+        (
+            "after another's",
+            vec![
+                Rule::on(command("device_del"), Fault::inject_event("DEVICE_DELETED", &of_another())),
+                Rule::on(deleted(), Fault::Delay(LATE)),
+            ],
+            LATE,
+        ),
+        (
+            // QEMU says so of PCI devices whose guest refuses; what counts is whether the device goes.
+            "after an error of the guest",
+            vec![Rule::on(
+                reply_to("device_del"),
+                Fault::inject_event("DEVICE_UNPLUG_GUEST_ERROR", &of_another()),
+            )],
+            Duration::ZERO,
+        ),
+        ("cut behind the command", vec![Rule::on(reply_to("device_del"), Fault::Cut)], Duration::ZERO),
+        ("cut before the command", vec![Rule::on(command("device_del"), Fault::Cut)], Duration::ZERO),
+        ("cut before the node goes", vec![Rule::on(command("blockdev-del"), Fault::Cut)], Duration::ZERO),
+        ("cut when the node has gone", vec![Rule::on(reply_to("blockdev-del"), Fault::Cut)], Duration::ZERO),
+        ("cut when the record has gone", vec![Rule::on(reply_to("remove-fd"), Fault::Cut)], Duration::ZERO),
+    ] {
+        sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+        let (finished, commands) = unplug_through(&sandbox, &container, rules).await;
+        assert_eq!(finished.status, 0, "{what}: {}{}", finished.stdout, finished.stderr);
+        assert!(finished.elapsed >= at_least, "{what}: {:?}", finished.elapsed);
+        if !what.starts_with("cut") {
+            let attempts = commands.iter().filter(|command| *command == "blockdev-del").count();
+            assert_eq!(attempts, 1, "{what}: the node is free when it is taken away: {commands:?}");
+        }
+        before.assert_unchanged(&sandbox, &[&container]).await;
+        assert!(claim_is_free(&volume), "{what}");
+    }
+}
+
+#[rstest]
+#[tokio::test]
+async fn unplug_that_hears_nothing_looks_whether_the_device_is_there(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::loop_device(MIB);
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let lost = Rule::on(event("DEVICE_DELETED"), Fault::Drop);
+    let (finished, commands) = unplug_through(&sandbox, &container, vec![lost]).await;
+    assert_eq!(finished.status, 0, "{}{}", finished.stdout, finished.stderr);
+    let position = |name: &str| commands.iter().rposition(|command| command == name);
+    assert!(position("device_del") < position("qom-list"), "{commands:?}");
+    before.assert_unchanged(&sandbox, &[&container]).await;
+
+    // QEMU never hears the command: the device stays, and that is said.
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let pretends = Fault::edit_json(|command| command["execute"] = json!("query-status"));
+    let (finished, _) =
+        unplug_through(&sandbox, &container, vec![Rule::on(command("device_del"), pretends)]).await;
+    let (reason, message) = finished.failed_with(8);
+    assert!(reason == "incomplete" && message.contains("device_del"), "{message}");
+    unplug(&sandbox, &at(&container, "/dev/xvda")).await;
+    before.assert_unchanged(&sandbox, &[&container]).await;
+}
+
+async fn unplug_through(
+    sandbox: &Sandbox,
+    container: &Container,
+    rules: Vec<Rule>,
+) -> (Finished, Vec<String>) {
+    let call = verb(sandbox.ecr_runtime(), sandbox, "hot-unplug", &at(container, "/dev/xvda"));
+    through_proxy(sandbox, call.args(short(sandbox)), rules).await
+}
