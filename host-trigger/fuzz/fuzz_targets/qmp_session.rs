@@ -45,12 +45,12 @@ async fn qemu(listener: &UnixListener, script: &str) {
     let (stream, _) = listener.accept().await.expect("a client");
     let mut stream = BufReader::new(stream);
     let mut turns = script.split('\0');
-    let mut answers = |number: &str| {
-        let turn = turns.next()?.replace("$id", number) + "\n";
+    let mut answers = |number: &Value| {
+        let turn = turns.next()?.replace("$id", &number.to_string()) + "\n";
         let answered = turn.lines().any(|line| is_answer(line, number));
         Some((turn, answered))
     };
-    let mut number = String::new();
+    let mut number = Value::Null;
     while let Some((turn, answered)) = answers(&number) {
         // A client that has gone already is fine.
         if stream.get_mut().write_all(turn.as_bytes()).await.is_err() || !answered {
@@ -64,16 +64,16 @@ async fn qemu(listener: &UnixListener, script: &str) {
             }
         }
         let command: Value = serde_json::from_str(&command).expect("what is sent is JSON");
-        number = command["id"].to_string();
+        number = command["id"].clone();
     }
 }
 
 /// Is the line what the client waits for: a greeting while there is no command, else an answer to that?
-fn is_answer(line: &str, number: &str) -> bool {
+fn is_answer(line: &str, number: &Value) -> bool {
     let Ok(line) = serde_json::from_str::<Value>(line) else { return false };
     let answers = line.get("return").is_some() || line.get("error").is_some();
     match number {
-        "" => line.get("QMP").is_some() && !answers,
-        _ => answers && line["id"].to_string() == number && line["event"].is_null(),
+        Value::Null => line.get("QMP").is_some() && !answers,
+        number => answers && line["id"] == *number && line["event"].is_null(),
     }
 }
