@@ -50,8 +50,8 @@ pub enum Error {
         /// "file", "directory", "block device 8:16", …
         by: String,
     },
-    /// No directory to put the node into.
-    #[error("{path:?} is no directory in the container: make it first or choose another path")]
+    /// No directory to put the node into, and none can be made.
+    #[error("{path:?} is no directory in the container, and cannot be made one: choose another path")]
     ParentMissing {
         /// In the container.
         path: String,
@@ -164,23 +164,23 @@ pub enum Error {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unsupported {
-    /// A device node would not open there.
-    #[error("container {id} has a user namespace, where a device node cannot be opened")]
-    UserNamespace {
-        /// Of the container.
-        id: String,
-    },
-    /// A file system that others can see.
-    #[error(
-        "{path:?} is on {file_system}, which others can see: choose a path on a tmpfs of the container, such as /dev"
-    )]
+    /// A file system that takes neither a node nor a file.
+    #[error("{path:?} is on {file_system}, which takes no file: choose a path below /dev")]
     FileSystem {
         /// In the container.
         path: String,
         /// Its type.
         file_system: String,
     },
-    /// Nodes there cannot be opened.
+    /// A mount there would be one for others, too.
+    #[error(
+        "what is mounted at {path:?} would be mounted for others, too (shared propagation): choose a path below /dev"
+    )]
+    Shared {
+        /// In the container.
+        path: String,
+    },
+    /// Nodes there cannot be opened, although nothing had told so.
     #[error("{path:?} is on a mount where no device node can be opened (nodev): choose a path below /dev")]
     NoDev {
         /// In the container.
@@ -267,11 +267,13 @@ pub enum Unsupported {
     /// Not mounted by the agent.
     #[error("no cgroup hierarchy with a devices controller is mounted below /sys/fs/cgroup")]
     NoCgroup,
-    /// Older than 5.6.
-    #[error("the guest's kernel has no {call}: use Linux 5.6 or newer")]
+    /// An older kernel than this needs.
+    #[error("the guest's kernel has no {call}: use Linux {since} or newer")]
     Kernel {
         /// The system call.
         call: &'static str,
+        /// The version that has it.
+        since: &'static str,
     },
 }
 

@@ -11,7 +11,7 @@
 //! | `service` | the wire: decodes, asks the agent, starts a thread, encodes (with `request`, `reply`, `policy`, `audit`) |
 //! | `handles` | from a process's number to a [`Container`] that no later process can take over |
 //! | `volume` | the sequences and their undo; no encoding |
-//! | [`scsi`], [`block`], [`disk_stats`], [`uevent`], [`namespace`], [`device_node`], [`cgroup`], [`holders`] | one kernel interface each, and none of each other's |
+//! | [`scsi`], [`block`], [`disk_stats`], [`uevent`], [`namespace`], [`ids`], [`mount`], [`device_node`], [`cgroup`], [`holders`] | one kernel interface each, and none of each other's |
 //!
 //! The modules of kernel interfaces are public for tests and fuzzers; agents need none of them.
 
@@ -32,7 +32,10 @@ mod fault;
 pub mod fuzz;
 mod handles;
 pub mod holders;
+pub mod ids;
+mod inode;
 mod listener;
+pub mod mount;
 mod mountinfo;
 pub mod namespace;
 mod policy;

@@ -3,14 +3,15 @@
 //! [setns(2)](https://man7.org/linux/man-pages/man2/setns.2.html), [openat2(2)](https://man7.org/linux/man-pages/man2/openat2.2.html)).
 //!
 //! The container's tree is hostile. Its links are followed inside its root only, and a file system of its own making (FUSE) may
-//! never answer: so paths are resolved on a thread of its own, which is left behind when it does not come back in time. That
-//! thread changes nothing.
+//! never answer: so paths are resolved on a thread of its own, which is left behind when it does not come back in time. What such a
+//! thread changes after all, it takes back.
 
 use std::{
     fs,
     os::fd::{AsRawFd as _, OwnedFd},
     sync::{
         Arc,
+        atomic::{AtomicBool, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
     thread,
@@ -104,17 +105,39 @@ impl Target {
         &self,
         work: impl FnOnce(&Root) -> Result<T> + Send + 'static,
     ) -> Result<Visit<T>> {
+        self.enter_with(|| Ok(()), |root, ()| work(root), drop)
+    }
+
+    /// The same, with something that is done on that thread `before` it enters; `abandoned` gets, in there, the result of work for
+    /// which nobody waits any more.
+    ///
+    /// # Errors
+    /// As [`enter`](Self::enter).
+    pub fn enter_with<P, T: Send + 'static>(
+        &self,
+        before: impl FnOnce() -> Result<P> + Send + 'static,
+        work: impl FnOnce(&Root, P) -> Result<T> + Send + 'static,
+        abandoned: impl FnOnce(T) + Send + 'static,
+    ) -> Result<Visit<T>> {
         let root = self.root()?;
-        let (sender, result) = mpsc::sync_channel(1);
         let target = self.clone();
-        let thread = thread::Builder::new()
-            .name("block-volume-ns".to_owned())
-            .spawn(move || {
-                // Nobody listens any more where the visit was given up.
-                let _ = sender.send(target.enter_here().and_then(|()| work(&root)));
-            })
-            .map_err(Error::system("clone", "a thread"))?;
-        Ok(Visit { result, thread, id: self.id.clone() })
+        let enter_and_work = move || {
+            let prepared = before()?;
+            target.enter_here()?;
+            work(&root, prepared)
+        };
+        Visit::start(&self.id, enter_and_work, abandoned)
+    }
+
+    /// Runs `work` on a new thread that stays outside, for what a thread cannot do without a change that sticks to it.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<Visit<T>> {
+        Visit::start(&self.id, work, drop)
     }
 
     /// For a thread that ends right after: it cannot come back.
@@ -129,15 +152,42 @@ impl Target {
     }
 }
 
-/// A closure that runs inside a container's mount namespace.
+/// A closure that runs on a thread of its own, mostly inside a container's mount namespace.
 #[derive(Debug)]
 pub struct Visit<T> {
     result: mpsc::Receiver<Result<T>>,
     thread: thread::JoinHandle<()>,
+    /// Set by whoever comes first: the thread when it is done, or the one who waits when it gives up.
+    decided: Arc<AtomicBool>,
     id: Arc<str>,
 }
 
-impl<T> Visit<T> {
+impl<T: Send + 'static> Visit<T> {
+    fn start(
+        id: &Arc<str>,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+        abandoned: impl FnOnce(T) + Send + 'static,
+    ) -> Result<Visit<T>> {
+        let (sender, result) = mpsc::sync_channel(1);
+        let decided = Arc::new(AtomicBool::new(false));
+        let mine = decided.clone();
+        let run = move || {
+            let done = work();
+            if mine.swap(true, Ordering::AcqRel) {
+                // Given up; an error has changed nothing.
+                let _ = done.map(abandoned);
+            } else {
+                // Where the visit was dropped without a wait, nothing came of its request.
+                let _ = sender.send(done);
+            }
+        };
+        let thread = thread::Builder::new()
+            .name("block-volume-ns".to_owned())
+            .spawn(run)
+            .map_err(Error::system("clone", "a thread"))?;
+        Ok(Visit { result, thread, decided, id: id.clone() })
+    }
+
     /// Its result. A thread that is not back by the deadline is left behind.
     ///
     /// # Errors
@@ -145,17 +195,18 @@ impl<T> Visit<T> {
     pub fn finish(self, deadline: Instant) -> Result<T> {
         // A grace that any live file system meets: a deadline that has passed must not leave a thread that is just done.
         let patience = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
-        match self.result.recv_timeout(patience) {
-            Ok(result) => {
-                // It has nothing left to do but to end: whoever gets the result finds no thread of ours in there any more.
-                self.thread.join().map_err(|_| Error::Panicked)?;
-                result
+        let result = match self.result.recv_timeout(patience) {
+            Err(RecvTimeoutError::Timeout) if !self.decided.swap(true, Ordering::AcqRel) => {
+                return Err(Error::TimedOut { awaited: format!("a file system of container {}", self.id) });
             }
-            Err(RecvTimeoutError::Timeout) => {
-                Err(Error::TimedOut { awaited: format!("a file system of container {}", self.id) })
-            }
-            Err(RecvTimeoutError::Disconnected) => Err(Error::Panicked),
-        }
+            // Done after all, in the last moment.
+            Err(RecvTimeoutError::Timeout) => self.result.recv().map_err(|_| Error::Panicked)?,
+            Err(RecvTimeoutError::Disconnected) => return Err(Error::Panicked),
+            Ok(result) => result,
+        };
+        // It has nothing left to do but to end: whoever gets the result finds no thread of ours in there any more.
+        self.thread.join().map_err(|_| Error::Panicked)?;
+        result
     }
 }
 
@@ -171,6 +222,15 @@ impl Root {
     /// # Errors
     /// [`Error::ParentMissing`], or a link of `/proc` that leads out ([`Unsupported::MagicLink`]).
     pub fn directory(&self, path: &str) -> Result<OwnedFd> {
+        let missing = || Error::ParentMissing { path: path.to_owned() };
+        self.existing(path)?.ok_or_else(missing)
+    }
+
+    /// The same; `None` where a component of the path does not exist. A component that is no directory is an error.
+    ///
+    /// # Errors
+    /// As [`directory`](Self::directory).
+    pub fn existing(&self, path: &str) -> Result<Option<OwnedFd>> {
         /// The kernel answers EAGAIN while something is renamed during a walk over `..`: a hostile container may do so on and on.
         const TRIES: usize = 64;
 
@@ -184,12 +244,14 @@ impl Root {
                 break;
             }
         }
-        result.map_err(|errno| match errno {
-            Errno::ENOENT | Errno::ENOTDIR => Error::ParentMissing { path: path.to_owned() },
-            Errno::ELOOP | Errno::EXDEV => Unsupported::MagicLink { path: path.to_owned() }.into(),
-            Errno::ENOSYS => Unsupported::Kernel { call: "openat2" }.into(),
-            other => Error::system("openat2", path)(other),
-        })
+        match result {
+            Ok(directory) => Ok(Some(directory)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(Errno::ENOTDIR) => Err(Error::ParentMissing { path: path.to_owned() }),
+            Err(Errno::ELOOP | Errno::EXDEV) => Err(Unsupported::MagicLink { path: path.to_owned() }.into()),
+            Err(Errno::ENOSYS) => Err(Unsupported::Kernel { call: "openat2", since: "5.6" }.into()),
+            Err(other) => Err(Error::system("openat2", path)(other)),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     block::DeviceNumber,
     cgroup,
     contract::block_volume as wire,
-    device_node::Occupant,
+    device_node::{NodePath, Occupant, Way},
     disk_stats::DiskStats,
     error::Error,
     holders::Holder,
@@ -160,6 +160,7 @@ pub(crate) fn path_state(state: PathState) -> wire::PathState {
         path: state.path,
         use_: match (&state.parent, &state.occupant) {
             (None, _) => wire::PathUse::PATH_USE_PARENT_MISSING,
+            (Some(parent), _) if parent.is_missing => wire::PathUse::PATH_USE_PARENT_MISSING,
             (_, Some(_)) => wire::PathUse::PATH_USE_TAKEN,
             (_, None) => wire::PathUse::PATH_USE_FREE,
         }
@@ -176,9 +177,7 @@ pub(crate) fn path_state(state: PathState) -> wire::PathState {
         encoded.file_system = parent.file_system;
         encoded.nodev = parent.nodev;
         encoded.read_only = parent.read_only;
-        if parent.usable {
-            encoded.way = wire::NodeWay::NODE_WAY_MKNOD.into();
-        }
+        encoded.way = parent.way.map(node_way).unwrap_or_default().into();
     }
     encoded
 }
@@ -193,17 +192,18 @@ fn attached(volume: &Attached) -> wire::Attached {
         serial: volume.serial.clone(),
         unchanged: volume.unchanged,
         guest_device: volume.guest_device.clone(),
-        outcome: Some(outcome(volume.outcome)).into(),
+        outcome: Some(outcome(&volume.outcome)).into(),
         size: volume.size,
         read_only: volume.read_only,
         ..Default::default()
     }
 }
 
-fn outcome(outcome: Outcome) -> wire::Outcome {
+fn outcome(outcome: &Outcome) -> wire::Outcome {
     wire::Outcome {
         device: device_number(outcome.device),
-        node: wire::NodeWay::NODE_WAY_MKNOD.into(),
+        node: node_way(outcome.node).into(),
+        parents_made: outcome.parents_made.iter().map(NodePath::as_str).map(str::to_owned).collect(),
         filter: filter_mode(outcome.filter).into(),
         allowed_before: outcome.allowed_before,
         container_started: outcome.container_started,
@@ -272,5 +272,12 @@ fn filter_mode(mode: cgroup::Mode) -> wire::FilterMode {
         cgroup::Mode::None => wire::FilterMode::FILTER_MODE_NONE,
         cgroup::Mode::V1 => wire::FilterMode::FILTER_MODE_V1,
         cgroup::Mode::Bpf => wire::FilterMode::FILTER_MODE_BPF,
+    }
+}
+
+fn node_way(way: Way) -> wire::NodeWay {
+    match way {
+        Way::Mknod => wire::NodeWay::NODE_WAY_MKNOD,
+        Way::Bind => wire::NodeWay::NODE_WAY_BIND,
     }
 }

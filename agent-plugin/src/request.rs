@@ -8,7 +8,7 @@ use crate::{
     block::DeviceNumber,
     cgroup,
     contract::block_volume as wire,
-    device_node::{NodeOptions, NodePath},
+    device_node::{NodeOptions, NodePath, Way},
     error::{Error, Result},
     scsi::ScsiAddress,
     volume::{Access, Attachment, Outcome},
@@ -104,7 +104,8 @@ pub(crate) fn kept(list: &[wire::Detachment]) -> Result<Vec<Kept>> {
     let one = |(index, item): (usize, &wire::Detachment)| {
         let field = format!("attachments[{index}]");
         let attachment = attachment(&field, required(&field, &item.attachment)?)?;
-        let outcome = item.outcome.as_ref().map(|kept| outcome(&field, kept)).transpose()?;
+        let outcome =
+            item.outcome.as_ref().map(|kept| outcome(&field, kept, &attachment.path)).transpose()?;
         Ok(Kept { attachment, outcome, keep_disk: item.keep_disk, keep_right: item.keep_right })
     };
     let kept = list.iter().enumerate().map(one).collect::<Result<Vec<_>>>()?;
@@ -208,10 +209,13 @@ fn serial(field: &str, serial: &str) -> Result<String> {
     Err(invalid(field, serial, "must be 1 to 20 letters, digits, `_` or `-`"))
 }
 
-fn outcome(field: &str, kept: &wire::Outcome) -> Result<Outcome> {
+fn outcome(field: &str, kept: &wire::Outcome, path: &NodePath) -> Result<Outcome> {
     let at = |part: &str| format!("{field}.outcome.{part}");
     let device = required(&at("device"), &kept.device)?;
-    known(&at("node"), kept.node)?;
+    let node = match known(&at("node"), kept.node)? {
+        wire::NodeWay::NODE_WAY_BIND => Way::Bind,
+        _ => Way::Mknod,
+    };
     let filter = match known(&at("filter"), kept.filter)? {
         wire::FilterMode::FILTER_MODE_V1 => cgroup::Mode::V1,
         wire::FilterMode::FILTER_MODE_BPF => cgroup::Mode::Bpf,
@@ -223,7 +227,21 @@ fn outcome(field: &str, kept: &wire::Outcome) -> Result<Outcome> {
         return Err(invalid(at("device"), device.to_string(), rule));
     }
     let wire::Outcome { allowed_before, container_started, .. } = *kept;
-    Ok(Outcome { device, filter, allowed_before, container_started })
+    let parents_made = parents_made(&at("parents_made"), &kept.parents_made, path)?;
+    Ok(Outcome { device, node, parents_made, filter, allowed_before, container_started })
+}
+
+/// They are removed where they are empty: nothing but parts of the volume's own path, each below the one before.
+fn parents_made(field: &str, list: &[String], path: &NodePath) -> Result<Vec<NodePath>> {
+    let mut parents: Vec<NodePath> = Vec::new();
+    for item in list {
+        let parent = node_path(field, item)?;
+        if !path.is_below(&parent) || parents.last().is_some_and(|above| !parent.is_below(above)) {
+            return Err(invalid(field, item, "must be a directory of the path, below the one before it"));
+        }
+        parents.push(parent);
+    }
+    Ok(parents)
 }
 
 #[cfg(test)]
@@ -318,6 +336,24 @@ mod tests {
         assert_eq!(most, Duration::from_millis(1500));
         assert_eq!((wait(0, most).unwrap(), wait(1500, most).unwrap()), (Duration::ZERO, most));
         assert!(wait(1501, most).unwrap_err().to_string().starts_with("wait_ms: 1501"));
+    }
+
+    #[rstest]
+    #[case(&[], true)]
+    #[case(&["/dev/a"], true)]
+    #[case(&["/dev/a", "/dev/a/b"], true)]
+    #[case(&["/dev/a/b", "/dev/a"], false)]
+    #[case(&["/dev/a", "/dev/a"], false)]
+    #[case(&["/dev/a/b/x"], false)]
+    #[case(&["/dev/a/"], false)]
+    #[case(&["/dev/ab"], false)]
+    #[case(&["/etc"], false)]
+    #[case(&["/"], false)]
+    fn nothing_but_parents_of_the_path_is_taken_for_made(#[case] made: &[&str], #[case] fine: bool) {
+        let made: Vec<String> = made.iter().map(|path| (*path).to_owned()).collect();
+        let path = NodePath::new("/dev/a/b/x").unwrap();
+        let result = parents_made("outcome.parents_made", &made, &path);
+        assert_eq!(result.is_ok(), fine, "{result:?}");
     }
 
     #[rstest]

@@ -24,7 +24,7 @@ use nix::{
 use crate::{
     block::DeviceNumber,
     cgroup::{self, Rights},
-    device_node::{NodeOptions, NodePath},
+    device_node::{NodeOptions, NodePath, Way},
     error::{Error, Result},
     fault,
     namespace::Target,
@@ -77,9 +77,12 @@ pub(crate) struct Attachment {
 }
 
 /// What an attach did, as the host keeps it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Outcome {
     pub(crate) device: DeviceNumber,
+    pub(crate) node: Way,
+    /// Directories that did not exist before, outermost first.
+    pub(crate) parents_made: Vec<NodePath>,
     pub(crate) filter: cgroup::Mode,
     pub(crate) allowed_before: bool,
     /// Tells a container from a later one of its id.

@@ -10,7 +10,8 @@ use std::{
 use agent_plugin::{
     Error, Result, Unsupported,
     block::DeviceNumber,
-    device_node::{Node, NodeOptions, NodePath, Occupant, Place},
+    device_node::{Device, Node, NodeOptions, NodePath, Occupant, Place, Way, remove_parents},
+    mount::GuestMounts,
 };
 use container::{Fixture, start};
 use nix::{
@@ -32,15 +33,17 @@ fn soon() -> Instant {
 
 fn find(container: &Fixture, path: &str) -> Result<Place> {
     let path = NodePath::new(path).expect("a valid path");
-    container.target.enter(move |root| Place::find(root, &path))?.finish(soon())
+    let find = move |root: &_, guest| Place::find(root, &path, &guest);
+    container.target.enter_with(GuestMounts::read, find, drop)?.finish(soon())
 }
 
 /// On a thread of its own, as the plugin does: the umask belongs to the whole process otherwise.
-fn make(place: Place) -> Result<Node> {
+fn make(container: &Fixture, place: Place) -> Result<Node> {
     let work = || {
         unshare(CloneFlags::CLONE_FS).expect("unshare");
         umask(Mode::empty());
-        place.make("0123456789abcdef", loop0(), OPTIONS)
+        let device = Device { number: loop0(), options: OPTIONS, read_only: false };
+        place.make(&container.target, "0123456789abcdef", device, soon())
     };
     thread::scope(|scope| scope.spawn(work).join().expect("no panic"))
 }
@@ -53,16 +56,16 @@ fn found(container: &Fixture, path: &str) -> Place {
 fn a_node_appears_with_its_owner_and_mode_and_opens() {
     let container = start("");
     let place = found(&container, "/dev/sub/xvda");
-    place.check().expect("tmpfs");
-    let mut node = make(place).expect("a node");
+    assert_eq!(place.check(&container.target).expect("tmpfs"), Way::Mknod);
+    let mut node = make(&container, place).expect("a node");
     assert_eq!(container.list("/dev/sub"), [".ecrblk-0123456789abcdef"]);
     assert!(node.prove().expect("the loop device opens"));
-    node.publish().expect("published");
+    node.publish(soon()).expect("published");
     assert_eq!(container.list("/dev/sub"), ["xvda"]);
     assert_eq!(container.stat("%F %u:%g %a %t:%T", "/dev/sub/xvda"), "block special file 1234:5678 666 7:0");
     container.run(&["dd", "if=/dev/sub/xvda", "of=/srv/out", "count=0"]);
     assert!(!fs::exists("/dev/sub").unwrap(), "the node must not be in our own namespace");
-    node.remove().expect("removed");
+    node.remove(soon()).expect("removed");
     assert!(container.list("/dev/sub").is_empty());
 }
 
@@ -78,10 +81,10 @@ fn what_is_in_the_way_is_named_and_stays(#[case] extra: &str, #[case] expected: 
     let place = found(&container, "/dev/x");
     assert_eq!(place.occupant().unwrap(), Some(expected));
     // Even where it slips in after that look.
-    let mut node = make(place).expect("a temporary node");
-    let error = node.publish().unwrap_err();
+    let mut node = make(&container, place).expect("a temporary node");
+    let error = node.publish(soon()).unwrap_err();
     assert!(matches!(&error, Error::PathTaken { by, .. } if *by == expected.to_string()), "{error}");
-    node.remove().expect("removed");
+    node.remove(soon()).expect("removed");
     assert_eq!(container.list("/dev"), ["sub", "x"]);
     assert_eq!(container.stat("%i", "/dev/x"), before);
 }
@@ -91,7 +94,8 @@ fn another_block_device_is_named_with_its_number() {
     let container = start("mknod -m 600 $root/dev/x b 8 16");
     let occupant = found(&container, "/dev/x").occupant().unwrap().unwrap();
     assert_eq!(occupant.to_string(), "block device 8:16");
-    assert!(!found(&container, "/dev/x").remove(loop0()).unwrap(), "it is not ours to remove");
+    let removed = found(&container, "/dev/x").remove(&container.target, loop0(), soon()).unwrap();
+    assert!(removed.is_none(), "it is not ours to remove");
     assert_eq!(container.list("/dev"), ["sub", "x"]);
 }
 
@@ -99,10 +103,10 @@ fn another_block_device_is_named_with_its_number() {
 fn links_stay_inside_the_root() {
     let container = start("ln -s /srv $root/dev/absolute; ln -s ../../../../../srv $root/dev/upwards");
     for link in ["absolute", "upwards"] {
-        let mut node = make(found(&container, &format!("/dev/{link}/x"))).expect("a node");
-        node.publish().expect("published");
+        let mut node = make(&container, found(&container, &format!("/dev/{link}/x"))).expect("a node");
+        node.publish(soon()).expect("published");
         assert_eq!(container.list("/srv"), ["inside", "x"], "/srv of the container is a tmpfs of its own");
-        node.remove().expect("removed");
+        node.remove(soon()).expect("removed");
     }
     assert!(!fs::exists("/srv/x").unwrap());
 }
@@ -119,45 +123,75 @@ fn links_of_proc_are_not_followed(#[case] extra: &str) {
 }
 
 #[test]
-fn a_missing_parent_and_a_file_as_parent_are_named() {
+fn too_many_missing_directories_are_refused() {
+    let container = start("");
+    assert_eq!(found(&container, &format!("/dev{}/x", "/a".repeat(16))).missing().len(), 16);
+    let error = find(&container, &format!("/dev{}/x", "/a".repeat(17))).unwrap_err();
+    assert!(matches!(error, Error::ParentMissing { .. }), "{error}");
+}
+
+#[test]
+fn a_link_to_nowhere_as_parent_is_named_and_not_followed() {
+    let container = start("ln -s /dev/nowhere $root/dev/link");
+    let error = make(&container, found(&container, "/dev/link/x")).unwrap_err();
+    assert!(matches!(&error, Error::ParentMissing { path } if path == "/dev/link"), "{error}");
+    assert_eq!(container.list("/dev"), ["link", "sub"]);
+}
+
+#[test]
+fn a_file_as_parent_is_named() {
     let container = start("touch $root/dev/file");
-    for path in ["/dev/none/x", "/dev/file/x"] {
-        let error = find(&container, path).unwrap_err();
-        assert!(
-            matches!(&error, Error::ParentMissing { path: parent } if path.starts_with(parent)),
-            "{error}"
-        );
+    let error = find(&container, "/dev/file/x").unwrap_err();
+    assert!(matches!(&error, Error::ParentMissing { path } if path == "/dev/file"), "{error}");
+}
+
+#[test]
+fn a_read_only_or_full_file_system_is_refused_and_left_as_it_was() {
+    let container = start(
+        "mkdir $root/dev/full $root/dev/ro; mount -t tmpfs -o nr_inodes=1 t $root/dev/full
+         mount -t tmpfs -o ro t $root/dev/ro",
+    );
+    for path in ["/dev/full/x", "/dev/full/new/x"] {
+        let error = make(&container, found(&container, path)).unwrap_err();
+        assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+        assert!(container.list("/dev/full").is_empty());
     }
+    let error = found(&container, "/dev/ro/x").check(&container.target).unwrap_err();
+    assert!(matches!(error, Error::ReadOnlyFileSystem { .. }), "{error}");
 }
 
 #[test]
-fn file_systems_that_cannot_take_a_node_are_refused() {
-    let container = start(
-        "mkdir $root/dev/nodev $root/dev/ro $root/dev/bind; mount -t tmpfs -o nodev t $root/dev/nodev
-         mount -t tmpfs -o ro t $root/dev/ro; mount --bind $root/usr $root/dev/bind",
-    );
-    let error = |path| found(&container, path).check().unwrap_err();
-    assert!(matches!(error("/dev/nodev/x"), Error::Unsupported(Unsupported::NoDev { .. })));
-    assert!(matches!(error("/dev/ro/x"), Error::ReadOnlyFileSystem { .. }));
-    let error = error("/dev/bind/x");
-    assert!(matches!(&error, Error::Unsupported(Unsupported::FileSystem { .. })), "{error}");
-    assert!(error.to_string().contains(&found(&container, "/dev/bind/x").file_system()), "{error}");
+fn missing_directories_are_made_and_go_with_the_node() {
+    let container = start("ln -s /srv $root/dev/link");
+    for (path, parents, top) in
+        [("/dev/a/b/x", vec!["/dev/a", "/dev/a/b"], "/dev"), ("/dev/link/c/x", vec!["/dev/link/c"], "/srv")]
+    {
+        let before = container.list(top);
+        let mut node = make(&container, found(&container, path)).expect("a node");
+        node.publish(soon()).expect("published");
+        assert_eq!(node.parents_made(), parents);
+        container.run(&["test", "-b", path]);
+        assert_eq!(container.stat("%F %a %u", parents[0]), "directory 755 0");
+        node.remove(soon()).expect("removed");
+        assert_eq!(container.list(top), before, "{path}");
+    }
+    assert!(!fs::exists("/srv/c").unwrap());
 }
 
 #[test]
-fn a_full_file_system_and_a_nodev_mount_leave_nothing() {
-    let container = start(
-        "mkdir $root/dev/full $root/dev/nodev; mount -t tmpfs -o nr_inodes=1 t $root/dev/full
-         mount -t tmpfs -o nodev t $root/dev/nodev",
-    );
-    let error = make(found(&container, "/dev/full/x")).unwrap_err();
-    assert!(matches!(error, Error::NoSpace { .. }), "{error}");
-    assert!(container.list("/dev/full").is_empty());
-    // Were the check to miss it, the proof would not.
-    let node = make(found(&container, "/dev/nodev/x")).expect("mknod itself works there");
-    assert!(matches!(node.prove().unwrap_err(), Error::Unsupported(Unsupported::NoDev { .. })));
-    node.remove().expect("removed");
-    assert!(container.list("/dev/nodev").is_empty());
+fn directories_that_became_somebodys_stay() {
+    let container = start("");
+    let mut node = make(&container, found(&container, "/dev/a/b/x")).expect("a node");
+    node.publish(soon()).expect("published");
+    container.run(&["touch", "/dev/a/theirs"]);
+    let parents: Vec<_> = node.parents_made().iter().map(|path| NodePath::new(path).unwrap()).collect();
+    let place = found(&container, "/dev/a/b/x");
+    assert_eq!(place.remove(&container.target, loop0(), soon()).unwrap(), Some(Way::Mknod));
+    remove_parents(&container.target, &parents, soon()).expect("removed");
+    assert_eq!(container.list("/dev/a"), ["theirs"]);
+    container.run(&["rm", "/dev/a/theirs"]);
+    remove_parents(&container.target, &parents, soon()).expect("removed");
+    assert_eq!(container.list("/dev"), ["sub"]);
 }
 
 #[test]
@@ -166,9 +200,9 @@ fn a_leftover_of_ours_is_replaced_and_a_foreign_one_is_not() {
         start("mknod $root/dev/.ecrblk-0123456789abcdef b 7 1; mkdir $root/srv/.ecrblk-0123456789abcdef");
     let place = found(&container, "/dev/x");
     assert_eq!(place.leftover("0123456789abcdef").unwrap().as_deref(), Some("/dev/.ecrblk-0123456789abcdef"));
-    make(place).expect("a node").publish().expect("published");
+    make(&container, place).expect("a node").publish(soon()).expect("published");
     assert_eq!(container.list("/dev"), ["sub", "x"]);
-    let error = make(found(&container, "/srv/x")).unwrap_err();
+    let error = make(&container, found(&container, "/srv/x")).unwrap_err();
     assert!(matches!(&error, Error::PathTaken { by, .. } if by == "directory"), "{error}");
     assert_eq!(container.list("/srv"), [".ecrblk-0123456789abcdef", "inside"]);
 }
@@ -176,11 +210,11 @@ fn a_leftover_of_ours_is_replaced_and_a_foreign_one_is_not() {
 #[test]
 fn a_container_that_moves_our_node_is_noticed() {
     let container = start("");
-    let mut node = make(found(&container, "/dev/x")).expect("a node");
+    let mut node = make(&container, found(&container, "/dev/x")).expect("a node");
     container.run(&["mv", "/dev/.ecrblk-0123456789abcdef", "/dev/stolen"]);
-    assert!(matches!(node.publish().unwrap_err(), Error::NodeMoved { .. }));
+    assert!(matches!(node.publish(soon()).unwrap_err(), Error::NodeMoved { .. }));
     assert!(
-        matches!(node.remove().unwrap_err(), Error::NodeMoved { .. }),
+        matches!(node.remove(soon()).unwrap_err(), Error::NodeMoved { .. }),
         "a node is left, and that is said"
     );
     assert_eq!(container.list("/dev"), ["stolen", "sub"]);
@@ -189,11 +223,11 @@ fn a_container_that_moves_our_node_is_noticed() {
 #[test]
 fn a_node_that_the_container_put_in_place_of_ours_is_not_taken_for_ours() {
     let container = start("");
-    let mut node = make(found(&container, "/dev/x")).expect("a node");
+    let mut node = make(&container, found(&container, "/dev/x")).expect("a node");
     container.run(&["rm", "/dev/.ecrblk-0123456789abcdef"]);
     container.run(&["mknod", "/dev/.ecrblk-0123456789abcdef", "b", "7", "0"]);
-    assert!(matches!(node.publish().unwrap_err(), Error::NodeMoved { .. }));
-    node.remove().expect("ours is gone");
+    assert!(matches!(node.publish(soon()).unwrap_err(), Error::NodeMoved { .. }));
+    node.remove(soon()).expect("ours is gone");
     assert_eq!(container.list("/dev"), ["sub", "x"], "the container's own node stays the container's");
 }
 
@@ -215,7 +249,8 @@ fn a_file_system_that_never_answers_costs_a_time_out_and_no_more() {
          mount -i -t fuse -o fd=5,rootmode=40000,user_id=0,group_id=0 hang $root/dev/hang",
     );
     let path = NodePath::new("/dev/hang/deeper/x").unwrap();
-    let visit = container.target.enter(move |root| Place::find(root, &path)).expect("a thread");
+    let find = move |root: &_| Place::find(root, &path, &GuestMounts::default());
+    let visit = container.target.enter(find).expect("a thread");
     let error = visit.finish(Instant::now() + Duration::from_millis(300)).unwrap_err();
     assert_eq!(error.to_string(), "timed out waiting for a file system of container c1");
     found(&container, "/dev/sub/x");
@@ -238,13 +273,18 @@ fn a_file_system_of_another_kind_is_asked_only_while_the_path_is_looked_for() {
     let container =
         start(&format!("mkdir $root/dev/bind; mount --bind {} $root/dev/bind", outside.path().display()));
     let (before, there) = (found(&container, "/dev/bind/x"), outside.path().join("x"));
-    assert!(before.check().is_err(), "the temporary directory must not be on a tmpfs for this test");
+    assert_eq!(
+        before.check(&container.target).unwrap(),
+        Way::Bind,
+        "the temporary directory must not be on a tmpfs"
+    );
     fs::write(&there, "").unwrap();
     fs::write(outside.path().join(".ecrblk-0123456789abcdef"), "").unwrap();
     // It may be one of the container's own making, which never answers: by now nothing would end the wait.
     assert_eq!(before.occupant().unwrap(), None);
     assert_eq!(before.leftover("0123456789abcdef").unwrap(), None);
-    assert!(!before.remove_leftover("0123456789abcdef").unwrap() && !before.remove(loop0()).unwrap());
+    assert!(!before.remove_leftover("0123456789abcdef").unwrap());
+    assert!(before.remove(&container.target, loop0(), soon()).unwrap().is_none());
     assert_eq!(found(&container, "/dev/bind/x").occupant().unwrap(), Some(Occupant::Other("file")));
     assert!(fs::exists(there).unwrap());
 }

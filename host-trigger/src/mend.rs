@@ -214,7 +214,9 @@ impl Workshop<'_> {
         outcome::check(asked, &attached)?;
         let before = used.committed().or(used.placements.first());
         let mut placement = outcome::placement(&subject.volume.scsi.controller, asked, &attached);
-        placement.further = before.and_then(|(_, before)| before.further.clone());
+        if let Some((_, before)) = before {
+            placement.carry_over(before);
+        }
         outcome::write(self.qmp, used.set, before.map(|(carrier, _)| *carrier), &placement).await
     }
 }

@@ -144,14 +144,16 @@ pub(crate) fn check_path(probe: &ProbeResponse, path: &str) -> Result<(), Error>
         }
         Ok(PathUse::PATH_USE_PARENT_MISSING) if no_way(state) => guest(
             Reason::REASON_PARENT_MISSING,
-            format!("the directory that would hold {path} does not exist"),
+            format!("the directory that would hold {path} does not exist, and the guest cannot make it"),
         ),
         Ok(PathUse::PATH_USE_FREE) if state.read_only => {
             guest(Reason::REASON_READ_ONLY_FILE_SYSTEM, format!("the file system of {path} is read-only"))
         }
         Ok(PathUse::PATH_USE_FREE) if no_way(state) => {
-            let what = if state.nodev { "mounted nodev" } else { "not served" };
-            let text = format!("the file system of {path}, {}, is {what} by this version", state.file_system);
+            let text = format!(
+                "{path} is on {}, where the guest can neither make a device node nor mount one: choose a path below /dev",
+                state.file_system
+            );
             guest(Reason::REASON_UNSUPPORTED, text)
         }
         Ok(PathUse::PATH_USE_FREE | PathUse::PATH_USE_PARENT_MISSING) => Ok(()),

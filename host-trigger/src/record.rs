@@ -176,6 +176,15 @@ pub fn filter_name(mode: FilterMode) -> &'static str {
 }
 
 impl Placement {
+    /// What stays noted of a use that is done anew: whose it is, and the directories that were made the first time.
+    pub fn carry_over(&mut self, before: &Self) {
+        self.further.clone_from(&before.further);
+        self.parents_made.extend(before.parents_made.iter().cloned());
+        // All are beginnings of one path.
+        self.parents_made.sort_by_key(String::len);
+        self.parents_made.dedup();
+    }
+
     /// As the guest told it, to be handed back.
     pub fn outcome(&self) -> Outcome {
         let ways = [NodeWay::NODE_WAY_MKNOD, NodeWay::NODE_WAY_BIND];

@@ -21,6 +21,10 @@ pub struct Snapshot {
     pub scsi: Vec<String>,
     /// Each container's `/dev`: name, inode, mode, device number.
     pub container_devices: BTreeMap<String, Vec<String>>,
+    /// Each container's mounts, as it sees them.
+    pub container_mounts: BTreeMap<String, Vec<String>>,
+    /// The guest's own mounts.
+    pub guest_mounts: Vec<String>,
     /// Each container's device rules (cgroup v1) or programs (v2), and its pod's.
     pub device_filters: BTreeMap<String, Vec<String>>,
     /// The mount namespaces that the agent's threads are in: one, its own.
@@ -101,6 +105,7 @@ impl Snapshot {
             agent.threads.iter().map(|thread| thread.mount_namespace).collect();
         agent_namespaces.dedup();
         let mut container_devices = BTreeMap::new();
+        let mut container_mounts = BTreeMap::new();
         let mut device_filters = BTreeMap::new();
         for container in containers {
             let listing = container
@@ -110,6 +115,8 @@ impl Snapshot {
                 )
                 .await?;
             container_devices.insert(container.id().to_owned(), lines(&listing.text()));
+            let listing = container.try_exec(&["cat", "/proc/self/mountinfo"], b"").await?;
+            container_mounts.insert(container.id().to_owned(), mounts(&listing.text()));
             device_filters.insert(container.id().to_owned(), device_filter(sandbox, container.id()).await?);
         }
         Ok(Self {
@@ -121,6 +128,8 @@ impl Snapshot {
             }),
             scsi: lines(&observer.run(&["/bin/busybox", "ls", "/sys/bus/scsi/devices"]).await?.stdout),
             container_devices,
+            container_mounts,
+            guest_mounts: mounts(&observer.run(&["/bin/busybox", "cat", "/proc/1/mountinfo"]).await?.stdout),
             device_filters,
             agent_namespaces,
             agent_threads: agent.threads.len(),
@@ -156,6 +165,14 @@ fn lines(text: &str) -> Vec<String> {
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
     lines.sort();
     lines
+}
+
+/// What is mounted where, and how. The two numbers in front are new for every mount.
+fn mounts(mountinfo: &str) -> Vec<String> {
+    let mut mounts: Vec<String> =
+        mountinfo.lines().map(|line| line.splitn(3, ' ').last().unwrap_or_default().to_owned()).collect();
+    mounts.sort();
+    mounts
 }
 
 /// `socket:[123]` and the like without the number, which is new for every connection.

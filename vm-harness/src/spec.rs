@@ -4,8 +4,8 @@
 //! root that exists in the guest.
 
 use agent_api::agent::{
-    Linux, LinuxCapabilities, LinuxDeviceCgroup, LinuxNamespace, LinuxResources, Mount, Process, Root, Spec,
-    User,
+    Linux, LinuxCapabilities, LinuxDeviceCgroup, LinuxIDMapping, LinuxNamespace, LinuxResources, Mount,
+    Process, Root, Spec, User,
 };
 use protobuf::MessageField;
 
@@ -49,6 +49,10 @@ pub struct ContainerOptions {
     pub mounts: Vec<Mount>,
     /// Capabilities beside the default ones.
     pub capabilities: Vec<String>,
+    /// It has a user namespace, whose root is the guest's user 100000.
+    pub user_namespace: bool,
+    /// Its root cannot be written to.
+    pub read_only_root: bool,
 }
 
 impl ContainerOptions {
@@ -72,6 +76,8 @@ impl Default for ContainerOptions {
             command: ["/bin/sleep", "1000000"].map(str::to_owned).to_vec(),
             mounts: Vec::new(),
             capabilities: Vec::new(),
+            user_namespace: false,
+            read_only_root: false,
         }
     }
 }
@@ -99,16 +105,30 @@ pub(crate) fn spec(id: &str, options: &ContainerOptions) -> Spec {
         Access: "rw".to_owned(),
         ..LinuxDeviceCgroup::default()
     }));
+    // It can mount sysfs where the network's namespace is its own.
+    let namespaces: &[&str] = match options.user_namespace {
+        false => &["mount", "ipc", "uts"],
+        true => &["mount", "ipc", "uts", "user", "network"],
+    };
+    let mapping =
+        LinuxIDMapping { HostID: 100_000, ContainerID: 0, Size: 65_536, ..LinuxIDMapping::default() };
+    let mappings = options.user_namespace.then_some(mapping).into_iter().collect::<Vec<_>>();
     Spec {
         Version: "1.0.2".to_owned(),
         Process: MessageField::some(process(&options.command, &options.capabilities)),
-        Root: MessageField::some(Root { Path: "/ctr/rootfs".to_owned(), ..Root::default() }),
+        Root: MessageField::some(Root {
+            Path: "/ctr/rootfs".to_owned(),
+            Readonly: options.read_only_root,
+            ..Root::default()
+        }),
         Hostname: "container".to_owned(),
         Mounts: mounts,
         Linux: MessageField::some(Linux {
             Resources: MessageField::some(resources),
             CgroupsPath: format!("/pod/{id}"),
-            Namespaces: ["mount", "ipc", "uts"].map(namespace).to_vec(),
+            Namespaces: namespaces.iter().map(|kind| namespace(kind)).collect(),
+            UIDMappings: mappings.clone(),
+            GIDMappings: mappings,
             ..Linux::default()
         }),
         ..Spec::default()

@@ -2,25 +2,23 @@
 //! [`comm`](https://man7.org/linux/man-pages/man5/proc_pid_comm.5.html),
 //! [`cgroup`](https://man7.org/linux/man-pages/man7/cgroups.7.html).
 //!
-//! A descriptor is told by the number of its device ([statx(2)](https://man7.org/linux/man-pages/man2/statx.2.html)), so that a node
-//! which the container made itself counts as well as ours. A file system of the container's own making is not asked
-//! (`AT_STATX_DONT_SYNC`): it might never answer.
+//! A descriptor is told by the number of its device, so that a node which the container made itself counts as well as ours.
 
 use std::{
     collections::HashSet,
     ffi::CString,
     fs, io,
-    mem::MaybeUninit,
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::Path,
 };
 
-use nix::sys::stat::fstat;
+use nix::sys::stat::{SFlag, fstat};
 
 use super::{Disk, Found, Kind, Trace, shortened};
 use crate::{
     block::DeviceNumber,
     error::{Error, Result},
+    inode::Inode,
     namespace::Target,
 };
 
@@ -80,19 +78,10 @@ pub(super) fn openers(pids: &[u32], disks: &[Disk], known: &[&Target]) -> Vec<Fo
 }
 
 /// The block device that `path` leads to; `None` for everything else.
-#[expect(unsafe_code, reason = "statx(2) has no safe wrapper in libc or nix")]
 pub(super) fn block_device(path: &Path) -> Option<DeviceNumber> {
     let path = CString::new(path.as_os_str().as_encoded_bytes()).ok()?;
-    let mut found = MaybeUninit::<libc::statx>::zeroed();
-    let flags = libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
-    // SAFETY: `path` ends with a NUL byte and the kernel writes one `statx` to `found`; both outlive the call.
-    let result =
-        unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, libc::STATX_TYPE, found.as_mut_ptr()) };
-    // SAFETY: all its fields are numbers, for which zero bytes are a value.
-    let found = unsafe { found.assume_init() };
-    let is_block = u32::from(found.stx_mode) & libc::S_IFMT == libc::S_IFBLK;
-    (result == 0 && is_block)
-        .then_some(DeviceNumber { major: found.stx_rdev_major, minor: found.stx_rdev_minor })
+    let found = Inode::followed(&path).ok()?;
+    (found.kind == SFlag::S_IFBLK).then_some(found.device)
 }
 
 /// The name of a process; empty where it has ended.

@@ -18,9 +18,11 @@ use super::{
 use crate::{
     block::BlockDevice,
     cgroup::{Filter, Grant},
-    device_node::{Node, Occupant, Place},
-    error::{Error, Result, Unsupported},
+    device_node::{Device, Node, NodeOptions, NodePath, Occupant, Place, Way},
+    error::{Error, Result},
     fault,
+    ids::Ids,
+    mount::GuestMounts,
     namespace::{Target, Visit},
     scsi::ScsiHost,
     uevent::UeventSocket,
@@ -36,9 +38,11 @@ struct Done {
 /// What was done for one volume.
 #[derive(Debug, Default)]
 struct Progress {
+    /// As the attachment has them, by our own numbers.
+    options: Option<NodeOptions>,
     node: Option<Node>,
-    /// The node was there before this request: it and its disk are not ours to remove.
-    was_there: bool,
+    /// The node was there before this request, and how: it and its disk are not ours to remove.
+    was_there: Option<Way>,
     grant: Option<Grant>,
     container_started: u64,
     size: u64,
@@ -59,7 +63,10 @@ pub(crate) fn attach(
         .unwrap_or_else(|_| Err(Error::Panicked.into()));
     let mut failed = match result {
         Ok(attached) => {
-            attached.iter().for_each(|volume| ticket.set_attached(&volume.serial, true));
+            for (arrival, volume) in arrivals.iter().zip(&attached) {
+                ticket.set_attached(&volume.serial, true);
+                ticket.note_made(&volume.serial, &arrival.target.id, &volume.outcome.parents_made);
+            }
             return Ok(attached);
         }
         Err(failed) => failed,
@@ -69,7 +76,7 @@ pub(crate) fn attach(
         failed.error = Box::new(Error::ContainerEnded { id: ended.id.to_string() });
     }
     if !fault::skips("undo") {
-        failed.left = undo(arrivals, &done, ticket);
+        failed.left = undo(arrivals, &done, ticket, deadline);
     }
     Err(failed)
 }
@@ -102,8 +109,8 @@ fn sequence(guard: &Guard<'_>, stages: &mut Stages, done: &mut Done) -> Result<V
     for (index, (place, arrival)) in places.into_iter().zip(arrivals).enumerate() {
         let Attachment { serial, .. } = &arrival.attachment;
         let place = place.of(serial)?;
-        make_node(&arrival.attachment, disk(&done.searches[index]), place, &mut done.volumes[index])
-            .of(serial)?;
+        let progress = &mut done.volumes[index];
+        make_node(arrival, disk(&done.searches[index]), place, progress, guard.deadline).of(serial)?;
         prove(index, done, &mut socket, guard)?;
     }
     stages.end("node")?;
@@ -119,7 +126,7 @@ fn sequence(guard: &Guard<'_>, stages: &mut Stages, done: &mut Done) -> Result<V
     guard.check("the device filter")?;
     for (arrival, progress) in arrivals.iter().zip(&mut done.volumes) {
         if let Some(node) = &mut progress.node {
-            node.publish().of(&arrival.attachment.serial)?;
+            node.publish(guard.deadline).of(&arrival.attachment.serial)?;
         }
     }
     stages.end("publish")?;
@@ -145,9 +152,7 @@ fn look_up<'a>(arrivals: &'a [Arrival], done: &mut Done) -> Result<Vec<Filter<'a
     let mut filters = Vec::with_capacity(arrivals.len());
     for Arrival { attachment, target } in arrivals {
         let serial = &attachment.serial;
-        if target.container.user_namespace.is_some() {
-            return Err(Unsupported::UserNamespace { id: target.id.to_string() }.into()).of(serial);
-        }
+        let options = Ids::of(target).and_then(|ids| attachment.options.outside(&ids)).of(serial)?;
         let filter = Filter::of(target).of(serial)?;
         filter.check().of(serial)?;
         filters.push(filter);
@@ -159,7 +164,7 @@ fn look_up<'a>(arrivals: &'a [Arrival], done: &mut Done) -> Result<Vec<Filter<'a
             Some((_, progress)) => progress.container_started,
             None => target.started()?,
         };
-        done.volumes.push(Progress { container_started, ..Progress::default() });
+        done.volumes.push(Progress { options: Some(options), container_started, ..Progress::default() });
     }
     Ok(filters)
 }
@@ -171,8 +176,9 @@ fn find_places(arrivals: &[Arrival]) -> Result<Vec<(&Target, Visit<Places>)>, Fa
     let visit = |target| {
         let paths: Vec<_> =
             of_target(arrivals, target).map(|arrival| arrival.attachment.path.clone()).collect();
-        let find = move |root: &_| Ok(paths.iter().map(|path| Place::find(root, path)).collect());
-        Ok((target, target.enter(find)?))
+        let find =
+            move |root: &_, guest| Ok(paths.iter().map(|path| Place::find(root, path, &guest)).collect());
+        Ok((target, target.enter_with(GuestMounts::read, find, drop)?))
     };
     distinct_targets(arrivals.iter().map(|arrival| &arrival.target)).into_iter().map(visit).collect()
 }
@@ -214,19 +220,21 @@ fn verify(attachment: &Attachment, disk: &BlockDevice, progress: &mut Progress) 
 }
 
 fn make_node(
-    attachment: &Attachment,
+    Arrival { attachment, target }: &Arrival,
     disk: &BlockDevice,
     place: Place,
     progress: &mut Progress,
+    deadline: Instant,
 ) -> Result<()> {
+    let asked = progress.options.unwrap_or(attachment.options);
     let path = || attachment.path.as_str().to_owned();
     let access = if progress.read_only { Access::ReadOnly } else { Access::ReadWrite };
     match place.occupant()? {
         Some(Occupant::Block(number, options)) if number == disk.number => {
-            progress.was_there = true;
+            progress.was_there = Some(place.find_node()?.map_or(Way::Mknod, |(_, way)| way));
             let conflict = |there: String, asked: String| Err(Error::Conflict { path: path(), there, asked });
-            if options != attachment.options {
-                return conflict(options.to_string(), attachment.options.to_string());
+            if options != asked {
+                return conflict(options.to_string(), asked.to_string());
             }
             if access != attachment.access {
                 return conflict(format!("{access} access"), format!("{} access", attachment.access));
@@ -242,8 +250,9 @@ fn make_node(
         }),
         None if fault::skips("node") => Ok(()),
         None => {
-            place.check()?;
-            progress.node = Some(place.make(&attachment.serial, disk.number, attachment.options)?);
+            let read_only = attachment.access == Access::ReadOnly;
+            let device = Device { number: disk.number, options: asked, read_only };
+            progress.node = Some(place.make(target, &attachment.serial, device, deadline)?);
             Ok(())
         }
     }
@@ -276,12 +285,14 @@ fn report(attachment: &Attachment, disk: &BlockDevice, filter: &Filter<'_>, prog
     Attached {
         serial: attachment.serial.clone(),
         unchanged: !fault::skips("unchanged")
-            && progress.was_there
+            && progress.was_there.is_some()
             && grant.is_none_or(|grant| grant.added.is_empty()),
         guest_device: disk.name.clone(),
         outcome: Outcome {
             device: disk.number,
+            node: progress.was_there.or(progress.node.as_ref().map(Node::way)).unwrap_or(Way::Mknod),
             filter: filter.mode(),
+            parents_made: progress.node.as_ref().map(parents_made).unwrap_or_default(),
             allowed_before: grant.is_some_and(|grant| grant.allowed_before),
             container_started: progress.container_started,
         },
@@ -290,14 +301,19 @@ fn report(attachment: &Attachment, disk: &BlockDevice, filter: &Filter<'_>, prog
     }
 }
 
+fn parents_made(node: &Node) -> Vec<NodePath> {
+    // Each is a part of a path that was checked.
+    node.parents_made().iter().filter_map(|path| NodePath::new(path).ok()).collect()
+}
+
 /// In reverse: what the container sees goes first, its rights next, the disk last. Goes on after an error.
-fn undo(arrivals: &[Arrival], done: &Done, ticket: &Ticket) -> Vec<Error> {
+fn undo(arrivals: &[Arrival], done: &Done, ticket: &Ticket, deadline: Instant) -> Vec<Error> {
     let volumes = || done.volumes.iter().rev();
-    let nodes = volumes().filter_map(|volume| volume.node.as_ref()).map(Node::remove);
+    let nodes = volumes().filter_map(|volume| volume.node.as_ref()).map(|node| node.remove(deadline));
     let rights = volumes().filter_map(|volume| volume.grant.as_ref()).map(Grant::undo);
     let disks =
         arrivals.iter().zip(&done.searches).zip(&done.volumes).rev().map(|((arrival, search), volume)| {
-            search.undo(volume.was_there || ticket.is_attached(&arrival.attachment.serial))
+            search.undo(volume.was_there.is_some() || ticket.is_attached(&arrival.attachment.serial))
         });
     nodes.chain(rights).chain(disks).filter_map(Result::err).collect()
 }

@@ -10,17 +10,18 @@ use std::{
 };
 
 use super::{
-    Attachment, Departure, Detached, Failed, OfVolume as _, Stages, Ticket,
+    Access, Attachment, Departure, Detached, Failed, OfVolume as _, Stages, Ticket,
     attach::private_umask,
     release::{Terms, busy, look_again, release},
 };
 use crate::{
     block::{self, BlockDevice, Claim, DeviceNumber},
     cgroup::{Filter, Grant, Mode, Rights},
-    device_node::{NodeOptions, Occupant, Place},
+    device_node::{Device, NodeOptions, NodePath, Occupant, Place, remove_parents},
     error::{Error, Result, Unsupported},
     fault,
     holders::Holder,
+    mount::GuestMounts,
     namespace::Target,
     scsi::{ScsiDevice, ScsiHost},
     sysfs,
@@ -71,7 +72,7 @@ pub(crate) fn detach(
         Err(failed) if all.iter().any(|present| present.deleted) => Err(Failed { partial: true, ..failed }),
         Err(failed) => {
             let partial = all.iter().any(|present| present.cleared);
-            let left = restore(departures, &mut all);
+            let left = restore(departures, &mut all, deadline);
             Err(Failed { left, partial, ..failed })
         }
     }
@@ -96,7 +97,7 @@ fn sequence(
     stages.end("release")?;
 
     for (departure, present) in departures.iter().zip(all.iter_mut()) {
-        unlink(departure, present).of(&departure.attachment.serial)?;
+        unlink(departure, present, deadline).of(&departure.attachment.serial)?;
     }
     stages.end("unlink")?;
 
@@ -117,6 +118,7 @@ fn sequence(
     broke.extend(slipped_in.into_iter().filter(|new| !broke.contains(new)).collect::<Vec<_>>());
     stages.end("check")?;
 
+    let made: Vec<_> = departures.iter().map(|departure| made_for(departure, ticket)).collect();
     for (departure, present) in departures.iter().zip(all.iter_mut()).filter(|(it, _)| !it.keep_disk) {
         if let Some(device) = present.device {
             // The claim is held until the device is gone: nobody can mount it in between.
@@ -127,6 +129,7 @@ fn sequence(
         ticket.set_attached(&departure.attachment.serial, false);
     }
     stages.end("delete")?;
+    departures.iter().zip(made).for_each(|(departure, made)| tidy(departure, &made, deadline));
     Ok(broke)
 }
 
@@ -155,7 +158,8 @@ fn look_up(departure: &Departure, hosts: &[ScsiHost], deadline: Instant) -> Resu
 
 fn place(target: &Target, attachment: &Attachment, deadline: Instant) -> Result<Place> {
     let path = attachment.path.clone();
-    target.enter(move |root| Place::find(root, &path))?.finish(deadline)
+    let find = move |root: &_, guest| Place::find(root, &path, &guest);
+    target.enter_with(GuestMounts::read, find, drop)?.finish(deadline)
 }
 
 /// The number of the container's node. Where the disk is gone, its number may be another disk's by now.
@@ -163,14 +167,14 @@ fn number(departure: &Departure, present: &Present) -> Result<Option<DeviceNumbe
     if let Some(disk) = &present.disk {
         return Ok(Some(disk.number));
     }
-    let Some(outcome) = departure.outcome else { return Ok(None) };
+    let Some(outcome) = &departure.outcome else { return Ok(None) };
     let taken = sysfs::exists(&format!("/sys/dev/block/{}", outcome.device));
     Ok((!taken).then_some(outcome.device))
 }
 
-fn unlink(departure: &Departure, present: &mut Present) -> Result<()> {
+fn unlink(departure: &Departure, present: &mut Present, deadline: Instant) -> Result<()> {
     let number = number(departure, present)?;
-    let Some(place) = &present.place else { return Ok(()) };
+    let (Some(place), Some(target)) = (&present.place, &departure.target) else { return Ok(()) };
     present.cleared |= match place.remove_leftover(&departure.attachment.serial) {
         // The container has something of its own under that name: not ours to remove.
         Err(Error::PathTaken { .. }) => false,
@@ -179,7 +183,7 @@ fn unlink(departure: &Departure, present: &mut Present) -> Result<()> {
     let Some(number) = number else { return Ok(()) };
     // The container may have given it another owner.
     let Some(Occupant::Block(_, options)) = place.occupant()? else { return Ok(()) };
-    if fault::skips("unlink") || place.remove(number)? {
+    if fault::skips("unlink") || place.remove(target, number, deadline)?.is_some() {
         match &present.disk {
             Some(_) => present.removed = Some(options),
             None => present.cleared = true,
@@ -196,7 +200,7 @@ fn revoke(departure: &Departure, present: &mut Present) -> Result<()> {
     let filter = Filter::of(target)?;
     // In a list, what was there before us looks like what we added. In front of a program there is ours alone: something that
     // was granted by itself may have been lost since, and been replaced.
-    if filter.mode() == Mode::V1 && departure.outcome.is_some_and(|outcome| outcome.allowed_before) {
+    if filter.mode() == Mode::V1 && departure.outcome.as_ref().is_some_and(|outcome| outcome.allowed_before) {
         return Ok(());
     }
     if let Some(number) = number(departure, present)? {
@@ -232,14 +236,35 @@ fn flush_within(disk: &BlockDevice, patience: Duration) -> Result<()> {
     result.recv_timeout(patience).unwrap_or_else(|_| timed_out())
 }
 
+/// The directories that were made for the volume: the host knows, if it got our answer.
+fn made_for(departure: &Departure, ticket: &Ticket) -> Vec<NodePath> {
+    let attachment = &departure.attachment;
+    match &departure.outcome {
+        Some(outcome) => outcome.parents_made.clone(),
+        None => ticket.made(&attachment.serial, &attachment.container_id, &attachment.path),
+    }
+}
+
+/// Removes the directories that were made for the volume. The volume is gone, whatever comes of this.
+fn tidy(departure: &Departure, made: &[NodePath], deadline: Instant) {
+    let Some(target) = departure.target.as_ref().filter(|target| !target.has_ended()) else { return };
+    if made.is_empty() {
+        return;
+    }
+    if let Err(error) = remove_parents(target, made, deadline) {
+        let path = departure.attachment.path.as_str();
+        tracing::warn!("directories that were made for {path:?} stay: {}", error.message());
+    }
+}
+
 /// Puts back what was taken from the containers that run. Goes on after an error.
-fn restore(departures: &[Departure], all: &mut [Present]) -> Vec<Error> {
-    let back = |(departure, present)| restore_one(departure, present).err();
+fn restore(departures: &[Departure], all: &mut [Present], deadline: Instant) -> Vec<Error> {
+    let back = |(departure, present)| restore_one(departure, present, deadline).err();
     let changed = departures.iter().zip(all).filter(|(_, present)| present.changed());
     changed.filter_map(back).collect()
 }
 
-fn restore_one(departure: &Departure, present: &mut Present) -> Result<()> {
+fn restore_one(departure: &Departure, present: &mut Present, deadline: Instant) -> Result<()> {
     let (Some(target), Some(disk)) = (&departure.target, &present.disk) else { return Ok(()) };
     let mut back = || {
         if !present.revoked.is_empty() {
@@ -247,7 +272,9 @@ fn restore_one(departure: &Departure, present: &mut Present) -> Result<()> {
         }
         if let (Some(options), Some(place)) = (present.removed, present.place.take()) {
             private_umask()?;
-            place.make(&departure.attachment.serial, disk.number, options)?.publish()?;
+            let read_only = departure.attachment.access == Access::ReadOnly;
+            let device = Device { number: disk.number, options, read_only };
+            place.make(target, &departure.attachment.serial, device, deadline)?.publish(deadline)?;
         }
         Ok(())
     };

@@ -7,10 +7,11 @@ use super::{Attachment, Departure, distinct_targets};
 use crate::{
     block::{self, BlockDevice, DeviceNumber},
     cgroup::{self, Filter},
-    device_node::{NodePath, Occupant, Place},
+    device_node::{NodePath, Occupant, Place, Way},
     disk_stats::DiskStats,
     error::{Error, Result, Unsupported},
     holders::{self, Disk, Holder, Scope},
+    mount::GuestMounts,
     namespace::Target,
     scsi::{self, ScsiHost},
 };
@@ -42,22 +43,26 @@ pub(crate) struct ParentState {
     pub(crate) file_system: String,
     pub(crate) nodev: bool,
     pub(crate) read_only: bool,
-    /// A node can be made there.
-    pub(crate) usable: bool,
+    /// It has to be made first.
+    pub(crate) is_missing: bool,
+    /// How a node would come there; `None`: it would not.
+    pub(crate) way: Option<Way>,
 }
 
 /// The paths of a container.
 pub(crate) fn paths(target: &Target, paths: &[NodePath]) -> Result<Vec<PathState>> {
     let root = target.root()?;
+    let guest = if paths.is_empty() { GuestMounts::default() } else { GuestMounts::read()? };
     let state = |path: &NodePath| {
         let mut state = PathState { path: path.as_str().to_owned(), parent: None, occupant: None };
-        if let Some(place) = reachable(Place::find(&root, path))? {
+        if let Some(place) = reachable(Place::find(&root, path, &guest))? {
             state.occupant = place.occupant()?;
             state.parent = Some(ParentState {
                 file_system: place.file_system(),
                 nodev: place.nodev(),
                 read_only: place.read_only(),
-                usable: place.check().is_ok() && target.container.user_namespace.is_none(),
+                is_missing: !place.missing().is_empty(),
+                way: place.check(target).ok(),
             });
         }
         Ok(state)
@@ -134,7 +139,8 @@ fn inspect_one(
             inspected.disk = Some(disk);
         }
     }
-    let number = inspected.disk.as_ref().map(|disk| disk.number).or(outcome.map(|outcome| outcome.device));
+    let number =
+        inspected.disk.as_ref().map(|disk| disk.number).or(outcome.as_ref().map(|outcome| outcome.device));
     if let Some(target) = target.as_ref().filter(|target| !target.has_ended()) {
         match look_inside(attachment, number, target, &mut inspected) {
             // It ended while we looked.
@@ -155,7 +161,9 @@ fn look_inside(
     inspected: &mut Inspected,
 ) -> Result<()> {
     inspected.container_started = target.started()?;
-    if let Some(place) = reachable(Place::find(&target.root()?, &attachment.path))? {
+    // Nothing is made here: who else could see it is of no interest.
+    let guest = GuestMounts::default();
+    if let Some(place) = reachable(Place::find(&target.root()?, &attachment.path, &guest))? {
         let found = place.occupant()?;
         inspected.node_present = matches!(found, Some(Occupant::Block(found, _)) if Some(found) == number);
         inspected.leftovers.extend(place.leftover(&attachment.serial)?);

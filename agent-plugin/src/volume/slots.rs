@@ -14,7 +14,10 @@ use std::{
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::error::{Error, Result};
+use crate::{
+    device_node::NodePath,
+    error::{Error, Result},
+};
 
 /// The queues of all volumes. An idle volume has none.
 #[derive(Debug, Default)]
@@ -28,6 +31,8 @@ struct Queue {
     tickets: VecDeque<Arc<Place>>,
     /// Attached through this service, and not detached since: then a failed request must leave its disk alone.
     attached: bool,
+    /// Directories that were made for it, each with its container, outermost first: for a detach whose caller never got our answer.
+    made: Vec<(String, NodePath)>,
 }
 
 #[derive(Debug)]
@@ -154,7 +159,26 @@ impl Ticket {
     pub(crate) fn set_attached(&self, serial: &str, attached: bool) {
         if let Some(queue) = self.slots.lock().get_mut(serial) {
             queue.attached = attached;
+            if !attached {
+                queue.made.clear();
+            }
         }
+    }
+
+    /// Notes which directories were made in a container for a volume that is attached.
+    pub(crate) fn note_made(&self, serial: &str, container: &str, made: &[NodePath]) {
+        if let Some(queue) = self.slots.lock().get_mut(serial) {
+            queue.made.extend(made.iter().map(|path| (container.to_owned(), path.clone())));
+        }
+    }
+
+    /// Those that were made for `path` there, as far as this service has done it.
+    pub(crate) fn made(&self, serial: &str, container: &str, path: &NodePath) -> Vec<NodePath> {
+        let queues = self.slots.lock();
+        let made = queues.get(serial).map(|queue| queue.made.as_slice()).unwrap_or_default();
+        let is_of =
+            |(in_container, parent): &&(String, NodePath)| in_container == container && path.is_below(parent);
+        made.iter().filter(is_of).map(|(_, parent)| parent.clone()).collect()
     }
 
     /// Whether this service attached the volume, and did not detach it since.
@@ -301,5 +325,22 @@ mod tests {
         ticket.set_attached("a", false);
         drop(ticket);
         assert!(slots.lock().is_empty());
+    }
+
+    #[test]
+    fn directories_are_remembered_for_their_container_until_the_volume_goes() {
+        let slots: Arc<Slots> = Arc::default();
+        let path = |text: &str| NodePath::new(text).unwrap();
+        let ticket = slots.attach(serials(&["a"])).unwrap();
+        ticket.note_made("a", "c1", &[path("/dev/n"), path("/dev/n/m")]);
+        ticket.set_attached("a", true);
+        drop(ticket);
+        let ticket = slots.detach(serials(&["a", "b"]), false).unwrap();
+        assert_eq!(ticket.made("a", "c1", &path("/dev/n/m/x")), [path("/dev/n"), path("/dev/n/m")]);
+        assert_eq!(ticket.made("a", "c1", &path("/dev/n/x")), [path("/dev/n")]);
+        assert!(ticket.made("a", "c2", &path("/dev/n/m/x")).is_empty());
+        assert!(ticket.made("b", "c1", &path("/dev/n/m/x")).is_empty());
+        ticket.set_attached("a", false);
+        assert!(ticket.made("a", "c1", &path("/dev/n/m/x")).is_empty());
     }
 }

@@ -35,17 +35,58 @@ pub(crate) fn start(extra: &str) -> Fixture {
     start_in(extra, Path::new("/"), Vec::new())
 }
 
+/// The same with a user namespace whose root is our user 100000.
+pub(crate) fn start_with_user_namespace(extra: &str) -> Fixture {
+    needs_root();
+    // It keeps the namespace until the fixture's own process is in there.
+    let mut keeper = Command::new("unshare")
+        .args(["--user", "cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("unshare of util-linux");
+    keeper.stdin.as_mut().expect("piped").write_all(b"here\n").expect("its stdin");
+    let mut line = String::new();
+    BufReader::new(keeper.stdout.as_mut().expect("piped")).read_line(&mut line).expect("its answer");
+    let of_keeper = |name: &str| format!("/proc/{}/{name}", keeper.id());
+    for map in ["uid_map", "gid_map"] {
+        std::fs::write(of_keeper(map), "0 100000 65536").expect("root may map any user");
+    }
+    let enter = ["nsenter", &format!("--user={}", of_keeper("ns/user")), "--setuid=0", "--setgid=0"]
+        .map(str::to_owned);
+    // It sees the mounts that it came with as one piece only, and may not mount a proc of its own.
+    let fixture = start_by(&enter, "rbind", "true", extra, Path::new("/"), Vec::new());
+    keeper.kill().expect("kill");
+    keeper.wait().expect("wait");
+    fixture
+}
+
 /// The same in a cgroup, with the device rules of a specification.
 pub(crate) fn start_in(extra: &str, cgroup: &Path, device_rules: Vec<DeviceRule>) -> Fixture {
+    start_by(&[], "bind", "mount -t proc proc $root/proc", extra, cgroup, device_rules)
+}
+
+fn start_by(
+    enter: &[String],
+    bind: &str,
+    proc: &str,
+    extra: &str,
+    cgroup: &Path,
+    device_rules: Vec<DeviceRule>,
+) -> Fixture {
     needs_root();
     let directory = tempfile::tempdir().expect("a temporary directory");
     let script = format!(
-        "set -e; root=$1; mount --bind / $root; mount -t tmpfs -o mode=755 dev $root/dev; mount -t tmpfs srv $root/srv
-         mount -t proc proc $root/proc; mkdir $root/dev/sub; echo inside >$root/srv/inside
+        "set -e; root=$1; mount --{bind} / $root; mount -t tmpfs -o mode=755 dev $root/dev; mount -t tmpfs srv $root/srv
+         {proc}; mkdir $root/dev/sub; echo inside >$root/srv/inside
          {extra}
          echo ready; exec chroot $root cat"
     );
-    let mut process = Command::new("unshare")
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(directory.path(), permissions).expect("a directory of ours");
+    let mut words = enter.iter().map(String::as_str).chain(["unshare"]);
+    let mut process = Command::new(words.next().expect("at least one"))
+        .args(words)
         .args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"])
         .arg(directory.path())
         .stdin(Stdio::piped())
@@ -68,7 +109,9 @@ pub(crate) fn start_in(extra: &str, cgroup: &Path, device_rules: Vec<DeviceRule>
     let container = Container {
         init,
         mount_namespace: namespace.into(),
-        user_namespace: None,
+        user_namespace: (!enter.is_empty()).then(|| {
+            File::open(format!("/proc/{}/ns/user", process.id())).expect("its user namespace").into()
+        }),
         cgroup: cgroup.to_owned(),
         device_rules,
     };
@@ -79,14 +122,28 @@ pub(crate) fn start_in(extra: &str, cgroup: &Path, device_rules: Vec<DeviceRule>
 impl Fixture {
     /// Runs a command as a process of the container; `path`s are the container's.
     pub(crate) fn run(&self, command: &[&str]) -> Output {
-        let pid = self.process.id().to_string();
-        let output = Command::new("nsenter")
-            .args(["--target", &pid, "--mount", "--root", "--wd"])
-            .args(command)
-            .output()
-            .expect("nsenter of util-linux");
+        let output = self.try_run(command);
         assert!(output.status.success(), "{command:?}: {output:?}");
         output
+    }
+
+    /// The same for a command that has to fail; what it says.
+    pub(crate) fn fails(&self, command: &[&str]) -> String {
+        let output = self.try_run(command);
+        assert!(!output.status.success(), "{command:?}: {output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    fn try_run(&self, command: &[&str]) -> Output {
+        let pid = self.process.id().to_string();
+        let has_users = self.target.container.user_namespace.is_some();
+        let user: &[&str] = if has_users { &["--user", "--setuid=0", "--setgid=0"] } else { &[] };
+        Command::new("nsenter")
+            .args(["--target", &pid, "--mount", "--root", "--wd"])
+            .args(user)
+            .args(command)
+            .output()
+            .expect("nsenter of util-linux")
     }
 
     /// `stat` in the container.
@@ -108,7 +165,7 @@ impl Fixture {
         Container {
             init: clone(&container.init),
             mount_namespace: clone(&container.mount_namespace),
-            user_namespace: None,
+            user_namespace: container.user_namespace.as_ref().map(clone),
             cgroup: container.cgroup.clone(),
             device_rules: container.device_rules.clone(),
         }

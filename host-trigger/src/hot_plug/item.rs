@@ -121,7 +121,7 @@ impl Item {
         let mut placement = outcome::placement(&self.controller.id, &self.attachment(), attached);
         if let Some(there) = &self.there {
             match &there.noted {
-                Some((_, noted)) => placement.further.clone_from(&noted.further),
+                Some((_, noted)) => placement.carry_over(noted),
                 None => placement.further = Some(FurtherUse::new(&self.intent)),
             }
         }

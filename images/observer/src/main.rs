@@ -1,16 +1,20 @@
 //! The observer: a thread per connection of the harness, nothing else. See the library for the protocol.
 //!
-//! It is started by the guest's init and lives beside the agent. A panic ends one connection, not the observer.
+//! It is started by the guest's init and lives beside the agent. A panic ends one connection, not the observer. In a container it
+//! plays the attacker (see `swap`).
 
 mod agent_state;
 mod floor;
 mod programs;
 mod run;
+mod swap;
 
 use std::{
+    env,
     error::Error,
     fs::{self, OpenOptions},
     io::{self, BufRead, BufReader, Write},
+    path::Path,
     thread,
 };
 
@@ -19,6 +23,13 @@ use guest_observer::{PORT, Reply, Request};
 use vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
 
 fn main() -> io::Result<()> {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    if let [attack, directory, first, second] = arguments.as_slice()
+        && attack == "swap"
+    {
+        println!("{}", swap::swap(Path::new(directory), first, second)?);
+        return Ok(());
+    }
     let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, PORT)?;
     loop {
         let (stream, _) = listener.accept()?;

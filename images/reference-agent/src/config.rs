@@ -16,6 +16,8 @@ pub(crate) struct Config {
     pub(crate) block_volume_port: Option<u32>,
     /// `agent.deny`: methods that the policy denies beside those of its file.
     pub(crate) denied: Vec<String>,
+    /// `agent.no_pivot_root=on`: containers are put into their roots by chroot, as kata-agent does where its own root is an initramfs.
+    pub(crate) no_pivot_root: bool,
     /// `agent.log`: how much goes to the console.
     pub(crate) log: tracing::Level,
     /// Which cgroup hierarchy the agent mounts, by the same parameters as kata-agent.
@@ -37,6 +39,7 @@ impl Config {
             block_volume: true,
             block_volume_port: None,
             denied: Vec::new(),
+            no_pivot_root: false,
             log: tracing::Level::INFO,
             cgroup_v2: false,
         };
@@ -48,13 +51,8 @@ impl Config {
                     let port = value.strip_prefix("vsock://-1:").and_then(|port| port.parse().ok());
                     config.port = port.ok_or_else(wrong)?;
                 }
-                "agent.block_volume" => {
-                    config.block_volume = match value {
-                        "on" => true,
-                        "off" => false,
-                        _ => return Err(wrong()),
-                    }
-                }
+                "agent.block_volume" => config.block_volume = switch(value).ok_or_else(wrong)?,
+                "agent.no_pivot_root" => config.no_pivot_root = switch(value).ok_or_else(wrong)?,
                 "agent.block_volume_port" => {
                     config.block_volume_port = Some(value.parse().map_err(|_| wrong())?)
                 }
@@ -66,6 +64,14 @@ impl Config {
             }
         }
         Ok(config)
+    }
+}
+
+fn switch(value: &str) -> Option<bool> {
+    match value {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
     }
 }
 
@@ -83,12 +89,13 @@ mod tests {
     #[test]
     fn every_parameter_is_taken() {
         let text = "agent.server_addr=vsock://-1:9 agent.block_volume=off agent.block_volume_port=1025 \
-                    agent.deny=A,B agent.deny=C agent.log=debug cgroup_no_v1=all";
+                    agent.deny=A,B agent.deny=C agent.no_pivot_root=on agent.log=debug cgroup_no_v1=all";
         let expected = Config {
             port: 9,
             block_volume: false,
             block_volume_port: Some(1025),
             denied: ["A", "B", "C"].map(str::to_owned).into(),
+            no_pivot_root: true,
             log: tracing::Level::DEBUG,
             cgroup_v2: true,
         };
@@ -101,6 +108,7 @@ mod tests {
         for wrong in [
             "agent.server_addr=unix:///a",
             "agent.block_volume=no",
+            "agent.no_pivot_root=1",
             "agent.block_volume_port=x",
             "agent.log=loud",
         ] {

@@ -65,7 +65,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
     set_child_subreaper(true)?;
     let cgroups = Cgroups::mount(config.cgroup_v2)?;
     let policy = Arc::new(Policy::read(&config)?);
-    let sandbox = Sandbox::new(Crun::new(Reaper::start()?), cgroups);
+    let sandbox = Sandbox::new(Crun::new(Reaper::start()?), cgroups, config.no_pivot_root);
     let destroyed = Arc::new(Notify::new());
 
     let mut service = AgentService {

@@ -31,13 +31,14 @@ const REMOVAL: Duration = Duration::from_secs(60);
 pub(crate) struct Sandbox {
     crun: Crun,
     cgroups: Cgroups,
+    no_pivot_root: bool,
     containers: HashMap<String, Container>,
 }
 
 impl Sandbox {
     /// An empty one.
-    pub(crate) fn new(crun: Crun, cgroups: Cgroups) -> SharedSandbox {
-        Arc::new(Mutex::new(Self { crun, cgroups, containers: HashMap::new() }))
+    pub(crate) fn new(crun: Crun, cgroups: Cgroups, no_pivot_root: bool) -> SharedSandbox {
+        Arc::new(Mutex::new(Self { crun, cgroups, no_pivot_root, containers: HashMap::new() }))
     }
 
     /// Creates a container.
@@ -56,7 +57,9 @@ impl Sandbox {
         let directory = bundle.directory();
         let pid_file = directory.join("pid");
         let (streams, child) = Streams::new()?;
-        let arguments = ["--bundle".as_ref(), directory, "--pid-file".as_ref(), &pid_file, Path::new(id)];
+        let mut arguments = vec!["--bundle".as_ref(), directory, "--pid-file".as_ref(), &pid_file];
+        arguments.extend(self.no_pivot_root.then_some(Path::new("--no-pivot")));
+        arguments.push(Path::new(id));
         let expectation = self.crun.run(directory, "create", &arguments, Some(child)).await?;
         let (pid, init) = left_by_crun(&expectation, &pid_file, streams)?;
         self.containers.insert(id.to_owned(), Container::created(bundle, cgroup, rules, pid, init));

@@ -1,0 +1,121 @@
+//! Directories that did not exist: [mkdir(2)](https://man7.org/linux/man-pages/man2/mkdir.2.html) below one that did, and
+//! [rmdir(2)](https://man7.org/linux/man-pages/man2/rmdir.2.html) of what is still empty.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    time::Instant,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
+    sys::stat::{Mode, mkdirat},
+    unistd::{UnlinkatFlags, unlinkat},
+};
+
+use super::{NodePath, Place, moved};
+use crate::{
+    error::{Error, Result},
+    namespace::Target,
+};
+
+/// Directories that we made. Others of the same request may need them, too.
+#[derive(Debug, Default)]
+pub(super) struct Parents {
+    /// Outermost first: the directory that each is in, and its name.
+    made: Vec<(OwnedFd, String)>,
+    /// Their paths.
+    pub(super) paths: Vec<String>,
+}
+
+impl Place {
+    /// Makes the directories that do not exist. The calling thread's umask must be 0.
+    ///
+    /// # Errors
+    /// Nothing is left behind.
+    pub(super) fn make_parents(&self) -> Result<(OwnedFd, Parents)> {
+        let mut parents = Parents::default();
+        let result = self.descend(&mut parents);
+        if result.is_err() {
+            parents.remove();
+        }
+        Ok((result?, parents))
+    }
+
+    fn descend(&self, parents: &mut Parents) -> Result<OwnedFd> {
+        let duplicate = |fd: &OwnedFd| fd.try_clone().map_err(Error::system("fcntl", self.path().parent()));
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        let mut directory = duplicate(self.directory())?;
+        let mut path = self.existing().to_owned();
+        for name in self.missing() {
+            path = format!("{path}/{name}");
+            let made = mkdirat(&directory, name.as_str(), Mode::from_bits_truncate(0o755));
+            match made {
+                Ok(()) => parents.made.push((duplicate(&directory)?, name.clone())),
+                // That of another volume of the same request, most likely: then both of us name it, and the last removes it.
+                Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(self.explain("mkdirat", errno)),
+            }
+            directory = openat2(&directory, name.as_str(), how).map_err(|errno| match errno {
+                // A link that led nowhere before, or leads elsewhere now.
+                Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR | Errno::EXDEV if made.is_err() => {
+                    Error::ParentMissing { path: path.clone() }
+                }
+                Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR | Errno::EXDEV => moved(self.path()),
+                other => Error::system("openat2", path.as_str())(other),
+            })?;
+            parents.paths.push(path.clone());
+        }
+        Ok(directory)
+    }
+
+    /// The path of the nearest directory that exists; empty for the root.
+    fn existing(&self) -> &str {
+        let below: usize = self.missing().iter().map(|name| name.len() + 1).sum();
+        let parent = self.path().parent().trim_end_matches('/');
+        &parent[..parent.len().saturating_sub(below)]
+    }
+}
+
+impl Parents {
+    /// Removes those that are empty. One that is not has become somebody's.
+    pub(super) fn remove(&self) {
+        for (directory, name) in self.made.iter().rev() {
+            if !remove(directory, name) {
+                return;
+            }
+        }
+    }
+}
+
+/// Removes directories that an attach had made, as far as they are empty and there.
+///
+/// # Errors
+/// The container's file system does not answer.
+pub fn remove_parents(target: &Target, paths: &[NodePath], deadline: Instant) -> Result<()> {
+    let paths = paths.to_vec();
+    let work = move |root: &crate::namespace::Root| {
+        for path in paths.iter().rev() {
+            // There is no safe way to it any more: then it is not what we had made.
+            let Ok(Some(directory)) = root.existing(path.parent()) else { break };
+            if !remove(&directory, path.name()) {
+                break;
+            }
+        }
+        Ok(())
+    };
+    target.enter(work)?.finish(deadline)
+}
+
+fn remove(directory: &impl AsFd, name: &str) -> bool {
+    match unlinkat(directory, name, UnlinkatFlags::RemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => true,
+        Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR | Errno::EBUSY) => false,
+        Err(errno) => {
+            tracing::warn!("the directory {name:?} stays in the container: rmdir: {errno}");
+            false
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What is at a name, without a word with the file system's server:
+//! [statx(2)](https://man7.org/linux/man-pages/man2/statx.2.html) with `AT_STATX_DONT_SYNC`.
+//!
+//! A container may mount a file system of its own making (FUSE) wherever we look, at the name itself too, and such a one may never
+//! answer. Last components are never followed where they are links.
+
+use std::{
+    ffi::{CStr, CString},
+    mem::MaybeUninit,
+    os::fd::{AsFd, AsRawFd as _},
+};
+
+use nix::{errno::Errno, sys::stat::SFlag};
+
+use crate::block::DeviceNumber;
+
+/// What the kernel knows of an inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Inode {
+    /// What it is.
+    pub(crate) kind: SFlag,
+    /// Its permission bits.
+    pub(crate) permissions: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) number: u64,
+    pub(crate) size: u64,
+    pub(crate) links: u32,
+    /// Of its file system.
+    pub(crate) file_system: DeviceNumber,
+    /// That it stands for, where it is a device node.
+    pub(crate) device: DeviceNumber,
+    /// It is the root of a mount: at this name something was mounted.
+    pub(crate) is_mounted: bool,
+}
+
+impl Inode {
+    /// At `name` in `directory`. `None`: nothing is there.
+    pub(crate) fn at(directory: &impl AsFd, name: &str) -> Result<Option<Inode>, Errno> {
+        let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
+        match statx(directory.as_fd().as_raw_fd(), &name, libc::AT_SYMLINK_NOFOLLOW) {
+            Err(Errno::ENOENT) => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
+    /// Of an open file.
+    pub(crate) fn of(file: &impl AsFd) -> Result<Inode, Errno> {
+        statx(file.as_fd().as_raw_fd(), c"", libc::AT_EMPTY_PATH)
+    }
+
+    /// Of a path that is ours to follow, such as `/proc/PID/fd/N`.
+    pub(crate) fn followed(path: &CStr) -> Result<Inode, Errno> {
+        statx(libc::AT_FDCWD, path, 0)
+    }
+}
+
+#[expect(unsafe_code, reason = "statx(2) has no safe wrapper in libc or nix")]
+fn statx(directory: i32, path: &CStr, flags: i32) -> Result<Inode, Errno> {
+    let mut found = MaybeUninit::<libc::statx>::zeroed();
+    let flags = flags | libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
+    // SAFETY: `path` ends with a NUL byte and the kernel writes one `statx` to `found`; both outlive the call.
+    let result =
+        unsafe { libc::statx(directory, path.as_ptr(), flags, libc::STATX_BASIC_STATS, found.as_mut_ptr()) };
+    Errno::result(result)?;
+    // SAFETY: all its fields are numbers, for which zero bytes are a value.
+    let found = unsafe { found.assume_init() };
+    let mode = u32::from(found.stx_mode);
+    Ok(Inode {
+        kind: SFlag::from_bits_truncate(mode & SFlag::S_IFMT.bits()),
+        permissions: mode & 0o7777,
+        uid: found.stx_uid,
+        gid: found.stx_gid,
+        number: found.stx_ino,
+        size: found.stx_size,
+        links: found.stx_nlink,
+        file_system: DeviceNumber { major: found.stx_dev_major, minor: found.stx_dev_minor },
+        device: DeviceNumber { major: found.stx_rdev_major, minor: found.stx_rdev_minor },
+        is_mounted: found.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::unix::fs::symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_link_is_itself_and_a_missing_name_is_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        symlink("/", directory.path().join("link")).unwrap();
+        let open = File::open(directory.path()).unwrap();
+        assert_eq!(Inode::at(&open, "link").unwrap().unwrap().kind, SFlag::S_IFLNK);
+        assert_eq!(Inode::at(&open, "none").unwrap(), None);
+        assert_eq!(Inode::at(&open, "a\0b").unwrap_err(), Errno::EINVAL);
+        let of_it = Inode::of(&open).unwrap();
+        assert!(of_it.kind == SFlag::S_IFDIR && !of_it.is_mounted, "{of_it:?}");
+    }
+
+    #[test]
+    fn the_root_of_a_mount_is_told() {
+        assert!(Inode::followed(c"/proc").unwrap().is_mounted);
+        assert!(!Inode::followed(c"/proc/self/").unwrap().is_mounted);
+        assert_eq!(Inode::followed(c"/dev/null").unwrap().device, DeviceNumber { major: 1, minor: 3 });
+    }
+}

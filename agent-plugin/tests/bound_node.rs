@@ -1,0 +1,236 @@
+//! Nodes that are mounted into a container, where it could not open one of its own or others could see it. Needs root, util-linux and
+//! the loop driver.
+
+mod container;
+
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use agent_plugin::{
+    Error, Result, Unsupported,
+    block::DeviceNumber,
+    device_node::{Device, Node, NodeOptions, NodePath, Occupant, Place, Way},
+    mount::GuestMounts,
+};
+use container::{Fixture, start, start_with_user_namespace};
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::stat::{Mode, umask},
+};
+use rstest::rstest;
+
+const OPTIONS: NodeOptions = NodeOptions { uid: 1234, gid: 5678, mode: 0o640 };
+
+/// The file systems that a node of its own must not be on, each at `/dev/there`.
+const NODEV: &str = "mkdir $root/dev/there; mount -t tmpfs -o nodev t $root/dev/there";
+const FOREIGN: &str = "mkdir $root/dev/there $root/dev/disk
+    truncate -s 8M $root/dev/disk/image; mkfs.ext4 -q -F $root/dev/disk/image
+    mount -o loop,nosuid $root/dev/disk/image $root/dev/there; rmdir $root/dev/there/lost+found";
+const OVERLAY: &str = "mkdir $root/dev/there $root/dev/over; mount -t tmpfs t $root/dev/over
+    mkdir $root/dev/over/lower $root/dev/over/upper $root/dev/over/work
+    mount -t overlay -o lowerdir=$root/dev/over/lower,upperdir=$root/dev/over/upper,workdir=$root/dev/over/work o $root/dev/there";
+
+fn loop0() -> DeviceNumber {
+    let text = fs::read_to_string("/sys/class/block/loop0/dev").expect("the loop driver");
+    text.trim().parse().expect("a device number")
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+fn found(container: &Fixture, path: &str) -> Place {
+    let path = NodePath::new(path).expect("a valid path");
+    let find = move |root: &_, guest| Place::find(root, &path, &guest);
+    let visit = container.target.enter_with(GuestMounts::read, find, drop).expect("a thread");
+    visit.finish(soon()).expect("the parent is there")
+}
+
+fn make(container: &Fixture, path: &str) -> Result<Node> {
+    make_for(container, path, OPTIONS, false)
+}
+
+fn make_for(container: &Fixture, path: &str, options: NodeOptions, read_only: bool) -> Result<Node> {
+    let place = found(container, path);
+    let work = || {
+        unshare(CloneFlags::CLONE_FS).expect("unshare");
+        umask(Mode::empty());
+        let device = Device { number: loop0(), options, read_only };
+        place.make(&container.target, "0123456789abcdef", device, soon())
+    };
+    thread::scope(|scope| scope.spawn(work).join().expect("no panic"))
+}
+
+/// The lines of a process's mounts, without the numbers that differ each time.
+fn mounts(path: &str) -> Vec<String> {
+    let text = fs::read_to_string(path).expect("/proc");
+    text.lines().map(|line| line.split(' ').skip(2).collect::<Vec<_>>().join(" ")).collect()
+}
+
+#[rstest]
+#[case::nodev(NODEV)]
+#[case::a_disk(FOREIGN)]
+#[case::overlay(OVERLAY)]
+fn a_node_is_mounted_where_none_can_be_made(#[case] extra: &str) {
+    let container = start(extra);
+    let of_container = format!("/proc/{}/mountinfo", container.pid());
+    let before = (mounts("/proc/self/mountinfo"), mounts(&of_container));
+    let mut node = make(&container, "/dev/there/x").expect("a node");
+    assert_eq!(node.way(), Way::Bind);
+    assert!(node.prove().expect("the loop device opens"));
+    assert!(container.list("/dev/there").is_empty(), "nothing is there before it can be used");
+    node.publish(soon()).expect("published");
+    assert_eq!(container.stat("%F %u:%g %a %t:%T", "/dev/there/x"), "block special file 1234:5678 640 7:0");
+    container.run(&["dd", "if=/dev/there/x", "of=/srv/out", "count=0"]);
+    container.run(&["chmod", "600", "/dev/there/x"]);
+    let place = found(&container, "/dev/there/x");
+    assert!(matches!(place.occupant().unwrap(), Some(Occupant::Block(number, _)) if number == loop0()));
+    assert_eq!(mounts("/proc/self/mountinfo"), before.0, "our own namespace has nothing of it");
+    assert_eq!(mounts(&of_container).len(), before.1.len() + 1);
+    // By one who finds it there, as a detach does.
+    assert_eq!(place.remove(&container.target, loop0(), soon()).unwrap(), Some(Way::Bind));
+    assert!(container.list("/dev/there").is_empty());
+    assert_eq!(mounts(&of_container), before.1);
+    assert_eq!(found(&container, "/dev/there/x").remove(&container.target, loop0(), soon()).unwrap(), None);
+}
+
+#[test]
+fn a_container_with_a_user_namespace_gets_a_node_of_its_own_root() {
+    let container = start_with_user_namespace("");
+    let root = NodeOptions { uid: 100_000, gid: 100_000, mode: 0o660 };
+    let mut node = make_for(&container, "/dev/new/x", root, false).expect("a node");
+    assert_eq!(node.way(), Way::Bind);
+    node.publish(soon()).expect("published");
+    assert_eq!(container.stat("%F %u:%g %a", "/dev/new/x"), "block special file 0:0 660");
+    assert_eq!(container.stat("%F %u:%g %a", "/dev/new"), "directory 0:0 755");
+    container.run(&["dd", "if=/dev/new/x", "of=/srv/out", "count=0"]);
+    node.remove(soon()).expect("removed");
+    assert_eq!(container.list("/dev"), ["sub"]);
+}
+
+#[test]
+fn a_node_for_reading_is_on_a_mount_for_reading() {
+    let container = start(NODEV);
+    let mut node = make_for(&container, "/dev/there/x", OPTIONS, true).expect("a node");
+    node.publish(soon()).expect("published");
+    assert!(container.fails(&["chmod", "666", "/dev/there/x"]).contains("Read-only file system"));
+    node.remove(soon()).expect("removed");
+}
+
+#[test]
+fn a_file_system_that_others_have_mounted_gets_no_node() {
+    // Ours: whatever the container has there, we see.
+    let container = start("mkdir $root/dev/there; mount --bind /dev $root/dev/there");
+    let mut node = make(&container, "/dev/there/ecr-test-x").expect("a node");
+    assert_eq!(node.way(), Way::Bind);
+    node.publish(soon()).expect("published");
+    container.run(&["test", "-b", "/dev/there/ecr-test-x"]);
+    let seen = fs::symlink_metadata("/dev/ecr-test-x").expect("the empty file below");
+    assert!(seen.is_file() && seen.len() == 0);
+    node.remove(soon()).expect("removed");
+    assert!(!fs::exists("/dev/ecr-test-x").unwrap());
+}
+
+#[rstest]
+#[case("touch $root/dev/there/x", "file")]
+#[case("mkdir $root/dev/there/x", "directory")]
+#[case("ln -s /nowhere $root/dev/there/x", "symbolic link")]
+fn what_is_in_the_way_is_named_and_stays(#[case] extra: &str, #[case] expected: &str) {
+    let container = start(&format!("{NODEV}; {extra}"));
+    let before = container.stat("%i", "/dev/there/x");
+    let error = make(&container, "/dev/there/x").expect("a node, nowhere yet").publish(soon()).unwrap_err();
+    assert!(matches!(&error, Error::PathTaken { by, .. } if by == expected), "{error}");
+    assert_eq!(container.stat("%i", "/dev/there/x"), before);
+}
+
+#[test]
+fn a_full_file_system_leaves_nothing() {
+    let container = start("mkdir $root/dev/there; mount -t tmpfs -o nodev,nr_inodes=1 t $root/dev/there");
+    for path in ["/dev/there/x", "/dev/there/new/x"] {
+        let error = make(&container, path).expect("a node").publish(soon()).unwrap_err();
+        assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+        assert!(container.list("/dev/there").is_empty());
+    }
+}
+
+#[test]
+fn a_kernels_own_file_system_is_named() {
+    let container = start("");
+    let error = found(&container, "/proc/x").check(&container.target).unwrap_err();
+    assert!(error.to_string().contains("is on proc, which takes no file"), "{error}");
+}
+
+#[test]
+fn a_mount_that_would_spread_is_refused_early_and_by_the_kernel_late() {
+    let container = start(&format!("{NODEV}; mount --make-shared $root/dev/there"));
+    let error = found(&container, "/dev/there/x").check(&container.target).unwrap_err();
+    assert!(matches!(error, Error::Unsupported(Unsupported::Shared { .. })), "{error}");
+    let container = start(NODEV);
+    let mut node = make(&container, "/dev/there/x").expect("a node");
+    container.run(&["mount", "--make-shared", "/dev/there"]);
+    let error = node.publish(soon()).unwrap_err();
+    assert!(matches!(error, Error::Unsupported(Unsupported::Shared { .. })), "{error}");
+    assert!(container.list("/dev/there").is_empty());
+}
+
+#[test]
+fn a_directory_that_is_swapped_for_a_link_after_the_look_is_not_followed() {
+    let container = start(&format!("{NODEV}; mkdir $root/dev/there/sub"));
+    let mut node = make(&container, "/dev/there/sub/x").expect("a node");
+    container.run(&["sh", "-c", "mv /dev/there/sub /dev/there/old; ln -s /srv /dev/there/sub"]);
+    node.publish(soon()).expect("where the directory is now");
+    assert_eq!(container.list("/srv"), ["inside"]);
+    assert_eq!(container.list("/dev/there/old"), ["x"]);
+    node.remove(soon()).expect("removed");
+    assert!(container.list("/dev/there/old").is_empty());
+}
+
+#[test]
+fn what_the_container_wrote_below_the_node_is_left_to_it() {
+    // perl reads its program from /dev/null.
+    let container = start(&format!("{NODEV}; mknod $root/dev/null c 1 3"));
+    let mut node = make(&container, "/dev/there/x").expect("a node");
+    node.publish(soon()).expect("published");
+    // It unmounts the node, uses the file, and mounts another node of the number over it.
+    // umount(8) takes a device for what is to be unmounted.
+    let umount2 = "perl -e '$path = \"/dev/there/x\"; exit(syscall(166, $path, 2) != 0)'";
+    container.run(&[
+        "sh",
+        "-ec",
+        &format!(
+            "{umount2}; echo theirs > /dev/there/x; mknod /dev/own b 7 0; mount --bind /dev/own /dev/there/x"
+        ),
+    ]);
+    assert_eq!(
+        found(&container, "/dev/there/x").remove(&container.target, loop0(), soon()).unwrap(),
+        Some(Way::Bind)
+    );
+    assert_eq!(container.stat("%F %s", "/dev/there/x"), "regular file 7");
+}
+
+#[test]
+fn another_mount_over_the_node_is_left_alone() {
+    let container = start(NODEV);
+    let mut node = make(&container, "/dev/there/x").expect("a node");
+    node.publish(soon()).expect("published");
+    container.run(&["mount", "--bind", "/etc/passwd", "/dev/there/x"]);
+    assert_eq!(found(&container, "/dev/there/x").remove(&container.target, loop0(), soon()).unwrap(), None);
+    container.run(&["umount", "/dev/there/x"]);
+    container.run(&["test", "-b", "/dev/there/x"]);
+    node.remove(soon()).expect("removed");
+}
+
+#[test]
+fn a_container_that_ends_leaves_no_file_on_what_outlives_it() {
+    let outside = tempfile::tempdir().unwrap();
+    let bind = format!("mkdir $root/dev/there; mount --bind {} $root/dev/there", outside.path().display());
+    let mut container = start(&bind);
+    let mut node = make(&container, "/dev/there/new/x").expect("a node");
+    node.publish(soon()).expect("published");
+    assert!(outside.path().join("new/x").is_file());
+    container.kill();
+    node.remove(soon()).expect("removed");
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+}
