@@ -142,6 +142,7 @@ async fn right_that_a_reload_took_away_is_missed_and_restored(
 ) {
     let sandbox = boot(&Machine { cgroup, ..Machine::default() }).await;
     let container = sandbox.start_container_with(&filtered()).await;
+    let sibling = sandbox.start_container_with(&filtered()).await;
     let volume = Volume::loop_device(4 * MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     container.update(DeviceFilter::Bpf).await.unwrap();
@@ -155,6 +156,27 @@ async fn right_that_a_reload_took_away_is_missed_and_restored(
     assert_eq!(inspect(&sandbox, &container, "/dev/xvda").await, ("attached".to_owned(), true));
     let third = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     assert_eq!(third.result, "unchanged");
+
+    // An update without device rules leaves the right, a group below the container's own has it, too, and `repair` restores it.
+    container.update(DeviceFilter::None).await.unwrap();
+    let mount = if cgroup == Cgroup::V1 { "/sys/fs/cgroup/devices" } else { "/sys/fs/cgroup" };
+    let group = format!("{mount}/pod/{}", container.id());
+    let reader = container.clone();
+    let script =
+        "touch /dev/ready; until test -e /dev/go; do sleep 0.05; done; dd if=/dev/xvda of=/dev/null count=1";
+    let reader = tokio::spawn(async move { reader.try_exec(&["sh", "-c", script], b"").await.unwrap() });
+    container.exec(&["sh", "-c", "until test -e /dev/ready; do sleep 0.05; done"]).await;
+    let all = "for pid in $(cat cgroup.procs); do echo $pid > nested/cgroup.procs; done";
+    sandbox.observer().shell(&format!("cd {group} && mkdir nested && {all}")).await;
+    container.exec(&["touch", "/dev/go"]).await;
+    let nested = reader.await.unwrap();
+    assert_eq!(nested.status, 0, "{}", nested.error_text());
+    container.update(DeviceFilter::Bpf).await.unwrap();
+    let arguments = ["block-volume", "repair", "--output", "json", "--sandbox", sandbox.id()];
+    let repaired = sandbox.ecr_runtime().args(arguments).run().await.json()["volumes"][0].clone();
+    assert_eq!((&repaired["did"], &repaired["now"]), (&"completed".into(), &"attached".into()), "{repaired}");
+    assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+    assert!(!can(&sibling, plugged.device_number(), false).await);
 }
 
 #[rstest]

@@ -7,7 +7,7 @@ use agent_plugin::contract::block_volume::{
 };
 use rstest::rstest;
 use serde_json::json;
-use vm_harness::{Cgroup, Machine, Sandbox, Scan, Snapshot, Volume};
+use vm_harness::{Cgroup, ContainerOptions, Machine, Sandbox, Scan, Snapshot, Volume};
 
 use super::{MIB, boot, boot_with_faults, sandbox, sandbox_with_faults, set_guest_faults, wait_for_console};
 
@@ -151,12 +151,16 @@ async fn disk_that_never_shows_up_is_a_time_out_and_is_undone(#[case] scan: Scan
 
 #[rstest]
 #[tokio::test]
-async fn container_that_dies_in_the_middle_leaves_nothing(#[future(awt)] sandbox_with_faults: Sandbox) {
+async fn container_that_dies_in_the_middle_leaves_nothing(
+    #[future(awt)] sandbox_with_faults: Sandbox,
+    #[values(false, true)] user_namespace: bool,
+) {
     let sandbox = sandbox_with_faults;
+    let options = ContainerOptions { user_namespace, ..ContainerOptions::default() };
     let witness = sandbox.start_container().await;
     let before = Snapshot::of(&sandbox, &[&witness]).await;
-    for point in ["lookup", "scan", "wait", "verify", "node", "filter"] {
-        let container = sandbox.start_container().await;
+    for point in ["lookup", "scan", "wait", "verify", "node", "filter", "publish"] {
+        let container = sandbox.start_container_with(&options).await;
         let volume = Volume::image(MIB);
         let fault = format!("attach-after-{point}=wait\n");
         set_guest_faults(&sandbox, &fault).await;

@@ -16,8 +16,10 @@ mod guest_races;
 mod harness;
 mod holders;
 mod host_failures;
+mod hostile;
 mod hot_unplug;
 mod native_vsock;
+mod odd_mounts;
 mod qmp_faults;
 mod reference_agent;
 mod repair;
@@ -29,6 +31,7 @@ mod source_gone;
 mod stats;
 mod throttle;
 mod unprivileged_qemu;
+mod user_namespace;
 mod vetting;
 mod workflow;
 

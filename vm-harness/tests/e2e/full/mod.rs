@@ -3,6 +3,7 @@
 mod conformance;
 mod growth;
 mod load;
+mod swaps;
 mod tables;
 
 use vm_harness::{Container, EcrRuntime, Machine, Sandbox, Volume};

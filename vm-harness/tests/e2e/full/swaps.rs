@@ -1,0 +1,82 @@
+//! A container that exchanges the path's parent for a trap as fast as it can: long enough for every interleaving.
+
+use std::time::Instant;
+
+use agent_plugin::contract::block_volume::AttachRequest;
+use rstest::rstest;
+use vm_harness::{Sandbox, Snapshot, Volume};
+
+use super::unplug_command;
+use crate::{
+    MIB,
+    hostile::{Swapper, TRAPS, armed, attach_and_detach},
+    sandbox,
+};
+
+#[rstest]
+#[case::mknod(false)]
+#[case::bind(true)]
+#[tokio::test]
+async fn ten_thousand_swaps_against_the_node_step(
+    #[future(awt)] sandbox: Sandbox,
+    #[case] user_namespace: bool,
+) {
+    let container = sandbox.start_container_with(&armed(user_namespace)).await;
+    let sibling = sandbox.start_container_with(&armed(user_namespace)).await;
+    let volume = Volume::image(MIB);
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let before = Snapshot::of(&sandbox, &[&sibling]).await;
+    let mut attachment = plugged.attachment();
+    for trap in TRAPS {
+        attachment.path = "/dev/arena/a/new/x".to_owned();
+        let attach = AttachRequest {
+            attachments: vec![attachment.clone()],
+            timeout_ms: 60_000,
+            ..AttachRequest::default()
+        };
+        let swapper = Swapper::start(&container, trap).await;
+        let (mut attached, mut refused) = (0, 0);
+        for _ in 0..20 {
+            let (more, none) = attach_and_detach(&sandbox, &attach, 10).await;
+            (attached, refused) = (attached + more, refused + none);
+        }
+        let swaps = swapper.stop().await;
+        println!("{trap}: {attached} attached, {refused} refused, {swaps} swaps");
+        assert!(swaps > 10_000, "{swaps}");
+    }
+    before.assert_unchanged(&sandbox, &[&sibling]).await;
+}
+
+#[rstest]
+#[case::mknod(false)]
+#[case::bind(true)]
+#[tokio::test]
+async fn two_hundred_plugs_beside_a_racing_container(
+    #[future(awt)] sandbox: Sandbox,
+    #[case] user_namespace: bool,
+) {
+    let container = sandbox.start_container_with(&armed(user_namespace)).await;
+    let sibling = sandbox.start_container_with(&armed(user_namespace)).await;
+    let before = Snapshot::of(&sandbox, &[&sibling]).await;
+    let volume = Volume::image(MIB);
+    let start = Instant::now();
+    let swapper = Swapper::start(&container, TRAPS[0]).await;
+    let (mut plugged, mut refused) = (0, 0);
+    for _ in 0..200 {
+        let path = "/dev/arena/a/x";
+        let finished = sandbox.hot_plug_command(&container, &[(&volume, path)]).run().await;
+        match finished.status {
+            0 => {
+                plugged += 1;
+                let gone = unplug_command(&sandbox, &container, path).run().await;
+                assert_eq!(gone.status, 0, "{}{}", gone.stdout, gone.stderr);
+            }
+            // Its own errors, and never one that leaves something.
+            3 | 4 | 9 | 10 | 1 => refused += 1,
+            other => panic!("exit status {other}: {}{}", finished.stdout, finished.stderr),
+        }
+    }
+    let swaps = swapper.stop().await;
+    println!("{plugged} plugged, {refused} refused, {swaps} swaps, {:?}", start.elapsed());
+    before.assert_unchanged(&sandbox, &[&sibling]).await;
+}

@@ -1,0 +1,148 @@
+//! Containers with a user namespace, where no device node can be opened: they get theirs by a mount.
+
+use rstest::rstest;
+use vm_harness::{Container, ContainerOptions, DeviceFilter, Sandbox, Snapshot, Volume};
+
+use super::{MIB, sandbox, sandbox_with_faults, set_guest_faults};
+
+fn own_users() -> ContainerOptions {
+    ContainerOptions { user_namespace: true, ..ContainerOptions::default() }
+}
+
+async fn unplug(sandbox: &Sandbox, container: &Container, path: &str) -> vm_harness::Finished {
+    let arguments = ["block-volume", "hot-unplug", "--output", "json", "--sandbox", sandbox.id()];
+    let which = ["--container", container.id(), "--device-path", path];
+    sandbox.ecr_runtime().args(arguments).args(which).run().await
+}
+
+/// What `list` says of the only volume, and what `repair` does about it.
+async fn state_and_repair(sandbox: &Sandbox) -> (String, String) {
+    let call = async |verb| {
+        let arguments = ["block-volume", verb, "--output", "json", "--sandbox", sandbox.id()];
+        sandbox.ecr_runtime().args(arguments).run().await.json()["volumes"][0].clone()
+    };
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    (text(&call("list").await["state"]), text(&call("repair").await["did"]))
+}
+
+#[rstest]
+#[tokio::test]
+async fn volume_is_a_mount_of_the_containers_root_and_goes_without_a_trace(
+    #[future(awt)] sandbox: Sandbox,
+    #[values(DeviceFilter::None, DeviceFilter::Bpf)] device_filter: DeviceFilter,
+) {
+    let container = sandbox.start_container_with(&ContainerOptions { device_filter, ..own_users() }).await;
+    let sibling = sandbox.start_container_with(&ContainerOptions { device_filter, ..own_users() }).await;
+    let both = [&container, &sibling];
+    let before = Snapshot::of(&sandbox, &both).await;
+    let volume = Volume::loop_device(4 * MIB);
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/disks/xvda").await;
+    assert_eq!(plugged.text("node"), "bind");
+    assert_eq!(container.read("/dev/disks/xvda", 0..4 * MIB).await, volume.bytes(0..4 * MIB));
+    let fresh = vm_harness::random_bytes(65536);
+    container.write("/dev/disks/xvda", MIB, &fresh).await;
+    let stat = container.exec(&["stat", "-c", "%F %u:%g %a", "/dev/disks/xvda", "/dev/disks"]).await;
+    assert_eq!(String::from_utf8(stat).unwrap(), "block special file 0:0 660\ndirectory 0:0 755\n");
+    sibling.exec_fails(&["ls", "/dev/disks"]).await;
+    // The container may not make a node of its own, and what it could make it could not open.
+    let error = sibling.exec_fails(&["mknod", "/dev/own", "b", "8", "0"]).await;
+    assert!(error.contains("not permitted"), "{error}");
+    assert_eq!(sandbox.hot_plug(&container, &volume, "/dev/disks/xvda").await.result, "unchanged");
+    assert_eq!(state_and_repair(&sandbox).await, ("attached".to_owned(), "kept".to_owned()));
+
+    let finished = unplug(&sandbox, &container, "/dev/disks/xvda").await;
+    assert_eq!(finished.status, 0, "{}", finished.stdout);
+    before.assert_unchanged(&sandbox, &both).await;
+    assert_eq!(volume.bytes(MIB..MIB + 65536), fresh, "what the container wrote is on the volume");
+}
+
+#[rstest]
+#[tokio::test]
+async fn who_holds_the_mounted_node_is_told_and_keeps_it(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container_with(&own_users()).await;
+    let volume = Volume::image(MIB);
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let opener = container.clone();
+    let script = "exec 5</dev/xvda; touch /dev/open; until [ -e /dev/close ]; do sleep 0.1; done";
+    let opener = tokio::spawn(async move { opener.exec(&["sh", "-c", script]).await });
+    container.exec(&["sh", "-c", "until [ -e /dev/open ]; do sleep 0.05; done; rm /dev/open"]).await;
+    let finished = unplug(&sandbox, &container, "/dev/xvda").await;
+    finished.failed_with(5);
+    let holders = finished.json()["error"]["holders"].clone();
+    assert_eq!(
+        (&holders[0]["kind"], &holders[0]["detail"]),
+        (&"process".into(), &"/dev/xvda".into()),
+        "{holders}"
+    );
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    container.exec(&["touch", "/dev/close"]).await;
+    opener.await.unwrap();
+    let finished = unplug(&sandbox, &container, "/dev/xvda").await;
+    assert_eq!(finished.status, 0, "{}", finished.stdout);
+    let left = container.exec(&["ls", "-A", "/dev"]).await;
+    assert!(!String::from_utf8(left).unwrap().contains("xvda"));
+}
+
+#[rstest]
+#[tokio::test]
+async fn node_that_the_container_unmounts_is_missed_and_restored(#[future(awt)] sandbox: Sandbox) {
+    let options = ContainerOptions { capabilities: vec!["CAP_SYS_ADMIN".to_owned()], ..own_users() };
+    let container = sandbox.start_container_with(&options).await;
+    let volume = Volume::image(MIB);
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    container.exec(&["umount", "/dev/xvda"]).await;
+    // The empty file is in the way: it may be anybody's by now.
+    assert_eq!(state_and_repair(&sandbox).await.0, "incomplete");
+    container.exec(&["rm", "-f", "/dev/xvda"]).await;
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    container.exec(&["sh", "-c", "umount /dev/xvda; rm /dev/xvda"]).await;
+    assert_eq!(state_and_repair(&sandbox).await, ("incomplete".to_owned(), "completed".to_owned()));
+    assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+}
+
+#[rstest]
+#[tokio::test]
+async fn owner_that_the_container_cannot_name_is_a_usage_error(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container_with(&own_users()).await;
+    let volume = Volume::image(MIB);
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
+    let (_, message) = command.clone().args(["--uid", "65536"]).run().await.failed_with(2);
+    assert!(message.contains("65536:0") && message.contains("mapped"), "{message}");
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    command.args(["--uid", "1000", "--gid", "7", "--mode", "600"]).run().await.succeeded(sandbox.guest());
+    let stat = container.exec(&["stat", "-c", "%u:%g %a", "/dev/xvda"]).await;
+    assert_eq!(stat, b"1000:7 600\n");
+}
+
+#[rstest]
+#[tokio::test]
+async fn failure_at_any_step_leaves_neither_mount_nor_file(#[future(awt)] sandbox_with_faults: Sandbox) {
+    let sandbox = sandbox_with_faults;
+    let container = sandbox.start_container_with(&own_users()).await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let volumes = [Volume::image(MIB), Volume::image(MIB)];
+    let pairs = [(&volumes[0], "/dev/new/xvda"), (&volumes[1], "/dev/new/xvdb")];
+    for point in ["node", "filter", "publish"] {
+        set_guest_faults(&sandbox, &format!("attach-after-{point}=error\n")).await;
+        sandbox.hot_plug_command(&container, &pairs).run().await.failed_with(1);
+        before.assert_unchanged(&sandbox, &[&container]).await;
+    }
+    set_guest_faults(&sandbox, "").await;
+    sandbox.hot_plug_command(&container, &pairs).run().await.succeeded(sandbox.guest());
+    // A detach that fails half way puts the mounts back.
+    let plugged = Snapshot::of(&sandbox, &[&container]).await;
+    for point in ["unlink", "check"] {
+        set_guest_faults(&sandbox, &format!("detach-after-{point}=error\n")).await;
+        unplug(&sandbox, &container, "/dev/new/xvda").await.failed_with(1);
+        let left = Snapshot::of(&sandbox, &[&container]).await;
+        assert_eq!(left.container_mounts.len(), plugged.container_mounts.len(), "{point}");
+        assert_eq!(container.read("/dev/new/xvda", 0..4096).await, volumes[0].bytes(0..4096));
+    }
+    set_guest_faults(&sandbox, "").await;
+    for path in ["/dev/new/xvda", "/dev/new/xvdb"] {
+        assert_eq!(unplug(&sandbox, &container, path).await.status, 0);
+    }
+    before.assert_unchanged(&sandbox, &[&container]).await;
+}
