@@ -83,8 +83,8 @@ mod tests {
         assert_eq!(report.counts().to_string(), "2 run, 1 failed, 1 not applicable");
         let xml = report.junit();
         for part in [
-            r#"<testsuite name="v1" tests="4" disabled="1" errors="1" failures="1" time="3.000">"#,
-            r#"<testcase name="plug::one" classname="plug" time="1.500">"#,
+            r#"<testsuite name="v1" tests="4" skipped="1" errors="1" failures="1" time="4.500">"#,
+            r#"<testcase name="plug::one" classname="plug" time="1.500"/>"#,
             r#"<failure message="a &lt; b">a &lt; b"#,
             r#"<skipped message="no filter"/>"#,
             r#"<error message="QEMU ended">"#,
