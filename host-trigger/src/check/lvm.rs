@@ -46,8 +46,8 @@ const WAY_OUT: [&str; 4] = [
 /// The value of the last line that sets `name`.
 fn setting<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let lines = text.lines().map(str::trim_start).filter(|line| !line.starts_with('#'));
-    let values = lines.filter_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix('='));
-    values.last().map(str::trim)
+    let mut values = lines.filter_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix('='));
+    values.next_back().map(str::trim)
 }
 
 fn rejects(filter: &str) -> bool {
