@@ -62,6 +62,65 @@ fn boot_holds_a_sandbox_that_other_processes_can_use_until_its_input_ends() {
     assert!(!std::path::Path::new(&format!("/proc/{}", report["qemu_pid"])).exists());
 }
 
+#[test]
+fn person_who_boots_by_hand_finds_the_logs_the_console_and_the_proxies() {
+    let mut boot = vm_harness()
+        .args(["boot", "--qmp-rule", "reply:device_add=cut", "--agent-rule", "reply:Probe=split:1"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(boot.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let report: Value = serde_json::from_str(&line).expect("one line of JSON");
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let run_dir = text(&report["run_dir"]);
+    let agent = text(&report["proxies"]["agent"]);
+    let container = text(&report["containers"][0]);
+    let run = |program: std::path::PathBuf, arguments: &[&str]| {
+        Command::new(program).args(arguments).output().unwrap()
+    };
+    let environment = Environment::from_variables();
+    let volume = Volume::image(MIB);
+    let plug = |expected: i32| {
+        let arguments =
+            ["--run-dir", &run_dir, "block-volume", "hot-plug", "--container", &container, "--agent", &agent];
+        let paths = ["--block-volume", volume.name(), "--device-path", "/dev/xvda"];
+        let plugged = run(environment.ecr_runtime().unwrap(), &[&arguments[..], &paths[..]].concat());
+        assert_eq!(plugged.status.code(), Some(expected), "{}", String::from_utf8_lossy(&plugged.stderr));
+    };
+    // The proxy before QEMU is found without being told, and its rule holds once.
+    plug(14);
+    plug(0);
+    for (record, words) in [("qmp_record", ["device_add", "cut"]), ("agent_record", ["Attach", "split:1"])] {
+        let record = std::fs::read_to_string(text(&report["proxies"][record])).unwrap();
+        assert!(words.iter().all(|word| record.contains(word)), "{record}");
+    }
+    let logs = run(environment.vm_harness().unwrap(), &["logs", "--run-dir", &run_dir, "-n", "5"]);
+    let logs = String::from_utf8(logs.stdout).unwrap();
+    for whose in ["==> console", "==> agent and programs", "==> QEMU", "==> vhost-device-vsock"] {
+        assert!(logs.contains(whose), "{logs}");
+    }
+    let console = vm_harness()
+        .args(["console", "--run-dir", &run_dir])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(boot.stdin.take());
+    let hints = boot.wait_with_output().unwrap();
+    let hints = String::from_utf8(hints.stderr).unwrap();
+    for hint in ["hot-plug --container", "hot-unplug", "-it -- sh", "console --run-dir", "logs --run-dir"] {
+        assert!(hints.contains(hint), "{hint}: {hints}");
+    }
+    // It follows to the end, and ends with the sandbox.
+    let console = console.wait_with_output().unwrap();
+    assert!(console.status.success(), "{console:?}");
+    let shown = String::from_utf8(console.stdout).unwrap();
+    assert!(shown.contains("sd ") || shown.contains("agent"), "{shown}");
+}
+
 #[rstest]
 #[tokio::test]
 async fn guest_that_dies_fails_a_wait_at_once_with_its_console(#[future(awt)] sandbox: Sandbox) {

@@ -54,7 +54,7 @@ async fn what_only_looks_odd_does_a_plug_no_harm(#[future(awt)] sandbox: Sandbox
             "answers in pieces",
             vec![
                 Rule::on(greeting(), Fault::Split(1)),
-                Rule::on(reply_to("query-fdsets"), Fault::Split(5)),
+                Rule::on(reply_to("query-pci"), Fault::Split(64)),
                 Rule::on(reply_to("blockdev-add"), Fault::Split(1)),
                 Rule::on(reply_to("device_add"), Fault::Split(3)),
             ],

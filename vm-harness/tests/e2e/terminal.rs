@@ -1,0 +1,152 @@
+//! `vm-harness exec -it` as a person has it: a real terminal on this side ([pty(7)](https://man7.org/linux/man-pages/man7/pty.7.html)),
+//! one in the container on the other, and the one here as it was when all is over.
+
+use std::{
+    fs::File,
+    io::{Read as _, Write as _},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use rstest::rstest;
+use rustix::{
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize},
+};
+use vm_harness::Sandbox;
+
+use super::sandbox;
+
+/// A program with a controlling terminal of its own, and the person's side of that.
+struct Session {
+    child: Child,
+    keyboard: File,
+    /// What is shown, as it comes.
+    screen: mpsc::Receiver<Vec<u8>>,
+    shown: String,
+    limit: Duration,
+}
+
+impl Session {
+    fn start(sandbox: &Sandbox, size: (u16, u16), command: &[&str]) -> Self {
+        let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&keyboard).unwrap();
+        unlockpt(&keyboard).unwrap();
+        let keyboard = File::from(keyboard);
+        resize(&keyboard, size);
+        let name = ptsname(&keyboard, Vec::new()).unwrap().into_string().unwrap();
+        let terminal = File::options().read(true).write(true).open(name).unwrap();
+        let stdio = || Stdio::from(terminal.try_clone().unwrap());
+        // A session of its own, with this terminal: signals such as SIGWINCH come from there.
+        let child = Command::new("setsid")
+            .args(["--ctty", "--wait"])
+            .arg(sandbox.environment().vm_harness().unwrap())
+            .args(["exec", "--run-dir", sandbox.run_dir().to_str().unwrap(), "-it", "--"])
+            .args(command)
+            .stdin(stdio())
+            .stdout(stdio())
+            .stderr(stdio())
+            .spawn()
+            .unwrap();
+        let (sender, screen) = mpsc::channel();
+        let mut output = keyboard.try_clone().unwrap();
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(length @ 1..) = output.read(&mut bytes) {
+                if sender.send(bytes[..length].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        let limit = sandbox.guest().scaled(Duration::from_secs(10));
+        Self { child, keyboard, screen, shown: String::new(), limit }
+    }
+
+    fn types(&mut self, text: &str) {
+        self.keyboard.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Waits until `text` is shown.
+    fn shows(&mut self, text: &str) {
+        while !self.shown.contains(text) {
+            let bytes = self.screen.recv_timeout(self.limit);
+            let bytes = bytes.unwrap_or_else(|_| panic!("{text:?} was never shown: {:?}", self.shown));
+            self.shown.push_str(&String::from_utf8_lossy(&bytes));
+        }
+    }
+}
+
+fn resize(terminal: &File, (ws_row, ws_col): (u16, u16)) {
+    tcsetwinsize(terminal, Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+}
+
+fn is_raw(terminal: &File) -> bool {
+    !tcgetattr(terminal).unwrap().local_modes.contains(LocalModes::ECHO | LocalModes::ICANON)
+}
+
+#[rstest]
+#[tokio::test]
+async fn terminal_has_the_size_the_keys_and_the_end_of_the_callers(#[future(awt)] sandbox: Sandbox) {
+    let _container = sandbox.start_container().await;
+    // `wait` ends at once by a signal that has a trap, which `read` may not.
+    let script = "busybox tty; read a; busybox stty size; trap 'busybox stty size' WINCH; sleep 1000 & echo ready; wait; kill $!; \
+                  while read b; do echo got $b; done; exit 7";
+    let mut session = Session::start(&sandbox, (40, 100), &["sh", "-c", script]);
+    session.shows("/dev/pts/");
+    assert!(is_raw(&session.keyboard), "every key goes to the container");
+    session.types("x\r");
+    session.shows("40 100");
+    session.shows("ready");
+    resize(&session.keyboard, (50, 120));
+    session.shows("50 120");
+    session.types("one\r");
+    session.shows("got one");
+    session.types("\u{4}");
+    let status = session.child.wait().unwrap();
+    assert_eq!(status.code(), Some(7), "{:?}", session.shown);
+    assert!(!is_raw(&session.keyboard), "the caller's terminal is as it was");
+}
+
+#[rstest]
+#[tokio::test]
+async fn interrupt_key_reaches_the_command_and_not_the_harness(#[future(awt)] sandbox: Sandbox) {
+    let _container = sandbox.start_container().await;
+    let script = "trap 'echo interrupted; exit 3' INT; echo ready; while :; do read a; done";
+    let mut session = Session::start(&sandbox, (24, 80), &["sh", "-c", script]);
+    session.shows("ready");
+    session.types("\u{3}");
+    session.shows("interrupted");
+    assert_eq!(session.child.wait().unwrap().code(), Some(3));
+}
+
+#[rstest]
+#[tokio::test]
+async fn without_a_terminal_there_is_none_and_without_i_there_is_no_input(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let run_dir = sandbox.run_dir().to_owned();
+    let program = sandbox.environment().vm_harness().unwrap();
+    let exec = |flags: &[&str], command: &[&str]| {
+        let mut child = Command::new(&program)
+            .args(["exec", "--run-dir", run_dir.to_str().unwrap(), "--container", container.id()])
+            .args(flags)
+            .arg("--")
+            .args(command)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // A command that takes none may have ended.
+        let _ = child.stdin.take().unwrap().write_all(b"typed");
+        child.wait_with_output().unwrap()
+    };
+    assert_eq!(exec(&["-i"], &["cat"]).stdout, b"typed");
+    assert_eq!(exec(&[], &["cat"]).stdout, b"");
+    let refused = exec(&["-it"], &["cat"]);
+    assert!(!refused.status.success());
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(message.contains("standard input"), "{message}");
+    assert_ne!(exec(&[], &["test", "-t", "1"]).status.code(), Some(0));
+}
