@@ -1,6 +1,6 @@
 //! What the agent and its guest say of themselves; checks adapt to it.
 
-use agent_plugin::contract::block_volume::{FilterMode, ProbeRequest, ProbeResponse};
+use agent_plugin::contract::block_volume::{FilterMode, NodeWay, ProbeRequest, ProbeResponse};
 
 use super::{Mode, direct};
 use crate::{Container, Error, Sandbox};
@@ -20,6 +20,8 @@ pub struct Facts {
     pub plain_filter: FilterMode,
     /// The same for one with rules.
     pub ruled_filter: FilterMode,
+    /// Whether a container with a user namespace can have volumes, or why not.
+    pub own_users: Result<(), String>,
 }
 
 /// What `Probe` answers.
@@ -39,6 +41,7 @@ impl Facts {
         mode: Mode,
         plain: &Container,
         ruled: &Container,
+        own_users: &Result<Container, Error>,
     ) -> Result<Self, Error> {
         let details = sandbox.agent().details().await?;
         let plugin = match direct::probe(sandbox, &ProbeRequest::default()).await? {
@@ -61,7 +64,18 @@ impl Facts {
             plugin,
             plain_filter: filter(plain).await?,
             ruled_filter: filter(ruled).await?,
+            own_users: match own_users {
+                Err(error) => {
+                    Err(format!("the agent makes no container with a user namespace: {}", error.chain()))
+                }
+                Ok(container) => way_into(sandbox, container).await?,
+            },
         })
+    }
+
+    /// A container with a user namespace can have volumes.
+    pub(super) fn serves_own_users(&self) -> Result<(), String> {
+        self.own_users.clone()
     }
 
     /// Something decides which devices the container with rules may open.
@@ -104,4 +118,22 @@ impl Facts {
             Err(_) => "none",
         }
     }
+}
+
+/// Whether the plugin has a way to a node in `container`.
+async fn way_into(sandbox: &Sandbox, container: &Container) -> Result<Result<(), String>, Error> {
+    let request = ProbeRequest {
+        container_id: container.id().to_owned(),
+        paths: vec!["/dev/conformance".to_owned()],
+        ..Default::default()
+    };
+    let probe = match direct::probe(sandbox, &request).await? {
+        Ok(probe) => probe,
+        Err(why) => return Ok(Err(why)),
+    };
+    let ways = probe.container.paths.iter().map(|path| path.way.enum_value_or_default());
+    Ok(match ways.filter(|way| *way != NodeWay::NODE_WAY_UNSPECIFIED).count() {
+        0 => Err("the plugin has no way into a container with a user namespace".to_owned()),
+        _ => Ok(()),
+    })
 }

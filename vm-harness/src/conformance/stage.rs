@@ -25,6 +25,8 @@ pub struct Stage {
     pub(super) ruled: Container,
     /// Another one, with device rules.
     pub(super) sibling: Container,
+    /// With a user namespace, where the agent makes such containers.
+    pub(super) own_users: Option<Container>,
     /// QEMU's version.
     pub(super) qemu: String,
     timeout: Duration,
@@ -41,9 +43,9 @@ impl Stage {
         let machine = mode.machine(&suite.kernel_parameters);
         let sandbox = Sandbox::boot_in(&suite.environment, &suite.image, &machine).await?;
         match Self::prepare(&sandbox, mode).await {
-            Ok((qemu, facts, [container, ruled, sibling])) => {
+            Ok((qemu, facts, [container, ruled, sibling], own_users)) => {
                 let (timeout, added) = (suite.timeout, AtomicU32::new(0));
-                Ok(Self { sandbox, facts, container, ruled, sibling, qemu, timeout, added })
+                Ok(Self { sandbox, facts, container, ruled, sibling, own_users, qemu, timeout, added })
             }
             Err(error) => {
                 // A guest that dies prints a fault of its kernel, and its end is what the caller hears of.
@@ -53,7 +55,10 @@ impl Stage {
         }
     }
 
-    async fn prepare(sandbox: &Sandbox, mode: Mode) -> Result<(String, Facts, [Container; 3]), Error> {
+    async fn prepare(
+        sandbox: &Sandbox,
+        mode: Mode,
+    ) -> Result<(String, Facts, [Container; 3], Option<Container>), Error> {
         let rules = ContainerOptions { device_filter: DeviceFilter::Bpf, ..ContainerOptions::default() };
         let container = sandbox.try_start_container(&ContainerOptions::default()).await?;
         let ruled = match mode {
@@ -62,8 +67,11 @@ impl Stage {
             Mode::V2 | Mode::V2Scan => sandbox.try_start_container(&rules).await?,
         };
         let sibling = sandbox.try_start_container(&rules).await?;
-        let facts = Facts::of(sandbox, mode, &container, &ruled).await?;
-        Ok((sandbox.qemu_version().await?, facts, [container, ruled, sibling]))
+        // kata-agent 4.1 refuses it.
+        let own_users = ContainerOptions { user_namespace: true, ..ContainerOptions::default() };
+        let own_users = sandbox.try_start_container(&own_users).await;
+        let facts = Facts::of(sandbox, mode, &container, &ruled, &own_users).await?;
+        Ok((sandbox.qemu_version().await?, facts, [container, ruled, sibling], own_users.ok()))
     }
 
     /// The VM.

@@ -2,9 +2,9 @@
 
 use agent_plugin::contract::block_volume::Reason;
 
-use super::super::{Stage, check::check, direct::MIB, direct::assert_refused, stage::has};
+use super::super::{Facts, Stage, check::check, direct::MIB, direct::assert_refused, stage::has};
 use super::Check;
-use crate::Volume;
+use crate::{Volume, random_bytes};
 
 pub(super) const CHECKS: &[Check] = &[
     check!(
@@ -23,7 +23,28 @@ pub(super) const CHECKS: &[Check] = &[
         path_with_dots_is_refused,
         "a request with .. in its path, or no absolute one, is invalid"
     ),
+    check!(
+        "node",
+        container_with_a_user_namespace_gets_it,
+        "a container whose root is no root of the guest reads and writes its volume"
+    )
+    .only_if(Facts::serves_own_users),
 ];
+
+async fn container_with_a_user_namespace_gets_it(stage: &Stage) {
+    const PATH: &str = "/dev/conformance";
+    let container = stage.own_users.as_ref().expect("the check applies where there is one");
+    let volume = Volume::image(MIB);
+    stage.plug(container, &volume, PATH).await;
+    // Its root is a user of the guest's without any right; a node that it may not open is none.
+    assert!(container.read(PATH, 0..4096).await == volume.bytes(0..4096), "other bytes than the host's");
+    let fresh = random_bytes(4096);
+    container.write(PATH, 8192, &fresh).await;
+    assert!(volume.bytes(8192..12288) == fresh, "the host reads other bytes than the container wrote");
+    assert!(!stage.guest_has(PATH).await, "the agent's own mount namespace has a node");
+    stage.unplug(container, PATH).await;
+    assert!(!has(container, PATH).await, "something is still there after the unplug");
+}
 
 async fn is_in_the_container_and_nowhere_else(stage: &Stage) {
     const PATH: &str = "/dev/conformance";
