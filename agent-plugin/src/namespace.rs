@@ -129,6 +129,23 @@ impl Target {
         Visit::start(&self.id, enter_and_work, abandoned)
     }
 
+    /// Runs `work` on a new thread inside the container's mount namespace, for what goes by descriptors alone. The container may have
+    /// ended: its namespace and its mounts are there for as long as our handle.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn enter_even_ended<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<Visit<T>> {
+        let target = self.clone();
+        let enter_and_work = move || {
+            target.enter_here()?;
+            work()
+        };
+        Visit::start(&self.id, enter_and_work, drop)
+    }
+
     /// Runs `work` on a new thread that stays outside, for what a thread cannot do without a change that sticks to it.
     ///
     /// # Errors

@@ -113,18 +113,8 @@ pub(super) fn remove(
 ) -> Result<bool> {
     let directory = place.directory().try_clone().map_err(Error::system("fcntl", "a directory"))?;
     let path = place.path().clone();
-    let entered = target.enter({
-        let directory = directory.try_clone().map_err(Error::system("fcntl", "a directory"))?;
-        let path = path.clone();
-        move |_| take_away(&directory, &path, number)
-    });
-    match entered {
-        // The mount went with it. The file below may be on something that did not.
-        Err(Error::ContainerEnded { .. }) => {
-            target.aside(move || remove_empty_file(&directory, &path).map(|()| true))?.finish(deadline)
-        }
-        entered => entered?.finish(deadline),
-    }
+    // The file may be on something that outlives the container.
+    target.enter_even_ended(move || take_away(&directory, &path, number))?.finish(deadline)
 }
 
 /// Runs on a thread that ends right after: it has left its namespace.
@@ -203,19 +193,13 @@ fn take_away(directory: &OwnedFd, path: &NodePath, number: DeviceNumber) -> Resu
         CString::new(path.name()).map_err(|_| Error::system("umount2", path.as_str())(Errno::EINVAL))?;
     umount2(name.as_c_str(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
         .map_err(Error::system("umount2", path.as_str()))?;
-    remove_empty_file(directory, path)?;
+    // What is not empty is not ours any more.
+    if look()?.is_some_and(|below| below.kind == SFlag::S_IFREG && below.size == 0) {
+        match unlinkat(directory, path.name(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(Errno::EROFS) => return Err(Error::ReadOnlyFileSystem { path: path.as_str().to_owned() }),
+            Err(errno) => return Err(Error::system("unlinkat", path.as_str())(errno)),
+        }
+    }
     Ok(true)
-}
-
-/// What is not empty is not ours any more.
-fn remove_empty_file(directory: &OwnedFd, path: &NodePath) -> Result<()> {
-    let found = Inode::at(directory, path.name()).map_err(Error::system("statx", path.as_str()))?;
-    if !found.is_some_and(|below| below.kind == SFlag::S_IFREG && below.size == 0) {
-        return Ok(());
-    }
-    match unlinkat(directory, path.name(), UnlinkatFlags::NoRemoveDir) {
-        Ok(()) | Err(Errno::ENOENT) => Ok(()),
-        Err(Errno::EROFS) => Err(Error::ReadOnlyFileSystem { path: path.as_str().to_owned() }),
-        Err(errno) => Err(Error::system("unlinkat", path.as_str())(errno)),
-    }
 }
