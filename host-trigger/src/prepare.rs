@@ -142,13 +142,15 @@ pub(crate) fn check_path(probe: &ProbeResponse, path: &str) -> Result<(), Error>
         Ok(PathUse::PATH_USE_TAKEN) => {
             Err(Error::PathTaken { path: path.to_owned(), taken_by: state.taken_by.clone() })
         }
-        Ok(PathUse::PATH_USE_PARENT_MISSING) if no_way(state) => guest(
-            Reason::REASON_PARENT_MISSING,
-            format!("the directory that would hold {path} does not exist, and the guest cannot make it"),
-        ),
-        Ok(PathUse::PATH_USE_FREE) if state.read_only => {
+        Ok(PathUse::PATH_USE_FREE | PathUse::PATH_USE_PARENT_MISSING) if state.read_only => {
             guest(Reason::REASON_READ_ONLY_FILE_SYSTEM, format!("the file system of {path} is read-only"))
         }
+        Ok(PathUse::PATH_USE_PARENT_MISSING) if no_way(state) => guest(
+            Reason::REASON_PARENT_MISSING,
+            format!(
+                "no directory of the container can hold {path}: a part of it is a file, or a link that leads out of the container or nowhere"
+            ),
+        ),
         Ok(PathUse::PATH_USE_FREE) if no_way(state) => {
             let text = format!(
                 "{path} is on {}, where the guest can neither make a device node nor mount one: choose a path below /dev",
@@ -197,13 +199,17 @@ mod tests {
 
     #[test]
     fn a_free_path_passes() {
-        assert!(check_path(&probe(state(PathUse::PATH_USE_FREE, MKNOD), ""), "/dev/x").is_ok());
+        for usage in [PathUse::PATH_USE_FREE, PathUse::PATH_USE_PARENT_MISSING] {
+            assert!(check_path(&probe(state(usage, MKNOD), ""), "/dev/x").is_ok(), "{usage:?}");
+            assert!(check_path(&probe(state(usage, NodeWay::NODE_WAY_BIND), ""), "/dev/x").is_ok());
+        }
     }
 
     #[rstest]
     #[case(state(PathUse::PATH_USE_TAKEN, MKNOD), "", "path_taken")]
     #[case(state(PathUse::PATH_USE_PARENT_MISSING, NO_WAY), "", "parent_missing")]
     #[case(PathState { read_only: true, ..state(PathUse::PATH_USE_FREE, MKNOD) }, "", "read_only_file_system")]
+    #[case(PathState { read_only: true, ..state(PathUse::PATH_USE_PARENT_MISSING, NO_WAY) }, "", "read_only_file_system")]
     #[case(state(PathUse::PATH_USE_FREE, NO_WAY), "", "unsupported")]
     #[case(state(PathUse::PATH_USE_FREE, MKNOD), "it has maps", "unsupported")]
     #[case(state(PathUse::PATH_USE_UNSPECIFIED, MKNOD), "", "agent_answer")]

@@ -26,7 +26,7 @@ pub(super) fn of_guest(reason: Reason) -> (&'static str, u8, Option<&'static str
         Reason::REASON_CONTAINER_NOT_RUNNING => ("container_not_running", 3, None),
         Reason::REASON_PATH_TAKEN => ("path_taken", 4, Some("choose another --device-path")),
         Reason::REASON_PARENT_MISSING => {
-            ("parent_missing", 3, Some("make the directory in the container first"))
+            ("parent_missing", 3, Some("choose a --device-path whose directories are real ones, or none yet"))
         }
         Reason::REASON_CONFLICT => ("other_options", 4, Some("unplug it first, or repeat the options")),
         Reason::REASON_BUSY => {

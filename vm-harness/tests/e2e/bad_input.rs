@@ -67,7 +67,7 @@ async fn names_that_lead_nowhere(#[future(awt)] sandbox: Sandbox) {
         ),
         ("relative path", plug(&sandbox, sid, cid, volume.name(), "dev/xvda"), 2, "dev/xvda"),
         ("path with dots", plug(&sandbox, sid, cid, volume.name(), "/dev/../xvda"), 2, "/dev/../xvda"),
-        ("path without a parent", plug(&sandbox, sid, cid, volume.name(), "/dev/no/xvda"), 3, "/dev/no"),
+        ("file as a directory", plug(&sandbox, sid, cid, volume.name(), "/dev/null/xvda"), 3, "/dev/null"),
     ] {
         let (_, message) = refused(&sandbox, &[&container], &before, command, status).await;
         assert!(message.contains(named), "{what}: the message names {named:?}: {message}");
