@@ -180,6 +180,14 @@ pub enum Unsupported {
         /// In the container.
         path: String,
     },
+    /// The container has no such user or group.
+    #[error("owner {uid}:{gid} is not mapped in the container's user namespace: choose one that is")]
+    Owner {
+        /// As asked for.
+        uid: u32,
+        /// As asked for.
+        gid: u32,
+    },
     /// Nodes there cannot be opened, although nothing had told so.
     #[error("{path:?} is on a mount where no device node can be opened (nodev): choose a path below /dev")]
     NoDev {

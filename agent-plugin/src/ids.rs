@@ -11,7 +11,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, Unsupported},
     namespace::Target,
 };
 
@@ -55,11 +55,7 @@ impl Ids {
     /// It knows no such user or group.
     pub fn outside(&self, uid: u32, gid: u32) -> Result<(u32, u32)> {
         let Some((uids, gids)) = &self.maps else { return Ok((uid, gid)) };
-        uids.outside(uid).zip(gids.outside(gid)).ok_or_else(|| Error::InvalidRequest {
-            field: "owner".to_owned(),
-            value: format!("{uid}:{gid}"),
-            rule: "must be mapped in the container's user namespace",
-        })
+        uids.outside(uid).zip(gids.outside(gid)).ok_or_else(|| Unsupported::Owner { uid, gid }.into())
     }
 
     /// From now on the calling thread, which must end soon, makes files as the container's root; whatever else it could do it still

@@ -62,11 +62,11 @@ async fn who_holds_the_mounted_node_is_told_and_keeps_it(#[future(awt)] sandbox:
     let container = sandbox.start_container_with(&own_users()).await;
     let volume = Volume::image(MIB);
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
-    let before = Snapshot::of(&sandbox, &[&container]).await;
     let opener = container.clone();
     let script = "exec 5</dev/xvda; touch /dev/open; until [ -e /dev/close ]; do sleep 0.1; done";
     let opener = tokio::spawn(async move { opener.exec(&["sh", "-c", script]).await });
     container.exec(&["sh", "-c", "until [ -e /dev/open ]; do sleep 0.05; done; rm /dev/open"]).await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
     let finished = unplug(&sandbox, &container, "/dev/xvda").await;
     finished.failed_with(5);
     let holders = finished.json()["error"]["holders"].clone();
@@ -103,12 +103,12 @@ async fn node_that_the_container_unmounts_is_missed_and_restored(#[future(awt)] 
 
 #[rstest]
 #[tokio::test]
-async fn owner_that_the_container_cannot_name_is_a_usage_error(#[future(awt)] sandbox: Sandbox) {
+async fn owner_that_the_container_cannot_name_is_refused(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container_with(&own_users()).await;
     let volume = Volume::image(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
-    let (_, message) = command.clone().args(["--uid", "65536"]).run().await.failed_with(2);
+    let (_, message) = command.clone().args(["--uid", "65536"]).run().await.failed_with(10);
     assert!(message.contains("65536:0") && message.contains("mapped"), "{message}");
     before.assert_unchanged(&sandbox, &[&container]).await;
     command.args(["--uid", "1000", "--gid", "7", "--mode", "600"]).run().await.succeeded(sandbox.guest());
