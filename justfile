@@ -50,6 +50,10 @@ fuzz *arguments:
 fuzz-smoke:
     ci/fuzz --seconds 5
 
+# The conformance suite over kernels 5.10 to 7.x and QEMU 7.2 to 11.x of Debian's suites, as a table (an hour without KVM)
+matrix *arguments:
+    ci/matrix {{arguments}}
+
 # Build and test agent-plugin against the other ttrpc
 ttrpc:
     ci/ttrpc-0.10

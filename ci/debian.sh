@@ -82,11 +82,13 @@ qemu() { # qemu SUITE: the suite's QEMU with all that it needs, to be run as $ca
   for package in "$dir/cache/archives"/*.deb; do dpkg -x "$package" "$tree.new"; done
   version=$(dpkg-deb --field "$dir/cache/archives"/qemu-system-x86_*.deb Version)
   rm "$dir/cache/archives"/*.deb
-  # A newer suite's C library needs its own loader, and QEMU looks for its firmware beside the program that is run.
+  # A newer suite's C library needs its own loader; QEMU looks for modules and firmware where it was built for, and beside the program
+  # that is run.
   cat >"$tree.new/qemu-system-x86_64" <<EOF
 #!/bin/sh
 # QEMU $version
 tree=\$(dirname "\$(realpath "\$0")")
+export QEMU_MODULE_DIR="\$tree/usr/lib/x86_64-linux-gnu/qemu"
 exec "\$tree/lib64/ld-linux-x86-64.so.2" \\
   --library-path "\$tree/usr/lib/x86_64-linux-gnu:\$tree/lib/x86_64-linux-gnu:\$tree/usr/lib/x86_64-linux-gnu/sasl2" \\
   "\$tree/usr/bin/qemu-system-x86_64" -L "\$tree/usr/share/qemu" -L "\$tree/usr/share/seabios" "\$@"
@@ -94,6 +96,6 @@ EOF
   chmod 755 "$tree.new/qemu-system-x86_64"
   # Since the merge of /usr a package's files are all there.
   if [ ! -e "$tree.new/lib64/ld-linux-x86-64.so.2" ]; then ln -sfn usr/lib64 "$tree.new/lib64"; fi
-  "$tree.new/qemu-system-x86_64" --version >&2 || die "QEMU $version of $suite does not start here"
+  echo quit | "$tree.new/qemu-system-x86_64" -machine none -accel tcg -display none -serial none -monitor stdio >/dev/null || die "QEMU $version of $suite does not start here"
   rm -rf "$tree" && mv "$tree.new" "$tree"
 }

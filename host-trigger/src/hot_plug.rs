@@ -28,6 +28,7 @@ use crate::{
     output::{self, Outcome, Report, SCHEMA, Scsi, Timings, Volume},
     prepare::{self, Prepared},
     printable::printable,
+    qemu_bug,
     qmp::Qmp,
     record::{Access, Intent, Record},
     registry::Registry,
@@ -181,6 +182,7 @@ impl<'a> Plug<'a> {
     }
 
     async fn run(&mut self, registry: &mut Option<Registry>, mut probe: ProbeResponse) -> Result<(), Error> {
+        qemu_bug::warnings(self.link.qmp.version()).for_each(|warning| output::note(&warning));
         let took_back = match registry {
             Some(registry) => self.settle(registry).await?,
             None => false,

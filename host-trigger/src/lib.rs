@@ -9,6 +9,7 @@
 //! | [`cli`], [`run`] | flags and verbs, and the way from one to the other; one file per verb: [`check`], [`hot_plug`], [`hot_unplug`], [`repair`], [`list`] with `inspect`, [`resize`], [`throttle`], [`stats`] |
 //! | [`sandbox`], [`shim`] | where a Kata host keeps what belongs to a sandbox |
 //! | [`source`], [`holders`], `root_disk`, `block_sysfs` | the volume on the host: opened once, vetted, and who else has it |
+//! | [`qemu_bug`] | versions of QEMU that hurt, for a warning |
 //! | [`qmp`], [`registry`], [`presence`], [`record`], [`controller`] | QEMU's monitor, and what it keeps for us |
 //! | [`agent`], [`guest_holder`] | the agent's addresses, how to dial it, its replies; who holds a volume in the guest |
 //! | [`listing`], `survey`, `choice` | volumes that are plugged: which is meant, what is known of it, how it is shown |
@@ -48,6 +49,7 @@ mod prepare;
 pub mod presence;
 pub mod printable;
 mod prometheus;
+pub mod qemu_bug;
 pub mod qmp;
 mod reach;
 pub mod record;

@@ -33,11 +33,14 @@ impl Agent {
     /// Connects as soon as an agent answers its health check. The only place of the harness that polls: nothing in a guest
     /// announces that its agent listens. The caller bounds the wait.
     pub(crate) async fn when_it_answers(hybrid: &Path, limit: Duration) -> Self {
+        // A request that reaches the back end while the guest's driver comes up can be lost: then neither an answer nor an end of
+        // file follows. A guest that is restored has its driver soon; one that is slow gets more and more time.
+        let mut patience = Duration::from_millis(60);
         loop {
-            // A request that reaches the back end while the guest's driver comes up can be lost: then neither an answer nor an
-            // end of file follows.
-            let attempt =
-                tokio::time::timeout(Duration::from_millis(500), vsock::connect(hybrid, PORT)).await;
+            let attempt = tokio::time::timeout(patience, vsock::connect(hybrid, PORT)).await;
+            if attempt.is_err() {
+                patience = (patience * 2).min(Duration::from_millis(500));
+            }
             if let Ok(Ok(stream)) = attempt {
                 let connection = Client::new(Socket::new(stream));
                 let health = HealthClient::new(connection.clone());

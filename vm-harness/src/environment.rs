@@ -10,6 +10,7 @@
 //! | `VM_HARNESS_INITRD_EXTRA` | directory that is laid over the guest's root | none |
 //! | `VM_HARNESS_KERNEL` | unpacked kernel package, or a kernel that needs no modules | that of the image |
 //! | `VM_HARNESS_TIME_SCALE` | factor on every time-out | 1 with KVM, 4 with TCG |
+//! | `VM_HARNESS_RESTORE` | `yes`: restore the usual guests from files | boot every guest |
 //! | `VM_HARNESS_CACHE` | what `ci/setup` fetched | `target/cache` |
 //! | `VM_HARNESS_ARTIFACTS` | where a test that fails leaves its console and QEMU's messages | nowhere |
 //! | `VM_HARNESS_TARGET` | Cargo's target directory with the built binaries | `target` |
@@ -19,7 +20,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, Parts};
+use crate::{Accelerator, Error, Parts};
 
 /// Paths of a build, found once.
 #[derive(Debug, Clone)]
@@ -30,6 +31,8 @@ pub struct Environment {
     pub cache: PathBuf,
     /// QEMU's program name or path.
     pub qemu: PathBuf,
+    /// Whether a guest may come from a file where it can.
+    pub restore: bool,
     /// What is the caller's own in the image.
     pub parts: Parts,
     /// The image that the default one is made from.
@@ -49,7 +52,8 @@ impl Environment {
             kernel: path("VM_HARNESS_KERNEL"),
         };
         let qemu = path("VM_HARNESS_QEMU").unwrap_or_else(|| PathBuf::from("qemu-system-x86_64"));
-        Self { target, cache, qemu, parts, image: path("VM_HARNESS_IMAGE") }
+        let restore = variable("VM_HARNESS_RESTORE").as_deref() == Some("yes");
+        Self { target, cache, qemu, restore, parts, image: path("VM_HARNESS_IMAGE") }
     }
 
     /// `ecr-runtime` as it ships.
@@ -113,6 +117,17 @@ fn missing(path: &Path, remedy: &'static str) -> Error {
 /// An environment variable that is set to something.
 pub(crate) fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The factor on every time-out: `VM_HARNESS_TIME_SCALE`, else the accelerator's.
+pub(crate) fn time_scale(accelerator: Accelerator) -> Result<u32, Error> {
+    match variable("VM_HARNESS_TIME_SCALE") {
+        None => Ok(accelerator.time_scale()),
+        Some(value) => match value.parse() {
+            Ok(scale) if scale > 0 => Ok(scale),
+            _ => Err(Error::Variable { name: "VM_HARNESS_TIME_SCALE", value, expected: "1, 2, 3, …" }),
+        },
+    }
 }
 
 /// `target` beside the workspace that this crate was built in, or the one that holds the running program.

@@ -104,6 +104,11 @@ impl Error {
         move |source| Self::File { action, path, source }
     }
 
+    /// Whether this machine lacks something, so that no guest would do.
+    pub(crate) fn is_of_the_machine(&self) -> bool {
+        matches!(self, Self::Missing { .. } | Self::File { .. } | Self::Spawn { .. } | Self::Variable { .. })
+    }
+
     /// The whole chain on one line, as a person wants to read it.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();

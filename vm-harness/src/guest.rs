@@ -2,7 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
-use crate::{Accelerator, Console, Error, Process};
+use crate::{Accelerator, Console, Error, Origin, Process};
 
 /// The target of the trace events that tell by `awaited` what is waited for.
 pub const AWAITS: &str = "vm_harness::awaits";
@@ -15,12 +15,18 @@ pub struct Guest {
     pub(crate) console: Console,
     pub(crate) accelerator: Accelerator,
     pub(crate) time_scale: u32,
+    pub(crate) origin: Origin,
 }
 
 impl Guest {
     /// QEMU's process id.
     pub fn qemu_id(&self) -> u32 {
         self.qemu.id()
+    }
+
+    /// The processor's time that QEMU took so far.
+    pub fn qemu_time(&self) -> Option<Duration> {
+        self.qemu.processor_time()
     }
 
     /// QEMU's accelerator.
@@ -31,6 +37,11 @@ impl Guest {
     /// The factor on every time-out.
     pub fn time_scale(&self) -> u32 {
         self.time_scale
+    }
+
+    /// Whether it was booted or restored.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
     }
 
     /// What the guest prints.
@@ -83,8 +94,9 @@ impl Guest {
     /// What a person needs after a failure: the console's end, QEMU's messages, and how to repeat it.
     pub fn report(&self) -> String {
         format!(
-            "--- the console's last lines ({})\n{}\n--- QEMU's messages\n{}\n--- vhost-device-vsock's messages\n{}\n--- to repeat \
+            "--- {}: the console's last lines ({})\n{}\n--- QEMU's messages\n{}\n--- vhost-device-vsock's messages\n{}\n--- to repeat \
              it\n{} &\n{}\n",
+            self.origin,
             self.console.path().display(),
             self.console.tail(40),
             self.qemu.stderr().trim_end(),

@@ -42,6 +42,7 @@
 
 mod accelerator;
 mod agent;
+mod boot;
 pub mod conformance;
 mod console;
 mod container;
@@ -59,6 +60,7 @@ mod proxy;
 mod qemu;
 mod run_dir;
 mod sandbox;
+mod saved_boot;
 mod snapshot;
 mod spec;
 mod terminal;
@@ -68,6 +70,7 @@ mod vsock;
 
 pub use accelerator::{Accelerator, Choice};
 pub use agent::Agent;
+pub use boot::Origin;
 pub use console::{Console, printable};
 pub use container::Container;
 pub use ecr_runtime::{EcrRuntime, Finished, Plugged};

@@ -13,8 +13,10 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::Mutex,
+    time::Duration,
 };
 
+use nix::unistd::{SysconfVar, sysconf};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::Error;
@@ -53,6 +55,18 @@ impl Process {
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child().id()
+    }
+
+    /// The processor's time that it took so far, in user and kernel mode
+    /// ([`/proc/PID/stat`](https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html)); nothing once it was waited for.
+    pub fn processor_time(&self) -> Option<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).ok()?;
+        // A program's name may hold anything, parentheses too.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let mut ticks = fields.split_whitespace().skip(11).map_while(|field| field.parse::<u64>().ok());
+        let ticks = ticks.next()? + ticks.next()?;
+        let per_second = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
+        Some(Duration::from_millis(ticks * 1000 / per_second))
     }
 
     /// The command line, quoted for a shell.
@@ -152,6 +166,24 @@ mod tests {
         assert_eq!(process.ended().await.code(), Some(3));
         assert_eq!(process.stderr(), "broken\n");
         assert_eq!(process.command(), "sh -c 'echo broken >&2; exit 3'");
+    }
+
+    #[tokio::test]
+    async fn processor_time_is_what_it_worked_and_not_what_it_slept() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sh");
+        command.args([
+            "-c",
+            "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; echo done >&2; exec sleep 1000",
+        ]);
+        let process = Process::start("sh", command, &directory.path().join("stderr")).unwrap();
+        while process.stderr().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let worked = process.processor_time().unwrap();
+        assert!(worked > Duration::ZERO);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(process.processor_time().unwrap() < worked + Duration::from_millis(200));
     }
 
     #[tokio::test]

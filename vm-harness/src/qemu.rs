@@ -14,7 +14,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::{Accelerator, Error, Process};
 
 /// What differs between two guests of a test run.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
     /// Cgroup hierarchy that the agent finds.
     pub cgroup: Cgroup,
@@ -64,6 +64,22 @@ pub enum Scan {
     Async,
 }
 
+/// How a guest comes to run.
+#[derive(Debug, Clone, Copy)]
+pub enum Start<'a> {
+    /// From the kernel's first instruction.
+    Boot,
+    /// The same with a vsock device that can be unplugged again: QEMU saves no guest that has one.
+    BootToSave,
+    /// Where a [`Start::BootToSave`] was saved, from that file; the vsock device is plugged when it runs.
+    Restore(&'a Path),
+}
+
+/// The PCI slot of a vsock device that comes and goes.
+pub(crate) const VSOCK_PORT: &str = "vsock-port";
+/// The vsock device's id, and its socket's.
+pub(crate) const VSOCK: &str = "vsock";
+
 /// The files that QEMU is started with.
 #[derive(Debug)]
 pub struct Files {
@@ -102,7 +118,14 @@ impl Machine {
     }
 
     /// The whole command.
-    pub fn command(&self, qemu: &Path, accelerator: Accelerator, name: &str, files: &Files) -> Command {
+    pub fn command(
+        &self,
+        qemu: &Path,
+        accelerator: Accelerator,
+        name: &str,
+        files: &Files,
+        start: Start<'_>,
+    ) -> Command {
         let mut command = Command::new(qemu);
         let memory = self.memory;
         let socket = |path: &Path| format!("unix:{},server=on,wait=off", path.display());
@@ -122,9 +145,21 @@ impl Machine {
             .args(["-append", &self.kernel_command_line()])
             .args(["-qmp", &socket(&files.qmp), "-qmp", &socket(&files.monitor)])
             .args(&self.devices_before)
-            .args(&self.controller)
-            .args(["-chardev", &format!("socket,id=vsock,path={}", files.vhost.display())])
-            .args(["-device", "vhost-user-vsock-pci,chardev=vsock"]);
+            .args(&self.controller);
+        let port = format!("pcie-root-port,id={VSOCK_PORT},chassis=1,slot=1");
+        let socket = format!("socket,id={VSOCK},path={}", files.vhost.display());
+        let device = format!("vhost-user-vsock-pci,id={VSOCK},chardev={VSOCK}");
+        match start {
+            Start::Boot => command.args(["-chardev", &socket, "-device", &device]),
+            Start::BootToSave => {
+                let device = format!("{device},bus={VSOCK_PORT}");
+                command.args(["-device", &port, "-chardev", &socket, "-device", &device])
+            }
+            // By a program: QEMU reads files by itself since 8.2 only.
+            Start::Restore(file) => {
+                command.args(["-device", &port, "-incoming", &format!("exec:cat {}", shell_word(file))])
+            }
+        };
         command
     }
 
@@ -138,9 +173,10 @@ impl Machine {
         accelerator: Accelerator,
         name: &str,
         files: &Files,
+        start: Start<'_>,
     ) -> Result<Process, Error> {
         raise_descriptor_limit();
-        let mut command = self.command(qemu, accelerator, name, files);
+        let mut command = self.command(qemu, accelerator, name, files, start);
         if let Some(user) = self.user {
             // Its group is the one that may use KVM: it is in no other.
             let group = std::fs::metadata("/dev/kvm").map_or(user, |kvm| kvm.gid());
@@ -154,6 +190,11 @@ impl Machine {
             other => other,
         })
     }
+}
+
+/// `path` as one word of a shell's command.
+fn shell_word(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
 }
 
 /// QEMU inherits the limit, and needs two descriptors and more for each volume: the usual 1,024 are few for 256 of them.

@@ -13,12 +13,13 @@ use host_trigger::{deadline::Deadline, qmp::Qmp};
 use rand::Rng as _;
 
 use crate::{
-    Accelerator, Agent, Console, Container, ContainerOptions, EcrRuntime, Environment, Error, Guest, Machine,
-    Observer, Plugged, RunDir, Volume, accelerator::Trial, agent, environment::variable, qemu::Files, vsock,
+    Accelerator, Agent, Container, ContainerOptions, EcrRuntime, Environment, Error, Guest, Machine,
+    Observer, Plugged, RunDir, Volume,
+    accelerator::Trial,
+    agent,
+    boot::{Boot, Running},
+    environment::variable,
 };
-
-/// How long a guest may take to boot with KVM.
-const BOOT: Duration = Duration::from_secs(30);
 
 /// A booted VM with an agent that answers. Dropping it ends QEMU and its helpers, reaps them, and fails the test if the
 /// guest's kernel reported a fault.
@@ -83,36 +84,8 @@ impl Sandbox {
     ) -> Result<Self, Error> {
         let start = Instant::now();
         let id = format!("{:032x}", rand::rng().random::<u128>());
-        let mut run_dir = RunDir::create(&id)?;
-        let vm = run_dir.vm();
-        let (vhost, hybrid) = (vm.join("vhost.sock"), vm.join("vm.vsock"));
-        let cid = rand::rng().random_range(3..=u32::MAX - 1);
-        let vsock = vsock::start(environment, cid, &vhost, &hybrid, &vm.join("vsock.stderr")).await?;
-        let mut boot_files = ["vmlinux", "initramfs.cpio"].map(|name| image.join(name));
-        if let Some(user) = machine.user {
-            // The image may be below a directory that is not for everybody.
-            for file in &mut boot_files {
-                *file = run_dir.copy(file)?;
-            }
-            run_dir.give_to(user)?;
-        }
-        let [kernel, initramfs] = boot_files;
-        let files = Files {
-            kernel,
-            initramfs,
-            qmp: vm.join("qmp.sock"),
-            monitor: vm.join("harness.sock"),
-            console: vm.join("console.log"),
-            vhost,
-            stderr: vm.join("qemu.stderr"),
-        };
-        let qemu = machine.start(&environment.qemu, accelerator, &format!("sandbox-{id}"), &files)?;
-        let time_scale = time_scale(accelerator)?;
-        let console = Console::new(files.console);
-        let guest = Arc::new(Guest { qemu, vsock, console, accelerator, time_scale });
-        let limit = guest.scaled(Duration::from_secs(60));
-        let agent =
-            guest.wait_for("the agent's first answer", BOOT, Agent::when_it_answers(&hybrid, limit)).await?;
+        let boot = Boot { environment, image, machine, accelerator };
+        let Running { cid, mut run_dir, guest, agent, observer, hybrid } = boot.run(&id).await?;
         let agent_url = format!("hvsock://{}:{}", hybrid.display(), agent::PORT);
         run_dir.write_state(&agent_url, guest.qemu.id())?;
         run_dir.serve_shim(agent_url.clone())?;
@@ -133,7 +106,7 @@ impl Sandbox {
         Ok(Self {
             id,
             agent,
-            observer: Observer::new(hybrid, guest.scaled(Duration::from_secs(15))),
+            observer,
             guest,
             run_dir,
             environment: environment.clone(),
@@ -205,7 +178,7 @@ impl Sandbox {
         self.fault_is_meant.store(true, Ordering::Relaxed);
     }
 
-    /// From QEMU's start to the agent's answer.
+    /// From the wish for it to the agent's answer.
     pub fn booted_in(&self) -> Duration {
         self.booted_in
     }
@@ -333,15 +306,5 @@ impl Drop for Sandbox {
         if let (false, Some(line)) = (panicking, splat) {
             panic!("the guest's kernel reported a fault: {line}\n{}", self.guest.report());
         }
-    }
-}
-
-fn time_scale(accelerator: Accelerator) -> Result<u32, Error> {
-    match variable("VM_HARNESS_TIME_SCALE") {
-        None => Ok(accelerator.time_scale()),
-        Some(value) => match value.parse() {
-            Ok(scale) if scale > 0 => Ok(scale),
-            _ => Err(Error::Variable { name: "VM_HARNESS_TIME_SCALE", value, expected: "1, 2, 3, …" }),
-        },
     }
 }

@@ -42,6 +42,7 @@ commands! {
     BlockSetIoThrottle = "block_set_io_throttle",
     BlockdevAdd = "blockdev-add",
     BlockdevDel = "blockdev-del",
+    ChardevAdd = "chardev-add",
     Cont = "cont",
     DeviceAdd = "device_add",
     DeviceDel = "device_del",

@@ -53,6 +53,15 @@ pub enum Request {
     Scan(Address),
     /// Removes one SCSI device.
     Delete(Address),
+    /// Tells a guest that was restored from a file what it cannot know: the time, and that its random numbers are not its own.
+    Restored {
+        /// The time since 1970.
+        seconds: i64,
+        /// The part of a second.
+        nanoseconds: i64,
+        /// Random bytes for the kernel's generator.
+        seed: Vec<u8>,
+    },
 }
 
 /// A SCSI address of the guest; the channel is 0.

@@ -6,6 +6,7 @@
 mod agent_state;
 mod floor;
 mod programs;
+mod restored;
 mod run;
 mod swap;
 
@@ -92,6 +93,11 @@ fn answer(request: Request, uevents: &mut Option<Uevents>) -> Result<Reply, Box<
         }
         Request::Delete(address) => {
             floor::delete(address)?;
+            Ok(Reply::Done)
+        }
+        Request::Restored { seconds, nanoseconds, seed } => {
+            restored::set_clock(seconds, nanoseconds)?;
+            restored::reseed(&seed)?;
             Ok(Reply::Done)
         }
     }

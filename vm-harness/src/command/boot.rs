@@ -113,6 +113,7 @@ async fn report(sandbox: &Sandbox, containers: &[String]) -> Result<Value, Error
         "kernel": image["kernel"],
         "qemu": sandbox.qemu_version().await?,
         "console": sandbox.guest().console().path(),
+        "origin": sandbox.guest().origin().to_string(),
         "boot_ms": u64::try_from(sandbox.booted_in().as_millis()).unwrap_or(u64::MAX),
     }))
 }

@@ -10,6 +10,7 @@ mod demo;
 mod empty_call;
 mod exec;
 mod logs;
+mod matrix;
 mod proxies;
 mod raw_terminal;
 mod share;
@@ -47,6 +48,8 @@ enum Command {
     Conformance(Box<conformance::ConformanceCommand>),
     /// Disturb hot-plug and hot-unplug behind every step in every way, and print what comes of it
     Crash(crash::Crash),
+    /// Run the conformance suite over kernels and QEMUs
+    Matrix(matrix::Matrix),
     /// Plug and unplug a volume many times beside one that is under load
     Soak(soak::Soak),
 }
@@ -61,6 +64,7 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
         Command::Bench(bench) => bench.run().await,
         Command::Conformance(conformance) => Ok(conformance.run().await),
         Command::Crash(crash) => crash.run().await,
+        Command::Matrix(matrix) => matrix.run().await,
         Command::Soak(soak) => soak.run().await,
     };
     result.unwrap_or_else(|error| {

@@ -53,8 +53,12 @@ impl Mode {
     /// Why the kernel of the image in `directory` has no such mode, where its package tells.
     pub(super) fn refused_by(self, directory: &Path) -> Option<String> {
         let image = image::read(directory)?;
-        let config = image.recipe.kernel.join("boot").join(format!("config-{}", image.kernel));
-        let option = self.missing_in(&fs::read_to_string(config).ok()?)?;
+        let package = &image.recipe.kernel;
+        // Debian 14's packages have it beside the modules.
+        let places =
+            [format!("boot/config-{}", image.kernel), format!("usr/lib/modules/{}/config", image.kernel)];
+        let config = places.iter().find_map(|place| fs::read_to_string(package.join(place)).ok())?;
+        let option = self.missing_in(&config)?;
         Some(format!("kernel {} was built without {option}", image.kernel))
     }
 

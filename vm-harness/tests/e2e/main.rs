@@ -25,6 +25,7 @@ mod qmp_faults;
 mod reference_agent;
 mod repair;
 mod resize;
+mod saved_boot;
 mod second_signal;
 mod shared;
 mod shipped;

@@ -2,6 +2,7 @@
 //! The process's start is measured by itself, with a call that does nothing. So is what comes on top of the floor whatever the
 //! code is like: a connection to the agent, and an empty call on it.
 
+mod boot;
 mod floor;
 
 use std::{process::ExitCode, time::Duration};
@@ -23,6 +24,9 @@ pub(crate) struct Bench {
     /// A further word of the kernel command line; may be repeated
     #[arg(long, value_name = "WORD")]
     kernel_param: Vec<String>,
+    /// Measure instead how long until the agent answers, booted and restored
+    #[arg(long)]
+    boot: bool,
     #[command(flatten)]
     share: Share,
 }
@@ -32,6 +36,10 @@ const PATH: &str = "/dev/bench";
 
 impl Bench {
     pub(crate) async fn run(self) -> Result<ExitCode, Error> {
+        if self.boot {
+            boot::run(self.rounds).await?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let machine = Machine { kernel_parameters: self.kernel_param.clone(), ..Machine::default() };
         let sandbox = step("boot a sandbox", Sandbox::boot(&machine)).await?;
         let container = sandbox.try_start_container(&vm_harness::ContainerOptions::default()).await?;

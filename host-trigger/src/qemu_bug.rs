@@ -1,0 +1,98 @@
+//! Bugs of QEMU that hurt hot-plug, by the version that QEMU's greeting tells
+//! ([QMP](https://www.qemu.org/docs/master/interop/qmp-spec.html)).
+//!
+//! A distribution may have mended an old version without another number: this is for a warning, never for a refusal.
+
+/// A version, `7.2.15`.
+type Version = [u32; 3];
+
+/// A bug, and the versions that have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QemuBug {
+    /// A short name that stays.
+    pub name: &'static str,
+    /// What goes wrong.
+    pub effect: &'static str,
+    /// What to do.
+    pub remedy: &'static str,
+    /// From the first version of each pair, before the second.
+    versions: &'static [(Version, Version)],
+}
+
+/// Every bug that is known here.
+pub const QEMU_BUGS: [QemuBug; 1] = [
+    // "Reported luns changed" came with 7.2 (commit 8cc5583abe). A command that was queued before it reports it and does not clear it;
+    // Linux then waits for a REPORT LUNS that never comes. Mended by "scsi: fetch unit attention when creating the request" (9472083e64).
+    QemuBug {
+        name: "reported-luns-changed",
+        effect: "plugging or unplugging a disk can make the other disks of its controller fail under load",
+        remedy: "use QEMU 7.2.15 or 8.1, or newer",
+        versions: &[([7, 2, 0], [7, 2, 15]), ([8, 0, 0], [8, 1, 0])],
+    },
+];
+
+/// The bugs of the QEMU that gives its version as `version`; none where that is no version.
+pub fn bugs_of(version: &str) -> impl Iterator<Item = &'static QemuBug> {
+    let version = parse(version);
+    QEMU_BUGS.iter().filter(move |bug| {
+        version.is_some_and(|version| {
+            bug.versions.iter().any(|(from, before)| (*from..*before).contains(&version))
+        })
+    })
+}
+
+/// What to tell a person who plugs into such a QEMU.
+pub(crate) fn warnings(version: &str) -> impl Iterator<Item = String> {
+    bugs_of(version).map(move |bug| {
+        format!("warning: QEMU {version} may have the bug {}: {}; {}", bug.name, bug.effect, bug.remedy)
+    })
+}
+
+fn parse(version: &str) -> Option<Version> {
+    let mut numbers = version.split('.').map(|number| number.parse().ok());
+    let version = [numbers.next()??, numbers.next()??, numbers.next()??];
+    numbers.next().is_none().then_some(version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[rstest::rstest]
+    #[case::before_it_came("7.1.0", false)]
+    #[case::first("7.2.0", true)]
+    #[case::debian_12_when_it_was_new("7.2.2", true)]
+    #[case::last_of_its_series("7.2.14", true)]
+    #[case::mended_in_its_series("7.2.15", false)]
+    #[case::debian_12("7.2.22", false)]
+    #[case::a_series_that_was_never_mended("8.0.5", true)]
+    #[case::mended("8.1.0", false)]
+    #[case::later("11.1.3", false)]
+    #[case::no_version("unknown", false)]
+    #[case::too_short("7.2", false)]
+    #[case::too_long("7.2.1.4", false)]
+    fn reported_luns_changed_is_told_by_version(#[case] version: &str, #[case] expected: bool) {
+        let names: Vec<_> = bugs_of(version).map(|bug| bug.name).collect();
+        assert_eq!(names == ["reported-luns-changed"], expected, "{names:?}");
+    }
+
+    #[test]
+    fn a_warning_names_version_effect_and_remedy() {
+        let warnings: Vec<_> = warnings("7.2.13").collect();
+        assert_eq!(
+            warnings,
+            [
+                "warning: QEMU 7.2.13 may have the bug reported-luns-changed: plugging or unplugging a disk can make the other disks of its \
+              controller fail under load; use QEMU 7.2.15 or 8.1, or newer"
+            ]
+        );
+    }
+
+    #[test]
+    fn every_bug_has_a_name_of_its_own_and_ranges_that_hold_something() {
+        for (index, bug) in QEMU_BUGS.iter().enumerate() {
+            assert!(QEMU_BUGS[..index].iter().all(|other| other.name != bug.name), "{}", bug.name);
+            assert!(bug.versions.iter().all(|(from, before)| from < before), "{}", bug.name);
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Guests that begin where another one was saved.
+
+use std::{
+    collections::HashSet,
+    fs,
+    os::unix::fs::symlink,
+    path::PathBuf,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use vm_harness::{Accelerator, Environment, Machine, Origin, Sandbox, Volume};
+
+use super::MIB;
+
+/// The usual environment, with a cache of its own.
+fn environment(cache: &tempfile::TempDir) -> Environment {
+    let mut environment = Environment::from_variables();
+    symlink(environment.cache.join("bin"), cache.path().join("bin")).unwrap();
+    environment.cache = cache.path().to_owned();
+    environment.restore = true;
+    environment
+}
+
+async fn boot(environment: &Environment) -> Sandbox {
+    let sandbox = Sandbox::boot_in(environment, "default", &Machine::default()).await;
+    sandbox.unwrap_or_else(|error| panic!("no sandbox: {}", error.chain()))
+}
+
+fn files(cache: &tempfile::TempDir, suffix: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(cache.path().join("boots")).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.extension().is_some_and(|found| found == suffix)).collect()
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+#[tokio::test]
+async fn restored_guests_have_the_time_and_random_numbers_of_their_own_and_a_broken_file_is_given_up() {
+    if Accelerator::choose().unwrap().accelerator != Accelerator::Tcg {
+        return;
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let environment = environment(&cache);
+    let mut seen = HashSet::new();
+    for round in 0..2 {
+        let sandbox = boot(&environment).await;
+        assert_eq!(*sandbox.guest().origin(), Origin::Restored, "round {round}");
+        let before = now();
+        let date: u64 = sandbox.observer().shell("date +%s").await.trim().parse().unwrap();
+        assert!((before..=now()).contains(&date), "the guest's clock is {} s behind", now().abs_diff(date));
+        let random = "head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/boot_id";
+        assert!(
+            seen.insert(sandbox.observer().shell(random).await),
+            "two guests have the same random numbers"
+        );
+        // It is as good as any.
+        let container = sandbox.start_container().await;
+        let volume = Volume::image(MIB);
+        sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+        assert_eq!(container.read("/dev/xvda", 0..4096).await, volume.bytes(0..4096));
+    }
+    let [file] = files(&cache, "state").try_into().expect("one file for both");
+    assert_eq!(files(&cache, "part"), Vec::<PathBuf>::new());
+
+    let half = fs::metadata(&file).unwrap().len() / 2;
+    fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(half).unwrap();
+    let sandbox = boot(&environment).await;
+    let origin = sandbox.guest().origin().to_string();
+    assert!(origin.starts_with("booted (restoring fails: "), "{origin}");
+    assert_eq!(files(&cache, "state"), Vec::<PathBuf>::new(), "nobody restores it again");
+    let [note] = files(&cache, "given-up").try_into().expect("one note");
+    assert!(fs::read_to_string(note).unwrap().contains("restoring fails"));
+}
