@@ -103,7 +103,7 @@ fn policy_of_the_callers_own_is_the_agents() {
 #[case::no_kernel(&["--kernel", "/no/such/kernel"], "/no/such/kernel")]
 #[case::no_qemu(&["--qemu", "/no/such/qemu"], "/no/such/qemu")]
 #[case::no_qemu_at_all(&["--qemu", "/bin/false"], "QEMU ended")]
-#[case::no_check(&["--check", "nothing"], "--list")]
+#[case::no_check(&["--check", "no such check"], "--list")]
 #[case::no_mode(&["--mode", "v3"], "v2-scan")]
 fn broken_environment_is_told_from_a_failed_check(#[case] arguments: &[&str], #[case] expected: &str) {
     let run = conformance(arguments);
