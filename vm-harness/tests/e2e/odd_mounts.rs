@@ -140,9 +140,6 @@ async fn container_in_a_chroot_is_served(#[case] user_namespace: bool, #[case] w
     let sandbox = boot(&Machine { kernel_parameters, ..Machine::default() }).await;
     let options = ContainerOptions { user_namespace, ..ContainerOptions::default() };
     let container = sandbox.start_container_with(&options).await;
-    let pid = sandbox.observer().shell("cat /run/agent/*/pid").await;
-    let roots = format!("grep ' / / ' /proc/{}/mountinfo || true", pid.trim());
-    assert!(!sandbox.observer().shell(&roots).await.is_empty(), "it has the guest's root below its own");
     works(&sandbox, &[&container], "/dev/new/xvda", way).await;
     works(&sandbox, &[&container], "/tmp/xvda", "bind").await;
 }
