@@ -9,6 +9,7 @@ use crate::{
     checked::Finding,
     controller::Controller,
     disk,
+    qemu_bug::bugs_of,
     qmp::{Qmp, QmpError},
     registry::Registry,
     sandbox::Place,
@@ -21,6 +22,9 @@ use super::kata;
 const FOR_A_VOLUME: u64 = 4;
 /// Fewer than this are told: as many take one call.
 const FEW: u64 = 256;
+
+/// The oldest version that this program was tested with.
+const OLDEST: [u32; 2] = [7, 2];
 
 /// Looks at all of it.
 pub(super) async fn look(place: &Place, deadline: Deadline, checks: &mut Vec<Finding>) {
@@ -98,20 +102,18 @@ async fn controller_of(
 
 /// Known bugs of QEMU that a user of this program meets.
 fn version(version: &str) -> Finding {
-    let numbers: Vec<u32> = version.split('.').filter_map(|part| part.parse().ok()).collect();
-    let known = (numbers.first().copied().unwrap_or(0), numbers.get(1).copied().unwrap_or(0));
-    match known {
-        (..=7, 0..=1) | (..7, _) => Finding::warning(
-            "qemu-version",
-            format!("{version}: older than 7.2, the oldest that this program was tested with"),
-            &["use QEMU 8.1 or later"],
-        ),
-        (7, _) | (8, 0) => Finding::warning(
-            "qemu-version",
-            format!("{version}: an unplug can make the other disks of its controller unusable in the guest"),
-            &["use QEMU 8.1 or later, or a build that has its commit 9472083e642b"],
-        ),
-        _ => Finding::ok("qemu-version", format!("{version}, no bug is known that matters here")),
+    const CHECK: &str = "qemu-version";
+    let numbers: Vec<u32> = version.split('.').map_while(|part| part.parse().ok()).collect();
+    if numbers.as_slice() < OLDEST.as_slice() {
+        let found = format!("{version}: older than 7.2, the oldest that this program was tested with");
+        return Finding::warning(CHECK, found, &["use QEMU 8.1 or later"]);
+    }
+    match bugs_of(version).next() {
+        Some(bug) => {
+            let found = format!("{version} may have the bug {}: {}", bug.name, bug.effect);
+            Finding::warning(CHECK, found, &[bug.remedy])
+        }
+        None => Finding::ok(CHECK, format!("{version}, no bug is known that matters here")),
     }
 }
 
@@ -172,7 +174,8 @@ mod tests {
     #[rstest]
     #[case("6.2.0", Status::Warning)]
     #[case("7.1.0", Status::Warning)]
-    #[case("7.2.22", Status::Warning)]
+    #[case("7.2.0", Status::Warning)]
+    #[case("7.2.22", Status::Ok)]
     #[case("8.0.5", Status::Warning)]
     #[case("8.1.0", Status::Ok)]
     #[case("10.0.2", Status::Ok)]

@@ -162,15 +162,18 @@ async fn right_that_a_reload_took_away_is_missed_and_restored(
     let mount = if cgroup == Cgroup::V1 { "/sys/fs/cgroup/devices" } else { "/sys/fs/cgroup" };
     let group = format!("{mount}/pod/{}", container.id());
     let reader = container.clone();
-    let script =
-        "touch /dev/ready; until test -e /dev/go; do sleep 0.05; done; dd if=/dev/xvda of=/dev/null count=1";
+    // It waits without a child, whose number would be gone before it is moved.
+    let script = "mkfifo /dev/go; read go < /dev/go; dd if=/dev/xvda of=/dev/null count=1";
     let reader = tokio::spawn(async move { reader.try_exec(&["sh", "-c", script], b"").await.unwrap() });
-    container.exec(&["sh", "-c", "until test -e /dev/ready; do sleep 0.05; done"]).await;
-    let all = "for pid in $(cat cgroup.procs); do echo $pid > nested/cgroup.procs; done";
-    sandbox.observer().shell(&format!("cd {group} && mkdir nested && {all}")).await;
-    container.exec(&["touch", "/dev/go"]).await;
+    container.exec(&["sh", "-c", "until test -p /dev/go; do sleep 0.05; done"]).await;
+    let all =
+        |from, to| format!("for pid in $(cat {from}cgroup.procs); do echo $pid > {to}cgroup.procs; done");
+    sandbox.observer().shell(&format!("cd {group} && mkdir nested && {}", all("", "nested/"))).await;
+    container.exec(&["sh", "-c", "echo > /dev/go"]).await;
     let nested = reader.await.unwrap();
     assert_eq!(nested.status, 0, "{}", nested.error_text());
+    // A list of v1 cannot be written anew while there is a group below.
+    sandbox.observer().shell(&format!("cd {group} && {} && rmdir nested", all("nested/", ""))).await;
     container.update(DeviceFilter::Bpf).await.unwrap();
     let arguments = ["block-volume", "repair", "--output", "json", "--sandbox", sandbox.id()];
     let repaired = sandbox.ecr_runtime().args(arguments).run().await.json()["volumes"][0].clone();

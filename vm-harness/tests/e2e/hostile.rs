@@ -27,8 +27,8 @@ async fn guest_files(sandbox: &Sandbox) -> String {
     let list =
         format!("find / {} -print | sort | xargs stat -c '%n %i %f %u:%g %s %t:%T %Y'", prune.join(" "));
     let all = sandbox.observer().shell(&list).await;
-    // A terminal's time is that of its last use, and crun works in /tmp.
-    let moves = |line: &&str| ["/dev/console ", "/tmp "].iter().any(|name| line.starts_with(name));
+    // A terminal's time is that of its last use, crun works in /tmp, and the kernel makes and removes the guest's own nodes.
+    let moves = |line: &&str| ["/dev/console ", "/dev ", "/tmp "].iter().any(|name| line.starts_with(name));
     all.lines().filter(|line| !moves(line)).collect::<Vec<_>>().join("\n")
 }
 
@@ -41,7 +41,10 @@ pub(crate) struct Swapper {
 impl Swapper {
     /// `/dev/arena/a` is a directory, and in the next moment what `b` is made to be.
     pub(crate) async fn start(container: &Container, b: &str) -> Self {
-        let script = format!("rm -rf /dev/arena; mkdir -p /dev/arena/a; cd /dev/arena; {b}");
+        // What an earlier attack has hidden from its own detach is a mount, perhaps, and cannot be removed.
+        let aside = "test ! -e /dev/arena || mv /dev/arena $(mktemp -d /dev/old.XXXXXX)";
+        // A directory that is empty could go with those that were made for a volume, as the container passes it off as one of them.
+        let script = format!("{aside}; mkdir -p /dev/arena/a; cd /dev/arena; touch a/own; {b}");
         container.exec(&["sh", "-ec", &script]).await;
         let attacker = container.clone();
         let attack = tokio::spawn(async move {

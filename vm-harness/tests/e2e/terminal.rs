@@ -90,9 +90,9 @@ fn is_raw(terminal: &File) -> bool {
 #[tokio::test]
 async fn terminal_has_the_size_the_keys_and_the_end_of_the_callers(#[future(awt)] sandbox: Sandbox) {
     let _container = sandbox.start_container().await;
-    // `wait` ends at once by a signal that has a trap, which `read` may not.
-    let script = "busybox tty; read a; busybox stty size; trap 'busybox stty size' WINCH; sleep 1000 & echo ready; wait; kill $!; \
-                  while read b; do echo got $b; done; exit 7";
+    // A trap runs between two commands, whenever the signal came.
+    let script = "busybox tty; read a; busybox stty size; trap 'resized=1' WINCH; echo ready; until test \"$resized\"; do sleep 0.05; \
+                  done; busybox stty size; while read b; do echo got $b; done; exit 7";
     let mut session = Session::start(&sandbox, (40, 100), &["sh", "-c", script]);
     session.shows("/dev/pts/");
     assert!(is_raw(&session.keyboard), "every key goes to the container");
