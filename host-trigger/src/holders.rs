@@ -1,7 +1,7 @@
 //! Who has a block device or file in use on this host: mounts
 //! ([`/proc/PID/mountinfo`](https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html)), swap, devices on top of it
 //! ([`holders`](https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-block) in sysfs), loop devices, processes. Whether a
-//! volume may be taken is decided by its exclusive open, for a file by a lease, and by [`in_the_way`]; this names who it is.
+//! volume may be taken is decided by its exclusive open, for a file by a lease, and by `in_the_way`; this names who it is.
 
 use std::{
     collections::HashSet,
