@@ -8,7 +8,7 @@ use agent_plugin::contract::block_volume::Reason;
 use common::{
     Host,
     guest::Behaviour,
-    records, run,
+    records, run, run_and_lose_qemu,
     volume::{Image, Loop},
 };
 use host_trigger::output::Outcome;
@@ -115,12 +115,7 @@ async fn with_qemu_all_is_gone_and_nothing_is_left_to_undo() {
     host.guest.behave(Behaviour::Hangs);
     let volume = Loop::of(MIB);
     let mut command = host.command(&[(volume.path(), "/dev/xvda")], &["--timeout", "2s"]);
-    let guest = host.guest.clone();
-    let (ran, ()) = tokio::join!(run(&mut command), async {
-        guest.asked.notified().await;
-        host.qemu.kill().unwrap();
-        host.qemu.wait().unwrap();
-    });
+    let ran = run_and_lose_qemu(&mut host, &mut command).await;
     ran.assert_fails("timed_out", 7);
     assert!(!volume.is_claimed());
 }

@@ -6,7 +6,7 @@ use std::{process::Stdio, time::Duration};
 
 use agent_plugin::contract::block_volume::{Holder, Reason};
 use common::{
-    Host, run,
+    Host, run, run_and_lose_qemu,
     volume::{Image, Loop},
 };
 use host_trigger::output::Outcome;
@@ -288,12 +288,7 @@ async fn qemu_that_ends_in_the_middle_is_told_and_has_nothing_left() {
     host.guest.asked.notified().await;
     *host.guest.hangs_at_detach.lock().unwrap() = true;
     let mut command = host.verb_command("hot-unplug", &[&C1[..], &["--timeout", "3s"]].concat());
-    let guest = host.guest.clone();
-    let (ran, ()) = tokio::join!(run(&mut command), async {
-        guest.asked.notified().await;
-        host.qemu.kill().unwrap();
-        host.qemu.wait().unwrap();
-    });
+    let ran = run_and_lose_qemu(&mut host, &mut command).await;
     ran.assert_fails("timed_out", 7);
     assert!(!device.is_claimed());
     host.verb("hot-unplug", &C1).await.assert_fails("qmp_unreachable", 14);

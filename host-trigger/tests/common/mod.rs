@@ -275,6 +275,17 @@ pub fn records(snapshot: &Value) -> Vec<Record> {
     fds.filter_map(|fd| Record::from_opaque(fd["opaque"].as_str()?)).collect()
 }
 
+/// Runs `command`, and ends QEMU when the guest is asked.
+pub async fn run_and_lose_qemu(host: &mut Host, command: &mut Command) -> Ran {
+    let guest = host.guest.clone();
+    let (ran, ()) = tokio::join!(run(command), async {
+        guest.asked.notified().await;
+        host.qemu.kill().unwrap();
+        host.qemu.wait().unwrap();
+    });
+    ran
+}
+
 pub async fn run(command: &mut Command) -> Ran {
     let start = Instant::now();
     let output = tokio::time::timeout(Duration::from_secs(60), command.output());

@@ -7,11 +7,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_plugin::contract::block_volume::{AttachRequest, DetachRequest, Detachment};
+use agent_plugin::contract::block_volume::{AttachRequest, Attachment, DetachRequest, Detachment};
 use rstest::rstest;
 use vm_harness::{Container, ContainerOptions, Finished, Machine, Sandbox, Snapshot, Volume, mount};
 
-use super::{MIB, boot, sandbox, sandbox_with_faults, set_guest_faults, wait_for_console};
+use super::{
+    MIB, boot,
+    hot_unplug::{at, unplug},
+    sandbox, sandbox_with_faults, set_guest_faults, wait_for_console,
+};
 
 /// With the attacker's program (`observer swap`) in it.
 pub(crate) fn armed(user_namespace: bool) -> ContainerOptions {
@@ -72,12 +76,29 @@ pub(crate) const TRAPS: [&str; 5] = [
     "echo file > b",
 ];
 
-/// Takes a disk that is there to a node and back, without the disk: the node step alone. Counts what came of it.
-pub(crate) async fn attach_and_detach(
+/// The node step alone, as often as `times`, while the container exchanges the parent for `trap`. Says what came of it, and returns how
+/// often the container did.
+pub(crate) async fn attach_beside_swaps(
     sandbox: &Sandbox,
-    attach: &AttachRequest,
+    container: &Container,
+    attachment: &Attachment,
+    trap: &str,
     times: usize,
-) -> (usize, usize) {
+) -> u64 {
+    let attach = AttachRequest {
+        attachments: vec![attachment.clone()],
+        timeout_ms: 10_000 * u64::from(sandbox.guest().time_scale()),
+        ..AttachRequest::default()
+    };
+    let swapper = Swapper::start(container, trap).await;
+    let (attached, refused) = attach_and_detach(sandbox, &attach, times).await;
+    let swaps = swapper.stop().await;
+    println!("{trap}: {attached} attached, {refused} refused, {swaps} swaps");
+    swaps
+}
+
+/// Takes a disk that is there to a node and back, without the disk: the node step alone. Counts what came of it.
+async fn attach_and_detach(sandbox: &Sandbox, attach: &AttachRequest, times: usize) -> (usize, usize) {
     let service = sandbox.block_volume_service().await.unwrap();
     let (mut attached, mut refused) = (0, 0);
     for _ in 0..times {
@@ -120,15 +141,7 @@ async fn parent_that_is_swapped_all_the_time_leads_nowhere_else(
     let mut attachment = plugged.attachment();
     for (trap, path) in TRAPS.iter().zip(["x", "x", "new/x", "x", "new/x"]) {
         attachment.path = format!("/dev/arena/a/{path}");
-        let attach = AttachRequest {
-            attachments: vec![attachment.clone()],
-            timeout_ms: 10_000 * u64::from(sandbox.guest().time_scale()),
-            ..AttachRequest::default()
-        };
-        let swapper = Swapper::start(&container, trap).await;
-        let (attached, refused) = attach_and_detach(&sandbox, &attach, 8).await;
-        let swaps = swapper.stop().await;
-        println!("{trap}: {attached} attached, {refused} refused, {swaps} swaps");
+        let swaps = attach_beside_swaps(&sandbox, &container, &attachment, trap, 8).await;
         assert!(swaps > 64, "{swaps}");
     }
     assert_eq!(guest_files(&sandbox).await, files);
@@ -165,16 +178,10 @@ async fn links_as_parents_stay_inside_or_are_refused(#[future(awt)] sandbox: San
         let path = format!("/dev/{parent}/new/xvda");
         sandbox.hot_plug(&container, &volume, &path).await;
         assert_eq!(container.read("/dev/real/new/xvda", 0..4096).await, volume.bytes(0..4096));
-        unplug(&sandbox, &container, &path).await;
+        unplug(&sandbox, &at(&container, &path)).await;
         before.assert_unchanged(&sandbox, &[&container]).await;
     }
     assert_eq!(guest_files(&sandbox).await, files);
-}
-
-async fn unplug(sandbox: &Sandbox, container: &Container, path: &str) {
-    let arguments = ["block-volume", "hot-unplug", "--output", "json", "--sandbox", sandbox.id()];
-    let which = ["--container", container.id(), "--device-path", path];
-    sandbox.ecr_runtime().args(arguments).args(which).run().await.succeeded(sandbox.guest());
 }
 
 #[rstest]
@@ -237,7 +244,7 @@ async fn paths_beyond_every_bound_are_usage_errors(#[future(awt)] sandbox: Sandb
     let path = format!("/dev{}/xvda", format!("/{}", "d".repeat(200)).repeat(16));
     sandbox.hot_plug(&container, &volume, &path).await;
     assert_eq!(container.read(&path, 0..4096).await, volume.bytes(0..4096));
-    unplug(&sandbox, &container, &path).await;
+    unplug(&sandbox, &at(&container, &path)).await;
     before.assert_unchanged(&sandbox, &[&container]).await;
 }
 
@@ -299,7 +306,7 @@ async fn container_that_executes_itself_all_the_time_is_served(#[case] user_name
         let volume = Volume::image(MIB);
         sandbox.hot_plug(&container, &volume, "/dev/new/xvda").await;
         assert_eq!(container.read("/dev/new/xvda", 0..4096).await, volume.bytes(0..4096));
-        unplug(&sandbox, &container, "/dev/new/xvda").await;
+        unplug(&sandbox, &at(&container, "/dev/new/xvda")).await;
     }
     before.assert_unchanged(&sandbox, &[&container]).await;
 }

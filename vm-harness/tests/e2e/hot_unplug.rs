@@ -18,6 +18,11 @@ pub(crate) fn at<'a>(container: &'a Container, path: &'a str) -> [&'a str; 4] {
     ["--container", container.id(), "--device-path", path]
 }
 
+/// The call that takes away what the container has at the path.
+pub(crate) fn unplug_command(sandbox: &Sandbox, container: &Container, path: &str) -> EcrRuntime {
+    verb(sandbox.ecr_runtime(), sandbox, "hot-unplug", &at(container, path))
+}
+
 pub(crate) async fn unplug(sandbox: &Sandbox, more: &[&str]) -> Plugged {
     let finished = verb(sandbox.ecr_runtime(), sandbox, "hot-unplug", more).run().await;
     finished.succeeded(sandbox.guest()).remove(0)

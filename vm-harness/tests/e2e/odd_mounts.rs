@@ -4,13 +4,11 @@
 use rstest::rstest;
 use vm_harness::{Container, ContainerOptions, Machine, Sandbox, Snapshot, Volume, mount};
 
-use super::{MIB, boot, ext4_image, mount_in_guest, sandbox};
-
-async fn unplug(sandbox: &Sandbox, container: &Container, path: &str) {
-    let arguments = ["block-volume", "hot-unplug", "--output", "json", "--sandbox", sandbox.id()];
-    let which = ["--container", container.id(), "--device-path", path];
-    sandbox.ecr_runtime().args(arguments).args(which).run().await.succeeded(sandbox.guest());
-}
+use super::{
+    MIB, boot, ext4_image,
+    hot_unplug::{at, unplug},
+    mount_in_guest, sandbox,
+};
 
 /// Plugs, reads, unplugs, and compares everything with what was there before.
 async fn works(sandbox: &Sandbox, containers: &[&Container], path: &str, way: &str) {
@@ -23,7 +21,7 @@ async fn works(sandbox: &Sandbox, containers: &[&Container], path: &str, way: &s
         let seen = sibling.try_exec(&["test", "-b", path], b"").await.unwrap();
         assert_ne!(seen.status, 0, "{path}: nobody else has a node");
     }
-    unplug(sandbox, containers[0], path).await;
+    unplug(sandbox, &at(containers[0], path)).await;
     before.assert_unchanged(sandbox, containers).await;
 }
 

@@ -31,6 +31,19 @@ pub(crate) async fn through_proxy(
     (finished, proxy.commands())
 }
 
+/// The plug of `volume` at /dev/xvda worked, and it can be unplugged.
+pub(crate) async fn assert_plugged(
+    finished: &Finished,
+    what: &str,
+    sandbox: &Sandbox,
+    container: &Container,
+    volume: &Volume,
+) {
+    assert_eq!(finished.status, 0, "{what}: {}{}", finished.stdout, finished.stderr);
+    assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536), "{what}");
+    unplug(sandbox, &at(container, "/dev/xvda")).await;
+}
+
 /// A `--timeout` that a plug on this machine keeps, and that is soon over.
 pub(crate) fn short(sandbox: &Sandbox) -> [String; 2] {
     ["--timeout".to_owned(), format!("{}s", sandbox.guest().time_scale().max(2))]
@@ -92,9 +105,7 @@ async fn what_only_looks_odd_does_a_plug_no_harm(#[future(awt)] sandbox: Sandbox
     ] {
         let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
         let (finished, _) = through_proxy(&sandbox, call, rules).await;
-        assert_eq!(finished.status, 0, "{what}: {}{}", finished.stdout, finished.stderr);
-        assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536), "{what}");
-        unplug(&sandbox, &at(&container, "/dev/xvda")).await;
+        assert_plugged(&finished, what, &sandbox, &container, &volume).await;
         before.assert_unchanged(&sandbox, &[&container]).await;
     }
 }

@@ -6,19 +6,19 @@ use vm_harness::{
     Cgroup, Container, ContainerOptions, DeviceFilter, Machine, Sandbox, Snapshot, Volume, random_bytes,
 };
 
-use super::{MIB, boot, host_failures::claim_is_free, hot_unplug::verb, repair::repair, sandbox};
+use super::{
+    MIB, boot,
+    host_failures::claim_is_free,
+    hot_unplug::{at, unplug, verb},
+    repair::repair,
+    sandbox,
+};
 
 async fn share(sandbox: &Sandbox, container: &Container, volume: &Volume, path: &str) -> Value {
     let command = sandbox.hot_plug_command(container, &[(volume, path)]).args(["--shared"]);
     let finished = command.run().await;
     finished.succeeded(sandbox.guest());
     finished.json()
-}
-
-async fn unplug(sandbox: &Sandbox, container: &Container, path: &str) {
-    let at = ["--container", container.id(), "--device-path", path];
-    let finished = verb(sandbox.ecr_runtime(), sandbox, "hot-unplug", &at).run().await;
-    assert_eq!(finished.status, 0, "{}{}", finished.stdout, finished.stderr);
 }
 
 /// The state of each use, by container and path, and whether it is shared.
@@ -72,7 +72,7 @@ async fn two_containers_have_one_disk(
     } else {
         ((&second, "/dev/data"), (&first, "/dev/xvda"))
     };
-    unplug(&sandbox, goes, its_path).await;
+    unplug(&sandbox, &at(goes, its_path)).await;
     assert!(!claim_is_free(&volume));
     let uses = listed(&sandbox).await;
     assert_eq!(uses, [(stays.id().to_owned(), path.to_owned(), "attached".to_owned(), false)]);
@@ -80,7 +80,7 @@ async fn two_containers_have_one_disk(
     let fresh = random_bytes(65536);
     stays.write(path, MIB, &fresh).await;
     assert_eq!(stays.read(path, MIB..MIB + 65536).await, fresh);
-    unplug(&sandbox, stays, path).await;
+    unplug(&sandbox, &at(stays, path)).await;
     assert!(claim_is_free(&volume));
     assert_eq!(volume.bytes(MIB..MIB + 65536), fresh);
     if cgroup == Cgroup::V2 {
@@ -101,9 +101,9 @@ async fn second_path_in_one_container_keeps_its_right(#[values(Cgroup::V1, Cgrou
     let volume = Volume::loop_device(MIB);
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     share(&sandbox, &container, &volume, "/dev/xvdb").await;
-    unplug(&sandbox, &container, "/dev/xvda").await;
+    unplug(&sandbox, &at(&container, "/dev/xvda")).await;
     assert_eq!(container.read("/dev/xvdb", 0..65536).await, volume.bytes(0..65536));
-    unplug(&sandbox, &container, "/dev/xvdb").await;
+    unplug(&sandbox, &at(&container, "/dev/xvdb")).await;
     let own = |snapshot: &Snapshot| {
         let list = &snapshot.device_filters[container.id()];
         list.iter().filter(|entry| cgroup == Cgroup::V2 || entry.starts_with("b 8:")).count()
@@ -166,7 +166,7 @@ async fn only_the_use_of_a_container_that_is_gone_is_stale(
         assert_eq!(told["did"], expected, "{repaired}");
     }
     assert_eq!(stays.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
-    unplug(&sandbox, stays, "/dev/xvda").await;
+    unplug(&sandbox, &at(stays, "/dev/xvda")).await;
     assert!(claim_is_free(&volume));
 }
 
@@ -195,7 +195,7 @@ async fn killed_second_use_is_completed_or_undone(
         assert!(uses.iter().all(|(.., state, _)| state == "attached"), "{point}: {uses:?}");
         if attached {
             assert_eq!(second.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536), "{point}");
-            unplug(&sandbox, &second, "/dev/xvda").await;
+            unplug(&sandbox, &at(&second, "/dev/xvda")).await;
         }
         with_one.assert_unchanged(&sandbox, &[&first, &second]).await;
         assert_eq!(first.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536), "{point}");

@@ -1,18 +1,12 @@
 //! Containers with a user namespace, where no device node can be opened: they get theirs by a mount.
 
 use rstest::rstest;
-use vm_harness::{Container, ContainerOptions, DeviceFilter, Sandbox, Snapshot, Volume};
+use vm_harness::{ContainerOptions, DeviceFilter, Sandbox, Snapshot, Volume};
 
-use super::{MIB, sandbox, sandbox_with_faults, set_guest_faults};
+use super::{MIB, hot_unplug::unplug_command, sandbox, sandbox_with_faults, set_guest_faults};
 
 fn own_users() -> ContainerOptions {
     ContainerOptions { user_namespace: true, ..ContainerOptions::default() }
-}
-
-async fn unplug(sandbox: &Sandbox, container: &Container, path: &str) -> vm_harness::Finished {
-    let arguments = ["block-volume", "hot-unplug", "--output", "json", "--sandbox", sandbox.id()];
-    let which = ["--container", container.id(), "--device-path", path];
-    sandbox.ecr_runtime().args(arguments).args(which).run().await
 }
 
 /// What `list` says of the only volume, and what `repair` does about it.
@@ -50,7 +44,7 @@ async fn volume_is_a_mount_of_the_containers_root_and_goes_without_a_trace(
     assert_eq!(sandbox.hot_plug(&container, &volume, "/dev/disks/xvda").await.result, "unchanged");
     assert_eq!(state_and_repair(&sandbox).await, ("attached".to_owned(), "kept".to_owned()));
 
-    let finished = unplug(&sandbox, &container, "/dev/disks/xvda").await;
+    let finished = unplug_command(&sandbox, &container, "/dev/disks/xvda").run().await;
     assert_eq!(finished.status, 0, "{}", finished.stdout);
     before.assert_unchanged(&sandbox, &both).await;
     assert_eq!(volume.bytes(MIB..MIB + 65536), fresh, "what the container wrote is on the volume");
@@ -67,7 +61,7 @@ async fn who_holds_the_mounted_node_is_told_and_keeps_it(#[future(awt)] sandbox:
     let opener = tokio::spawn(async move { opener.exec(&["sh", "-c", script]).await });
     container.exec(&["sh", "-c", "until [ -e /dev/open ]; do sleep 0.05; done; rm /dev/open"]).await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
-    let finished = unplug(&sandbox, &container, "/dev/xvda").await;
+    let finished = unplug_command(&sandbox, &container, "/dev/xvda").run().await;
     finished.failed_with(5);
     let holders = finished.json()["error"]["holders"].clone();
     assert_eq!(
@@ -78,7 +72,7 @@ async fn who_holds_the_mounted_node_is_told_and_keeps_it(#[future(awt)] sandbox:
     before.assert_unchanged(&sandbox, &[&container]).await;
     container.exec(&["touch", "/dev/close"]).await;
     opener.await.unwrap();
-    let finished = unplug(&sandbox, &container, "/dev/xvda").await;
+    let finished = unplug_command(&sandbox, &container, "/dev/xvda").run().await;
     assert_eq!(finished.status, 0, "{}", finished.stdout);
     let left = container.exec(&["ls", "-A", "/dev"]).await;
     assert!(!String::from_utf8(left).unwrap().contains("xvda"));
@@ -135,14 +129,14 @@ async fn failure_at_any_step_leaves_neither_mount_nor_file(#[future(awt)] sandbo
     let plugged = Snapshot::of(&sandbox, &[&container]).await;
     for point in ["unlink", "check"] {
         set_guest_faults(&sandbox, &format!("detach-after-{point}=error\n")).await;
-        unplug(&sandbox, &container, "/dev/new/xvda").await.failed_with(1);
+        unplug_command(&sandbox, &container, "/dev/new/xvda").run().await.failed_with(1);
         let left = Snapshot::of(&sandbox, &[&container]).await;
         assert_eq!(left.container_mounts.len(), plugged.container_mounts.len(), "{point}");
         assert_eq!(container.read("/dev/new/xvda", 0..4096).await, volumes[0].bytes(0..4096));
     }
     set_guest_faults(&sandbox, "").await;
     for path in ["/dev/new/xvda", "/dev/new/xvdb"] {
-        assert_eq!(unplug(&sandbox, &container, path).await.status, 0);
+        assert_eq!(unplug_command(&sandbox, &container, path).run().await.status, 0);
     }
     before.assert_unchanged(&sandbox, &[&container]).await;
 }

@@ -5,7 +5,8 @@
 
 use vm_harness::{Container, Sandbox, Volume};
 
-use super::{large_sandbox, path, plug_command, plug_in_batches, small_volumes, unplug};
+use super::{large_sandbox, path, plug_command, plug_in_batches, small_volumes};
+use crate::hot_unplug::{at, unplug};
 
 const WARM_UP: usize = 32;
 const MEASURED: usize = 32;
@@ -48,7 +49,7 @@ impl Place {
         for index in 0..MEASURED {
             let path = path(self.there.len() + index);
             let start = std::time::Instant::now();
-            unplug(&self.sandbox, &self.container, &path).await;
+            unplug(&self.sandbox, &at(&self.container, &path)).await;
             times.push(u64::try_from(start.elapsed().as_micros()).unwrap());
         }
         times

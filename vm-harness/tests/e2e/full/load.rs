@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use sha2::{Digest as _, Sha256};
 use vm_harness::{Container, Finished, Footprint, Sandbox, Snapshot, Volume};
 
-use super::{large_sandbox, path, plug_command, plug_in_batches, small_volumes, unplug};
+use super::{large_sandbox, path, plug_command, plug_in_batches, small_volumes};
+use crate::hot_unplug::{at, unplug, unplug_command};
 
 const MANY: usize = 256;
 
@@ -39,7 +40,7 @@ async fn two_hundred_and_fifty_six_volumes_come_and_go() {
         .run()
         .await
         .succeeded(sandbox.guest());
-    unplug(&sandbox, &container, &path(0)).await;
+    unplug(&sandbox, &at(&container, &path(0))).await;
     let at_first = footprint(&sandbox).await;
     let start = Instant::now();
     let (batched, single) = volumes.split_at(MANY / 2);
@@ -57,7 +58,7 @@ async fn two_hundred_and_fifty_six_volumes_come_and_go() {
 
     let start = Instant::now();
     for index in 0..MANY {
-        unplug(&sandbox, &container, &path(index)).await;
+        unplug(&sandbox, &at(&container, &path(index))).await;
     }
     println!("{MANY} volumes unplugged one by one: {:.1?}", start.elapsed());
     before.assert_unchanged(&sandbox, &[&container]).await;
@@ -68,7 +69,7 @@ async fn two_hundred_and_fifty_six_volumes_come_and_go() {
     let volumes = small_volumes(MANY / 2);
     plug_in_batches(&sandbox, &container, &volumes).await;
     for index in 0..volumes.len() {
-        unplug(&sandbox, &container, &path(index)).await;
+        unplug(&sandbox, &at(&container, &path(index))).await;
     }
     let again = footprint(&sandbox).await;
     println!("once more   {again}");
@@ -94,9 +95,8 @@ async fn sixteen_calls_at_once_all_succeed() {
     println!("16 calls of hot-plug at once: {:.1?}", start.elapsed());
     assert_bytes(&container, &volumes).await;
     let start = Instant::now();
-    let commands: Vec<_> = (0..volumes.len())
-        .map(|index| super::unplug_command(&sandbox, &container, &path(index)).start())
-        .collect();
+    let commands: Vec<_> =
+        (0..volumes.len()).map(|index| unplug_command(&sandbox, &container, &path(index)).start()).collect();
     for command in commands {
         let output = sandbox.guest().wait_for("a call", Duration::from_secs(30), command.wait_with_output());
         Finished::new(&output.await.unwrap().unwrap(), Duration::ZERO).succeeded(sandbox.guest());
@@ -120,7 +120,7 @@ async fn batch_takes_less_than_half_of_single_calls() {
         }
         single.push(start.elapsed());
         for index in 0..COUNT {
-            unplug(&sandbox, &container, &path(index)).await;
+            unplug(&sandbox, &at(&container, &path(index))).await;
         }
         let start = Instant::now();
         let command = plug_command(&sandbox, &container, volumes.iter().enumerate());
@@ -130,7 +130,7 @@ async fn batch_takes_less_than_half_of_single_calls() {
             assert_bytes(&container, &volumes).await;
         }
         for index in 0..COUNT {
-            unplug(&sandbox, &container, &path(index)).await;
+            unplug(&sandbox, &at(&container, &path(index))).await;
         }
     }
     println!("{COUNT} calls: {single:.2?}; one call for {COUNT}: {batch:.2?}");

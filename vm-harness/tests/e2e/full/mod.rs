@@ -42,12 +42,3 @@ async fn plug_in_batches(sandbox: &Sandbox, container: &Container, volumes: &[Vo
         plug_command(sandbox, container, part).run().await.succeeded(sandbox.guest());
     }
 }
-
-fn unplug_command(sandbox: &Sandbox, container: &Container, path: &str) -> EcrRuntime {
-    let verb = ["block-volume", "hot-unplug", "--output", "json", "--sandbox", sandbox.id()];
-    sandbox.ecr_runtime().args(verb).args(["--container", container.id(), "--device-path", path])
-}
-
-async fn unplug(sandbox: &Sandbox, container: &Container, path: &str) {
-    unplug_command(sandbox, container, path).run().await.succeeded(sandbox.guest());
-}

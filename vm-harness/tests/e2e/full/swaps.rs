@@ -2,14 +2,13 @@
 
 use std::time::Instant;
 
-use agent_plugin::contract::block_volume::AttachRequest;
 use rstest::rstest;
 use vm_harness::{Sandbox, Snapshot, Volume};
 
-use super::unplug_command;
 use crate::{
     MIB,
-    hostile::{Swapper, TRAPS, armed, attach_and_detach},
+    hostile::{Swapper, TRAPS, armed, attach_beside_swaps},
+    hot_unplug::unplug_command,
     sandbox,
 };
 
@@ -27,21 +26,9 @@ async fn ten_thousand_swaps_against_the_node_step(
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let before = Snapshot::of(&sandbox, &[&sibling]).await;
     let mut attachment = plugged.attachment();
+    attachment.path = "/dev/arena/a/new/x".to_owned();
     for trap in TRAPS {
-        attachment.path = "/dev/arena/a/new/x".to_owned();
-        let attach = AttachRequest {
-            attachments: vec![attachment.clone()],
-            timeout_ms: 60_000,
-            ..AttachRequest::default()
-        };
-        let swapper = Swapper::start(&container, trap).await;
-        let (mut attached, mut refused) = (0, 0);
-        for _ in 0..20 {
-            let (more, none) = attach_and_detach(&sandbox, &attach, 10).await;
-            (attached, refused) = (attached + more, refused + none);
-        }
-        let swaps = swapper.stop().await;
-        println!("{trap}: {attached} attached, {refused} refused, {swaps} swaps");
+        let swaps = attach_beside_swaps(&sandbox, &container, &attachment, trap, 200).await;
         assert!(swaps > 10_000, "{swaps}");
     }
     before.assert_unchanged(&sandbox, &[&sibling]).await;
