@@ -10,7 +10,7 @@
 //! | `VM_HARNESS_INITRD_EXTRA` | directory that is laid over the guest's root | none |
 //! | `VM_HARNESS_KERNEL` | unpacked kernel package, or a kernel that needs no modules | that of the image |
 //! | `VM_HARNESS_TIME_SCALE` | factor on every time-out | 1 with KVM, 4 with TCG |
-//! | `VM_HARNESS_RESTORE` | `yes`: restore the usual guests from files | boot every guest |
+//! | `VM_HARNESS_RESTORE` | `no`: boot every guest | restore the usual guests from files |
 //! | `VM_HARNESS_CACHE` | what `ci/setup` fetched | `target/cache` |
 //! | `VM_HARNESS_ARTIFACTS` | where a test that fails leaves its console and QEMU's messages | nowhere |
 //! | `VM_HARNESS_TARGET` | Cargo's target directory with the built binaries | `target` |
@@ -52,7 +52,7 @@ impl Environment {
             kernel: path("VM_HARNESS_KERNEL"),
         };
         let qemu = path("VM_HARNESS_QEMU").unwrap_or_else(|| PathBuf::from("qemu-system-x86_64"));
-        let restore = variable("VM_HARNESS_RESTORE").as_deref() == Some("yes");
+        let restore = variable("VM_HARNESS_RESTORE").as_deref() != Some("no");
         Self { target, cache, qemu, restore, parts, image: path("VM_HARNESS_IMAGE") }
     }
 

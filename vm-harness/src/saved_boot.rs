@@ -155,7 +155,7 @@ impl SavedBoots {
 fn unsuitable(boot: Boot<'_>) -> Option<String> {
     let usual = Machine { cgroup: boot.machine.cgroup, scan: boot.machine.scan, ..Machine::default() };
     if !boot.environment.restore {
-        Some("VM_HARNESS_RESTORE is not yes".to_owned())
+        Some("VM_HARNESS_RESTORE is no".to_owned())
     } else if boot.accelerator != Accelerator::Tcg {
         Some(format!("a guest under {} is never kept", boot.accelerator))
     } else if *boot.machine != usual {

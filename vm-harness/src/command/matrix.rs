@@ -61,6 +61,8 @@ impl Matrix {
         let mut environment = Environment::from_variables();
         environment.parts.kernel = Some(kernel.to_owned());
         environment.qemu = qemu.to_owned();
+        // Whether they boot is a part of the question.
+        environment.restore = false;
         let all = Conformance::new(environment);
         let modes = if self.mode.is_empty() { all.modes.clone() } else { self.mode.clone() };
         let suite = Conformance { modes, only: self.check.clone(), ..all };
