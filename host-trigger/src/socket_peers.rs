@@ -1,11 +1,11 @@
-//! Is another client connected to a listening unix socket? Read from
+//! Does a listening unix socket serve another client while ours waits? Read from
 //! [`/proc/net/unix`](https://man7.org/linux/man-pages/man5/proc_pid_net.5.html).
 //!
 //! The server's end of a connection carries the path that the listener was bound to. A connection that still waits in the
-//! listener's queue is shown as connecting (state 02), one that the server has accepted as connected (03): QEMU's monitor
-//! accepts one client at a time, so an accepted one while we wait for the greeting is somebody else. The table shows the
-//! reader's network namespace, and an end belongs to the namespace of the client that connected, so that the listener's own
-//! (a sandbox has one) is looked at as well.
+//! listener's queue is shown as connecting (state 02), one that the server has accepted as connected (03). QEMU's monitor
+//! accepts one client at a time: where one is accepted and ours waits, it is somebody else's. Where none waits, ours was accepted,
+//! and the server is merely silent. The table shows the reader's network namespace, and an end belongs to the namespace of the
+//! client that connected, so that the listener's own (a sandbox has one) is looked at as well.
 
 use std::{
     fs,
@@ -13,24 +13,33 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Is a client connected to `socket` whose connection the server has accepted? `server` is the process that listens.
+/// A connection whose server has not accepted it yet.
+const CONNECTING: &str = "02";
+/// One that it has accepted.
+const CONNECTED: &str = "03";
+
+/// Does the server of `socket` have a client while ours waits to be accepted? `server` is the process that listens.
 pub(crate) fn another_client(socket: &Path, server: Option<i32>) -> bool {
     let tables = ["/proc/net/unix".to_owned(), format!("/proc/{}/net/unix", server.unwrap_or(0))];
+    let tables = tables.map(|table| fs::read_to_string(table).unwrap_or_default());
     let directory = PathBuf::from(format!("/proc/{}/cwd", server.unwrap_or(0)));
-    tables
-        .iter()
-        .filter_map(|table| fs::read_to_string(table).ok())
-        .any(|table| accepted(&table).any(|bound| same_file(&directory.join(bound), socket)))
+    let any = |state| {
+        let mut ends = tables.iter().flat_map(|table| server_ends(table, state));
+        ends.any(|bound| same_file(&directory.join(bound), socket))
+    };
+    any(CONNECTED) && any(CONNECTING)
 }
 
-/// The paths of server ends that are connected.
-fn accepted(table: &str) -> impl Iterator<Item = &str> {
-    table.lines().skip(1).filter_map(|line| {
+/// The paths of server ends in this state.
+fn server_ends<'a>(table: &'a str, wanted: &str) -> impl Iterator<Item = &'a str> {
+    table.lines().skip(1).filter_map(move |line| {
         // Num RefCount Protocol Flags Type St Inode Path
-        let mut fields = line.split_ascii_whitespace();
-        let (flags, _type, state) = (fields.nth(3)?, fields.next()?, fields.next()?);
-        let path = line.split_once(fields.next()?)?.1.trim_start();
-        (flags == "00000000" && state == "03" && !path.is_empty() && !path.starts_with('@')).then_some(path)
+        let (mut fields, mut rest) = ([""; 7], line);
+        for field in &mut fields {
+            (*field, rest) = rest.trim_start().split_once(' ')?;
+        }
+        let is_path = !rest.is_empty() && !rest.starts_with('@');
+        (fields[3] == "00000000" && fields[5] == wanted && is_path).then_some(rest)
     })
 }
 
@@ -48,20 +57,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_accepted_client_counts() {
+    fn only_a_client_that_is_served_while_another_waits_counts() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("monitor");
         let listener = UnixListener::bind(&path).unwrap();
-        let _queued = UnixStream::connect(&path).unwrap();
-        assert!(!another_client(&path, None));
+        let _first = UnixStream::connect(&path).unwrap();
+        assert!(!another_client(&path, None), "ours waits, and nobody is served");
         let _accepted = listener.accept().unwrap();
+        assert!(
+            !another_client(&path, None),
+            "ours is the one that was accepted, by a server that is silent"
+        );
+        let _second = UnixStream::connect(&path).unwrap();
         assert!(another_client(&path, None));
         assert!(!another_client(&directory.path().join("other"), None));
     }
 
     #[test]
-    fn paths_with_spaces_are_whole() {
-        let table = "Num\n0000: 00000003 00000000 00000000 0001 03 4711 /a b/c\n0000: 00000002 00000000 00010000 0001 01 4712 /l\n";
-        assert_eq!(accepted(table).collect::<Vec<_>>(), ["/a b/c"]);
+    fn paths_are_whole() {
+        let table = "Num\n0000: 00000003 00000000 00000000 0001 03 4711 a b/c 4711\n0000: 00000002 00000000 00010000 0001 01 4712 /l\n";
+        assert_eq!(server_ends(table, CONNECTED).collect::<Vec<_>>(), ["a b/c 4711"]);
     }
 }

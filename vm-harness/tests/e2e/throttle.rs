@@ -158,8 +158,9 @@ async fn measured_rate_is_the_one_that_was_asked_for(
     throttle(&sandbox, &container, &[subject.flag, "0"]).await;
     let unlimited = rate(&sandbox, &plugged, subject).await.median;
     eprintln!("capacity {capacity:.1}, unlimited again {unlimited:.1}");
+    // A limit would hold to a tenth.
     assert!(
-        unlimited > 3.0 * asked as f64,
+        unlimited > 1.5 * asked as f64,
         "{unlimited:.1} a second, {capacity:.1} before there was a limit"
     );
 }
