@@ -41,6 +41,15 @@ pub(crate) fn move_onto(mount: &impl AsFd, file: &impl AsFd) -> Result<(), Errno
     Errno::result(result).map(drop)
 }
 
+/// Whether the kernel has [`set_propagation`], and with it all that is here (Linux 5.12).
+#[expect(unsafe_code, reason = "mount_setattr(2) has no safe wrapper in libc or nix")]
+pub(crate) fn can_set_propagation() -> bool {
+    let nothing = std::ptr::null::<libc::mount_attr>();
+    // SAFETY: the path is a C string with static lifetime; attributes of no size are refused before they are read.
+    let result = unsafe { libc::syscall(libc::SYS_mount_setattr, -1, c"".as_ptr(), 0, nothing, 0usize) };
+    Errno::result(result) != Err(Errno::ENOSYS)
+}
+
 /// How a mount takes part in what happens at its peers' (`MS_PRIVATE`, `MS_UNBINDABLE`).
 #[expect(unsafe_code, reason = "mount_setattr(2) has no safe wrapper in libc or nix")]
 pub(crate) fn set_propagation(mount: &impl AsFd, propagation: u64) -> Result<(), Errno> {
@@ -115,6 +124,11 @@ mod tests {
     #[case("36", false)]
     fn a_shared_mount_is_told_by_its_optional_fields(#[case] line: &str, #[case] shared: bool) {
         assert_eq!(is_shared_mount(line, "36"), shared);
+    }
+
+    #[test]
+    fn a_kernel_of_today_can_set_propagation() {
+        assert!(can_set_propagation());
     }
 
     #[test]

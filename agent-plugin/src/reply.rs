@@ -177,7 +177,10 @@ pub(crate) fn path_state(state: PathState) -> wire::PathState {
         encoded.file_system = parent.file_system;
         encoded.nodev = parent.nodev;
         encoded.read_only = parent.read_only;
-        encoded.way = parent.way.map(node_way).unwrap_or_default().into();
+        match parent.way {
+            Ok(way) => encoded.way = node_way(way).into(),
+            Err(error) => encoded.refused = error.message(),
+        }
     }
     encoded
 }

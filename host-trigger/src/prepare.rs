@@ -145,6 +145,9 @@ pub(crate) fn check_path(probe: &ProbeResponse, path: &str) -> Result<(), Error>
         Ok(PathUse::PATH_USE_FREE | PathUse::PATH_USE_PARENT_MISSING) if state.read_only => {
             guest(Reason::REASON_READ_ONLY_FILE_SYSTEM, format!("the file system of {path} is read-only"))
         }
+        Ok(PathUse::PATH_USE_FREE | PathUse::PATH_USE_PARENT_MISSING) if !state.refused.is_empty() => {
+            guest(Reason::REASON_UNSUPPORTED, state.refused.clone())
+        }
         Ok(PathUse::PATH_USE_PARENT_MISSING) if no_way(state) => guest(
             Reason::REASON_PARENT_MISSING,
             format!(
@@ -211,6 +214,7 @@ mod tests {
     #[case(PathState { read_only: true, ..state(PathUse::PATH_USE_FREE, MKNOD) }, "", "read_only_file_system")]
     #[case(PathState { read_only: true, ..state(PathUse::PATH_USE_PARENT_MISSING, NO_WAY) }, "", "read_only_file_system")]
     #[case(state(PathUse::PATH_USE_FREE, NO_WAY), "", "unsupported")]
+    #[case(PathState { refused: "Linux is too old".into(), ..state(PathUse::PATH_USE_PARENT_MISSING, NO_WAY) }, "", "unsupported")]
     #[case(state(PathUse::PATH_USE_FREE, MKNOD), "it has maps", "unsupported")]
     #[case(state(PathUse::PATH_USE_UNSPECIFIED, MKNOD), "", "agent_answer")]
     fn others_do_not(#[case] state: PathState, #[case] refused: &str, #[case] reason: &str) {

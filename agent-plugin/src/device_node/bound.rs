@@ -139,16 +139,10 @@ fn private_node(device: Device) -> Result<OwnedFd> {
         let flags = harmless | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
         mount(NONE, PRIVATE, NONE, flags, NONE).map_err(Error::system("mount", "MS_RDONLY"))?;
     }
-    let copy = mount::copy_of(SOURCE).map_err(too_old("open_tree", "5.2"))?;
-    mount::set_propagation(&copy, libc::MS_UNBINDABLE).map_err(too_old("mount_setattr", "5.12"))?;
+    let copy = mount::copy_of(SOURCE).map_err(Error::system("open_tree", "a private node"))?;
+    mount::set_propagation(&copy, libc::MS_UNBINDABLE)
+        .map_err(Error::system("mount_setattr", "MS_UNBINDABLE"))?;
     Ok(copy)
-}
-
-fn too_old(call: &'static str, since: &'static str) -> impl FnOnce(Errno) -> Error {
-    move |errno| match errno {
-        Errno::ENOSYS => Unsupported::Kernel { call, since }.into(),
-        other => Error::system(call, "a private node")(other),
-    }
 }
 
 /// Makes an empty file that nobody may open, and puts the mount over it. Inside the container's namespace.

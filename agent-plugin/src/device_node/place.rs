@@ -171,6 +171,9 @@ impl Place {
         if mount::is_shared(target, &self.directory)? {
             return Err(Unsupported::Shared { path: path() }.into());
         }
+        if !mount::can_set_propagation() {
+            return Err(Unsupported::Kernel { call: "mount_setattr", since: "5.12" }.into());
+        }
         Ok(Way::Bind)
     }
 

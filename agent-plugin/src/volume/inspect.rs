@@ -45,8 +45,8 @@ pub(crate) struct ParentState {
     pub(crate) read_only: bool,
     /// It has to be made first.
     pub(crate) is_missing: bool,
-    /// How a node would come there; `None`: it would not.
-    pub(crate) way: Option<Way>,
+    /// How a node would come there, or why it would not.
+    pub(crate) way: Result<Way>,
 }
 
 /// The paths of a container.
@@ -62,7 +62,7 @@ pub(crate) fn paths(target: &Target, paths: &[NodePath]) -> Result<Vec<PathState
                 nodev: place.nodev(),
                 read_only: place.read_only(),
                 is_missing: !place.missing().is_empty(),
-                way: place.check(target).ok(),
+                way: place.check(target),
             });
         }
         Ok(state)

@@ -131,9 +131,11 @@ async fn way_into(sandbox: &Sandbox, container: &Container) -> Result<Result<(),
         Ok(probe) => probe,
         Err(why) => return Ok(Err(why)),
     };
-    let ways = probe.container.paths.iter().map(|path| path.way.enum_value_or_default());
-    Ok(match ways.filter(|way| *way != NodeWay::NODE_WAY_UNSPECIFIED).count() {
-        0 => Err("the plugin has no way into a container with a user namespace".to_owned()),
+    let Some(path) = probe.container.paths.first() else {
+        return Ok(Err("the plugin says nothing of the path that it was asked for".to_owned()));
+    };
+    Ok(match path.way.enum_value_or_default() {
+        NodeWay::NODE_WAY_UNSPECIFIED => Err(format!("a container with a user namespace: {}", path.refused)),
         _ => Ok(()),
     })
 }
