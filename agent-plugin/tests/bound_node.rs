@@ -223,6 +223,21 @@ fn another_mount_over_the_node_is_left_alone() {
 }
 
 #[test]
+fn the_disk_of_a_container_that_has_ended_is_free() {
+    let container = start(FOREIGN);
+    let device = container.run(&["findmnt", "--noheadings", "--output", "SOURCE", "/dev/there"]);
+    let device = String::from_utf8(device.stdout).unwrap().trim().replace("/dev/", "/sys/block/");
+    // Whoever gets the loop device next makes another disk of it.
+    let disk =
+        || (fs::exists(format!("{device}/loop")).unwrap(), fs::read_to_string(format!("{device}/diskseq")));
+    let before = disk();
+    assert!(before.0, "{device} is a loop device");
+    drop(container);
+    let after = disk();
+    assert!(!after.0 || after.1.unwrap() != before.1.unwrap(), "{device} is left behind");
+}
+
+#[test]
 fn a_container_that_ends_leaves_no_file_on_what_outlives_it() {
     let outside = tempfile::tempdir().unwrap();
     let bind = format!("mkdir $root/dev/there; mount --bind {} $root/dev/there", outside.path().display());

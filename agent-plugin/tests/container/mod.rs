@@ -26,8 +26,10 @@ pub(crate) fn needs_root() {
 /// A process that waits, chrooted into a bind mount of the host's root with its own tmpfs on /dev and /srv.
 pub(crate) struct Fixture {
     process: Child,
-    directory: TempDir,
     pub(crate) target: Target,
+    /// The last to go: as long as there is the namespace, a removal detaches what is mounted there in one piece, and the kernel never
+    /// frees a piece in which a loop device's file system is mounted beside its image.
+    directory: TempDir,
 }
 
 /// What a fixture mounts beyond its own `/dev` and `/srv` (run in its namespace; `$root` is its root).
@@ -116,7 +118,7 @@ fn start_by(
         device_rules,
     };
     let target = Target { id: "c1".into(), container: Arc::new(container) };
-    Fixture { process, directory, target }
+    Fixture { process, target, directory }
 }
 
 impl Fixture {
