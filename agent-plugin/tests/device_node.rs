@@ -179,6 +179,18 @@ fn missing_directories_are_made_and_go_with_the_node() {
 }
 
 #[test]
+fn a_directory_that_the_container_made_after_the_look_is_the_containers() {
+    let container = start("");
+    let place = found(&container, "/dev/a/b/c/x");
+    container.run(&["mkdir", "-p", "/dev/a/b"]);
+    let mut node = make(&container, place).expect("a node");
+    node.publish(soon()).expect("published");
+    assert_eq!(node.parents_made(), ["/dev/a/b/c"]);
+    node.remove(soon()).expect("removed");
+    assert!(container.list("/dev/a/b").is_empty());
+}
+
+#[test]
 fn directories_that_became_somebodys_stay() {
     let container = start("");
     let mut node = make(&container, found(&container, "/dev/a/b/x")).expect("a node");

@@ -19,7 +19,7 @@ use crate::{
     namespace::Target,
 };
 
-/// Directories that we made. Others of the same request may need them, too.
+/// Directories that we made, and nobody else: one that came between the look and our `mkdirat` is its maker's.
 #[derive(Debug, Default)]
 pub(super) struct Parents {
     /// Outermost first: the directory that each is in, and its name.
@@ -53,8 +53,11 @@ impl Place {
             path = format!("{path}/{name}");
             let made = mkdirat(&directory, name.as_str(), Mode::from_bits_truncate(0o755));
             match made {
-                Ok(()) => parents.made.push((duplicate(&directory)?, name.clone())),
-                // That of another volume of the same request, most likely: then both of us name it, and the last removes it.
+                Ok(()) => {
+                    parents.made.push((duplicate(&directory)?, name.clone()));
+                    parents.paths.push(path.clone());
+                }
+                // The container's, or that of another volume of the same request.
                 Err(Errno::EEXIST) => {}
                 Err(errno) => return Err(self.explain("mkdirat", errno)),
             }
@@ -66,7 +69,6 @@ impl Place {
                 Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR | Errno::EXDEV => moved(self.path()),
                 other => Error::system("openat2", path.as_str())(other),
             })?;
-            parents.paths.push(path.clone());
         }
         Ok(directory)
     }

@@ -134,7 +134,8 @@ fn sequence(guard: &Guard<'_>, stages: &mut Stages, done: &mut Done) -> Result<V
     guard.targets().try_for_each(Target::check_alive)?;
 
     let attached = |(index, arrival): (usize, &Arrival)| {
-        report(&arrival.attachment, disk(&done.searches[index]), &filters[index], &done.volumes[index])
+        let made = parents_made(arrivals, &done.volumes, index);
+        report(&arrival.attachment, disk(&done.searches[index]), &filters[index], &done.volumes[index], made)
     };
     Ok(arrivals.iter().enumerate().map(attached).collect())
 }
@@ -280,7 +281,13 @@ fn disk(search: &Search) -> &BlockDevice {
     search.found.as_ref().expect("the wait ends when every disk is found")
 }
 
-fn report(attachment: &Attachment, disk: &BlockDevice, filter: &Filter<'_>, progress: &Progress) -> Attached {
+fn report(
+    attachment: &Attachment,
+    disk: &BlockDevice,
+    filter: &Filter<'_>,
+    progress: &Progress,
+    parents_made: Vec<NodePath>,
+) -> Attached {
     let grant = progress.grant.as_ref();
     Attached {
         serial: attachment.serial.clone(),
@@ -292,7 +299,7 @@ fn report(attachment: &Attachment, disk: &BlockDevice, filter: &Filter<'_>, prog
             device: disk.number,
             node: progress.was_there.or(progress.node.as_ref().map(Node::way)).unwrap_or(Way::Mknod),
             filter: filter.mode(),
-            parents_made: progress.node.as_ref().map(parents_made).unwrap_or_default(),
+            parents_made,
             allowed_before: grant.is_some_and(|grant| grant.allowed_before),
             container_started: progress.container_started,
         },
@@ -301,9 +308,21 @@ fn report(attachment: &Attachment, disk: &BlockDevice, filter: &Filter<'_>, prog
     }
 }
 
-fn parents_made(node: &Node) -> Vec<NodePath> {
+/// The directories above a node, outermost first, that this request made, for whichever of its volumes: all of those name them, and the
+/// last to go takes them.
+fn parents_made(arrivals: &[Arrival], volumes: &[Progress], index: usize) -> Vec<NodePath> {
+    let Arrival { attachment, target } = &arrivals[index];
+    if volumes[index].node.is_none() {
+        return Vec::new();
+    }
+    let of_container = arrivals.iter().zip(volumes).filter(|(arrival, _)| arrival.target.id == target.id);
+    let nodes = of_container.filter_map(|(_, progress)| progress.node.as_ref());
     // Each is a part of a path that was checked.
-    node.parents_made().iter().filter_map(|path| NodePath::new(path).ok()).collect()
+    let made = nodes.flat_map(Node::parents_made).filter_map(|path| NodePath::new(&path).ok());
+    let mut above: Vec<_> = made.filter(|made| attachment.path.is_below(made)).collect();
+    above.sort_by_key(|made| made.as_str().len());
+    above.dedup();
+    above
 }
 
 /// In reverse: what the container sees goes first, its rights next, the disk last. Goes on after an error.
