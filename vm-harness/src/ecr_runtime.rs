@@ -16,6 +16,8 @@ use crate::{Guest, Volume};
 pub struct EcrRuntime {
     program: PathBuf,
     run_dir: PathBuf,
+    /// Where the plugin is, if not where the shim says that the agent is.
+    plugin: Option<String>,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     user: Option<u32>,
@@ -44,10 +46,11 @@ pub struct Plugged {
 }
 
 impl EcrRuntime {
-    pub(crate) fn new(program: PathBuf, run_dir: &Path) -> Self {
+    pub(crate) fn new(program: PathBuf, run_dir: &Path, plugin: Option<String>) -> Self {
         Self {
             program,
             run_dir: run_dir.to_owned(),
+            plugin,
             arguments: Vec::new(),
             environment: Vec::new(),
             user: None,
@@ -106,6 +109,7 @@ impl EcrRuntime {
             .arg("--run-dir")
             .arg(&self.run_dir)
             .args(&self.arguments)
+            .args(self.plugin.iter().filter(|_| self.asks_an_agent()).flat_map(|plugin| ["--agent", plugin]))
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -113,6 +117,13 @@ impl EcrRuntime {
             .kill_on_drop(true)
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {}: {error}", self.program.display()))
+    }
+
+    /// Whether it is a call for which an agent's address makes sense, and that names none.
+    fn asks_an_agent(&self) -> bool {
+        let of_a_sandbox =
+            self.arguments.first().is_some_and(|verb| verb == "block-volume" || verb == "check");
+        of_a_sandbox && !self.arguments.iter().any(|argument| argument == "--agent")
     }
 
     /// Runs it to its end.

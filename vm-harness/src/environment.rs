@@ -7,6 +7,7 @@
 //! | `VM_HARNESS_IMAGE` | directory with `vmlinux` and `initramfs.cpio` | `target/images/default` |
 //! | `VM_HARNESS_AGENT` | the agent in the image, with the shared libraries that it needs | that of the image |
 //! | `VM_HARNESS_POLICY` | its policy: a `.rego` or `.json` file | none |
+//! | `VM_HARNESS_PLUGIN_PORT` | vsock port on which it serves the plugin, where that is not its own server's | 1024 |
 //! | `VM_HARNESS_INITRD_EXTRA` | directory that is laid over the guest's root | none |
 //! | `VM_HARNESS_KERNEL` | unpacked kernel package, or a kernel that needs no modules | that of the image |
 //! | `VM_HARNESS_TIME_SCALE` | factor on every time-out | 1 with KVM, 4 with TCG |
@@ -20,7 +21,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Accelerator, Error, Parts};
+use crate::{Accelerator, Error, Parts, agent};
+
+const PLUGIN_PORT: &str = "VM_HARNESS_PLUGIN_PORT";
 
 /// Paths of a build, found once.
 #[derive(Debug, Clone)]
@@ -35,6 +38,8 @@ pub struct Environment {
     pub restore: bool,
     /// What is the caller's own in the image.
     pub parts: Parts,
+    /// Where the agent of the default image serves the plugin, if on a vsock port of the plugin's own.
+    pub plugin_port: Option<String>,
     /// The image that the default one is made from.
     image: Option<PathBuf>,
 }
@@ -53,7 +58,8 @@ impl Environment {
         };
         let qemu = path("VM_HARNESS_QEMU").unwrap_or_else(|| PathBuf::from("qemu-system-x86_64"));
         let restore = variable("VM_HARNESS_RESTORE").as_deref() != Some("no");
-        Self { target, cache, qemu, restore, parts, image: path("VM_HARNESS_IMAGE") }
+        let plugin_port = variable(PLUGIN_PORT);
+        Self { target, cache, qemu, restore, parts, plugin_port, image: path("VM_HARNESS_IMAGE") }
     }
 
     /// `ecr-runtime` as it ships.
@@ -94,6 +100,19 @@ impl Environment {
         let image = built(image)?;
         let parts = if default { self.parts.clone() } else { self.parts.without_agent() };
         parts.image(&image, &self.target.join("images"))
+    }
+
+    /// The vsock port on which the agent of the image `name` serves the plugin: other images than `default` are of this build, with the
+    /// plugin on the agent's own server.
+    pub(crate) fn plugin_port(&self, name: &str) -> Result<u32, Error> {
+        match &self.plugin_port {
+            Some(port) if name == "default" => port.parse().map_err(|_| Error::Variable {
+                name: PLUGIN_PORT,
+                value: port.clone(),
+                expected: "a vsock port's number",
+            }),
+            _ => Ok(agent::PORT),
+        }
     }
 
     /// `vhost-device-vsock`, the vsock device's back end.
@@ -139,5 +158,23 @@ fn default_target() -> PathBuf {
             .ok()
             .and_then(|program| program.parent()?.parent().map(Path::to_path_buf))
             .unwrap_or_else(|| PathBuf::from("target")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_of_the_plugins_own_is_that_of_the_default_images_agent_alone() {
+        let with = |port: &str| Environment {
+            plugin_port: Some(port.to_owned()).filter(|port| !port.is_empty()),
+            ..Environment::from_variables()
+        };
+        assert_eq!(with("").plugin_port("default").unwrap(), 1024);
+        assert_eq!(with("1031").plugin_port("default").unwrap(), 1031);
+        assert_eq!(with("1031").plugin_port("fault").unwrap(), 1024);
+        let error = with("vsock").plugin_port("default").unwrap_err().to_string();
+        assert!(error.contains("VM_HARNESS_PLUGIN_PORT") && error.contains("vsock"), "{error}");
     }
 }

@@ -80,6 +80,14 @@ pub enum Error {
         /// Its answer.
         source: ttrpc::Error,
     },
+    /// No connection to the port where the plugin should be.
+    #[error("nobody serves vsock port {port} of the guest")]
+    NobodyServes {
+        /// The port.
+        port: u32,
+        /// What the connection ended with.
+        source: io::Error,
+    },
     /// The observer in the guest answered with an error.
     #[error("the observer in the guest failed: {0}")]
     Observer(String),

@@ -54,7 +54,7 @@ pub use self::{
     message::{Message, command, event, greeting, reply_to},
     rule::Rule,
 };
-use crate::{Error, agent, run_dir::short_directory};
+use crate::{Error, Sandbox, run_dir::short_directory};
 
 /// A proxy before QEMU's socket.
 pub type QmpProxy = Proxy<Qmp>;
@@ -184,9 +184,9 @@ impl QmpProxy {
 }
 
 impl AgentProxy {
-    /// What to name in `--agent`.
-    pub fn address(&self) -> String {
-        format!("hvsock://{}:{}", self.path.display(), agent::PORT)
+    /// What to name in `--agent`, for the plugin of the guest that it stands before.
+    pub fn address(&self, sandbox: &Sandbox) -> String {
+        format!("hvsock://{}:{}", self.path.display(), sandbox.plugin_port())
     }
 
     /// The methods that were called so far, in order.

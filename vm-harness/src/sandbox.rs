@@ -32,6 +32,7 @@ pub struct Sandbox {
     run_dir: RunDir,
     environment: Environment,
     agent_url: String,
+    plugin_port: u32,
     cid: u32,
     image: PathBuf,
     booted_in: Duration,
@@ -60,31 +61,30 @@ impl Sandbox {
     /// # Errors
     /// As [`Sandbox::boot`].
     pub async fn boot_in(environment: &Environment, image: &str, machine: &Machine) -> Result<Self, Error> {
+        let plugin_port = environment.plugin_port(image)?;
         let image = environment.image(image)?;
         let choice = Accelerator::choose()?;
         let trial = Trial::new(&environment.cache);
         let accelerator =
             if choice.on_trial && trial.has_failed() { Accelerator::Tcg } else { choice.accelerator };
         tracing::info!(%accelerator, reason = choice.reason, "accelerator");
-        match Self::boot_with(environment, &image, machine, accelerator).await {
+        let boot = |accelerator| {
+            let boot = Boot { environment, image: &image, machine, accelerator };
+            Self::boot_with(boot, plugin_port)
+        };
+        match boot(accelerator).await {
             Err(error) if choice.on_trial && accelerator == Accelerator::Kvm => {
                 tracing::warn!(error = error.chain(), "KVM failed its trial boot: using TCG");
                 trial.failed();
-                Self::boot_with(environment, &image, machine, Accelerator::Tcg).await
+                boot(Accelerator::Tcg).await
             }
             result => result,
         }
     }
 
-    async fn boot_with(
-        environment: &Environment,
-        image: &Path,
-        machine: &Machine,
-        accelerator: Accelerator,
-    ) -> Result<Self, Error> {
+    async fn boot_with(boot: Boot<'_>, plugin_port: u32) -> Result<Self, Error> {
         let start = Instant::now();
         let id = format!("{:032x}", rand::rng().random::<u128>());
-        let boot = Boot { environment, image, machine, accelerator };
         let Running { cid, mut run_dir, guest, agent, observer, hybrid } = boot.run(&id).await?;
         let agent_url = format!("hvsock://{}:{}", hybrid.display(), agent::PORT);
         run_dir.write_state(&agent_url, guest.qemu.id())?;
@@ -109,10 +109,11 @@ impl Sandbox {
             observer,
             guest,
             run_dir,
-            environment: environment.clone(),
+            environment: boot.environment.clone(),
             agent_url,
+            plugin_port,
             cid,
-            image: image.to_owned(),
+            image: boot.image.to_owned(),
             booted_in: start.elapsed(),
             fault_is_meant: AtomicBool::new(false),
         })
@@ -141,6 +142,26 @@ impl Sandbox {
     /// The address that the shim gives for the agent.
     pub fn agent_url(&self) -> &str {
         &self.agent_url
+    }
+
+    /// The vsock port on which the agent serves the plugin; on its own server, unless the environment says otherwise.
+    pub fn plugin_port(&self) -> u32 {
+        self.plugin_port
+    }
+
+    /// Whether that is a port of the plugin's own, of which the shim's address does not tell.
+    pub fn has_own_plugin_port(&self) -> bool {
+        self.plugin_port != agent::PORT
+    }
+
+    /// The address for `ecr-runtime --agent`.
+    pub fn plugin_url(&self) -> String {
+        format!("hvsock://{}:{}", self.vsock().display(), self.plugin_port)
+    }
+
+    /// The guest's hybrid vsock.
+    pub(crate) fn vsock(&self) -> PathBuf {
+        self.run_dir.vm().join("vm.vsock")
     }
 
     /// The guest's vsock context id.
@@ -258,7 +279,7 @@ impl Sandbox {
     /// It was not built.
     pub fn ecr_runtime(&self) -> EcrRuntime {
         let program = self.environment.ecr_runtime().unwrap_or_else(|error| panic!("{}", error.chain()));
-        EcrRuntime::new(program, self.run_dir())
+        self.calling(program)
     }
 
     /// `ecr-runtime` with the fail points `faults` (`name=action,…`).
@@ -268,7 +289,11 @@ impl Sandbox {
     pub fn ecr_runtime_with_faults(&self, faults: &str) -> EcrRuntime {
         let program =
             self.environment.ecr_runtime_with_faults().unwrap_or_else(|error| panic!("{}", error.chain()));
-        EcrRuntime::new(program, self.run_dir()).env("ECR_RUNTIME_FAULT", faults)
+        self.calling(program).env("ECR_RUNTIME_FAULT", faults)
+    }
+
+    fn calling(&self, program: PathBuf) -> EcrRuntime {
+        EcrRuntime::new(program, self.run_dir(), self.has_own_plugin_port().then(|| self.plugin_url()))
     }
 
     /// The command that this project exists for, ready to be varied or run.

@@ -11,7 +11,7 @@ use protobuf::{EnumOrUnknown, MessageField};
 use serde_json::{Value, json};
 use ttrpc::r#async::{Client, transport::Socket};
 
-use crate::{Error, Plugged, Sandbox, agent, vsock};
+use crate::{Error, Plugged, Sandbox, vsock};
 
 impl Sandbox {
     /// The plugin's own service, on a new connection to the agent.
@@ -19,8 +19,9 @@ impl Sandbox {
     /// # Errors
     /// The agent cannot be reached.
     pub async fn block_volume_service(&self) -> Result<BlockVolumeClient, Error> {
-        let hybrid = self.run_directory().vm().join("vm.vsock");
-        let stream = vsock::connect(&hybrid, agent::PORT).await.map_err(Error::file("connect to", hybrid))?;
+        let (hybrid, port) = (self.vsock(), self.plugin_port());
+        let stream =
+            vsock::connect(&hybrid, port).await.map_err(|source| Error::NobodyServes { port, source })?;
         Ok(BlockVolumeClient::new(Client::new(Socket::new(stream))))
     }
 

@@ -12,7 +12,7 @@ pub(crate) struct Config {
     pub(crate) port: u32,
     /// `agent.block_volume=off`: an agent that was built without the plugin.
     pub(crate) block_volume: bool,
-    /// `agent.block_volume_port`: serves the plugin on a vsock port of its own too.
+    /// `agent.block_volume_port`: serves the plugin on a vsock port of its own alone, as an agent with another ttrpc has to.
     pub(crate) block_volume_port: Option<u32>,
     /// `agent.deny`: methods that the policy denies beside those of its file.
     pub(crate) denied: Vec<String>,

@@ -84,16 +84,17 @@ async fn run() -> Result<(), Box<dyn Error>> {
         .add_listener(agent_plugin::incoming(listen(config.port)?)?)
         .register_service(create_agent_service(Arc::new(service)))
         .register_service(create_health(Arc::new(Health)));
-    if let Some(plugin) = &plugin {
-        server = server.register_service(agent_plugin::service(Arc::clone(plugin)));
-    }
-    if let (Some(plugin), Some(port)) = (plugin, config.block_volume_port) {
-        let listener = listen(port)?;
-        tokio::spawn(async move {
-            if let Err(error) = agent_plugin::serve(plugin, listener).await {
-                tracing::error!("serving the plugin on port {port}: {error}");
-            }
-        });
+    match (plugin, config.block_volume_port) {
+        (Some(plugin), Some(port)) => {
+            let listener = listen(port)?;
+            tokio::spawn(async move {
+                if let Err(error) = agent_plugin::serve(plugin, listener).await {
+                    tracing::error!("serving the plugin on port {port}: {error}");
+                }
+            });
+        }
+        (Some(plugin), None) => server = server.register_service(agent_plugin::service(plugin)),
+        (None, _) => {}
     }
     server.start().await?;
     tracing::info!("serving at vsock port {}, cgroup {cgroups:?}", config.port);

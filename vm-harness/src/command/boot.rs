@@ -108,6 +108,7 @@ async fn report(sandbox: &Sandbox, containers: &[String]) -> Result<Value, Error
         "containers": containers,
         "qmp": sandbox.qmp_socket(),
         "agent": sandbox.agent_url(),
+        "plugin": sandbox.plugin_url(),
         "qemu_pid": sandbox.guest().qemu_id(),
         "accel": sandbox.guest().accelerator(),
         "kernel": image["kernel"],
@@ -128,17 +129,21 @@ fn hints(sandbox: &Sandbox, containers: &[String], proxies: Option<&Proxies>) {
     let runtime = program(environment.ecr_runtime(), "ecr-runtime");
     let run_dir = sandbox.run_dir().display();
     let volumes = format!("{runtime} --run-dir {run_dir} block-volume");
+    let plugin = match sandbox.has_own_plugin_port() {
+        true => format!(" --agent {}", sandbox.plugin_url()),
+        false => String::new(),
+    };
     eprintln!("\nThe sandbox runs ({}). From another terminal:\n", sandbox.guest().accelerator());
     if let Some(container) = containers.first() {
         let at = format!("--container {} --device-path /dev/xvda", &container[..8]);
         eprintln!("  truncate -s 64M /tmp/volume.img");
-        eprintln!("  {volumes} hot-plug {at} --block-volume /tmp/volume.img");
-        eprintln!("  {volumes} list --sandbox {}", &sandbox.id()[..8]);
+        eprintln!("  {volumes} hot-plug {at} --block-volume /tmp/volume.img{plugin}");
+        eprintln!("  {volumes} list --sandbox {}{plugin}", &sandbox.id()[..8]);
         eprintln!(
             "  {harness} exec --run-dir {run_dir} --container {} -it -- sh   # ls -l /dev/xvda",
             &container[..8]
         );
-        eprintln!("  {volumes} hot-unplug {at}");
+        eprintln!("  {volumes} hot-unplug {at}{plugin}");
     }
     eprintln!("  {harness} console --run-dir {run_dir}");
     eprintln!("  {harness} logs --run-dir {run_dir}");

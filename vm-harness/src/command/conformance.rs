@@ -17,6 +17,8 @@ use vm_harness::{
 const CONFORMS: u8 = 0;
 /// A check failed.
 const FAILED: u8 = 1;
+/// The number above it stands for any port.
+const LAST_PORT: i64 = u32::MAX as i64 - 1;
 /// Something is missing or broken, so that checks were not run.
 const BROKEN: u8 = 2;
 
@@ -34,6 +36,9 @@ pub(crate) struct ConformanceCommand {
     /// The agent's policy: .rego for kata-agent, .json for the reference agent
     #[arg(long, value_name = "FILE", env = "VM_HARNESS_POLICY")]
     policy: Option<PathBuf>,
+    /// The vsock port on which the agent serves the plugin, where that is not its own server's (agent_plugin::serve)
+    #[arg(long, value_name = "PORT", env = "VM_HARNESS_PLUGIN_PORT", value_parser = clap::value_parser!(u32).range(..=LAST_PORT))]
+    plugin_port: Option<u32>,
     /// The guest's kernel: the directory of an unpacked package, or a kernel that needs no modules [default: that of ci/setup]
     #[arg(long, value_name = "PATH", env = "VM_HARNESS_KERNEL")]
     kernel: Option<PathBuf>,
@@ -104,6 +109,7 @@ impl ConformanceCommand {
         environment.parts.agent.clone_from(&self.agent);
         environment.parts.policy.clone_from(&self.policy);
         environment.parts.kernel.clone_from(&self.kernel);
+        environment.plugin_port = self.plugin_port.map(|port| port.to_string());
         environment.parts.extra = self.initrd_extra.iter().cloned().collect();
         if let Some(qemu) = &self.qemu {
             environment.qemu.clone_from(qemu);

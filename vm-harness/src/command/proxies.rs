@@ -23,7 +23,8 @@ pub(super) struct ProxyOptions {
 /// Running proxies.
 pub(super) struct Proxies {
     qmp: QmpProxy,
-    agent: AgentProxy,
+    _agent: AgentProxy,
+    address: String,
     records: [PathBuf; 2],
 }
 
@@ -40,7 +41,8 @@ impl ProxyOptions {
         let qmp = QmpProxy::start_at(&path, &sandbox.qmp_socket(), self.qmp_rule.clone(), Some(&records[0]))?;
         let (path, vsock) = (vm.join("proxy.vsock"), vm.join("vm.vsock"));
         let agent = AgentProxy::start_at(&path, &vsock, self.agent_rule.clone(), Some(&records[1]))?;
-        Ok(Some(Proxies { qmp, agent, records }))
+        let address = agent.address(sandbox);
+        Ok(Some(Proxies { qmp, _agent: agent, address, records }))
     }
 }
 
@@ -50,7 +52,7 @@ impl Proxies {
         let [qmp_record, agent_record] = &self.records;
         json!({
             "qmp": self.qmp.path(), "qmp_record": qmp_record,
-            "agent": self.agent.address(), "agent_record": agent_record,
+            "agent": self.address, "agent_record": agent_record,
         })
     }
 
@@ -60,7 +62,7 @@ impl Proxies {
         [
             format!(
                 "--agent {}   # ecr-runtime by the agent's proxy; it takes QEMU's by itself",
-                self.agent.address()
+                self.address
             ),
             format!("tail -f {} {}", qmp_record.display(), agent_record.display()),
         ]

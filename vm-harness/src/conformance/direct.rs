@@ -29,15 +29,22 @@ pub(super) struct Disk {
     pub(super) volume: Volume,
 }
 
-/// The plugin's answer to `Probe`, or why it has none: an agent without it knows no such service.
+/// The plugin's answer to `Probe`, or why it has none: an agent without it knows no such service, or has nobody on the plugin's port.
 pub(super) async fn probe(
     sandbox: &Sandbox,
     request: &ProbeRequest,
 ) -> Result<Result<ProbeResponse, String>, Error> {
-    match sandbox.block_volume_service().await?.probe(sandbox.agent().context(), request).await {
+    let asked = async {
+        let service = sandbox.block_volume_service().await?;
+        let answer = service.probe(sandbox.agent().context(), request).await;
+        answer.map_err(|source| Error::Agent { call: "Probe", source })
+    };
+    match asked.await {
         Ok(answer) => Ok(Ok(answer)),
-        Err(ttrpc::Error::RpcStatus(status)) => Ok(Err(status.message)),
-        Err(source) => Err(Error::Agent { call: "Probe", source }),
+        Err(Error::Agent { source: ttrpc::Error::RpcStatus(status), .. }) => Ok(Err(status.message)),
+        // The agent's own server has answered before, a port beside it has not.
+        Err(error) if sandbox.has_own_plugin_port() => Ok(Err(error.chain())),
+        Err(error) => Err(error),
     }
 }
 

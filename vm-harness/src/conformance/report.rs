@@ -37,6 +37,8 @@ pub struct Subject {
     pub version: String,
     /// `agent_details.extra_features`.
     pub features: Vec<String>,
+    /// The vsock port on which it was asked for the plugin, where that is not its own server's.
+    pub plugin_port: Option<u32>,
     /// The plugin's version and API level; absent where the agent has none.
     pub plugin: Option<(String, u32)>,
     /// Why it has none, in its words.
@@ -202,6 +204,7 @@ impl Subject {
             agent,
             version: printable(&facts.version),
             features: facts.features.iter().map(|feature| printable(feature)).collect(),
+            plugin_port: sandbox.has_own_plugin_port().then(|| sandbox.plugin_port()),
             plugin: plugin.ok().map(|plugin| (printable(&plugin.version), plugin.api_level)),
             no_plugin: plugin.err().map(|why| printable(why)),
             kernel,
@@ -213,20 +216,25 @@ impl Subject {
 
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { agent, version, features, plugin, no_plugin, kernel, qemu, accelerator } = self;
+        let Self { agent, version, features, plugin_port, plugin, no_plugin, kernel, qemu, accelerator } =
+            self;
+        let place = plugin_port.map(|port| format!(" on vsock port {port}")).unwrap_or_default();
         let version = if version.is_empty() { "(no version)" } else { version };
         match plugin {
             Some((plugin, api)) => {
-                write!(f, "{agent} {version} with block-volume plugin {plugin} (API level {api})")?
+                write!(f, "{agent} {version} with block-volume plugin {plugin} (API level {api}){place}")?
             }
             None => {
                 let why = no_plugin.as_deref().unwrap_or_default();
                 if features.iter().any(|feature| feature == FEATURE) {
-                    write!(f, "{agent} {version} whose block-volume plugin does not serve Probe: {why}")?;
+                    write!(
+                        f,
+                        "{agent} {version} whose block-volume plugin does not serve Probe{place}: {why}"
+                    )?;
                 } else {
                     write!(
                         f,
-                        "{agent} {version} WITHOUT the block-volume plugin; asked for it, the agent says: {why}"
+                        "{agent} {version} WITHOUT the block-volume plugin; asked for it{place}, the agent says: {why}"
                     )?;
                 }
             }

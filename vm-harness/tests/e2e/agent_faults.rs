@@ -23,7 +23,7 @@ const LATE: Duration = Duration::from_millis(800);
 async fn through_proxy(sandbox: &Sandbox, call: EcrRuntime, rules: Vec<Rule>) -> (Finished, Vec<String>) {
     let vsock = sandbox.run_directory().vm().join("vm.vsock");
     let proxy = AgentProxy::start_with(&vsock, rules).unwrap();
-    let finished = call.args(["--agent", &proxy.address()]).run().await;
+    let finished = call.args(["--agent", &proxy.address(sandbox)]).run().await;
     proxy.assert_all_met();
     (finished, proxy.methods())
 }

@@ -16,7 +16,7 @@ use vm_harness::{
 /// `vm-harness conformance`, and nothing of what this run's own variables say about the agent.
 fn conformance(arguments: &[&str]) -> Output {
     let mut command = Command::new(Environment::from_variables().vm_harness().unwrap());
-    for variable in ["AGENT", "POLICY", "INITRD_EXTRA"] {
+    for variable in ["AGENT", "POLICY", "INITRD_EXTRA", "PLUGIN_PORT"] {
         command.env_remove(format!("VM_HARNESS_{variable}"));
     }
     command.arg("conformance").args(arguments).output().unwrap()
@@ -84,6 +84,44 @@ fn agent_without_the_plugin_is_named_in_the_first_line_and_fails() {
     assert!(table.lines().last().unwrap().starts_with("1 run, 1 failed, "), "{table}");
 }
 
+/// The reference agent with the plugin on a vsock port of its own, and not on its own server.
+pub(crate) const OWN_PORT: (&str, &str) = ("1040", "agent.block_volume_port=1040");
+
+/// The environment of such an agent.
+pub(crate) fn with_own_port() -> Environment {
+    let mut environment = Environment::from_variables();
+    environment.plugin_port = Some(OWN_PORT.0.to_owned());
+    environment
+}
+
+#[test]
+fn plugin_on_a_port_of_its_own_is_named_in_the_first_line_and_checked_there() {
+    let checks = ["agent::", "plug::container_reads", "undo::failure_of_one"];
+    let checks = checks.iter().flat_map(|check| ["--check", check]);
+    let (port, word) = OWN_PORT;
+    let arguments = ["--mode", "v2", "--plugin-port", port, "--kernel-param", word];
+    let run = conformance(&arguments.into_iter().chain(checks).collect::<Vec<_>>());
+    let table = text(&run.stdout);
+    assert_eq!(run.status.code(), Some(0), "{table}{}", text(&run.stderr));
+    let first = table.lines().next().unwrap();
+    assert!(first.contains(" with block-volume plugin 0.1.0 (API level 1) on vsock port 1040, "), "{first}");
+    let last = table.lines().last().unwrap();
+    assert!(last.starts_with("8 run, 0 failed, 0 not applicable ("), "{last}");
+}
+
+#[test]
+fn port_that_nobody_serves_is_named_in_the_first_line_and_fails() {
+    let arguments = ["--mode", "v2", "--plugin-port", "1041", "--kernel-param", OWN_PORT.1];
+    let run = conformance(&arguments);
+    let table = text(&run.stdout);
+    assert_eq!(run.status.code(), Some(1), "{table}{}", text(&run.stderr));
+    let first = table.lines().next().unwrap();
+    let expected =
+        "whose block-volume plugin does not serve Probe on vsock port 1041: nobody serves vsock port 1041";
+    assert!(first.contains(expected), "{first}");
+    assert!(table.lines().last().unwrap().starts_with("1 run, 1 failed, "), "{table}");
+}
+
 #[test]
 fn policy_of_the_callers_own_is_the_agents() {
     let directory = tempfile::tempdir().unwrap();
@@ -104,6 +142,7 @@ fn policy_of_the_callers_own_is_the_agents() {
 #[case::no_qemu(&["--qemu", "/no/such/qemu"], "/no/such/qemu")]
 #[case::no_qemu_at_all(&["--qemu", "/bin/false"], "QEMU ended")]
 #[case::no_check(&["--check", "no such check"], "--list")]
+#[case::no_port(&["--plugin-port", "4294967295"], "4294967295")]
 #[case::no_mode(&["--mode", "v3"], "v2-scan")]
 fn broken_environment_is_told_from_a_failed_check(#[case] arguments: &[&str], #[case] expected: &str) {
     let run = conformance(arguments);

@@ -27,7 +27,9 @@ fn boot_holds_a_sandbox_that_other_processes_can_use_until_its_input_ends() {
     let mut line = String::new();
     BufReader::new(boot.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let report: Value = serde_json::from_str(&line).expect("one line of JSON");
-    for key in ["run_dir", "sandbox", "containers", "qmp", "agent", "qemu_pid", "accel", "kernel", "qemu"] {
+    for key in
+        ["run_dir", "sandbox", "containers", "qmp", "agent", "plugin", "qemu_pid", "accel", "kernel", "qemu"]
+    {
         assert!(!report[key].is_null(), "{key} is missing in {report}");
     }
     let (run_dir, containers) =

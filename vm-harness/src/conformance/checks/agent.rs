@@ -40,8 +40,8 @@ async fn serves_the_plugin(stage: &Stage) {
     let plugin = match &stage.facts().plugin {
         Ok(plugin) => plugin,
         Err(why) => panic!(
-            "Probe is not served: {why}\nbuild the agent with the plugin's feature, and let its policy allow ProbeBlockVolumeRequest \
-             (agent-plugin/README.md)"
+            "Probe is not served: {why}\nbuild the agent with the plugin's feature, let its policy allow ProbeBlockVolumeRequest, and \
+             name the port of a plugin that has one of its own with --plugin-port (agent-plugin/README.md)"
         ),
     };
     assert_eq!(plugin.api_level, 1, "the API level that this suite speaks");

@@ -5,14 +5,13 @@ use std::collections::HashSet;
 use rstest::rstest;
 use vm_harness::{
     Environment,
-    conformance::{Conformance, Event, Verdict},
+    conformance::{Conformance, Event, Mode, Report, Verdict},
 };
 
-use crate::conformance::{failed, run_broken};
+use crate::conformance::{OWN_PORT, failed, run_broken, with_own_port};
 
-#[tokio::test]
-async fn reference_agent_conforms_in_every_mode_and_no_check_never_ran() {
-    let suite = Conformance::new(Environment::from_variables());
+/// Runs the suite with its table; nothing fails.
+async fn conforms(suite: &Conformance) -> Report {
     let report = suite
         .run(&mut |event| {
             if let Event::Outcome(mode, outcome) = event {
@@ -22,11 +21,29 @@ async fn reference_agent_conforms_in_every_mode_and_no_check_never_ran() {
         .await;
     println!("{}", report.counts());
     assert_eq!(failed(&report), []);
+    report
+}
+
+#[tokio::test]
+async fn reference_agent_conforms_in_every_mode_and_no_check_never_ran() {
+    let suite = Conformance::new(Environment::from_variables());
+    let report = conforms(&suite).await;
     let outcomes = report.modes.iter().flat_map(|mode| &mode.checks);
     let ran: HashSet<_> =
         outcomes.filter(|outcome| outcome.verdict == Verdict::Passed).map(|outcome| outcome.name).collect();
     let never: Vec<_> = suite.checks().map(|check| check.name()).filter(|name| !ran.contains(name)).collect();
     assert_eq!(never, [""; 0], "these checks ran in no mode");
+}
+
+#[tokio::test]
+async fn reference_agent_conforms_with_the_plugin_on_a_port_of_its_own() {
+    let suite = Conformance {
+        modes: vec![Mode::V2],
+        kernel_parameters: vec![OWN_PORT.1.to_owned()],
+        ..Conformance::new(with_own_port())
+    };
+    let report = conforms(&suite).await;
+    assert_eq!(report.subject.unwrap().plugin_port, Some(1040));
 }
 
 /// One binary, which the kernel's command line breaks in one way; the whole suite; the check that is meant for it is among those that
