@@ -47,8 +47,8 @@ impl Swapper {
     pub(crate) async fn start(container: &Container, b: &str) -> Self {
         // What an earlier attack has hidden from its own detach is a mount, perhaps, and cannot be removed.
         let aside = "test ! -e /dev/arena || mv /dev/arena $(mktemp -d /dev/old.XXXXXX)";
-        // A directory that is empty could go with those that were made for a volume, as the container passes it off as one of them.
-        let script = format!("{aside}; mkdir -p /dev/arena/a; cd /dev/arena; touch a/own; {b}");
+        // It is empty, as those are that are made for a volume, and must not go with them.
+        let script = format!("{aside}; mkdir -p /dev/arena/a; cd /dev/arena; {b}");
         container.exec(&["sh", "-ec", &script]).await;
         let attacker = container.clone();
         let attack = tokio::spawn(async move {
