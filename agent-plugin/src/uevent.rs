@@ -1,7 +1,8 @@
 //! The kernel's device events ([netlink(7)](https://man7.org/linux/man-pages/man7/netlink.7.html),
 //! `NETLINK_KOBJECT_UEVENT`): `add@/devices/…` and `KEY=value` pairs, separated by NUL bytes.
 //!
-//! The kernel drops events when the receive buffer is full and says so once (ENOBUFS); the socket stays usable.
+//! The kernel drops events when the receive buffer is full, and from then on all of them until somebody has emptied it, also where there is
+//! room again. It says so once (ENOBUFS), when it begins: what is there at that moment may be too early to see. The socket stays usable.
 
 use std::{
     io,
@@ -87,6 +88,8 @@ pub enum Received<'a> {
 pub struct UeventSocket {
     socket: Socket,
     buffer: Vec<u8>,
+    /// Events are lost until nothing waits any more.
+    loses: bool,
 }
 
 impl UeventSocket {
@@ -108,10 +111,11 @@ impl UeventSocket {
         setsockopt(&socket, RcvBufForce, &bytes)
             .map_err(|errno| failed("setsockopt(SO_RCVBUFFORCE)")(errno.into()))?;
         socket.bind(&SocketAddr::new(0, 1)).map_err(failed("bind"))?;
-        Ok(UeventSocket { socket, buffer: Vec::with_capacity(LARGEST_EVENT) })
+        Ok(UeventSocket { socket, buffer: Vec::with_capacity(LARGEST_EVENT), loses: false })
     }
 
-    /// The next event of the kernel, without waiting.
+    /// The next event of the kernel, without waiting. Tells of lost events when the kernel does, and again behind the last of those that
+    /// waited: from then on none is lost.
     ///
     /// # Errors
     /// The socket is broken.
@@ -124,8 +128,12 @@ impl UeventSocket {
             Ok(_) if fault::wants("uevent", "overflow") => Ok(Received::Overflow),
             Ok(_) => Ok(Uevent::parse(&self.buffer).map_or(Received::Foreign, Received::Event)),
             Err(error) => match error.raw_os_error() {
+                Some(libc::EAGAIN) if std::mem::take(&mut self.loses) => Ok(Received::Overflow),
                 Some(libc::EAGAIN) => Ok(Received::Nothing),
-                Some(libc::ENOBUFS) => Ok(Received::Overflow),
+                Some(libc::ENOBUFS) => {
+                    self.loses = true;
+                    Ok(Received::Overflow)
+                }
                 _ => Err(Error::system("recvfrom", "the uevent socket")(error)),
             },
         }

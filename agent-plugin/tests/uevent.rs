@@ -64,6 +64,27 @@ fn a_storm_overflows_a_small_buffer_and_the_socket_lives_on() {
 }
 
 #[test]
+fn what_is_lost_without_a_word_behind_an_overflow_is_told_when_the_buffer_is_empty() {
+    let mut socket = UeventSocket::with_receive_buffer(4096).expect("a socket");
+    (0..200).for_each(|_| trigger("storm"));
+    next(&mut socket, |received| (received == Received::Overflow).then_some(()));
+    // There is room again, but the kernel drops all that comes until nothing waits any more, and does not say so again.
+    next(&mut socket, |received| matches!(received, Received::Event(_)).then_some(()));
+    fs::write("/sys/class/block/loop1/uevent", "change").expect("the loop driver");
+    let (mut seen, mut told) = (false, false);
+    next(&mut socket, |received| {
+        match &received {
+            Received::Event(event) => seen |= event.devpath.ends_with("/loop1"),
+            Received::Overflow => told = true,
+            Received::Foreign | Received::Nothing => {}
+        }
+        (received == Received::Nothing).then_some(())
+    });
+    assert!(!seen, "the kernel has lost the event, or this test shows nothing");
+    assert!(told, "the event of loop1 is lost, and nobody says so");
+}
+
+#[test]
 fn the_ordinary_buffer_takes_a_storm() {
     let mut socket = UeventSocket::open().expect("a socket");
     (0..2000).for_each(|_| trigger("storm"));

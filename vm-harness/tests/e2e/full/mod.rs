@@ -1,6 +1,7 @@
 //! The level `full`: what takes minutes and prints tables and figures. `just full` runs it, `ci/test` leaves it out.
 
 mod conformance;
+mod flood;
 mod growth;
 mod load;
 mod swaps;
