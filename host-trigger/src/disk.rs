@@ -2,7 +2,7 @@
 //! ([`blockdev-add`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-block-core.blockdev-add)) and a
 //! `scsi-hd` on a virtio-scsi controller.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     Error,
@@ -95,6 +95,36 @@ pub(crate) async fn add_node(
         }
     }
     Err(QmpError::Answer { command: "blockdev-add".into() }.into())
+}
+
+/// Keeps the `place` of a further use of a disk, whose own node has the name of the first: by a node that is nothing but a name. One that
+/// has the name already keeps the place as well.
+pub(crate) async fn keep_place(qmp: &mut Qmp, place: &str) -> Result<(), QmpError> {
+    let node = json!({"driver": "null-co", "node-name": place});
+    match qmp.execute("blockdev-add", node).await {
+        Err(e) if is_duplicate_of(&e, place) => Ok(()),
+        added => added.map(drop),
+    }
+}
+
+/// Lets go of it. A node that is a part of a disk goes with that.
+pub(crate) async fn free_place(qmp: &mut Qmp, place: &str) -> Result<(), QmpError> {
+    match qmp.execute("blockdev-del", json!({"node-name": place})).await {
+        Err(e) if e.refusal().is_some_and(|text| text.contains("not owned by the monitor")) => Ok(()),
+        removed => unless_gone(removed),
+    }
+}
+
+/// What is gone already need not be taken away.
+pub(crate) fn unless_gone(answer: Result<Value, QmpError>) -> Result<(), QmpError> {
+    match answer {
+        Err(e) if e.refusal().is_some_and(is_gone) => Ok(()),
+        answer => answer.map(drop),
+    }
+}
+
+pub(crate) fn is_gone(refusal: &str) -> bool {
+    refusal.contains("not found") || refusal.contains("Failed to find node")
 }
 
 /// Puts the disk on the controller, at the first of `addresses` that is free.

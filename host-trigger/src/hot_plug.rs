@@ -223,15 +223,21 @@ impl<'a> Plug<'a> {
         self.write_placements().await
     }
 
-    /// Notes a further use of a disk that others have, before the guest is asked for it.
+    /// Notes a further use of a disk that others have, before the guest is asked for it, and keeps its place.
     async fn begin_use(&mut self, index: usize) -> Result<(), Error> {
-        let item = &mut self.items[index];
-        let Some(begun) = item.begun().filter(|_| !item.is_plugged()) else { return Ok(()) };
-        item.touched = Touched::Use;
-        let carrier = outcome::note(&mut self.link.qmp, item.set, &begun).await?;
-        item.begin(carrier, begun);
-        fault::point("after-begin-use").await?;
-        self.watch.lap("begin_use");
+        let (item, qmp) = (&mut self.items[index], &mut self.link.qmp);
+        if let Some(begun) = item.begun().filter(|_| !item.is_plugged()) {
+            item.touched = Touched::Use;
+            let carrier = outcome::note(qmp, item.set, &begun).await?;
+            item.begin(carrier, begun);
+            fault::point("after-note-use").await?;
+        }
+        if item.is_further() {
+            // Also of one that was there: a killed unplug may have begun with its place.
+            disk::keep_place(qmp, &place_name(&item.intent.container, &item.intent.path)).await?;
+            fault::point("after-begin-use").await?;
+            self.watch.lap("begin_use");
+        }
         Ok(())
     }
 

@@ -22,6 +22,7 @@ use crate::{
     Deadline, Error,
     agent::{self, Agent},
     deadline::Stopwatch,
+    disk,
     listing::{Listed, State},
     outcome,
     output::FailureBody,
@@ -32,6 +33,7 @@ use crate::{
     repaired::{Did, Now},
     sandbox::Place,
     survey::Subject,
+    volume::place_name,
 };
 
 /// Which way a volume goes.
@@ -200,6 +202,10 @@ impl Workshop<'_> {
         let (Some(asked), Some(used)) = (question.attachment.as_ref(), &subject.known.used) else {
             return Err(outcome::answer("no volume"));
         };
+        if used.is_further() {
+            // A killed unplug may have begun with it.
+            disk::keep_place(self.qmp, &place_name(&used.intent.container, &used.intent.path)).await?;
+        }
         let remaining = self.deadline.remaining();
         let request = AttachRequest {
             attachments: vec![asked.clone()],

@@ -75,6 +75,11 @@ impl Use {
         self.intent.container == container && self.intent.path == path
     }
 
+    /// The disk was another use's first.
+    pub fn is_further(&self) -> bool {
+        self.placements.iter().any(|(_, placement)| placement.further.is_some())
+    }
+
     /// What was done, if that was all of it.
     pub fn committed(&self) -> Option<&(PassedFd, Placement)> {
         self.placements.iter().find(|(_, placement)| placement.committed)

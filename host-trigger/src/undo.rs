@@ -14,14 +14,14 @@ use serde_json::json;
 use crate::{
     Deadline, Error,
     agent::{self, Agent},
-    disk::Address,
+    disk::{self, Address, is_gone, unless_gone},
     fault,
     presence::{Presence, Use},
     qmp::{COMMAND_TIMEOUT, Event, Qmp, QmpError},
     record::{Access, Intent},
     registry::Registry,
     sandbox::Place,
-    volume::VolumeId,
+    volume::{VolumeId, place_name},
 };
 
 /// The least time for an undo, also when the command's own is over.
@@ -159,6 +159,9 @@ pub async fn remove(qmp: &mut Qmp, id: &VolumeId, whose: Whose<'_>, deadline: De
         // Whether it is there is cheaper to try than to ask: QEMU lists its nodes only all at once.
         remove_node(qmp, id, deadline).await?;
         fault::point("remove-after-blockdev-del").await?;
+        for used in presence.uses().iter().filter(|used| used.is_further()) {
+            disk::free_place(qmp, &place_name(&used.intent.container, &used.intent.path)).await?;
+        }
     }
     for (set, intent) in &presence.intents {
         if run.is_none_or(|run| run == intent.run) {
@@ -168,7 +171,7 @@ pub async fn remove(qmp: &mut Qmp, id: &VolumeId, whose: Whose<'_>, deadline: De
     Ok(())
 }
 
-/// Takes one use of a volume that others go on with from QEMU: what is noted of it.
+/// Takes one use of a volume that others go on with from QEMU: what is noted of it, last, and what keeps its place.
 ///
 /// # Errors
 /// QEMU refuses, or does not answer.
@@ -177,11 +180,14 @@ pub(crate) async fn remove_use(
     id: &VolumeId,
     container: &str,
     path: &str,
-) -> Result<(), QmpError> {
+) -> Result<(), Error> {
     let uses = Registry::read(qmp).await?.presence(id).uses();
-    for (carrier, _) in
-        uses.iter().filter(|used| used.is_at(container, path)).flat_map(|used| &used.placements)
-    {
+    let Some(used) = uses.iter().find(|used| used.is_at(container, path)) else { return Ok(()) };
+    if used.is_further() {
+        disk::free_place(qmp, &place_name(container, path)).await?;
+    }
+    fault::point("remove-after-free-place").await?;
+    for (carrier, _) in &used.placements {
         remove_descriptor(qmp, carrier.set, Some(carrier.fd)).await?;
     }
     Ok(())
@@ -245,16 +251,4 @@ async fn remove_node(qmp: &mut Qmp, id: &VolumeId, deadline: Deadline) -> Result
         return unless_gone(qmp.execute("blockdev-del", json!({"node-name": id.node()})).await);
     }
     unless_gone(removed)
-}
-
-/// What is gone already need not be taken away.
-fn unless_gone(answer: Result<serde_json::Value, QmpError>) -> Result<(), QmpError> {
-    match answer {
-        Err(e) if e.refusal().is_some_and(is_gone) => Ok(()),
-        answer => answer.map(drop),
-    }
-}
-
-fn is_gone(refusal: &str) -> bool {
-    refusal.contains("not found") || refusal.contains("Failed to find node")
 }

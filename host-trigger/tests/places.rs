@@ -58,6 +58,32 @@ async fn a_place_is_kept_for_a_volume_whose_node_was_lost() {
     assert!(host.guest.attached_paths().is_empty());
 }
 
+/// The disk is another use's, too, so that its node in QEMU has that one's name.
+#[tokio::test]
+async fn a_place_is_kept_for_a_further_use_whose_node_was_lost() {
+    let mut host = Host::boot().await;
+    let (shared, other) = (Image::of(MIB), Image::of(MIB));
+    let plugged = host.plug(shared.path(), "/dev/a", &[]).await.report();
+    host.plug(shared.path(), "/dev/b", &["--shared"]).await.report();
+    host.guest.attached.lock().unwrap().clear();
+    let before = host.snapshot().await;
+    assert_place_is_taken(&host, other.path(), "/dev/b", &plugged.volumes[0].id).await;
+    assert_eq!(host.snapshot().await, before);
+    // Whichever of the two goes first.
+    for (first, last) in [("/dev/b", "/dev/a"), ("/dev/a", "/dev/b")] {
+        let unplug = async |path| {
+            host.verb("hot-unplug", &["--container", "c1", "--device-path", path]).await.report()
+        };
+        unplug(first).await;
+        assert_eq!(host.plug(other.path(), first, &[]).await.report().result, Outcome::Attached);
+        unplug(first).await;
+        unplug(last).await;
+        host.plug(shared.path(), "/dev/a", &[]).await.report();
+        host.plug(shared.path(), "/dev/b", &["--shared"]).await.report();
+    }
+    assert_eq!(host.snapshot().await["query-named-block-nodes"].as_array().unwrap().len(), 3);
+}
+
 #[tokio::test]
 async fn a_place_is_free_when_its_use_is_gone_though_the_disk_is_not() {
     let mut host = Host::boot().await;

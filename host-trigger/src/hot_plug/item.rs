@@ -88,6 +88,11 @@ impl Item {
         attached.unchanged && self.is_plugged() && self.noted().map(|placement| placement.started) == started
     }
 
+    /// The disk was another use's first.
+    pub(super) fn is_further(&self) -> bool {
+        self.there.is_some() && self.noted().is_none_or(|noted| noted.further.is_some())
+    }
+
     /// Others have the disk, too.
     pub(super) fn is_shared(&self) -> bool {
         self.there.as_ref().is_some_and(|there| there.other.is_some())

@@ -129,7 +129,7 @@ impl Plug<'_> {
             }
         }
         match there {
-            Some(_) => Ok(undo::remove_use(qmp, id, &intent.container, &intent.path).await?),
+            Some(_) => undo::remove_use(qmp, id, &intent.container, &intent.path).await,
             None => undo::remove(qmp, id, Whose::Any, self.deadline).await,
         }
     }

@@ -55,7 +55,7 @@ impl Plug<'_> {
             let Intent { run, container, path, .. } = &item.intent;
             let qmp = &mut self.link.qmp;
             let removed = match item.touched {
-                Touched::Use => undo::remove_use(qmp, &item.id, container, path).await.map_err(Error::from),
+                Touched::Use => undo::remove_use(qmp, &item.id, container, path).await,
                 Touched::Disk => undo::remove(qmp, &item.id, Whose::Run(run), deadline).await,
                 Touched::Records | Touched::Nothing => {
                     undo::remove(qmp, &item.id, Whose::RecordsOf(run), deadline).await

@@ -180,7 +180,12 @@ async fn killed_second_use_is_completed_or_undone(
     let volume = Volume::loop_device(MIB);
     sandbox.hot_plug(&first, &volume, "/dev/xvda").await;
     let with_one = Snapshot::of(&sandbox, &[&first, &second]).await;
-    for (point, completes) in [("after-begin-use", false), ("after-attach", true), ("after-outcome", true)] {
+    for (point, completes) in [
+        ("after-note-use", false),
+        ("after-begin-use", false),
+        ("after-attach", true),
+        ("after-outcome", true),
+    ] {
         let killed = sandbox.ecr_runtime_with_faults(&format!("{point}=kill"));
         let killed = killed.hot_plug(sandbox.id(), second.id(), &[(&volume, "/dev/xvda")]).args(["--shared"]);
         assert_eq!(killed.run().await.status, 128 + 9, "{point}");
