@@ -1,3 +1,5 @@
+//! Every error has its reason and its exit status, and tells its cause once: the table that scripts rely on.
+
 use rstest::rstest;
 
 use super::*;

@@ -1,3 +1,7 @@
+//! Limits as QEMU tells and takes them
+//! ([`block_set_io_throttle`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-block.block_set_io_throttle)):
+//! what is asked for changes that alone, and what no disk could have is refused.
+
 use rstest::rstest;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Sandboxes and containers, found in run directories as Kata's two runtimes lay them out.
+
 use std::time::Duration;
 
 use rstest::{fixture, rstest};

@@ -1,3 +1,5 @@
+//! Volumes of this host, vetted in earnest: real files, links, and openers; what needs disks of its own is tested in a VM.
+
 use rstest::rstest;
 
 use super::*;
