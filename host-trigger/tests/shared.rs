@@ -80,8 +80,11 @@ async fn one_disk_has_two_uses_and_goes_with_the_last(#[case] order: &[&str]) {
     assert!(!device.is_claimed());
 }
 
+#[rstest]
 #[tokio::test]
-async fn a_use_that_went_comes_again_beside_the_other() {
+async fn a_use_that_went_comes_again_beside_the_other(
+    #[values(["c1", "c2"], ["c2", "c1"])] order: [&str; 2],
+) {
     let mut host = Host::boot().await;
     let clean = host.snapshot().await;
     let device = Loop::of(MIB);
@@ -94,7 +97,7 @@ async fn a_use_that_went_comes_again_beside_the_other() {
         Outcome::Attached
     );
     assert_eq!(listed(&host).await, used(&[("c1", "/dev/xvda"), ("c2", "/dev/xvda")]));
-    for container in ["c2", "c1"] {
+    for container in order {
         unplug(&host, container, "/dev/xvda").await.report();
     }
     assert_eq!(host.snapshot().await, clean);
