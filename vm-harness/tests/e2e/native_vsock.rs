@@ -44,7 +44,15 @@ async fn port_of_the_plugins_own_is_dialled_by_the_host_alone() {
     let volume = Volume::image(MIB);
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     assert_eq!(container.read("/dev/xvda", 0..4096).await, volume.bytes(0..4096));
-    assert!(!sandbox.guest().console().text().contains("refused a caller"), "the host is no stranger");
+    // The agent answers first, and writes then.
+    wait_for_console(&sandbox, r#"operation="attach""#).await;
+    let said = sandbox.guest().console().text();
+    assert!(!said.contains("refused a caller"), "the host is no stranger");
+    let at = |text: &str| said.find(text).unwrap_or_else(|| panic!("no {text:?} in the guest's log: {said}"));
+    assert!(
+        at("a caller cid=2 port=") < at(r#"operation="attach""#),
+        "who calls is told before what was done"
+    );
 
     // Whoever is in the guest, as a container may be, is refused, by whatever address it calls; the refusal is logged.
     for (address, refused) in [("1".to_owned(), 1), (sandbox.guest_cid().to_string(), 2)] {
