@@ -31,6 +31,7 @@ mod shared;
 mod shipped;
 mod source_gone;
 mod stats;
+mod swapped_parent;
 mod terminal;
 mod throttle;
 mod unprivileged_qemu;
@@ -44,7 +45,7 @@ use std::{
 };
 
 use rstest::fixture;
-use vm_harness::{Machine, Plugged, Sandbox, Volume};
+use vm_harness::{Container, EcrRuntime, Finished, Machine, Plugged, Sandbox, Volume};
 
 pub(crate) const MIB: u64 = 1 << 20;
 
@@ -72,7 +73,9 @@ pub(crate) async fn boot_with_faults(machine: &Machine) -> Sandbox {
 
 /// Sets the plugin's fail points in the guest (`name=action` a line).
 pub(crate) async fn set_guest_faults(sandbox: &Sandbox, faults: &str) {
-    sandbox.observer().write("/run/ecr-fault", faults).await.expect("the guest has a /run");
+    // At a point where it waits, the plugin reads the file all the time: it must not find it empty before it is written.
+    sandbox.observer().write("/run/ecr-fault.new", faults).await.expect("the guest has a /run");
+    sandbox.observer().shell("mv /run/ecr-fault.new /run/ecr-fault").await;
 }
 
 /// Waits until the guest has printed `text`: the plugin's fail points announce themselves there.
@@ -82,6 +85,34 @@ pub(crate) async fn wait_for_console(sandbox: &Sandbox, text: &str) {
         assert!(Instant::now() < deadline, "the console never said {text:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Waits until the plugin is at this fail point, where it was not when the console had `seen` bytes.
+pub(crate) async fn wait_for_fail_point(sandbox: &Sandbox, seen: usize, point: &str) {
+    let point = format!("fail point {point}");
+    let arrived = async {
+        while !sandbox.guest().console().text().get(seen..).is_some_and(|text| text.contains(&point)) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    sandbox.guest().wait_for(&point, Duration::from_secs(10), arrived).await.unwrap();
+}
+
+/// Runs `call`, and `script` in the container when the plugin is at this fail point, which it may leave then.
+pub(crate) async fn at_fail_point(
+    sandbox: &Sandbox,
+    container: &Container,
+    call: EcrRuntime,
+    point: &str,
+    script: &str,
+) -> Finished {
+    set_guest_faults(sandbox, &format!("{point}=wait\n")).await;
+    let seen = sandbox.guest().console().text().len();
+    let call = call.start();
+    wait_for_fail_point(sandbox, seen, point).await;
+    container.exec(&["sh", "-c", script]).await;
+    set_guest_faults(sandbox, "").await;
+    Finished::new(&call.wait_with_output().await.unwrap(), Duration::ZERO)
 }
 
 /// An image with an ext4 file system on it.

@@ -5,9 +5,9 @@ use rstest::rstest;
 use vm_harness::{Container, ContainerOptions, Machine, Sandbox, Snapshot, Volume, mount};
 
 use super::{
-    MIB, boot, ext4_image,
+    MIB, at_fail_point, boot, ext4_image,
     hot_unplug::{at, unplug},
-    mount_in_guest, sandbox,
+    mount_in_guest, sandbox, sandbox_with_faults,
 };
 
 /// Plugs, reads, unplugs, and compares everything with what was there before.
@@ -28,10 +28,14 @@ async fn works(sandbox: &Sandbox, containers: &[&Container], path: &str, way: &s
 async fn is_refused(sandbox: &Sandbox, containers: &[&Container], path: &str, status: i32, reason: &str) {
     let before = Snapshot::of(sandbox, containers).await;
     let volume = Volume::image(MIB);
-    let finished = sandbox.hot_plug_command(containers[0], &[(&volume, path)]).run().await;
-    let told = finished.failed_with(status);
-    assert_eq!(told.0, reason, "{path}: {}", told.1);
-    assert!(told.1.contains(path), "{path}: {}", told.1);
+    let plug = sandbox.hot_plug_command(containers[0], &[(&volume, path)]);
+    // All but a lack of space is known by a look, before QEMU has anything.
+    let look = (reason != "no_space").then(|| plug.clone().args(["--dry-run"]));
+    for call in look.into_iter().chain([plug]) {
+        let told = call.run().await.failed_with(status);
+        assert_eq!(told.0, reason, "{path}: {}", told.1);
+        assert!(told.1.contains(path), "{path}: {}", told.1);
+    }
     before.assert_unchanged(sandbox, containers).await;
 }
 
@@ -64,6 +68,9 @@ async fn every_kind_of_mount_works_or_says_why_not() {
             mount("/dev/readonly", "tmpfs", "tmpfs", &["ro"]),
             mount("/dev/full", "tmpfs", "tmpfs", &["nr_inodes=1"]),
             mount("/dev/full-nodev", "tmpfs", "tmpfs", &["nr_inodes=1", "nodev"]),
+            // Room for a directory, and not for what comes into it.
+            mount("/dev/fuller", "tmpfs", "tmpfs", &["nr_inodes=2"]),
+            mount("/dev/fuller-nodev", "tmpfs", "tmpfs", &["nr_inodes=2", "nodev"]),
         ],
         capabilities: vec!["CAP_SYS_ADMIN".to_owned()],
         ..ContainerOptions::default()
@@ -96,6 +103,8 @@ async fn every_kind_of_mount_works_or_says_why_not() {
         ("/dev/full/xvda", 9, "no_space"),
         ("/dev/full/new/xvda", 9, "no_space"),
         ("/dev/full-nodev/xvda", 9, "no_space"),
+        ("/dev/fuller/new/xvda", 9, "no_space"),
+        ("/dev/fuller-nodev/new/xvda", 9, "no_space"),
         ("/dev/pts/xvda", 10, "unsupported"),
         ("/proc/xvda", 10, "unsupported"),
         ("/proc/self/xvda", 3, "parent_missing"),
@@ -140,4 +149,29 @@ async fn container_in_a_chroot_is_served(#[case] user_namespace: bool, #[case] w
     let container = sandbox.start_container_with(&options).await;
     works(&sandbox, &[&container], "/dev/new/xvda", way).await;
     works(&sandbox, &[&container], "/tmp/xvda", "bind").await;
+}
+
+/// Behind the look, the container makes a mount that spreads of the one that the volume's node goes to: the kernel itself refuses it then.
+#[rstest]
+#[tokio::test]
+async fn mount_that_begins_to_spread_behind_the_look_gets_no_node(
+    #[future(awt)] sandbox_with_faults: Sandbox,
+) {
+    let sandbox = sandbox_with_faults;
+    let options = ContainerOptions {
+        mounts: vec![mount("/dev/nodev", "tmpfs", "tmpfs", &["nodev"])],
+        capabilities: vec!["CAP_SYS_ADMIN".to_owned()],
+        ..ContainerOptions::default()
+    };
+    let container = sandbox.start_container_with(&options).await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let volume = Volume::image(MIB);
+    let plug = sandbox.hot_plug_command(&container, &[(&volume, "/dev/nodev/xvda")]);
+    let spread = "mount --make-shared /dev/nodev && mkdir /dev/copy && mount -o bind /dev/nodev /dev/copy";
+    let finished = at_fail_point(&sandbox, &container, plug, "attach-after-filter", spread).await;
+    let (reason, message) = finished.failed_with(10);
+    assert!(reason == "unsupported" && message.contains("shared propagation"), "{message}");
+    let back = "umount /dev/copy && rmdir /dev/copy && mount --make-private /dev/nodev && ls -A /dev/nodev";
+    assert_eq!(container.exec(&["sh", "-c", back]).await, b"", "nothing is left");
+    before.assert_unchanged(&sandbox, &[&container]).await;
 }

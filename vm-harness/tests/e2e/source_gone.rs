@@ -37,7 +37,10 @@ async fn reads_fail_and_are_counted_and_the_volume_can_be_unplugged(#[future(awt
     let message = container.exec_fails(&read).await;
     assert!(message.contains("Input/output error"), "{message}");
     let counted = stats(&sandbox, &of_it).await;
-    assert!(none.iter().zip(errors(&counted, "read")).all(|(none, some)| some > *none), "{none:?} {counted}");
+    assert!(
+        none.iter().zip(errors(&counted, "read")).all(|(none, some)| some > *none),
+        "one side counts no error: {none:?}, then {counted}"
+    );
     assert_eq!(look(&sandbox, "inspect", &of_it).await[0]["state"], "attached");
     // The VM runs on, and so does the neighbour.
     assert_eq!(container.read("/dev/xvdb", 0..MIB).await, neighbour.bytes(0..MIB));

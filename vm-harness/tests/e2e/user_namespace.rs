@@ -107,7 +107,7 @@ async fn owner_that_the_container_cannot_name_is_refused(#[future(awt)] sandbox:
     before.assert_unchanged(&sandbox, &[&container]).await;
     command.args(["--uid", "1000", "--gid", "7", "--mode", "600"]).run().await.succeeded(sandbox.guest());
     let stat = container.exec(&["stat", "-c", "%u:%g %a", "/dev/xvda"]).await;
-    assert_eq!(stat, b"1000:7 600\n");
+    assert_eq!(String::from_utf8(stat).unwrap(), "1000:7 600\n");
 }
 
 #[rstest]

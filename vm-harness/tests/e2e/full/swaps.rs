@@ -7,9 +7,9 @@ use vm_harness::{Sandbox, Snapshot, Volume};
 
 use crate::{
     MIB,
-    hostile::{Swapper, TRAPS, armed, attach_beside_swaps},
     hot_unplug::unplug_command,
     sandbox,
+    swapped_parent::{Swapper, TRAPS, armed, attach_beside_swaps},
 };
 
 #[rstest]

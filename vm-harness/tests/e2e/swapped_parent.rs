@@ -1,0 +1,195 @@
+//! A parent of the volume's path that the container exchanges for something else: all the time, or at the one moment that counts. Nothing
+//! outside of its root is made, changed or removed.
+
+use std::collections::BTreeSet;
+
+use agent_plugin::contract::block_volume::{AttachRequest, Attachment, DetachRequest, Detachment};
+use rstest::rstest;
+use vm_harness::{Container, ContainerOptions, Sandbox, Snapshot, Volume, mount};
+
+use super::{MIB, at_fail_point, hot_unplug::unplug_command, sandbox, sandbox_with_faults};
+
+/// With the attacker's program (`observer swap`) in it.
+pub(crate) fn armed(user_namespace: bool) -> ContainerOptions {
+    let program = mount("/dev/observer", "bind", "/usr/bin/observer", &["bind", "ro"]);
+    ContainerOptions { user_namespace, mounts: vec![program], ..ContainerOptions::default() }
+}
+
+/// The guest's own files.
+pub(crate) struct GuestFiles(BTreeSet<String>);
+
+impl GuestFiles {
+    /// Everything of them, with what tells that one was changed. The containers' common root is left out, and what the kernel, the
+    /// agent and the observer write themselves.
+    pub(crate) async fn of(sandbox: &Sandbox) -> Self {
+        let skipped = ["/proc", "/sys", "/run", "/ctr/rootfs", "/sys/fs/cgroup"];
+        let prune: Vec<String> = skipped.iter().map(|path| format!("-path {path} -prune -o")).collect();
+        let list = format!("find / {} -print | xargs stat -c '%n %i %f %u:%g %s %t:%T %Y'", prune.join(" "));
+        let all = sandbox.observer().shell(&list).await;
+        // A terminal's time is that of its last use, crun works in /tmp, and the kernel makes and removes the guest's own nodes.
+        let moves =
+            |line: &&str| ["/dev/console ", "/dev ", "/tmp "].iter().any(|name| line.starts_with(name));
+        Self(all.lines().filter(|line| !moves(line)).map(str::to_owned).collect())
+    }
+
+    pub(crate) async fn assert_unchanged(&self, sandbox: &Sandbox) {
+        let now = Self::of(sandbox).await;
+        let (gone, new) = (Vec::from_iter(&self.0 - &now.0), Vec::from_iter(&now.0 - &self.0));
+        assert!(
+            gone.is_empty() && new.is_empty(),
+            "files of the guest changed: gone {gone:#?}, new {new:#?}"
+        );
+    }
+}
+
+/// Two names that the container exchanges all the time.
+pub(crate) struct Swapper {
+    attack: tokio::task::JoinHandle<vm_harness::Output>,
+    container: Container,
+}
+
+impl Swapper {
+    /// `/dev/arena/a` is a directory, and in the next moment what `b` is made to be.
+    pub(crate) async fn start(container: &Container, b: &str) -> Self {
+        // What an earlier attack has hidden from its own detach is a mount, perhaps, and cannot be removed.
+        let aside = "test ! -e /dev/arena || mv /dev/arena $(mktemp -d /dev/old.XXXXXX)";
+        // It is empty, as those are that are made for a volume, and must not go with them.
+        let script = format!("{aside}; mkdir -p /dev/arena/a; cd /dev/arena; {b}");
+        container.exec(&["sh", "-ec", &script]).await;
+        let attacker = container.clone();
+        let attack = tokio::spawn(async move {
+            attacker.try_exec(&["/dev/observer", "swap", "/dev/arena", "a", "b"], b"").await.unwrap()
+        });
+        Self { attack, container: container.clone() }
+    }
+
+    /// How often it did.
+    pub(crate) async fn stop(self) -> u64 {
+        self.container.exec(&["touch", "/dev/arena/stop"]).await;
+        let output = self.attack.await.unwrap();
+        assert_eq!(output.status, 0, "{}", output.error_text());
+        self.container.exec(&["sh", "-c", "rm -f /dev/arena/stop"]).await;
+        output.text().trim().parse().unwrap()
+    }
+}
+
+/// What the second name is.
+pub(crate) const TRAPS: [&str; 5] = [
+    "ln -s /etc b",
+    "ln -s ../../../../../../../../etc b",
+    "ln -s /proc/1/root/etc b",
+    "ln -s /proc/self/cwd b",
+    "echo file > b",
+];
+
+/// The node step alone, as often as `times`, while the container exchanges the parent for `trap`. Says what came of it, and returns how
+/// often the container did.
+pub(crate) async fn attach_beside_swaps(
+    sandbox: &Sandbox,
+    container: &Container,
+    attachment: &Attachment,
+    trap: &str,
+    times: usize,
+) -> u64 {
+    let attach = AttachRequest {
+        attachments: vec![attachment.clone()],
+        timeout_ms: 10_000 * u64::from(sandbox.guest().time_scale()),
+        ..AttachRequest::default()
+    };
+    let swapper = Swapper::start(container, trap).await;
+    let (attached, refused) = attach_and_detach(sandbox, &attach, times).await;
+    let swaps = swapper.stop().await;
+    println!("{trap}: {attached} attached, {refused} refused, {swaps} swaps");
+    swaps
+}
+
+/// Takes a disk that is there to a node and back, without the disk: the node step alone. Counts what came of it.
+async fn attach_and_detach(sandbox: &Sandbox, attach: &AttachRequest, times: usize) -> (usize, usize) {
+    let service = sandbox.block_volume_service().await.unwrap();
+    let (mut attached, mut refused) = (0, 0);
+    for _ in 0..times {
+        let answer = service.attach(sandbox.agent().context(), attach).await.unwrap();
+        let outcome = answer.attached.first().map(|volume| volume.outcome.clone());
+        match outcome {
+            Some(_) => attached += 1,
+            None => refused += 1,
+        }
+        let detachment = Detachment {
+            attachment: Some(attach.attachments[0].clone()).into(),
+            outcome: outcome.unwrap_or_default(),
+            keep_disk: true,
+            ..Default::default()
+        };
+        let request = DetachRequest {
+            detachments: vec![detachment],
+            timeout_ms: attach.timeout_ms,
+            ..Default::default()
+        };
+        let answer = service.detach(sandbox.agent().context(), &request).await.unwrap();
+        assert!(answer.failure.is_none() || answer.failure.undone, "{answer}");
+    }
+    (attached, refused)
+}
+
+#[rstest]
+#[case::mknod(false)]
+#[case::bind(true)]
+#[tokio::test]
+async fn parent_that_is_swapped_all_the_time_leads_nowhere_else(
+    #[future(awt)] sandbox: Sandbox,
+    #[case] user_namespace: bool,
+) {
+    let container = sandbox.start_container_with(&armed(user_namespace)).await;
+    let sibling = sandbox.start_container_with(&armed(user_namespace)).await;
+    let volume = Volume::image(MIB);
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let (files, before) = (GuestFiles::of(&sandbox).await, Snapshot::of(&sandbox, &[&sibling]).await);
+    let mut attachment = plugged.attachment();
+    for (trap, path) in TRAPS.iter().zip(["x", "x", "new/x", "x", "new/x"]) {
+        attachment.path = format!("/dev/arena/a/{path}");
+        let swaps = attach_beside_swaps(&sandbox, &container, &attachment, trap, 8).await;
+        assert!(swaps > 64, "{swaps}");
+    }
+    files.assert_unchanged(&sandbox).await;
+    before.assert_unchanged(&sandbox, &[&sibling]).await;
+    assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
+}
+
+/// The same at the one moment that counts, and without a race: behind the look at the path, before anything is made or removed.
+#[rstest]
+#[case::mknod(false, "mknod")]
+#[case::bind(true, "bind")]
+#[tokio::test]
+async fn parent_that_is_exchanged_behind_the_look_leads_nowhere_else(
+    #[future(awt)] sandbox_with_faults: Sandbox,
+    #[case] user_namespace: bool,
+    #[case] way: &str,
+) {
+    let sandbox = sandbox_with_faults;
+    let options = ContainerOptions { user_namespace, ..ContainerOptions::default() };
+    let container = sandbox.start_container_with(&options).await;
+    // What the guest has at the path that the link leads to, and a detach must not remove.
+    sandbox.observer().shell("touch /etc/held").await;
+    container.exec(&["sh", "-c", "mkdir -p /dev/arena/a"]).await;
+    let (files, before) = (GuestFiles::of(&sandbox).await, Snapshot::of(&sandbox, &[&container]).await);
+    let volume = Volume::image(MIB);
+    for (link, name) in
+        [("/etc", "new"), ("../../../../../../../../etc", "held"), ("/proc/1/root/etc", "held")]
+    {
+        let (path, aside) = (format!("/dev/arena/a/{name}"), format!("/dev/arena/aside/{name}"));
+        let swap = format!("cd /dev/arena && mv a aside && ln -s {link} a");
+        let back = ["sh", "-c", "cd /dev/arena && rm a && mv aside a"];
+        let plug = sandbox.hot_plug_command(&container, &[(&volume, &path)]);
+        let finished = at_fail_point(&sandbox, &container, plug, "attach-after-lookup", &swap).await;
+        assert_eq!(finished.succeeded(sandbox.guest())[0].text("node"), way, "{link}");
+        assert_eq!(container.read(&aside, 0..4096).await, volume.bytes(0..4096), "{link}");
+
+        container.exec(&back).await;
+        let unplug = unplug_command(&sandbox, &container, &path);
+        let finished = at_fail_point(&sandbox, &container, unplug, "detach-after-lookup", &swap).await;
+        assert_eq!(finished.status, 0, "{link}: {}{}", finished.stdout, finished.stderr);
+        files.assert_unchanged(&sandbox).await;
+        container.exec(&back).await;
+        before.assert_unchanged(&sandbox, &[&container]).await;
+    }
+}
