@@ -108,7 +108,9 @@ pub(crate) async fn at_fail_point(
 ) -> Finished {
     set_guest_faults(sandbox, &format!("{point}=wait\n")).await;
     let seen = sandbox.guest().console().text().len();
-    let call = call.start();
+    // Its time runs while the container is at work.
+    let limit = format!("{}s", sandbox.guest().scaled(Duration::from_secs(30)).as_secs());
+    let call = call.args(["--timeout", &limit]).start();
     wait_for_fail_point(sandbox, seen, point).await;
     container.exec(&["sh", "-c", script]).await;
     set_guest_faults(sandbox, "").await;
