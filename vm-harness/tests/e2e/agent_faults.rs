@@ -14,7 +14,7 @@ use super::{
     hot_unplug::{at, unplug, verb},
     qmp_faults::{assert_plugged, short},
     repair::repair,
-    sandbox,
+    sandbox, sandbox_with_faults, set_guest_faults,
 };
 
 const LATE: Duration = Duration::from_millis(800);
@@ -24,6 +24,8 @@ async fn through_proxy(sandbox: &Sandbox, call: EcrRuntime, rules: Vec<Rule>) ->
     let vsock = sandbox.run_directory().vm().join("vm.vsock");
     let proxy = AgentProxy::start_with(&vsock, rules).unwrap();
     let finished = call.args(["--agent", &proxy.address(sandbox)]).run().await;
+    // A rule that nothing meets is a plug that ended before: this says why.
+    println!("{}{}", finished.stdout, finished.stderr);
     proxy.assert_all_met();
     (finished, proxy.methods())
 }
@@ -58,6 +60,30 @@ async fn what_only_looks_odd_does_a_plug_no_harm(#[future(awt)] sandbox: Sandbox
         assert_plugged(&finished, what, &sandbox, &container, &volume).await;
         before.assert_unchanged(&sandbox, &[&container]).await;
     }
+}
+
+/// The second one comes while the first is at work: it waits for its turn, and finds all done.
+#[rstest]
+#[tokio::test]
+async fn request_that_comes_twice_is_carried_out_once(#[future(awt)] sandbox_with_faults: Sandbox) {
+    let sandbox = sandbox_with_faults;
+    let container = sandbox.start_container().await;
+    let volume = Volume::loop_device(MIB);
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    set_guest_faults(&sandbox, "attach-after-node=wait\n").await;
+    let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
+    let plug = through_proxy(&sandbox, call, vec![Rule::on(command("Attach"), Fault::Twice)]);
+    // System call 230 is clock_nanosleep, where the first is at the fail point, and 202 futex, where the second waits.
+    let both = "until s=$(cat $(grep -lx block-volume /proc/1/task/*/comm | sed s/comm/syscall/)) &&
+        echo \"$s\" | grep -q '^230 ' && echo \"$s\" | grep -q '^202 '; do sleep 0.01; done";
+    let release = async {
+        let wait = sandbox.observer().shell(both);
+        sandbox.guest().wait_for("the second request's turn", Duration::from_secs(5), wait).await.unwrap();
+        set_guest_faults(&sandbox, "").await;
+    };
+    let ((finished, _), ()) = tokio::join!(plug, release);
+    assert_plugged(&finished, "asked twice", &sandbox, &container, &volume).await;
+    before.assert_unchanged(&sandbox, &[&container]).await;
 }
 
 #[rstest]
