@@ -28,6 +28,7 @@ slowest *arguments:
 
 # The level full, of a tree that is built: many volumes, many callers, the crash table, a short soak (some ten minutes)
 full *arguments:
+    ci/setup --full
     cargo nextest run --profile full {{arguments}}
 
 # Every step of plug and unplug, what can come in the way, the ways out: the table alone

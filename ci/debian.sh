@@ -52,17 +52,22 @@ unpack() { # unpack SUITE DIRECTORY PACKAGE...: these packages alone
 }
 
 kernel() { # kernel SUITE: the suite's cloud kernel, in $cache/kernels/SUITE
-  local suite=$1 image parts
-  if [ -e "$cache/kernels/$suite/usr" ] || [ -e "$cache/kernels/$suite/boot" ]; then return; fi
+  kernel_of "$1" linux-image-cloud-amd64 "$1"
+}
+generic_kernel() { # generic_kernel SUITE: its kernel with every module, in $cache/kernels/generic: the cloud kernels have no 9p and no virtio-fs
+  kernel_of "$1" linux-image-amd64 generic
+}
+kernel_of() { # kernel_of SUITE PACKAGE NAME: the kernel that PACKAGE stands for, in $cache/kernels/NAME
+  local suite=$1 package=$2 name=$3 image parts
+  if [ -e "$cache/kernels/$name/usr" ] || [ -e "$cache/kernels/$name/boot" ]; then return; fi
   apt_lists "$suite"
   mkdir -p "$cache/kernels"
-  image=$(depends "$suite" linux-image-cloud-amd64 | grep '^linux-image-') ||
-    die "linux-image-cloud-amd64 names no kernel in $suite"
+  image=$(depends "$suite" "$package" | grep '^linux-image-') || die "$package names no kernel in $suite"
   # Since 7.x the kernel, its modules and their lists are packages of their own, which the image's package depends on.
   parts=$(depends "$suite" "$image" | grep -E '^linux-(base|binary|modules)-') || parts=$image
   # One package a word.
   unpack "$suite" "$cache/kernels/$image" $parts
-  ln -sfn "$image" "$cache/kernels/$suite"
+  ln -sfn "$image" "$cache/kernels/$name"
 }
 depends() { # depends SUITE PACKAGE: the packages that it depends on, one a line
   apt_for "$1" apt-cache depends "$2" | awk '/Depends: / { print $2 }'
@@ -98,4 +103,19 @@ EOF
   if [ ! -e "$tree.new/lib64/ld-linux-x86-64.so.2" ]; then ln -sfn usr/lib64 "$tree.new/lib64"; fi
   echo quit | "$tree.new/qemu-system-x86_64" -machine none -accel tcg -display none -serial none -monitor stdio >/dev/null || die "QEMU $version of $suite does not start here"
   rm -rf "$tree" && mv "$tree.new" "$tree"
+}
+
+virtiofsd() { # virtiofsd: the server of virtio-fs, with the libraries that it needs, to be run as $cache/virtiofsd/virtiofsd
+  local tree=$cache/virtiofsd
+  if [ -x "$tree/virtiofsd" ]; then return; fi
+  rm -rf "$tree"
+  # Debian 12 has none, and its C library is too old for that of Debian 13.
+  unpack trixie "$tree" virtiofsd libc6 libcap-ng0 libgcc-s1 libseccomp2
+  cat >"$tree/virtiofsd" <<'EOF'
+#!/bin/sh
+tree=$(dirname "$(realpath "$0")")
+exec "$tree/usr/lib64/ld-linux-x86-64.so.2" --library-path "$tree/usr/lib/x86_64-linux-gnu" "$tree/usr/libexec/virtiofsd" "$@"
+EOF
+  chmod 755 "$tree/virtiofsd"
+  "$tree/virtiofsd" --version >/dev/null || die "virtiofsd of trixie does not start here"
 }

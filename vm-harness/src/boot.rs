@@ -142,6 +142,7 @@ impl Boot<'_> {
             monitor: vm.join("harness.sock"),
             console: vm.join("console.log"),
             vhost: vhost.clone(),
+            share: vm.join("share.sock"),
             stderr: vm.join("qemu.stderr"),
         };
         let name = format!("sandbox-{id}");
@@ -151,6 +152,10 @@ impl Boot<'_> {
         let back_end = vsock::start(self.environment, cid, &vhost, &hybrid, &messages);
         let start_qemu =
             || self.machine.start(&self.environment.qemu, self.accelerator, &name, &files, start);
+        let share = match &self.machine.share {
+            Some(share) => share.serve(self.environment, &files.share, &vm.join("share.stderr")).await?,
+            None => None,
+        };
         // A guest that is restored needs its back end later, one that boots needs it first.
         let (qemu, vsock) = match start {
             Start::Restore(_) => {
@@ -166,8 +171,15 @@ impl Boot<'_> {
             }
         };
         let console = Console::new(files.console.clone());
-        let guest =
-            Arc::new(Guest { qemu, vsock, console, accelerator: self.accelerator, time_scale, origin });
+        let guest = Arc::new(Guest {
+            qemu,
+            vsock,
+            share,
+            console,
+            accelerator: self.accelerator,
+            time_scale,
+            origin,
+        });
         Ok(Vm { cid, run_dir, guest, files, hybrid })
     }
 }

@@ -123,6 +123,26 @@ impl Environment {
         let path = self.cache.join("bin/vhost-device-vsock");
         if path.exists() { Ok(path) } else { Err(missing(&path, "run ci/setup")) }
     }
+
+    /// Debian's generic kernel, for guests that need what the cloud kernel has not: 9p and virtio-fs.
+    ///
+    /// # Errors
+    /// `ci/setup --full` has not run.
+    pub fn generic_kernel(&self) -> Result<PathBuf, Error> {
+        fetched_for_full(self.cache.join("kernels/generic"))
+    }
+
+    /// `virtiofsd`, the server of virtio-fs.
+    ///
+    /// # Errors
+    /// `ci/setup --full` has not run.
+    pub fn virtiofsd(&self) -> Result<PathBuf, Error> {
+        fetched_for_full(self.cache.join("virtiofsd/virtiofsd"))
+    }
+}
+
+fn fetched_for_full(path: PathBuf) -> Result<PathBuf, Error> {
+    if path.exists() { Ok(path) } else { Err(missing(&path, "run ci/setup --full")) }
 }
 
 fn built(path: PathBuf) -> Result<PathBuf, Error> {

@@ -50,7 +50,7 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
-    /// QEMU or vhost-device-vsock ended while the sandbox was needed.
+    /// QEMU, or a server of one of its devices, ended while the sandbox was needed.
     #[error("{program} ended ({status}) while the harness waited for {awaited}\n{report}")]
     Ended {
         /// Which program.

@@ -12,6 +12,8 @@ pub const AWAITS: &str = "vm_harness::awaits";
 pub struct Guest {
     pub(crate) qemu: Process,
     pub(crate) vsock: Process,
+    /// virtiofsd, where a directory of the host is shared by it.
+    pub(crate) share: Option<Process>,
     pub(crate) console: Console,
     pub(crate) accelerator: Accelerator,
     pub(crate) time_scale: u32,
@@ -42,6 +44,11 @@ impl Guest {
     /// Whether it was booted or restored.
     pub fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    /// The server of the directory that the host shares by virtio-fs.
+    pub fn share(&self) -> Option<&Process> {
+        self.share.as_ref()
     }
 
     /// What the guest prints.
@@ -79,7 +86,21 @@ impl Guest {
             }),
             status = self.qemu.ended() => Err(self.failure(&self.qemu, status, awaited)),
             status = self.vsock.ended() => Err(self.failure(&self.vsock, status, awaited)),
+            (share, status) = self.share_ended() => Err(self.failure(share, status, awaited)),
         }
+    }
+
+    /// Never returns where there is none.
+    async fn share_ended(&self) -> (&Process, std::process::ExitStatus) {
+        match &self.share {
+            Some(share) => (share, share.ended().await),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The programs that serve QEMU's devices.
+    pub(crate) fn servers(&self) -> impl Iterator<Item = &Process> {
+        std::iter::once(&self.vsock).chain(&self.share)
     }
 
     fn failure(&self, process: &Process, status: std::process::ExitStatus, awaited: &str) -> Error {
@@ -93,15 +114,17 @@ impl Guest {
 
     /// What a person needs after a failure: the console's end, QEMU's messages, and how to repeat it.
     pub fn report(&self) -> String {
+        let messages = |process: &Process| {
+            format!("--- {}'s messages\n{}\n", process.program(), process.stderr().trim_end())
+        };
         format!(
-            "--- {}: the console's last lines ({})\n{}\n--- QEMU's messages\n{}\n--- vhost-device-vsock's messages\n{}\n--- to repeat \
-             it\n{} &\n{}\n",
+            "--- {}: the console's last lines ({})\n{}\n{}{}--- to repeat it\n{}{}\n",
             self.origin,
             self.console.path().display(),
             self.console.tail(40),
-            self.qemu.stderr().trim_end(),
-            self.vsock.stderr().trim_end(),
-            self.vsock.command(),
+            messages(&self.qemu),
+            self.servers().map(messages).collect::<String>(),
+            self.servers().map(|server| format!("{} &\n", server.command())).collect::<String>(),
             self.qemu.command(),
         )
     }

@@ -23,6 +23,7 @@
 //! |---|---|
 //! | another guest | `Sandbox::boot(&Machine { cgroup: Cgroup::V1, scan: Scan::Async, ..Machine::default() })` |
 //! | a container with a device filter | `sandbox.start_container_with(&ContainerOptions { device_filter: DeviceFilter::Bpf, ..Default::default() })` |
+//! | a directory of the host in the guest | [`Machine::share`] and [`Environment::generic_kernel`] |
 //! | a block device of the host | [`Volume::loop_device`] |
 //! | another call | `sandbox.ecr_runtime().args(["block-volume", "list", …]).run()`, see [`EcrRuntime`] and [`Finished`] |
 //! | QEMU late, silent or gone | [`QmpProxy::start_with`](QmpProxy) and `--qmp`: `Rule::on(reply_to("device_add"), Fault::Cut)` |
@@ -62,6 +63,7 @@ mod qemu;
 mod run_dir;
 mod sandbox;
 mod saved_boot;
+mod shared_directory;
 mod snapshot;
 mod spec;
 mod terminal;
@@ -88,6 +90,7 @@ pub use proxy::{AgentProxy, Fault, Message, QmpProxy, Rule, command, event, gree
 pub use qemu::{Cgroup, Machine, Scan};
 pub use run_dir::RunDir;
 pub use sandbox::Sandbox;
+pub use shared_directory::{Protocol, SharedDirectory};
 pub use snapshot::Snapshot;
 pub use spec::{ContainerOptions, DeviceFilter, mount};
 pub use terminal::TerminalSize;

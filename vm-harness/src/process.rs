@@ -109,6 +109,41 @@ impl Drop for Process {
     }
 }
 
+/// Starts a server; returns when `socket` can be connected to.
+///
+/// # Errors
+/// It cannot be started, or ends, or does not listen in time.
+pub(crate) async fn start_server(
+    program: &'static str,
+    command: Command,
+    socket: &Path,
+    stderr: &Path,
+) -> Result<Process, Error> {
+    let process = Process::start(program, command, stderr)?;
+    let limit = Duration::from_secs(10);
+    let listening = async {
+        // The socket file appears when the server listens, and nothing announces that.
+        while !socket.exists() && process.status().is_none() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(limit, listening).await.is_ok();
+    match process.status() {
+        None if in_time => Ok(process),
+        None => Err(Error::TimedOut {
+            awaited: format!("the socket {} of {program}", socket.display()),
+            limit,
+            report: process.stderr(),
+        }),
+        Some(status) => Err(Error::Ended {
+            program,
+            status: status.to_string(),
+            awaited: "its socket".to_owned(),
+            report: format!("{}\n{}", process.stderr(), process.command()),
+        }),
+    }
+}
+
 /// Has the kernel kill the command's process when the thread that starts it ends.
 #[expect(unsafe_code, reason = "std offers no safe way to run a system call in the child")]
 pub(crate) fn die_with_parent(command: &mut Command) {

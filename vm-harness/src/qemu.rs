@@ -11,7 +11,7 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::{Accelerator, Error, Process};
+use crate::{Accelerator, Error, Process, SharedDirectory};
 
 /// What differs between two guests of a test run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct Machine {
     pub memory: u32,
     /// Runs QEMU as this user, by number: no right to anything but its run directory and KVM.
     pub user: Option<u32>,
+    /// A directory of the host for the guest.
+    pub share: Option<SharedDirectory>,
 }
 
 impl Default for Machine {
@@ -42,6 +44,7 @@ impl Default for Machine {
             devices_before: Vec::new(),
             memory: 256,
             user: None,
+            share: None,
         }
     }
 }
@@ -95,6 +98,8 @@ pub struct Files {
     pub console: PathBuf,
     /// vhost-device-vsock's socket.
     pub vhost: PathBuf,
+    /// virtiofsd's socket.
+    pub share: PathBuf,
     /// Where QEMU's own messages go.
     pub stderr: PathBuf,
 }
@@ -145,7 +150,8 @@ impl Machine {
             .args(["-append", &self.kernel_command_line()])
             .args(["-qmp", &socket(&files.qmp), "-qmp", &socket(&files.monitor)])
             .args(&self.devices_before)
-            .args(&self.controller);
+            .args(&self.controller)
+            .args(self.share.iter().flat_map(|share| share.arguments(&files.share)));
         let port = format!("pcie-root-port,id={VSOCK_PORT},chassis=1,slot=1");
         let socket = format!("socket,id={VSOCK},path={}", files.vhost.display());
         let device = format!("vhost-user-vsock-pci,id={VSOCK},chardev={VSOCK}");

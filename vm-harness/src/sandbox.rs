@@ -14,7 +14,7 @@ use rand::Rng as _;
 
 use crate::{
     Accelerator, Agent, Container, ContainerOptions, EcrRuntime, Environment, Error, Guest, Machine,
-    Observer, Plugged, RunDir, Volume,
+    Observer, Plugged, Process, RunDir, Volume,
     accelerator::Trial,
     agent,
     boot::{Boot, Running},
@@ -325,9 +325,9 @@ impl Drop for Sandbox {
         }
         let meant = self.fault_is_meant.load(Ordering::Relaxed);
         let splat = self.guest.console.splat().filter(|_| !meant);
-        // QEMU first: its vsock back end should not vanish under it.
+        // QEMU first: its back ends should not vanish under it.
         self.guest.qemu.kill();
-        self.guest.vsock.kill();
+        self.guest.servers().for_each(Process::kill);
         if let (false, Some(line)) = (panicking, splat) {
             panic!("the guest's kernel reported a fault: {line}\n{}", self.guest.report());
         }

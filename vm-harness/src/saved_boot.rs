@@ -175,6 +175,7 @@ fn key(boot: Boot<'_>) -> io::Result<String> {
         monitor: file("monitor"),
         console: file("console"),
         vhost: file("vhost"),
+        share: file("share"),
         stderr: file("stderr"),
     };
     let qemu = in_path(&boot.environment.qemu);
@@ -207,7 +208,7 @@ fn in_path(program: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Cgroup, Environment};
+    use crate::{Cgroup, Environment, Protocol, SharedDirectory};
 
     /// A directory with an image and a QEMU, which nobody starts.
     struct Scene {
@@ -317,6 +318,8 @@ mod tests {
         assert!(unsuitable(scene.boot(&Machine { memory: 768, ..Machine::default() })).is_some());
         let kernel_parameters = vec!["quiet".to_owned()];
         assert!(unsuitable(scene.boot(&Machine { kernel_parameters, ..Machine::default() })).is_some());
+        let share = SharedDirectory { path: "/srv".into(), protocol: Protocol::NineP };
+        assert!(unsuitable(scene.boot(&Machine { share: Some(share), ..Machine::default() })).is_some());
         scene.environment.restore = false;
         assert!(unsuitable(scene.boot(&machine)).is_some());
     }

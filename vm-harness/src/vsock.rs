@@ -2,14 +2,14 @@
 //!
 //! A client connects to the Unix socket, writes `CONNECT <port>\n` and reads `OK <port>\n`; then the stream is the guest's.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{path::Path, process::Command};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
 };
 
-use crate::{Environment, Error, Process};
+use crate::{Environment, Error, Process, process::start_server};
 
 /// Starts the back end; returns when QEMU can connect to `vhost`.
 pub(crate) async fn start(
@@ -21,29 +21,7 @@ pub(crate) async fn start(
 ) -> Result<Process, Error> {
     let mut command = Command::new(environment.vhost_device_vsock()?);
     command.args(["--guest-cid", &cid.to_string(), "--socket"]).arg(vhost).arg("--uds-path").arg(hybrid);
-    let process = Process::start("vhost-device-vsock", command, stderr)?;
-    let limit = Duration::from_secs(10);
-    let listening = async {
-        // The socket file appears when the back end listens, and nothing announces that.
-        while !vhost.exists() && process.status().is_none() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    let in_time = tokio::time::timeout(limit, listening).await.is_ok();
-    match process.status() {
-        None if in_time => Ok(process),
-        None => Err(Error::TimedOut {
-            awaited: format!("the socket {} of vhost-device-vsock", vhost.display()),
-            limit,
-            report: process.stderr(),
-        }),
-        Some(status) => Err(Error::Ended {
-            program: process.program(),
-            status: status.to_string(),
-            awaited: "its socket".to_owned(),
-            report: format!("{}\n{}", process.stderr(), process.command()),
-        }),
-    }
+    start_server("vhost-device-vsock", command, vhost, stderr).await
 }
 
 /// Connects to `port` of the guest.

@@ -20,10 +20,22 @@ use crate::{
 /// Loaded at every boot, in this order, after what each depends on.
 const MODULES: [&str; 4] = ["virtio_pci", "virtio_scsi", "sd_mod", "vmw_vsock_virtio_transport"];
 /// Loaded only where the kernel's command line says so (`guest.modules=ata_piix`), and left out where the kernel has no such
-/// module: other kinds of SCSI hosts (Debian's cloud kernel has no `ahci`), what can be made of a disk, file systems that a container's
-/// path can be on, and vsock within the guest.
-const ON_DEMAND: [&str; 9] =
-    ["ahci", "ata_piix", "dm_mod", "fuse", "loop", "overlay", "raid1", "vmw_pvscsi", "vsock_loopback"];
+/// module (Debian's cloud kernels have no `ahci`, no 9p and no virtio-fs): other kinds of SCSI hosts, what can be made of a disk, file
+/// systems that a container's path can be on, and vsock within the guest.
+const ON_DEMAND: [&str; 12] = [
+    "9p",
+    "9pnet_virtio",
+    "ahci",
+    "ata_piix",
+    "dm_mod",
+    "fuse",
+    "loop",
+    "overlay",
+    "raid1",
+    "virtiofs",
+    "vmw_pvscsi",
+    "vsock_loopback",
+];
 
 /// The applets that containers find in `/bin`.
 const APPLETS: [&str; 58] = [
