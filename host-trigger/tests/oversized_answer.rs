@@ -32,7 +32,7 @@ enum Body {
     End,
     /// As many bytes as announced.
     Whole,
-    /// Bytes for as long as they are read.
+    /// Bytes for as long as they are read, and not so fast that all that was announced comes in time.
     Endless,
 }
 
@@ -56,6 +56,9 @@ async fn ask(length: u32, body: Body) -> (Error, Duration) {
         while left > 0 {
             let Ok(written) = stream.write(&chunk[..chunk.len().min(left)]).await else { return };
             left -= written;
+            if matches!(body, Body::Endless) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
         }
         std::future::pending::<()>().await;
     });
