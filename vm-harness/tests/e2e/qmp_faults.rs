@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use rstest::rstest;
-use serde_json::json;
+use serde_json::{Value, json};
 use vm_harness::{
     Container, EcrRuntime, Fault, Finished, QmpProxy, Rule, Sandbox, Snapshot, Volume, command, event,
     greeting, reply_to,
@@ -221,6 +221,11 @@ async fn unplug_goes_by_what_is_there_however_it_is_told(#[future(awt)] sandbox:
         if !what.starts_with("cut") {
             let attempts = commands.iter().filter(|command| *command == "blockdev-del").count();
             assert_eq!(attempts, 1, "{what}: the node is free when it is taken away: {commands:?}");
+            assert_eq!(
+                behind_device_del(&commands)[0],
+                "blockdev-del",
+                "{what}: the event is heard: {commands:?}"
+            );
         }
         before.assert_unchanged(&sandbox, &[&container]).await;
         assert!(claim_is_free(&volume), "{what}");
@@ -237,19 +242,40 @@ async fn unplug_that_hears_nothing_looks_whether_the_device_is_there(#[future(aw
     let lost = Rule::on(event("DEVICE_DELETED"), Fault::Drop);
     let (finished, commands) = unplug_through(&sandbox, &container, vec![lost]).await;
     assert_eq!(finished.status, 0, "{}{}", finished.stdout, finished.stderr);
-    let position = |name: &str| commands.iter().rposition(|command| command == name);
-    assert!(position("device_del") < position("qom-list"), "{commands:?}");
+    let behind = behind_device_del(&commands);
+    let position = |name: &str| behind.iter().position(|command| command == name).expect(name);
+    assert!(position("qom-list") < position("blockdev-del"), "it looks before the node goes: {commands:?}");
+    assert!(!behind.contains(&"qmp_capabilities".to_owned()), "one connection is enough: {commands:?}");
     before.assert_unchanged(&sandbox, &[&container]).await;
 
     // QEMU never hears the command: the device stays, and that is said.
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
-    let pretends = Fault::edit_json(|command| command["execute"] = json!("query-status"));
-    let (finished, _) =
-        unplug_through(&sandbox, &container, vec![Rule::on(command("device_del"), pretends)]).await;
+    let pretends = |name| {
+        let becomes = |command: &mut Value| {
+            command["execute"] = json!("query-status");
+            command["arguments"] = json!({});
+        };
+        vec![Rule::on(command(name), Fault::edit_json(becomes)).each()]
+    };
+    let (finished, _) = unplug_through(&sandbox, &container, pretends("device_del")).await;
     let (reason, message) = finished.failed_with(8);
     assert!(reason == "incomplete" && message.contains("device_del"), "{message}");
     unplug(&sandbox, &at(&container, "/dev/xvda")).await;
     before.assert_unchanged(&sandbox, &[&container]).await;
+
+    // QEMU says that the record is removed, and keeps it.
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let (finished, _) = unplug_through(&sandbox, &container, pretends("remove-fd")).await;
+    let (reason, message) = finished.failed_with(8);
+    assert!(reason == "incomplete" && message.contains("QEMU to let go of volume"), "{message}");
+    unplug(&sandbox, &at(&container, "/dev/xvda")).await;
+    before.assert_unchanged(&sandbox, &[&container]).await;
+}
+
+/// What QEMU was told after `device_del`.
+fn behind_device_del(commands: &[String]) -> &[String] {
+    let at = commands.iter().position(|command| command == "device_del").expect("the device is taken away");
+    &commands[at + 1..]
 }
 
 async fn unplug_through(

@@ -144,7 +144,7 @@ async fn without_a_terminal_there_is_none_and_without_i_there_is_no_input(#[futu
     };
     assert_eq!(exec(&["-i"], &["cat"]).stdout, b"typed");
     assert_eq!(exec(&[], &["cat"]).stdout, b"");
-    let refused = exec(&["-it"], &["cat"]);
+    let refused = exec(&["-it"], &["true"]);
     assert!(!refused.status.success());
     let message = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(message.contains("standard input"), "{message}");
