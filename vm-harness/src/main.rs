@@ -15,7 +15,12 @@ fn main() -> ExitCode {
     // The runtime's main thread starts QEMU: the kernel ends QEMU when the thread that started it ends.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
-        Ok(runtime) => runtime.block_on(command::run(command::Arguments::parse())),
+        Ok(runtime) => {
+            let code = runtime.block_on(command::run(command::Arguments::parse()));
+            // A thread that reads standard input may still wait for it, and would hold the runtime.
+            runtime.shutdown_background();
+            code
+        }
         Err(error) => {
             eprintln!("error: cannot start: {error}");
             ExitCode::FAILURE

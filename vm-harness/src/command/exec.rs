@@ -40,8 +40,7 @@ impl Exec {
             true => self.run_with(&container, stdin()).await?,
             false => self.run_with(&container, empty()).await?,
         };
-        // The thread that reads standard input may still wait for it, and would hold the runtime.
-        std::process::exit(status)
+        Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)))
     }
 
     async fn run_with(&self, container: &Container, input: impl AsyncRead) -> Result<i32, Error> {

@@ -31,7 +31,7 @@ struct Session {
 
 impl Session {
     fn start(sandbox: &Sandbox, size: (u16, u16), command: &[&str]) -> Self {
-        let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&keyboard).unwrap();
         unlockpt(&keyboard).unwrap();
         let keyboard = File::from(keyboard);
