@@ -55,6 +55,10 @@ fuzz-smoke:
 matrix *arguments:
     ci/matrix {{arguments}}
 
+# Build a QEMU with the bug reported-luns-changed, and see it fail where the mended one passes (half an hour without KVM)
+affected-qemu *arguments:
+    ci/affected-qemu {{arguments}}
+
 # Build and test agent-plugin against the other ttrpc
 ttrpc:
     ci/ttrpc-0.10

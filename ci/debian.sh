@@ -28,14 +28,16 @@ apt_for() { # apt_for SUITE COMMAND...: the apt command with SUITE's private lis
   "$tool" -qq -o Dir::Etc::sourcelist="$dir/suite.sources" -o Dir::Etc::sourceparts=/dev/null \
     -o Dir::State::lists="$dir/lists" -o Dir::Cache="$dir/cache" -o DPkg::Lock::Timeout=300 "$@"
 }
-apt_lists() { # apt_lists SUITE: fetch SUITE's package lists, once a day
-  local suite=$1 dir=$apt_dir/$1
+apt_lists() { # apt_lists SUITE, or SUITE-source: fetch its lists of packages, or of sources, once a day
+  local suite=${1%-source} dir=$apt_dir/$1 types=deb
+  if [ "$suite" != "$1" ]; then types=deb-src; fi
   mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
   if [ -n "$(find "$dir/fetched" -mmin -1440 2>/dev/null)" ]; then return; fi
   # The first stanza is the main archive (the second holds security updates, under other suite names).
-  machine_sources | awk -v suite="$suite" 'BEGIN { RS = ""; ORS = "\n\n" } NR == 1 {
-      gsub(/(^|\n)Suites:[^\n]*/, "\nSuites: " suite); sub(/^\n/, ""); print }' >"$dir/suite.sources"
-  apt_for "$suite" apt-get update
+  machine_sources | awk -v suite="$suite" -v types="$types" 'BEGIN { RS = ""; ORS = "\n\n" } NR == 1 {
+      gsub(/(^|\n)Types:[^\n]*/, "\nTypes: " types); gsub(/(^|\n)Suites:[^\n]*/, "\nSuites: " suite)
+      sub(/^\n/, ""); print }' >"$dir/suite.sources"
+  apt_for "$1" apt-get update
   touch "$dir/fetched"
 }
 
@@ -73,20 +75,27 @@ depends() { # depends SUITE PACKAGE: the packages that it depends on, one a line
   apt_for "$1" apt-cache depends "$2" | awk '/Depends: / { print $2 }'
 }
 
-qemu() { # qemu SUITE: the suite's QEMU with all that it needs, to be run as $cache/qemu/SUITE/qemu-system-x86_64
-  local suite=$1
-  local dir=$apt_dir/$suite tree=$cache/qemu/$suite
-  if [ -x "$tree/qemu-system-x86_64" ]; then return; fi
+unpack_all() { # unpack_all SUITE DIRECTORY PACKAGE...: these packages with all that they need, down to the C library
+  local suite=$1 directory=$2 dir=$apt_dir/$1; shift 2
   apt_lists "$suite"
-  say "fetching QEMU of $suite with its libraries"
-  rm -rf "$tree.new" && mkdir -p "$tree.new" "$dir/state"
-  # A machine on which nothing is installed needs everything, down to the C library.
+  rm -rf "$directory" && mkdir -p "$directory" "$dir/state"
+  # A machine on which nothing is installed needs everything.
   : >"$dir/state/status"
   apt_for "$suite" apt-get -o Dir::State="$dir/state" -o Dir::State::status="$dir/state/status" -o APT::Sandbox::User=root \
-    install --yes --download-only --no-install-recommends qemu-system-x86 >&2
-  for package in "$dir/cache/archives"/*.deb; do dpkg -x "$package" "$tree.new"; done
-  version=$(dpkg-deb --field "$dir/cache/archives"/qemu-system-x86_*.deb Version)
+    install --yes --download-only --no-install-recommends "$@" >&2
+  for package in "$dir/cache/archives"/*.deb; do
+    dpkg -x "$package" "$directory"
+    dpkg-deb --show "$package" >>"$directory/packages"
+  done
   rm "$dir/cache/archives"/*.deb
+}
+
+qemu() { # qemu SUITE: the suite's QEMU with all that it needs, to be run as $cache/qemu/SUITE/qemu-system-x86_64
+  local suite=$1 tree=$cache/qemu/$1 version
+  if [ -x "$tree/qemu-system-x86_64" ]; then return; fi
+  say "fetching QEMU of $suite with its libraries"
+  unpack_all "$suite" "$tree.new" qemu-system-x86
+  version=$(awk '$1 == "qemu-system-x86" { print $2 }' "$tree.new/packages")
   # A newer suite's C library needs its own loader; QEMU looks for modules and firmware where it was built for, and beside the program
   # that is run.
   cat >"$tree.new/qemu-system-x86_64" <<EOF

@@ -1,7 +1,10 @@
 //! `vm-harness soak`: one volume comes and goes many times while another is written and read all the time.
 //!
 //! Each cycle gives the volume fresh bytes and reads them in the container, so that a stale disk or page shows itself. The
-//! neighbour's load writes random blocks and compares them after they were read from the disk again.
+//! neighbour's load writes random blocks and compares them after they were read from the disk again. Its writes come as many commands
+//! at once, as a file system's do: that is what QEMU's bug `reported-luns-changed` takes (host-trigger/src/qemu_bug.rs).
+//!
+//! The guest's kernel says when it [recovers from an error](https://docs.kernel.org/scsi/scsi_eh.html), which nobody else would notice.
 
 use std::{
     io::{Seek as _, SeekFrom, Write as _},
@@ -30,16 +33,27 @@ const NEIGHBOUR: &str = "/dev/neighbour";
 const COMPARED: u64 = 4096;
 /// Lines of figures while it runs.
 const REPORTS: usize = 10;
+/// Makes the kernel tell when it recovers from a SCSI error; what it calls that.
+const TELL_OF_RECOVERY: &str = "scsi_mod.scsi_logging_level=2";
+const RECOVERY: &str = ": waking up";
+/// Cycles after which the kernel's log is read and emptied: it holds some hundred.
+const LOG_EVERY: usize = 25;
 
-/// Writes and compares until it is told to stop. Nobody else has the device open, so that the last close empties its cache and
-/// the bytes that are read come from the disk.
+/// Writes and compares until it is told to stop. The pieces have gaps between them and are flushed together, by the last: eight commands
+/// at once. Then nobody has the device open, so that the last close empties its cache and the bytes that are read come from the disk.
 const LOAD: &str = r#"
-mkdir /dev/load && cd /dev/load && round=0
+mkdir /dev/load && cd /dev/load && round=0 && pieces="0 1 2 3 4 5 6 7"
 while [ ! -e stop ]; do
-  dd if=/dev/urandom of=block bs=64k count=4 2>/dev/null
-  at=$(( round % 16 * 4 ))
-  dd if=block of=/dev/neighbour bs=64k seek=$at conv=notrunc,fsync 2>>errors || echo "write $round" >>errors
-  dd if=/dev/neighbour of=read bs=64k skip=$at count=4 2>/dev/null || echo "read $round" >>errors
+  dd if=/dev/urandom of=block bs=4k count=8 2>/dev/null
+  at=$(( round % 16 * 16 )); >read
+  { for piece in $pieces; do
+    [ $piece = 7 ] && flush=,fsync || flush=
+    dd if=block of=/dev/neighbour bs=4k count=1 skip=$piece seek=$(( at + 2 * piece )) conv=notrunc$flush 2>>errors ||
+      echo "write $round" >>errors
+  done; } 3<>/dev/neighbour
+  for piece in $pieces; do
+    dd if=/dev/neighbour bs=4k count=1 skip=$(( at + 2 * piece )) 2>/dev/null >>read || echo "read $round" >>errors
+  done
   cmp block read >>errors 2>&1 || echo "other bytes $round" >>errors
   round=$(( round + 1 )); echo $round >rounds
 done
@@ -49,7 +63,8 @@ touch over
 
 impl Soak {
     pub(crate) async fn run(self) -> Result<ExitCode, Error> {
-        let sandbox = step("boot a sandbox", Sandbox::boot(&Machine::default())).await?;
+        let machine = Machine { kernel_parameters: vec![TELL_OF_RECOVERY.to_owned()], ..Machine::default() };
+        let sandbox = step("boot a sandbox", Sandbox::boot(&machine)).await?;
         let container = sandbox.try_start_container(&ContainerOptions::default()).await?;
         let busy = sandbox.try_start_container(&ContainerOptions::default()).await?;
         let (volume, neighbour) = (Volume::loop_device(4 << 20), Volume::loop_device(4 << 20));
@@ -62,6 +77,7 @@ impl Soak {
         let report_every = (self.cycles / REPORTS).max(1);
         let (mut plugs, mut unplugs, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
         let mut reports: Vec<Footprint> = Vec::new();
+        let mut log = KernelLog::default();
         let start = Instant::now();
         for cycle in 1..=self.cycles {
             let bytes = refresh(&volume)?;
@@ -71,6 +87,9 @@ impl Soak {
                 wrong.push(format!("cycle {cycle}: the container reads other bytes"));
             }
             unplugs.push(unplug(&sandbox, &container).await);
+            if cycle % LOG_EVERY == 0 || cycle == self.cycles {
+                log.read(&sandbox, cycle).await?;
+            }
             if cycle % report_every == 0 {
                 let now = Footprint::of(&sandbox).await?;
                 let rounds = busy.try_exec(&["cat", "/dev/load/rounds"], b"").await?;
@@ -90,7 +109,7 @@ impl Soak {
         if let (Some(early), Some(late)) = (reports.get(1), reports.last()) {
             wrong.extend(late.growth_since(early));
         }
-        wrong.extend(kernel_errors(&sandbox).await?);
+        wrong.extend(log.wrong());
         wrong.iter().for_each(|line| println!("WRONG: {line}"));
         Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -139,11 +158,39 @@ async fn end_load(sandbox: &Sandbox, busy: &Container) -> Result<Vec<String>, Er
 }
 
 /// What the guest's kernel has to say about disks.
-async fn kernel_errors(sandbox: &Sandbox) -> Result<Vec<String>, Error> {
-    let log = sandbox.observer().run(&["/bin/busybox", "dmesg"]).await?.stdout;
-    let words = ["I/O error", "timing out", "rejecting I/O", "Abort"];
-    let said = log.lines().filter(|line| line.contains("sd") && words.iter().any(|word| line.contains(word)));
-    Ok(said.map(|line| format!("the guest's kernel: {line}")).collect())
+#[derive(Debug, Default)]
+struct KernelLog {
+    /// How often it recovered from an error, and the cycle after which that was seen first.
+    recoveries: usize,
+    first: usize,
+    errors: Vec<String>,
+}
+
+impl KernelLog {
+    /// Reads what came since it was read last.
+    async fn read(&mut self, sandbox: &Sandbox, cycle: usize) -> Result<(), Error> {
+        let log = sandbox.observer().run(&["/bin/busybox", "dmesg", "-c"]).await?.stdout;
+        let words = ["I/O error", "timing out", "rejecting I/O", "Abort", "offlined"];
+        let said =
+            log.lines().filter(|line| line.contains("sd") && words.iter().any(|word| line.contains(word)));
+        self.errors.extend(said.map(|line| format!("the guest's kernel: {line}")));
+        self.recoveries += log.lines().filter(|line| line.contains(RECOVERY)).count();
+        if self.recoveries > 0 && self.first == 0 {
+            self.first = cycle;
+        }
+        Ok(())
+    }
+
+    fn wrong(self) -> Vec<String> {
+        let mut wrong = self.errors;
+        if self.recoveries > 0 {
+            let Self { recoveries, first, .. } = self;
+            wrong.push(format!(
+                "the guest's kernel recovered from SCSI errors {recoveries} times, the first time within {first} cycles"
+            ));
+        }
+        wrong
+    }
 }
 
 fn median_ms(times: &[Duration]) -> f64 {
