@@ -1,5 +1,5 @@
-//! What is at a name, without a word with the file system's server:
-//! [statx(2)](https://man7.org/linux/man-pages/man2/statx.2.html) with `AT_STATX_DONT_SYNC`.
+//! What is at a name, without a word with the file system's server, unless that is asked for:
+//! [statx(2)](https://man7.org/linux/man-pages/man2/statx.2.html) with `AT_STATX_DONT_SYNC` or `AT_STATX_FORCE_SYNC`.
 //!
 //! A container may mount a file system of its own making (FUSE) wherever we look, at the name itself too, and such a one may never
 //! answer. Last components are never followed where they are links.
@@ -38,27 +38,41 @@ impl Inode {
     /// At `name` in `directory`. `None`: nothing is there.
     pub(crate) fn at(directory: &impl AsFd, name: &str) -> Result<Option<Inode>, Errno> {
         let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
-        match statx(directory.as_fd().as_raw_fd(), &name, libc::AT_SYMLINK_NOFOLLOW) {
+        let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_STATX_DONT_SYNC;
+        match statx(directory.as_fd().as_raw_fd(), &name, flags) {
             Err(Errno::ENOENT) => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
+    /// The same with the word of the file system's server, which may take its time: a file that somebody else removed there is known
+    /// to this kernel for a while, as it was.
+    pub(crate) fn asked_at(directory: &impl AsFd, name: &str) -> Result<Option<Inode>, Errno> {
+        let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
+        let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_STATX_FORCE_SYNC;
+        match statx(directory.as_fd().as_raw_fd(), &name, flags) {
+            Err(Errno::ENOENT | Errno::ESTALE) => Ok(None),
+            // The name is another's by now, or nobody's.
+            Ok(inode) if inode.links == 0 => Ok(None),
             result => result.map(Some),
         }
     }
 
     /// Of an open file.
     pub(crate) fn of(file: &impl AsFd) -> Result<Inode, Errno> {
-        statx(file.as_fd().as_raw_fd(), c"", libc::AT_EMPTY_PATH)
+        statx(file.as_fd().as_raw_fd(), c"", libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC)
     }
 
     /// Of a path that is ours to follow, such as `/proc/PID/fd/N`.
     pub(crate) fn followed(path: &CStr) -> Result<Inode, Errno> {
-        statx(libc::AT_FDCWD, path, 0)
+        statx(libc::AT_FDCWD, path, libc::AT_STATX_DONT_SYNC)
     }
 }
 
 #[expect(unsafe_code, reason = "statx(2) has no safe wrapper in libc or nix")]
 fn statx(directory: i32, path: &CStr, flags: i32) -> Result<Inode, Errno> {
     let mut found = MaybeUninit::<libc::statx>::zeroed();
-    let flags = flags | libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
+    let flags = flags | libc::AT_NO_AUTOMOUNT;
     // SAFETY: `path` ends with a NUL byte and the kernel writes one `statx` to `found`; both outlive the call.
     let result =
         unsafe { libc::statx(directory, path.as_ptr(), flags, libc::STATX_BASIC_STATS, found.as_mut_ptr()) };

@@ -69,25 +69,43 @@ pub(crate) fn set_propagation(mount: &impl AsFd, propagation: u64) -> Result<(),
     Errno::result(result).map(drop)
 }
 
-/// The file systems that are mounted in the guest itself: whatever is on one of them is seen by others than a container.
+/// The file systems that are mounted where it matters who can see what is made there.
 #[derive(Debug, Default)]
-pub struct GuestMounts(HashSet<DeviceNumber>);
+pub struct Mounts {
+    guests: HashSet<DeviceNumber>,
+    memory: HashSet<DeviceNumber>,
+}
 
-impl GuestMounts {
-    /// Those of the calling thread's namespace, which must be the agent's.
+impl Mounts {
+    /// Those of the calling thread's namespace, which must be the agent's, and those of the container.
     ///
     /// # Errors
-    /// `/proc` cannot be read.
-    pub fn read() -> Result<GuestMounts> {
+    /// `/proc` cannot be read, or the container has ended.
+    pub fn read(target: &Target) -> Result<Mounts> {
         const PATH: &str = "/proc/thread-self/mountinfo";
         let text = fs::read(PATH).map_err(Error::system("read", PATH))?;
-        Ok(GuestMounts(String::from_utf8_lossy(&text).lines().filter_map(number).collect()))
+        let guests = String::from_utf8_lossy(&text).lines().filter_map(number).collect();
+        let of_container = target.proc("mountinfo")?;
+        let memory = of_container.lines().filter(|line| is_in_memory(line)).filter_map(number).collect();
+        Ok(Mounts { guests, memory })
     }
 
-    /// Whether the file system with this number is one of them.
-    pub fn have(&self, file_system: DeviceNumber) -> bool {
-        self.0.contains(&file_system)
+    /// Whether this one is mounted in the guest itself: whatever is on it is seen by others than a container.
+    pub fn have_in_guest(&self, file_system: DeviceNumber) -> bool {
+        self.guests.contains(&file_system)
     }
+
+    /// Whether this one is the kernel's own memory, seen from the container. A file system's word on itself (`statfs`) does not tell:
+    /// Linux's 9p passes on what the server's directory is on.
+    pub fn have_in_memory(&self, file_system: DeviceNumber) -> bool {
+        self.memory.contains(&file_system)
+    }
+}
+
+/// The type follows the hyphen; spaces in what comes before it are escaped.
+fn is_in_memory(line: &str) -> bool {
+    let kind = line.split_once(" - ").and_then(|(_, rest)| rest.split(' ').next());
+    matches!(kind, Some("tmpfs" | "ramfs" | "devtmpfs" | "rootfs"))
 }
 
 fn number(line: &str) -> Option<DeviceNumber> {
@@ -131,10 +149,13 @@ mod tests {
         assert!(can_set_propagation());
     }
 
-    #[test]
-    fn our_own_proc_is_a_mount_of_ours() {
-        let proc = crate::inode::Inode::followed(c"/proc").unwrap().file_system;
-        let mounts = GuestMounts::read().unwrap();
-        assert!(mounts.have(proc) && !mounts.have(DeviceNumber { major: 0, minor: 0 }));
+    #[rstest]
+    #[case("36 35 0:32 / /dev rw,nosuid shared:5 - tmpfs tmpfs rw", true)]
+    #[case("1 1 0:2 / / rw - rootfs rootfs rw", true)]
+    #[case("36 35 0:32 / /dev/share rw - 9p tmpfs rw,trans=virtio", false)]
+    #[case("36 35 0:32 / /dev/\\040-\\040tmpfs rw - fuse.tmpfs tmpfs rw", false)]
+    #[case("36", false)]
+    fn memory_is_told_by_the_type_that_the_kernel_gives(#[case] line: &str, #[case] memory: bool) {
+        assert_eq!(is_in_memory(line), memory);
     }
 }

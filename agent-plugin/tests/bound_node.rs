@@ -12,7 +12,7 @@ use agent_plugin::{
     Error, Result, Unsupported,
     block::DeviceNumber,
     device_node::{Device, Node, NodeOptions, NodePath, Occupant, Place, Way},
-    mount::GuestMounts,
+    mount::Mounts,
 };
 use container::{Fixture, start, start_with_user_namespace};
 use nix::{
@@ -43,8 +43,9 @@ fn soon() -> Instant {
 
 fn found(container: &Fixture, path: &str) -> Place {
     let path = NodePath::new(path).expect("a valid path");
-    let find = move |root: &_, guest| Place::find(root, &path, &guest);
-    let visit = container.target.enter_with(GuestMounts::read, find, drop).expect("a thread");
+    let of = container.target.clone();
+    let find = move |root: &_, mounts| Place::find(root, &path, &mounts);
+    let visit = container.target.enter_with(move || Mounts::read(&of), find, drop).expect("a thread");
     visit.finish(soon()).expect("the parent is there")
 }
 

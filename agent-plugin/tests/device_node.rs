@@ -11,7 +11,7 @@ use agent_plugin::{
     Error, Result, Unsupported,
     block::DeviceNumber,
     device_node::{Device, Node, NodeOptions, NodePath, Occupant, Place, Way, remove_parents},
-    mount::GuestMounts,
+    mount::Mounts,
 };
 use container::{Fixture, start};
 use nix::{
@@ -33,8 +33,9 @@ fn soon() -> Instant {
 
 fn find(container: &Fixture, path: &str) -> Result<Place> {
     let path = NodePath::new(path).expect("a valid path");
-    let find = move |root: &_, guest| Place::find(root, &path, &guest);
-    container.target.enter_with(GuestMounts::read, find, drop)?.finish(soon())
+    let of = container.target.clone();
+    let find = move |root: &_, mounts| Place::find(root, &path, &mounts);
+    container.target.enter_with(move || Mounts::read(&of), find, drop)?.finish(soon())
 }
 
 /// On a thread of its own, as the plugin does: the umask belongs to the whole process otherwise.
@@ -261,7 +262,7 @@ fn a_file_system_that_never_answers_costs_a_time_out_and_no_more() {
          mount -i -t fuse -o fd=5,rootmode=40000,user_id=0,group_id=0 hang $root/dev/hang",
     );
     let path = NodePath::new("/dev/hang/deeper/x").unwrap();
-    let find = move |root: &_| Place::find(root, &path, &GuestMounts::default());
+    let find = move |root: &_| Place::find(root, &path, &Mounts::default());
     let visit = container.target.enter(find).expect("a thread");
     let error = visit.finish(Instant::now() + Duration::from_millis(300)).unwrap_err();
     assert_eq!(error.to_string(), "timed out waiting for a file system of container c1");

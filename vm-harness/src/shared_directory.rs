@@ -9,7 +9,9 @@ use std::{
     process::Command,
 };
 
-use crate::{Environment, Error, Process, process::start_server};
+use agent_api::agent::Mount;
+
+use crate::{Environment, Error, Process, mount, process::start_server};
 
 /// What the guest mounts: the device's tag.
 const TAG: &str = "share";
@@ -44,11 +46,17 @@ impl SharedDirectory {
 
     /// Mounts it in the guest, as a command of the guest's shell.
     pub fn mount_command(&self, target: &str) -> String {
-        let (kind, options) = match self.protocol {
-            Protocol::NineP => ("9p", "-o trans=virtio,version=9p2000.L"),
-            Protocol::VirtioFs => ("virtiofs", ""),
-        };
-        format!("mkdir -p {target} && mount -t {kind} {options} {TAG} {target}")
+        let Mount { type_, source, options, .. } = self.mount(target);
+        let options = options.join(",");
+        format!("mkdir -p {target} && mount -t {type_} -o {options} {source} {target}")
+    }
+
+    /// A mount of a container's specification. By 9p it is mounted once at a time.
+    pub fn mount(&self, target: &str) -> Mount {
+        match self.protocol {
+            Protocol::NineP => mount(target, "9p", TAG, &["trans=virtio", "version=9p2000.L"]),
+            Protocol::VirtioFs => mount(target, "virtiofs", TAG, &["rw"]),
+        }
     }
 
     /// QEMU's arguments; `socket` is that of [`SharedDirectory::serve`].

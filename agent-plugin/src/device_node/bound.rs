@@ -163,7 +163,7 @@ fn put_over_a_file(place: &Place, directory: &OwnedFd, mount: &OwnedFd) -> Resul
     });
     if result.is_err() {
         // The error that stopped us says more. Where the container has put something else there, that is left to it.
-        if matches!(Inode::at(directory, name), Ok(Some(found)) if is_same(&found, &file)) {
+        if matches!(Inode::asked_at(directory, name), Ok(Some(found)) if is_same(&found, &file)) {
             let _ = unlinkat(directory, name, UnlinkatFlags::NoRemoveDir);
         }
     }
@@ -187,8 +187,9 @@ fn take_away(directory: &OwnedFd, path: &NodePath, number: DeviceNumber) -> Resu
         CString::new(path.name()).map_err(|_| Error::system("umount2", path.as_str())(Errno::EINVAL))?;
     umount2(name.as_c_str(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
         .map_err(Error::system("umount2", path.as_str()))?;
-    // What is not empty is not ours any more.
-    if look()?.is_some_and(|below| below.kind == SFlag::S_IFREG && below.size == 0) {
+    // What is not empty is not ours any more, and others may have put their own there: the host, where the file system is its.
+    let below = Inode::asked_at(directory, path.name()).map_err(Error::system("statx", path.as_str()))?;
+    if below.is_some_and(|below| below.kind == SFlag::S_IFREG && below.size == 0) {
         match unlinkat(directory, path.name(), UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(Errno::EROFS) => return Err(Error::ReadOnlyFileSystem { path: path.as_str().to_owned() }),

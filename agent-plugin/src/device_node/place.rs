@@ -19,7 +19,7 @@ use crate::{
     block::DeviceNumber,
     error::{Error, Result, Unsupported},
     inode::Inode,
-    mount::{self, GuestMounts},
+    mount::{self, Mounts},
     namespace::{Root, Target},
 };
 
@@ -27,6 +27,7 @@ use crate::{
 const MOST_PARENTS: usize = 16;
 
 const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
+const NINE_P_MAGIC: FsType = FsType(0x0102_1997);
 
 /// File systems of the kernel's own that take no file: proc, sysfs, devpts, cgroup2, cgroup, debugfs, tracefs, securityfs, bpf, nsfs.
 const KERNELS_OWN: [i64; 10] = [
@@ -63,7 +64,7 @@ impl Place {
     ///
     /// # Errors
     /// The way there is not safe, or leads through something that is no directory.
-    pub fn find(root: &Root, path: &NodePath, guest: &GuestMounts) -> Result<Place> {
+    pub fn find(root: &Root, path: &NodePath, mounts: &Mounts) -> Result<Place> {
         let (directory, missing) = nearest(root, path)?;
         let statfs = fstatfs(&directory).map_err(Error::system("fstatfs", path.parent()))?;
         let inode = Inode::of(&directory).map_err(Error::system("statx", path.parent()))?;
@@ -71,9 +72,13 @@ impl Place {
             directory,
             missing,
             path: path.clone(),
-            file_system: statfs.filesystem_type(),
+            file_system: match statfs.filesystem_type() {
+                // A server's word on a directory of its own.
+                TMPFS_MAGIC | RAMFS_MAGIC if !mounts.have_in_memory(inode.file_system) => NINE_P_MAGIC,
+                known => known,
+            },
             flags: statfs.flags(),
-            is_seen: guest.have(inode.file_system),
+            is_seen: mounts.have_in_guest(inode.file_system),
             seen: None,
         };
         place.seen = place.stat(path.name())?;
@@ -265,6 +270,8 @@ impl Place {
             Errno::ENOSPC | Errno::EDQUOT => Error::NoSpace { path },
             // The directory was removed after it was found.
             Errno::ENOENT => Error::ParentMissing { path: self.path.parent().to_owned() },
+            // It was made, and somebody on the other side of the file system put a link in its place.
+            Errno::ELOOP => Error::PathTaken { path, by: "symbolic link".to_owned() },
             Errno::EEXIST => {
                 let by = self.occupant().ok().flatten().map_or("file".to_owned(), |found| found.to_string());
                 Error::PathTaken { path, by }

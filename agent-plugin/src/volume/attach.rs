@@ -22,7 +22,7 @@ use crate::{
     error::{Error, Result},
     fault,
     ids::Ids,
-    mount::GuestMounts,
+    mount::Mounts,
     namespace::{Target, Visit},
     scsi::ScsiHost,
     uevent::UeventSocket,
@@ -178,8 +178,9 @@ fn find_places(arrivals: &[Arrival]) -> Result<Vec<(&Target, Visit<Places>)>, Fa
         let paths: Vec<_> =
             of_target(arrivals, target).map(|arrival| arrival.attachment.path.clone()).collect();
         let find =
-            move |root: &_, guest| Ok(paths.iter().map(|path| Place::find(root, path, &guest)).collect());
-        Ok((target, target.enter_with(GuestMounts::read, find, drop)?))
+            move |root: &_, mounts| Ok(paths.iter().map(|path| Place::find(root, path, &mounts)).collect());
+        let of = target.clone();
+        Ok((target, target.enter_with(move || Mounts::read(&of), find, drop)?))
     };
     distinct_targets(arrivals.iter().map(|arrival| &arrival.target)).into_iter().map(visit).collect()
 }

@@ -21,7 +21,7 @@ use crate::{
     error::{Error, Result, Unsupported},
     fault,
     holders::Holder,
-    mount::GuestMounts,
+    mount::Mounts,
     namespace::Target,
     scsi::{ScsiDevice, ScsiHost},
     sysfs,
@@ -158,8 +158,9 @@ fn look_up(departure: &Departure, hosts: &[ScsiHost], deadline: Instant) -> Resu
 
 fn place(target: &Target, attachment: &Attachment, deadline: Instant) -> Result<Place> {
     let path = attachment.path.clone();
-    let find = move |root: &_, guest| Place::find(root, &path, &guest);
-    target.enter_with(GuestMounts::read, find, drop)?.finish(deadline)
+    let find = move |root: &_, mounts| Place::find(root, &path, &mounts);
+    let of = target.clone();
+    target.enter_with(move || Mounts::read(&of), find, drop)?.finish(deadline)
 }
 
 /// The number of the container's node. Where the disk is gone, its number may be another disk's by now.

@@ -11,7 +11,7 @@ use crate::{
     disk_stats::DiskStats,
     error::{Error, Result, Unsupported},
     holders::{self, Disk, Holder, Scope},
-    mount::GuestMounts,
+    mount::Mounts,
     namespace::Target,
     scsi::{self, ScsiHost},
 };
@@ -52,10 +52,10 @@ pub(crate) struct ParentState {
 /// The paths of a container.
 pub(crate) fn paths(target: &Target, paths: &[NodePath]) -> Result<Vec<PathState>> {
     let root = target.root()?;
-    let guest = if paths.is_empty() { GuestMounts::default() } else { GuestMounts::read()? };
+    let mounts = if paths.is_empty() { Mounts::default() } else { Mounts::read(target)? };
     let state = |path: &NodePath| {
         let mut state = PathState { path: path.as_str().to_owned(), parent: None, occupant: None };
-        if let Some(place) = reachable(Place::find(&root, path, &guest))? {
+        if let Some(place) = reachable(Place::find(&root, path, &mounts))? {
             state.occupant = place.occupant()?;
             state.parent = Some(ParentState {
                 file_system: place.file_system(),
@@ -161,9 +161,8 @@ fn look_inside(
     inspected: &mut Inspected,
 ) -> Result<()> {
     inspected.container_started = target.started()?;
-    // Nothing is made here: who else could see it is of no interest.
-    let guest = GuestMounts::default();
-    if let Some(place) = reachable(Place::find(&target.root()?, &attachment.path, &guest))? {
+    let mounts = Mounts::read(target)?;
+    if let Some(place) = reachable(Place::find(&target.root()?, &attachment.path, &mounts))? {
         let found = place.occupant()?;
         inspected.node_present = matches!(found, Some(Occupant::Block(found, _)) if Some(found) == number);
         inspected.leftovers.extend(place.leftover(&attachment.serial)?);

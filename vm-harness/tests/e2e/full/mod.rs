@@ -3,6 +3,7 @@
 mod conformance;
 mod flood;
 mod growth;
+mod host_shares;
 mod load;
 mod swaps;
 mod tables;
