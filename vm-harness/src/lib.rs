@@ -28,7 +28,7 @@
 //! | another call | `sandbox.ecr_runtime().args(["block-volume", "list", …]).run()`, see [`EcrRuntime`] and [`Finished`] |
 //! | QEMU late, silent or gone | [`QmpProxy::start_with`](QmpProxy) and `--qmp`: `Rule::on(reply_to("device_add"), Fault::Cut)` |
 //! | the agent so | [`AgentProxy`] and `--agent` |
-//! | an agent with the plugin on a port of its own | [`Environment::plugin_port`] and [`Sandbox::boot_in`]; [`Sandbox::plugin_url`] is for `--agent` |
+//! | an agent with the plugin on a port of its own | [`Environment::plugin_port`](field@Environment::plugin_port) and [`Sandbox::boot_in`]; [`Sandbox::plugin_url`] is for `--agent` |
 //! | a step that fails in the guest | the image `fault` ([`Sandbox::boot_image`]) and `/run/ecr-fault` |
 //! | a step that fails on the host | [`Sandbox::ecr_runtime_with_faults`] |
 //! | a look at the guest beside its agent | [`Sandbox::observer`] |
