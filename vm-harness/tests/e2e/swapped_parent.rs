@@ -9,10 +9,11 @@ use vm_harness::{Container, ContainerOptions, Sandbox, Snapshot, Volume, mount};
 
 use super::{MIB, at_fail_point, hot_unplug::unplug_command, sandbox, sandbox_with_faults};
 
-/// With the attacker's program (`observer swap`) in it.
-pub(crate) fn armed(user_namespace: bool) -> ContainerOptions {
+/// A container with the attacker's program (`observer swap`) in it, and its sibling.
+pub(crate) async fn armed_pair(sandbox: &Sandbox, user_namespace: bool) -> (Container, Container) {
     let program = mount("/dev/observer", "bind", "/usr/bin/observer", &["bind", "ro"]);
-    ContainerOptions { user_namespace, mounts: vec![program], ..ContainerOptions::default() }
+    let armed = ContainerOptions { user_namespace, mounts: vec![program], ..ContainerOptions::default() };
+    (sandbox.start_container_with(&armed).await, sandbox.start_container_with(&armed).await)
 }
 
 /// The guest's own files.
@@ -139,8 +140,7 @@ async fn parent_that_is_swapped_all_the_time_leads_nowhere_else(
     #[future(awt)] sandbox: Sandbox,
     #[case] user_namespace: bool,
 ) {
-    let container = sandbox.start_container_with(&armed(user_namespace)).await;
-    let sibling = sandbox.start_container_with(&armed(user_namespace)).await;
+    let (container, sibling) = armed_pair(&sandbox, user_namespace).await;
     let volume = Volume::image(MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let (files, before) = (GuestFiles::of(&sandbox).await, Snapshot::of(&sandbox, &[&sibling]).await);

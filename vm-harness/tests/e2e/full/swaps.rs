@@ -9,7 +9,7 @@ use crate::{
     MIB,
     hot_unplug::unplug_command,
     sandbox,
-    swapped_parent::{Swapper, TRAPS, armed, attach_beside_swaps},
+    swapped_parent::{Swapper, TRAPS, armed_pair, attach_beside_swaps},
 };
 
 #[rstest]
@@ -20,8 +20,7 @@ async fn ten_thousand_swaps_against_the_node_step(
     #[future(awt)] sandbox: Sandbox,
     #[case] user_namespace: bool,
 ) {
-    let container = sandbox.start_container_with(&armed(user_namespace)).await;
-    let sibling = sandbox.start_container_with(&armed(user_namespace)).await;
+    let (container, sibling) = armed_pair(&sandbox, user_namespace).await;
     let volume = Volume::image(MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let before = Snapshot::of(&sandbox, &[&sibling]).await;
@@ -42,8 +41,7 @@ async fn two_hundred_plugs_beside_a_racing_container(
     #[future(awt)] sandbox: Sandbox,
     #[case] user_namespace: bool,
 ) {
-    let container = sandbox.start_container_with(&armed(user_namespace)).await;
-    let sibling = sandbox.start_container_with(&armed(user_namespace)).await;
+    let (container, sibling) = armed_pair(&sandbox, user_namespace).await;
     let before = Snapshot::of(&sandbox, &[&sibling]).await;
     let volume = Volume::image(MIB);
     let start = Instant::now();
