@@ -13,6 +13,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .customize(ttrpc_codegen::Customize { async_all: true, ..Default::default() })
         .rust_protobuf_customize(ttrpc_codegen::ProtobufCustomize::default().gen_mod_rs(false))
         .run()?;
-    fs::write(Path::new(&out).join("contract.rs"), "pub mod block_volume;\npub mod block_volume_ttrpc;\n")?;
+    fs::write(
+        Path::new(&out).join("contract.rs"),
+        "pub mod block_volume;\npub mod block_volume_ttrpc;\n",
+    )?;
     Ok(())
 }

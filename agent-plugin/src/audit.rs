@@ -83,7 +83,12 @@ mod tests {
     use super::*;
 
     fn attachment(serial: &str, path: &str) -> Asked {
-        Asked { serial: serial.into(), container_id: "c1".into(), path: path.into(), ..Default::default() }
+        Asked {
+            serial: serial.into(),
+            container_id: "c1".into(),
+            path: path.into(),
+            ..Default::default()
+        }
     }
 
     #[test]

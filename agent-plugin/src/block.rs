@@ -3,7 +3,10 @@
 //! The identity is never the kernel's name (`sda`): names are given anew. It is the unit serial number of
 //! [VPD page 0x80](https://docs.kernel.org/admin-guide/abi-testing.html) (`vpd_pg80` in sysfs).
 
-use std::{fmt, fs::File, os::fd::AsRawFd as _, os::unix::fs::MetadataExt as _, path::PathBuf, str::FromStr};
+use std::{
+    fmt, fs::File, os::fd::AsRawFd as _, os::unix::fs::MetadataExt as _, path::PathBuf,
+    str::FromStr,
+};
 
 use nix::{errno::Errno, fcntl::OFlag, sys::stat::Mode};
 
@@ -117,19 +120,23 @@ impl BlockDevice {
         let path = format!("/dev/{}", self.name);
         let flags = OFlag::O_RDWR | OFlag::O_EXCL | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         // A read-only disk opens for reading only.
-        let opened = nix::fcntl::open(path.as_str(), flags, Mode::empty()).or_else(|error| match error {
-            Errno::EROFS | Errno::EACCES => {
-                nix::fcntl::open(path.as_str(), flags & !OFlag::O_RDWR, Mode::empty())
-            }
-            other => Err(other),
-        });
+        let opened =
+            nix::fcntl::open(path.as_str(), flags, Mode::empty()).or_else(|error| match error {
+                Errno::EROFS | Errno::EACCES => {
+                    nix::fcntl::open(path.as_str(), flags & !OFlag::O_RDWR, Mode::empty())
+                }
+                other => Err(other),
+            });
         let file = match opened {
             Ok(file) => File::from(file),
-            Err(Errno::EBUSY) => return Err(Error::Busy { device: self.name.clone(), holders: Vec::new() }),
+            Err(Errno::EBUSY) => {
+                return Err(Error::Busy { device: self.name.clone(), holders: Vec::new() });
+            }
             Err(error) => return Err(Error::system("open", path)(error)),
         };
-        let found =
-            DeviceNumber::from_raw(file.metadata().map_err(Error::system("fstat", path.as_str()))?.rdev());
+        let found = DeviceNumber::from_raw(
+            file.metadata().map_err(Error::system("fstat", path.as_str()))?.rdev(),
+        );
         if found != self.number {
             return Err(Error::IdentityMismatch {
                 device: path,

@@ -43,7 +43,8 @@ impl DiskStats {
         let stat = format!("/sys/class/block/{}/stat", disk.name);
         let errors = disk.device.directory().join("ioerr_cnt");
         let text = text(Path::new(&stat))?;
-        let parsed = DiskStats::parse(&text).ok_or(Error::Malformed { subject: stat, found: text })?;
+        let parsed =
+            DiskStats::parse(&text).ok_or(Error::Malformed { subject: stat, found: text })?;
         let text = self::text(&errors)?;
         let count = text.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
         let subject = errors.display().to_string();
@@ -52,9 +53,22 @@ impl DiskStats {
 
     /// Columns of numbers; later kernels add some on the right. Sectors are of 512 bytes.
     pub fn parse(text: &str) -> Option<DiskStats> {
-        let columns: Vec<u64> = text.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
-        let [reads, _, sectors_read, read_ms, writes, _, sectors_written, write_ms, in_flight, _, _, ..] =
-            columns[..]
+        let columns: Vec<u64> =
+            text.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+        let [
+            reads,
+            _,
+            sectors_read,
+            read_ms,
+            writes,
+            _,
+            sectors_written,
+            write_ms,
+            in_flight,
+            _,
+            _,
+            ..,
+        ] = columns[..]
         else {
             return None;
         };
@@ -77,7 +91,9 @@ impl DiskStats {
 fn text(path: &Path) -> Result<String> {
     let bytes = sysfs::read_bytes(path)?;
     let bytes = bytes.ok_or_else(|| {
-        Error::system("read", path.display().to_string())(std::io::Error::from_raw_os_error(libc::ENOENT))
+        Error::system("read", path.display().to_string())(std::io::Error::from_raw_os_error(
+            libc::ENOENT,
+        ))
     })?;
     Ok(String::from_utf8_lossy(&bytes).trim_end().chars().take(400).collect())
 }

@@ -51,13 +51,17 @@ pub enum Error {
         by: String,
     },
     /// No directory to put the node into, and none can be made.
-    #[error("{path:?} is no directory in the container, and cannot be made one: choose another path")]
+    #[error(
+        "{path:?} is no directory in the container, and cannot be made one: choose another path"
+    )]
     ParentMissing {
         /// In the container.
         path: String,
     },
     /// The same attachment is there with another owner, mode or access.
-    #[error("{path:?} is this volume already, with {there} where {asked} is asked: detach it first")]
+    #[error(
+        "{path:?} is this volume already, with {there} where {asked} is asked: detach it first"
+    )]
     Conflict {
         /// In the container.
         path: String,
@@ -135,7 +139,9 @@ pub enum Error {
         found: String,
     },
     /// Somebody else exchanges the device program of the container all the time.
-    #[error("the device filter of cgroup {cgroup} was changed {attempts} times meanwhile: try again")]
+    #[error(
+        "the device filter of cgroup {cgroup} was changed {attempts} times meanwhile: try again"
+    )]
     FilterContended {
         /// Below the root of the hierarchy.
         cgroup: String,
@@ -181,7 +187,9 @@ pub enum Unsupported {
         path: String,
     },
     /// The container has no such user or group.
-    #[error("owner {uid}:{gid} is not mapped in the container's user namespace: choose one that is")]
+    #[error(
+        "owner {uid}:{gid} is not mapped in the container's user namespace: choose one that is"
+    )]
     Owner {
         /// As asked for.
         uid: u32,
@@ -189,7 +197,9 @@ pub enum Unsupported {
         gid: u32,
     },
     /// Nodes there cannot be opened, although nothing had told so.
-    #[error("{path:?} is on a mount where no device node can be opened (nodev): choose a path below /dev")]
+    #[error(
+        "{path:?} is on a mount where no device node can be opened (nodev): choose a path below /dev"
+    )]
     NoDev {
         /// In the container.
         path: String,
@@ -312,9 +322,15 @@ impl Error {
     pub fn reason(&self) -> Reason {
         match self {
             Error::InvalidRequest { .. } => Reason::REASON_INVALID_REQUEST,
-            Error::Container { source: ContainerError::Unknown, .. } => Reason::REASON_CONTAINER_NOT_FOUND,
-            Error::Container { source: ContainerError::Unreachable(_), .. } => Reason::REASON_SYSTEM,
-            Error::Container { .. } | Error::ContainerEnded { .. } => Reason::REASON_CONTAINER_NOT_RUNNING,
+            Error::Container { source: ContainerError::Unknown, .. } => {
+                Reason::REASON_CONTAINER_NOT_FOUND
+            }
+            Error::Container { source: ContainerError::Unreachable(_), .. } => {
+                Reason::REASON_SYSTEM
+            }
+            Error::Container { .. } | Error::ContainerEnded { .. } => {
+                Reason::REASON_CONTAINER_NOT_RUNNING
+            }
             Error::Denied(_) => Reason::REASON_DENIED,
             Error::PathTaken { .. } => Reason::REASON_PATH_TAKEN,
             Error::ParentMissing { .. } => Reason::REASON_PARENT_MISSING,
@@ -361,7 +377,10 @@ mod tests {
             subject: "/dev/xvda".into(),
             source: io::Error::from_raw_os_error(libc::EPERM),
         };
-        assert_eq!(error.message(), "mknodat of /dev/xvda failed: Operation not permitted (os error 1)");
+        assert_eq!(
+            error.message(),
+            "mknodat of /dev/xvda failed: Operation not permitted (os error 1)"
+        );
         let error = Error::Container { id: "c1".into(), source: ContainerError::Paused };
         assert_eq!(error.message(), "container c1: the container is paused");
         assert_eq!(

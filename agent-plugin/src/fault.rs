@@ -32,12 +32,20 @@ mod active {
     pub(crate) fn action(point: &str) -> Option<String> {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         named(read(FILE).lines(), point).or_else(|| {
-            named(read(COMMAND_LINE).split(' ').filter_map(|word| word.strip_prefix(PARAMETER)), point)
+            named(
+                read(COMMAND_LINE).split(' ').filter_map(|word| word.strip_prefix(PARAMETER)),
+                point,
+            )
         })
     }
 
-    pub(super) fn named<'a>(mut lines: impl Iterator<Item = &'a str>, point: &str) -> Option<String> {
-        lines.find_map(|line| line.trim_end().strip_prefix(point)?.strip_prefix('=').map(str::to_owned))
+    pub(super) fn named<'a>(
+        mut lines: impl Iterator<Item = &'a str>,
+        point: &str,
+    ) -> Option<String> {
+        lines.find_map(|line| {
+            line.trim_end().strip_prefix(point)?.strip_prefix('=').map(str::to_owned)
+        })
     }
 
     pub(crate) fn act(point: &str) -> Result<()> {

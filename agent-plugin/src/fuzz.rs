@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use crate::{
-    block::DeviceNumber, contract::block_volume as wire, error::Error, holders::mount::Mount, policy, reply,
-    request, volume::Failed,
+    block::DeviceNumber, contract::block_volume as wire, error::Error, holders::mount::Mount,
+    policy, reply, request, volume::Failed,
 };
 
 /// A request.

@@ -35,9 +35,13 @@ impl Container {
     ) -> Result<Self, ContainerError> {
         let pidfd = match pidfd_open(init) {
             Ok(pidfd) => pidfd,
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Err(ContainerError::Stopped),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                return Err(ContainerError::Stopped);
+            }
             Err(error) => {
-                return Err(ContainerError::Unreachable(format!("pidfd_open of process {init}: {error}")));
+                return Err(ContainerError::Unreachable(format!(
+                    "pidfd_open of process {init}: {error}"
+                )));
             }
         };
         let opened = namespaces(init, mount_namespace);
@@ -104,8 +108,11 @@ mod tests {
     use super::*;
 
     fn process(program: &str, arguments: &[&str]) -> (Child, i32) {
-        let child =
-            Command::new(program).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn();
         let child = child.unwrap_or_else(|error| panic!("{program}: {error}"));
         let pid = i32::try_from(child.id()).unwrap();
         (child, pid)
@@ -169,7 +176,8 @@ mod tests {
         let (mut child, pid) =
             process("unshare", &["--user", "--map-root-user", "sh", "-c", "echo ready; exec cat"]);
         let mut line = String::new();
-        io::BufRead::read_line(&mut io::BufReader::new(child.stdout.as_mut().unwrap()), &mut line).unwrap();
+        io::BufRead::read_line(&mut io::BufReader::new(child.stdout.as_mut().unwrap()), &mut line)
+            .unwrap();
         assert_eq!(line, "ready\n", "unshare of util-linux");
         assert!(of(pid, &format!("/proc/{pid}/ns/mnt")).unwrap().user_namespace.is_some());
         end(child);

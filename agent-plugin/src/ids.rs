@@ -44,7 +44,8 @@ impl Ids {
         }
         let read = |file| -> Result<Map> {
             let text = target.proc(file)?;
-            Map::parse(&text).ok_or_else(|| Error::Malformed { subject: file.to_owned(), found: text })
+            Map::parse(&text)
+                .ok_or_else(|| Error::Malformed { subject: file.to_owned(), found: text })
         };
         Ok(Ids { maps: Some((read("uid_map")?, read("gid_map")?)) })
     }
@@ -55,7 +56,9 @@ impl Ids {
     /// It knows no such user or group.
     pub fn outside(&self, uid: u32, gid: u32) -> Result<(u32, u32)> {
         let Some((uids, gids)) = &self.maps else { return Ok((uid, gid)) };
-        uids.outside(uid).zip(gids.outside(gid)).ok_or_else(|| Unsupported::Owner { uid, gid }.into())
+        uids.outside(uid)
+            .zip(gids.outside(gid))
+            .ok_or_else(|| Unsupported::Owner { uid, gid }.into())
     }
 
     /// From now on the calling thread, which must end soon, makes files as the container's root; whatever else it could do it still
@@ -71,7 +74,11 @@ impl Ids {
         setfsuid(uid);
         // Neither says whether it worked but by what a further call returns: the present one.
         let refused = setfsuid(uid) != uid || setfsgid(gid) != gid;
-        if refused { Err(Error::system("setfsuid", format!("{uid}"))(Errno::EPERM)) } else { Ok(()) }
+        if refused {
+            Err(Error::system("setfsuid", format!("{uid}"))(Errno::EPERM))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -100,11 +107,16 @@ impl Map {
 }
 
 /// Without this bit, the kernel takes from a thread that is not root for files what root may do with files.
-#[expect(unsafe_code, reason = "prctl(2) with PR_SET_SECUREBITS has no safe wrapper in libc or nix")]
+#[expect(
+    unsafe_code,
+    reason = "prctl(2) with PR_SET_SECUREBITS has no safe wrapper in libc or nix"
+)]
 fn keep_capabilities() -> Result<(), Errno> {
     // SAFETY: the call takes numbers alone, and changes the calling thread only.
-    Errno::result(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, libc::SECBIT_NO_SETUID_FIXUP, 0, 0, 0) })
-        .map(drop)
+    Errno::result(unsafe {
+        libc::prctl(libc::PR_SET_SECUREBITS, libc::SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
+    })
+    .map(drop)
 }
 
 #[cfg(test)]
@@ -114,9 +126,15 @@ mod tests {
     use super::*;
 
     fn ids() -> Ids {
-        let map =
-            |text| Map::parse(text).unwrap_or_else(|| panic!("{text:?} is what the kernel could write"));
-        Ids { maps: Some((map("         0     100000      65536\n"), map("0 100000 1000\n1000 5 1\n"))) }
+        let map = |text| {
+            Map::parse(text).unwrap_or_else(|| panic!("{text:?} is what the kernel could write"))
+        };
+        Ids {
+            maps: Some((
+                map("         0     100000      65536\n"),
+                map("0 100000 1000\n1000 5 1\n"),
+            )),
+        }
     }
 
     #[rstest]
@@ -143,7 +161,11 @@ mod tests {
         for text in ["", "0 1\n", "0 1 x\n", "0 1 -1\n", "0 1 4294967296\n"] {
             assert_eq!(Map::parse(text), None, "{text:?}");
         }
-        assert_eq!(Map::parse("5 4294967295 2\n").unwrap().outside(6), None, "no number is that high");
+        assert_eq!(
+            Map::parse("5 4294967295 2\n").unwrap().outside(6),
+            None,
+            "no number is that high"
+        );
     }
 
     #[test]

@@ -74,8 +74,9 @@ fn statx(directory: i32, path: &CStr, flags: i32) -> Result<Inode, Errno> {
     let mut found = MaybeUninit::<libc::statx>::zeroed();
     let flags = flags | libc::AT_NO_AUTOMOUNT;
     // SAFETY: `path` ends with a NUL byte and the kernel writes one `statx` to `found`; both outlive the call.
-    let result =
-        unsafe { libc::statx(directory, path.as_ptr(), flags, libc::STATX_BASIC_STATS, found.as_mut_ptr()) };
+    let result = unsafe {
+        libc::statx(directory, path.as_ptr(), flags, libc::STATX_BASIC_STATS, found.as_mut_ptr())
+    };
     Errno::result(result)?;
     // SAFETY: all its fields are numbers, for which zero bytes are a value.
     let found = unsafe { found.assume_init() };
@@ -116,6 +117,9 @@ mod tests {
     fn the_root_of_a_mount_is_told() {
         assert!(Inode::followed(c"/proc").unwrap().is_mounted);
         assert!(!Inode::followed(c"/proc/self/").unwrap().is_mounted);
-        assert_eq!(Inode::followed(c"/dev/null").unwrap().device, DeviceNumber { major: 1, minor: 3 });
+        assert_eq!(
+            Inode::followed(c"/dev/null").unwrap().device,
+            DeviceNumber { major: 1, minor: 3 }
+        );
     }
 }

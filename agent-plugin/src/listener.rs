@@ -42,7 +42,11 @@ pub(crate) fn incoming_from_host(listener: VsockListener) -> io::Result<Listener
                     refused += 1_u64;
                     // Whoever asks again and again does not fill the log.
                     if refused.is_power_of_two() {
-                        tracing::warn!(cid = peer.cid(), refused, "refused a caller that is not the host");
+                        tracing::warn!(
+                            cid = peer.cid(),
+                            refused,
+                            "refused a caller that is not the host"
+                        );
                     }
                 }
                 Err(error) => return Some((Err(error), (door, refused))),

@@ -46,7 +46,8 @@ pub(crate) fn move_onto(mount: &impl AsFd, file: &impl AsFd) -> Result<(), Errno
 pub(crate) fn can_set_propagation() -> bool {
     let nothing = std::ptr::null::<libc::mount_attr>();
     // SAFETY: the path is a C string with static lifetime; attributes of no size are refused before they are read.
-    let result = unsafe { libc::syscall(libc::SYS_mount_setattr, -1, c"".as_ptr(), 0, nothing, 0usize) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_mount_setattr, -1, c"".as_ptr(), 0, nothing, 0usize) };
     Errno::result(result) != Err(Errno::ENOSYS)
 }
 
@@ -86,7 +87,8 @@ impl Mounts {
         let text = fs::read(PATH).map_err(Error::system("read", PATH))?;
         let guests = String::from_utf8_lossy(&text).lines().filter_map(number).collect();
         let of_container = target.proc("mountinfo")?;
-        let memory = of_container.lines().filter(|line| is_in_memory(line)).filter_map(number).collect();
+        let memory =
+            of_container.lines().filter(|line| is_in_memory(line)).filter_map(number).collect();
         Ok(Mounts { guests, memory })
     }
 
@@ -116,7 +118,11 @@ fn number(line: &str) -> Option<DeviceNumber> {
 pub(crate) fn is_shared(target: &Target, file: &impl AsFd) -> Result<bool> {
     let info = format!("/proc/self/fdinfo/{}", file.as_fd().as_raw_fd());
     let text = fs::read_to_string(&info).map_err(Error::system("read", info.as_str()))?;
-    let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim).unwrap_or_default();
+    let id = text
+        .lines()
+        .find_map(|line| line.strip_prefix("mnt_id:"))
+        .map(str::trim)
+        .unwrap_or_default();
     let mounts = target.proc("mountinfo")?;
     Ok(mounts.lines().any(|line| is_shared_mount(line, id)))
 }
@@ -125,7 +131,10 @@ pub(crate) fn is_shared(target: &Target, file: &impl AsFd) -> Result<bool> {
 fn is_shared_mount(line: &str, id: &str) -> bool {
     let mut fields = line.split(' ');
     fields.next() == Some(id)
-        && fields.skip(5).take_while(|field| *field != "-").any(|field| field.starts_with("shared:"))
+        && fields
+            .skip(5)
+            .take_while(|field| *field != "-")
+            .any(|field| field.starts_with("shared:"))
 }
 
 #[cfg(test)]

@@ -18,7 +18,9 @@ pub(crate) fn unescaped(field: &str) -> Vec<u8> {
 
 /// Digits only: `from_str_radix` would take a leading plus sign.
 fn octal(digits: &[u8; 3]) -> Option<u8> {
-    let text = str::from_utf8(digits).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
+    let text = str::from_utf8(digits)
+        .ok()
+        .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
     u8::from_str_radix(text, 8).ok()
 }
 

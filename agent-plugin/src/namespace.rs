@@ -50,14 +50,19 @@ impl Target {
     /// # Errors
     /// [`Error::ContainerEnded`].
     pub fn check_alive(&self) -> Result<()> {
-        if self.has_ended() { Err(Error::ContainerEnded { id: self.id.to_string() }) } else { Ok(()) }
+        if self.has_ended() {
+            Err(Error::ContainerEnded { id: self.id.to_string() })
+        } else {
+            Ok(())
+        }
     }
 
     /// Where it is in `/proc` now, which counts only as long as it has not ended.
     fn pid(&self) -> Result<i32> {
         let info = format!("/proc/self/fdinfo/{}", self.container.init.as_raw_fd());
         let text = fs::read_to_string(&info).map_err(Error::system("read", info.as_str()))?;
-        let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok());
+        let pid =
+            text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok());
         // -1: reaped; 0: not visible from here.
         pid.filter(|&pid| pid > 0).ok_or_else(|| Error::ContainerEnded { id: self.id.to_string() })
     }
@@ -79,9 +84,13 @@ impl Target {
     /// [`Error::ContainerEnded`], or `/proc` does not answer.
     pub fn root(&self) -> Result<Root> {
         let pid = self.pid()?;
-        let path = if fault::skips("namespace") { "/".to_owned() } else { format!("/proc/{pid}/root") };
-        let opened =
-            open(path.as_str(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+        let path =
+            if fault::skips("namespace") { "/".to_owned() } else { format!("/proc/{pid}/root") };
+        let opened = open(
+            path.as_str(),
+            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        );
         // Only now does the pid count: had it been given to another process before the open, ours would have ended.
         self.check_alive()?;
         Ok(Root { directory: opened.map_err(Error::system("open", path))? })
@@ -94,7 +103,8 @@ impl Target {
     /// # Errors
     /// As [`root`](Self::root).
     pub fn started(&self) -> Result<u64> {
-        started(&self.proc("stat")?).ok_or_else(|| Error::system("read", "starttime")(Errno::EINVAL))
+        started(&self.proc("stat")?)
+            .ok_or_else(|| Error::system("read", "starttime")(Errno::EINVAL))
     }
 
     /// Runs `work` on a new thread inside the container's mount namespace. The thread ends with it.
@@ -164,8 +174,10 @@ impl Target {
         if fault::skips("namespace") {
             return Ok(());
         }
-        setns(&self.container.mount_namespace, CloneFlags::CLONE_NEWNS)
-            .map_err(Error::system("setns", format!("the mount namespace of container {}", self.id)))
+        setns(&self.container.mount_namespace, CloneFlags::CLONE_NEWNS).map_err(Error::system(
+            "setns",
+            format!("the mount namespace of container {}", self.id),
+        ))
     }
 }
 
@@ -211,10 +223,13 @@ impl<T: Send + 'static> Visit<T> {
     /// What the closure returned, or [`Error::TimedOut`].
     pub fn finish(self, deadline: Instant) -> Result<T> {
         // A grace that any live file system meets: a deadline that has passed must not leave a thread that is just done.
-        let patience = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
+        let patience =
+            deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
         let result = match self.result.recv_timeout(patience) {
             Err(RecvTimeoutError::Timeout) if !self.decided.swap(true, Ordering::AcqRel) => {
-                return Err(Error::TimedOut { awaited: format!("a file system of container {}", self.id) });
+                return Err(Error::TimedOut {
+                    awaited: format!("a file system of container {}", self.id),
+                });
             }
             // Done after all, in the last moment.
             Err(RecvTimeoutError::Timeout) => self.result.recv().map_err(|_| Error::Panicked)?,
@@ -265,7 +280,9 @@ impl Root {
             Ok(directory) => Ok(Some(directory)),
             Err(Errno::ENOENT) => Ok(None),
             Err(Errno::ENOTDIR) => Err(Error::ParentMissing { path: path.to_owned() }),
-            Err(Errno::ELOOP | Errno::EXDEV) => Err(Unsupported::MagicLink { path: path.to_owned() }.into()),
+            Err(Errno::ELOOP | Errno::EXDEV) => {
+                Err(Unsupported::MagicLink { path: path.to_owned() }.into())
+            }
             Err(Errno::ENOSYS) => Err(Unsupported::Kernel { call: "openat2", since: "5.6" }.into()),
             Err(other) => Err(Error::system("openat2", path)(other)),
         }

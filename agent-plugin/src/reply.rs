@@ -13,7 +13,9 @@ use crate::{
     error::Error,
     holders::Holder,
     scsi::ScsiHost,
-    volume::{Attached, Departure, Detached, Failed, Guest, Inspected, Outcome, PathState, Resized},
+    volume::{
+        Attached, Departure, Detached, Failed, Guest, Inspected, Outcome, PathState, Resized,
+    },
 };
 
 const API_LEVEL: u32 = 1;
@@ -35,7 +37,8 @@ pub(crate) fn failure(failed: &Failed) -> wire::Failure {
         message.push_str("; a part is done, repeat the request to go on");
     }
     if message.len() > LONGEST_MESSAGE {
-        let end = (0..=LONGEST_MESSAGE).rev().find(|&end| message.is_char_boundary(end)).unwrap_or(0);
+        let end =
+            (0..=LONGEST_MESSAGE).rev().find(|&end| message.is_char_boundary(end)).unwrap_or(0);
         message.truncate(end);
         message.push('…');
     }
@@ -123,7 +126,9 @@ pub(crate) fn resize(
 }
 
 /// What every Probe says, whatever becomes of the rest.
-pub(crate) fn probe(result: Result<&(Guest, Option<wire::ContainerState>), &Failed>) -> wire::ProbeResponse {
+pub(crate) fn probe(
+    result: Result<&(Guest, Option<wire::ContainerState>), &Failed>,
+) -> wire::ProbeResponse {
     let mut response = wire::ProbeResponse {
         api_level: API_LEVEL,
         plugin_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -206,7 +211,12 @@ fn outcome(outcome: &Outcome) -> wire::Outcome {
     wire::Outcome {
         device: device_number(outcome.device),
         node: node_way(outcome.node).into(),
-        parents_made: outcome.parents_made.iter().map(NodePath::as_str).map(str::to_owned).collect(),
+        parents_made: outcome
+            .parents_made
+            .iter()
+            .map(NodePath::as_str)
+            .map(str::to_owned)
+            .collect(),
         filter: filter_mode(outcome.filter).into(),
         allowed_before: outcome.allowed_before,
         container_started: outcome.container_started,
@@ -267,7 +277,8 @@ fn holders(holders: &[Holder]) -> Vec<wire::Holder> {
 }
 
 fn device_number(number: DeviceNumber) -> MessageField<wire::DeviceNumber> {
-    Some(wire::DeviceNumber { major: number.major, minor: number.minor, ..Default::default() }).into()
+    Some(wire::DeviceNumber { major: number.major, minor: number.minor, ..Default::default() })
+        .into()
 }
 
 fn filter_mode(mode: cgroup::Mode) -> wire::FilterMode {

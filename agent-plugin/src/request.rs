@@ -92,7 +92,9 @@ fn node_path(field: &str, path: &str) -> Result<NodePath> {
 /// The attachments of an Attach or Resize: at least one, and no two for the same volume, address or path.
 pub(crate) fn attachments(list: &[wire::Attachment]) -> Result<Vec<Attachment>> {
     check_count("attachments", list.len())?;
-    let one = |(index, item): (usize, &wire::Attachment)| attachment(&format!("attachments[{index}]"), item);
+    let one = |(index, item): (usize, &wire::Attachment)| {
+        attachment(&format!("attachments[{index}]"), item)
+    };
     let attachments = list.iter().enumerate().map(one).collect::<Result<Vec<_>>>()?;
     check_distinct(attachments.iter())?;
     Ok(attachments)
@@ -104,8 +106,11 @@ pub(crate) fn kept(list: &[wire::Detachment]) -> Result<Vec<Kept>> {
     let one = |(index, item): (usize, &wire::Detachment)| {
         let field = format!("attachments[{index}]");
         let attachment = attachment(&field, required(&field, &item.attachment)?)?;
-        let outcome =
-            item.outcome.as_ref().map(|kept| outcome(&field, kept, &attachment.path)).transpose()?;
+        let outcome = item
+            .outcome
+            .as_ref()
+            .map(|kept| outcome(&field, kept, &attachment.path))
+            .transpose()?;
         Ok(Kept { attachment, outcome, keep_disk: item.keep_disk, keep_right: item.keep_right })
     };
     let kept = list.iter().enumerate().map(one).collect::<Result<Vec<_>>>()?;
@@ -128,7 +133,11 @@ fn check_distinct<'a>(attachments: impl Iterator<Item = &'a Attachment>) -> Resu
             return Err(invalid("serial", &item.serial, "must not be twice in one request"));
         }
         if !addresses.insert((&item.controller, item.address)) {
-            return Err(invalid("address", item.address.to_string(), "must not be twice in one request"));
+            return Err(invalid(
+                "address",
+                item.address.to_string(),
+                "must not be twice in one request",
+            ));
         }
         if !paths.insert((&item.container_id, &item.path)) {
             return Err(invalid("path", item.path.as_str(), "must not be twice in one container"));
@@ -157,7 +166,11 @@ fn attachment(field: &str, item: &wire::Attachment) -> Result<Attachment> {
         size: match item.size {
             size @ 1..=LARGEST_SIZE if size.is_multiple_of(512) => size,
             size => {
-                return Err(invalid(at("size"), size, "must be a multiple of 512, above 0 and below 2^63"));
+                return Err(invalid(
+                    at("size"),
+                    size,
+                    "must be a multiple of 512, above 0 and below 2^63",
+                ));
             }
         },
         path: node_path(&at("path"), &item.path)?,
@@ -172,10 +185,18 @@ fn attachment(field: &str, item: &wire::Attachment) -> Result<Attachment> {
 fn options(field: &str, item: &wire::Attachment) -> Result<NodeOptions> {
     // The highest number is no id: chown takes it for "leave it".
     if item.uid == u32::MAX || item.gid == u32::MAX {
-        return Err(invalid(field, (item.uid, item.gid), "must be a user and a group id below 4294967295"));
+        return Err(invalid(
+            field,
+            (item.uid, item.gid),
+            "must be a user and a group id below 4294967295",
+        ));
     }
     if item.mode > 0o777 {
-        return Err(invalid(field, format!("mode {:o}", item.mode), "must have permission bits only"));
+        return Err(invalid(
+            field,
+            format!("mode {:o}", item.mode),
+            "must have permission bits only",
+        ));
     }
     Ok(NodeOptions { uid: item.uid, gid: item.gid, mode: item.mode })
 }
@@ -237,7 +258,11 @@ fn parents_made(field: &str, list: &[String], path: &NodePath) -> Result<Vec<Nod
     for item in list {
         let parent = node_path(field, item)?;
         if !path.is_below(&parent) || parents.last().is_some_and(|above| !parent.is_below(above)) {
-            return Err(invalid(field, item, "must be a directory of the path, below the one before it"));
+            return Err(invalid(
+                field,
+                item,
+                "must be a directory of the path, below the one before it",
+            ));
         }
         parents.push(parent);
     }
@@ -306,7 +331,10 @@ mod tests {
     #[case("access", |item: &mut wire::Attachment| item.access = EnumOrUnknown::from_i32(7))]
     #[case("owner", |item: &mut wire::Attachment| item.mode = 0o4777)]
     #[case("owner", |item: &mut wire::Attachment| item.gid = u32::MAX)]
-    fn a_field_out_of_bounds_is_named(#[case] field: &str, #[case] change: fn(&mut wire::Attachment)) {
+    fn a_field_out_of_bounds_is_named(
+        #[case] field: &str,
+        #[case] change: fn(&mut wire::Attachment),
+    ) {
         let message = error_of(change);
         assert!(message.starts_with(&format!("attachments[0].{field}: ")), "{message}");
         assert!(message.len() < 400, "{message}");
@@ -315,8 +343,9 @@ mod tests {
     #[test]
     fn a_batch_names_each_volume_address_and_path_once() {
         let mut second = valid();
-        let error =
-            |second: &wire::Attachment| attachments(&[valid(), second.clone()]).unwrap_err().to_string();
+        let error = |second: &wire::Attachment| {
+            attachments(&[valid(), second.clone()]).unwrap_err().to_string()
+        };
         assert!(error(&second).starts_with("serial: "), "{}", error(&second));
         second.serial = "b".into();
         assert!(error(&second).starts_with("address: "), "{}", error(&second));
@@ -329,7 +358,12 @@ mod tests {
     #[test]
     fn counts_and_time_outs_have_bounds() {
         assert!(attachments(&[]).is_err());
-        assert!(attachments(&vec![valid(); 257]).unwrap_err().to_string().starts_with("attachments: 257"));
+        assert!(
+            attachments(&vec![valid(); 257])
+                .unwrap_err()
+                .to_string()
+                .starts_with("attachments: 257")
+        );
         assert!(paths(&[]).unwrap().is_empty());
         assert!(timeout(0).is_err() && timeout(600_001).is_err() && timeout(u64::MAX).is_err());
         let most = timeout(1500).unwrap();
@@ -349,7 +383,10 @@ mod tests {
     #[case(&["/dev/ab"], false)]
     #[case(&["/etc"], false)]
     #[case(&["/"], false)]
-    fn nothing_but_parents_of_the_path_is_taken_for_made(#[case] made: &[&str], #[case] fine: bool) {
+    fn nothing_but_parents_of_the_path_is_taken_for_made(
+        #[case] made: &[&str],
+        #[case] fine: bool,
+    ) {
         let made: Vec<String> = made.iter().map(|path| (*path).to_owned()).collect();
         let path = NodePath::new("/dev/a/b/x").unwrap();
         let result = parents_made("outcome.parents_made", &made, &path);

@@ -92,7 +92,9 @@ impl ScsiDevice {
         let delete = self.directory().join("delete");
         let failed = || Error::system("write", delete.display().to_string());
         match sysfs::write(&delete, "1") {
-            Ok(()) if self.exists() => Err(failed()(std::io::Error::from_raw_os_error(libc::EBUSY))),
+            Ok(()) if self.exists() => {
+                Err(failed()(std::io::Error::from_raw_os_error(libc::EBUSY)))
+            }
             Ok(()) => Ok(()),
             Err(error) if sysfs::is_gone(&error) => Ok(()),
             Err(error) => Err(failed()(error)),

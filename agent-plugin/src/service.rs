@@ -95,7 +95,8 @@ impl<A: Agent> rpc::BlockVolume for BlockVolume<A> {
             }
         });
         let about = audit::asked(request.attachments.iter());
-        Ok(answer("attach", &about, began, prepared, |failed| reply::attach(Err(failed), &[])).await)
+        Ok(answer("attach", &about, began, prepared, |failed| reply::attach(Err(failed), &[]))
+            .await)
     }
 
     async fn detach(
@@ -113,18 +114,22 @@ impl<A: Agent> rpc::BlockVolume for BlockVolume<A> {
         let prepared = prepared.map(|(mut departures, ticket, timeout, terms)| {
             move || {
                 let mut stages = Stages::new("detach");
-                let result = volume::detach(&mut departures, terms, &ticket, began + timeout, &mut stages);
+                let result =
+                    volume::detach(&mut departures, terms, &ticket, began + timeout, &mut stages);
                 let reply = reply::detach(result.as_ref(), &stages.taken);
                 let audit = move || {
-                    let about = audit::volumes(departures.iter().map(|departure| &departure.attachment));
+                    let about =
+                        audit::volumes(departures.iter().map(|departure| &departure.attachment));
                     audit::log("detach", &about, began, result.as_ref().err());
                 };
                 (reply, audit)
             }
         });
-        let about =
-            audit::asked(request.detachments.iter().filter_map(|detachment| detachment.attachment.as_ref()));
-        Ok(answer("detach", &about, began, prepared, |failed| reply::detach(Err(failed), &[])).await)
+        let about = audit::asked(
+            request.detachments.iter().filter_map(|detachment| detachment.attachment.as_ref()),
+        );
+        Ok(answer("detach", &about, began, prepared, |failed| reply::detach(Err(failed), &[]))
+            .await)
     }
 
     async fn inspect(
@@ -144,9 +149,11 @@ impl<A: Agent> rpc::BlockVolume for BlockVolume<A> {
                 (reply, audit)
             }
         });
-        let about =
-            audit::asked(request.attachments.iter().filter_map(|detachment| detachment.attachment.as_ref()));
-        Ok(answer("inspect", &about, began, prepared, |failed| reply::inspect(&[], Err(failed))).await)
+        let about = audit::asked(
+            request.attachments.iter().filter_map(|detachment| detachment.attachment.as_ref()),
+        );
+        Ok(answer("inspect", &about, began, prepared, |failed| reply::inspect(&[], Err(failed)))
+            .await)
     }
 
     async fn resize(
@@ -168,12 +175,16 @@ impl<A: Agent> rpc::BlockVolume for BlockVolume<A> {
             }
         });
         let about = audit::asked(request.attachments.iter());
-        Ok(answer("resize", &about, began, prepared, |failed| reply::resize(Err(failed), &[])).await)
+        Ok(answer("resize", &about, began, prepared, |failed| reply::resize(Err(failed), &[]))
+            .await)
     }
 }
 
 impl<A: Agent> BlockVolume<A> {
-    async fn prepare_probe(&self, request: wire::ProbeRequest) -> Result<(Option<Target>, Vec<NodePath>)> {
+    async fn prepare_probe(
+        &self,
+        request: wire::ProbeRequest,
+    ) -> Result<(Option<Target>, Vec<NodePath>)> {
         let paths = request::paths(&request.paths)?;
         let container = match request.container_id.as_str() {
             "" => None,
@@ -219,14 +230,16 @@ impl<A: Agent> BlockVolume<A> {
         self.agent.authorize(policy::DETACH, &policy::detach(&kept, request.force)).await?;
         // Before the containers are looked up: an attach that is under way in one of them is cancelled as early as can be.
         let patient = !terms.wait.is_zero();
-        let ticket = self.slots.detach(serials(kept.iter().map(|kept| &kept.attachment)), patient)?;
+        let ticket =
+            self.slots.detach(serials(kept.iter().map(|kept| &kept.attachment)), patient)?;
         let mut departures = Vec::with_capacity(kept.len());
         for Kept { attachment, outcome, keep_disk, keep_right } in kept {
             let target = match self.target(&attachment.container_id).await {
                 Ok(target) => Some(target),
                 // Its file system and its rights went with it, or never were.
                 Err(Error::Container {
-                    source: ContainerError::Unknown | ContainerError::Created | ContainerError::Stopped,
+                    source:
+                        ContainerError::Unknown | ContainerError::Created | ContainerError::Stopped,
                     ..
                 }) => None,
                 Err(error) => return Err(error),

@@ -98,7 +98,9 @@ impl UeventSocket {
     /// # Errors
     /// The kernel refuses a socket.
     pub fn open() -> Result<UeventSocket> {
-        UeventSocket::with_receive_buffer(fault::value("uevent-receive-buffer").unwrap_or(RECEIVE_BUFFER))
+        UeventSocket::with_receive_buffer(
+            fault::value("uevent-receive-buffer").unwrap_or(RECEIVE_BUFFER),
+        )
     }
 
     /// Opens a socket with a receive buffer of so many bytes.

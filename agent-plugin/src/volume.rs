@@ -210,7 +210,8 @@ impl Guard<'_> {
     }
 
     fn end(&self) -> Instant {
-        let longer = if fault::skips("deadline") { Duration::from_secs(3600) } else { Duration::ZERO };
+        let longer =
+            if fault::skips("deadline") { Duration::from_secs(3600) } else { Duration::ZERO };
         self.deadline + longer
     }
 
@@ -227,10 +228,13 @@ impl Guard<'_> {
 
     /// Waits until `fd` is readable.
     fn wait(&self, fd: BorrowedFd<'_>, awaited: impl Fn() -> String) -> Result<()> {
-        let mut fds =
-            vec![PollFd::new(fd, PollFlags::POLLIN), PollFd::new(self.ticket.cancelled(), PollFlags::POLLIN)];
+        let mut fds = vec![
+            PollFd::new(fd, PollFlags::POLLIN),
+            PollFd::new(self.ticket.cancelled(), PollFlags::POLLIN),
+        ];
         fds.extend(
-            self.targets().map(|target| PollFd::new(target.container.init.as_fd(), PollFlags::POLLIN)),
+            self.targets()
+                .map(|target| PollFd::new(target.container.init.as_fd(), PollFlags::POLLIN)),
         );
         loop {
             let left = self.end().saturating_duration_since(fault::now());
@@ -238,7 +242,8 @@ impl Guard<'_> {
                 return Err(Error::TimedOut { awaited: awaited() });
             }
             // A millisecond more: poll rounds down, and must not end right before the deadline.
-            let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            let timeout =
+                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
             match poll(&mut fds, timeout) {
                 Ok(0) | Err(Errno::EINTR) => {}
                 Ok(_) => break,

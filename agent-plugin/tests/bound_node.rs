@@ -46,7 +46,8 @@ fn found(container: &Fixture, path: &str) -> Place {
     let path = NodePath::new(path).expect("a valid path");
     let of = container.target.clone();
     let find = move |root: &_, mounts| Place::find(root, &path, &mounts);
-    let visit = container.target.enter_with(move || Mounts::read(&of), find, drop).expect("a thread");
+    let visit =
+        container.target.enter_with(move || Mounts::read(&of), find, drop).expect("a thread");
     visit.finish(soon()).expect("the parent is there")
 }
 
@@ -54,7 +55,12 @@ fn make(container: &Fixture, path: &str) -> Result<Node> {
     make_for(container, path, OPTIONS, false)
 }
 
-fn make_for(container: &Fixture, path: &str, options: NodeOptions, read_only: bool) -> Result<Node> {
+fn make_for(
+    container: &Fixture,
+    path: &str,
+    options: NodeOptions,
+    read_only: bool,
+) -> Result<Node> {
     let place = found(container, path);
     let work = || {
         unshare(CloneFlags::CLONE_FS).expect("unshare");
@@ -84,18 +90,26 @@ fn a_node_is_mounted_where_none_can_be_made(#[case] extra: &str) {
     assert!(node.prove().expect("the loop device opens"));
     assert!(container.list("/dev/there").is_empty(), "nothing is there before it can be used");
     node.publish(soon()).expect("published");
-    assert_eq!(container.stat("%F %u:%g %a %t:%T", "/dev/there/x"), "block special file 1234:5678 640 7:0");
+    assert_eq!(
+        container.stat("%F %u:%g %a %t:%T", "/dev/there/x"),
+        "block special file 1234:5678 640 7:0"
+    );
     container.run(&["dd", "if=/dev/there/x", "of=/srv/out", "count=0"]);
     container.run(&["chmod", "600", "/dev/there/x"]);
     let place = found(&container, "/dev/there/x");
-    assert!(matches!(place.occupant().unwrap(), Some(Occupant::Block(number, _)) if number == loop0()));
+    assert!(
+        matches!(place.occupant().unwrap(), Some(Occupant::Block(number, _)) if number == loop0())
+    );
     assert_eq!(mounts("/proc/self/mountinfo"), before.0, "our own namespace has nothing of it");
     assert_eq!(mounts(&of_container).len(), before.1.len() + 1);
     // By one who finds it there, as a detach does.
     assert_eq!(place.remove(&container.target, loop0(), soon()).unwrap(), Some(Way::Bind));
     assert!(container.list("/dev/there").is_empty());
     assert_eq!(mounts(&of_container), before.1);
-    assert_eq!(found(&container, "/dev/there/x").remove(&container.target, loop0(), soon()).unwrap(), None);
+    assert_eq!(
+        found(&container, "/dev/there/x").remove(&container.target, loop0(), soon()).unwrap(),
+        None
+    );
 }
 
 #[test]
@@ -142,14 +156,16 @@ fn a_file_system_that_others_have_mounted_gets_no_node() {
 fn what_is_in_the_way_is_named_and_stays(#[case] extra: &str, #[case] expected: &str) {
     let container = start(&format!("{NODEV}; {extra}"));
     let before = container.stat("%i", "/dev/there/x");
-    let error = make(&container, "/dev/there/x").expect("a node, nowhere yet").publish(soon()).unwrap_err();
+    let error =
+        make(&container, "/dev/there/x").expect("a node, nowhere yet").publish(soon()).unwrap_err();
     assert!(matches!(&error, Error::PathTaken { by, .. } if by == expected), "{error}");
     assert_eq!(container.stat("%i", "/dev/there/x"), before);
 }
 
 #[test]
 fn a_full_file_system_leaves_nothing() {
-    let container = start("mkdir $root/dev/there; mount -t tmpfs -o nodev,nr_inodes=1 t $root/dev/there");
+    let container =
+        start("mkdir $root/dev/there; mount -t tmpfs -o nodev,nr_inodes=1 t $root/dev/there");
     for path in ["/dev/there/x", "/dev/there/new/x"] {
         let error = make(&container, path).expect("a node").publish(soon()).unwrap_err();
         assert!(matches!(error, Error::NoSpace { .. }), "{error}");
@@ -218,7 +234,10 @@ fn another_mount_over_the_node_is_left_alone() {
     let mut node = make(&container, "/dev/there/x").expect("a node");
     node.publish(soon()).expect("published");
     container.run(&["mount", "--bind", "/etc/passwd", "/dev/there/x"]);
-    assert_eq!(found(&container, "/dev/there/x").remove(&container.target, loop0(), soon()).unwrap(), None);
+    assert_eq!(
+        found(&container, "/dev/there/x").remove(&container.target, loop0(), soon()).unwrap(),
+        None
+    );
     container.run(&["umount", "/dev/there/x"]);
     container.run(&["test", "-b", "/dev/there/x"]);
     node.remove(soon()).expect("removed");
@@ -230,8 +249,12 @@ fn the_disk_of_a_container_that_has_ended_is_free() {
     let device = container.run(&["findmnt", "--noheadings", "--output", "SOURCE", "/dev/there"]);
     let device = String::from_utf8(device.stdout).unwrap().trim().replace("/dev/", "/sys/block/");
     // Whoever gets the loop device next makes another disk of it.
-    let disk =
-        || (fs::exists(format!("{device}/loop")).unwrap(), fs::read_to_string(format!("{device}/diskseq")));
+    let disk = || {
+        (
+            fs::exists(format!("{device}/loop")).unwrap(),
+            fs::read_to_string(format!("{device}/diskseq")),
+        )
+    };
     let before = disk();
     assert!(before.0, "{device} is a loop device");
     drop(container);
@@ -250,7 +273,8 @@ fn the_disk_of_a_container_that_has_ended_is_free() {
 #[test]
 fn a_container_that_ends_leaves_no_file_on_what_outlives_it() {
     let outside = tempfile::tempdir().unwrap();
-    let bind = format!("mkdir $root/dev/there; mount --bind {} $root/dev/there", outside.path().display());
+    let bind =
+        format!("mkdir $root/dev/there; mount --bind {} $root/dev/there", outside.path().display());
     let mut container = start(&bind);
     let mut node = make(&container, "/dev/there/new/x").expect("a node");
     node.publish(soon()).expect("published");

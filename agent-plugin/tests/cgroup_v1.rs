@@ -53,8 +53,10 @@ impl Groups {
 
     /// Whether a process in the group can open the disk; it must be refused by the filter otherwise.
     fn opens(&self, group: &str) -> bool {
-        let script =
-            format!("echo $$ >{}/{group}/cgroup.procs; exec dd if=/dev/loop0 count=0", self.pod.display());
+        let script = format!(
+            "echo $$ >{}/{group}/cgroup.procs; exec dd if=/dev/loop0 count=0",
+            self.pod.display()
+        );
         let output = Command::new("sh").args(["-c", &script]).output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success() || error.contains("Operation not permitted"), "{error}");
@@ -105,7 +107,11 @@ fn a_right_goes_from_the_pod_down_and_only_the_container_loses_it() {
         assert_eq!(groups.list(group), WITHOUT, "{group:?}");
     }
     assert!(!groups.opens("c1"));
-    assert_eq!(groups.list(""), READ_WRITE, "the pod keeps it: a sibling may have the disk as well");
+    assert_eq!(
+        groups.list(""),
+        READ_WRITE,
+        "the pod keeps it: a sibling may have the disk as well"
+    );
     assert!(filter.revoke(DISK).unwrap().is_empty(), "a second time there is nothing to revoke");
 }
 
@@ -116,7 +122,10 @@ fn the_undo_takes_back_what_was_added_and_no_more() {
     let filter = Filter::of(&container.target).unwrap();
     let first = allow(&filter, Rights::READ_WRITE).unwrap();
     let repeated = allow(&filter, Rights::READ_WRITE).unwrap();
-    assert!(repeated.added.is_empty() && !repeated.allowed_before, "our own rule is no right from elsewhere");
+    assert!(
+        repeated.added.is_empty() && !repeated.allowed_before,
+        "our own rule is no right from elsewhere"
+    );
     repeated.undo().unwrap();
     assert_eq!(groups.list("c1"), READ_WRITE);
     first.undo().unwrap();
@@ -154,7 +163,13 @@ fn what_the_specification_grants_stays() {
     let groups = Groups::new("specification");
     groups.write("devices.allow", "b 7:0 r");
     groups.write("c1/devices.allow", "b 7:0 r");
-    let rule = DeviceRule { allow: true, kind: 'b', major: Some(7), minor: Some(0), access: "r".to_owned() };
+    let rule = DeviceRule {
+        allow: true,
+        kind: 'b',
+        major: Some(7),
+        minor: Some(0),
+        access: "r".to_owned(),
+    };
     let container = groups.container(vec![rule]);
     let filter = Filter::of(&container.target).unwrap();
     assert!(allow(&filter, Rights::READ).unwrap().allowed_before);

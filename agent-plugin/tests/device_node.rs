@@ -63,7 +63,10 @@ fn a_node_appears_with_its_owner_and_mode_and_opens() {
     assert!(node.prove().expect("the loop device opens"));
     node.publish(soon()).expect("published");
     assert_eq!(container.list("/dev/sub"), ["xvda"]);
-    assert_eq!(container.stat("%F %u:%g %a %t:%T", "/dev/sub/xvda"), "block special file 1234:5678 666 7:0");
+    assert_eq!(
+        container.stat("%F %u:%g %a %t:%T", "/dev/sub/xvda"),
+        "block special file 1234:5678 666 7:0"
+    );
     container.run(&["dd", "if=/dev/sub/xvda", "of=/srv/out", "count=0"]);
     assert!(!fs::exists("/dev/sub").unwrap(), "the node must not be in our own namespace");
     node.remove(soon()).expect("removed");
@@ -84,7 +87,10 @@ fn what_is_in_the_way_is_named_and_stays(#[case] extra: &str, #[case] expected: 
     // Even where it slips in after that look.
     let mut node = make(&container, place).expect("a temporary node");
     let error = node.publish(soon()).unwrap_err();
-    assert!(matches!(&error, Error::PathTaken { by, .. } if *by == expected.to_string()), "{error}");
+    assert!(
+        matches!(&error, Error::PathTaken { by, .. } if *by == expected.to_string()),
+        "{error}"
+    );
     node.remove(soon()).expect("removed");
     assert_eq!(container.list("/dev"), ["sub", "x"]);
     assert_eq!(container.stat("%i", "/dev/x"), before);
@@ -102,11 +108,17 @@ fn another_block_device_is_named_with_its_number() {
 
 #[test]
 fn links_stay_inside_the_root() {
-    let container = start("ln -s /srv $root/dev/absolute; ln -s ../../../../../srv $root/dev/upwards");
+    let container =
+        start("ln -s /srv $root/dev/absolute; ln -s ../../../../../srv $root/dev/upwards");
     for link in ["absolute", "upwards"] {
-        let mut node = make(&container, found(&container, &format!("/dev/{link}/x"))).expect("a node");
+        let mut node =
+            make(&container, found(&container, &format!("/dev/{link}/x"))).expect("a node");
         node.publish(soon()).expect("published");
-        assert_eq!(container.list("/srv"), ["inside", "x"], "/srv of the container is a tmpfs of its own");
+        assert_eq!(
+            container.list("/srv"),
+            ["inside", "x"],
+            "/srv of the container is a tmpfs of its own"
+        );
         node.remove(soon()).expect("removed");
     }
     assert!(!fs::exists("/srv/x").unwrap());
@@ -164,9 +176,10 @@ fn a_read_only_or_full_file_system_is_refused_and_left_as_it_was() {
 #[test]
 fn missing_directories_are_made_and_go_with_the_node() {
     let container = start("ln -s /srv $root/dev/link");
-    for (path, parents, top) in
-        [("/dev/a/b/x", vec!["/dev/a", "/dev/a/b"], "/dev"), ("/dev/link/c/x", vec!["/dev/link/c"], "/srv")]
-    {
+    for (path, parents, top) in [
+        ("/dev/a/b/x", vec!["/dev/a", "/dev/a/b"], "/dev"),
+        ("/dev/link/c/x", vec!["/dev/link/c"], "/srv"),
+    ] {
         let before = container.list(top);
         let mut node = make(&container, found(&container, path)).expect("a node");
         node.publish(soon()).expect("published");
@@ -197,7 +210,8 @@ fn directories_that_became_somebodys_stay() {
     let mut node = make(&container, found(&container, "/dev/a/b/x")).expect("a node");
     node.publish(soon()).expect("published");
     container.run(&["touch", "/dev/a/theirs"]);
-    let parents: Vec<_> = node.parents_made().iter().map(|path| NodePath::new(path).unwrap()).collect();
+    let parents: Vec<_> =
+        node.parents_made().iter().map(|path| NodePath::new(path).unwrap()).collect();
     let place = found(&container, "/dev/a/b/x");
     assert_eq!(place.remove(&container.target, loop0(), soon()).unwrap(), Some(Way::Mknod));
     remove_parents(&container.target, &parents, soon()).expect("removed");
@@ -209,10 +223,14 @@ fn directories_that_became_somebodys_stay() {
 
 #[test]
 fn a_leftover_of_ours_is_replaced_and_a_foreign_one_is_not() {
-    let container =
-        start("mknod $root/dev/.ecrblk-0123456789abcdef b 7 1; mkdir $root/srv/.ecrblk-0123456789abcdef");
+    let container = start(
+        "mknod $root/dev/.ecrblk-0123456789abcdef b 7 1; mkdir $root/srv/.ecrblk-0123456789abcdef",
+    );
     let place = found(&container, "/dev/x");
-    assert_eq!(place.leftover("0123456789abcdef").unwrap().as_deref(), Some("/dev/.ecrblk-0123456789abcdef"));
+    assert_eq!(
+        place.leftover("0123456789abcdef").unwrap().as_deref(),
+        Some("/dev/.ecrblk-0123456789abcdef")
+    );
     make(&container, place).expect("a node").publish(soon()).expect("published");
     assert_eq!(container.list("/dev"), ["sub", "x"]);
     let error = make(&container, found(&container, "/srv/x")).unwrap_err();
@@ -241,7 +259,11 @@ fn a_node_that_the_container_put_in_place_of_ours_is_not_taken_for_ours() {
     container.run(&["mknod", "/dev/.ecrblk-0123456789abcdef", "b", "7", "0"]);
     assert!(matches!(node.publish(soon()).unwrap_err(), Error::NodeMoved { .. }));
     node.remove(soon()).expect("ours is gone");
-    assert_eq!(container.list("/dev"), ["sub", "x"], "the container's own node stays the container's");
+    assert_eq!(
+        container.list("/dev"),
+        ["sub", "x"],
+        "the container's own node stays the container's"
+    );
 }
 
 #[test]
@@ -269,7 +291,8 @@ fn a_file_system_that_never_answers_costs_a_time_out_and_no_more() {
     found(&container, "/dev/sub/x");
     // The thread is released with the file system's owner.
     let stuck = || {
-        let names = container::threads().into_iter().map(|thread| fs::read_to_string(thread.join("comm")));
+        let names =
+            container::threads().into_iter().map(|thread| fs::read_to_string(thread.join("comm")));
         names.flatten().filter(|name| name.trim() == "block-volume-ns").count()
     };
     container.kill();
@@ -283,8 +306,10 @@ fn a_file_system_that_never_answers_costs_a_time_out_and_no_more() {
 #[test]
 fn a_file_system_of_another_kind_is_asked_only_while_the_path_is_looked_for() {
     let outside = tempfile::tempdir().unwrap();
-    let container =
-        start(&format!("mkdir $root/dev/bind; mount --bind {} $root/dev/bind", outside.path().display()));
+    let container = start(&format!(
+        "mkdir $root/dev/bind; mount --bind {} $root/dev/bind",
+        outside.path().display()
+    ));
     let (before, there) = (found(&container, "/dev/bind/x"), outside.path().join("x"));
     assert_eq!(
         before.check(&container.target).unwrap(),

@@ -33,7 +33,11 @@ impl Random {
 
     fn rule(&mut self, runtime: Runtime) -> Rule {
         let access = 1 + u16::try_from(self.below(7)).unwrap();
-        let kind = self.pick(if runtime == Runtime::Systemd { &[BLOCK, CHAR] } else { &[BLOCK, CHAR, None] });
+        let kind = self.pick(if runtime == Runtime::Systemd {
+            &[BLOCK, CHAR]
+        } else {
+            &[BLOCK, CHAR, None]
+        });
         let (major, minor) = (self.pick(&NUMBERS), self.pick(&NUMBERS));
         let allow = runtime == Runtime::Systemd || self.below(3) != 0;
         (kind, access, self.pick(&[None, Some(major)]), self.pick(&[None, Some(minor)]), allow)
@@ -68,7 +72,8 @@ fn assert_allows_only_more(base: &[Instruction], devices: &[(DeviceNumber, Right
     let prologue = devices.iter().fold(Prologue::default(), add);
     let whole = prologue.before(base);
     for question in questions() {
-        let expected = run(base, question).unwrap() || devices.iter().any(|&device| grants(device, question));
+        let expected =
+            run(base, question).unwrap() || devices.iter().any(|&device| grants(device, question));
         assert_eq!(run(&whole, question), Some(expected), "{question:?} with {devices:?}");
     }
     let (found, rest) = Prologue::split(&whole);
@@ -91,9 +96,14 @@ fn a_program_of_a_real_runtime_allows_one_device_more(#[values("r", "rw")] right
     let base = crun_1_8_1();
     assert_eq!(base.len(), 64);
     assert_allows_only_more(&base, &[(DISK, Rights::parse(rights))]);
-    let asked = |major, minor, access| run(&base, Question { kind: 2, access, major, minor }).unwrap();
+    let asked =
+        |major, minor, access| run(&base, Question { kind: 2, access, major, minor }).unwrap();
     assert!(
-        asked(1, 3, 6) && asked(136, 7, 6) && asked(200, 200, 1) && !asked(200, 200, 2) && !asked(1, 1, 2)
+        asked(1, 3, 6)
+            && asked(136, 7, 6)
+            && asked(200, 200, 1)
+            && !asked(200, 200, 2)
+            && !asked(1, 1, 2)
     );
 }
 
@@ -106,7 +116,8 @@ fn any_program_allows_any_devices_more(#[values(1, 2, 3, 4)] seed: u64) {
         let base = program(runtime, &rules);
         let mut devices: Vec<(DeviceNumber, Rights)> = Vec::new();
         for _ in 0..random.below(4) {
-            let number = DeviceNumber { major: random.pick(&NUMBERS), minor: random.pick(&NUMBERS) };
+            let number =
+                DeviceNumber { major: random.pick(&NUMBERS), minor: random.pick(&NUMBERS) };
             devices.retain(|(device, _)| *device != number);
             devices.push((number, random.pick(&[Rights::READ, Rights::READ_WRITE])));
         }
@@ -135,7 +146,8 @@ fn the_model_reads_rules_as_their_runtime_means_them() {
 fn devices_come_and_go_in_any_order_and_the_last_leaves_the_program_as_it_was() {
     let base = program(Runtime::Crun, &USUAL);
     let disk = |minor| DeviceNumber { major: 8, minor };
-    let all = (0..16).fold(Prologue::default(), |prologue, minor| prologue.with(disk(minor), Rights::READ));
+    let all = (0..16)
+        .fold(Prologue::default(), |prologue, minor| prologue.with(disk(minor), Rights::READ));
     assert_eq!(all.before(&base).len(), base.len() + 4 + 16 * 7, "one head for all of them");
     let mut whole = all.before(&base);
     for minor in [3, 0, 15, 7, 8, 1, 2, 4, 5, 6, 9, 10, 11, 12, 13, 14] {
@@ -277,7 +289,12 @@ fn arithmetic_is_the_kernels(
 #[case(0xd5, -7, -7, true)]
 #[case(0x16, -1, -1, true)]
 #[case(0x66, -1, 0, false)]
-fn jumps_are_the_kernels(#[case] code: u8, #[case] left: i32, #[case] right: i32, #[case] taken: bool) {
+fn jumps_are_the_kernels(
+    #[case] code: u8,
+    #[case] left: i32,
+    #[case] right: i32,
+    #[case] taken: bool,
+) {
     let program = [
         Instruction::new(0xb7, 2, 0, 0, left),
         Instruction::new(0xb7, 0, 0, 0, 1),

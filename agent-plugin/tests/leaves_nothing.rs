@@ -34,7 +34,8 @@ impl Agent for TestAgent {
 async fn settle() {
     let deadline = Instant::now() + Duration::from_secs(10);
     let ours = || {
-        let names = threads().into_iter().filter_map(|thread| fs::read_to_string(thread.join("comm")).ok());
+        let names =
+            threads().into_iter().filter_map(|thread| fs::read_to_string(thread.join("comm")).ok());
         names.filter(|name| name.starts_with("block-volume")).count()
     };
     while ours() > 0 {
@@ -73,15 +74,23 @@ async fn requests_leave_no_thread_and_no_descriptor() {
     let agent = Arc::new(TestAgent(start("")));
     let directory = tempfile::tempdir().expect("a temporary directory");
     let address = format!("unix://{}/agent.sock", directory.path().display());
-    let mut server =
-        Server::new().bind(&address).expect("bind").register_service(agent_plugin::service(agent.clone()));
+    let mut server = Server::new()
+        .bind(&address)
+        .expect("bind")
+        .register_service(agent_plugin::service(agent.clone()));
     server.start().await.expect("the server starts");
     let client = BlockVolumeClient::new(Client::connect(&address).await.expect("connect"));
     let context = || ttrpc::context::with_duration(Duration::from_secs(20));
-    let probe =
-        wire::ProbeRequest { container_id: "c1".into(), paths: vec!["/dev/x".into()], ..Default::default() };
+    let probe = wire::ProbeRequest {
+        container_id: "c1".into(),
+        paths: vec!["/dev/x".into()],
+        ..Default::default()
+    };
 
-    client.probe(context(), &probe).await.expect("a first request, after which everything is set up");
+    client
+        .probe(context(), &probe)
+        .await
+        .expect("a first request, after which everything is set up");
     settle().await;
     let namespaces = thread_namespaces();
     assert_eq!(namespaces.len(), 1);
@@ -114,7 +123,8 @@ async fn requests_leave_no_thread_and_no_descriptor() {
             timeout_ms: 10_000,
             ..Default::default()
         };
-        let _ = tokio::time::timeout(Duration::from_micros(200), gone.detach(context(), &detach)).await;
+        let _ =
+            tokio::time::timeout(Duration::from_micros(200), gone.detach(context(), &detach)).await;
     }
     // The server notices a caller that went away only when it gets to it.
     let deadline = Instant::now() + Duration::from_secs(10);

@@ -35,9 +35,16 @@ fn blocks() -> Vec<Block> {
         if let Some(comment) = line.strip_prefix("<!-- ") {
             origins.push(comment.strip_suffix(" -->").expect("one line").to_owned());
         } else if let Some(language) = line.strip_prefix("```") {
-            let text =
-                lines.by_ref().take_while(|line| *line != "```").map(|line| format!("{line}\n")).collect();
-            blocks.push(Block { origins: std::mem::take(&mut origins), language: language.to_owned(), text });
+            let text = lines
+                .by_ref()
+                .take_while(|line| *line != "```")
+                .map(|line| format!("{line}\n"))
+                .collect();
+            blocks.push(Block {
+                origins: std::mem::take(&mut origins),
+                language: language.to_owned(),
+                text,
+            });
         } else {
             assert!(origins.is_empty(), "no block after {origins:?}");
         }
@@ -48,12 +55,18 @@ fn blocks() -> Vec<Block> {
 #[test]
 fn every_block_of_code_is_the_text_of_a_file_that_is_compiled() {
     let mut whole = Vec::new();
-    for block in
-        blocks().iter().filter(|block| !["console", "text", "json"].contains(&block.language.as_str()))
+    for block in blocks()
+        .iter()
+        .filter(|block| !["console", "text", "json"].contains(&block.language.as_str()))
     {
-        let [origin] = block.origins.as_slice() else { panic!("not held against a file:\n{}", block.text) };
+        let [origin] = block.origins.as_slice() else {
+            panic!("not held against a file:\n{}", block.text)
+        };
         if let Some(file) = origin.strip_prefix("all of ") {
-            assert!(block.text == read(file), "README.md does not have {file} as it is: copy it anew");
+            assert!(
+                block.text == read(file),
+                "README.md does not have {file} as it is: copy it anew"
+            );
             whole.push(file.to_owned());
         } else if let Some(file) = origin.strip_prefix("lines of ") {
             let found = read(file).contains(&format!("\n{}", block.text));
@@ -108,7 +121,8 @@ async fn every_input_of_the_policy_is_what_the_service_asks_with() {
     let context = || ttrpc::context::with_duration(Duration::from_secs(20));
 
     let (attachments, timeout_ms) = (vec![attachment()], 1000);
-    let detachment = wire::Detachment { attachment: Some(attachment()).into(), ..Default::default() };
+    let detachment =
+        wire::Detachment { attachment: Some(attachment()).into(), ..Default::default() };
     let detachments = vec![detachment];
     let probe = wire::ProbeRequest {
         container_id: "c1".into(),
@@ -116,21 +130,27 @@ async fn every_input_of_the_policy_is_what_the_service_asks_with() {
         ..Default::default()
     };
     client.probe(context(), &probe).await.unwrap();
-    let attach = wire::AttachRequest { attachments: attachments.clone(), timeout_ms, ..Default::default() };
+    let attach =
+        wire::AttachRequest { attachments: attachments.clone(), timeout_ms, ..Default::default() };
     client.attach(context(), &attach).await.unwrap();
-    let detach = wire::DetachRequest { detachments: detachments.clone(), timeout_ms, ..Default::default() };
+    let detach =
+        wire::DetachRequest { detachments: detachments.clone(), timeout_ms, ..Default::default() };
     client.detach(context(), &detach).await.unwrap();
     let inspect = wire::InspectRequest { attachments: detachments, ..Default::default() };
     client.inspect(context(), &inspect).await.unwrap();
     let resize = wire::ResizeRequest { attachments, timeout_ms, ..Default::default() };
     client.resize(context(), &resize).await.unwrap();
 
-    let documented = blocks().into_iter().filter(|block| block.language == "json").flat_map(|block| {
-        let input: Value = serde_json::from_str(&block.text).expect("JSON");
-        block.origins.into_iter().map(move |origin| {
-            (origin.strip_prefix("input of ").expect("an input of the policy").to_owned(), input.clone())
-        })
-    });
+    let documented =
+        blocks().into_iter().filter(|block| block.language == "json").flat_map(|block| {
+            let input: Value = serde_json::from_str(&block.text).expect("JSON");
+            block.origins.into_iter().map(move |origin| {
+                (
+                    origin.strip_prefix("input of ").expect("an input of the policy").to_owned(),
+                    input.clone(),
+                )
+            })
+        });
     let asked = policy.0.lock().unwrap();
     assert_eq!(*asked, documented.collect::<Vec<_>>());
 }

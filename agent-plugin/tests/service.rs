@@ -55,11 +55,14 @@ struct Guest {
 }
 
 async fn guest(container: Option<Fixture>, denies: bool) -> Guest {
-    let agent = Arc::new(TestAgent { container: Mutex::new(container), denies, asked: Mutex::default() });
+    let agent =
+        Arc::new(TestAgent { container: Mutex::new(container), denies, asked: Mutex::default() });
     let directory = tempfile::tempdir().expect("a temporary directory");
     let address = format!("unix://{}/agent.sock", directory.path().display());
-    let mut server =
-        Server::new().bind(&address).expect("bind").register_service(agent_plugin::service(agent.clone()));
+    let mut server = Server::new()
+        .bind(&address)
+        .expect("bind")
+        .register_service(agent_plugin::service(agent.clone()));
     server.start().await.expect("the server starts");
     let client = BlockVolumeClient::new(Client::connect(&address).await.expect("connect"));
     Guest { agent, client, _server: server, _directory: directory }
@@ -92,7 +95,9 @@ fn detach(attachment: wire::Attachment) -> wire::DetachRequest {
 }
 
 fn reason(failure: &protobuf::MessageField<wire::Failure>) -> Reason {
-    failure.as_ref().map_or(Reason::REASON_UNSPECIFIED, |failure| failure.reason.enum_value_or_default())
+    failure
+        .as_ref()
+        .map_or(Reason::REASON_UNSPECIFIED, |failure| failure.reason.enum_value_or_default())
 }
 
 #[tokio::test]
@@ -104,14 +109,19 @@ async fn probe_tells_what_the_guest_can_do() {
     assert_eq!(reply.capabilities, ["attach", "detach", "holders", "inspect", "resize"]);
     assert!(reply.container.is_none());
     let asked = guest.agent.asked.lock().unwrap().clone();
-    assert_eq!(asked, [("ProbeBlockVolumeRequest".to_owned(), json!({ "container_id": "", "paths": [] }))]);
+    assert_eq!(
+        asked,
+        [("ProbeBlockVolumeRequest".to_owned(), json!({ "container_id": "", "paths": [] }))]
+    );
 }
 
 #[tokio::test]
 async fn probe_tells_what_is_at_a_path() {
     let guest =
-        guest(Some(start("mknod $root/dev/x b 8 16; ln -s /proc/self/root $root/dev/evil")), false).await;
-    let paths = ["/dev/new", "/dev/x", "/none/x", "/dev/evil/x", "/etc/passwd"].map(str::to_owned).to_vec();
+        guest(Some(start("mknod $root/dev/x b 8 16; ln -s /proc/self/root $root/dev/evil")), false)
+            .await;
+    let paths =
+        ["/dev/new", "/dev/x", "/none/x", "/dev/evil/x", "/etc/passwd"].map(str::to_owned).to_vec();
     let request = wire::ProbeRequest { container_id: "c1".into(), paths, ..Default::default() };
     let reply = guest.client.probe(context(), &request).await.unwrap();
     assert_eq!(reason(&reply.failure), Reason::REASON_UNSPECIFIED, "{:?}", reply.failure);
@@ -119,8 +129,13 @@ async fn probe_tells_what_is_at_a_path() {
     assert!(!container.user_namespace && container.filter.is_some());
     let states: Vec<_> = container.paths.iter().map(|path| path.use_.unwrap()).collect();
     use wire::PathUse::{PATH_USE_FREE, PATH_USE_PARENT_MISSING, PATH_USE_TAKEN};
-    let expected =
-        [PATH_USE_FREE, PATH_USE_TAKEN, PATH_USE_PARENT_MISSING, PATH_USE_PARENT_MISSING, PATH_USE_TAKEN];
+    let expected = [
+        PATH_USE_FREE,
+        PATH_USE_TAKEN,
+        PATH_USE_PARENT_MISSING,
+        PATH_USE_PARENT_MISSING,
+        PATH_USE_TAKEN,
+    ];
     assert_eq!(states, expected);
     assert_eq!(container.paths[0].file_system, "tmpfs");
     assert_eq!(container.paths[1].taken_by, "block device 8:16");
@@ -129,7 +144,10 @@ async fn probe_tells_what_is_at_a_path() {
     use wire::NodeWay::{NODE_WAY_BIND, NODE_WAY_MKNOD, NODE_WAY_UNSPECIFIED};
     let ways: Vec<_> = container.paths.iter().map(|path| path.way.unwrap()).collect();
     // The root is one that others see, too; a directory that is missing can be made; a link out of the container leads nowhere.
-    assert_eq!(ways, [NODE_WAY_MKNOD, NODE_WAY_MKNOD, NODE_WAY_BIND, NODE_WAY_UNSPECIFIED, NODE_WAY_BIND]);
+    assert_eq!(
+        ways,
+        [NODE_WAY_MKNOD, NODE_WAY_MKNOD, NODE_WAY_BIND, NODE_WAY_UNSPECIFIED, NODE_WAY_BIND]
+    );
 }
 
 #[rstest]
@@ -139,12 +157,19 @@ async fn probe_tells_what_is_at_a_path() {
 #[case("paused", Reason::REASON_CONTAINER_NOT_RUNNING)]
 #[case("broken", Reason::REASON_SYSTEM)]
 #[tokio::test]
-async fn a_container_that_cannot_be_worked_on_is_told_apart(#[case] id: &str, #[case] expected: Reason) {
+async fn a_container_that_cannot_be_worked_on_is_told_apart(
+    #[case] id: &str,
+    #[case] expected: Reason,
+) {
     let guest = guest(None, false).await;
     let reply = guest.client.attach(context(), &attach(attachment(id))).await.unwrap();
     assert_eq!(reason(&reply.failure), expected);
     assert!(reply.failure.undone && reply.attached.is_empty());
-    assert!(reply.failure.message.starts_with(&format!("container {id}: ")), "{}", reply.failure.message);
+    assert!(
+        reply.failure.message.starts_with(&format!("container {id}: ")),
+        "{}",
+        reply.failure.message
+    );
     let request = wire::ProbeRequest { container_id: id.into(), ..Default::default() };
     let reply = guest.client.probe(context(), &request).await.unwrap();
     assert_eq!(reason(&reply.failure), expected);
@@ -156,8 +181,11 @@ async fn a_container_whose_process_has_just_ended_is_not_running() {
     let mut fixture = start("");
     fixture.kill();
     let guest = guest(Some(fixture), false).await;
-    let request =
-        wire::ProbeRequest { container_id: "c1".into(), paths: vec!["/dev/x".into()], ..Default::default() };
+    let request = wire::ProbeRequest {
+        container_id: "c1".into(),
+        paths: vec!["/dev/x".into()],
+        ..Default::default()
+    };
     let reply = guest.client.probe(context(), &request).await.unwrap();
     assert_eq!(reason(&reply.failure), Reason::REASON_CONTAINER_NOT_RUNNING);
     let reply = guest.client.attach(context(), &attach(attachment("c1"))).await.unwrap();
@@ -170,8 +198,10 @@ async fn the_policy_is_asked_for_each_method_and_obeyed() {
     let guest = guest(None, true).await;
     let client = &guest.client;
     let item = || attachment("c1");
-    let inspect = wire::InspectRequest { attachments: detach(item()).detachments, ..Default::default() };
-    let resize = wire::ResizeRequest { attachments: vec![item()], timeout_ms: 1, ..Default::default() };
+    let inspect =
+        wire::InspectRequest { attachments: detach(item()).detachments, ..Default::default() };
+    let resize =
+        wire::ResizeRequest { attachments: vec![item()], timeout_ms: 1, ..Default::default() };
     let probe = client.probe(context(), &wire::ProbeRequest::default()).await.unwrap().failure;
     let replies = [
         probe,
@@ -186,8 +216,8 @@ async fn the_policy_is_asked_for_each_method_and_obeyed() {
     }
     let asked = guest.agent.asked.lock().unwrap().clone();
     let methods: Vec<_> = asked.iter().map(|(method, _)| method.as_str()).collect();
-    let expected =
-        ["Probe", "Attach", "Detach", "Inspect", "Resize"].map(|name| format!("{name}BlockVolumeRequest"));
+    let expected = ["Probe", "Attach", "Detach", "Inspect", "Resize"]
+        .map(|name| format!("{name}BlockVolumeRequest"));
     assert_eq!(methods, expected);
     let volume = json!({
         "container_id": "c1", "controller": null, "target": 255, "lun": 1, "serial": "0123456789abcdef",
@@ -231,7 +261,8 @@ async fn a_resize_of_a_disk_that_is_not_there_is_refused_whatever_the_container(
     let guest = guest(None, false).await;
     let mut item = attachment("unknown");
     item.controller = "0000:ff:1f.7".into();
-    let mut request = wire::ResizeRequest { attachments: vec![item], timeout_ms: 1000, ..Default::default() };
+    let mut request =
+        wire::ResizeRequest { attachments: vec![item], timeout_ms: 1000, ..Default::default() };
     let reply = guest.client.resize(context(), &request).await.unwrap();
     assert_eq!(reason(&reply.failure), Reason::REASON_NO_CONTROLLER, "{:?}", reply.failure);
     assert_eq!(reply.failure.serial, "0123456789abcdef");
@@ -292,15 +323,19 @@ async fn a_detach_removes_the_dead_node_of_a_disk_that_is_gone() {
 async fn inspect_tells_what_is_left() {
     let script = "mknod $root/dev/.ecrblk-0123456789abcdef b 8 240";
     let guest = guest(Some(start(script)), false).await;
-    let request =
-        wire::InspectRequest { attachments: detach(attachment("c1")).detachments, ..Default::default() };
+    let request = wire::InspectRequest {
+        attachments: detach(attachment("c1")).detachments,
+        ..Default::default()
+    };
     let reply = guest.client.inspect(context(), &request).await.unwrap();
     assert!(reply.failure.is_none(), "{reply:?}");
     let inspected = &reply.inspected[0];
     assert!(inspected.container_running && !inspected.disk_present && !inspected.node_present);
     assert_eq!(inspected.leftovers, ["/dev/.ecrblk-0123456789abcdef"]);
-    let request =
-        wire::InspectRequest { attachments: detach(attachment("stopped")).detachments, ..Default::default() };
+    let request = wire::InspectRequest {
+        attachments: detach(attachment("stopped")).detachments,
+        ..Default::default()
+    };
     let reply = guest.client.inspect(context(), &request).await.unwrap();
     assert!(!reply.inspected[0].container_running && reply.failure.is_none());
 }

@@ -60,8 +60,9 @@ fn vet(path: &Path) -> Result<serde_json::Value, Error> {
 async fn probe(address: &str, container: &str) -> Result<serde_json::Value, Error> {
     let deadline = Deadline::after(Duration::from_secs(10));
     let address: AgentAddress = address.parse()?;
-    let answer =
-        Agent::new(agent::dial(&address, deadline).await?).probe(container, Vec::new(), deadline).await?;
+    let answer = Agent::new(agent::dial(&address, deadline).await?)
+        .probe(container, Vec::new(), deadline)
+        .await?;
     let hosts: Vec<_> = answer
         .scsi_hosts
         .iter()

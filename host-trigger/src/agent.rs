@@ -113,7 +113,9 @@ pub async fn dial(address: &AgentAddress, deadline: Deadline) -> Result<Client, 
                 open_port(&mut stream, *port).await?;
                 Ok(Client::new(stream.into()))
             }
-            AgentAddress::Unix { path } => Ok(Client::new(unix_socket::connect(path).await?.into())),
+            AgentAddress::Unix { path } => {
+                Ok(Client::new(unix_socket::connect(path).await?.into()))
+            }
         }
     };
     match deadline.within(CONNECT_TIMEOUT).wait(connect).await {
@@ -179,7 +181,8 @@ impl Agent {
         paths: Vec<String>,
         deadline: Deadline,
     ) -> Result<ProbeResponse, Error> {
-        let request = ProbeRequest { container_id: container.to_owned(), paths, ..Default::default() };
+        let request =
+            ProbeRequest { container_id: container.to_owned(), paths, ..Default::default() };
         let reply = call("Probe", deadline, |context| self.client.probe(context, &request)).await?;
         if reply.api_level != API_LEVEL {
             return Err(Error::ApiLevel { guest: reply.api_level });
@@ -191,7 +194,11 @@ impl Agent {
     ///
     /// # Errors
     /// As the guest says, or the reply was lost: what became of the request is then unknown.
-    pub async fn attach(&self, request: &AttachRequest, deadline: Deadline) -> Result<AttachResponse, Error> {
+    pub async fn attach(
+        &self,
+        request: &AttachRequest,
+        deadline: Deadline,
+    ) -> Result<AttachResponse, Error> {
         accepted(call("Attach", deadline, |context| self.client.attach(context, request)).await?)
     }
 
@@ -199,10 +206,19 @@ impl Agent {
     ///
     /// # Errors
     /// As the guest says, or the reply was lost.
-    pub async fn detach(&self, request: &DetachRequest, deadline: Deadline) -> Result<DetachResponse, Error> {
-        let reply = call("Detach", deadline, |context| self.client.detach(context, request)).await?;
+    pub async fn detach(
+        &self,
+        request: &DetachRequest,
+        deadline: Deadline,
+    ) -> Result<DetachResponse, Error> {
+        let reply =
+            call("Detach", deadline, |context| self.client.detach(context, request)).await?;
         let busy = Reason::REASON_BUSY;
-        match reply.failure.as_ref().filter(|failure| failure.reason == busy.into() && failure.undone) {
+        match reply
+            .failure
+            .as_ref()
+            .filter(|failure| failure.reason == busy.into() && failure.undone)
+        {
             Some(failure) if !reply.holders.is_empty() => Err(Error::InUse {
                 volume: printable(&failure.serial),
                 holders: GuestHolder::all(&reply.holders),
@@ -227,7 +243,11 @@ impl Agent {
     ///
     /// # Errors
     /// As the guest says, or the reply was lost.
-    pub async fn resize(&self, request: &ResizeRequest, deadline: Deadline) -> Result<ResizeResponse, Error> {
+    pub async fn resize(
+        &self,
+        request: &ResizeRequest,
+        deadline: Deadline,
+    ) -> Result<ResizeResponse, Error> {
         accepted(call("Resize", deadline, |context| self.client.resize(context, request)).await?)
     }
 }
@@ -262,12 +282,16 @@ fn accepted<T: Reply>(mut reply: T) -> Result<T, Error> {
 fn call_error(method: &'static str, error: ttrpc::Error) -> Error {
     match error {
         ttrpc::Error::RpcStatus(status) => match status.code() {
-            Code::INVALID_ARGUMENT if status.message().contains("does not exist") => Error::NoPlugin,
+            Code::INVALID_ARGUMENT if status.message().contains("does not exist") => {
+                Error::NoPlugin
+            }
             Code::DEADLINE_EXCEEDED => Error::AgentTimedOut { method },
             Code::UNIMPLEMENTED | Code::NOT_FOUND => Error::NoMethod { method },
-            code => {
-                Error::AgentStatus { method, code: format!("{code:?}"), message: status.message().to_owned() }
-            }
+            code => Error::AgentStatus {
+                method,
+                code: format!("{code:?}"),
+                message: status.message().to_owned(),
+            },
         },
         _ => Error::AgentLost { method },
     }
@@ -313,7 +337,10 @@ mod tests {
     #[case(Duration::ZERO, 1)]
     #[case(Duration::from_millis(1500), 1500)]
     #[case(Duration::from_secs(86_400), 600_000)]
-    fn a_request_asks_for_no_more_time_than_the_contract_allows(#[case] time: Duration, #[case] millis: u64) {
+    fn a_request_asks_for_no_more_time_than_the_contract_allows(
+        #[case] time: Duration,
+        #[case] millis: u64,
+    ) {
         assert_eq!(timeout_ms(time), millis);
     }
 

@@ -88,7 +88,10 @@ impl Audit {
             Self::Syslog(socket) => {
                 let priority = FACILITY | severity;
                 socket
-                    .send(format!("<{priority}>ecr-runtime[{}]: {line}", std::process::id()).as_bytes())
+                    .send(
+                        format!("<{priority}>ecr-runtime[{}]: {line}", std::process::id())
+                            .as_bytes(),
+                    )
                     .map(drop)
             }
             // One write: lines of several runs do not mix.
@@ -123,7 +126,10 @@ fn lines(document: &Value, status: u8) -> Vec<Value> {
     line.insert("command".into(), document["command"].clone());
     line.insert("sandbox".into(), document["volumes"][0]["sandbox"].clone());
     let error = &document["error"];
-    line.insert("result".into(), if error.is_null() { document["result"].clone() } else { "failed".into() });
+    line.insert(
+        "result".into(),
+        if error.is_null() { document["result"].clone() } else { "failed".into() },
+    );
     line.insert("exit_code".into(), status.into());
     if !error.is_null() {
         line.insert("reason".into(), error["reason"].clone());
@@ -134,7 +140,8 @@ fn lines(document: &Value, status: u8) -> Vec<Value> {
     let Some(volumes) = volumes else { return vec![Value::Object(line)] };
     let with = |volume: &Value| {
         let fields = OF_A_VOLUME.iter().filter(|field| !volume[**field].is_null());
-        let volume: Map<_, _> = fields.map(|field| ((*field).to_owned(), volume[*field].clone())).collect();
+        let volume: Map<_, _> =
+            fields.map(|field| ((*field).to_owned(), volume[*field].clone())).collect();
         let mut line = line.clone();
         line.insert("volume".into(), volume.into());
         Value::Object(line)
@@ -147,7 +154,9 @@ fn caller() -> Map<String, Value> {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let parent = getppid();
     let parent_name = fs::read_to_string(format!("/proc/{parent}/comm")).unwrap_or_default();
-    let login = fs::read_to_string("/proc/self/loginuid").ok().and_then(|text| text.trim_end().parse().ok());
+    let login = fs::read_to_string("/proc/self/loginuid")
+        .ok()
+        .and_then(|text| text.trim_end().parse().ok());
     let words = std::env::args_os().skip(1).take(MOST_WORDS);
     let caller = json!({
         "time": since.as_secs_f64(),
@@ -175,13 +184,17 @@ mod tests {
         let lines = lines(&document, 0);
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[0]["volume"], json!({"id": "a", "source_device": "/dev/sdb"}));
-        assert_eq!((&lines[1]["volume"]["id"], &lines[1]["result"]), (&"b".into(), &"attached".into()));
+        assert_eq!(
+            (&lines[1]["volume"]["id"], &lines[1]["result"]),
+            (&"b".into(), &"attached".into())
+        );
         assert_eq!((&lines[0]["sandbox"], severity(&lines[0], 0)), (&"s1".into(), 5));
     }
 
     #[test]
     fn a_failure_has_a_line_with_its_reason() {
-        let document = json!({"error": {"reason": "denied", "exit_code": 11, "message": "x", "hint": null}});
+        let document =
+            json!({"error": {"reason": "denied", "exit_code": 11, "message": "x", "hint": null}});
         let lines = lines(&document, 11);
         assert_eq!(
             (lines.len(), &lines[0]["reason"], &lines[0]["result"]),
@@ -193,6 +206,9 @@ mod tests {
 
     #[test]
     fn a_place_that_was_named_and_cannot_be_used_is_an_error() {
-        assert!(matches!(Audit::open(Some(Path::new("/nonexistent/log"))), Err(Error::System { .. })));
+        assert!(matches!(
+            Audit::open(Some(Path::new("/nonexistent/log"))),
+            Err(Error::System { .. })
+        ));
     }
 }

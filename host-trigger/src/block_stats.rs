@@ -204,6 +204,9 @@ mod tests {
             (stats.write.total_time_ns, stats.write.average_time_ns),
             (Some(6_000_000), Some(1_500_000))
         );
-        assert_eq!((stats.scsi_errors, stats.flush.operations, stats.flush.total_time_ns), (2, 5, None));
+        assert_eq!(
+            (stats.scsi_errors, stats.flush.operations, stats.flush.total_time_ns),
+            (2, 5, None)
+        );
     }
 }

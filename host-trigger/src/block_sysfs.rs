@@ -17,7 +17,8 @@ pub(crate) fn directory(number: u64) -> PathBuf {
 /// The disk that `number` is a partition of, or `number` itself.
 pub(crate) fn whole_disk(number: u64) -> u64 {
     let directory = directory(number);
-    let whole = directory.join("partition").exists().then(|| device_number(&directory.join("../dev")));
+    let whole =
+        directory.join("partition").exists().then(|| device_number(&directory.join("../dev")));
     whole.flatten().unwrap_or(number)
 }
 
@@ -45,7 +46,9 @@ pub(crate) fn disks_below(number: u64) -> Vec<u64> {
         found.push(whole);
         for directory in [directory(number), directory(whole)] {
             let slaves = directory.join("slaves");
-            next.extend(names(&slaves).filter_map(|name| device_number(&slaves.join(name).join("dev"))));
+            next.extend(
+                names(&slaves).filter_map(|name| device_number(&slaves.join(name).join("dev"))),
+            );
         }
     }
     found

@@ -56,7 +56,11 @@ pub async fn run(verb: &Check, run_dir: Option<PathBuf>) -> Result<Checked, Erro
     }
 }
 
-async fn look(verb: &Check, run_dir: Option<PathBuf>, deadline: Deadline) -> Result<Checked, Error> {
+async fn look(
+    verb: &Check,
+    run_dir: Option<PathBuf>,
+    deadline: Deadline,
+) -> Result<Checked, Error> {
     let mut watch = Stopwatch::new();
     let mut checks = node::look(run_dir.as_deref());
     watch.lap("node");
@@ -92,9 +96,11 @@ async fn look_at_sandbox(
     let lock = lock::acquire(&directory, deadline).await;
     checks.push(match (&lock, holder) {
         (Err(e), _) => Finding::problem("lock", e),
-        (Ok(_), Some(holder)) => {
-            Finding::warning("lock", format!("another run had it, and was waited for: {holder}"), &[])
-        }
+        (Ok(_), Some(holder)) => Finding::warning(
+            "lock",
+            format!("another run had it, and was waited for: {holder}"),
+            &[],
+        ),
         (Ok(_), None) => Finding::ok("lock", "no other run works on the sandbox"),
     });
     watch.lap("lock");

@@ -90,8 +90,9 @@ pub(crate) fn lines(checked: &Checked) -> String {
         Status::Warning => "warning",
         Status::Problem => "problem",
     };
-    let row =
-        |finding: &Finding| [text(finding.status).to_owned(), finding.name.clone(), finding.found.clone()];
+    let row = |finding: &Finding| {
+        [text(finding.status).to_owned(), finding.name.clone(), finding.found.clone()]
+    };
     let rows = table::table(checked.checks.iter().map(row).collect());
     let mut lines = Vec::new();
     for (row, finding) in rows.into_iter().zip(&checked.checks) {
@@ -122,14 +123,17 @@ mod tests {
     fn the_exit_status_is_that_of_the_first_problem() {
         let warning = Finding::warning("lvm", "x", &["do"]);
         assert_eq!(checked(vec![warning.clone()]).exit_code(), 0);
-        let (first, second) =
-            (Finding::problem("a", &Error::NoController), Finding::problem("b", &Error::NothingNamed));
+        let (first, second) = (
+            Finding::problem("a", &Error::NoController),
+            Finding::problem("b", &Error::NothingNamed),
+        );
         assert_eq!(checked(vec![warning, first, second]).exit_code(), 10);
     }
 
     #[test]
     fn the_json_form_is_stable() {
-        let checked = checked(vec![Finding::ok("a", "b"), Finding::warning("c", "d\u{1b}", &["e"])]);
+        let checked =
+            checked(vec![Finding::ok("a", "b"), Finding::warning("c", "d\u{1b}", &["e"])]);
         let expected = concat!(
             r#"{"schema":1,"command":"check","result":"warning","checks":[{"name":"a","status":"ok","found":"b","exit_code":0},"#,
             r#"{"name":"c","status":"warning","found":"d\\u{1b}","way_out":["e"],"exit_code":0}],"timings_us":{}}"#

@@ -9,7 +9,9 @@ use crate::{
 /// What can be said of `which` by itself.
 pub(crate) fn check(which: &Which) -> Result<(), Error> {
     match &which.device_path {
-        Some(path) => check_device_path(path).map_err(|why| Error::DevicePath { path: path.clone(), why }),
+        Some(path) => {
+            check_device_path(path).map_err(|why| Error::DevicePath { path: path.clone(), why })
+        }
         None => Ok(()),
     }
 }
@@ -25,7 +27,8 @@ pub(crate) fn find(
     registry: &Registry,
 ) -> Result<Known, Error> {
     let known = registry.uses();
-    let container = container.map(|prefix| place.container(prefix, &containers(&known))).transpose()?;
+    let container =
+        container.map(|prefix| place.container(prefix, &containers(&known))).transpose()?;
     let not_found = |asked: String| Error::VolumeNotFound { asked, sandbox: place.sandbox.clone() };
     if let Some(id) = &which.volume {
         let mut found: Vec<_> = known.into_iter().filter(|known| known.id == *id).collect();
@@ -33,9 +36,12 @@ pub(crate) fn find(
             return Err(not_found(id.to_string()));
         }
         if let Some(asked) = container {
-            let is_elsewhere =
-                |known: &Known| known.used.as_ref().is_some_and(|used| used.intent.container != asked);
-            if let Some(Some(other)) = found.iter().all(is_elsewhere).then(|| found[0].used.as_ref()) {
+            let is_elsewhere = |known: &Known| {
+                known.used.as_ref().is_some_and(|used| used.intent.container != asked)
+            };
+            if let Some(Some(other)) =
+                found.iter().all(is_elsewhere).then(|| found[0].used.as_ref())
+            {
                 let (volume, container) = (id.to_string(), other.intent.container.clone());
                 return Err(Error::OtherContainer { volume, container, asked });
             }
@@ -71,7 +77,8 @@ fn only(mut found: Vec<Known>, several: impl FnOnce(Vec<String>) -> Error) -> Re
         (_, last) => {
             found.extend(last);
             let name = |known: &Known| {
-                let place = known.used.as_ref().map(|used| (&used.intent.path, &used.intent.container));
+                let place =
+                    known.used.as_ref().map(|used| (&used.intent.path, &used.intent.container));
                 place.map_or(known.id.to_string(), |(path, container)| {
                     format!("{} at {path} in container {container}", known.id)
                 })
@@ -85,9 +92,14 @@ fn only(mut found: Vec<Known>, several: impl FnOnce(Vec<String>) -> Error) -> Re
 ///
 /// # Errors
 /// There is no such container.
-pub(crate) fn all(container: Option<&str>, place: &Place, registry: &Registry) -> Result<Vec<Known>, Error> {
+pub(crate) fn all(
+    container: Option<&str>,
+    place: &Place,
+    registry: &Registry,
+) -> Result<Vec<Known>, Error> {
     let mut known = registry.uses();
-    let container = container.map(|prefix| place.container(prefix, &containers(&known))).transpose()?;
+    let container =
+        container.map(|prefix| place.container(prefix, &containers(&known))).transpose()?;
     let of = |known: &Known| {
         let used = known.used.as_ref()?;
         Some((used.intent.container.clone(), used.intent.path.clone()))

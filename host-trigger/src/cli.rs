@@ -260,7 +260,11 @@ impl Target {
     ///
     /// # Errors
     /// The agent's address is not one.
-    pub fn search(&self, run_dir: Option<PathBuf>, container: Option<&str>) -> Result<Search, Error> {
+    pub fn search(
+        &self,
+        run_dir: Option<PathBuf>,
+        container: Option<&str>,
+    ) -> Result<Search, Error> {
         let agent = self.agent.as_deref().map(str::parse::<AgentAddress>).transpose()?;
         Ok(Search {
             run_dir,
@@ -273,7 +277,8 @@ impl Target {
 }
 
 fn parse_mode(text: &str) -> Result<u32, String> {
-    let mode = u32::from_str_radix(text, 8).ok().filter(|&mode| mode <= 0o777 && !text.starts_with('+'));
+    let mode =
+        u32::from_str_radix(text, 8).ok().filter(|&mode| mode <= 0o777 && !text.starts_with('+'));
     mode.ok_or_else(|| "expected permission bits in octal, at most 777".to_owned())
 }
 
@@ -285,7 +290,8 @@ fn parse_wait(text: &str) -> Result<Duration, String> {
 }
 
 pub(crate) fn parse_volume(text: &str) -> Result<VolumeId, String> {
-    VolumeId::parse(text).ok_or_else(|| "expected sixteen hexadecimal digits in lower case".to_owned())
+    VolumeId::parse(text)
+        .ok_or_else(|| "expected sixteen hexadecimal digits in lower case".to_owned())
 }
 
 impl Verb {

@@ -115,7 +115,8 @@ impl PciAddresses {
     fn note(&mut self, devices: Vec<PciDevice>) {
         for device in devices {
             if !device.qdev_id.is_empty() {
-                let address = format!("0000:{:02x}:{:02x}.{:x}", device.bus, device.slot, device.function);
+                let address =
+                    format!("0000:{:02x}:{:02x}.{:x}", device.bus, device.slot, device.function);
                 self.0.insert(device.qdev_id, address);
             }
             if let Some(bridge) = device.pci_bridge {
@@ -139,7 +140,11 @@ mod tests {
     #[case(&["scsi0", "a"], None, "scsi0")]
     #[case(&["a"], None, "a")]
     #[case(&["scsi0", "a"], Some("a"), "a")]
-    fn a_controller_is_chosen(#[case] found: &[&str], #[case] wanted: Option<&str>, #[case] chosen: &str) {
+    fn a_controller_is_chosen(
+        #[case] found: &[&str],
+        #[case] wanted: Option<&str>,
+        #[case] chosen: &str,
+    ) {
         assert_eq!(choose(ids(found), wanted).unwrap(), chosen);
     }
 
@@ -148,7 +153,9 @@ mod tests {
         assert!(matches!(choose(Vec::new(), None), Err(Error::NoController)));
         let two = || ids(&["b", "a"]);
         let ambiguous = choose(two(), None);
-        assert!(matches!(ambiguous, Err(Error::ControllerAmbiguous { found }) if found == ["a", "b"]));
+        assert!(
+            matches!(ambiguous, Err(Error::ControllerAmbiguous { found }) if found == ["a", "b"])
+        );
         assert!(matches!(choose(two(), Some("c")), Err(Error::ControllerUnknown { .. })));
     }
 

@@ -61,9 +61,12 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "m" => 60_000,
         _ => return Err("expected a time such as 30s, 1500ms or 2m".to_owned()),
     };
-    let number: u64 = number.parse().map_err(|_| "expected a time such as 30s, 1500ms or 2m".to_owned())?;
+    let number: u64 =
+        number.parse().map_err(|_| "expected a time such as 30s, 1500ms or 2m".to_owned())?;
     let millis = number.checked_mul(millis_per_unit).filter(|&ms| ms > 0 && ms <= 24 * 3_600_000);
-    millis.map(Duration::from_millis).ok_or_else(|| "expected more than zero and at most a day".to_owned())
+    millis
+        .map(Duration::from_millis)
+        .ok_or_else(|| "expected more than zero and at most a day".to_owned())
 }
 
 /// How long each stage took, in the order in which they ended.

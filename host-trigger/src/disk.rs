@@ -90,7 +90,9 @@ pub(crate) async fn add_node(
             Ok(_) => return Ok(true),
             Err(e) if place.is_some_and(|place| is_duplicate_of(&e, place)) => return Ok(false),
             // Not built in, or forbidden by the kernel or by QEMU's sandbox.
-            Err(e) if aio == "io_uring" && e.refusal().is_some_and(|text| text.contains("io_uring")) => {}
+            Err(e)
+                if aio == "io_uring"
+                    && e.refusal().is_some_and(|text| text.contains("io_uring")) => {}
             Err(e) => return Err(refused(e, id, source)),
         }
     }
@@ -110,7 +112,9 @@ pub(crate) async fn keep_place(qmp: &mut Qmp, place: &str) -> Result<(), QmpErro
 /// Lets go of it. A node that is a part of a disk goes with that.
 pub(crate) async fn free_place(qmp: &mut Qmp, place: &str) -> Result<(), QmpError> {
     match qmp.execute("blockdev-del", json!({"node-name": place})).await {
-        Err(e) if e.refusal().is_some_and(|text| text.contains("not owned by the monitor")) => Ok(()),
+        Err(e) if e.refusal().is_some_and(|text| text.contains("not owned by the monitor")) => {
+            Ok(())
+        }
         removed => unless_gone(removed),
     }
 }
@@ -170,8 +174,13 @@ fn refused(error: QmpError, id: &VolumeId, source: &Source) -> Error {
         return Error::AnotherRun { volume: id.to_string() };
     }
     // Another QEMU, or this one through another node, has the file.
-    if (text.contains("Failed to get") && text.contains("lock")) || text.contains("Permission conflict") {
-        return Error::SourceHeld { path: source.given.clone(), holder: "a QEMU that has it open".into() };
+    if (text.contains("Failed to get") && text.contains("lock"))
+        || text.contains("Permission conflict")
+    {
+        return Error::SourceHeld {
+            path: source.given.clone(),
+            holder: "a QEMU that has it open".into(),
+        };
     }
     error.into()
 }

@@ -18,7 +18,9 @@ pub enum Error {
     // Usage.
     #[error("{text}")]
     Usage { text: String },
-    #[error("the {what} id {id:?} is not valid: letters, digits, '.', '_' and '-' are, without \"..\"")]
+    #[error(
+        "the {what} id {id:?} is not valid: letters, digits, '.', '_' and '-' are, without \"..\""
+    )]
     InvalidId { what: &'static str, id: String },
     #[error("the {what} id {prefix:?} is ambiguous: {}", .found.join(", "))]
     AmbiguousId { what: &'static str, prefix: String, found: Vec<String> },
@@ -188,9 +190,13 @@ impl Error {
             Self::Usage { .. } => ("usage", 2, None),
             Self::InvalidId { .. } => ("invalid_id", 2, None),
             Self::AmbiguousId { .. } => ("ambiguous_id", 2, Some("give more characters of the id")),
-            Self::SandboxNeeded { .. } => ("sandbox_needed", 2, Some("name the sandbox with --sandbox")),
+            Self::SandboxNeeded { .. } => {
+                ("sandbox_needed", 2, Some("name the sandbox with --sandbox"))
+            }
             Self::NothingNamed => ("sandbox_needed", 2, Some("name the sandbox with --sandbox")),
-            Self::PauseContainer { .. } => ("pause_container", 2, Some("name a container of the workload")),
+            Self::PauseContainer { .. } => {
+                ("pause_container", 2, Some("name a container of the workload"))
+            }
             Self::DevicePath { .. } => ("invalid_device_path", 2, None),
             Self::Unpaired { .. } => {
                 ("unpaired", 2, Some("give one --device-path after each --block-volume"))
@@ -220,23 +226,31 @@ impl Error {
             Self::SandboxNotFound { .. } => (
                 "sandbox_not_found",
                 3,
-                Some("another state directory is given with --run-dir, sockets with --qmp and --agent"),
+                Some(
+                    "another state directory is given with --run-dir, sockets with --qmp and --agent",
+                ),
             ),
             Self::ContainerNotFound { .. } => ("container_not_found", 3, None),
             Self::SourceNotFound { .. } => ("source_not_found", 3, None),
-            Self::VolumeNotFound { .. } => {
-                ("volume_not_found", 3, Some("`ecr-runtime block-volume list` shows what is plugged"))
-            }
+            Self::VolumeNotFound { .. } => (
+                "volume_not_found",
+                3,
+                Some("`ecr-runtime block-volume list` shows what is plugged"),
+            ),
             Self::PathTaken { .. } => ("path_taken", 4, Some("choose another --device-path")),
             Self::VolumeTaken { .. } => {
                 ("volume_taken", 4, Some("unplug it there first, or share it with --shared"))
             }
-            Self::OtherOptions { .. } => ("other_options", 4, Some("unplug it first, or repeat the options")),
+            Self::OtherOptions { .. } => {
+                ("other_options", 4, Some("unplug it first, or repeat the options"))
+            }
             Self::PathHoldsVolume { .. } => ("path_taken", 4, Some("choose another --device-path")),
             Self::OtherContainer { .. } => {
                 ("other_container", 4, Some("name that container with --container, or none"))
             }
-            Self::AnotherRun { .. } => ("another_run", 4, Some("try again when the other run has ended")),
+            Self::AnotherRun { .. } => {
+                ("another_run", 4, Some("try again when the other run has ended"))
+            }
             Self::LimitsConflict { .. } => (
                 "limits_conflict",
                 4,
@@ -247,18 +261,24 @@ impl Error {
                 4,
                 Some("--allow-shrink makes it smaller; what is beyond the new end is lost"),
             ),
-            Self::DeviceSize { .. } => {
-                ("device_size", 4, Some("give the device its size on the host, and leave out --size here"))
-            }
+            Self::DeviceSize { .. } => (
+                "device_size",
+                4,
+                Some("give the device its size on the host, and leave out --size here"),
+            ),
             Self::SourceEmpty { .. } => ("source_empty", 6, Some("give the volume a size first")),
             Self::SourceKind { .. } => ("source_kind", 6, None),
             Self::SourceMounted { .. } => ("source_mounted", 6, Some("unmount it first")),
             Self::SourceHeld { .. } => ("source_held", 6, Some("end its other use first")),
-            Self::SourceIsRoot { .. } => ("source_is_root", 6, Some("use a volume on another disk")),
+            Self::SourceIsRoot { .. } => {
+                ("source_is_root", 6, Some("use a volume on another disk"))
+            }
             Self::SourceChanged { .. } => {
                 ("source_changed", 6, Some("plug it when nobody changes it any more"))
             }
-            Self::SourceReadOnly { .. } => ("source_read_only", 6, Some("plug it with --read-only")),
+            Self::SourceReadOnly { .. } => {
+                ("source_read_only", 6, Some("plug it with --read-only"))
+            }
             Self::SourceUnaligned { .. } => {
                 ("source_unaligned", 6, Some("grow the file to a multiple of 512 bytes"))
             }
@@ -267,15 +287,19 @@ impl Error {
                 6,
                 Some("QEMU still has the other one: unplug it, or bring it back to its path"),
             ),
-            Self::ImageLimit { .. } => {
-                ("image_limit", 6, Some("its file system takes no file of this size, or has no space"))
-            }
+            Self::ImageLimit { .. } => (
+                "image_limit",
+                6,
+                Some("its file system takes no file of this size, or has no space"),
+            ),
             Self::TimedOut { .. } | Self::AgentTimedOut { .. } | Self::AgentSilent { .. } => {
                 ("timed_out", 7, Some("a longer --timeout may help"))
             }
-            Self::Incomplete { .. } => {
-                ("incomplete", 8, Some("run the same command again, or repair: both begin with what is left"))
-            }
+            Self::Incomplete { .. } => (
+                "incomplete",
+                8,
+                Some("run the same command again, or repair: both begin with what is left"),
+            ),
             Self::Unrepaired { .. } => ("incomplete", 8, Some("end the cause, and repair again")),
             Self::RecordLost { .. } => (
                 "record_lost",
@@ -292,21 +316,37 @@ impl Error {
             Self::NoPlugin => {
                 ("no_plugin", 10, Some("the VM's agent must be built with the agent-plugin crate"))
             }
-            Self::NoMethod { .. } => ("no_method", 10, Some("the VM's agent is built with an older plugin")),
-            Self::ApiLevel { .. } => ("api_level", 12, Some("use the versions of one release on both sides")),
+            Self::NoMethod { .. } => {
+                ("no_method", 10, Some("the VM's agent is built with an older plugin"))
+            }
+            Self::ApiLevel { .. } => {
+                ("api_level", 12, Some("use the versions of one release on both sides"))
+            }
             Self::AgentStatus { .. } => ("agent_status", 1, None),
             Self::AgentLost { .. } => ("agent_lost", 14, None),
-            Self::AgentUnreachable { .. } => ("agent_unreachable", 14, Some("is the sandbox running?")),
-            Self::AgentUnknown { .. } => ("agent_unknown", 14, Some("name the agent's address with --agent")),
+            Self::AgentUnreachable { .. } => {
+                ("agent_unreachable", 14, Some("is the sandbox running?"))
+            }
+            Self::AgentUnknown { .. } => {
+                ("agent_unknown", 14, Some("name the agent's address with --agent"))
+            }
             Self::AgentAnswer { .. } => ("agent_answer", 1, None),
             Self::Qmp(error) => class::of_qmp(error),
-            Self::NoQmpSocket { .. } => ("qmp_unreachable", 14, Some("name a QMP socket with --qmp")),
-            Self::NotQemu { .. } => ("not_qemu", 10, Some("only QEMU can be asked to plug a volume")),
-            Self::NoController => {
-                ("no_controller", 10, Some("Kata makes one with block_device_driver = \"virtio-scsi\""))
+            Self::NoQmpSocket { .. } => {
+                ("qmp_unreachable", 14, Some("name a QMP socket with --qmp"))
             }
+            Self::NotQemu { .. } => {
+                ("not_qemu", 10, Some("only QEMU can be asked to plug a volume"))
+            }
+            Self::NoController => (
+                "no_controller",
+                10,
+                Some("Kata makes one with block_device_driver = \"virtio-scsi\""),
+            ),
             Self::NoAddress => ("no_address", 10, Some("unplug other volumes first")),
-            Self::ResizeReadOnly { .. } => ("read_only_volume", 10, Some("unplug it, and plug it again")),
+            Self::ResizeReadOnly { .. } => {
+                ("read_only_volume", 10, Some("unplug it, and plug it again"))
+            }
             Self::Denied { .. } => ("denied", 11, Some("run it as root")),
             Self::System { .. } => ("system", 1, None),
             // 128 + n does not leave the range: only 1, 2 and 15 are caught.

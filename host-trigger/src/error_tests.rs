@@ -124,5 +124,8 @@ fn a_message_names_its_cause_once() {
         path: "/q".into(),
         source: io::Error::from_raw_os_error(libc::ECONNREFUSED),
     });
-    assert_eq!(error.message(), "cannot connect to QEMU's socket \"/q\": Connection refused (os error 111)");
+    assert_eq!(
+        error.message(),
+        "cannot connect to QEMU's socket \"/q\": Connection refused (os error 111)"
+    );
 }

@@ -29,7 +29,8 @@ mod points {
 
     fn action(name: &str) -> Option<String> {
         let all = std::env::var("ECR_RUNTIME_FAULT").ok()?;
-        all.split(',').find_map(|entry| Some(entry.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
+        all.split(',')
+            .find_map(|entry| Some(entry.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
     }
 
     pub(crate) async fn point(name: &'static str) -> Result<(), Error> {

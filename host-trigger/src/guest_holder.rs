@@ -123,7 +123,8 @@ mod tests {
 
     #[test]
     fn the_json_form_is_stable() {
-        let holders = GuestHolder::all(&[told("process", 57, "c1", "/dev/xvda"), told("md", 0, "", "md127")]);
+        let holders =
+            GuestHolder::all(&[told("process", 57, "c1", "/dev/xvda"), told("md", 0, "", "md127")]);
         let expected = concat!(
             r#"[{"kind":"process","pid":57,"command":"dd","container":"c1","detail":"/dev/xvda"},"#,
             r#"{"kind":"md","pid":null,"command":"dd","container":"","detail":"md127"}]"#

@@ -71,7 +71,9 @@ impl Held {
     /// It, and what it shares its bytes with: a disk's partitions, a partition's disk.
     fn family(self) -> Vec<Self> {
         match self {
-            Self::Block(number) => block_sysfs::family(number).into_iter().map(Self::Block).collect(),
+            Self::Block(number) => {
+                block_sysfs::family(number).into_iter().map(Self::Block).collect()
+            }
             Self::File(..) => vec![self],
         }
     }
@@ -101,7 +103,8 @@ pub(crate) fn in_the_way(taken: &[Taken]) -> Vec<Option<Holder>> {
             (opener.writes || !taken.read_only) && counts()
         };
         let opener = openers.iter().filter(|opener| family.contains(&opener.held)).find(is_wrong);
-        over.map(|(name, _)| Holder::Loop(name.clone())).or_else(|| opener.map(|opener| process(opener.pid)))
+        over.map(|(name, _)| Holder::Loop(name.clone()))
+            .or_else(|| opener.map(|opener| process(opener.pid)))
     };
     taken.iter().zip(&families).map(one).collect()
 }
@@ -128,11 +131,16 @@ fn mount_elsewhere(family: &[Held]) -> Option<Holder> {
     let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
     let mut seen: HashSet<_> = namespace("self").into_iter().collect();
     let processes = names(Path::new("/proc")).filter(|name| name.parse::<i32>().is_ok());
-    processes.filter(|pid| namespace(pid).is_some_and(|namespace| seen.insert(namespace))).find_map(|pid| {
-        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?;
-        let point = mount_point(&mounts, family)?;
-        Some(Holder::Mount(format!("{point} in the mount namespace of {}", process(pid.parse().ok()?))))
-    })
+    processes.filter(|pid| namespace(pid).is_some_and(|namespace| seen.insert(namespace))).find_map(
+        |pid| {
+            let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?;
+            let point = mount_point(&mounts, family)?;
+            Some(Holder::Mount(format!(
+                "{point} in the mount namespace of {}",
+                process(pid.parse().ok()?)
+            )))
+        },
+    )
 }
 
 /// Where one of `family` is mounted. The file system tells its device's number, except those that have several devices: these name
@@ -146,8 +154,10 @@ fn mount_point(mounts: &str, family: &[Held]) -> Option<String> {
             Held::Block(wanted) => number == format!("{}:{}", major(*wanted), minor(*wanted)),
             Held::File(..) => false,
         };
-        let is_source =
-            || source.starts_with("/dev/") && Held::at(source).is_some_and(|source| family.contains(&source));
+        let is_source = || {
+            source.starts_with("/dev/")
+                && Held::at(source).is_some_and(|source| family.contains(&source))
+        };
         (family.iter().any(is_number) || is_source()).then(|| point.to_owned())
     })
 }
@@ -183,8 +193,10 @@ fn arguments(pid: i32) -> Vec<u8> {
 /// By its name, or by a descriptor of KVM's, whatever its name.
 fn runs_a_vm(pid: i32) -> bool {
     let descriptors = PathBuf::from(format!("/proc/{pid}/fd"));
-    let is_vm =
-        |name| fs::read_link(descriptors.join(name)).is_ok_and(|link| link == Path::new("anon_inode:kvm-vm"));
+    let is_vm = |name| {
+        fs::read_link(descriptors.join(name))
+            .is_ok_and(|link| link == Path::new("anon_inode:kvm-vm"))
+    };
     is_qemu(pid) || names(&descriptors).any(is_vm)
 }
 
@@ -194,7 +206,8 @@ pub(crate) fn is_qemu(pid: i32) -> bool {
 }
 
 fn is_qemus(arguments: &[u8]) -> bool {
-    let program = String::from_utf8_lossy(arguments.split(|&byte| byte == 0).next().unwrap_or_default());
+    let program =
+        String::from_utf8_lossy(arguments.split(|&byte| byte == 0).next().unwrap_or_default());
     PathBuf::from(program.into_owned())
         .file_name()
         .is_some_and(|name| name.to_string_lossy().starts_with("qemu-"))
@@ -221,7 +234,8 @@ mod tests {
     fn a_process_that_has_the_file_open_is_named() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let held = Held::at(file.path()).unwrap();
-        let mut child = Command::new("sleep").arg("60").stdin(file.reopen().unwrap()).spawn().unwrap();
+        let mut child =
+            Command::new("sleep").arg("60").stdin(file.reopen().unwrap()).spawn().unwrap();
         let holder = holder(held);
         child.kill().unwrap();
         child.wait().unwrap();
@@ -258,7 +272,10 @@ mod tests {
             child.kill().unwrap();
             child.wait().unwrap();
             let child = Holder::Process(i32::try_from(child.id()).unwrap(), "sleep".into());
-            found.into_iter().map(|holder| holder.map(|holder| assert_eq!(holder, child)).is_some()).collect()
+            found
+                .into_iter()
+                .map(|holder| holder.map(|holder| assert_eq!(holder, child)).is_some())
+                .collect()
         };
         let found: Vec<bool> = found_with(fs::File::open(file.path()).unwrap());
         assert_eq!(found, [false, true]);

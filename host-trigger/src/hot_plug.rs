@@ -63,11 +63,13 @@ pub async fn run(verb: &HotPlug, run_dir: Option<PathBuf>) -> Result<Report, Err
     let _lock = signals.unless_caught(lock::acquire(&place.lock_directory(), deadline)).await?;
     watch.lap("lock");
 
-    let prepared =
-        signals.unless_caught(prepare::prepare(&place, &container, verb, deadline, &mut watch)).await?;
+    let prepared = signals
+        .unless_caught(prepare::prepare(&place, &container, verb, deadline, &mut watch))
+        .await?;
     fault::point("after-probe").await?;
 
-    let (mut plug, mut registry, probe) = Plug::new(verb, &place, container, deadline, watch, prepared)?;
+    let (mut plug, mut registry, probe) =
+        Plug::new(verb, &place, container, deadline, watch, prepared)?;
     let done = signals.unless_caught(plug.run(&mut registry, probe)).await;
     let Err(cause) = done else { return plug.report() };
     let may_be_left = plug.touched();
@@ -78,7 +80,11 @@ pub async fn run(verb: &HotPlug, run_dir: Option<PathBuf>) -> Result<Report, Err
             [vec![text], may_be_left].concat()
         }
     };
-    if left.is_empty() { Err(cause) } else { Err(Error::Incomplete { cause: Box::new(cause), left }) }
+    if left.is_empty() {
+        Err(cause)
+    } else {
+        Err(Error::Incomplete { cause: Box::new(cause), left })
+    }
 }
 
 /// What can be said of the command line alone.
@@ -171,7 +177,8 @@ impl<'a> Plug<'a> {
             });
         }
         let link = Link { address: prepared.address, agent: prepared.agent, qmp: prepared.qmp };
-        let plug = Self { verb, place, container, deadline, watch, link, items, guest_asked: false };
+        let plug =
+            Self { verb, place, container, deadline, watch, link, items, guest_asked: false };
         Ok((plug, prepared.registry, prepared.probe))
     }
 
@@ -181,7 +188,11 @@ impl<'a> Plug<'a> {
         }
     }
 
-    async fn run(&mut self, registry: &mut Option<Registry>, mut probe: ProbeResponse) -> Result<(), Error> {
+    async fn run(
+        &mut self,
+        registry: &mut Option<Registry>,
+        mut probe: ProbeResponse,
+    ) -> Result<(), Error> {
         qemu_bug::warnings(self.link.qmp.version()).for_each(|warning| output::note(&warning));
         let took_back = match registry {
             Some(registry) => self.settle(registry).await?,
@@ -259,7 +270,8 @@ impl<'a> Plug<'a> {
         self.watch.lap("blockdev_add");
 
         let (item, qmp) = (&mut self.items[index], &mut self.link.qmp);
-        item.address = disk::add_device(qmp, &item.id, &item.source, &item.controller.id, addresses).await?;
+        item.address =
+            disk::add_device(qmp, &item.id, &item.source, &item.controller.id, addresses).await?;
         fault::point("after-device-add").await?;
         self.watch.lap("device_add");
         // Before the guest is asked to make it usable: QEMU has no way to add a device with limits.
@@ -288,7 +300,8 @@ impl<'a> Plug<'a> {
 
     async fn try_add_node(&mut self, index: usize, place: Option<&str>) -> Result<bool, Error> {
         let (item, qmp) = (&mut self.items[index], &mut self.link.qmp);
-        let added = disk::add_node(qmp, &item.id, &item.source, self.verb.read_only, item.set, place).await;
+        let added =
+            disk::add_node(qmp, &item.id, &item.source, self.verb.read_only, item.set, place).await;
         if matches!(added, Err(Error::AnotherRun { .. })) {
             item.touched = Touched::Records;
         }
@@ -299,7 +312,8 @@ impl<'a> Plug<'a> {
     async fn attach(&mut self) -> Result<(), Error> {
         let remaining = self.deadline.remaining();
         let guest = (remaining - (remaining / 4).min(UNDO_SHARE)).min(agent::LONGEST_REQUEST);
-        let reply_by = Deadline::after(guest + REPLY_GRACE).min(Deadline::after((guest + remaining) / 2));
+        let reply_by =
+            Deadline::after(guest + REPLY_GRACE).min(Deadline::after((guest + remaining) / 2));
         let request = AttachRequest {
             attachments: self.items.iter().map(Item::attachment).collect(),
             timeout_ms: agent::timeout_ms(guest),
@@ -313,8 +327,10 @@ impl<'a> Plug<'a> {
         let reply = reply?;
         fault::point("after-attach").await?;
         for stage in reply.stages.iter().take(MOST_STAGES) {
-            self.watch
-                .record(format!("guest_{}", printable(&stage.name)), Duration::from_micros(stage.micros));
+            self.watch.record(
+                format!("guest_{}", printable(&stage.name)),
+                Duration::from_micros(stage.micros),
+            );
         }
         if reply.attached.len() != self.items.len() {
             return Err(outcome::answer("another number of volumes"));

@@ -49,8 +49,9 @@ pub async fn run(verb: &HotUnplug, run_dir: Option<PathBuf>) -> Result<Report, E
     };
     let Subject { known, volume, question } = subject;
     if verb.dry_run {
-        let broke =
-            signals.unless_caught(rehearse(verb, guest.as_ref(), question.as_ref(), deadline)).await?;
+        let broke = signals
+            .unless_caught(rehearse(verb, guest.as_ref(), question.as_ref(), deadline))
+            .await?;
         return Ok(Report { broke, ..report(Outcome::WouldDetach, Some(volume), watch) });
     }
 
@@ -140,7 +141,9 @@ async fn rehearse(
     let seen = survey::inspect(&guest.agent, question, true, deadline).await?;
     // What another container does with the disk goes on.
     let mut holders = seen.holders;
-    holders.retain(|holder| !question.keep_disk || holder.container_id == question.attachment.container_id);
+    holders.retain(|holder| {
+        !question.keep_disk || holder.container_id == question.attachment.container_id
+    });
     let holders = GuestHolder::all(&holders);
     match verb.force || holders.is_empty() {
         true => Ok(holders),

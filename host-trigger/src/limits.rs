@@ -104,7 +104,8 @@ impl Limits {
         let number = |name: &str| inserted[name].as_u64().unwrap_or_default();
         Self::of(KINDS.map(|Kind { qemu, .. }| {
             let burst = number(&format!("{qemu}_max"));
-            let burst_seconds = if burst > 0 { number(&format!("{qemu}_max_length")).max(1) } else { 0 };
+            let burst_seconds =
+                if burst > 0 { number(&format!("{qemu}_max_length")).max(1) } else { 0 };
             Limit { limit: number(qemu), burst, burst_seconds }
         }))
     }
@@ -128,7 +129,9 @@ impl Limits {
     /// QEMU refuses, or does not answer.
     pub(crate) async fn write(&self, qmp: &mut Qmp, id: &VolumeId) -> Result<(), QmpError> {
         let mut arguments = json!({"id": id.device()});
-        for (Kind { qemu, .. }, Limit { limit, burst, burst_seconds }) in KINDS.iter().zip(self.all()) {
+        for (Kind { qemu, .. }, Limit { limit, burst, burst_seconds }) in
+            KINDS.iter().zip(self.all())
+        {
             arguments[qemu] = limit.into();
             if burst > 0 {
                 arguments[format!("{qemu}_max")] = burst.into();
@@ -174,12 +177,15 @@ impl Limits {
 impl fmt::Display for Limits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
-        for (Kind { flag, .. }, Limit { limit, burst, burst_seconds }) in KINDS.iter().zip(self.all()) {
+        for (Kind { flag, .. }, Limit { limit, burst, burst_seconds }) in
+            KINDS.iter().zip(self.all())
+        {
             if limit == 0 {
                 continue;
             }
-            let amount =
-                |count: u64| if flag.starts_with("bps") { human_size(count) } else { count.to_string() };
+            let amount = |count: u64| {
+                if flag.starts_with("bps") { human_size(count) } else { count.to_string() }
+            };
             write!(f, "{separator}{flag} {}", amount(limit))?;
             if burst > 0 {
                 write!(f, " (burst {} for {burst_seconds} s)", amount(burst))?;
@@ -238,12 +244,15 @@ impl Change {
     /// # Errors
     /// What is given does not go together with what is there.
     pub(crate) fn of(&self, volume: &VolumeId, present: &Limits) -> Result<Limits, Error> {
-        self.applied(present).map_err(|why| Error::LimitsConflict { volume: volume.to_string(), why })
+        self.applied(present)
+            .map_err(|why| Error::LimitsConflict { volume: volume.to_string(), why })
     }
 
     fn applied(&self, present: &Limits) -> Result<Limits, String> {
         let mut all = present.all();
-        for ((limit, burst), (is, Kind { flag, .. })) in self.each.iter().zip(all.iter_mut().zip(&KINDS)) {
+        for ((limit, burst), (is, Kind { flag, .. })) in
+            self.each.iter().zip(all.iter_mut().zip(&KINDS))
+        {
             is.limit = limit.unwrap_or(is.limit);
             if let Some(burst) = *burst {
                 if burst > 0 && is.limit == 0 {

@@ -48,8 +48,10 @@ fn only_what_is_given_changes() {
     assert_eq!(after(&[], None), present);
     assert_eq!(after(&[(5, Some(512), None)], None), Limits { bps_write: limit(512), ..present });
     assert_eq!(after(&[(4, Some(0), None)], None), Limits { bps_read: None, ..present });
-    let iops =
-        |limit, burst, burst_seconds| Limits { iops: Some(Limit { limit, burst, burst_seconds }), ..present };
+    let iops = |limit, burst, burst_seconds| Limits {
+        iops: Some(Limit { limit, burst, burst_seconds }),
+        ..present
+    };
     assert_eq!(after(&[(0, Some(150), None)], None), iops(150, 200, 3));
     assert_eq!(after(&[(0, None, Some(300))], None), iops(100, 300, 3));
     assert_eq!(after(&[(0, None, Some(300))], Some(7)), iops(100, 300, 7));
@@ -101,5 +103,8 @@ fn a_part_takes_the_place_of_the_total_in_one_change() {
     let present = Limits { iops: limit(50), ..Limits::default() };
     let change = change(&[(0, Some(0), None), (1, Some(9), None)], None);
     change.check().unwrap();
-    assert_eq!(change.of(&volume(), &present).unwrap(), Limits { iops_read: limit(9), ..Limits::default() });
+    assert_eq!(
+        change.of(&volume(), &present).unwrap(),
+        Limits { iops_read: limit(9), ..Limits::default() }
+    );
 }

@@ -36,8 +36,9 @@ pub async fn list(verb: &List, run_dir: Option<PathBuf>) -> Result<Listing, Erro
 pub async fn inspect(verb: &Inspect, run_dir: Option<PathBuf>) -> Result<Listing, Error> {
     choice::check(&verb.which)?;
     let container = verb.container.as_deref();
-    let choose =
-        |place: &Place, registry: &Registry| Ok(vec![choice::find(&verb.which, container, place, registry)?]);
+    let choose = |place: &Place, registry: &Registry| {
+        Ok(vec![choice::find(&verb.which, container, place, registry)?])
+    };
     look("inspect", "inspected", &verb.target, container, run_dir, choose).await
 }
 

@@ -97,7 +97,8 @@ pub struct GuestView {
 /// The table of `list`.
 pub(crate) fn table(listing: &Listing) -> String {
     let mut rows = vec![
-        ["VOLUME", "STATE", "SIZE", "CONTAINER", "PATH", "SOURCE", "GUEST", "LIMITS"].map(str::to_owned),
+        ["VOLUME", "STATE", "SIZE", "CONTAINER", "PATH", "SOURCE", "GUEST", "LIMITS"]
+            .map(str::to_owned),
     ];
     rows.extend(listing.volumes.iter().map(|Listed { volume, state, .. }| {
         let access = if volume.read_only { " ro" } else { "" };
@@ -110,7 +111,11 @@ pub(crate) fn table(listing: &Listing) -> String {
             printable(&volume.device_path),
             printable(&volume.source_device.to_string_lossy()),
             printable(&volume.guest_device),
-            if volume.throttle.is_unlimited() { String::new() } else { volume.throttle.to_string() },
+            if volume.throttle.is_unlimited() {
+                String::new()
+            } else {
+                volume.throttle.to_string()
+            },
         ]
     }));
     let mut lines = table::table(rows);
@@ -127,7 +132,8 @@ pub(crate) fn details(listing: &Listing) -> String {
     for Listed { volume, state, guest, .. } in &listing.volumes {
         let access = if volume.read_only { ", read-only" } else { "" };
         let scsi = &volume.scsi;
-        let mut line = |name: &str, value: &str| lines.push(format!("{name:14}{}", printable(value)));
+        let mut line =
+            |name: &str, value: &str| lines.push(format!("{name:14}{}", printable(value)));
         line("volume", &volume.id);
         line("state", state.text());
         line("size", &format!("{} ({} bytes{access})", human_size(volume.size), volume.size));
@@ -152,7 +158,11 @@ pub(crate) fn details(listing: &Listing) -> String {
             line("  size", &format!("{} bytes", guest.size));
             line("  read-only", yes(guest.read_only));
             guest.leftovers.iter().for_each(|name| line("  leftover", name));
-            guest.holders.iter().flatten().for_each(|holder| line("  held by", &holder.to_string()));
+            guest
+                .holders
+                .iter()
+                .flatten()
+                .for_each(|holder| line("  held by", &holder.to_string()));
         }
     }
     lines.iter_mut().for_each(|line| line.truncate(line.trim_end().len()));

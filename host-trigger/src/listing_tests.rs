@@ -45,7 +45,13 @@ fn listing(volumes: Vec<Listed>) -> Listing {
 }
 
 fn error() -> FailureBody {
-    FailureBody { reason: "busy".into(), exit_code: 5, message: "no".into(), hint: None, holders: Vec::new() }
+    FailureBody {
+        reason: "busy".into(),
+        exit_code: 5,
+        message: "no".into(),
+        hint: None,
+        holders: Vec::new(),
+    }
 }
 
 #[test]
@@ -94,7 +100,10 @@ fn a_guest_that_was_not_asked_is_told() {
     let whole = Listing { guest_error: Some(error()), ..listing(vec![volume]) };
     for text in [table(&whole), details(&whole)] {
         assert!(text.contains("\nthe guest was not asked: no"), "{text}");
-        assert!(text.ends_with("\nthe guest does not tell of volume 0123456789abcdef: no"), "{text}");
+        assert!(
+            text.ends_with("\nthe guest does not tell of volume 0123456789abcdef: no"),
+            "{text}"
+        );
     }
 }
 

@@ -51,9 +51,9 @@ pub(crate) async fn acquire(directory: &Path, deadline: Deadline) -> Result<Sand
     match deadline.wait(receiver).await {
         Ok(Ok(Ok(lock))) => Ok(SandboxLock { _lock: lock }),
         Ok(Ok(Err((_, errno)))) => Err(Error::system("flock", directory, errno.into())),
-        Ok(Err(_)) | Err(_) => {
-            Err(Error::TimedOut { what: format!("another run that works on {}", directory.display()) })
-        }
+        Ok(Err(_)) | Err(_) => Err(Error::TimedOut {
+            what: format!("another run that works on {}", directory.display()),
+        }),
     }
 }
 
@@ -78,7 +78,8 @@ pub(crate) fn holder(directory: &Path) -> Option<Holder> {
 fn is_device(text: &str, number: u64) -> bool {
     let parts = text.split_once(':');
     let hexadecimal = |text| u64::from_str_radix(text, 16).ok();
-    parts.and_then(|(major, minor)| Some(makedev(hexadecimal(major)?, hexadecimal(minor)?))) == Some(number)
+    parts.and_then(|(major, minor)| Some(makedev(hexadecimal(major)?, hexadecimal(minor)?)))
+        == Some(number)
 }
 
 #[cfg(test)]
@@ -91,7 +92,8 @@ mod tests {
     async fn a_second_run_waits_until_its_deadline() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(holder(directory.path()), None);
-        let _first = acquire(directory.path(), Deadline::after(Duration::from_secs(1))).await.unwrap();
+        let _first =
+            acquire(directory.path(), Deadline::after(Duration::from_secs(1))).await.unwrap();
         let own = i32::try_from(std::process::id()).unwrap();
         assert!(matches!(holder(directory.path()), Some(Holder::Process(pid, _)) if pid == own));
         let second = acquire(directory.path(), Deadline::after(Duration::from_millis(50))).await;
@@ -101,7 +103,8 @@ mod tests {
     #[tokio::test]
     async fn a_second_run_goes_on_when_the_first_ends() {
         let directory = tempfile::tempdir().unwrap();
-        let first = acquire(directory.path(), Deadline::after(Duration::from_secs(1))).await.unwrap();
+        let first =
+            acquire(directory.path(), Deadline::after(Duration::from_secs(1))).await.unwrap();
         let second = acquire(directory.path(), Deadline::after(Duration::from_secs(20)));
         let (second, ()) = tokio::join!(second, async { drop(first) });
         second.unwrap();
@@ -109,7 +112,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_directory_that_is_not_there_is_named() {
-        let locked = acquire(Path::new("/nonexistent/s1"), Deadline::after(Duration::from_secs(1))).await;
+        let locked =
+            acquire(Path::new("/nonexistent/s1"), Deadline::after(Duration::from_secs(1))).await;
         assert!(matches!(locked, Err(Error::System { call: "open", .. })));
     }
 }

@@ -64,8 +64,7 @@ impl Plan {
     pub(crate) fn new(known: &Known, answer: &Answer) -> Self {
         let Known { presence, used, .. } = known;
         let Some(used) = used else {
-            let why =
-                "the record is lost: plug it again as before, which takes back what is left, and unplug it";
+            let why = "the record is lost: plug it again as before, which takes back what is left, and unplug it";
             return if presence.device {
                 Self::Leave { why: why.to_owned() }
             } else {
@@ -74,10 +73,15 @@ impl Plan {
         };
         let told = match answer {
             Answer::NotAsked => {
-                return Self::Remove { completes: false, why: "the plug ended before its device was there" };
+                return Self::Remove {
+                    completes: false,
+                    why: "the plug ended before its device was there",
+                };
             }
             Answer::Silent(error) => {
-                return Self::Leave { why: format!("the guest does not tell of it: {}", error.message) };
+                return Self::Leave {
+                    why: format!("the guest does not tell of it: {}", error.message),
+                };
             }
             Answer::Told(told) => told,
         };
@@ -91,21 +95,24 @@ impl Plan {
             _ if placed && !(in_qemu && guest.disk_present) => {
                 Self::Remove { completes: true, why: "the unplug had begun" }
             }
-            State::ContainerRestarted if in_container => {
-                Self::Attach { why: "the guest had attached it to the container that was started anew" }
-            }
+            State::ContainerRestarted if in_container => Self::Attach {
+                why: "the guest had attached it to the container that was started anew",
+            },
             State::ContainerRestarted => {
                 Self::Remove { completes: false, why: "its container was started anew" }
             }
             State::ContainerGone => Self::Remove { completes: false, why: "its container is gone" },
-            _ if !guest.container_running => {
-                Self::Remove { completes: false, why: "the plug was not complete, and its container is gone" }
-            }
+            _ if !guest.container_running => Self::Remove {
+                completes: false,
+                why: "the plug was not complete, and its container is gone",
+            },
             _ if !(in_qemu && guest.disk_present) => {
                 Self::Remove { completes: false, why: "the guest had not attached it" }
             }
             _ if placed && in_container => Self::Keep,
-            _ if placed => Self::Attach { why: "its node or its right was gone from the container" },
+            _ if placed => {
+                Self::Attach { why: "its node or its right was gone from the container" }
+            }
             _ if in_container => Self::Attach { why: "the guest had attached it" },
             _ => Self::Remove { completes: false, why: "the guest had not attached it" },
         }
@@ -159,7 +166,10 @@ impl Workshop<'_> {
                 match self.attach(&guest.agent, subject, &question).await {
                     Ok(()) => plan.outcome(),
                     // The guest says no: then all of it goes.
-                    Err(Error::Guest { message, .. }) => match self.remove(subject, Some(question)).await {
+                    Err(Error::Guest { message, .. }) => match self
+                        .remove(subject, Some(question))
+                        .await
+                    {
                         Ok(()) => (Did::Undone, Now::Gone, format!("the guest says: {message}")),
                         Err(e) => failed(e),
                     },
@@ -170,7 +180,11 @@ impl Workshop<'_> {
         }
     }
 
-    async fn remove(&mut self, subject: &Subject, question: Option<Detachment>) -> Result<(), Error> {
+    async fn remove(
+        &mut self,
+        subject: &Subject,
+        question: Option<Detachment>,
+    ) -> Result<(), Error> {
         let mut question = question;
         let gone = &mut self.gone;
         if let Some(question) = &mut question {
@@ -198,13 +212,19 @@ impl Workshop<'_> {
     }
 
     /// Asks the guest for what it has done already or lost since, and writes the outcome.
-    async fn attach(&mut self, agent: &Agent, subject: &Subject, question: &Detachment) -> Result<(), Error> {
+    async fn attach(
+        &mut self,
+        agent: &Agent,
+        subject: &Subject,
+        question: &Detachment,
+    ) -> Result<(), Error> {
         let (Some(asked), Some(used)) = (question.attachment.as_ref(), &subject.known.used) else {
             return Err(outcome::answer("no volume"));
         };
         if used.is_further() {
             // A killed unplug may have begun with it.
-            disk::keep_place(self.qmp, &place_name(&used.intent.container, &used.intent.path)).await?;
+            disk::keep_place(self.qmp, &place_name(&used.intent.container, &used.intent.path))
+                .await?;
         }
         let remaining = self.deadline.remaining();
         let request = AttachRequest {

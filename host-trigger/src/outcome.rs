@@ -36,7 +36,8 @@ pub(crate) fn check(asked: &Attachment, attached: &Attached) -> Result<(), Error
 
 /// QEMU takes a record in slowly: what the guest adds to one is no longer than what it was asked.
 fn is_above(directory: &str, path: &str) -> bool {
-    path.strip_prefix(directory).is_some_and(|below| below.starts_with('/')) && !directory.is_empty()
+    path.strip_prefix(directory).is_some_and(|below| below.starts_with('/'))
+        && !directory.is_empty()
 }
 
 pub(crate) fn answer(what: &str) -> Error {
@@ -87,7 +88,11 @@ pub(crate) async fn write(
 ///
 /// # Errors
 /// QEMU refuses, or does not answer.
-pub(crate) async fn note(qmp: &mut Qmp, set: u64, placement: &Placement) -> Result<PassedFd, Error> {
+pub(crate) async fn note(
+    qmp: &mut Qmp,
+    set: u64,
+    placement: &Placement,
+) -> Result<PassedFd, Error> {
     let null = OpenOptions::new().write(true).open("/dev/null");
     let null = null.map_err(|e| Error::system("open", "/dev/null", e))?;
     Ok(qmp.add_fd(null, Some(set), &Record::Placement(placement.clone()).to_opaque()).await?)

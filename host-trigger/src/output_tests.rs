@@ -47,11 +47,14 @@ fn limits_are_told_where_there_are_any() {
     let bps = Some(Limit { limit: 10 << 20, burst: 20 << 20, burst_seconds: 2 });
     report.volumes[0].throttle = Limits { bps, ..Limits::default() };
     let json = serde_json::to_string(&report).unwrap();
-    let expected =
-        r#""node":"mknod","throttle":{"bps":{"limit":10485760,"burst":20971520,"burst_seconds":2}}}"#;
+    let expected = r#""node":"mknod","throttle":{"bps":{"limit":10485760,"burst":20971520,"burst_seconds":2}}}"#;
     assert!(json.contains(expected), "{json}");
     assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
-    assert!(human(&report).contains("\n  limits: bps 10 MiB (burst 20 MiB for 2 s)\n"), "{}", human(&report));
+    assert!(
+        human(&report).contains("\n  limits: bps 10 MiB (burst 20 MiB for 2 s)\n"),
+        "{}",
+        human(&report)
+    );
     report.volumes[0].throttle = Limits::default();
     assert!(!human(&report).contains("limits"));
     report.result = Outcome::Throttled;
@@ -93,8 +96,13 @@ fn what_force_broke_is_told() {
     assert!(human(&report).contains("\n  broke process 57 (dd) in container c1, /dev/xvda\n"));
     let error = Error::InUse { volume: "v".into(), holders: report.broke };
     let body = Failure::from(&error).error;
-    assert_eq!(body.message, "volume v is in use in the guest: process 57 (dd) in container c1, /dev/xvda");
-    assert!(serde_json::to_string(&body).unwrap().contains(r#""holders":[{"kind":"process","pid":57,"#));
+    assert_eq!(
+        body.message,
+        "volume v is in use in the guest: process 57 (dd) in container c1, /dev/xvda"
+    );
+    assert!(
+        serde_json::to_string(&body).unwrap().contains(r#""holders":[{"kind":"process","pid":57,"#)
+    );
 }
 
 #[test]

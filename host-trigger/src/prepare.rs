@@ -4,7 +4,9 @@
 
 use std::time::{Duration, Instant};
 
-use agent_plugin::contract::block_volume::{FilterMode, NodeWay, PathState, PathUse, ProbeResponse, Reason};
+use agent_plugin::contract::block_volume::{
+    FilterMode, NodeWay, PathState, PathUse, ProbeResponse, Reason,
+};
 
 use crate::{
     Deadline, Error,
@@ -48,7 +50,11 @@ pub(crate) async fn prepare(
         let mut qmp = place.connect_qmp(deadline).await?;
         let connected = start.elapsed();
         let controller = Controller::find(&mut qmp, verb.controller.as_deref()).await?;
-        Ok((qmp, controller, [("qmp_connect", connected), ("qmp_query", start.elapsed() - connected)]))
+        Ok((
+            qmp,
+            controller,
+            [("qmp_connect", connected), ("qmp_query", start.elapsed() - connected)],
+        ))
     };
     // Comes last: the others have sent their requests by the time that this is polled, and it never waits.
     let sources = async {
@@ -79,14 +85,20 @@ struct Met {
 
 /// Finds the agent and asks it. The shim's word on its address counts; while that is awaited, the address on disk is tried,
 /// which is the same but for a state file that is out of date. `Probe` changes nothing, whoever answers it.
-async fn meet(place: &Place, container: &str, verb: &HotPlug, deadline: Deadline) -> Result<Met, Error> {
+async fn meet(
+    place: &Place,
+    container: &str,
+    verb: &HotPlug,
+    deadline: Deadline,
+) -> Result<Met, Error> {
     let start = Instant::now();
     let ask = async || (place.agent_address(deadline).await, start.elapsed());
     let Some(likely) = place.likely_agent_address() else {
         let (address, found) = ask().await;
         return probe(address?, found, container, verb, deadline).await;
     };
-    let attempt = async { Ok(probe(likely.clone(), Duration::ZERO, container, verb, deadline).await) };
+    let attempt =
+        async { Ok(probe(likely.clone(), Duration::ZERO, container, verb, deadline).await) };
     let check = async {
         match ask().await {
             (Ok(address), found) if address == likely => Ok(found),
@@ -115,7 +127,8 @@ async fn probe(
     let dialled = start.elapsed();
     let deadline = deadline.within(PROBE_TIMEOUT);
     let probe = agent.probe(container, verb.device_path.clone(), deadline).await?;
-    let stages = [("agent_address", found), ("agent_dial", dialled), ("probe", start.elapsed() - dialled)];
+    let stages =
+        [("agent_address", found), ("agent_dial", dialled), ("probe", start.elapsed() - dialled)];
     Ok(Met { address, agent, probe, stages })
 }
 
@@ -142,10 +155,13 @@ pub(crate) fn check_path(probe: &ProbeResponse, path: &str) -> Result<(), Error>
         Ok(PathUse::PATH_USE_TAKEN) => {
             Err(Error::PathTaken { path: path.to_owned(), taken_by: state.taken_by.clone() })
         }
-        Ok(PathUse::PATH_USE_FREE | PathUse::PATH_USE_PARENT_MISSING) if state.read_only => {
-            guest(Reason::REASON_READ_ONLY_FILE_SYSTEM, format!("the file system of {path} is read-only"))
-        }
-        Ok(PathUse::PATH_USE_FREE | PathUse::PATH_USE_PARENT_MISSING) if !state.refused.is_empty() => {
+        Ok(PathUse::PATH_USE_FREE | PathUse::PATH_USE_PARENT_MISSING) if state.read_only => guest(
+            Reason::REASON_READ_ONLY_FILE_SYSTEM,
+            format!("the file system of {path} is read-only"),
+        ),
+        Ok(PathUse::PATH_USE_FREE | PathUse::PATH_USE_PARENT_MISSING)
+            if !state.refused.is_empty() =>
+        {
             guest(Reason::REASON_UNSUPPORTED, state.refused.clone())
         }
         Ok(PathUse::PATH_USE_PARENT_MISSING) if no_way(state) => guest(
@@ -188,8 +204,11 @@ mod tests {
             ..Default::default()
         };
         let state = PathState { path: "/dev/x".into(), ..state };
-        let container =
-            ContainerState { filter: Some(filter).into(), paths: vec![state], ..Default::default() };
+        let container = ContainerState {
+            filter: Some(filter).into(),
+            paths: vec![state],
+            ..Default::default()
+        };
         ProbeResponse { container: Some(container).into(), ..Default::default() }
     }
 

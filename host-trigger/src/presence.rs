@@ -59,13 +59,15 @@ pub struct Unused {
 impl Known {
     /// It is a whole disk in QEMU, and this use of it is complete.
     pub fn is_plugged(&self) -> bool {
-        self.presence.plugged().is_some() && self.used.as_ref().is_some_and(|used| used.committed().is_some())
+        self.presence.plugged().is_some()
+            && self.used.as_ref().is_some_and(|used| used.committed().is_some())
     }
 
     /// The other uses of the volume.
     pub fn others(&self) -> Vec<Use> {
         let uses = self.presence.uses().into_iter();
-        uses.filter(|other| self.used.as_ref().is_none_or(|used| used.intent != other.intent)).collect()
+        uses.filter(|other| self.used.as_ref().is_none_or(|used| used.intent != other.intent))
+            .collect()
     }
 }
 
@@ -99,7 +101,8 @@ impl Presence {
             ("block node", self.node.is_some()),
             ("device", self.device),
         ];
-        let parts: Vec<_> = parts.into_iter().filter_map(|(part, there)| there.then_some(part)).collect();
+        let parts: Vec<_> =
+            parts.into_iter().filter_map(|(part, there)| there.then_some(part)).collect();
         let guest = if in_guest { ", and what the guest has of it" } else { "" };
         format!("volume {id}: {} in QEMU{guest}", parts.join(", "))
     }
@@ -108,10 +111,12 @@ impl Presence {
     pub fn uses(&self) -> Vec<Use> {
         let mut uses: Vec<Use> = Vec::new();
         for (carrier, placement) in &self.placements {
-            let Some((set, intent)) = self.intents.iter().find(|(set, _)| *set == carrier.set) else {
+            let Some((set, intent)) = self.intents.iter().find(|(set, _)| *set == carrier.set)
+            else {
                 continue;
             };
-            let intent = placement.further.as_ref().map_or(intent.clone(), |further| further.of(intent));
+            let intent =
+                placement.further.as_ref().map_or(intent.clone(), |further| further.of(intent));
             let noted = (*carrier, placement.clone());
             match uses.iter_mut().find(|used| used.is_at(&intent.container, &intent.path)) {
                 Some(used) => used.placements.insert(0, noted),
@@ -143,11 +148,17 @@ impl Presence {
         let uses = self.uses();
         let unused = |set: u64, fd: Option<i64>| Unused { id: Some(id.clone()), set, fd };
         let is_used = |set: u64| uses.iter().any(|used| used.set == set);
-        let sets = self.intents.iter().filter(|(set, _)| !is_used(*set)).map(|(set, _)| unused(*set, None));
+        let sets = self
+            .intents
+            .iter()
+            .filter(|(set, _)| !is_used(*set))
+            .map(|(set, _)| unused(*set, None));
         let replaced = uses.iter().flat_map(|used| {
             let counts = used.committed().map(|(carrier, _)| carrier.fd);
-            let others =
-                used.placements.iter().filter(move |(carrier, _)| counts.is_some_and(|fd| carrier.fd != fd));
+            let others = used
+                .placements
+                .iter()
+                .filter(move |(carrier, _)| counts.is_some_and(|fd| carrier.fd != fd));
             others.map(|(carrier, _)| unused(carrier.set, Some(carrier.fd)))
         });
         sets.chain(replaced).collect()
@@ -189,7 +200,9 @@ mod tests {
             r#"ecrblk1:{"v":1,"committed":true,"controller":"scsi0","target":255,"lun":3,"guest_device":"sda","#,
             r#""major":8,"minor":0,"node":"mknod","filter":"none"}"#
         );
-        let Some(Record::Placement(placement)) = Record::from_opaque(text) else { panic!("{text}") };
+        let Some(Record::Placement(placement)) = Record::from_opaque(text) else {
+            panic!("{text}")
+        };
         let placement = Placement { further, committed, ..placement };
         (PassedFd { set: 7, fd }, placement)
     }
@@ -215,7 +228,8 @@ mod tests {
     #[test]
     fn each_outcome_is_a_use_and_the_first_may_be_gone() {
         let both = presence(vec![noted(2, None, true), noted(3, Some("c2"), false)]);
-        let expected = [("c1".into(), "/dev/a".into(), true), ("c2".into(), "/dev/b".into(), false)];
+        let expected =
+            [("c1".into(), "/dev/a".into(), true), ("c2".into(), "/dev/b".into(), false)];
         assert_eq!(places(&both), expected);
         assert_eq!(both.plugged(), Some(512));
         let second = presence(vec![noted(3, Some("c2"), true)]);

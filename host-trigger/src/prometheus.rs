@@ -18,10 +18,16 @@ pub(crate) fn exposition(counted: &Counted) -> String {
     page.family("size_bytes", "gauge", "Size of the volume.");
     all.iter().for_each(|volume| page.sample(volume, None, count(volume.size)));
 
-    page.each("operations_total", "Operations that reached the disk and succeeded.", all, of_qemu, |of| {
-        Some(count(of.operations))
+    page.each(
+        "operations_total",
+        "Operations that reached the disk and succeeded.",
+        all,
+        of_qemu,
+        |of| Some(count(of.operations)),
+    );
+    page.each("bytes_total", "Bytes that these operations moved.", all, of_qemu, |of| {
+        of.bytes.map(count)
     });
-    page.each("bytes_total", "Bytes that these operations moved.", all, of_qemu, |of| of.bytes.map(count));
     page.each(
         "operation_seconds_total",
         "Time in QEMU, added up over operations that ran side by side.",
@@ -29,9 +35,13 @@ pub(crate) fn exposition(counted: &Counted) -> String {
         of_qemu,
         |of| of.total_time_ns.map(seconds),
     );
-    page.each("failed_operations_total", "Operations that failed on the host.", all, of_qemu, |of| {
-        of.failed.map(count)
-    });
+    page.each(
+        "failed_operations_total",
+        "Operations that failed on the host.",
+        all,
+        of_qemu,
+        |of| of.failed.map(count),
+    );
     page.each(
         "invalid_operations_total",
         "Operations that were not possible at all, for instance beyond the end.",
@@ -42,9 +52,13 @@ pub(crate) fn exposition(counted: &Counted) -> String {
 
     page.family("guest_up", "gauge", "Whether the guest told its counters.");
     all.iter().for_each(|volume| page.sample(volume, None, count(volume.guest.is_some().into())));
-    page.each("guest_operations_total", "Operations as the guest's kernel counts.", all, of_guest, |of| {
-        Some(count(of.operations))
-    });
+    page.each(
+        "guest_operations_total",
+        "Operations as the guest's kernel counts.",
+        all,
+        of_guest,
+        |of| Some(count(of.operations)),
+    );
     page.each("guest_bytes_total", "Bytes as the guest's kernel counts.", all, of_guest, |of| {
         of.bytes.map(count)
     });
@@ -114,12 +128,21 @@ impl Page {
         }
     }
 
-    fn sample(&mut self, volume: &VolumeStats, operation: Option<&str>, value: impl Into<Option<String>>) {
+    fn sample(
+        &mut self,
+        volume: &VolumeStats,
+        operation: Option<&str>,
+        value: impl Into<Option<String>>,
+    ) {
         let Some(value) = value.into() else { return };
         self.text.extend(self.head.take());
         let VolumeStats { sandbox, container, id, device_path, .. } = volume;
-        let labels =
-            [("sandbox", sandbox), ("container", container), ("volume", id), ("device_path", device_path)];
+        let labels = [
+            ("sandbox", sandbox),
+            ("container", container),
+            ("volume", id),
+            ("device_path", device_path),
+        ];
         let labels: Vec<_> =
             labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
         let operation = operation.map(|kind| format!(",operation=\"{kind}\"")).unwrap_or_default();

@@ -31,7 +31,11 @@ fn scrape(page: &str) -> Vec<Sample> {
             }
             ["#", "TYPE", name, kind] => {
                 assert_eq!(helped, name, "help, type, samples");
-                assert_eq!(kind, if name.ends_with("_total") { "counter" } else { "gauge" }, "{name}");
+                assert_eq!(
+                    kind,
+                    if name.ends_with("_total") { "counter" } else { "gauge" },
+                    "{name}"
+                );
                 typed = name.to_owned();
             }
             _ => {
@@ -61,7 +65,10 @@ fn sample(line: &str) -> Option<Sample> {
             None => break rest = after.strip_prefix("} ")?,
         };
     }
-    let value = rest.parse().ok().filter(|_| rest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'.')))?;
+    let value = rest
+        .parse()
+        .ok()
+        .filter(|_| rest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'.')))?;
     is_name(metric).then(|| Sample { metric: metric.to_owned(), labels, value })
 }
 
@@ -88,9 +95,16 @@ fn is_name(name: &str) -> bool {
 
 fn values(samples: &[Sample], metric: &str) -> HashMap<String, f64> {
     let of = |sample: &Sample| {
-        (sample.labels.get("operation").map(String::as_str).unwrap_or_default().to_owned(), sample.value)
+        (
+            sample.labels.get("operation").map(String::as_str).unwrap_or_default().to_owned(),
+            sample.value,
+        )
     };
-    samples.iter().filter(|sample| sample.metric == format!("ecr_block_volume_{metric}")).map(of).collect()
+    samples
+        .iter()
+        .filter(|sample| sample.metric == format!("ecr_block_volume_{metric}"))
+        .map(of)
+        .collect()
 }
 
 #[test]
@@ -122,7 +136,10 @@ fn volumes_share_a_metrics_head_and_nothing_is_an_empty_page() {
     let mut other = volume("/dev/xvdb");
     other.id = "fedcba9876543210".into();
     let page = exposition(&counted(vec![volume("/dev/xvda"), other]));
-    assert_eq!(scrape(&page).len(), 2 * scrape(&exposition(&counted(vec![volume("/dev/xvda")]))).len());
+    assert_eq!(
+        scrape(&page).len(),
+        2 * scrape(&exposition(&counted(vec![volume("/dev/xvda")]))).len()
+    );
     assert_eq!(exposition(&counted(Vec::new())), "");
 }
 

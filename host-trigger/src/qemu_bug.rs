@@ -45,7 +45,10 @@ pub fn bugs_of(version: &str) -> impl Iterator<Item = &'static QemuBug> {
 /// What to tell a person who plugs into such a QEMU.
 pub(crate) fn warnings(version: &str) -> impl Iterator<Item = String> {
     bugs_of(version).map(move |bug| {
-        format!("warning: QEMU {version} may have the bug {}: {}; {}", bug.name, bug.effect, bug.remedy)
+        format!(
+            "warning: QEMU {version} may have the bug {}: {}; {}",
+            bug.name, bug.effect, bug.remedy
+        )
     })
 }
 

@@ -19,7 +19,9 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::socket::{ControlMessage, MsgFlags, Shutdown, getsockopt, sendmsg, shutdown, sockopt};
+use nix::sys::socket::{
+    ControlMessage, MsgFlags, Shutdown, getsockopt, sendmsg, shutdown, sockopt,
+};
 use qapi::{
     ExecuteError,
     futures::{QapiService, QmpStreamTokio},
@@ -219,7 +221,11 @@ impl Qmp {
             Err(ExecuteError::Qapi(error)) => {
                 self.unanswered = false;
                 let class = format!("{:?}", error.class);
-                Err(QmpError::Refused { command: command.to_owned(), class, description: error.desc })
+                Err(QmpError::Refused {
+                    command: command.to_owned(),
+                    class,
+                    description: error.desc,
+                })
             }
             Err(ExecuteError::Io(_)) => Err(QmpError::Disconnected { command: command.to_owned() }),
         }
@@ -271,8 +277,9 @@ impl Qmp {
 }
 
 fn no_greeting(path: &Path, socket: Option<BorrowedFd<'_>>) -> QmpError {
-    let server =
-        socket.and_then(|socket| getsockopt(&socket, sockopt::PeerCredentials).ok()).map(|peer| peer.pid());
+    let server = socket
+        .and_then(|socket| getsockopt(&socket, sockopt::PeerCredentials).ok())
+        .map(|peer| peer.pid());
     if socket_peers::another_client(path, server) {
         QmpError::Held { path: path.to_owned() }
     } else {

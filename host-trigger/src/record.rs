@@ -188,11 +188,17 @@ impl Placement {
     /// As the guest told it, to be handed back.
     pub fn outcome(&self) -> Outcome {
         let ways = [NodeWay::NODE_WAY_MKNOD, NodeWay::NODE_WAY_BIND];
-        let modes = [FilterMode::FILTER_MODE_NONE, FilterMode::FILTER_MODE_V1, FilterMode::FILTER_MODE_BPF];
+        let modes =
+            [FilterMode::FILTER_MODE_NONE, FilterMode::FILTER_MODE_V1, FilterMode::FILTER_MODE_BPF];
         let way = ways.into_iter().find(|way| node_way_name(*way) == self.node);
         let mode = modes.into_iter().find(|mode| filter_name(*mode) == self.filter);
         Outcome {
-            device: Some(DeviceNumber { major: self.major, minor: self.minor, ..Default::default() }).into(),
+            device: Some(DeviceNumber {
+                major: self.major,
+                minor: self.minor,
+                ..Default::default()
+            })
+            .into(),
             node: way.unwrap_or_default().into(),
             filter: mode.unwrap_or_default().into(),
             parents_made: self.parents_made.clone(),
@@ -226,12 +232,15 @@ mod tests {
         assert!(matches!(record, Record::Intent(intent) if intent.mode == 0o660));
         let record = Record::from_opaque(PLACEMENT).unwrap();
         assert_eq!(record.to_opaque(), PLACEMENT);
-        assert!(matches!(record, Record::Placement(placement) if placement.committed && placement.lun == 3));
+        assert!(
+            matches!(record, Record::Placement(placement) if placement.committed && placement.lun == 3)
+        );
     }
 
     #[test]
     fn a_further_use_has_its_place_in_the_outcome() {
-        let further = r#"{"v":1,"further":{"container":"c2","path":"/dev/b","uid":0,"gid":0,"mode":384},"#;
+        let further =
+            r#"{"v":1,"further":{"container":"c2","path":"/dev/b","uid":0,"gid":0,"mode":384},"#;
         let text = PLACEMENT.replace("{\"v\":1,", further);
         let record = Record::from_opaque(&text).unwrap();
         assert_eq!(record.to_opaque(), text);
@@ -242,7 +251,8 @@ mod tests {
 
     #[rstest]
     fn foreign_texts_are_left_alone(
-        #[values("", "serial0-source", "kata-block:{}", "ecrblk1:", "ecrblk1:{}", "ecrblk10:{}")] text: &str,
+        #[values("", "serial0-source", "kata-block:{}", "ecrblk1:", "ecrblk1:{}", "ecrblk10:{}")]
+        text: &str,
     ) {
         assert_eq!(Record::from_opaque(text), None);
     }

@@ -70,7 +70,8 @@ impl Registry {
     /// QEMU does not answer, or not in the documented form.
     pub async fn read(qmp: &mut Qmp) -> Result<Self, QmpError> {
         let sets = qmp.query("query-fdsets", json!({})).await?;
-        let devices: Vec<Property> = qmp.query("qom-list", json!({"path": "/machine/peripheral"})).await?;
+        let devices: Vec<Property> =
+            qmp.query("qom-list", json!({"path": "/machine/peripheral"})).await?;
         let pci = PciAddresses::read(qmp).await?;
         Ok(Self {
             sets,
@@ -86,8 +87,11 @@ impl Registry {
     /// As [`read`](Self::read).
     pub async fn read_nodes(&mut self, qmp: &mut Qmp) -> Result<(), QmpError> {
         if self.nodes.is_none() {
-            let nodes: Vec<Node> = qmp.query("query-named-block-nodes", json!({"flat": true})).await?;
-            let sizes = nodes.into_iter().filter_map(|node| Some((node.node_name?, node.image.virtual_size)));
+            let nodes: Vec<Node> =
+                qmp.query("query-named-block-nodes", json!({"flat": true})).await?;
+            let sizes = nodes
+                .into_iter()
+                .filter_map(|node| Some((node.node_name?, node.image.virtual_size)));
             self.nodes = Some(sizes.collect());
         }
         Ok(())
@@ -160,7 +164,8 @@ impl Registry {
 
     /// The ids of all SCSI disks, ours or not.
     pub fn disks(&self) -> impl Iterator<Item = &str> {
-        let is_disk = |kind: &&String| kind.strip_prefix("child<").unwrap_or(kind).starts_with("scsi-");
+        let is_disk =
+            |kind: &&String| kind.strip_prefix("child<").unwrap_or(kind).starts_with("scsi-");
         self.devices.iter().filter(move |(_, kind)| is_disk(kind)).map(|(id, _)| id.as_str())
     }
 
@@ -168,7 +173,8 @@ impl Registry {
     /// that is half done goes with that.
     pub fn unused(&self) -> Vec<Unused> {
         let known = self.known();
-        let mut unused: Vec<_> = known.iter().flat_map(|(id, presence)| presence.unused(id)).collect();
+        let mut unused: Vec<_> =
+            known.iter().flat_map(|(id, presence)| presence.unused(id)).collect();
         for set in &self.sets {
             let ours = || set.fds.iter().map(|fd| (fd.fd, Record::from_opaque(&fd.opaque)));
             if ours().any(|(_, record)| matches!(record, Some(Record::Intent(_)))) {

@@ -59,10 +59,9 @@ impl Removal<'_> {
     ) -> Result<Vec<GuestHolder>, Error> {
         let mut broke = Vec::new();
         fault::point("before-detach").await?;
-        let kept_for = question
-            .as_ref()
-            .filter(|question| question.keep_disk)
-            .map(|question| (question.attachment.container_id.clone(), question.attachment.path.clone()));
+        let kept_for = question.as_ref().filter(|question| question.keep_disk).map(|question| {
+            (question.attachment.container_id.clone(), question.attachment.path.clone())
+        });
         if let (Some(guest), Some(question)) = (self.guest, question) {
             if self.deadline.remaining().is_zero() {
                 return Err(Error::TimedOut { what: "the guest".to_owned() });
@@ -149,7 +148,11 @@ impl Removal<'_> {
     }
 
     /// Removes what is there, and looks whether it is gone.
-    async fn remove_once(&mut self, one: Option<(&str, &str)>, deadline: Deadline) -> Result<(), Error> {
+    async fn remove_once(
+        &mut self,
+        one: Option<(&str, &str)>,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
         match one {
             Some((container, path)) => undo::remove_use(self.qmp, self.id, container, path).await?,
             None => undo::remove(self.qmp, self.id, Whose::Any, deadline).await?,

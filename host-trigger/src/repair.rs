@@ -120,7 +120,11 @@ async fn mend(
         progress.at.replace(named);
         if progress.stop.get() {
             let why = "a signal came before its turn".to_owned();
-            volumes.push(row(subject, subject.without_guest().state, (Did::Failed, Now::Unknown, why)));
+            volumes.push(row(
+                subject,
+                subject.without_guest().state,
+                (Did::Failed, Now::Unknown, why),
+            ));
             continue;
         }
         let answer = ask(subject, guest, deadline).await;
@@ -140,7 +144,9 @@ async fn mend(
             true => (Did::WouldUndo, Now::Gone, why),
             false => match undo::remove_descriptor(workshop.qmp, unused.set, unused.fd).await {
                 Ok(()) => (Did::Undone, Now::Gone, why),
-                Err(e) => (Did::Failed, Now::Unknown, format!("{why}: {}", Error::from(e).message())),
+                Err(e) => {
+                    (Did::Failed, Now::Unknown, format!("{why}: {}", Error::from(e).message()))
+                }
             },
         };
         volumes.push(Mended {
@@ -162,7 +168,11 @@ fn describe(subject: &Subject) -> String {
     subject.known.presence.parts(&subject.known.id, subject.question.is_some())
 }
 
-async fn ask(subject: &Subject, guest: Option<Result<&Guest, &FailureBody>>, deadline: Deadline) -> Answer {
+async fn ask(
+    subject: &Subject,
+    guest: Option<Result<&Guest, &FailureBody>>,
+    deadline: Deadline,
+) -> Answer {
     match (&subject.question, guest) {
         (Some(_), Some(Ok(guest))) => match subject.ask(&guest.agent, false, deadline).await {
             Ok(Listed { guest_error: Some(error), .. }) => Answer::Silent(error),

@@ -170,9 +170,15 @@ fn line(mended: &Mended) -> String {
     let volume = if mended.id.is_empty() { "no volume" } else { mended.id.as_str() };
     let place = match mended.container.as_str() {
         "" => String::new(),
-        container => format!(" at {} in container {}", printable(&mended.device_path), printable(container)),
+        container => {
+            format!(" at {} in container {}", printable(&mended.device_path), printable(container))
+        }
     };
-    let why = if mended.why.is_empty() { String::new() } else { format!(" ({})", printable(&mended.why)) };
+    let why = if mended.why.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", printable(&mended.why))
+    };
     let (was, did, now) = (mended.was.text(), mended.did.text(), mended.now.text());
     match mended.did {
         Did::Kept => format!("{volume}{place}: {was}: {did}{why}"),
@@ -234,6 +240,9 @@ mod tests {
         let expected = "0123456789abcdef at /dev/\\u{1b} in container c1: stale: container gone: undone, gone (its \
              container is gone)\nno volume: unused descriptor: would undo, unknown";
         assert_eq!(lines(&repaired()), expected);
-        assert_eq!(lines(&Repaired { volumes: Vec::new(), ..repaired() }), "nothing of ours is there");
+        assert_eq!(
+            lines(&Repaired { volumes: Vec::new(), ..repaired() }),
+            "nothing of ours is there"
+        );
     }
 }

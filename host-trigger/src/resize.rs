@@ -97,7 +97,9 @@ pub async fn run(verb: &Resize, run_dir: Option<PathBuf>) -> Result<Report, Erro
     let (mut resizing, subject) = signals.unless_caught(prepare(verb, &place, deadline)).await?;
     watch.lap("prepare");
 
-    let work = async { if verb.dry_run { resizing.outlook().await } else { resizing.run(&mut watch).await } };
+    let work = async {
+        if verb.dry_run { resizing.outlook().await } else { resizing.run(&mut watch).await }
+    };
     let done = signals.unless_caught(work).await;
     let (unchanged, size) = match done {
         Ok(done) => done,
@@ -232,8 +234,10 @@ impl Resizing<'_> {
     async fn resize_in_guest(&self, size: u64) -> Result<bool, Error> {
         let remaining = self.deadline.remaining();
         let time = (remaining - (remaining / 4).min(undo::LEAST_TIME)).min(agent::LONGEST_REQUEST);
-        let reply_by = Deadline::after(time + REPLY_GRACE).min(Deadline::after((time + remaining) / 2));
-        let attachment = Attachment { size, ..self.question.attachment.clone().unwrap_or_default() };
+        let reply_by =
+            Deadline::after(time + REPLY_GRACE).min(Deadline::after((time + remaining) / 2));
+        let attachment =
+            Attachment { size, ..self.question.attachment.clone().unwrap_or_default() };
         let request = ResizeRequest {
             attachments: vec![attachment],
             timeout_ms: agent::timeout_ms(time),
@@ -241,19 +245,27 @@ impl Resizing<'_> {
         };
         let reply = self.guest.agent.resize(&request, reply_by).await?;
         match &reply.resized[..] {
-            [resized] if resized.serial == self.id.as_str() && resized.size == size => Ok(resized.unchanged),
-            _ => Err(Error::AgentAnswer { method: "Resize", what: "another volume or size".to_owned() }),
+            [resized] if resized.serial == self.id.as_str() && resized.size == size => {
+                Ok(resized.unchanged)
+            }
+            _ => Err(Error::AgentAnswer {
+                method: "Resize",
+                what: "another volume or size".to_owned(),
+            }),
         }
     }
 
     async fn resize_in_qemu(&mut self, size: u64) -> Result<(), Error> {
-        let resized =
-            self.qmp.execute("block_resize", json!({"node-name": self.id.node(), "size": size})).await;
+        let resized = self
+            .qmp
+            .execute("block_resize", json!({"node-name": self.id.node(), "size": size}))
+            .await;
         match resized {
             // The file system of the image has a limit, or no room for what it keeps of a longer file.
             Err(e)
-                if e.refusal()
-                    .is_some_and(|text| text.contains("too large") || text.contains("No space")) =>
+                if e.refusal().is_some_and(|text| {
+                    text.contains("too large") || text.contains("No space")
+                }) =>
             {
                 Err(Error::ImageLimit { path: self.path.clone(), size, source: e })
             }
@@ -292,7 +304,9 @@ impl Resizing<'_> {
             match undo::reconnect(self.place, deadline).await? {
                 Some(qmp) => self.qmp = qmp,
                 // With QEMU the VM is gone, and an image has the length that it has.
-                None => return Ok(Some(format!("QEMU is gone; look at the size of {:?}", self.path))),
+                None => {
+                    return Ok(Some(format!("QEMU is gone; look at the size of {:?}", self.path)));
+                }
             }
         }
         let now = self.size_in_qemu().await?;

@@ -8,13 +8,16 @@ use crate::{block_sysfs, holders::Held};
 /// Is `number` the device of the root file system, one that it is made of, or a disk or any partition of a disk that it is on?
 pub(crate) fn is_root(number: u64) -> bool {
     let whole = block_sysfs::whole_disk(number);
-    roots().into_iter().any(|root| root == number || block_sysfs::disks_below(root).contains(&whole))
+    roots()
+        .into_iter()
+        .any(|root| root == number || block_sysfs::disks_below(root).contains(&whole))
 }
 
 /// The devices of the root file system, as this process and as the first process of the host see it. A file system of several
 /// devices has no number of its own, and names one of them as its source.
 fn roots() -> Vec<u64> {
-    let numbers = ["/", "/proc/1/root/"].map(|root| fs::metadata(root).map(|metadata| metadata.dev()));
+    let numbers =
+        ["/", "/proc/1/root/"].map(|root| fs::metadata(root).map(|metadata| metadata.dev()));
     let mounts = ["/proc/self/mountinfo", "/proc/1/mountinfo"].map(fs::read_to_string);
     let sources = mounts.iter().flatten().filter_map(|mounts| source_of_root(mounts));
     numbers.into_iter().flatten().chain(sources).collect()
@@ -46,7 +49,9 @@ mod tests {
     #[test]
     fn the_topmost_root_counts_and_only_a_device_has_a_number() {
         assert_eq!(
-            source_of_root("1 0 0:2 / / rw - rootfs rootfs rw\n2 1 0:3 / /dev rw - tmpfs /dev/null rw\n"),
+            source_of_root(
+                "1 0 0:2 / / rw - rootfs rootfs rw\n2 1 0:3 / /dev rw - tmpfs /dev/null rw\n"
+            ),
             None
         );
         assert_eq!(source_of_root("1 0 0:2 / /sub rw - btrfs /dev/null rw\n"), None);

@@ -79,7 +79,9 @@ impl Place {
                     None if search.qmp.is_some() && search.agent.is_some() => {
                         (Layout::Nowhere, sandbox.clone())
                     }
-                    None => return Err(Error::SandboxNotFound { id: sandbox.clone(), searched: roots }),
+                    None => {
+                        return Err(Error::SandboxNotFound { id: sandbox.clone(), searched: roots });
+                    }
                 }
             }
             (None, Some(container)) => find_by_container(&roots, container)?,
@@ -95,7 +97,11 @@ impl Place {
     pub fn container(&self, prefix: &str, recorded: &[&str]) -> Result<String, Error> {
         check_id("container", prefix)?;
         let container = find_container(&self.layout, &self.sandbox, prefix, recorded)?;
-        if container == self.sandbox { Err(Error::PauseContainer { container }) } else { Ok(container) }
+        if container == self.sandbox {
+            Err(Error::PauseContainer { container })
+        } else {
+            Ok(container)
+        }
     }
 
     /// The containers that the runtime has noted, without the sandbox's own.
@@ -114,8 +120,13 @@ impl Place {
     pub fn qemu_pid(&self) -> Option<i32> {
         let Layout::Go(root) = &self.layout else { return None };
         let noted = shim::state(&root.join("sbs").join(&self.sandbox).join("persist.json")).pid;
-        let written =
-            || fs::read_to_string(root.join("vm").join(&self.sandbox).join("pid")).ok()?.trim().parse().ok();
+        let written = || {
+            fs::read_to_string(root.join("vm").join(&self.sandbox).join("pid"))
+                .ok()?
+                .trim()
+                .parse()
+                .ok()
+        };
         noted.or_else(written).filter(|&pid| holders::is_qemu(pid))
     }
 
@@ -128,8 +139,11 @@ impl Place {
             }
             Layout::Rust(root) => root.join(&self.sandbox),
             Layout::Nowhere => {
-                let parent =
-                    self.qmp.as_deref().and_then(Path::parent).filter(|parent| *parent != Path::new(""));
+                let parent = self
+                    .qmp
+                    .as_deref()
+                    .and_then(Path::parent)
+                    .filter(|parent| *parent != Path::new(""));
                 parent.unwrap_or(Path::new(".")).to_owned()
             }
         }
@@ -146,11 +160,15 @@ impl Place {
         let directory = match &self.layout {
             Layout::Go(root) => root.join("sbs").join(&self.sandbox),
             Layout::Rust(root) => root.join(&self.sandbox),
-            Layout::Nowhere => return Err(Error::AgentUnknown { why: "there is no run directory".into() }),
+            Layout::Nowhere => {
+                return Err(Error::AgentUnknown { why: "there is no run directory".into() });
+            }
         };
         match shim::agent_url(&directory.join("shim-monitor.sock"), deadline).await {
             Ok(address) => Ok(address),
-            Err(why) => shim::state(&directory.join("persist.json")).agent.ok_or(Error::AgentUnknown { why }),
+            Err(why) => shim::state(&directory.join("persist.json"))
+                .agent
+                .ok_or(Error::AgentUnknown { why }),
         }
     }
 
@@ -176,7 +194,11 @@ impl Place {
     ///
     /// # Errors
     /// As [`connect_qmp`](Self::connect_qmp).
-    pub async fn connect_qmp_within(&self, deadline: Deadline, patience: Duration) -> Result<Qmp, Error> {
+    pub async fn connect_qmp_within(
+        &self,
+        deadline: Deadline,
+        patience: Duration,
+    ) -> Result<Qmp, Error> {
         if let Layout::Go(root) = &self.layout {
             let state = shim::state(&root.join("sbs").join(&self.sandbox).join("persist.json"));
             if let Some(hypervisor) = state.hypervisor.filter(|kind| kind != "qemu") {
@@ -202,12 +224,14 @@ impl Place {
                     qmp.set_deadline(deadline);
                     return Ok(qmp);
                 }
-                Err(QmpError::Connect { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(QmpError::Connect { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => failed = Some(e),
             }
             remaining -= 1;
         }
-        Err(failed.map_or_else(|| Error::NoQmpSocket { sandbox: self.sandbox.clone() }, Error::from))
+        Err(failed
+            .map_or_else(|| Error::NoQmpSocket { sandbox: self.sandbox.clone() }, Error::from))
     }
 }
 
@@ -223,7 +247,9 @@ fn check_id(what: &'static str, id: &str) -> Result<(), Error> {
 fn is_directory(path: &Path) -> Result<bool, Error> {
     match fs::metadata(path) {
         Ok(metadata) => Ok(metadata.is_dir()),
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(false)
+        }
         Err(e) => Err(Error::system("stat", path, e)),
     }
 }
@@ -270,15 +296,21 @@ fn with_prefix(roots: &[PathBuf], prefix: &str) -> Result<Vec<(Layout, String)>,
         // Of the VMs that a VM factory keeps, `vm` holds more than there are sandboxes.
         let go = if is_directory(&root.join("sbs"))? { root.join("sbs") } else { root.join("vm") };
         let go = directories(&go)?.into_iter().map(|id| (Layout::Go(root.clone()), id));
-        let rust =
-            directories(root)?.into_iter().filter(|id| root.join(id).join("shim-monitor.sock").exists());
+        let rust = directories(root)?
+            .into_iter()
+            .filter(|id| root.join(id).join("shim-monitor.sock").exists());
         let rust = rust.map(|id| (Layout::Rust(root.clone()), id));
         found.extend(go.chain(rust).filter(|(_, id)| id.starts_with(prefix)));
     }
     Ok(found)
 }
 
-fn find_container(layout: &Layout, sandbox: &str, prefix: &str, recorded: &[&str]) -> Result<String, Error> {
+fn find_container(
+    layout: &Layout,
+    sandbox: &str,
+    prefix: &str,
+    recorded: &[&str],
+) -> Result<String, Error> {
     let mut found: Vec<String> =
         recorded.iter().filter(|id| id.starts_with(prefix)).map(|&id| id.to_owned()).collect();
     let mut knows_all = false;
@@ -316,7 +348,8 @@ fn find_by_container(roots: &[PathBuf], prefix: &str) -> Result<(Layout, String)
         return Ok((layout, sandbox));
     }
     let found = only("container", prefix, found, |(_, _, id)| id)?;
-    let (layout, sandbox, _) = found.ok_or_else(|| Error::SandboxNeeded { container: prefix.to_owned() })?;
+    let (layout, sandbox, _) =
+        found.ok_or_else(|| Error::SandboxNeeded { container: prefix.to_owned() })?;
     Ok((layout, sandbox))
 }
 

@@ -10,9 +10,15 @@ use super::*;
 #[fixture]
 fn run_dir() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
-    for directory in
-        ["vm/aa11", "sbs/aa11/aa11", "sbs/aa11/c100", "sbs/aa11/c200", "vm/aa22", "sbs/aa22/c300", "bb11"]
-    {
+    for directory in [
+        "vm/aa11",
+        "sbs/aa11/aa11",
+        "sbs/aa11/c100",
+        "sbs/aa11/c200",
+        "vm/aa22",
+        "sbs/aa22/c300",
+        "bb11",
+    ] {
         fs::create_dir_all(root.path().join(directory)).unwrap();
     }
     fs::write(root.path().join("bb11/shim-monitor.sock"), "").unwrap();
@@ -122,9 +128,15 @@ async fn the_state_file_is_the_second_source_of_the_address(run_dir: tempfile::T
     let place = Place::find(&search(&run_dir, "aa11", "c100")).unwrap();
     let deadline = Deadline::after(Duration::from_secs(1));
     assert!(matches!(place.agent_address(deadline).await, Err(Error::AgentUnknown { .. })));
-    fs::write(run_dir.path().join("sbs/aa11/persist.json"), r#"{"AgentState":{"URL":"vsock://7:1024"}}"#)
-        .unwrap();
-    assert_eq!(place.agent_address(deadline).await.unwrap(), AgentAddress::Vsock { cid: 7, port: 1024 });
+    fs::write(
+        run_dir.path().join("sbs/aa11/persist.json"),
+        r#"{"AgentState":{"URL":"vsock://7:1024"}}"#,
+    )
+    .unwrap();
+    assert_eq!(
+        place.agent_address(deadline).await.unwrap(),
+        AgentAddress::Vsock { cid: 7, port: 1024 }
+    );
 }
 
 #[rstest]
@@ -133,6 +145,10 @@ async fn another_hypervisor_and_a_missing_socket_are_told_apart(run_dir: tempfil
     let place = Place::find(&search(&run_dir, "aa11", "c100")).unwrap();
     let deadline = Deadline::after(Duration::from_secs(1));
     assert!(matches!(place.connect_qmp(deadline).await, Err(Error::NoQmpSocket { .. })));
-    fs::write(run_dir.path().join("sbs/aa11/persist.json"), r#"{"HypervisorState":{"Type":"clh"}}"#).unwrap();
+    fs::write(
+        run_dir.path().join("sbs/aa11/persist.json"),
+        r#"{"HypervisorState":{"Type":"clh"}}"#,
+    )
+    .unwrap();
     assert!(matches!(place.connect_qmp(deadline).await, Err(Error::NotQemu { .. })));
 }

@@ -49,7 +49,8 @@ pub async fn agent_url(socket: &Path, deadline: Deadline) -> Result<AgentAddress
 async fn get(socket: &Path, path: &str) -> Result<Bytes, String> {
     let failed = |what: &dyn std::fmt::Display| format!("{}: {what}", socket.display());
     let stream = unix_socket::connect(socket).await.map_err(|e| failed(&e))?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed(&e))?;
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed(&e))?;
     let request = Request::get(path).header("host", "localhost").body(Empty::<Bytes>::new());
     let request = request.map_err(|e| failed(&e))?;
     let exchange = async {
@@ -57,8 +58,10 @@ async fn get(socket: &Path, path: &str) -> Result<Bytes, String> {
         if response.status() != StatusCode::OK {
             return Err(failed(&response.status()));
         }
-        let body =
-            Limited::new(response.into_body(), LONGEST_BODY).collect().await.map_err(|e| failed(&e))?;
+        let body = Limited::new(response.into_body(), LONGEST_BODY)
+            .collect()
+            .await
+            .map_err(|e| failed(&e))?;
         Ok(body.to_bytes())
     };
     // The connection is driven beside the exchange, and dropped with it.
@@ -144,10 +147,16 @@ mod tests {
     #[case("HTTP/1.1 200 OK\r\ncontent-length: 14\r\n\r\nvsock://3:1024", true)]
     #[case("HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\nvsock://3:1024\n", false)]
     #[case("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nvsock://3:1024", false)]
-    #[case("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\ne\r\nvsock://3:1024\r\n0\r\n\r\n", true)]
+    #[case(
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\ne\r\nvsock://3:1024\r\n0\r\n\r\n",
+        true
+    )]
     #[tokio::test]
     async fn the_address_is_read(#[case] answer: &'static str, #[case] hold: bool) {
-        assert_eq!(answered(answer, hold).await.unwrap(), AgentAddress::Vsock { cid: 3, port: 1024 });
+        assert_eq!(
+            answered(answer, hold).await.unwrap(),
+            AgentAddress::Vsock { cid: 3, port: 1024 }
+        );
     }
 
     #[rstest]

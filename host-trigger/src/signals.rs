@@ -20,8 +20,11 @@ impl Signals {
     pub(crate) fn catch() -> Result<Self, Error> {
         let catch = |kind| signal(kind).map_err(|e| Error::system("sigaction", "", e));
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let hang_up =
-            if is_ignored(&status, libc::SIGHUP) { None } else { Some(catch(SignalKind::hangup())?) };
+        let hang_up = if is_ignored(&status, libc::SIGHUP) {
+            None
+        } else {
+            Some(catch(SignalKind::hangup())?)
+        };
         Ok(Self {
             interrupt: catch(SignalKind::interrupt())?,
             terminate: catch(SignalKind::terminate())?,

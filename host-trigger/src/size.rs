@@ -20,8 +20,9 @@ pub(crate) fn parse_size(text: &str, most: u64) -> Result<u64, String> {
         None if unit.is_empty() || unit == "B" => Some(0),
         None => None,
     };
-    let shift =
-        shift.ok_or("expected bytes, or a whole number of KiB, MiB, GiB, TiB, PiB or EiB such as 10GiB")?;
+    let shift = shift.ok_or(
+        "expected bytes, or a whole number of KiB, MiB, GiB, TiB, PiB or EiB such as 10GiB",
+    )?;
     let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
     bytes
         .filter(|&bytes| bytes <= most)
@@ -31,7 +32,9 @@ pub(crate) fn parse_size(text: &str, most: u64) -> Result<u64, String> {
 /// The size for people: exact where it is a whole number of a unit.
 pub(crate) fn human_size(bytes: u64) -> String {
     match UNITS.iter().find(|(_, shift)| bytes >= 1 << shift) {
-        Some((unit, shift)) if bytes.is_multiple_of(1 << shift) => format!("{} {unit}", bytes >> shift),
+        Some((unit, shift)) if bytes.is_multiple_of(1 << shift) => {
+            format!("{} {unit}", bytes >> shift)
+        }
         Some((unit, shift)) => format!("{:.1} {unit}", bytes as f64 / (1u64 << shift) as f64),
         None => format!("{bytes} bytes"),
     }

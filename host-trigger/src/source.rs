@@ -178,8 +178,10 @@ fn look_for_others(sources: &mut [Source]) {
         State::InUse | State::Held(_) => false,
     };
     let mut asked: Vec<_> = sources.iter_mut().filter(is_asked).collect();
-    let taken: Vec<_> =
-        asked.iter().map(|source| Taken { held: source.held, read_only: source.read_only }).collect();
+    let taken: Vec<_> = asked
+        .iter()
+        .map(|source| Taken { held: source.held, read_only: source.read_only })
+        .collect();
     for (source, holder) in asked.iter_mut().zip(holders::in_the_way(&taken)) {
         if let Some(holder) = holder {
             source.state = State::Held(holder);
@@ -199,7 +201,8 @@ struct Found<'a> {
 impl<'a> Found<'a> {
     /// Opening the wrong thing may have an effect (a tape rewinds), so that its kind and number are looked at first.
     fn at(path: &'a Path) -> Result<Self, Error> {
-        let place = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path);
+        let place =
+            OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path);
         let place = place.map_err(|e| cannot_open(path, e))?;
         let metadata = place.metadata().map_err(|e| Error::system("fstat", path, e))?;
         let is_block = kind_of(path, &metadata)?;
@@ -235,12 +238,16 @@ impl<'a> Found<'a> {
             }
             Err(e)
                 if !read_only
-                    && matches!(e.raw_os_error(), Some(libc::EROFS | libc::EACCES | libc::EPERM)) =>
+                    && matches!(
+                        e.raw_os_error(),
+                        Some(libc::EROFS | libc::EACCES | libc::EPERM)
+                    ) =>
             {
                 // Some kernels refuse to open a read-only device for writing, and do not say why.
                 let is_read_only = e.raw_os_error() == Some(libc::EROFS)
-                    || open(false, 0)
-                        .is_ok_and(|file| descriptor::read_only(file.as_fd()).is_ok_and(|ro| ro != 0));
+                    || open(false, 0).is_ok_and(|file| {
+                        descriptor::read_only(file.as_fd()).is_ok_and(|ro| ro != 0)
+                    });
                 Err(if is_read_only {
                     Error::SourceReadOnly { path: path.to_owned() }
                 } else {
@@ -295,7 +302,12 @@ fn cannot_open(path: &Path, e: io::Error) -> Error {
 
 type Vetted = (String, u64, Kind, Held);
 
-fn block(path: &Path, file: &File, metadata: &fs::Metadata, read_only: bool) -> Result<Vetted, Error> {
+fn block(
+    path: &Path,
+    file: &File,
+    metadata: &fs::Metadata,
+    read_only: bool,
+) -> Result<Vetted, Error> {
     let failed = |e| Error::system("ioctl", path, e);
     let fd = file.as_fd();
     if !read_only && descriptor::read_only(fd).map_err(failed)? != 0 {
@@ -306,20 +318,28 @@ fn block(path: &Path, file: &File, metadata: &fs::Metadata, read_only: bool) -> 
         return Err(Error::SourceEmpty { path: path.to_owned() });
     }
     let kind = Kind::Block {
-        logical_block_size: u32::try_from(descriptor::logical_block_size(fd).map_err(failed)?).unwrap_or(512),
+        logical_block_size: u32::try_from(descriptor::logical_block_size(fd).map_err(failed)?)
+            .unwrap_or(512),
         physical_block_size: descriptor::physical_block_size(fd).map_err(failed)?,
     };
     // Kernels before 5.15 have no such number.
     let sequence = descriptor::disk_sequence(fd).unwrap_or(0);
     let number = metadata.rdev();
-    Ok((format!("b:{}:{}:{sequence}", major(number), minor(number)), size, kind, Held::Block(number)))
+    Ok((
+        format!("b:{}:{}:{sequence}", major(number), minor(number)),
+        size,
+        kind,
+        Held::Block(number),
+    ))
 }
 
 fn image(path: &Path, metadata: &fs::Metadata) -> Result<Vetted, Error> {
     let (device, inode, size) = (metadata.dev(), metadata.ino(), metadata.len());
     match size {
         0 => Err(Error::SourceEmpty { path: path.to_owned() }),
-        _ if !size.is_multiple_of(512) => Err(Error::SourceUnaligned { path: path.to_owned(), size }),
+        _ if !size.is_multiple_of(512) => {
+            Err(Error::SourceUnaligned { path: path.to_owned(), size })
+        }
         _ => Ok((format!("f:{device}:{inode}"), size, Kind::File, Held::File(device, inode))),
     }
 }

@@ -82,5 +82,8 @@ fn odd_sizes_are_refused() {
     let empty = file_of(0);
     assert!(matches!(Source::open(empty.path(), false), Err(Error::SourceEmpty { .. })));
     let odd = file_of(513);
-    assert!(matches!(Source::open(odd.path(), false), Err(Error::SourceUnaligned { size: 513, .. })));
+    assert!(matches!(
+        Source::open(odd.path(), false),
+        Err(Error::SourceUnaligned { size: 513, .. })
+    ));
 }

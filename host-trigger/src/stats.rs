@@ -105,8 +105,10 @@ pub async fn run(verb: &Stats, run_dir: Option<PathBuf>) -> Result<Counted, Erro
 async fn count(verb: &Stats, run_dir: Option<PathBuf>) -> Result<Counted, Error> {
     let mut watch = Stopwatch::new();
     let deadline = Deadline::after(verb.target.timeout);
-    let which = (verb.device_path.is_some() || verb.volume.is_some())
-        .then(|| crate::cli::Which { device_path: verb.device_path.clone(), volume: verb.volume.clone() });
+    let which = (verb.device_path.is_some() || verb.volume.is_some()).then(|| crate::cli::Which {
+        device_path: verb.device_path.clone(),
+        volume: verb.volume.clone(),
+    });
     which.as_ref().map_or(Ok(()), choice::check)?;
     let container = verb.container.as_deref();
     let place = Place::find(&verb.target.search(run_dir, container)?)?;
@@ -200,15 +202,22 @@ pub(crate) fn human(counted: &Counted) -> String {
                 errors.to_string(),
             ]
         };
-        rows.extend(volume.qemu.map(|stats| row("qemu", &stats.read, &stats.write, stats.errors())));
-        rows.extend(volume.guest.map(|stats| row("guest", &stats.read, &stats.write, stats.scsi_errors)));
+        rows.extend(
+            volume.qemu.map(|stats| row("qemu", &stats.read, &stats.write, stats.errors())),
+        );
+        rows.extend(
+            volume.guest.map(|stats| row("guest", &stats.read, &stats.write, stats.scsi_errors)),
+        );
     }
     let mut lines = table(rows);
     if counted.volumes.is_empty() {
         lines = vec!["no volumes are plugged".to_owned()];
     }
     lines.extend(
-        counted.guest_error.iter().map(|error| format!("the guest was not asked: {}", error.message)),
+        counted
+            .guest_error
+            .iter()
+            .map(|error| format!("the guest was not asked: {}", error.message)),
     );
     lines.extend(counted.volumes.iter().filter_map(|volume| {
         let error = volume.guest_error.as_ref()?;

@@ -32,13 +32,24 @@ pub(crate) fn volume(device_path: &str) -> VolumeStats {
         device_path: device_path.into(),
         size: 1 << 20,
         qemu: Some(QemuStats { read, ..QemuStats::default() }),
-        guest: Some(GuestStats { read: seen, in_flight: 1, scsi_errors: 9, ..GuestStats::default() }),
+        guest: Some(GuestStats {
+            read: seen,
+            in_flight: 1,
+            scsi_errors: 9,
+            ..GuestStats::default()
+        }),
         guest_error: None,
     }
 }
 
 fn error() -> FailureBody {
-    FailureBody { reason: "busy".into(), exit_code: 5, message: "no".into(), hint: None, holders: Vec::new() }
+    FailureBody {
+        reason: "busy".into(),
+        exit_code: 5,
+        message: "no".into(),
+        hint: None,
+        holders: Vec::new(),
+    }
 }
 
 #[test]
@@ -72,6 +83,9 @@ fn a_guest_that_was_not_asked_is_told() {
     let mut volume = volume("/dev/xvda");
     (volume.guest, volume.guest_error) = (None, Some(error()));
     let text = human(&Counted { guest_error: Some(error()), ..counted(vec![volume]) });
-    assert!(text.contains("\nthe guest was not asked: no\n") && !text.contains("  guest  "), "{text}");
+    assert!(
+        text.contains("\nthe guest was not asked: no\n") && !text.contains("  guest  "),
+        "{text}"
+    );
     assert!(text.ends_with("\nthe guest does not tell of volume 0123456789abcdef: no"), "{text}");
 }

@@ -69,8 +69,12 @@ impl Subject {
             read_only: intent.is_some_and(|intent| intent.access == Access::ReadOnly),
             shared: !known.others().is_empty(),
             scsi: Scsi { controller, target: address.target, lun: address.lun },
-            guest_device: placement.map(|placement| placement.guest_device.clone()).unwrap_or_default(),
-            device_number: placement.map(|p| format!("{}:{}", p.major, p.minor)).unwrap_or_default(),
+            guest_device: placement
+                .map(|placement| placement.guest_device.clone())
+                .unwrap_or_default(),
+            device_number: placement
+                .map(|p| format!("{}:{}", p.major, p.minor))
+                .unwrap_or_default(),
             device_filter: placement.map(|placement| placement.filter.clone()).unwrap_or_default(),
             node: placement.map(|placement| placement.node.clone()).unwrap_or_default(),
             throttle: Limits::default(),
@@ -107,7 +111,8 @@ impl Subject {
 
     fn with_guest(&self, seen: &Inspected, holders: bool) -> Listed {
         let committed = self.known.is_plugged();
-        let whole = seen.disk_present && seen.node_present && seen.allowed && seen.leftovers.is_empty();
+        let whole =
+            seen.disk_present && seen.node_present && seen.allowed && seen.leftovers.is_empty();
         let noted = self.known.used.as_ref().and_then(|used| used.committed());
         let noted = noted.map_or(0, |(_, placement)| placement.started);
         let state = match (committed, seen.container_running) {
@@ -132,7 +137,12 @@ impl Subject {
             container_running: seen.container_running,
             node_present: seen.node_present,
             allowed: seen.allowed,
-            leftovers: seen.leftovers.iter().take(MOST_LEFTOVERS).map(|name| printable(name)).collect(),
+            leftovers: seen
+                .leftovers
+                .iter()
+                .take(MOST_LEFTOVERS)
+                .map(|name| printable(name))
+                .collect(),
             holders: holders.then(|| GuestHolder::all(&seen.holders)),
         };
         Listed { volume, state, guest: Some(guest), guest_error: None }
@@ -149,7 +159,8 @@ pub(crate) async fn inspect(
     holders: bool,
     deadline: Deadline,
 ) -> Result<Inspected, Error> {
-    let request = InspectRequest { attachments: vec![question.clone()], holders, ..Default::default() };
+    let request =
+        InspectRequest { attachments: vec![question.clone()], holders, ..Default::default() };
     let mut reply = agent.inspect(&request, deadline).await?;
     match (reply.inspected.pop(), reply.inspected.len()) {
         (Some(seen), 0) if seen.serial == question.attachment.serial => Ok(seen),
@@ -163,7 +174,9 @@ pub(crate) async fn inspect(
 /// QEMU's id of the controller that the device `id` is on.
 async fn controller_of(qmp: &mut Qmp, id: &str) -> Result<String, QmpError> {
     let device = format!("/machine/peripheral/{id}");
-    let bus: String = qmp.query("qom-get", json!({"path": device, "property": "parent_bus"})).await?;
-    let controller = bus.strip_prefix("/machine/peripheral/").and_then(|rest| rest.split('/').next());
+    let bus: String =
+        qmp.query("qom-get", json!({"path": device, "property": "parent_bus"})).await?;
+    let controller =
+        bus.strip_prefix("/machine/peripheral/").and_then(|rest| rest.split('/').next());
     Ok(controller.unwrap_or_default().to_owned())
 }

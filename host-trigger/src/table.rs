@@ -6,7 +6,8 @@ pub(crate) fn table<const N: usize>(rows: Vec<[String; N]>) -> Vec<String> {
         .into_iter()
         .map(|row| row.map(|cell| if cell.is_empty() { "-".to_owned() } else { cell }))
         .collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let width =
+        |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
     let line = |row: &[String; N]| {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));

@@ -121,7 +121,9 @@ impl LimitArgs {
             (self.bps_write, self.burst_bps_write),
         ];
         if self.burst_seconds.is_some() && each.iter().all(|(_, burst)| burst.is_none()) {
-            return Err(Error::Limits { why: "--burst-seconds needs a burst, such as --burst-iops".into() });
+            return Err(Error::Limits {
+                why: "--burst-seconds needs a burst, such as --burst-iops".into(),
+            });
         }
         let change = Change { each, burst_seconds: self.burst_seconds };
         change.check()?;
@@ -222,7 +224,8 @@ mod tests {
 
     #[test]
     fn flags_become_a_change() {
-        let change = parse(&["--iops", "100", "--burst-iops", "200", "--burst-seconds", "3"]).unwrap();
+        let change =
+            parse(&["--iops", "100", "--burst-iops", "200", "--burst-seconds", "3"]).unwrap();
         assert_eq!((change.each[0], change.burst_seconds), ((Some(100), Some(200)), Some(3)));
         let change = parse(&["--bps-read", "2MiB", "--bps-write", "0"]).unwrap();
         assert_eq!((change.each[4], change.each[5]), ((Some(2 << 20), None), (Some(0), None)));

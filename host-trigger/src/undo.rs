@@ -42,7 +42,11 @@ pub enum Whose<'a> {
 ///
 /// # Errors
 /// The guest refuses, or its reply is lost.
-pub async fn detach(agent: &Agent, detachments: Vec<Detachment>, deadline: Deadline) -> Result<(), Error> {
+pub async fn detach(
+    agent: &Agent,
+    detachments: Vec<Detachment>,
+    deadline: Deadline,
+) -> Result<(), Error> {
     let request = DetachRequest { detachments, ..Default::default() };
     ask(agent, request, deadline).await.map(drop)
 }
@@ -83,7 +87,10 @@ pub(crate) async fn detachment(
         Address { target, lun }
     } else {
         let noted = used.placements.first();
-        noted.map_or(Address { target: 0, lun: 0 }, |(_, p)| Address { target: p.target, lun: p.lun })
+        noted.map_or(Address { target: 0, lun: 0 }, |(_, p)| Address {
+            target: p.target,
+            lun: p.lun,
+        })
     };
     let others = presence.uses();
     let others = || others.iter().filter(|other| !other.is_at(&intent.container, &intent.path));
@@ -98,11 +105,21 @@ pub(crate) async fn detachment(
 }
 
 /// A volume as the guest is told of it.
-pub(crate) fn attachment(intent: &Intent, controller: &str, address: Address, size: u64) -> Attachment {
+pub(crate) fn attachment(
+    intent: &Intent,
+    controller: &str,
+    address: Address,
+    size: u64,
+) -> Attachment {
     Attachment {
         container_id: intent.container.clone(),
         controller: controller.to_owned(),
-        address: Some(ScsiAddress { target: address.target, lun: address.lun, ..Default::default() }).into(),
+        address: Some(ScsiAddress {
+            target: address.target,
+            lun: address.lun,
+            ..Default::default()
+        })
+        .into(),
         serial: intent.id.clone(),
         size,
         path: intent.path.clone(),
@@ -145,7 +162,12 @@ pub(crate) async fn reconnect(place: &Place, deadline: Deadline) -> Result<Optio
 ///
 /// # Errors
 /// QEMU refuses, or does not answer.
-pub async fn remove(qmp: &mut Qmp, id: &VolumeId, whose: Whose<'_>, deadline: Deadline) -> Result<(), Error> {
+pub async fn remove(
+    qmp: &mut Qmp,
+    id: &VolumeId,
+    whose: Whose<'_>,
+    deadline: Deadline,
+) -> Result<(), Error> {
     let presence = Registry::read(qmp).await?.presence(id);
     let run = match whose {
         Whose::Any => None,
@@ -197,7 +219,11 @@ pub(crate) async fn remove_use(
 ///
 /// # Errors
 /// QEMU refuses, or does not answer.
-pub(crate) async fn remove_descriptor(qmp: &mut Qmp, set: u64, fd: Option<i64>) -> Result<(), QmpError> {
+pub(crate) async fn remove_descriptor(
+    qmp: &mut Qmp,
+    set: u64,
+    fd: Option<i64>,
+) -> Result<(), QmpError> {
     let mut arguments = json!({"fdset-id": set});
     if let Some(fd) = fd {
         arguments["fd"] = json!(fd);
@@ -246,7 +272,8 @@ async fn is_deleted(qmp: &mut Qmp, id: &VolumeId, deadline: Deadline) -> bool {
 /// event (seen with 10.0).
 async fn remove_node(qmp: &mut Qmp, id: &VolumeId, deadline: Deadline) -> Result<(), QmpError> {
     let removed = qmp.execute("blockdev-del", json!({"node-name": id.node()})).await;
-    let in_use = removed.as_ref().is_err_and(|e| e.refusal().is_some_and(|text| text.contains("is in use")));
+    let in_use =
+        removed.as_ref().is_err_and(|e| e.refusal().is_some_and(|text| text.contains("is in use")));
     if in_use && is_deleted(qmp, id, deadline).await {
         return unless_gone(qmp.execute("blockdev-del", json!({"node-name": id.node()})).await);
     }

@@ -25,7 +25,10 @@ pub(crate) async fn connect(path: &Path) -> io::Result<UnixStream> {
         .read(true)
         .custom_flags(libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC)
         .open(parent)?;
-    UnixStream::connect(Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name)).await
+    UnixStream::connect(
+        Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name),
+    )
+    .await
 }
 
 #[cfg(test)]

@@ -83,7 +83,9 @@ pub fn check_device_path(path: &str) -> Result<(), &'static str> {
         match part {
             "" => return Err("it has an empty component"),
             "." | ".." => return Err("it has a component \".\" or \"..\""),
-            _ if part.starts_with(TEMPORARY) => return Err("it has a name that the plugin uses itself"),
+            _ if part.starts_with(TEMPORARY) => {
+                return Err("it has a name that the plugin uses itself");
+            }
             _ if part.len() > 255 => return Err("it has a component of more than 255 bytes"),
             _ => {}
         }

@@ -11,7 +11,9 @@ const MIB: u64 = 1 << 20;
 
 fn lines(file: &Path) -> Vec<Value> {
     let text = fs::read_to_string(file).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
+        .collect()
 }
 
 #[tokio::test]
@@ -23,7 +25,9 @@ async fn every_operation_leaves_a_line_with_who_what_which_and_the_result() {
     let report = run(&mut host.command(&volumes, &to_log)).await.report();
     host.plug(Path::new("/dev/null"), "/dev/x\n", &to_log).await.assert_fails("source_kind", 6);
     host.verb("list", &to_log).await.listing();
-    host.verb("hot-unplug", &[&["--device-path", "/dev/xvda"][..], &to_log].concat()).await.report();
+    host.verb("hot-unplug", &[&["--device-path", "/dev/xvda"][..], &to_log].concat())
+        .await
+        .report();
 
     let lines = lines(&log);
     let told: Vec<_> = lines
@@ -31,13 +35,25 @@ async fn every_operation_leaves_a_line_with_who_what_which_and_the_result() {
         .map(|line| (line["result"].as_str().unwrap(), line["volume"]["device_path"].as_str()))
         .collect();
     let (a, b) = (Some("/dev/xvda"), Some("/dev/xvdb"));
-    let expected =
-        [("attached", a), ("attached", b), ("failed", None), ("listed", a), ("listed", b), ("detached", a)];
+    let expected = [
+        ("attached", a),
+        ("attached", b),
+        ("failed", None),
+        ("listed", a),
+        ("listed", b),
+        ("detached", a),
+    ];
     assert_eq!(told, expected);
     for line in &lines {
         assert_eq!(line["uid"], 0, "{line}");
-        assert!(line["caller"].as_str().unwrap().ends_with(&format!("({})", std::process::id())), "{line}");
-        assert!(line["arguments"][1].is_string() && line["time"].as_f64().unwrap() > 1.6e9, "{line}");
+        assert!(
+            line["caller"].as_str().unwrap().ends_with(&format!("({})", std::process::id())),
+            "{line}"
+        );
+        assert!(
+            line["arguments"][1].is_string() && line["time"].as_f64().unwrap() > 1.6e9,
+            "{line}"
+        );
     }
     let plugged = &lines[0];
     assert_eq!((&plugged["sandbox"], &plugged["exit_code"]), (&"s1".into(), &0.into()));
@@ -46,7 +62,11 @@ async fn every_operation_leaves_a_line_with_who_what_which_and_the_result() {
     assert_eq!(plugged["volume"]["device_number"], report.volumes[0].device_number);
     assert_eq!((&lines[2]["reason"], &lines[2]["exit_code"]), (&"source_kind".into(), &6.into()));
     // What was asked for is escaped, and never a second line.
-    assert!(lines[2]["arguments"].as_array().unwrap().contains(&"/dev/x\\n".into()), "{}", lines[2]);
+    assert!(
+        lines[2]["arguments"].as_array().unwrap().contains(&"/dev/x\\n".into()),
+        "{}",
+        lines[2]
+    );
 }
 
 #[tokio::test]
@@ -62,10 +82,16 @@ async fn syslog_gets_the_same_with_a_priority() {
     };
     host.plug(volume.path(), "/dev/xvda", &to_syslog).await.report();
     let line = received();
-    assert!(line.starts_with("<85>ecr-runtime[") && line.contains(r#""result":"attached""#), "{line}");
+    assert!(
+        line.starts_with("<85>ecr-runtime[") && line.contains(r#""result":"attached""#),
+        "{line}"
+    );
     host.plug(volume.path(), "/dev/xvdb", &to_syslog).await.assert_fails("volume_taken", 4);
     let line = received();
-    assert!(line.starts_with("<84>ecr-runtime[") && line.contains(r#""reason":"volume_taken""#), "{line}");
+    assert!(
+        line.starts_with("<84>ecr-runtime[") && line.contains(r#""reason":"volume_taken""#),
+        "{line}"
+    );
     host.verb("list", &to_syslog).await.listing();
     assert!(received().starts_with("<86>ecr-runtime["));
 }

@@ -19,7 +19,13 @@ use rstest::rstest;
 
 const MIB: u64 = 1 << 20;
 
-async fn assert_refused(host: &mut Host, volume: &Path, more: &[&str], reason: &str, exit_code: u8) {
+async fn assert_refused(
+    host: &mut Host,
+    volume: &Path,
+    more: &[&str],
+    reason: &str,
+    exit_code: u8,
+) {
     let before = host.snapshot().await;
     let ran = host.plug(volume, "/dev/xvda", more).await;
     ran.assert_fails(reason, exit_code);
@@ -67,7 +73,11 @@ async fn a_path_in_the_container_is_absolute_and_normal(#[case] path: &str) {
 #[case("/dev", "source_kind", 6)]
 #[case("/dev/null", "source_kind", 6)]
 #[tokio::test]
-async fn what_is_no_volume_is_refused(#[case] volume: &str, #[case] reason: &str, #[case] exit_code: u8) {
+async fn what_is_no_volume_is_refused(
+    #[case] volume: &str,
+    #[case] reason: &str,
+    #[case] exit_code: u8,
+) {
     let mut host = Host::boot().await;
     assert_refused(&mut host, Path::new(volume), &[], reason, exit_code).await;
 }
@@ -116,7 +126,8 @@ async fn a_device_that_somebody_claims_is_named_with_who() {
     use std::os::unix::fs::OpenOptionsExt;
     let mut host = Host::boot().await;
     let volume = Loop::of(MIB);
-    let claim = fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(volume.path()).unwrap();
+    let claim =
+        fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(volume.path()).unwrap();
     let before = host.snapshot().await;
     let ran = host.plug(volume.path(), "/dev/xvda", &[]).await;
     drop(claim);
@@ -130,7 +141,8 @@ async fn an_image_below_a_loop_device_is_held_by_it() {
     let mut host = Host::boot().await;
     let volume = Loop::of(MIB);
     let backing =
-        fs::read_to_string(format!("/sys/block/{}/loop/backing_file", name(volume.path()))).unwrap();
+        fs::read_to_string(format!("/sys/block/{}/loop/backing_file", name(volume.path())))
+            .unwrap();
     assert_refused(&mut host, Path::new(backing.trim_end()), &[], "source_held", 6).await;
 }
 
@@ -197,11 +209,23 @@ async fn an_agent_that_does_not_answer_has_a_deadline() {
     let _listener = std::os::unix::net::UnixListener::bind(&silent).unwrap();
     let image = Image::of(MIB);
     let address = format!("hvsock://{}:1024", silent.display());
-    assert_refused(&mut host, image.path(), &["--agent", &address, "--timeout", "500ms"], "timed_out", 7)
-        .await;
+    assert_refused(
+        &mut host,
+        image.path(),
+        &["--agent", &address, "--timeout", "500ms"],
+        "timed_out",
+        7,
+    )
+    .await;
     let address = format!("unix://{}", silent.display());
-    assert_refused(&mut host, image.path(), &["--agent", &address, "--timeout", "500ms"], "timed_out", 7)
-        .await;
+    assert_refused(
+        &mut host,
+        image.path(),
+        &["--agent", &address, "--timeout", "500ms"],
+        "timed_out",
+        7,
+    )
+    .await;
 }
 
 #[rstest]
@@ -221,7 +245,8 @@ async fn a_vm_without_the_one_controller_is_refused(
 async fn the_controller_that_is_named_is_used() {
     let devices = ["-device", "virtio-scsi-pci,id=a", "-device", "virtio-scsi-pci,id=b"];
     let host = Host::boot_with(&devices).await;
-    let report = host.plug(Image::of(MIB).path(), "/dev/xvda", &["--controller", "b"]).await.report();
+    let report =
+        host.plug(Image::of(MIB).path(), "/dev/xvda", &["--controller", "b"]).await.report();
     assert_eq!(report.volumes[0].scsi.controller, "b");
     let attached = host.guest.attached.lock().unwrap();
     assert_eq!(attached.values().next().unwrap().controller, "0000:00:02.0");
@@ -229,15 +254,28 @@ async fn the_controller_that_is_named_is_used() {
 
 #[tokio::test]
 async fn a_repeat_finds_the_volume_on_the_controller_that_it_is_on() {
-    let mut host =
-        Host::boot_with(&["-device", "virtio-scsi-pci,id=scsi0", "-device", "virtio-scsi-pci,id=b"]).await;
+    let mut host = Host::boot_with(&[
+        "-device",
+        "virtio-scsi-pci,id=scsi0",
+        "-device",
+        "virtio-scsi-pci,id=b",
+    ])
+    .await;
     let image = Image::of(MIB);
     host.plug(image.path(), "/dev/xvda", &["--controller", "b"]).await.report();
     let before = host.snapshot().await;
     let again = host.plug(image.path(), "/dev/xvda", &[]).await.report();
-    assert_eq!((again.result, again.volumes[0].scsi.controller.as_str()), (Outcome::Unchanged, "b"));
-    assert_eq!(host.guest.attached.lock().unwrap().values().next().unwrap().controller, "0000:00:02.0");
-    host.plug(image.path(), "/dev/xvda", &["--controller", "scsi0"]).await.assert_fails("other_options", 4);
+    assert_eq!(
+        (again.result, again.volumes[0].scsi.controller.as_str()),
+        (Outcome::Unchanged, "b")
+    );
+    assert_eq!(
+        host.guest.attached.lock().unwrap().values().next().unwrap().controller,
+        "0000:00:02.0"
+    );
+    host.plug(image.path(), "/dev/xvda", &["--controller", "scsi0"])
+        .await
+        .assert_fails("other_options", 4);
     assert_eq!(host.snapshot().await, before);
 }
 
@@ -245,7 +283,8 @@ async fn a_repeat_finds_the_volume_on_the_controller_that_it_is_on() {
 async fn a_socket_that_another_client_holds_is_told_within_three_seconds() {
     let mut host = Host::boot().await;
     let deadline = host_trigger::Deadline::after(Duration::from_secs(10));
-    let held = host_trigger::qmp::Qmp::connect(host.path("vm/s1/qmp.sock"), deadline).await.unwrap();
+    let held =
+        host_trigger::qmp::Qmp::connect(host.path("vm/s1/qmp.sock"), deadline).await.unwrap();
     let image = Image::of(MIB);
     let before = host.snapshot().await;
     let ran = host.plug(image.path(), "/dev/xvda", &[]).await;
@@ -277,9 +316,13 @@ async fn what_is_not_qemu_is_told_by_its_kind() {
     fs::remove_file(host.path("sbs/s1/persist.json")).unwrap();
     host.qemu.kill().unwrap();
     host.qemu.wait().unwrap();
-    host.plug(image.path(), "/dev/xvda", &["--agent", &agent]).await.assert_fails("qmp_unreachable", 14);
+    host.plug(image.path(), "/dev/xvda", &["--agent", &agent])
+        .await
+        .assert_fails("qmp_unreachable", 14);
     fs::remove_file(host.path("vm/s1/qmp.sock")).unwrap();
-    host.plug(image.path(), "/dev/xvda", &["--agent", &agent]).await.assert_fails("qmp_unreachable", 14);
+    host.plug(image.path(), "/dev/xvda", &["--agent", &agent])
+        .await
+        .assert_fails("qmp_unreachable", 14);
 }
 
 #[rstest]

@@ -20,7 +20,8 @@ async fn check(host: &Host, more: &[&str]) -> (Ran, Checked) {
 }
 
 fn read(ran: Ran) -> (Ran, Checked) {
-    let checked: Checked = serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:?}"));
+    let checked: Checked =
+        serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:?}"));
     assert_eq!(ran.exit_code, Some(checked.exit_code().into()), "{ran:?}");
     assert_eq!(Some(checked.result), checked.checks.iter().map(|finding| finding.status).max());
     (ran, checked)
@@ -68,12 +69,18 @@ async fn a_sandbox_is_looked_at_and_left_as_it_is() {
     assert_eq!(named(&checked, "controller").found, "scsi0 at 0000:00:01.0");
     let container = named(&checked, "container c1");
     assert_eq!(container.status, Status::Warning, "{container:?}");
-    assert!(container.found.contains("CAP_MKNOD") && container.way_out[0].contains("MKNOD"), "{container:?}");
+    assert!(
+        container.found.contains("CAP_MKNOD") && container.way_out[0].contains("MKNOD"),
+        "{container:?}"
+    );
     assert_eq!((host.snapshot().await, host.changes().len()), (before, changes));
 
     let (_, checked) = check(&host, &["--container", "c2"]).await;
     let containers = checked.checks.iter().filter(|finding| finding.name.starts_with("container "));
-    assert_eq!(containers.map(|finding| finding.name.as_str()).collect::<Vec<_>>(), ["container c2"]);
+    assert_eq!(
+        containers.map(|finding| finding.name.as_str()).collect::<Vec<_>>(),
+        ["container c2"]
+    );
 }
 
 #[tokio::test]
@@ -97,14 +104,18 @@ async fn a_node_without_a_sandbox_is_looked_at() {
     let ran = common::run(&mut command).await;
     assert_eq!(ran.exit_code, Some(0), "{ran:?}");
     assert!(ran.stdout.contains("warning  sandboxes "), "{ran:?}");
-    assert!(ran.stdout.lines().last().unwrap().starts_with("volumes can be plugged; warnings: "), "{ran:?}");
+    assert!(
+        ran.stdout.lines().last().unwrap().starts_with("volumes can be plugged; warnings: "),
+        "{ran:?}"
+    );
 }
 
 #[tokio::test]
 async fn a_socket_that_another_client_holds_is_a_problem_with_the_lines_that_make_another() {
     let host = Host::boot().await;
     let deadline = host_trigger::Deadline::after(std::time::Duration::from_secs(10));
-    let _held = host_trigger::qmp::Qmp::connect(host.path("vm/s1/qmp.sock"), deadline).await.unwrap();
+    let _held =
+        host_trigger::qmp::Qmp::connect(host.path("vm/s1/qmp.sock"), deadline).await.unwrap();
     let (ran, checked) = check(&host, &["--sandbox", "s1"]).await;
     assert_eq!(ran.exit_code, Some(13), "{ran:?}");
     let qmp = named(&checked, "qmp");
@@ -157,9 +168,14 @@ async fn few_descriptors_and_a_run_that_has_the_lock_are_told() {
     let mut host = Host::boot().await;
     host.by_hand("cont", serde_json::json!({})).await;
     let (_, checked) = check(&host, &["--sandbox", "s1"]).await;
-    assert!(named(&checked, "descriptors").found.starts_with(&format!("process {} has ", host.qemu.id())));
-    let limit =
-        Command::new("prlimit").args(["--nofile=64:64", "--pid", &host.qemu.id().to_string()]).status();
+    assert!(
+        named(&checked, "descriptors")
+            .found
+            .starts_with(&format!("process {} has ", host.qemu.id()))
+    );
+    let limit = Command::new("prlimit")
+        .args(["--nofile=64:64", "--pid", &host.qemu.id().to_string()])
+        .status();
     assert!(limit.unwrap().success());
     let directory = fs::File::open(host.path("vm/s1")).unwrap();
     directory.lock().unwrap();
@@ -205,7 +221,13 @@ async fn who_has_no_rights_is_told_so() {
     fs::set_permissions(host.path(""), fs::Permissions::from_mode(0o700)).unwrap();
     let binary = common::public_copy();
     let mut command = tokio::process::Command::new(binary.path().join("ecr-runtime"));
-    command.arg("--run-dir").arg(host.path("")).args(["check", "--output", "json", "--sandbox", "s1"]);
+    command.arg("--run-dir").arg(host.path("")).args([
+        "check",
+        "--output",
+        "json",
+        "--sandbox",
+        "s1",
+    ]);
     let (ran, checked) = read(common::run(command.uid(65534).gid(65534)).await);
     assert_eq!(ran.exit_code, Some(11), "{ran:?}");
     let rights = named(&checked, "rights");

@@ -55,7 +55,13 @@ async fn a_killed_run_is_completed_by_the_same_command(
 #[rstest]
 #[tokio::test]
 async fn a_run_that_fails_after_a_step_leaves_nothing(
-    #[values("after-add-fd", "after-blockdev-add", "after-device-add", "after-attach", "after-outcome")]
+    #[values(
+        "after-add-fd",
+        "after-blockdev-add",
+        "after-device-add",
+        "after-attach",
+        "after-outcome"
+    )]
     point: &str,
 ) {
     let mut host = Host::boot().await;
@@ -77,7 +83,8 @@ async fn another_serial_than_the_guest_is_told_of_can_be_given_to_qemu() {
     let mut command = host.command(&[(image.path(), "/dev/xvda")], &[]);
     let report = run(command.env("ECR_RUNTIME_FAULT", "device-serial=value:other")).await.report();
     let path = format!("/machine/peripheral/ecrblk-{}", report.volumes[0].id);
-    let serial = host.query("qom-get", serde_json::json!({"path": path, "property": "serial"})).await;
+    let serial =
+        host.query("qom-get", serde_json::json!({"path": path, "property": "serial"})).await;
     assert_eq!(serial, "other");
     assert!(host.guest.attachment(&report.volumes[0].id).is_some());
 }
@@ -146,7 +153,13 @@ async fn a_killed_unplug_is_completed_by_the_same_command(
 #[rstest]
 #[tokio::test]
 async fn a_killed_plug_is_listed_and_unplugged(
-    #[values("after-add-fd", "after-blockdev-add", "after-device-add", "after-attach", "after-outcome")]
+    #[values(
+        "after-add-fd",
+        "after-blockdev-add",
+        "after-device-add",
+        "after-attach",
+        "after-outcome"
+    )]
     point: &str,
     #[values(true, false)] by_id: bool,
 ) {
@@ -170,7 +183,13 @@ async fn a_killed_plug_is_listed_and_unplugged(
 #[rstest]
 #[tokio::test]
 async fn a_killed_plug_is_repaired(
-    #[values("after-add-fd", "after-blockdev-add", "after-device-add", "after-attach", "after-outcome")]
+    #[values(
+        "after-add-fd",
+        "after-blockdev-add",
+        "after-device-add",
+        "after-attach",
+        "after-outcome"
+    )]
     point: &str,
 ) {
     let mut host = Host::boot().await;
@@ -193,7 +212,10 @@ async fn a_killed_plug_is_repaired(
     };
     let now = if attached { Now::Attached } else { Now::Gone };
     let told = &repaired.volumes[0];
-    assert_eq!((repaired.result, repaired.volumes.len(), told.did, told.now), (result, 1, did, now));
+    assert_eq!(
+        (repaired.result, repaired.volumes.len(), told.did, told.now),
+        (result, 1, did, now)
+    );
     assert_eq!((told.container.as_str(), told.device_path.as_str()), ("c1", "/dev/xvda"));
     assert_eq!((would.volumes[0].did, would.volumes[0].now), (outlook, now));
     assert_eq!(device.is_claimed(), attached);
@@ -250,7 +272,13 @@ async fn a_killed_unplug_is_completed_by_repair(
 #[rstest]
 #[tokio::test]
 async fn a_killed_repair_is_completed_by_a_repair(
-    #[values("before-detach", "after-detach", "remove-after-device-del", "remove-after-blockdev-del")] point: &str,
+    #[values(
+        "before-detach",
+        "after-detach",
+        "remove-after-device-del",
+        "remove-after-blockdev-del"
+    )]
+    point: &str,
 ) {
     let mut host = Host::boot().await;
     let clean = host.snapshot().await;

@@ -74,7 +74,11 @@ async fn tell(peer: &mut Peer, command: &Value, tells: Tells) {
 
 /// Removes a volume from a QEMU that `tells`, and has the device after `device_del` if it `stays`. Returns the commands that change
 /// something, and how long it took.
-async fn remove(tells: Tells, stays: bool, limit: Duration) -> (Result<(), Error>, Vec<String>, Duration) {
+async fn remove(
+    tells: Tells,
+    stays: bool,
+    limit: Duration,
+) -> (Result<(), Error>, Vec<String>, Duration) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("q");
     let commands = Arc::new(Mutex::new(Vec::new()));

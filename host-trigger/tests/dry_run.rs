@@ -58,7 +58,13 @@ async fn what_would_be_refused_is_refused() {
         (device.path(), "/dev/xvdb", &["--dry-run"][..], "volume_taken", 4),
         (device.path(), "/dev/xvda", &["--dry-run", "--read-only"], "other_options", 4),
         (other.path(), "/dev/xvda", &["--dry-run"], "path_taken", 4),
-        (other.path(), "/dev/xvdb", &["--dry-run", "--controller", "scsi9"], "unknown_controller", 2),
+        (
+            other.path(),
+            "/dev/xvdb",
+            &["--dry-run", "--controller", "scsi9"],
+            "unknown_controller",
+            2,
+        ),
         (empty.path(), "/dev/xvdb", &["--dry-run"], "source_empty", 6),
     ] {
         host.plug(volume, path, more).await.assert_fails(reason, code);
@@ -66,7 +72,9 @@ async fn what_would_be_refused_is_refused() {
     host.guest.taken.lock().unwrap().push("/dev/xvdc".into());
     host.plug(other.path(), "/dev/xvdc", &["--dry-run"]).await.assert_fails("path_taken", 4);
     *host.guest.probe_failure.lock().unwrap() = Some(Reason::REASON_CONTAINER_NOT_RUNNING);
-    host.plug(other.path(), "/dev/xvdd", &["--dry-run"]).await.assert_fails("container_not_running", 3);
+    host.plug(other.path(), "/dev/xvdd", &["--dry-run"])
+        .await
+        .assert_fails("container_not_running", 3);
     *host.guest.probe_failure.lock().unwrap() = None;
     for which in [
         ["--container", "c1", "--device-path", "/dev/xvdz"],
@@ -101,7 +109,8 @@ async fn an_unplug_is_said_and_not_done() {
     let would = host.verb("hot-unplug", &C1).await;
     assert!(would.stdout.contains(r#""result":"would detach""#), "{would:?}");
     assert_eq!(would.report().volumes[0].id, id);
-    let unknown = host.verb("hot-unplug", &["--volume", "0123456789abcdef", "--dry-run"]).await.report();
+    let unknown =
+        host.verb("hot-unplug", &["--volume", "0123456789abcdef", "--dry-run"]).await.report();
     assert_eq!(unknown.result, Outcome::Unchanged);
     host.guest.held.lock().unwrap().push("dd".into());
     let busy = host.verb("hot-unplug", &C1).await;
@@ -142,5 +151,8 @@ async fn people_read_what_would_be_done() {
     assert!(text.starts_with(&format!("would plug {} (1 MiB) at /dev/xvda", volume[1])), "{text}");
     call("hot-plug", &[&C1[..4], &volume].concat()).await;
     let text = call("hot-unplug", &C1).await;
-    assert!(text.starts_with(&format!("would unplug {} (1 MiB) from /dev/xvda", volume[1])), "{text}");
+    assert!(
+        text.starts_with(&format!("would unplug {} (1 MiB) from /dev/xvda", volume[1])),
+        "{text}"
+    );
 }

@@ -21,11 +21,18 @@ const MIB: u64 = 1 << 20;
 async fn a_loop_device_is_plugged_claimed_and_recorded() {
     let mut host = Host::boot().await;
     let volume = Loop::of(MIB);
-    let report = host.plug(volume.path(), "/dev/xvda", &["--uid", "7", "--mode", "600"]).await.report();
+    let report =
+        host.plug(volume.path(), "/dev/xvda", &["--uid", "7", "--mode", "600"]).await.report();
     assert_eq!(report.result, Outcome::Attached);
     let plugged = &report.volumes[0];
-    assert_eq!((plugged.sandbox.as_str(), plugged.container.as_str(), plugged.size), ("s1", "c1", MIB));
-    assert_eq!((plugged.guest_device.as_str(), plugged.device_number.as_str()), ("sd0\\u{1b}", "8:0"));
+    assert_eq!(
+        (plugged.sandbox.as_str(), plugged.container.as_str(), plugged.size),
+        ("s1", "c1", MIB)
+    );
+    assert_eq!(
+        (plugged.guest_device.as_str(), plugged.device_number.as_str()),
+        ("sd0\\u{1b}", "8:0")
+    );
     assert!(volume.is_claimed());
 
     let attachment = host.guest.attachment(&plugged.id).unwrap();
@@ -60,7 +67,9 @@ async fn a_loop_device_is_plugged_claimed_and_recorded() {
     let records = records(&snapshot);
     assert_eq!(records.len(), 2);
     assert!(
-        records.iter().any(|record| matches!(record, Record::Placement(placement) if placement.committed))
+        records
+            .iter()
+            .any(|record| matches!(record, Record::Placement(placement) if placement.committed))
     );
     let is_intent = |record: &Record| matches!(record, Record::Intent(intent) if intent.path == "/dev/xvda" && intent.access == Access::ReadWrite);
     assert!(records.iter().any(is_intent));
@@ -156,7 +165,8 @@ async fn sixteen_volumes_of_one_call_are_all_plugged_or_none() {
     let before = host.snapshot().await;
     let images: Vec<_> = (1..=16).map(|n| Image::of(n * MIB)).collect();
     let paths: Vec<_> = (1..=16).map(|n| format!("/dev/xvd{n}")).collect();
-    let volumes: Vec<_> = images.iter().map(Image::path).zip(paths.iter().map(String::as_str)).collect();
+    let volumes: Vec<_> =
+        images.iter().map(Image::path).zip(paths.iter().map(String::as_str)).collect();
 
     host.guest.behave(Behaviour::TellsFewer);
     run(&mut host.command(&volumes, &[])).await.assert_fails("agent_answer", 1);
@@ -182,7 +192,9 @@ async fn volumes_of_one_call_are_distinct_and_paired() {
     assert!(["repeated", "source_held"].contains(&ran.failure().error.reason.as_str()), "{ran:?}");
     let same_path = [(one.path(), "/dev/a"), (two.path(), "/dev/a")];
     run(&mut host.command(&same_path, &[])).await.assert_fails("repeated", 2);
-    host.plug(one.path(), "/dev/a", &["--block-volume", "/dev/loop0"]).await.assert_fails("unpaired", 2);
+    host.plug(one.path(), "/dev/a", &["--block-volume", "/dev/loop0"])
+        .await
+        .assert_fails("unpaired", 2);
     assert_eq!(host.snapshot().await, before);
 }
 
@@ -246,7 +258,8 @@ async fn a_path_that_is_not_utf8_is_plugged_and_reported() {
     let report = host.plug(&path, "/dev/xvda", &[]).await.report();
     assert!(report.volumes[0].source.to_string_lossy().contains("odd\u{fffd}"), "{report:?}");
     let again =
-        run(host.command(&[(&path, "/dev/xvdb")], &[]).args(["--output", "json", "--nonsense"])).await;
+        run(host.command(&[(&path, "/dev/xvdb")], &[]).args(["--output", "json", "--nonsense"]))
+            .await;
     again.assert_fails("usage", 2);
 }
 
@@ -263,7 +276,8 @@ async fn a_state_file_that_is_out_of_date_does_no_harm() {
     let address = format!("unix://{}", host.path("agent.sock").display());
     tokio::spawn(async move {
         let (mut stream, _) = shim.accept().await.unwrap();
-        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{address}", address.len());
+        let answer =
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{address}", address.len());
         // The request comes in one piece, and a client takes no answer ahead of it.
         assert_ne!(stream.read(&mut [0; 1024]).await.unwrap(), 0);
         stream.write_all(answer.as_bytes()).await.unwrap();

@@ -69,7 +69,10 @@ async fn a_reply_that_does_not_come_is_undone_in_the_guest_first() {
 #[case(nix::sys::signal::SIGINT, 130)]
 #[case(nix::sys::signal::SIGTERM, 143)]
 #[tokio::test]
-async fn a_signal_is_obeyed_after_the_undo(#[case] signal: nix::sys::signal::Signal, #[case] exit_code: u8) {
+async fn a_signal_is_obeyed_after_the_undo(
+    #[case] signal: nix::sys::signal::Signal,
+    #[case] exit_code: u8,
+) {
     let mut host = Host::boot().await;
     let before = host.snapshot().await;
     host.guest.behave(Behaviour::Hangs);
@@ -135,7 +138,8 @@ async fn another_client_of_the_table_keeps_its_sets() {
     let mut host = Host::boot().await;
     let foreign = std::fs::File::open("/dev/null").unwrap();
     let deadline = host_trigger::Deadline::after(Duration::from_secs(10));
-    let mut other = host_trigger::qmp::Qmp::connect(host.path("vm/s1/qmp.sock"), deadline).await.unwrap();
+    let mut other =
+        host_trigger::qmp::Qmp::connect(host.path("vm/s1/qmp.sock"), deadline).await.unwrap();
     other.add_fd(&foreign, None, "libvirt-x").await.unwrap();
     other.add_fd(&foreign, None, "").await.unwrap();
     drop(other);

@@ -83,7 +83,9 @@ async fn what_is_not_there_is_unchanged_by_its_id_and_not_found_by_its_path() {
     }
     let unknown = host.verb("hot-unplug", &["--volume", "0123456789abcdef"]).await.report();
     assert_eq!((unknown.result, unknown.volumes.len()), (Outcome::Unchanged, 0));
-    host.verb("hot-unplug", &["--volume", id, "--container", "c2"]).await.assert_fails("other_container", 4);
+    host.verb("hot-unplug", &["--volume", id, "--container", "c2"])
+        .await
+        .assert_fails("other_container", 4);
     host.verb("hot-unplug", &["--volume", id, "--container", "c9"])
         .await
         .assert_fails("container_not_found", 3);
@@ -154,7 +156,10 @@ async fn who_holds_a_volume_is_told_and_who_lost_it_by_force() {
     let ran = host.verb("hot-unplug", &[&C1[..], &["--wait", "3s"]].concat()).await;
     ran.assert_fails("busy", 5);
     let error = ran.failure().error;
-    assert!(error.message.ends_with(": process 57 (d\\u{1b}d) in container c1, /dev/xvda"), "{error:?}");
+    assert!(
+        error.message.ends_with(": process 57 (d\\u{1b}d) in container c1, /dev/xvda"),
+        "{error:?}"
+    );
     assert!(error.hint.unwrap().contains("--force"));
     assert_eq!((error.holders.len(), error.holders[0].pid), (1, Some(57)));
     let (force, wait) = *host.guest.terms.lock().unwrap();
@@ -252,7 +257,8 @@ async fn what_is_not_ours_is_never_touched() {
     let mut host = Host::boot().await;
     let foreign = Image::of(MIB);
     let file = json!({"driver": "file", "filename": foreign.path()});
-    host.by_hand("blockdev-add", json!({"driver": "raw", "node-name": "theirs", "file": file})).await;
+    host.by_hand("blockdev-add", json!({"driver": "raw", "node-name": "theirs", "file": file}))
+        .await;
     let device = json!({"driver": "scsi-hd", "id": "theirs0", "drive": "theirs", "bus": "scsi0.0", "scsi-id": 1, "lun": 1, "serial": "0123456789abcdef"});
     host.by_hand("device_add", device).await;
     let before = host.snapshot().await;
@@ -295,7 +301,8 @@ async fn qemu_that_ends_in_the_middle_is_told_and_has_nothing_left() {
 }
 
 async fn interrupted(host: &Host, signals: usize) -> (Option<i32>, Value) {
-    let mut command = host.verb_command("hot-unplug", &[&C1[..], &["--timeout", "4s", "-v"]].concat());
+    let mut command =
+        host.verb_command("hot-unplug", &[&C1[..], &["--timeout", "4s", "-v"]].concat());
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
     host.guest.asked.notified().await;
@@ -306,7 +313,8 @@ async fn interrupted(host: &Host, signals: usize) -> (Option<i32>, Value) {
         let mut line = String::new();
         while !line.contains("second signal")
             && tokio::io::AsyncBufReadExt::read_line(&mut stderr, &mut line).await.unwrap() > 0
-        {}
+        {
+        }
     }
     let output = child.wait_with_output().await.unwrap();
     (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
@@ -343,7 +351,10 @@ async fn people_get_lines() {
         command
     };
     let ran = run(&mut human("hot-unplug", &C1)).await;
-    assert!(ran.stdout.starts_with("unplugged ") && ran.stdout.contains(" from /dev/xvda in "), "{ran:?}");
+    assert!(
+        ran.stdout.starts_with("unplugged ") && ran.stdout.contains(" from /dev/xvda in "),
+        "{ran:?}"
+    );
     let ran = run(&mut human("hot-unplug", &["--volume", &id])).await;
     assert!(ran.stdout.starts_with("unchanged: ") && ran.exit_code == Some(0), "{ran:?}");
 }

@@ -34,10 +34,16 @@ async fn what_is_plugged_is_listed_and_nothing_changes() {
     assert_eq!(places, [("c1", "/dev/xvda"), ("c1", "/dev/xvdb"), ("c2", "/dev/xvda")]);
     assert!(listing.volumes.iter().all(|listed| listed.state == State::Attached));
     let (first, second) = (&listing.volumes[0], &listing.volumes[1]);
-    assert_eq!((&first.volume.id, first.volume.size, first.volume.read_only), (&a.volumes[0].id, MIB, false));
+    assert_eq!(
+        (&first.volume.id, first.volume.size, first.volume.read_only),
+        (&a.volumes[0].id, MIB, false)
+    );
     assert_eq!((&first.volume.scsi, &first.volume.node), (&a.volumes[0].scsi, &a.volumes[0].node));
     // The guest's word is newer than the record.
-    assert_eq!((first.volume.guest_device.as_str(), first.volume.device_number.as_str()), ("sdz", "8:400"));
+    assert_eq!(
+        (first.volume.guest_device.as_str(), first.volume.device_number.as_str()),
+        ("sdz", "8:400")
+    );
     assert_eq!(first.volume.device_filter, "v1");
     assert_eq!((second.volume.size, second.volume.read_only), (2 * MIB, true));
     assert!(second.guest.as_ref().unwrap().read_only);
@@ -51,9 +57,12 @@ async fn what_is_plugged_is_listed_and_nothing_changes() {
     let mut inspected = listing.volumes[1..2].to_vec();
     inspected[0].guest.as_mut().unwrap().holders = Some(Vec::new());
     assert_eq!((by_id.command.as_str(), &by_id.volumes), ("inspect", &inspected));
-    let by_path = host.verb("inspect", &["--container", "c1", "--device-path", "/dev/xvdb"]).await.listing();
+    let by_path =
+        host.verb("inspect", &["--container", "c1", "--device-path", "/dev/xvdb"]).await.listing();
     assert_eq!(by_path.volumes, by_id.volumes);
-    host.verb("inspect", &["--volume", "0123456789abcdef"]).await.assert_fails("volume_not_found", 3);
+    host.verb("inspect", &["--volume", "0123456789abcdef"])
+        .await
+        .assert_fails("volume_not_found", 3);
     host.verb("inspect", &["--device-path", "/dev/xvdc"]).await.assert_fails("volume_not_found", 3);
     assert_eq!(host.snapshot().await, before);
 }
@@ -80,7 +89,8 @@ async fn a_container_that_was_started_anew_has_to_be_served_anew() {
     let again = host.plug(image.path(), "/dev/xvda", &[]).await.report();
     assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Attached);
     assert_eq!(again.volumes[0].device_path, "/dev/xvda");
-    let count = |snapshot: &serde_json::Value| snapshot["query-fdsets"][0]["fds"].as_array().unwrap().len();
+    let count =
+        |snapshot: &serde_json::Value| snapshot["query-fdsets"][0]["fds"].as_array().unwrap().len();
     assert_eq!(count(&host.snapshot().await), count(&plugged));
 }
 

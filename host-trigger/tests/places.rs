@@ -112,7 +112,8 @@ async fn what_is_left_of_a_read_only_image_is_noticed() {
     assert_eq!(again.result, Outcome::Unchanged);
     // As if the run had been killed before it wrote the outcome.
     let sets = host.query("query-fdsets", json!({})).await;
-    let outcome = |fd: &&Value| fd["opaque"].as_str().is_some_and(|text| text.contains("\"committed\":true"));
+    let outcome =
+        |fd: &&Value| fd["opaque"].as_str().is_some_and(|text| text.contains("\"committed\":true"));
     let fd = sets[0]["fds"].as_array().unwrap().iter().find(outcome).unwrap()["fd"].clone();
     host.by_hand("remove-fd", json!({"fdset-id": sets[0]["fdset-id"], "fd": fd})).await;
     let second = host.plug(image.path(), "/dev/a", &["--read-only"]).await.report();

@@ -75,7 +75,10 @@ async fn a_command_whose_future_was_dropped_ends_the_connection() {
         tokio::select! { biased; _ = command => panic!("answered without a wait"), () = std::future::ready(()) => {} }
     }
     assert!(!qmp.is_usable());
-    assert!(matches!(qmp.execute("query-fdsets", json!({})).await, Err(QmpError::Disconnected { .. })));
+    assert!(matches!(
+        qmp.execute("query-fdsets", json!({})).await,
+        Err(QmpError::Disconnected { .. })
+    ));
 }
 
 #[tokio::test]
@@ -98,7 +101,10 @@ async fn a_peer_that_ends_the_connection_is_told_from_one_that_is_silent() {
     })
     .await;
     let mut qmp = Qmp::connect(&path, soon(5000)).await.unwrap();
-    assert!(matches!(qmp.execute("query-status", json!({})).await, Err(QmpError::Disconnected { .. })));
+    assert!(matches!(
+        qmp.execute("query-status", json!({})).await,
+        Err(QmpError::Disconnected { .. })
+    ));
 
     let silent = directory.path().join("silent");
     let _listener = UnixListener::bind(&silent).unwrap();
@@ -108,7 +114,8 @@ async fn a_peer_that_ends_the_connection_is_told_from_one_that_is_silent() {
 #[tokio::test]
 async fn another_protocol_is_no_qmp() {
     let directory = tempfile::tempdir().unwrap();
-    for (name, greeting) in [("hmp", "QEMU 10.0.2 monitor - type 'help'\r\n"), ("json", "{}\n"), ("eof", "")]
+    for (name, greeting) in
+        [("hmp", "QEMU 10.0.2 monitor - type 'help'\r\n"), ("json", "{}\n"), ("eof", "")]
     {
         let path = directory.path().join(name);
         let listener = UnixListener::bind(&path).unwrap();
@@ -116,7 +123,10 @@ async fn another_protocol_is_no_qmp() {
             let (mut stream, _) = listener.accept().await.unwrap();
             stream.write_all(greeting.as_bytes()).await.unwrap();
         });
-        assert!(matches!(Qmp::connect(&path, soon(5000)).await, Err(QmpError::NotQmp { .. })), "{name}");
+        assert!(
+            matches!(Qmp::connect(&path, soon(5000)).await, Err(QmpError::NotQmp { .. })),
+            "{name}"
+        );
     }
 }
 
@@ -125,7 +135,10 @@ async fn refusals_are_told_in_qemus_words_and_unlisted_commands_are_not_sent() {
     let host = Host::boot().await;
     let mut qmp = Qmp::connect(host.path("vm/s1/qmp.sock"), soon(5000)).await.unwrap();
     let refused = qmp.execute("device_del", json!({"id": "nix"})).await.unwrap_err();
-    assert!(matches!(&refused, QmpError::Refused { class, .. } if class == "DeviceNotFound"), "{refused:?}");
+    assert!(
+        matches!(&refused, QmpError::Refused { class, .. } if class == "DeviceNotFound"),
+        "{refused:?}"
+    );
     assert_eq!(refused.refusal(), Some("Device 'nix' not found"));
     assert!(matches!(qmp.execute("frobnicate", json!({})).await, Err(QmpError::Unlisted { .. })));
     assert!(qmp.is_usable());

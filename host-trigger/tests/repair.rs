@@ -33,13 +33,16 @@ async fn foreigners(host: &mut Host, image: &Image) {
         host.by_hand("blockdev-add", node).await;
     }
     for (lun, id, node) in [(1, "theirs0", "theirs"), (2, "ecrblk-theirs", "ecrblk-theirs-n")] {
-        let device =
-            json!({"driver": "scsi-hd", "id": id, "drive": node, "bus": "scsi0.0", "scsi-id": 1, "lun": lun});
+        let device = json!({"driver": "scsi-hd", "id": id, "drive": node, "bus": "scsi0.0", "scsi-id": 1, "lun": lun});
         host.by_hand("device_add", device).await;
     }
-    for opaque in
-        ["serial0-source", "kata:{}", "ecrblk2:{}", "ecrblk1:{\"v\":2,\"id\":\"0123456789abcdef\"}", ""]
-    {
+    for opaque in [
+        "serial0-source",
+        "kata:{}",
+        "ecrblk2:{}",
+        "ecrblk1:{\"v\":2,\"id\":\"0123456789abcdef\"}",
+        "",
+    ] {
         host.add_fd(opaque, None).await;
     }
 }
@@ -59,7 +62,10 @@ async fn nothing_of_anybody_elses_is_touched() {
     let id = host.plug(ours.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
     host.guest.attached.lock().unwrap().clear();
     let repaired = host.verb("repair", &[]).await.repaired();
-    assert_eq!(only(&repaired.volumes), (Found::Volume(State::Incomplete), Did::Completed, Now::Gone));
+    assert_eq!(
+        only(&repaired.volumes),
+        (Found::Volume(State::Incomplete), Did::Completed, Now::Gone)
+    );
     assert_eq!(repaired.volumes[0].id, id);
     assert_eq!(host.snapshot().await, theirs);
 }
@@ -88,11 +94,17 @@ async fn a_volume_of_a_container_that_is_gone_is_freed() {
     host.guest.gone.lock().unwrap().push("c1".into());
     let would = host.verb("repair", &["--dry-run"]).await.repaired();
     assert_eq!(would.result, Whole::WouldRepair);
-    assert_eq!(only(&would.volumes), (Found::Volume(State::ContainerGone), Did::WouldUndo, Now::Gone));
+    assert_eq!(
+        only(&would.volumes),
+        (Found::Volume(State::ContainerGone), Did::WouldUndo, Now::Gone)
+    );
     assert!(device.is_claimed() && host.guest.detached.lock().unwrap().is_empty());
     let repaired = host.verb("repair", &[]).await.repaired();
     assert_eq!(repaired.result, Whole::Repaired);
-    assert_eq!(only(&repaired.volumes), (Found::Volume(State::ContainerGone), Did::Undone, Now::Gone));
+    assert_eq!(
+        only(&repaired.volumes),
+        (Found::Volume(State::ContainerGone), Did::Undone, Now::Gone)
+    );
     assert_eq!(host.snapshot().await, clean);
     assert!(!device.is_claimed());
 }
@@ -106,7 +118,10 @@ async fn what_the_container_lost_is_made_again() {
     host.guest.nodes_lost.lock().unwrap().push("/dev/xvda".into());
     assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Incomplete);
     let repaired = host.verb("repair", &[]).await.repaired();
-    assert_eq!(only(&repaired.volumes), (Found::Volume(State::Incomplete), Did::Completed, Now::Attached));
+    assert_eq!(
+        only(&repaired.volumes),
+        (Found::Volume(State::Incomplete), Did::Completed, Now::Attached)
+    );
     assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Attached);
     assert!(host.guest.detached.lock().unwrap().is_empty());
 }
@@ -136,7 +151,10 @@ async fn a_volume_in_use_stays_and_is_told() {
     let ran = host.verb("repair", &[]).await;
     let repaired = ran.repaired();
     ran.assert_fails("incomplete", 8);
-    assert_eq!(only(&repaired.volumes), (Found::Volume(State::ContainerGone), Did::Failed, Now::Unknown));
+    assert_eq!(
+        only(&repaired.volumes),
+        (Found::Volume(State::ContainerGone), Did::Failed, Now::Unknown)
+    );
     assert!(repaired.volumes[0].why.contains("BUSY"), "{repaired:?}");
     assert_eq!((repaired.result, host.snapshot().await), (Whole::Incomplete, before));
 }
@@ -158,7 +176,8 @@ async fn without_the_guest_only_what_is_safe_is_done(#[case] more: &[&str]) {
     let ran = host.verb("repair", more).await;
     ran.assert_fails("incomplete", 8);
     let repaired = ran.repaired();
-    let told: Vec<_> = repaired.volumes.iter().map(|told| (told.device_path.as_str(), told.did)).collect();
+    let told: Vec<_> =
+        repaired.volumes.iter().map(|told| (told.device_path.as_str(), told.did)).collect();
     let mut expected = vec![("/dev/xvda", Did::Failed), ("/dev/xvdb", Did::Undone)];
     expected.sort_by_key(|(path, _)| told.iter().position(|(told, _)| told == path));
     assert_eq!(told, expected);
@@ -227,14 +246,18 @@ async fn descriptors_that_nothing_uses_are_removed() {
     assert_eq!(host.snapshot().await, before);
     let repaired = host.verb("repair", &[]).await.repaired();
     let unused = Found::Descriptor(UnusedDescriptor::Unused);
-    let found: Vec<_> = repaired.volumes.iter().map(|told| (told.id.as_str(), told.was, told.did)).collect();
+    let found: Vec<_> =
+        repaired.volumes.iter().map(|told| (told.id.as_str(), told.was, told.did)).collect();
     let attached = (id.as_str(), Found::Volume(State::Attached), Did::Kept);
     let of_it = (id.as_str(), unused, Did::Undone);
     assert_eq!(found, [attached, of_it, of_it, ("", unused, Did::Undone)]);
     let is = host.snapshot().await;
     // Of the two outcomes in the set the newer one counts.
     let count = |snapshot: &Value| snapshot["query-fdsets"][0]["fds"].as_array().unwrap().len();
-    assert_eq!((is["query-fdsets"].as_array().unwrap().len(), count(&is), count(&plugged)), (1, 2, 2));
+    assert_eq!(
+        (is["query-fdsets"].as_array().unwrap().len(), count(&is), count(&plugged)),
+        (1, 2, 2)
+    );
     assert!(is.to_string().contains("newer"), "{is}");
     assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Attached);
     assert_eq!(host.verb("repair", &[]).await.repaired().result, Whole::Unchanged);

@@ -117,7 +117,11 @@ async fn a_volume_shrinks_only_where_that_is_allowed() {
 #[case(&["--size", "7EiB"], "image_limit", 6)]
 #[case(&["--container", "c2", "--size", "9MiB"], "volume_not_found", 3)]
 #[tokio::test]
-async fn a_bad_size_changes_nothing(#[case] more: &[&str], #[case] reason: &str, #[case] exit_code: u8) {
+async fn a_bad_size_changes_nothing(
+    #[case] more: &[&str],
+    #[case] reason: &str,
+    #[case] exit_code: u8,
+) {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
     host.plug(image.path(), "/dev/xvda", &[]).await.report();
@@ -282,5 +286,8 @@ async fn people_read_the_new_size() {
     command.arg("--run-dir").arg(host.path("")).args(["block-volume", "resize", "--sandbox", "s1"]);
     let text = run(command.args(C1).args(["--size", "3MiB"])).await;
     assert_eq!(text.exit_code, Some(0), "{text:?}");
-    assert!(text.stdout.starts_with("resized ") && text.stdout.contains("(3 MiB) at /dev/xvda"), "{text:?}");
+    assert!(
+        text.stdout.starts_with("resized ") && text.stdout.contains("(3 MiB) at /dev/xvda"),
+        "{text:?}"
+    );
 }

@@ -34,7 +34,9 @@ async fn listed(host: &Host) -> Vec<(String, String, State)> {
 }
 
 fn used(uses: &[(&str, &str)]) -> Vec<(String, String, State)> {
-    uses.iter().map(|(container, path)| ((*container).into(), (*path).into(), State::Attached)).collect()
+    uses.iter()
+        .map(|(container, path)| ((*container).into(), (*path).into(), State::Attached))
+        .collect()
 }
 
 fn count(snapshot: &Value, query: &str) -> usize {
@@ -51,7 +53,8 @@ async fn one_disk_has_two_uses_and_goes_with_the_last(#[case] order: &[&str]) {
     let device = Loop::of(MIB);
     let first = plug(&host, &device, "c1", "/dev/xvda", &[]).await.report();
     let with_one = host.snapshot().await;
-    let second = plug(&host, &device, "c2", "/dev/xvda", &["--shared", "--mode", "600"]).await.report();
+    let second =
+        plug(&host, &device, "c2", "/dev/xvda", &["--shared", "--mode", "600"]).await.report();
     assert_eq!((second.result, second.volumes[0].shared), (Outcome::Attached, true));
     assert_eq!(
         (&second.volumes[0].id, &second.volumes[0].scsi),
@@ -64,7 +67,8 @@ async fn one_disk_has_two_uses_and_goes_with_the_last(#[case] order: &[&str]) {
     }
     let both = used(&[("c1", "/dev/xvda"), ("c2", "/dev/xvda")]);
     assert_eq!(listed(&host).await, both);
-    let again = plug(&host, &device, "c2", "/dev/xvda", &["--shared", "--mode", "600"]).await.report();
+    let again =
+        plug(&host, &device, "c2", "/dev/xvda", &["--shared", "--mode", "600"]).await.report();
     assert_eq!((again.result, again.volumes[0].shared), (Outcome::Unchanged, true));
     assert_eq!(host.verb("repair", &[]).await.repaired().result, Whole::Unchanged);
     assert_eq!(host.snapshot().await, with_two);
@@ -137,9 +141,14 @@ async fn a_shared_volume_is_named_by_its_use() {
     let ambiguous = host.verb("hot-unplug", &["--volume", &id]).await;
     ambiguous.assert_fails("ambiguous_volume", 2);
     assert!(ambiguous.stdout.contains("/dev/xvda in container c1"), "{ambiguous:?}");
-    host.verb("inspect", &["--volume", &id, "--container", "c2"]).await.assert_fails("ambiguous_volume", 2);
+    host.verb("inspect", &["--volume", &id, "--container", "c2"])
+        .await
+        .assert_fails("ambiguous_volume", 2);
     let of_c1 = host.verb("inspect", &["--volume", &id, "--container", "c1"]).await.listing();
-    assert_eq!((of_c1.volumes.len(), of_c1.volumes[0].volume.device_path.as_str()), (1, "/dev/xvda"));
+    assert_eq!(
+        (of_c1.volumes.len(), of_c1.volumes[0].volume.device_path.as_str()),
+        (1, "/dev/xvda")
+    );
     assert_eq!(host.verb("list", &["--container", "c2"]).await.listing().volumes.len(), 2);
     host.verb("hot-unplug", &["--volume", &id, "--container", "c1"]).await.report();
     assert_eq!(listed(&host).await, used(&[("c2", "/dev/xvdb"), ("c2", "/dev/xvdc")]));
@@ -205,7 +214,9 @@ async fn a_repair_of_all_uses_takes_the_disk_with_the_last() {
     plug(&host, &device, "c2", "/dev/xvda", &["--shared"]).await.report();
     host.guest.gone.lock().unwrap().extend(["c1".into(), "c2".into()]);
     let repaired = host.verb("repair", &[]).await.repaired();
-    assert!(repaired.volumes.len() == 2 && repaired.volumes.iter().all(|told| told.did == Did::Undone));
+    assert!(
+        repaired.volumes.len() == 2 && repaired.volumes.iter().all(|told| told.did == Did::Undone)
+    );
     assert_eq!(host.snapshot().await, clean);
     assert!(!device.is_claimed());
 }
@@ -256,7 +267,10 @@ async fn a_killed_further_use_is_completed_or_undone(
     }
     assert!(device.is_claimed());
     let sets = host.snapshot().await["query-fdsets"].clone();
-    assert!(sets.as_array().unwrap().len() == 1 && sets[0]["fds"].as_array().unwrap().len() <= 3, "{sets}");
+    assert!(
+        sets.as_array().unwrap().len() == 1 && sets[0]["fds"].as_array().unwrap().len() <= 3,
+        "{sets}"
+    );
 }
 
 #[cfg(feature = "fault")]
@@ -283,7 +297,11 @@ async fn a_killed_unplug_of_one_use_is_completed(
         assert_eq!(repaired.volumes.len(), if point == "after-remove" { 1 } else { 2 });
         assert!(repaired.volumes.iter().all(|told| told.now == Now::Attached), "{repaired:?}");
         if point != "after-remove" {
-            assert_eq!(host.snapshot().await["query-named-block-nodes"], nodes, "each has its place again");
+            assert_eq!(
+                host.snapshot().await["query-named-block-nodes"],
+                nodes,
+                "each has its place again"
+            );
         }
     } else {
         let again = unplug(&host, container, "/dev/xvda").await;

@@ -50,7 +50,9 @@ async fn assert_repaired(host: &mut Host, clean: &Value, device: &Loop) {
 
 #[rstest]
 #[tokio::test]
-async fn a_second_signal_ends_the_undo_of_a_plug(#[values(Signal::SIGINT, Signal::SIGTERM)] signal: Signal) {
+async fn a_second_signal_ends_the_undo_of_a_plug(
+    #[values(Signal::SIGINT, Signal::SIGTERM)] signal: Signal,
+) {
     let mut host = Host::boot().await;
     let clean = host.snapshot().await;
     let device = Loop::of(MIB);
@@ -64,10 +66,15 @@ async fn a_second_signal_ends_the_undo_of_a_plug(#[values(Signal::SIGINT, Signal
     let (code, told) = ended(child).await;
     let message = told["error"]["message"].as_str().unwrap();
     assert_eq!((code, &told["error"]["reason"]), (Some(8), &"incomplete".into()), "{told}");
-    for word in [signal.as_str(), "descriptors, block node, device in QEMU", "what the guest has of it"] {
+    for word in
+        [signal.as_str(), "descriptors, block node, device in QEMU", "what the guest has of it"]
+    {
         assert!(message.contains(word), "{word}: {message}");
     }
-    assert!(message.contains(&host.verb("list", &[]).await.listing().volumes[0].volume.id), "{message}");
+    assert!(
+        message.contains(&host.verb("list", &[]).await.listing().volumes[0].volume.id),
+        "{message}"
+    );
     host.guest.attached.lock().unwrap().clear();
     assert_repaired(&mut host, &clean, &device).await;
 }
@@ -93,7 +100,10 @@ async fn a_second_signal_ends_a_removal(#[case] verb: &str, #[case] which: &[&st
     let message = told["error"]["message"].as_str().unwrap();
     assert_eq!(code, Some(8), "{told}");
     assert!(message.contains("interrupted by SIGTERM"), "the first one is the cause: {message}");
-    assert!(message.contains(&format!("volume {id}: descriptors, block node, device in QEMU")), "{message}");
+    assert!(
+        message.contains(&format!("volume {id}: descriptors, block node, device in QEMU")),
+        "{message}"
+    );
     assert_repaired(&mut host, &clean, &device).await;
 }
 
@@ -114,7 +124,8 @@ async fn a_first_signal_lets_a_repair_finish_one_volume() {
     says(&mut child, "second signal").await;
     let (code, told) = ended(child).await;
     assert_eq!((code, &told["error"]["reason"]), (Some(130), &"interrupted".into()), "{told}");
-    let did: Vec<_> = told["volumes"].as_array().unwrap().iter().map(|told| told["did"].clone()).collect();
+    let did: Vec<_> =
+        told["volumes"].as_array().unwrap().iter().map(|told| told["did"].clone()).collect();
     assert_eq!(did, [serde_json::json!(Did::Undone), serde_json::json!(Did::Failed)], "{told}");
     *host.guest.detach_delay.lock().unwrap() = std::time::Duration::ZERO;
     assert_repaired(&mut host, &clean, &first).await;

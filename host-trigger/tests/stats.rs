@@ -30,26 +30,46 @@ async fn each_volume_has_its_counters_and_nothing_changes() {
     assert!(stats(&host, &[]).await.volumes.is_empty());
     let (one, two) = (Image::of(MIB), Image::of(2 * MIB));
     host.plug(one.path(), "/dev/xvda", &[]).await.report();
-    let second = host.plug(two.path(), "/dev/xvda", &["--sandbox", "s1", "--container", "c2"]).await.report();
-    let told =
-        BlockStats { reads: 3, read_bytes: 4096, read_ms: 6, errors: 1, in_flight: 2, ..Default::default() };
+    let second = host
+        .plug(two.path(), "/dev/xvda", &["--sandbox", "s1", "--container", "c2"])
+        .await
+        .report();
+    let told = BlockStats {
+        reads: 3,
+        read_bytes: 4096,
+        read_ms: 6,
+        errors: 1,
+        in_flight: 2,
+        ..Default::default()
+    };
     *host.guest.stats.lock().unwrap() = Some(told);
     let (before, changes) = (host.snapshot().await, host.changes());
 
     let all = stats(&host, &[]).await;
-    assert_eq!((all.command.as_str(), all.result.as_str(), all.volumes.len()), ("stats", "counted", 2));
+    assert_eq!(
+        (all.command.as_str(), all.result.as_str(), all.volumes.len()),
+        ("stats", "counted", 2)
+    );
     let first = &all.volumes[0];
-    assert_eq!((first.container.as_str(), first.device_path.as_str(), first.size), ("c1", "/dev/xvda", MIB));
+    assert_eq!(
+        (first.container.as_str(), first.device_path.as_str(), first.size),
+        ("c1", "/dev/xvda", MIB)
+    );
     let guest = first.guest.unwrap();
     assert_eq!((guest.read.operations, guest.read.bytes), (3, Some(4096)));
-    assert_eq!((guest.read.average_time_ns, guest.scsi_errors, guest.in_flight), (Some(2_000_000), 1, 2));
+    assert_eq!(
+        (guest.read.average_time_ns, guest.scsi_errors, guest.in_flight),
+        (Some(2_000_000), 1, 2)
+    );
     let qemu = first.qemu.unwrap();
     assert_eq!((qemu.write.operations, qemu.write.failed, qemu.flush.bytes), (0, Some(0), None));
 
     let id = second.volumes[0].id.as_str();
-    for more in
-        [&["--container", "c2"][..], &["--volume", id], &["--device-path", "/dev/xvda", "--container", "c2"]]
-    {
+    for more in [
+        &["--container", "c2"][..],
+        &["--volume", id],
+        &["--device-path", "/dev/xvda", "--container", "c2"],
+    ] {
         let one = stats(&host, more).await;
         assert_eq!(one.volumes, all.volumes[1..], "{more:?}");
     }
@@ -83,7 +103,8 @@ async fn without_a_guest_qemus_part_is_shown() {
     );
     let page = as_text(&host, &[&nobody[..], &["--prometheus"]].concat()).await;
     assert_eq!(page.exit_code, Some(0));
-    let up = page.stdout.lines().find(|line| line.starts_with("ecr_block_volume_guest_up{")).unwrap();
+    let up =
+        page.stdout.lines().find(|line| line.starts_with("ecr_block_volume_guest_up{")).unwrap();
     assert!(up.ends_with("} 0"), "{up}");
     assert!(page.stdout.ends_with('\n') && !page.stdout.ends_with("\n\n"), "{page:?}");
 }

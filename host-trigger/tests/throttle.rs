@@ -31,7 +31,8 @@ async fn throttle(host: &Host, more: &[&str]) -> (Outcome, Volume) {
 async fn limits_in_qemu(host: &mut Host, id: &str) -> Value {
     let medium = host.medium(id).await;
     let limits = medium.as_object().unwrap().iter().filter(|(name, value)| {
-        (name.starts_with("iops") || name.starts_with("bps") || *name == "group") && **value != json!(0)
+        (name.starts_with("iops") || name.starts_with("bps") || *name == "group")
+            && **value != json!(0)
     });
     limits.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
@@ -72,13 +73,15 @@ async fn limits_change_one_by_one_and_leave_nothing() {
     let (result, volume) = throttle(&host, &["--iops-write", "50", "--burst-bps", "4MiB"]).await;
     assert_eq!(result, Outcome::Unchanged);
     let bps = Some(Limit { limit: MIB, burst: 4 * MIB, burst_seconds: 3 });
-    let expected = Limits { iops_read: limit(100), iops_write: limit(50), bps, ..Limits::default() };
+    let expected =
+        Limits { iops_read: limit(100), iops_write: limit(50), bps, ..Limits::default() };
     assert_eq!((volume.throttle, host.changes()), (expected, changes));
     for verb in ["list", "inspect"] {
         let more = if verb == "list" { &[][..] } else { &C1[..] };
         assert_eq!(host.verb(verb, more).await.listing().volumes[0].volume.throttle, expected);
     }
-    let (_, volume) = throttle(&host, &["--iops", "9", "--iops-read", "0", "--iops-write", "0"]).await;
+    let (_, volume) =
+        throttle(&host, &["--iops", "9", "--iops-read", "0", "--iops-write", "0"]).await;
     assert_eq!(volume.throttle, Limits { iops: limit(9), bps, ..Limits::default() });
     let (result, volume) = throttle(&host, &["--iops", "0", "--bps", "0"]).await;
     assert!(result == Outcome::Throttled && volume.throttle.is_unlimited());
@@ -124,10 +127,14 @@ async fn a_repeated_plug_minds_the_limits_that_it_names() {
     plug(&host, &["--iops", "100"]).await.report();
     for same in [&[][..], &["--iops", "100"], &["--bps", "0"]] {
         let again = plug(&host, same).await.report();
-        assert_eq!((again.result, again.volumes[0].throttle.iops), (Outcome::Unchanged, limit(100)));
+        assert_eq!(
+            (again.result, again.volumes[0].throttle.iops),
+            (Outcome::Unchanged, limit(100))
+        );
     }
     let (before, changes) = (host.snapshot().await, host.changes());
-    for other in [&["--iops", "99"][..], &["--iops", "0"], &["--bps", "512"], &["--iops-read", "5"]] {
+    for other in [&["--iops", "99"][..], &["--iops", "0"], &["--bps", "512"], &["--iops-read", "5"]]
+    {
         let ran = plug(&host, other).await;
         ran.assert_fails("other_options", 4);
         assert!(ran.stdout.contains("limit (--iops, --bps)"), "{ran:?}");

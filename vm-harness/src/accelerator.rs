@@ -117,8 +117,11 @@ impl fmt::Display for Accelerator {
 }
 
 fn of_machine(root: &Path) -> Choice {
-    let tcg =
-        |reason: &str| Choice { accelerator: Accelerator::Tcg, reason: reason.to_owned(), on_trial: false };
+    let tcg = |reason: &str| Choice {
+        accelerator: Accelerator::Tcg,
+        reason: reason.to_owned(),
+        on_trial: false,
+    };
     if fs::OpenOptions::new().read(true).write(true).open(root.join("dev/kvm")).is_err() {
         return tcg("/dev/kvm cannot be opened");
     }
@@ -129,7 +132,11 @@ fn of_machine(root: &Path) -> Choice {
     if !cpuinfo.split_whitespace().any(|flag| flag == "vmx" || flag == "svm") {
         return tcg("the processor shows neither VMX nor SVM");
     }
-    Choice { accelerator: Accelerator::Kvm, reason: "/dev/kvm looks usable".to_owned(), on_trial: true }
+    Choice {
+        accelerator: Accelerator::Kvm,
+        reason: "/dev/kvm looks usable".to_owned(),
+        on_trial: true,
+    }
 }
 
 #[cfg(test)]
@@ -177,6 +184,10 @@ mod tests {
         let root = machine(modules, flags, kvm);
         let choice = of_machine(root.path());
         assert_eq!(choice.accelerator, expected);
-        assert_eq!(choice.on_trial, expected == Accelerator::Kvm, "KVM is believed only after a trial boot");
+        assert_eq!(
+            choice.on_trial,
+            expected == Accelerator::Kvm,
+            "KVM is believed only after a trial boot"
+        );
     }
 }

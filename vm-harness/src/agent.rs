@@ -44,7 +44,8 @@ impl Agent {
             if let Ok(Ok(stream)) = attempt {
                 let connection = Client::new(Socket::new(stream));
                 let health = HealthClient::new(connection.clone());
-                if health.check(context(Duration::from_secs(5)), &CheckRequest::new()).await.is_ok() {
+                if health.check(context(Duration::from_secs(5)), &CheckRequest::new()).await.is_ok()
+                {
                     return Self { client: AgentServiceClient::new(connection), limit };
                 }
             }
@@ -67,7 +68,8 @@ impl Agent {
     /// # Errors
     /// The agent refuses, or doesn't answer.
     pub async fn details(&self) -> Result<GuestDetailsResponse, Error> {
-        let answer = self.client.get_guest_details(self.context(), &GuestDetailsRequest::new()).await;
+        let answer =
+            self.client.get_guest_details(self.context(), &GuestDetailsRequest::new()).await;
         answer.map_err(|source| Error::Agent { call: "GetGuestDetails", source })
     }
 }

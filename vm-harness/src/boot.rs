@@ -110,7 +110,9 @@ impl Boot<'_> {
     async fn restore(self, id: &str, file: &Path) -> Result<Running, Error> {
         let vm = self.start(id, Start::Restore(file), Origin::Restored).await?;
         let limit = vm.guest.scaled(STEP);
-        vm.guest.wait_for("the restored guest", STEP, vm.plug_vsock(Deadline::after(limit))).await??;
+        vm.guest
+            .wait_for("the restored guest", STEP, vm.plug_vsock(Deadline::after(limit)))
+            .await??;
         let running = vm.until_agent_answers().await?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let restored = Request::Restored {
@@ -153,7 +155,9 @@ impl Boot<'_> {
         let start_qemu =
             || self.machine.start(&self.environment.qemu, self.accelerator, &name, &files, start);
         let share = match &self.machine.share {
-            Some(share) => share.serve(self.environment, &files.share, &vm.join("share.stderr")).await?,
+            Some(share) => {
+                share.serve(self.environment, &files.share, &vm.join("share.stderr")).await?
+            }
             None => None,
         };
         // A guest that is restored needs its back end later, one that boots needs it first.
@@ -200,7 +204,10 @@ impl Vm {
         let mut qmp = loop {
             match Qmp::connect_within(&self.files.monitor, deadline, deadline.remaining()).await {
                 Err(QmpError::Connect { source, .. })
-                    if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) =>
+                    if matches!(
+                        source.kind(),
+                        ErrorKind::NotFound | ErrorKind::ConnectionRefused
+                    ) =>
                 {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
@@ -213,9 +220,10 @@ impl Vm {
         }
         let address = json!({ "type": "unix", "data": { "path": self.files.vhost } });
         let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
-        qmp.execute("chardev-add", json!({ "id": VSOCK, "backend": backend })).await.map_err(failed)?;
-        let device =
-            json!({ "driver": "vhost-user-vsock-pci", "id": VSOCK, "chardev": VSOCK, "bus": VSOCK_PORT });
+        qmp.execute("chardev-add", json!({ "id": VSOCK, "backend": backend }))
+            .await
+            .map_err(failed)?;
+        let device = json!({ "driver": "vhost-user-vsock-pci", "id": VSOCK, "chardev": VSOCK, "bus": VSOCK_PORT });
         qmp.execute("device_add", device).await.map_err(failed)?;
         Ok(())
     }
@@ -223,8 +231,9 @@ impl Vm {
     async fn until_agent_answers(self) -> Result<Running, Error> {
         let Self { cid, run_dir, guest, files: _, hybrid } = self;
         let limit = guest.scaled(Duration::from_secs(60));
-        let agent =
-            guest.wait_for("the agent's first answer", BOOT, Agent::when_it_answers(&hybrid, limit)).await?;
+        let agent = guest
+            .wait_for("the agent's first answer", BOOT, Agent::when_it_answers(&hybrid, limit))
+            .await?;
         let observer = Observer::new(hybrid.clone(), guest.scaled(Duration::from_secs(15)));
         Ok(Running { cid, run_dir, guest, agent, observer, hybrid })
     }
@@ -247,7 +256,8 @@ impl Running {
             file.flush().await
         };
         let send = async {
-            let mut qmp = Qmp::connect(run_dir.vm().join("harness.sock"), deadline).await.map_err(failed)?;
+            let mut qmp =
+                Qmp::connect(run_dir.vm().join("harness.sock"), deadline).await.map_err(failed)?;
             qmp.execute("device_del", json!({ "id": VSOCK })).await.map_err(failed)?;
             wait_for(&mut qmp, deadline, "DEVICE_DELETED", |data| data["device"] == VSOCK).await?;
             // It runs until all is written: one that was stopped would not run when it is restored.

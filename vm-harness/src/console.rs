@@ -63,7 +63,8 @@ impl Console {
 
 /// `[    1.234567] …`, as the kernel begins its lines.
 fn is_kernels(line: &str) -> bool {
-    let stamp = line.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(stamp, _)| stamp.trim());
+    let stamp =
+        line.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(stamp, _)| stamp.trim());
     stamp.is_some_and(|stamp| stamp.parse::<f64>().is_ok())
 }
 

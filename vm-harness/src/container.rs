@@ -54,7 +54,8 @@ impl Container {
             OCI: MessageField::some(spec(id, options)),
             ..CreateContainerRequest::default()
         };
-        this.call("CreateContainer", agent.service().create_container(agent.context(), &request)).await?;
+        this.call("CreateContainer", agent.service().create_container(agent.context(), &request))
+            .await?;
         Ok(this)
     }
 
@@ -65,7 +66,8 @@ impl Container {
     pub async fn find(run_dir: &Path, id: &str) -> Result<Self, Error> {
         let state = only_child(&run_dir.join("sbs"), "")?;
         let container = only_child(&state, id)?;
-        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name =
+            |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let hybrid = run_dir.join("vm").join(name(&state)).join("vm.vsock");
         let limit = Duration::from_secs(10);
         let agent = tokio::time::timeout(limit, Agent::when_it_answers(&hybrid, EXEC)).await;
@@ -98,8 +100,11 @@ impl Container {
     /// The agent refuses, or doesn't answer.
     pub async fn start(&self) -> Result<(), Error> {
         let request = StartContainerRequest { container_id: self.id.clone(), ..Default::default() };
-        self.call("StartContainer", self.agent.service().start_container(self.agent.context(), &request))
-            .await?;
+        self.call(
+            "StartContainer",
+            self.agent.service().start_container(self.agent.context(), &request),
+        )
+        .await?;
         Ok(())
     }
 
@@ -114,8 +119,11 @@ impl Container {
             signal: signal.unsigned_abs(),
             ..Default::default()
         };
-        self.call("SignalProcess", self.agent.service().signal_process(self.agent.context(), &request))
-            .await?;
+        self.call(
+            "SignalProcess",
+            self.agent.service().signal_process(self.agent.context(), &request),
+        )
+        .await?;
         Ok(())
     }
 
@@ -142,9 +150,13 @@ impl Container {
     /// # Errors
     /// The agent refuses, or doesn't answer.
     pub async fn remove(&self) -> Result<(), Error> {
-        let request = RemoveContainerRequest { container_id: self.id.clone(), ..Default::default() };
-        self.call("RemoveContainer", self.agent.service().remove_container(self.agent.context(), &request))
-            .await?;
+        let request =
+            RemoveContainerRequest { container_id: self.id.clone(), ..Default::default() };
+        self.call(
+            "RemoveContainer",
+            self.agent.service().remove_container(self.agent.context(), &request),
+        )
+        .await?;
         Ok(())
     }
 
@@ -158,8 +170,11 @@ impl Container {
             resources: MessageField::some(resources(filter)),
             ..Default::default()
         };
-        self.call("UpdateContainer", self.agent.service().update_container(self.agent.context(), &request))
-            .await?;
+        self.call(
+            "UpdateContainer",
+            self.agent.service().update_container(self.agent.context(), &request),
+        )
+        .await?;
         Ok(())
     }
 
@@ -180,7 +195,8 @@ impl Container {
 fn only_child(parent: &Path, prefix: &str) -> Result<PathBuf, Error> {
     let entries = fs::read_dir(parent).map_err(Error::file("read", parent))?;
     let mut children = entries.flatten().map(|entry| entry.path()).filter(|path| {
-        path.is_dir() && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+        path.is_dir()
+            && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix))
     });
     match (children.next(), children.next()) {
         (Some(child), None) => Ok(child),

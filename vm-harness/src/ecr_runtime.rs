@@ -109,7 +109,12 @@ impl EcrRuntime {
             .arg("--run-dir")
             .arg(&self.run_dir)
             .args(&self.arguments)
-            .args(self.plugin.iter().filter(|_| self.asks_an_agent()).flat_map(|plugin| ["--agent", plugin]))
+            .args(
+                self.plugin
+                    .iter()
+                    .filter(|_| self.asks_an_agent())
+                    .flat_map(|plugin| ["--agent", plugin]),
+            )
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -141,7 +146,8 @@ impl Finished {
     /// Reads the output of a process that has ended.
     pub fn new(output: &std::process::Output, elapsed: Duration) -> Self {
         use std::os::unix::process::ExitStatusExt as _;
-        let status = output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0));
+        let status =
+            output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0));
         Self {
             status,
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -168,7 +174,14 @@ impl Finished {
     /// # Panics
     /// It has failed.
     pub fn succeeded(&self, guest: &Guest) -> Vec<Plugged> {
-        assert_eq!(self.status, 0, "ecr-runtime failed: {}{}\n{}", self.stdout, self.stderr, guest.report());
+        assert_eq!(
+            self.status,
+            0,
+            "ecr-runtime failed: {}{}\n{}",
+            self.stdout,
+            self.stderr,
+            guest.report()
+        );
         let json = self.json();
         let volumes = json["volumes"].as_array().cloned().unwrap_or_default();
         assert!(!volumes.is_empty(), "a success names its volumes: {json}");
@@ -181,7 +194,11 @@ impl Finished {
     /// # Panics
     /// It ended with another exit status than `status`, or its JSON output says something else.
     pub fn failed_with(&self, status: i32) -> (String, String) {
-        assert_eq!(self.status, status, "another exit status was expected: {}{}", self.stdout, self.stderr);
+        assert_eq!(
+            self.status, status,
+            "another exit status was expected: {}{}",
+            self.stdout, self.stderr
+        );
         let json = self.json();
         let error = &json["error"];
         assert_eq!(error["exit_code"], status, "the document agrees with the exit status: {json}");
@@ -215,6 +232,8 @@ impl Plugged {
     /// # Panics
     /// There is no such field.
     pub fn text(&self, key: &str) -> &str {
-        self.volume[key].as_str().unwrap_or_else(|| panic!("the volume has no {key}: {}", self.volume))
+        self.volume[key]
+            .as_str()
+            .unwrap_or_else(|| panic!("the volume has no {key}: {}", self.volume))
     }
 }

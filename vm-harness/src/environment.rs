@@ -48,7 +48,8 @@ impl Environment {
     /// Reads the variables. Nothing is checked yet: a path that is missing is an error where it is needed.
     pub fn from_variables() -> Self {
         let target = variable("VM_HARNESS_TARGET").map_or_else(default_target, PathBuf::from);
-        let cache = variable("VM_HARNESS_CACHE").map_or_else(|| target.join("cache"), PathBuf::from);
+        let cache =
+            variable("VM_HARNESS_CACHE").map_or_else(|| target.join("cache"), PathBuf::from);
         let path = |name| variable(name).map(PathBuf::from);
         let parts = Parts {
             agent: path("VM_HARNESS_AGENT"),
@@ -164,7 +165,11 @@ pub(crate) fn time_scale(accelerator: Accelerator) -> Result<u32, Error> {
         None => Ok(accelerator.time_scale()),
         Some(value) => match value.parse() {
             Ok(scale) if scale > 0 => Ok(scale),
-            _ => Err(Error::Variable { name: "VM_HARNESS_TIME_SCALE", value, expected: "1, 2, 3, …" }),
+            _ => Err(Error::Variable {
+                name: "VM_HARNESS_TIME_SCALE",
+                value,
+                expected: "1, 2, 3, …",
+            }),
         },
     }
 }

@@ -107,14 +107,20 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn file(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { action, path, source }
     }
 
     /// Whether this machine lacks something, so that no guest would do.
     pub(crate) fn is_of_the_machine(&self) -> bool {
-        matches!(self, Self::Missing { .. } | Self::File { .. } | Self::Spawn { .. } | Self::Variable { .. })
+        matches!(
+            self,
+            Self::Missing { .. } | Self::File { .. } | Self::Spawn { .. } | Self::Variable { .. }
+        )
     }
 
     /// The whole chain on one line, as a person wants to read it.

@@ -3,7 +3,8 @@
 use std::{ops::Range, sync::atomic::Ordering};
 
 use agent_api::agent::{
-    CloseStdinRequest, ExecProcessRequest, ReadStreamRequest, WaitProcessRequest, WriteStreamRequest,
+    CloseStdinRequest, ExecProcessRequest, ReadStreamRequest, WaitProcessRequest,
+    WriteStreamRequest,
 };
 use protobuf::MessageField;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -42,7 +43,11 @@ impl Container {
     ///
     /// # Errors
     /// The command cannot be started; its exit status is no error.
-    pub async fn try_exec<S: AsRef<str>>(&self, command: &[S], stdin: &[u8]) -> Result<Output, Error> {
+    pub async fn try_exec<S: AsRef<str>>(
+        &self,
+        command: &[S],
+        stdin: &[u8],
+    ) -> Result<Output, Error> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let status = self.exec_on(command, stdin, &mut stdout, &mut stderr).await?;
         Ok(Output { status, stdout, stderr })
@@ -87,7 +92,8 @@ impl Container {
         command: &[S],
         terminal: bool,
     ) -> Result<String, Error> {
-        let exec_id = format!("exec-{}-{}", std::process::id(), self.execs.fetch_add(1, Ordering::Relaxed));
+        let exec_id =
+            format!("exec-{}-{}", std::process::id(), self.execs.fetch_add(1, Ordering::Relaxed));
         let command: Vec<String> = command.iter().map(|word| word.as_ref().to_owned()).collect();
         let mut process = process(&command, &self.capabilities);
         process.Terminal = terminal;
@@ -97,7 +103,8 @@ impl Container {
             process: MessageField::some(process),
             ..ExecProcessRequest::default()
         };
-        self.call("ExecProcess", self.agent.service().exec_process(self.agent.context(), &request)).await?;
+        self.call("ExecProcess", self.agent.service().exec_process(self.agent.context(), &request))
+            .await?;
         Ok(exec_id)
     }
 
@@ -127,12 +134,21 @@ impl Container {
         output.error_text()
     }
 
-    async fn exec_with_input<S: AsRef<str> + std::fmt::Debug>(&self, command: &[S], stdin: &[u8]) -> Vec<u8> {
+    async fn exec_with_input<S: AsRef<str> + std::fmt::Debug>(
+        &self,
+        command: &[S],
+        stdin: &[u8],
+    ) -> Vec<u8> {
         let output = self
             .try_exec(command, stdin)
             .await
             .unwrap_or_else(|error| panic!("{command:?}: {}", error.chain()));
-        assert_eq!(output.status, 0, "in the container {command:?} failed: {}", output.error_text());
+        assert_eq!(
+            output.status,
+            0,
+            "in the container {command:?} failed: {}",
+            output.error_text()
+        );
         output.stdout
     }
 
@@ -175,7 +191,8 @@ impl Container {
         tokio::pin!(stdin);
         let mut chunk = vec![0; 256 * 1024];
         loop {
-            let length = stdin.read(&mut chunk).await.map_err(Error::file("read", "standard input"))?;
+            let length =
+                stdin.read(&mut chunk).await.map_err(Error::file("read", "standard input"))?;
             if length == 0 {
                 return Ok(());
             }
@@ -188,7 +205,10 @@ impl Container {
                     ..WriteStreamRequest::default()
                 };
                 let written = self
-                    .call("WriteStdin", self.agent.service().write_stdin(self.agent.context(), &request))
+                    .call(
+                        "WriteStdin",
+                        self.agent.service().write_stdin(self.agent.context(), &request),
+                    )
                     .await?;
                 rest = &rest[usize::try_from(written.len).unwrap_or(rest.len()).min(rest.len())..];
             }
@@ -201,7 +221,8 @@ impl Container {
             exec_id: exec_id.to_owned(),
             ..Default::default()
         };
-        self.call("CloseStdin", self.agent.service().close_stdin(self.agent.context(), &request)).await?;
+        self.call("CloseStdin", self.agent.service().close_stdin(self.agent.context(), &request))
+            .await?;
         Ok(())
     }
 
@@ -227,7 +248,9 @@ impl Container {
             };
             match answer {
                 Ok(answer) if answer.data.is_empty() => break,
-                Ok(answer) => to.write_all(&answer.data).await.map_err(Error::file("write to", name))?,
+                Ok(answer) => {
+                    to.write_all(&answer.data).await.map_err(Error::file("write to", name))?
+                }
                 // The protocol's way to say "end of file" is a status.
                 Err(ttrpc::Error::RpcStatus(_)) => break,
                 Err(source) => return Err(Error::Agent { call: name, source }),
@@ -250,7 +273,9 @@ impl Container {
 /// The error of feeding a process. One that ends without reading all of its input is none of our business.
 pub(crate) async fn unless_it_ended(fed: Result<(), Error>) -> Error {
     match fed {
-        Ok(()) | Err(Error::Agent { source: ttrpc::Error::RpcStatus(_), .. }) => std::future::pending().await,
+        Ok(()) | Err(Error::Agent { source: ttrpc::Error::RpcStatus(_), .. }) => {
+            std::future::pending().await
+        }
         Err(error) => error,
     }
 }

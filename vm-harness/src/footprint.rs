@@ -36,10 +36,15 @@ impl Footprint {
         };
         let guest = observer.run(&["/bin/busybox", "cat", "/proc/meminfo"]).await?.stdout;
         let qemu = format!("/proc/{}", sandbox.guest().qemu_id());
-        let maps = std::fs::read_to_string(format!("{qemu}/smaps")).map_err(Error::file("read", &qemu))?;
-        let descriptors = std::fs::read_dir(format!("{qemu}/fd")).map_err(Error::file("read", &qemu))?;
+        let maps =
+            std::fs::read_to_string(format!("{qemu}/smaps")).map_err(Error::file("read", &qemu))?;
+        let descriptors =
+            std::fs::read_dir(format!("{qemu}/fd")).map_err(Error::file("read", &qemu))?;
         Ok(Self {
-            qemu_descriptors: descriptors.flatten().filter(|entry| !is_socket(&entry.path())).count(),
+            qemu_descriptors: descriptors
+                .flatten()
+                .filter(|entry| !is_socket(&entry.path()))
+                .count(),
             qemu_kb: anonymous_kb(&maps, false),
             qemu_code_kb: anonymous_kb(&maps, true),
             agent_kb: agent.rss_anon_kb,
@@ -83,7 +88,8 @@ impl fmt::Display for Footprint {
 }
 
 fn is_socket(descriptor: &Path) -> bool {
-    std::fs::read_link(descriptor).is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
+    std::fs::read_link(descriptor)
+        .is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
 }
 
 /// The anonymous memory of all mappings of `/proc/PID/smaps` that can be executed, or of all others.
@@ -92,7 +98,9 @@ fn anonymous_kb(maps: &str, executable: bool) -> u64 {
     for line in maps.lines() {
         let mut words = line.split_whitespace();
         match (words.next(), words.next()) {
-            (Some("Anonymous:"), Some(size)) if counts => sum += size.parse::<u64>().unwrap_or_default(),
+            (Some("Anonymous:"), Some(size)) if counts => {
+                sum += size.parse::<u64>().unwrap_or_default()
+            }
             (Some(key), Some(permissions)) if !key.ends_with(':') => {
                 counts = permissions.contains('x') == executable;
             }
@@ -132,8 +140,7 @@ mod tests {
         };
         assert_eq!(leaky.growth_since(&early).len(), 4);
         assert_eq!(number("A: 1 kB\nMemAvailable:\t  42 kB\n", "MemAvailable:"), 42);
-        let maps =
-            "1-2 rw-p 0 0:0 0 [heap]\nRss: 9 kB\nAnonymous:   8 kB\n3-4 rwxp 0 0:0 0\nAnonymous:  500 kB\n";
+        let maps = "1-2 rw-p 0 0:0 0 [heap]\nRss: 9 kB\nAnonymous:   8 kB\n3-4 rwxp 0 0:0 0\nAnonymous:  500 kB\n";
         assert_eq!((anonymous_kb(maps, false), anonymous_kb(maps, true)), (8, 500));
     }
 }

@@ -57,7 +57,10 @@ impl Held {
 
     /// The files with the messages of QEMU and of its vsock back end.
     pub fn messages(&self) -> [(&'static str, PathBuf); 2] {
-        [("QEMU", self.vm.join("qemu.stderr")), ("vhost-device-vsock", self.vm.join("vsock.stderr"))]
+        [
+            ("QEMU", self.vm.join("qemu.stderr")),
+            ("vhost-device-vsock", self.vm.join("vsock.stderr")),
+        ]
     }
 }
 
@@ -77,7 +80,10 @@ mod tests {
         };
         vm(&run_dirs[1], "s1");
         let held = find().unwrap();
-        assert_eq!((held.run_dir(), held.console().text().as_str()), (run_dirs[1].as_path(), "line"));
+        assert_eq!(
+            (held.run_dir(), held.console().text().as_str()),
+            (run_dirs[1].as_path(), "line")
+        );
         vm(&run_dirs[0], "s2");
         assert!(find().unwrap_err().contains("there are 2"));
     }

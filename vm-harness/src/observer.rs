@@ -46,7 +46,8 @@ impl Observer {
     /// The observer doesn't answer.
     pub async fn open(&self) -> Result<Conversation, Error> {
         let stream = tokio::time::timeout(self.limit, vsock::connect(&self.hybrid, PORT)).await;
-        let stream = stream.map_err(|_| Error::Observer(format!("no connection within {:?}", self.limit)))?;
+        let stream = stream
+            .map_err(|_| Error::Observer(format!("no connection within {:?}", self.limit)))?;
         let stream = stream.map_err(|error| Error::Observer(format!("cannot connect: {error}")))?;
         Ok(Conversation { stream: BufReader::new(stream), limit: self.limit })
     }
@@ -76,7 +77,10 @@ impl Observer {
     /// # Panics
     /// It cannot be run, or it fails.
     pub async fn shell(&self, script: &str) -> String {
-        let ran = self.run(&["/bin/busybox", "sh", "-c", script]).await.expect("the observer runs a script");
+        let ran = self
+            .run(&["/bin/busybox", "sh", "-c", script])
+            .await
+            .expect("the observer runs a script");
         assert_eq!(ran.status, 0, "in the guest: {script}\n{}{}", ran.stdout, ran.stderr);
         ran.stdout
     }
@@ -120,10 +124,11 @@ impl Conversation {
             Ok::<_, std::io::Error>(reply)
         };
         let reply = tokio::time::timeout(self.limit, talk).await;
+        let reply = reply.map_err(|_| {
+            Error::Observer(format!("no answer to {request:?} within {:?}", self.limit))
+        })?;
         let reply = reply
-            .map_err(|_| Error::Observer(format!("no answer to {request:?} within {:?}", self.limit)))?;
-        let reply =
-            reply.map_err(|error| Error::Observer(format!("connection lost at {request:?}: {error}")))?;
+            .map_err(|error| Error::Observer(format!("connection lost at {request:?}: {error}")))?;
         match serde_json::from_str(&reply) {
             Ok(Reply::Error { message }) => Err(Error::Observer(format!("{request:?}: {message}"))),
             Ok(reply) => Ok(reply),

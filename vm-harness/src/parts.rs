@@ -126,7 +126,10 @@ mod tests {
 
     #[test]
     fn a_policy_goes_where_its_agent_looks() {
-        assert_eq!(policy_path(Path::new("/p/allow.rego")).unwrap(), "etc/kata-opa/default-policy.rego");
+        assert_eq!(
+            policy_path(Path::new("/p/allow.rego")).unwrap(),
+            "etc/kata-opa/default-policy.rego"
+        );
         assert_eq!(policy_path(Path::new("deny.json")).unwrap(), "etc/agent-policy.json");
         let error = policy_path(Path::new("/p/policy.txt")).unwrap_err().to_string();
         assert!(error.contains("/p/policy.txt") && error.contains(".rego"), "{error}");
@@ -138,7 +141,8 @@ mod tests {
         let path = |name: &str| directory.path().join(name);
         fs::write(path("agent"), "one").unwrap();
         fs::create_dir_all(path("extra/etc")).unwrap();
-        let parts = Parts { agent: Some(path("agent")), extra: vec![path("extra")], ..Parts::default() };
+        let parts =
+            Parts { agent: Some(path("agent")), extra: vec![path("extra")], ..Parts::default() };
         let mut names = vec![parts.key(b"base").unwrap()];
         assert_eq!(parts.key(b"base").unwrap(), names[0]);
         names.push(parts.key(b"other base").unwrap());

@@ -36,7 +36,11 @@ impl Process {
     ///
     /// # Errors
     /// The program or the file cannot be had.
-    pub fn start(program: &'static str, mut command: Command, stderr: &Path) -> Result<Self, Error> {
+    pub fn start(
+        program: &'static str,
+        mut command: Command,
+        stderr: &Path,
+    ) -> Result<Self, Error> {
         let log = File::create(stderr).map_err(Error::file("create", stderr))?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         die_with_parent(&mut command);
@@ -44,7 +48,13 @@ impl Process {
         let spawn = |source| Error::Spawn { program: program.to_owned(), source };
         let child = command.spawn().map_err(spawn)?;
         let end = watch(pidfd(&child).map_err(spawn)?).map_err(spawn)?;
-        Ok(Self { program, command: shown, stderr: stderr.to_owned(), child: Mutex::new(child), end })
+        Ok(Self {
+            program,
+            command: shown,
+            stderr: stderr.to_owned(),
+            child: Mutex::new(child),
+            end,
+        })
     }
 
     /// Its name, for messages.
@@ -63,7 +73,8 @@ impl Process {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).ok()?;
         // A program's name may hold anything, parentheses too.
         let (_, fields) = stat.rsplit_once(')')?;
-        let mut ticks = fields.split_whitespace().skip(11).map_while(|field| field.parse::<u64>().ok());
+        let mut ticks =
+            fields.split_whitespace().skip(11).map_while(|field| field.parse::<u64>().ok());
         let ticks = ticks.next()? + ticks.next()?;
         let per_second = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
         Some(Duration::from_millis(ticks * 1000 / per_second))
@@ -150,7 +161,8 @@ pub(crate) fn die_with_parent(command: &mut Command) {
     // SAFETY: the closure runs between fork and exec and makes one async-signal-safe system call.
     unsafe {
         command.pre_exec(|| {
-            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(std::io::Error::from)
+            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
+                .map_err(std::io::Error::from)
         });
     }
 }
@@ -167,7 +179,10 @@ fn pidfd(child: &Child) -> std::io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-#[expect(unsafe_code, reason = "tokio cannot know that a type returns the same descriptor every time")]
+#[expect(
+    unsafe_code,
+    reason = "tokio cannot know that a type returns the same descriptor every time"
+)]
 fn watch(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the OwnedFd moves into the AsyncFd, which keeps it open, and it always returns the same descriptor.
     let watched = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };

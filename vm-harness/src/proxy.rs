@@ -138,8 +138,10 @@ impl<P: Protocol> Proxy<P> {
     ) -> Result<Self, Error> {
         let listener = UnixListener::bind(path).map_err(Error::file("listen on", path))?;
         let accepting = listener.try_clone().map_err(Error::file("listen on", path))?;
-        let shared =
-            Arc::new(Shared { traffic: Traffic::new(record)?, rules: Mutex::new(Rules::new(rules)) });
+        let shared = Arc::new(Shared {
+            traffic: Traffic::new(record)?,
+            rules: Mutex::new(Rules::new(rules)),
+        });
         let (server, passed) = (server.to_owned(), Arc::clone(&shared));
         thread::spawn(move || {
             for (number, client) in accepting.incoming().map_while(Result::ok).enumerate() {
@@ -178,7 +180,8 @@ impl<P: Protocol> Proxy<P> {
 impl QmpProxy {
     /// The names of the commands so far, in order.
     pub fn commands(&self) -> Vec<String> {
-        let from_client = self.lines().into_iter().filter(|line| line["from"] == Side::Client.to_string());
+        let from_client =
+            self.lines().into_iter().filter(|line| line["from"] == Side::Client.to_string());
         from_client.filter_map(|line| line["line"]["execute"].as_str().map(str::to_owned)).collect()
     }
 }
@@ -191,7 +194,8 @@ impl AgentProxy {
 
     /// The methods that were called so far, in order.
     pub fn methods(&self) -> Vec<String> {
-        let method = |line: Value| Some(line["line"]["request"].as_str()?.rsplit_once('/')?.1.to_owned());
+        let method =
+            |line: Value| Some(line["line"]["request"].as_str()?.rsplit_once('/')?.1.to_owned());
         self.lines().into_iter().filter_map(method).collect()
     }
 }

@@ -135,12 +135,32 @@ impl Machine {
         let memory = self.memory;
         let socket = |path: &Path| format!("unix:{},server=on,wait=off", path.display());
         command
-            .args(["-name", name, "-accel", accelerator.option(), "-cpu", accelerator.cpu(), "-smp", "1"])
-            .args(["-M", "q35,hpet=off,sata=off,smbus=off,vmport=off,i8042=off,usb=off,memory-backend=mem"])
+            .args([
+                "-name",
+                name,
+                "-accel",
+                accelerator.option(),
+                "-cpu",
+                accelerator.cpu(),
+                "-smp",
+                "1",
+            ])
+            .args([
+                "-M",
+                "q35,hpet=off,sata=off,smbus=off,vmport=off,i8042=off,usb=off,memory-backend=mem",
+            ])
             .args(["-m", &memory.to_string()])
             // Shared memory: without it the vsock device is there and never connects, without a word.
             .args(["-object", &format!("memory-backend-memfd,id=mem,size={memory}M,share=on")])
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-bios", "qboot.rom"])
+            .args([
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-no-reboot",
+                "-bios",
+                "qboot.rom",
+            ])
             .arg("-serial")
             .arg(format!("file:{}", files.console.display()))
             .arg("-kernel")
@@ -162,9 +182,12 @@ impl Machine {
                 command.args(["-device", &port, "-chardev", &socket, "-device", &device])
             }
             // By a program: QEMU reads files by itself since 8.2 only.
-            Start::Restore(file) => {
-                command.args(["-device", &port, "-incoming", &format!("exec:cat {}", shell_word(file))])
-            }
+            Start::Restore(file) => command.args([
+                "-device",
+                &port,
+                "-incoming",
+                &format!("exec:cat {}", shell_word(file)),
+            ]),
         };
         command
     }
@@ -189,10 +212,12 @@ impl Machine {
             command.uid(user).gid(group);
         }
         Process::start("QEMU", command, &files.stderr).map_err(|error| match error {
-            Error::Spawn { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Error::Missing {
-                what: qemu.display().to_string(),
-                remedy: "run ci/setup, or name QEMU in VM_HARNESS_QEMU",
-            },
+            Error::Spawn { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                Error::Missing {
+                    what: qemu.display().to_string(),
+                    remedy: "run ci/setup, or name QEMU in VM_HARNESS_QEMU",
+                }
+            }
             other => other,
         })
     }

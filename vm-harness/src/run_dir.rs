@@ -25,7 +25,8 @@ const PREFIX: &str = "vmh-";
 /// The run directories of all sandboxes on this machine, and what else the harness has there.
 pub(crate) fn all() -> Result<Vec<PathBuf>, Error> {
     let entries = fs::read_dir(BASE).map_err(Error::file("read", BASE))?;
-    let ours = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX));
+    let ours =
+        entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX));
     Ok(ours.map(|entry| entry.path()).collect())
 }
 
@@ -136,9 +137,11 @@ impl RunDir {
         let kept = artifacts.join(&self.sandbox);
         fs::create_dir_all(&kept).map_err(Error::file("make", &kept))?;
         let entries = fs::read_dir(self.vm()).map_err(Error::file("read", self.vm()))?;
-        let files = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
+        let files =
+            entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
         for file in files {
-            fs::copy(file.path(), kept.join(file.file_name())).map_err(Error::file("copy", file.path()))?;
+            fs::copy(file.path(), kept.join(file.file_name()))
+                .map_err(Error::file("copy", file.path()))?;
         }
         Ok(kept)
     }
@@ -192,7 +195,8 @@ mod tests {
     fn logs_are_kept_and_sockets_are_not() {
         let run_dir = RunDir::create("s1").unwrap();
         fs::write(run_dir.vm().join("console.log"), "boot").unwrap();
-        let _socket = std::os::unix::net::UnixListener::bind(run_dir.vm().join("qmp.sock")).unwrap();
+        let _socket =
+            std::os::unix::net::UnixListener::bind(run_dir.vm().join("qmp.sock")).unwrap();
         let artifacts = tempfile::tempdir().unwrap();
         let kept = run_dir.keep_logs(&artifacts.path().join("new")).unwrap();
         assert_eq!(fs::read_to_string(kept.join("console.log")).unwrap(), "boot");

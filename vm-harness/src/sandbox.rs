@@ -13,8 +13,8 @@ use host_trigger::{deadline::Deadline, qmp::Qmp};
 use rand::Rng as _;
 
 use crate::{
-    Accelerator, Agent, Container, ContainerOptions, EcrRuntime, Environment, Error, Guest, Machine,
-    Observer, Plugged, Process, RunDir, Volume,
+    Accelerator, Agent, Container, ContainerOptions, EcrRuntime, Environment, Error, Guest,
+    Machine, Observer, Plugged, Process, RunDir, Volume,
     accelerator::Trial,
     agent,
     boot::{Boot, Running},
@@ -60,13 +60,20 @@ impl Sandbox {
     ///
     /// # Errors
     /// As [`Sandbox::boot`].
-    pub async fn boot_in(environment: &Environment, image: &str, machine: &Machine) -> Result<Self, Error> {
+    pub async fn boot_in(
+        environment: &Environment,
+        image: &str,
+        machine: &Machine,
+    ) -> Result<Self, Error> {
         let plugin_port = environment.plugin_port(image)?;
         let image = environment.image(image)?;
         let choice = Accelerator::choose()?;
         let trial = Trial::new(&environment.cache);
-        let accelerator =
-            if choice.on_trial && trial.has_failed() { Accelerator::Tcg } else { choice.accelerator };
+        let accelerator = if choice.on_trial && trial.has_failed() {
+            Accelerator::Tcg
+        } else {
+            choice.accelerator
+        };
         tracing::info!(%accelerator, reason = choice.reason, "accelerator");
         let boot = |accelerator| {
             let boot = Boot { environment, image: &image, machine, accelerator };
@@ -226,7 +233,10 @@ impl Sandbox {
     ///
     /// # Errors
     /// The agent refuses, or doesn't answer.
-    pub async fn try_start_container(&self, options: &ContainerOptions) -> Result<Container, Error> {
+    pub async fn try_start_container(
+        &self,
+        options: &ContainerOptions,
+    ) -> Result<Container, Error> {
         let container = self.create_container(options).await?;
         container.start().await?;
         Ok(container)
@@ -249,8 +259,13 @@ impl Sandbox {
     /// The agent refuses, or doesn't answer.
     pub async fn start_anew(&self, container: &Container) -> Result<Container, Error> {
         container.remove().await?;
-        let anew =
-            Container::create(container.id(), &ContainerOptions::default(), &self.agent, &self.guest).await?;
+        let anew = Container::create(
+            container.id(),
+            &ContainerOptions::default(),
+            &self.agent,
+            &self.guest,
+        )
+        .await?;
         anew.start().await?;
         Ok(anew)
     }
@@ -278,7 +293,8 @@ impl Sandbox {
     /// # Panics
     /// It was not built.
     pub fn ecr_runtime(&self) -> EcrRuntime {
-        let program = self.environment.ecr_runtime().unwrap_or_else(|error| panic!("{}", error.chain()));
+        let program =
+            self.environment.ecr_runtime().unwrap_or_else(|error| panic!("{}", error.chain()));
         self.calling(program)
     }
 
@@ -287,17 +303,27 @@ impl Sandbox {
     /// # Panics
     /// It was not built.
     pub fn ecr_runtime_with_faults(&self, faults: &str) -> EcrRuntime {
-        let program =
-            self.environment.ecr_runtime_with_faults().unwrap_or_else(|error| panic!("{}", error.chain()));
+        let program = self
+            .environment
+            .ecr_runtime_with_faults()
+            .unwrap_or_else(|error| panic!("{}", error.chain()));
         self.calling(program).env("ECR_RUNTIME_FAULT", faults)
     }
 
     fn calling(&self, program: PathBuf) -> EcrRuntime {
-        EcrRuntime::new(program, self.run_dir(), self.has_own_plugin_port().then(|| self.plugin_url()))
+        EcrRuntime::new(
+            program,
+            self.run_dir(),
+            self.has_own_plugin_port().then(|| self.plugin_url()),
+        )
     }
 
     /// The command that this project exists for, ready to be varied or run.
-    pub fn hot_plug_command(&self, container: &Container, volumes: &[(&Volume, &str)]) -> EcrRuntime {
+    pub fn hot_plug_command(
+        &self,
+        container: &Container,
+        volumes: &[(&Volume, &str)],
+    ) -> EcrRuntime {
         self.ecr_runtime().hot_plug(&self.id, container.id(), volumes)
     }
 

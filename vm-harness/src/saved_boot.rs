@@ -87,7 +87,9 @@ impl SavedBoots {
             return Ok(Found::Saved(file));
         }
         let given_up = self.directory.join(format!("{key}.given-up"));
-        let age = |file: &Path| Some(fs::metadata(file).ok()?.modified().ok()?.elapsed().unwrap_or_default());
+        let age = |file: &Path| {
+            Some(fs::metadata(file).ok()?.modified().ok()?.elapsed().unwrap_or_default())
+        };
         if age(&given_up).is_some_and(|age| age < GIVEN_UP_FOR) {
             let reason = fs::read_to_string(&given_up)?;
             return Ok(Found::Unsuitable(format!(
@@ -153,7 +155,8 @@ impl SavedBoots {
 
 /// Why such a guest is not worth a file, or cannot be had from one.
 fn unsuitable(boot: Boot<'_>) -> Option<String> {
-    let usual = Machine { cgroup: boot.machine.cgroup, scan: boot.machine.scan, ..Machine::default() };
+    let usual =
+        Machine { cgroup: boot.machine.cgroup, scan: boot.machine.scan, ..Machine::default() };
     if !boot.environment.restore {
         Some("VM_HARNESS_RESTORE is no".to_owned())
     } else if boot.accelerator != Accelerator::Tcg {
@@ -184,8 +187,9 @@ fn key(boot: Boot<'_>) -> io::Result<String> {
     let mut hash = Sha256::new();
     hash.update(format!("{FORMAT} {command:?}"));
     for path in [qemu, boot.image.join("vmlinux"), boot.image.join("initramfs.cpio")] {
-        let metadata = fs::metadata(&path)
-            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        let metadata = fs::metadata(&path).map_err(|error| {
+            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+        })?;
         let (changed, nanoseconds) = (metadata.ctime(), metadata.ctime_nsec());
         let identity = (metadata.dev(), metadata.ino(), metadata.size(), changed, nanoseconds);
         hash.update(format!(" {identity:?}"));
@@ -200,8 +204,9 @@ fn in_path(program: &Path) -> PathBuf {
         return program.to_owned();
     }
     let directories = env::var_os("PATH").unwrap_or_default();
-    let found =
-        env::split_paths(&directories).map(|directory| directory.join(program)).find(|file| file.is_file());
+    let found = env::split_paths(&directories)
+        .map(|directory| directory.join(program))
+        .find(|file| file.is_file());
     found.unwrap_or_else(|| program.to_owned())
 }
 
@@ -242,7 +247,9 @@ mod tests {
     fn one_makes_a_file_and_the_others_find_it_when_it_is_whole() {
         let (scene, machine) = (Scene::new(), Machine::default());
         let (boots, boot) = (scene.boots(), scene.boot(&machine));
-        let Found::Nothing(save) = boots.find(boot) else { panic!("it is for the first to make it") };
+        let Found::Nothing(save) = boots.find(boot) else {
+            panic!("it is for the first to make it")
+        };
         fs::write(save.part(), "half").unwrap();
         let other = boots.find(boot);
         assert!(
@@ -257,7 +264,9 @@ mod tests {
     fn half_a_file_of_one_that_was_killed_is_not_used() {
         let (scene, machine) = (Scene::new(), Machine::default());
         let (boots, boot) = (scene.boots(), scene.boot(&machine));
-        let Found::Nothing(save) = boots.find(boot) else { panic!("it is for the first to make it") };
+        let Found::Nothing(save) = boots.find(boot) else {
+            panic!("it is for the first to make it")
+        };
         fs::write(save.part(), "half").unwrap();
         drop(save);
         assert!(matches!(boots.find(boot), Found::Nothing(_)), "the next one makes it");
@@ -306,7 +315,9 @@ mod tests {
         boots.forget_the_oldest().unwrap();
         let left = fs::read_dir(&boots.directory).unwrap().count();
         assert_eq!(left, KEPT - 1 + 1, "one file less than may be kept, and the lock");
-        assert!(!boots.directory.join("03.state").exists() && boots.directory.join("04.state").exists());
+        assert!(
+            !boots.directory.join("03.state").exists() && boots.directory.join("04.state").exists()
+        );
     }
 
     #[test]
@@ -317,9 +328,13 @@ mod tests {
         assert!(unsuitable(kvm).is_some());
         assert!(unsuitable(scene.boot(&Machine { memory: 768, ..Machine::default() })).is_some());
         let kernel_parameters = vec!["quiet".to_owned()];
-        assert!(unsuitable(scene.boot(&Machine { kernel_parameters, ..Machine::default() })).is_some());
+        assert!(
+            unsuitable(scene.boot(&Machine { kernel_parameters, ..Machine::default() })).is_some()
+        );
         let share = SharedDirectory { path: "/srv".into(), protocol: Protocol::NineP };
-        assert!(unsuitable(scene.boot(&Machine { share: Some(share), ..Machine::default() })).is_some());
+        assert!(
+            unsuitable(scene.boot(&Machine { share: Some(share), ..Machine::default() })).is_some()
+        );
         scene.environment.restore = false;
         assert!(unsuitable(scene.boot(&machine)).is_some());
     }

@@ -41,7 +41,9 @@ impl Snapshot {
     /// # Panics
     /// Somebody doesn't answer.
     pub async fn of(sandbox: &Sandbox, containers: &[&Container]) -> Self {
-        Self::take(sandbox, containers).await.unwrap_or_else(|error| panic!("no snapshot: {}", error.chain()))
+        Self::take(sandbox, containers)
+            .await
+            .unwrap_or_else(|error| panic!("no snapshot: {}", error.chain()))
     }
 
     /// The same for a caller that goes on after a failure.
@@ -59,7 +61,11 @@ impl Snapshot {
     pub async fn assert_unchanged(&self, sandbox: &Sandbox, containers: &[&Container]) {
         let changes = self.changes(sandbox, containers).await;
         let changes = changes.unwrap_or_else(|error| panic!("no snapshot: {}", error.chain()));
-        assert!(changes.is_empty(), "something changed:\n{}\nbefore: {self:#?}", changes.join("\n"));
+        assert!(
+            changes.is_empty(),
+            "something changed:\n{}\nbefore: {self:#?}",
+            changes.join("\n")
+        );
     }
 
     /// What differs between the present and this, the past; a line each.
@@ -68,12 +74,17 @@ impl Snapshot {
     ///
     /// # Errors
     /// Somebody doesn't answer.
-    pub async fn changes(&self, sandbox: &Sandbox, containers: &[&Container]) -> Result<Vec<String>, Error> {
+    pub async fn changes(
+        &self,
+        sandbox: &Sandbox,
+        containers: &[&Container],
+    ) -> Result<Vec<String>, Error> {
         let deadline = Instant::now() + sandbox.guest().scaled(Duration::from_secs(3));
         loop {
             let now = Self::take(sandbox, containers).await?;
             // Threads of a runtime's pool may end between two looks; a thread that was left behind is one too many.
-            let settled = Self { agent_threads: self.agent_threads.min(now.agent_threads), ..self.clone() };
+            let settled =
+                Self { agent_threads: self.agent_threads.min(now.agent_threads), ..self.clone() };
             if now == settled && now.agent_threads <= self.agent_threads {
                 return Ok(Vec::new());
             }
@@ -110,14 +121,19 @@ impl Snapshot {
         for container in containers {
             let listing = container
                 .try_exec(
-                    &["sh", "-c", "cd /dev && find . | sort | xargs stat -c '%n %i %f %t:%T %u:%g'"],
+                    &[
+                        "sh",
+                        "-c",
+                        "cd /dev && find . | sort | xargs stat -c '%n %i %f %t:%T %u:%g'",
+                    ],
                     b"",
                 )
                 .await?;
             container_devices.insert(container.id().to_owned(), lines(&listing.text()));
             let listing = container.try_exec(&["cat", "/proc/self/mountinfo"], b"").await?;
             container_mounts.insert(container.id().to_owned(), mounts(&listing.text()));
-            device_filters.insert(container.id().to_owned(), device_filter(sandbox, container.id()).await?);
+            device_filters
+                .insert(container.id().to_owned(), device_filter(sandbox, container.id()).await?);
         }
         Ok(Self {
             nodes: described(&nodes, |node| format!("{} {}", node["node-name"], node["file"])),
@@ -126,10 +142,14 @@ impl Snapshot {
                 let opaques = described(&set["fds"], |descriptor| descriptor["opaque"].to_string());
                 format!("{} {}", set["fdset-id"], opaques.join(" "))
             }),
-            scsi: lines(&observer.run(&["/bin/busybox", "ls", "/sys/bus/scsi/devices"]).await?.stdout),
+            scsi: lines(
+                &observer.run(&["/bin/busybox", "ls", "/sys/bus/scsi/devices"]).await?.stdout,
+            ),
             container_devices,
             container_mounts,
-            guest_mounts: mounts(&observer.run(&["/bin/busybox", "cat", "/proc/1/mountinfo"]).await?.stdout),
+            guest_mounts: mounts(
+                &observer.run(&["/bin/busybox", "cat", "/proc/1/mountinfo"]).await?.stdout,
+            ),
             device_filters,
             agent_namespaces,
             agent_threads: agent.threads.len(),
@@ -140,8 +160,9 @@ impl Snapshot {
 
 async fn device_filter(sandbox: &Sandbox, container: &str) -> Result<Vec<String>, Error> {
     let observer = sandbox.observer();
-    let script =
-        format!("cd /sys/fs/cgroup/devices 2>/dev/null && cat pod/devices.list pod/{container}/devices.list");
+    let script = format!(
+        "cd /sys/fs/cgroup/devices 2>/dev/null && cat pod/devices.list pod/{container}/devices.list"
+    );
     let v1 = observer.run(&["/bin/busybox", "sh", "-c", &script]).await?;
     if v1.status == 0 {
         return Ok(lines(&v1.stdout));
@@ -150,7 +171,8 @@ async fn device_filter(sandbox: &Sandbox, container: &str) -> Result<Vec<String>
     for cgroup in ["/pod".to_owned(), format!("/pod/{container}")] {
         // A program that came back has another id; what it consists of is what decides.
         let attached = observer.programs(&cgroup).await?;
-        programs.extend(attached.iter().map(|program| format!("{cgroup} {}", program.instructions)));
+        programs
+            .extend(attached.iter().map(|program| format!("{cgroup} {}", program.instructions)));
     }
     Ok(programs)
 }
@@ -169,8 +191,10 @@ fn lines(text: &str) -> Vec<String> {
 
 /// What is mounted where, and how. The two numbers in front are new for every mount.
 fn mounts(mountinfo: &str) -> Vec<String> {
-    let mut mounts: Vec<String> =
-        mountinfo.lines().map(|line| line.splitn(3, ' ').last().unwrap_or_default().to_owned()).collect();
+    let mut mounts: Vec<String> = mountinfo
+        .lines()
+        .map(|line| line.splitn(3, ' ').last().unwrap_or_default().to_owned())
+        .collect();
     mounts.sort();
     mounts
 }
@@ -194,7 +218,8 @@ fn differences(before: &Snapshot, after: &Snapshot) -> Vec<String> {
     let (before, after) = (counted(&before), counted(&after));
     let mut lines = Vec::new();
     for line in before.keys().chain(after.keys().filter(|line| !before.contains_key(*line))) {
-        let count = |counts: &BTreeMap<String, isize>| counts.get(line).copied().unwrap_or_default();
+        let count =
+            |counts: &BTreeMap<String, isize>| counts.get(line).copied().unwrap_or_default();
         match count(&after) - count(&before) {
             0 => {}
             more if more > 0 => lines.push(format!("new: {line} ({more} more)")),

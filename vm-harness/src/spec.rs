@@ -4,8 +4,8 @@
 //! root that exists in the guest.
 
 use agent_api::agent::{
-    Linux, LinuxCapabilities, LinuxDeviceCgroup, LinuxIDMapping, LinuxNamespace, LinuxResources, Mount,
-    Process, Root, Spec, User,
+    Linux, LinuxCapabilities, LinuxDeviceCgroup, LinuxIDMapping, LinuxNamespace, LinuxResources,
+    Mount, Process, Root, Spec, User,
 };
 use protobuf::MessageField;
 
@@ -97,21 +97,27 @@ pub(crate) fn spec(id: &str, options: &ContainerOptions) -> Spec {
     ];
     mounts.extend(options.mounts.iter().cloned());
     let mut resources = resources(options.device_filter);
-    resources.Devices.extend(options.block_devices.iter().map(|&(major, minor)| LinuxDeviceCgroup {
-        Allow: true,
-        Type: "b".to_owned(),
-        Major: major,
-        Minor: minor,
-        Access: "rw".to_owned(),
-        ..LinuxDeviceCgroup::default()
+    resources.Devices.extend(options.block_devices.iter().map(|&(major, minor)| {
+        LinuxDeviceCgroup {
+            Allow: true,
+            Type: "b".to_owned(),
+            Major: major,
+            Minor: minor,
+            Access: "rw".to_owned(),
+            ..LinuxDeviceCgroup::default()
+        }
     }));
     // It can mount sysfs where the network's namespace is its own.
     let namespaces: &[&str] = match options.user_namespace {
         false => &["mount", "ipc", "uts"],
         true => &["mount", "ipc", "uts", "user", "network"],
     };
-    let mapping =
-        LinuxIDMapping { HostID: 100_000, ContainerID: 0, Size: 65_536, ..LinuxIDMapping::default() };
+    let mapping = LinuxIDMapping {
+        HostID: 100_000,
+        ContainerID: 0,
+        Size: 65_536,
+        ..LinuxIDMapping::default()
+    };
     let mappings = options.user_namespace.then_some(mapping).into_iter().collect::<Vec<_>>();
     Spec {
         Version: "1.0.2".to_owned(),
@@ -137,7 +143,8 @@ pub(crate) fn spec(id: &str, options: &ContainerOptions) -> Spec {
 
 /// A process with the default capabilities and `more`.
 pub(crate) fn process(command: &[String], more: &[String]) -> Process {
-    let capabilities = || CAPABILITIES.map(str::to_owned).into_iter().chain(more.iter().cloned()).collect();
+    let capabilities =
+        || CAPABILITIES.map(str::to_owned).into_iter().chain(more.iter().cloned()).collect();
     Process {
         User: MessageField::some(User::default()),
         Args: command.to_vec(),

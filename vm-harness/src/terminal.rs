@@ -42,7 +42,10 @@ impl Container {
         // Before anything is typed, so that what is started by that finds it.
         self.resize_terminal(&exec_id, size).await?;
         let shown = async {
-            tokio::try_join!(self.drain(&exec_id, Stream::Stdout, output), self.wait_process(&exec_id))
+            tokio::try_join!(
+                self.drain(&exec_id, Stream::Stdout, output),
+                self.wait_process(&exec_id)
+            )
         };
         let resized = async {
             while sizes.changed().await.is_ok() {
@@ -66,8 +69,11 @@ impl Container {
             column: size.columns.into(),
             ..Default::default()
         };
-        self.call("TtyWinResize", self.agent.service().tty_win_resize(self.agent.context(), &request))
-            .await?;
+        self.call(
+            "TtyWinResize",
+            self.agent.service().tty_win_resize(self.agent.context(), &request),
+        )
+        .await?;
         Ok(())
     }
 }

@@ -20,8 +20,9 @@ impl Sandbox {
     /// The agent cannot be reached.
     pub async fn block_volume_service(&self) -> Result<BlockVolumeClient, Error> {
         let (hybrid, port) = (self.vsock(), self.plugin_port());
-        let stream =
-            vsock::connect(&hybrid, port).await.map_err(|source| Error::NobodyServes { port, source })?;
+        let stream = vsock::connect(&hybrid, port)
+            .await
+            .map_err(|source| Error::NobodyServes { port, source })?;
         Ok(BlockVolumeClient::new(Client::new(Socket::new(stream))))
     }
 
@@ -48,8 +49,10 @@ impl Sandbox {
     /// # Panics
     /// Somebody refuses.
     pub async fn unplug(&self, plugged: &Plugged) {
-        let answer =
-            self.detach(plugged).await.unwrap_or_else(|error| panic!("no detach: {}", error.chain()));
+        let answer = self
+            .detach(plugged)
+            .await
+            .unwrap_or_else(|error| panic!("no detach: {}", error.chain()));
         assert!(answer.failure.is_none(), "the guest keeps the volume: {}", answer.failure.message);
         let mut monitor = self.monitor().await.unwrap_or_else(|error| panic!("{}", error.chain()));
         remove_from_qemu(&mut monitor, plugged.id()).await;
@@ -66,9 +69,13 @@ pub async fn remove_from_qemu(monitor: &mut Qmp, id: &str) {
     execute(monitor, "device_del", json!({ "id": device })).await;
     let deadline = Deadline::after(Duration::from_secs(30));
     loop {
-        let event =
-            monitor.next_event(deadline).await.unwrap_or_else(|| panic!("{device} was never deleted"));
-        if event.name == "DEVICE_DELETED" && event.data["path"] == format!("/machine/peripheral/{device}") {
+        let event = monitor
+            .next_event(deadline)
+            .await
+            .unwrap_or_else(|| panic!("{device} was never deleted"));
+        if event.name == "DEVICE_DELETED"
+            && event.data["path"] == format!("/machine/peripheral/{device}")
+        {
             break;
         }
     }
@@ -87,7 +94,8 @@ async fn execute(monitor: &mut Qmp, command: &str, arguments: Value) -> Value {
 impl Plugged {
     /// What the guest was asked for.
     pub fn attachment(&self) -> Attachment {
-        let number = |value: &Value| u32::try_from(value.as_u64().unwrap_or_default()).unwrap_or_default();
+        let number =
+            |value: &Value| u32::try_from(value.as_u64().unwrap_or_default()).unwrap_or_default();
         let scsi = &self.volume["scsi"];
         let read_only = self.volume["read_only"] == true;
         Attachment {

@@ -105,7 +105,8 @@ impl Volume {
     /// # Panics
     /// The host refuses.
     pub fn resize(&self, size: u64) {
-        let file = fs::File::options().write(true).open(&self.image).expect("the host can open the image");
+        let file =
+            fs::File::options().write(true).open(&self.image).expect("the host can open the image");
         file.set_len(size).expect("the host can change the image's length");
         if self.is_loop {
             let status = Command::new("losetup").arg("--set-capacity").arg(&self.path).status();
@@ -120,8 +121,11 @@ impl Volume {
     pub fn bytes(&self, range: Range<u64>) -> Vec<u8> {
         let mut file = fs::File::open(&self.path).expect("the host can open the volume");
         file.seek(SeekFrom::Start(range.start)).expect("the host can seek in the volume");
-        let mut bytes =
-            vec![0; usize::try_from(range.end - range.start).expect("a test's range fits in memory")];
+        let mut bytes = vec![
+            0;
+            usize::try_from(range.end - range.start)
+                .expect("a test's range fits in memory")
+        ];
         file.read_exact(&mut bytes).expect("the host can read the volume");
         bytes
     }
@@ -156,8 +160,11 @@ pub fn random_bytes(length: usize) -> Vec<u8> {
 
 /// Closed again: `ecr-runtime` refuses an image that somebody has open.
 fn random_file(size: u64) -> TempPath {
-    let mut file =
-        tempfile::Builder::new().prefix("volume-").suffix(".img").tempfile().expect("a temporary file");
+    let mut file = tempfile::Builder::new()
+        .prefix("volume-")
+        .suffix(".img")
+        .tempfile()
+        .expect("a temporary file");
     let mut left = size;
     while left > 0 {
         let chunk = left.min(1 << 20);

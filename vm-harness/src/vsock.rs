@@ -20,7 +20,11 @@ pub(crate) async fn start(
     stderr: &Path,
 ) -> Result<Process, Error> {
     let mut command = Command::new(environment.vhost_device_vsock()?);
-    command.args(["--guest-cid", &cid.to_string(), "--socket"]).arg(vhost).arg("--uds-path").arg(hybrid);
+    command
+        .args(["--guest-cid", &cid.to_string(), "--socket"])
+        .arg(vhost)
+        .arg("--uds-path")
+        .arg(hybrid);
     start_server("vhost-device-vsock", command, vhost, stderr).await
 }
 

@@ -53,14 +53,18 @@ fuzz_target!(|input: &[u8]| {
         // What no path leads to the end of, no kernel has loaded.
         let Some(by_itself) = run(own, question) else { continue };
         sound = true;
-        assert_eq!(run(&changed, question), Some(granted(&wider, question) || by_itself), "{question:?}");
+        assert_eq!(
+            run(&changed, question),
+            Some(granted(&wider, question) || by_itself),
+            "{question:?}"
+        );
         assert_eq!(
             run(&taken_back, question),
             Some(granted(&narrower, question) || by_itself),
             "{question:?}"
         );
-        let other =
-            question.kind != BLOCK || (question.major, question.minor) != (number.major, number.minor);
+        let other = question.kind != BLOCK
+            || (question.major, question.minor) != (number.major, number.minor);
         if other {
             assert_eq!(granted(&wider, question), granted(&prologue, question), "{question:?}");
         }
@@ -84,21 +88,30 @@ fuzz_target!(|input: &[u8]| {
 /// As the kernel has it; mended where `left`, the instructions up to the end, is told.
 fn instruction(bytes: &[u8], left: Option<usize>) -> Instruction {
     const CODES: [u8; 40] = [
-        0x61, 0x69, 0x71, 0x18, 0x95, 0x05, 0x06, 0xb7, 0xbf, 0xb4, 0xbc, 0x07, 0x0f, 0x04, 0x17, 0x1f, 0x27,
-        0x37, 0x47, 0x4f, 0x54, 0x5c, 0x57, 0x67, 0x77, 0x74, 0x7f, 0x84, 0x87, 0x97, 0xa4, 0xa7, 0xc7, 0x15,
-        0x1d, 0x55, 0x56, 0x5d, 0x2d, 0xd6,
+        0x61, 0x69, 0x71, 0x18, 0x95, 0x05, 0x06, 0xb7, 0xbf, 0xb4, 0xbc, 0x07, 0x0f, 0x04, 0x17,
+        0x1f, 0x27, 0x37, 0x47, 0x4f, 0x54, 0x5c, 0x57, 0x67, 0x77, 0x74, 0x7f, 0x84, 0x87, 0x97,
+        0xa4, 0xa7, 0xc7, 0x15, 0x1d, 0x55, 0x56, 0x5d, 0x2d, 0xd6,
     ];
     let (code, to, from) = (bytes[0], bytes[1] & 15, bytes[1] >> 4);
     let offset = i16::from_le_bytes([bytes[2], bytes[3]]);
     let immediate = i32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
     let Some(left) = left else { return Instruction::new(code, to, from, offset, immediate) };
     let code = CODES[usize::from(code) % CODES.len()];
-    let forward = i16::try_from(usize::from(offset.unsigned_abs()) % left.max(1)).unwrap_or_default();
+    let forward =
+        i16::try_from(usize::from(offset.unsigned_abs()) % left.max(1)).unwrap_or_default();
     let (to, from) = (to % 8, from % 8);
     match code & 7 {
         0x00 => Instruction::new(code, to, 0, 0, immediate),
-        0x01 => Instruction::new(code, to, 1, [0, 0, 2, 4, 8][usize::from(offset.unsigned_abs()) % 5], 0),
-        0x05 | 0x06 if code & 0xf0 == 0 => Instruction::new(code, 0, 0, forward, i32::from(forward)),
+        0x01 => Instruction::new(
+            code,
+            to,
+            1,
+            [0, 0, 2, 4, 8][usize::from(offset.unsigned_abs()) % 5],
+            0,
+        ),
+        0x05 | 0x06 if code & 0xf0 == 0 => {
+            Instruction::new(code, 0, 0, forward, i32::from(forward))
+        }
         0x05 | 0x06 if code & 0xf0 == 0x90 => Instruction::new(code, 0, 0, 0, 0),
         0x05 | 0x06 if code & 8 != 0 => Instruction::new(code, to, from, forward, 0),
         0x05 | 0x06 => Instruction::new(code, to, 0, forward, immediate),
@@ -110,8 +123,9 @@ fn instruction(bytes: &[u8], left: Option<usize>) -> Instruction {
 
 /// May a path go back? It could be as long as the model lets it be.
 fn has_loop(code: &[u8]) -> bool {
-    code.chunks_exact(8)
-        .any(|bytes| matches!(bytes[0] & 7, 5 | 6) && (bytes[3] & 0x80 != 0 || bytes[7] & 0x80 != 0))
+    code.chunks_exact(8).any(|bytes| {
+        matches!(bytes[0] & 7, 5 | 6) && (bytes[3] & 0x80 != 0 || bytes[7] & 0x80 != 0)
+    })
 }
 
 fn bits(rights: Rights) -> u16 {
@@ -122,9 +136,11 @@ fn bits(rights: Rights) -> u16 {
 /// About the device, its neighbours, and some that every container has.
 fn questions(number: DeviceNumber) -> impl Iterator<Item = Question> {
     let DeviceNumber { major, minor } = number;
-    let devices = [(major, minor), (major, minor ^ 1), (major ^ 1, minor), (minor, major), (8, 0), (1, 3)];
+    let devices =
+        [(major, minor), (major, minor ^ 1), (major ^ 1, minor), (minor, major), (8, 0), (1, 3)];
     let each = move |kind| {
-        let of = move |access| devices.map(|(major, minor)| Question { kind, access, major, minor });
+        let of =
+            move |access| devices.map(|(major, minor)| Question { kind, access, major, minor });
         (0..8).flat_map(of)
     };
     [BLOCK, 2].into_iter().flat_map(each)

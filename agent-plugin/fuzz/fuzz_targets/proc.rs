@@ -40,7 +40,10 @@ fn mountinfo(text: &str) {
     assert!(unified.is_none() || text.contains(" - cgroup2 "));
     for (number, _, kind, _) in text.lines().filter_map(mount) {
         assert!(!kind.contains(' '));
-        assert!(text.contains(&number.to_string()) || text.contains(['+', '0']), "{number} in {text:?}");
+        assert!(
+            text.contains(&number.to_string()) || text.contains(['+', '0']),
+            "{number} in {text:?}"
+        );
     }
 }
 
@@ -52,7 +55,9 @@ fn path(path: &[u8]) {
     let mut escaped = String::new();
     for character in String::from_utf8_lossy(path).chars() {
         match character {
-            ' ' | '\t' | '\n' | '\\' | '#' => escaped.push_str(&format!("\\{:03o}", u32::from(character))),
+            ' ' | '\t' | '\n' | '\\' | '#' => {
+                escaped.push_str(&format!("\\{:03o}", u32::from(character)))
+            }
             _ => escaped.push(character),
         }
     }

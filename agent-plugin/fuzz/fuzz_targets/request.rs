@@ -38,8 +38,9 @@ fn decoded(method: u8, message: &[u8]) -> Option<Request> {
 }
 
 fn assert_bounded(request: &Request, asked: &Value) {
-    let of =
-        |list: &[Detachment]| list.iter().map(|item| item.attachment.clone().unwrap_or_default()).collect();
+    let of = |list: &[Detachment]| {
+        list.iter().map(|item| item.attachment.clone().unwrap_or_default()).collect()
+    };
     let (attachments, timeout): (Vec<Attachment>, u64) = match request {
         Request::Probe(request) => {
             request.paths.iter().for_each(|path| assert_plain(path));

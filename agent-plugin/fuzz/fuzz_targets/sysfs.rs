@@ -34,7 +34,9 @@ fn page_80(page: &[u8]) {
     let field = &page[4..4 + length];
     assert_eq!(page[1], 0x80);
     assert!(field.windows(serial.len()).any(|part| part == serial.as_bytes()));
-    assert!(!serial.is_empty() && !serial.starts_with([' ', '\0']) && !serial.ends_with([' ', '\0']));
+    assert!(
+        !serial.is_empty() && !serial.starts_with([' ', '\0']) && !serial.ends_with([' ', '\0'])
+    );
 }
 
 fn host(link: &str) {
@@ -70,10 +72,16 @@ fn counters(text: &str) {
         [stats.in_flight, 0, 0, stats.discards],
         [0, 0, 0, stats.flushes],
     ];
-    columns.iter().flatten().for_each(|column| write!(line, " {column}").expect("a String takes everything"));
+    columns
+        .iter()
+        .flatten()
+        .for_each(|column| write!(line, " {column}").expect("a String takes everything"));
     let again = DiskStats::parse(&line).expect("sixteen numbers");
     let whole = |bytes: u64| bytes - bytes % 512;
-    let expected =
-        DiskStats { read_bytes: whole(stats.read_bytes), written_bytes: whole(stats.written_bytes), ..stats };
+    let expected = DiskStats {
+        read_bytes: whole(stats.read_bytes),
+        written_bytes: whole(stats.written_bytes),
+        ..stats
+    };
     assert_eq!(again, expected);
 }

@@ -20,7 +20,10 @@ fuzz_target!(|message: &[u8]| {
         assert!(has(b"MAJOR=") && has(b"MINOR="), "{event:?}");
     }
     if let Some((device, name)) = ScsiDevice::from_devpath(event.devpath) {
-        assert!(event.devpath.ends_with(&format!("/block/{name}")) && !name.contains('/'), "{event:?}");
+        assert!(
+            event.devpath.ends_with(&format!("/block/{name}")) && !name.contains('/'),
+            "{event:?}"
+        );
         let again = format!("/devices/{device}/block/{name}");
         assert_eq!(ScsiDevice::from_devpath(&again), Some((device, name)));
     }

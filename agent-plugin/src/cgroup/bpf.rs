@@ -60,8 +60,9 @@ fn number(fd: impl AsFd) -> u32 {
 #[expect(unsafe_code, reason = "bpf(2) has no safe wrapper in libc or nix")]
 unsafe fn bpf(command: libc::c_int, attribute: &mut Attribute) -> io::Result<libc::c_long> {
     // SAFETY: the kernel reads and writes `attribute`, of the size that is told; the caller answers for what it points to.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attribute, size_of::<Attribute>()) };
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command, &raw mut *attribute, size_of::<Attribute>())
+    };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
@@ -157,7 +158,9 @@ impl Loaded {
             .with_pointer(2, instructions.as_ptr())
             .with_pointer(4, license.as_ptr());
         // The name that lists of programs show.
-        for (word, bytes) in attribute.0[12..16].iter_mut().zip(b"ecrblk_devices\0\0".chunks_exact(4)) {
+        for (word, bytes) in
+            attribute.0[12..16].iter_mut().zip(b"ecrblk_devices\0\0".chunks_exact(4))
+        {
             *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         }
         attribute.0[17] = BPF_CGROUP_DEVICE;
@@ -173,7 +176,8 @@ impl Loaded {
     pub fn info(&self) -> io::Result<Info> {
         let record = record_of(&self.0, &mut [])?;
         let (id, length, maps) = (record.0[1], record.0[INSTRUCTIONS_LENGTH], record.0[13]);
-        let mut instructions = vec![Instruction::default(); length as usize / size_of::<Instruction>()];
+        let mut instructions =
+            vec![Instruction::default(); length as usize / size_of::<Instruction>()];
         let record = record_of(&self.0, &mut instructions)?;
         // The kernel takes the pointer away where it gives nothing.
         let given = length != 0 && record.0[INSTRUCTIONS..INSTRUCTIONS + 2] != [0, 0];
@@ -201,7 +205,8 @@ fn record_of(fd: &OwnedFd, room: &mut [Instruction]) -> io::Result<Attribute> {
     let mut record = Attribute::new(&[]);
     if !room.is_empty() {
         record = record.with_pointer(INSTRUCTIONS, room.as_mut_ptr());
-        record.0[INSTRUCTIONS_LENGTH] = u32::try_from(size_of_val(room)).map_err(io::Error::other)?;
+        record.0[INSTRUCTIONS_LENGTH] =
+            u32::try_from(size_of_val(room)).map_err(io::Error::other)?;
     }
     let fields = [number(fd), size_of::<Attribute>() as u32];
     let mut attribute = Attribute::new(&fields).with_pointer(2, &raw mut record);
@@ -230,7 +235,9 @@ pub fn is_linked(program: u32, cgroup: u64) -> io::Result<bool> {
         let link = match plain(LINK_GET_FD_BY_ID, &[id]) {
             Ok((fd, _)) => owned(fd)?,
             // It went in between, or is just being made.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EAGAIN)) => continue,
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EAGAIN)) => {
+                continue;
+            }
             Err(error) => return Err(error),
         };
         let record = record_of(&link, &mut [])?;

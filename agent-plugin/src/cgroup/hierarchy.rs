@@ -100,11 +100,13 @@ mod tests {
 
     use super::*;
 
-    const V1: &str = "33 28 0:29 / /sys/fs/cgroup/devices rw,relatime shared:9 - cgroup cgroup rw,devices";
+    const V1: &str =
+        "33 28 0:29 / /sys/fs/cgroup/devices rw,relatime shared:9 - cgroup cgroup rw,devices";
     const JOINED: &str = "33 28 0:29 / /sys/fs/cgroup/a,b rw - cgroup cgroup rw,cpu,devices";
     const MEMORY: &str = "32 28 0:28 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory";
     const V2: &str = "40 28 0:31 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate";
-    const UNIFIED: &str = "41 28 0:31 / /sys/fs/cgroup/unified rw,nosuid shared:4 master:1 - cgroup2 none rw";
+    const UNIFIED: &str =
+        "41 28 0:31 / /sys/fs/cgroup/unified rw,nosuid shared:4 master:1 - cgroup2 none rw";
 
     #[rstest]
     #[case::v1(&[MEMORY, V1], Some("/sys/fs/cgroup/devices"), None)]
@@ -121,8 +123,10 @@ mod tests {
         #[case] devices: Option<&str>,
         #[case] unified: Option<&str>,
     ) {
-        let expected =
-            Hierarchies { devices: devices.map(PathBuf::from), unified: unified.map(PathBuf::from) };
+        let expected = Hierarchies {
+            devices: devices.map(PathBuf::from),
+            unified: unified.map(PathBuf::from),
+        };
         assert_eq!(Hierarchies::parse(&lines.join("\n")), expected);
     }
 

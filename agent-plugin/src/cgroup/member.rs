@@ -50,7 +50,8 @@ impl Member {
 
     /// What has to stand in front of it, if that is not there already.
     pub(super) fn change(&self, number: DeviceNumber, rights: Rights) -> Option<Prologue> {
-        let granted = if self.allows_by_itself(number, rights) { Rights::default() } else { rights };
+        let granted =
+            if self.allows_by_itself(number, rights) { Rights::default() } else { rights };
         let unchanged = self.prologue.rights(number) == granted;
         (!unchanged).then(|| self.prologue.with(number, granted))
     }

@@ -96,7 +96,9 @@ impl<'a> Filter<'a> {
     pub fn of(target: &'a Target) -> Result<Filter<'a>> {
         let cgroup = relative(&target.container.cgroup)?;
         let (v1, v2) = match Hierarchies::mounted()? {
-            Hierarchies { devices: None, unified: None } => return Err(Unsupported::NoCgroup.into()),
+            Hierarchies { devices: None, unified: None } => {
+                return Err(Unsupported::NoCgroup.into());
+            }
             Hierarchies { devices: None, unified: Some(unified) } => {
                 (None, Some(v2::Group::new(&unified, &cgroup)))
             }
@@ -169,7 +171,8 @@ impl<'a> Filter<'a> {
     pub fn revoke(&self, number: DeviceNumber) -> Result<Rights> {
         let of_list = |groups: &v1::Groups| groups.revoke(number, granted_by(self.rules, number));
         let list = self.v1.as_ref().map_or(Ok(Rights::default()), of_list)?;
-        let program = self.v2.as_ref().map_or(Ok(Rights::default()), |group| group.revoke(number))?;
+        let program =
+            self.v2.as_ref().map_or(Ok(Rights::default()), |group| group.revoke(number))?;
         Ok(list.with(program))
     }
 }

@@ -158,7 +158,8 @@ impl Run {
             let long = instruction.class() == JMP32;
             return Some(if long { instruction.immediate().into() } else { offset });
         }
-        let (mut left, mut right) = (self.number(instruction.destination())?, self.operand(instruction)?);
+        let (mut left, mut right) =
+            (self.number(instruction.destination())?, self.operand(instruction)?);
         let mut signed = (left.cast_signed(), right.cast_signed());
         if instruction.class() == JMP32 {
             (left, right) = (left & 0xffff_ffff, right & 0xffff_ffff);

@@ -35,7 +35,13 @@ const BLINDING: u8 = 11;
 
 impl Instruction {
     /// From its parts.
-    pub const fn new(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> Instruction {
+    pub const fn new(
+        code: u8,
+        destination: u8,
+        source: u8,
+        offset: i16,
+        immediate: i32,
+    ) -> Instruction {
         let registers = if cfg!(target_endian = "little") {
             destination | source << 4
         } else {

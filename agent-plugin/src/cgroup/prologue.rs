@@ -43,7 +43,9 @@ pub struct Prologue(Vec<(DeviceNumber, Rights)>);
 impl Prologue {
     /// Takes a program apart: what was put in front of it, and itself.
     pub fn split(program: &[Instruction]) -> (Prologue, &[Instruction]) {
-        let Some(mut rest) = program.strip_prefix(&HEAD) else { return (Prologue::default(), program) };
+        let Some(mut rest) = program.strip_prefix(&HEAD) else {
+            return (Prologue::default(), program);
+        };
         let mut devices = Vec::new();
         while let Some((block, behind)) = rest.split_at_checked(EACH)
             && let Some(device) = read(block)

@@ -87,7 +87,13 @@ mod tests {
 
     const DISK: DeviceNumber = DeviceNumber { major: 8, minor: 16 };
 
-    fn rule(allow: bool, kind: char, major: Option<u32>, minor: Option<u32>, access: &str) -> DeviceRule {
+    fn rule(
+        allow: bool,
+        kind: char,
+        major: Option<u32>,
+        minor: Option<u32>,
+        access: &str,
+    ) -> DeviceRule {
         DeviceRule { allow, kind, major, minor, access: access.to_owned() }
     }
 

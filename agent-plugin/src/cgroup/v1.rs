@@ -48,15 +48,21 @@ impl DeviceList {
                 return None;
             }
             // What is neither a star nor a number matches nothing: leave the line out.
-            let number = |text: &str| if text == "*" { Some(None) } else { text.parse().ok().map(Some) };
-            Some(Entry { major: number(major)?, minor: number(minor)?, rights: Rights::parse(access) })
+            let number =
+                |text: &str| if text == "*" { Some(None) } else { text.parse().ok().map(Some) };
+            Some(Entry {
+                major: number(major)?,
+                minor: number(minor)?,
+                rights: Rights::parse(access),
+            })
         };
         DeviceList(text.lines().filter_map(entry).collect())
     }
 
     fn read(group: &Path) -> Result<DeviceList> {
         let list = group.join("devices.list");
-        let text = fs::read_to_string(&list).map_err(Error::system("read", list.display().to_string()))?;
+        let text =
+            fs::read_to_string(&list).map_err(Error::system("read", list.display().to_string()))?;
         Ok(DeviceList::parse(&text))
     }
 
@@ -149,9 +155,11 @@ impl Groups {
             add(pod, &DeviceList::read(pod)?, number, rights, grant)?;
         }
         let before = DeviceList::read(own)?;
-        grant.allowed_before = before.allows_by_wildcard(number, rights) || by_specification.cover(rights);
+        grant.allowed_before =
+            before.allows_by_wildcard(number, rights) || by_specification.cover(rights);
         // A right that an earlier device of this number left must not widen this one.
-        let excess = before.exact(number).without(rights).without(by_specification).without(Rights::MKNOD);
+        let excess =
+            before.exact(number).without(rights).without(by_specification).without(Rights::MKNOD);
         if !excess.is_empty() {
             deny(own, number, excess)?;
         }
@@ -197,7 +205,8 @@ impl Groups {
         if !own.exists() {
             return Ok(Rights::default());
         }
-        let ours = |list: DeviceList| list.exact(number).without(by_specification).without(Rights::MKNOD);
+        let ours =
+            |list: DeviceList| list.exact(number).without(by_specification).without(Rights::MKNOD);
         let rights = ours(DeviceList::read(own)?);
         if rights.is_empty() {
             return Ok(Rights::default());
@@ -227,7 +236,8 @@ fn add(
 /// Writes a rule and reads it back.
 fn allow(group: &Path, number: DeviceNumber, rights: Rights) -> Result<()> {
     let file = group.join("devices.allow");
-    let failed = || Error::system("write", format!("\"{}\" to {}", rule(number, rights), file.display()));
+    let failed =
+        || Error::system("write", format!("\"{}\" to {}", rule(number, rights), file.display()));
     sysfs::write(&file, &rule(number, rights)).map_err(failed())?;
     match DeviceList::read(group)?.allows(number, rights) {
         true => Ok(()),
@@ -239,8 +249,10 @@ fn deny(group: &Path, number: DeviceNumber, rights: Rights) -> Result<()> {
     let file = group.join("devices.deny");
     match sysfs::write(&file, &rule(number, rights)) {
         Err(error) if sysfs::is_gone(&error) => Ok(()),
-        result => result
-            .map_err(Error::system("write", format!("\"{}\" to {}", rule(number, rights), file.display()))),
+        result => result.map_err(Error::system(
+            "write",
+            format!("\"{}\" to {}", rule(number, rights), file.display()),
+        )),
     }
 }
 
@@ -256,7 +268,9 @@ fn nested(group: &Path) -> Result<Vec<PathBuf>> {
         let entries = match fs::read_dir(&directory) {
             Ok(entries) => entries,
             Err(error) if sysfs::is_gone(&error) && directory != group => continue,
-            Err(error) => return Err(Error::system("readdir", directory.display().to_string())(error)),
+            Err(error) => {
+                return Err(Error::system("readdir", directory.display().to_string())(error));
+            }
         };
         for entry in entries.flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -285,7 +299,11 @@ mod tests {
     #[case::no_single_entry_has_both("b 8:16 r\nb *:* w", "rw", false)]
     #[case("b *:* m\nb 8:16 rw", "rw", true)]
     #[case("", "r", false)]
-    fn the_list_decides_as_the_kernel_does(#[case] list: &str, #[case] asked: &str, #[case] allowed: bool) {
+    fn the_list_decides_as_the_kernel_does(
+        #[case] list: &str,
+        #[case] asked: &str,
+        #[case] allowed: bool,
+    ) {
         assert_eq!(DeviceList::parse(list).allows(DISK, Rights::parse(asked)), allowed);
     }
 

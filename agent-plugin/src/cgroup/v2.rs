@@ -219,7 +219,8 @@ impl Group {
         if !state.multi {
             return Err(Unsupported::BpfExclusive { cgroup: name(&self.path) }.into());
         }
-        let inode = state.directory.metadata().map_err(Error::system("fstat", name(&self.path)))?.ino();
+        let inode =
+            state.directory.metadata().map_err(Error::system("fstat", name(&self.path)))?.ino();
         match bpf::is_linked(own.id, inode).map_err(self.failed("BPF_LINK_GET_NEXT_ID"))? {
             true => Err(Unsupported::BpfLink { program: own.id }.into()),
             false => Ok(()),
@@ -231,12 +232,15 @@ impl Group {
         for _ in 0..ATTEMPTS {
             let directory = self.open()?;
             let mut above = self.query(&directory, true)?.ids;
-            let own = if self.shared { bpf::Attached::default() } else { self.query(&directory, false)? };
+            let own =
+                if self.shared { bpf::Attached::default() } else { self.query(&directory, false)? };
             // A program may be attached above as well.
-            let remove = |id: &u32| above.iter().position(|all| all == id).map(|index| above.remove(index));
+            let remove =
+                |id: &u32| above.iter().position(|all| all == id).map(|index| above.remove(index));
             let consistent = own.ids.iter().map(remove).all(|found| found.is_some());
             if consistent
-                && let (Some(own_programs), Some(above)) = (self.members(&own.ids)?, self.members(&above)?)
+                && let (Some(own_programs), Some(above)) =
+                    (self.members(&own.ids)?, self.members(&above)?)
             {
                 return Ok(State { directory, multi: own.multi, own: own_programs, above });
             }
@@ -265,7 +269,9 @@ impl Group {
     /// A kernel without such programs has none.
     fn query(&self, directory: &File, effective: bool) -> Result<bpf::Attached> {
         match bpf::query(directory.as_fd(), effective) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(bpf::Attached::default()),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                Ok(bpf::Attached::default())
+            }
             result => result.map_err(self.failed("BPF_PROG_QUERY")),
         }
     }
@@ -295,7 +301,9 @@ impl Group {
         let cgroup = name(&self.path);
         move |source| match source.raw_os_error() {
             Some(libc::EPERM) => Unsupported::BpfDenied { call }.into(),
-            _ => Error::System { call, subject: format!("the device programs of {cgroup}"), source },
+            _ => {
+                Error::System { call, subject: format!("the device programs of {cgroup}"), source }
+            }
         }
     }
 

@@ -79,6 +79,9 @@ fn a_program_that_is_always_changed_is_given_up() {
         .unwrap_err();
     let expected = format!("the device filter of cgroup /{}", fixture.group.path.display());
     assert!(error.message().starts_with(&expected), "{}", error.message());
-    assert!(!fixture.group.allows(DISK, Rights::READ).unwrap(), "the runtime's program is what decides");
+    assert!(
+        !fixture.group.allows(DISK, Rights::READ).unwrap(),
+        "the runtime's program is what decides"
+    );
     assert_eq!(fixture.ids().len(), 1);
 }

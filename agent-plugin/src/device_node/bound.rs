@@ -54,7 +54,12 @@ pub struct Node {
 
 impl Node {
     /// Nothing is to be seen of it in the container yet.
-    pub(super) fn new(place: Place, target: &Target, device: Device, deadline: Instant) -> Result<Node> {
+    pub(super) fn new(
+        place: Place,
+        target: &Target,
+        device: Device,
+        deadline: Instant,
+    ) -> Result<Node> {
         let mount = target.aside(move || private_node(device))?.finish(deadline)?;
         Ok(Node { place, target: target.clone(), number: device.number, mount, parents: None })
     }
@@ -98,7 +103,8 @@ impl Node {
 
     pub(super) fn remove(&self, deadline: Instant) -> Result<()> {
         let Some(parents) = &self.parents else { return Ok(()) };
-        let removed = remove(&self.place, &self.target, self.number, deadline.max(Instant::now() + UNDO));
+        let removed =
+            remove(&self.place, &self.target, self.number, deadline.max(Instant::now() + UNDO));
         parents.remove();
         if removed? { Ok(()) } else { Err(moved(self.place.path())) }
     }
@@ -129,7 +135,8 @@ fn private_node(device: Device) -> Result<OwnedFd> {
         .map_err(Error::system("mount", "a tmpfs"))?;
     umask(Mode::empty());
     let mode = Mode::from_bits_truncate(device.options.mode);
-    mknod(SOURCE, SFlag::S_IFBLK, mode, device.number.to_raw()).map_err(Error::system("mknod", "a node"))?;
+    mknod(SOURCE, SFlag::S_IFBLK, mode, device.number.to_raw())
+        .map_err(Error::system("mknod", "a node"))?;
     if !fault::skips("owner") {
         let (uid, gid) = (Uid::from_raw(device.options.uid), Gid::from_raw(device.options.gid));
         fchownat(AT_FDCWD, SOURCE, Some(uid), Some(gid), AtFlags::empty())
@@ -149,8 +156,8 @@ fn private_node(device: Device) -> Result<OwnedFd> {
 fn put_over_a_file(place: &Place, directory: &OwnedFd, mount: &OwnedFd) -> Result<()> {
     let name = place.path().name();
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let file =
-        openat(directory, name, flags, Mode::empty()).map_err(|errno| place.explain("openat", errno))?;
+    let file = openat(directory, name, flags, Mode::empty())
+        .map_err(|errno| place.explain("openat", errno))?;
     let result = mount::move_onto(mount, &file).map_err(|errno| match errno {
         // What cannot be bound cannot spread either, so that the kernel takes it to no place that is shared.
         Errno::EINVAL => Unsupported::Shared { path: place.path().as_str().to_owned() }.into(),
@@ -159,7 +166,8 @@ fn put_over_a_file(place: &Place, directory: &OwnedFd, mount: &OwnedFd) -> Resul
     });
     let result = result.and_then(|()| {
         // From here on the container may do with it what it does with its other mounts.
-        mount::set_propagation(mount, libc::MS_PRIVATE).map_err(Error::system("mount_setattr", "MS_PRIVATE"))
+        mount::set_propagation(mount, libc::MS_PRIVATE)
+            .map_err(Error::system("mount_setattr", "MS_PRIVATE"))
     });
     if result.is_err() {
         // The error that stopped us says more. Where the container has put something else there, that is left to it.
@@ -171,28 +179,33 @@ fn put_over_a_file(place: &Place, directory: &OwnedFd, mount: &OwnedFd) -> Resul
 }
 
 fn is_same(found: &Inode, file: &OwnedFd) -> bool {
-    Inode::of(file).is_ok_and(|ours| (ours.number, ours.file_system) == (found.number, found.file_system))
+    Inode::of(file)
+        .is_ok_and(|ours| (ours.number, ours.file_system) == (found.number, found.file_system))
 }
 
 /// Inside the container's namespace. `false`: there is no such mount.
 fn take_away(directory: &OwnedFd, path: &NodePath, number: DeviceNumber) -> Result<bool> {
     let look = || Inode::at(directory, path.name()).map_err(Error::system("statx", path.as_str()));
-    let is_ours = |inode: &Inode| inode.is_mounted && inode.kind == SFlag::S_IFBLK && inode.device == number;
+    let is_ours =
+        |inode: &Inode| inode.is_mounted && inode.kind == SFlag::S_IFBLK && inode.device == number;
     if !look()?.is_some_and(|inode| is_ours(&inode)) {
         return Ok(false);
     }
     // There is no call that takes a directory's descriptor.
     fchdir(directory).map_err(Error::system("fchdir", path.parent()))?;
-    let name =
-        CString::new(path.name()).map_err(|_| Error::system("umount2", path.as_str())(Errno::EINVAL))?;
+    let name = CString::new(path.name())
+        .map_err(|_| Error::system("umount2", path.as_str())(Errno::EINVAL))?;
     umount2(name.as_c_str(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
         .map_err(Error::system("umount2", path.as_str()))?;
     // What is not empty is not ours any more, and others may have put their own there: the host, where the file system is its.
-    let below = Inode::asked_at(directory, path.name()).map_err(Error::system("statx", path.as_str()))?;
+    let below =
+        Inode::asked_at(directory, path.name()).map_err(Error::system("statx", path.as_str()))?;
     if below.is_some_and(|below| below.kind == SFlag::S_IFREG && below.size == 0) {
         match unlinkat(directory, path.name(), UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => {}
-            Err(Errno::EROFS) => return Err(Error::ReadOnlyFileSystem { path: path.as_str().to_owned() }),
+            Err(Errno::EROFS) => {
+                return Err(Error::ReadOnlyFileSystem { path: path.as_str().to_owned() });
+            }
             Err(errno) => return Err(Error::system("unlinkat", path.as_str())(errno)),
         }
     }

@@ -53,12 +53,11 @@ impl Node {
     pub(super) fn publish(&mut self) -> Result<()> {
         let name = self.place.path().name();
         let directory = &self.directory;
-        renameat2(directory, self.name.as_str(), directory, name, RenameFlags::RENAME_NOREPLACE).map_err(
-            |errno| match errno {
+        renameat2(directory, self.name.as_str(), directory, name, RenameFlags::RENAME_NOREPLACE)
+            .map_err(|errno| match errno {
                 Errno::ENOENT => moved(self.place.path()),
                 other => self.place.explain("renameat2", other),
-            },
-        )?;
+            })?;
         self.name = name.to_owned();
         // Between the two names the container may have put a node of its own under the temporary one.
         if self.is_at(&self.name)? { Ok(()) } else { Err(moved(self.place.path())) }
@@ -69,8 +68,8 @@ impl Node {
     }
 
     fn is_at(&self, name: &str) -> Result<bool> {
-        let found =
-            Inode::at(&self.directory, name).map_err(Error::system("statx", self.place.path().as_str()))?;
+        let found = Inode::at(&self.directory, name)
+            .map_err(Error::system("statx", self.place.path().as_str()))?;
         Ok(found.is_some_and(|found| found.number == self.inode && is_node(&found, self.number)))
     }
 
@@ -85,7 +84,8 @@ impl Node {
             }
         }
         self.parents.remove();
-        let inode = Inode::of(&self.handle).map_err(Error::system("statx", self.place.path().as_str()))?;
+        let inode =
+            Inode::of(&self.handle).map_err(Error::system("statx", self.place.path().as_str()))?;
         if inode.links == 0 { Ok(()) } else { Err(moved(self.place.path())) }
     }
 }
@@ -135,7 +135,9 @@ pub(super) fn open_device(handle: &OwnedFd, number: DeviceNumber, place: &Place)
     match open(path.as_str(), flags, Mode::empty()) {
         Ok(_) => Ok(true),
         Err(Errno::ENXIO) => Ok(false),
-        Err(Errno::EACCES) => Err(Unsupported::NoDev { path: place.path().as_str().to_owned() }.into()),
+        Err(Errno::EACCES) => {
+            Err(Unsupported::NoDev { path: place.path().as_str().to_owned() }.into())
+        }
         Err(errno) => Err(Error::system("open", format!("device {number}"))(errno)),
     }
 }

@@ -123,7 +123,13 @@ impl Place {
     ///
     /// # Errors
     /// Nothing is left behind.
-    pub fn make(self, target: &Target, id: &str, device: Device, deadline: Instant) -> Result<Node> {
+    pub fn make(
+        self,
+        target: &Target,
+        id: &str,
+        device: Device,
+        deadline: Instant,
+    ) -> Result<Node> {
         match self.check(target)? {
             Way::Mknod => Ok(Node::Made(made::Node::new(self, id, device)?)),
             Way::Bind => Ok(Node::Bound(bound::Node::new(self, target, device, deadline)?)),
@@ -134,7 +140,12 @@ impl Place {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn remove(&self, target: &Target, number: DeviceNumber, deadline: Instant) -> Result<Option<Way>> {
+    pub fn remove(
+        &self,
+        target: &Target,
+        number: DeviceNumber,
+        deadline: Instant,
+    ) -> Result<Option<Way>> {
         let way = match self.find_node()? {
             Some((found, way)) if found == number => way,
             _ => return Ok(None),

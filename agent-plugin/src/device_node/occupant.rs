@@ -47,7 +47,8 @@ impl Occupant {
     pub(super) fn of(inode: &Inode) -> Occupant {
         match inode.kind {
             SFlag::S_IFBLK => {
-                let options = NodeOptions { uid: inode.uid, gid: inode.gid, mode: inode.permissions };
+                let options =
+                    NodeOptions { uid: inode.uid, gid: inode.gid, mode: inode.permissions };
                 Occupant::Block(inode.device, options)
             }
             SFlag::S_IFDIR => Occupant::Other("directory"),

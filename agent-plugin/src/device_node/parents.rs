@@ -43,7 +43,8 @@ impl Place {
     }
 
     fn descend(&self, parents: &mut Parents) -> Result<OwnedFd> {
-        let duplicate = |fd: &OwnedFd| fd.try_clone().map_err(Error::system("fcntl", self.path().parent()));
+        let duplicate =
+            |fd: &OwnedFd| fd.try_clone().map_err(Error::system("fcntl", self.path().parent()));
         let how = OpenHow::new()
             .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);

@@ -74,7 +74,9 @@ impl Place {
             path: path.clone(),
             file_system: match statfs.filesystem_type() {
                 // A server's word on a directory of its own.
-                TMPFS_MAGIC | RAMFS_MAGIC if !mounts.have_in_memory(inode.file_system) => NINE_P_MAGIC,
+                TMPFS_MAGIC | RAMFS_MAGIC if !mounts.have_in_memory(inode.file_system) => {
+                    NINE_P_MAGIC
+                }
                 known => known,
             },
             flags: statfs.flags(),
@@ -103,8 +105,10 @@ impl Place {
 
     /// The same place, for another thread.
     pub(super) fn try_clone(&self) -> Result<Place> {
-        let directory =
-            self.directory.try_clone().map_err(Error::system("fcntl", self.path.parent().to_owned()))?;
+        let directory = self
+            .directory
+            .try_clone()
+            .map_err(Error::system("fcntl", self.path.parent().to_owned()))?;
         Ok(Place {
             directory,
             missing: self.missing.clone(),
@@ -183,7 +187,10 @@ impl Place {
     }
 
     fn takes_no_file(&self) -> Unsupported {
-        Unsupported::FileSystem { path: self.path.as_str().to_owned(), file_system: self.file_system() }
+        Unsupported::FileSystem {
+            path: self.path.as_str().to_owned(),
+            file_system: self.file_system(),
+        }
     }
 
     /// What is at the path now; on a file system that need not answer, what was there when it was found.
@@ -232,7 +239,9 @@ impl Place {
         match self.stat(&name)?.as_ref().map(Occupant::of) {
             None => Ok(false),
             Some(Occupant::Block(..)) => self.unlink(&name),
-            Some(other) => Err(Error::PathTaken { path: self.beside(&name), by: other.to_string() }),
+            Some(other) => {
+                Err(Error::PathTaken { path: self.beside(&name), by: other.to_string() })
+            }
         }
     }
 
@@ -273,10 +282,16 @@ impl Place {
             // It was made, and somebody on the other side of the file system put a link in its place.
             Errno::ELOOP => Error::PathTaken { path, by: "symbolic link".to_owned() },
             Errno::EEXIST => {
-                let by = self.occupant().ok().flatten().map_or("file".to_owned(), |found| found.to_string());
+                let by = self
+                    .occupant()
+                    .ok()
+                    .flatten()
+                    .map_or("file".to_owned(), |found| found.to_string());
                 Error::PathTaken { path, by }
             }
-            Errno::EACCES | Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS => self.takes_no_file().into(),
+            Errno::EACCES | Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS => {
+                self.takes_no_file().into()
+            }
             other => Error::system(call, path)(other),
         }
     }
@@ -296,7 +311,10 @@ fn nearest(root: &Root, path: &NodePath) -> Result<(OwnedFd, Vec<String>)> {
             missing.reverse();
             return Ok((directory, missing));
         }
-        let Some((above, name)) = parent.rsplit_once('/').filter(|(_, name)| !name.is_empty()) else { break };
+        let Some((above, name)) = parent.rsplit_once('/').filter(|(_, name)| !name.is_empty())
+        else {
+            break;
+        };
         missing.push(name.to_owned());
         parent = if above.is_empty() { "/" } else { above };
     }

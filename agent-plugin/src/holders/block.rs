@@ -47,8 +47,11 @@ fn describe(name: &str) -> (Kind, String) {
         // The name is a help for people, and a mapping on its way out has none any more (EINVAL).
         let mapped = fs::read(directory.join("dm/name")).unwrap_or_default();
         let mapped = String::from_utf8_lossy(&mapped);
-        let detail =
-            if mapped.is_empty() { name.to_owned() } else { format!("{name} ({})", mapped.trim_end()) };
+        let detail = if mapped.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{name} ({})", mapped.trim_end())
+        };
         return (Kind::Dm, detail);
     }
     let kind = if directory.join("md").exists() { Kind::Md } else { Kind::Device };
@@ -58,7 +61,9 @@ fn describe(name: &str) -> (Kind, String) {
 /// The loop devices over `disks`.
 pub(super) fn loops(disks: &[Disk]) -> Result<Vec<Found>> {
     let mut found = Vec::new();
-    for name in sysfs::names(Path::new("/sys/block"))?.into_iter().filter(|name| name.starts_with("loop")) {
+    for name in
+        sysfs::names(Path::new("/sys/block"))?.into_iter().filter(|name| name.starts_with("loop"))
+    {
         // One without a backing file is not in use.
         if !directory(&name).join("loop/backing_file").exists() {
             continue;
@@ -88,8 +93,11 @@ const _: () = assert!(size_of::<LoopInfo>() == 232);
 #[expect(unsafe_code, reason = "LOOP_GET_STATUS64 has no safe wrapper in libc or nix")]
 fn backing_device(name: &str) -> Option<DeviceNumber> {
     const LOOP_GET_STATUS64: libc::c_ulong = 0x4c05;
-    let node: File =
-        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(format!("/dev/{name}")).ok()?;
+    let node: File = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(format!("/dev/{name}"))
+        .ok()?;
     let mut info = LoopInfo { device: 0, inode: 0, backing_device: 0, rest: [0; 26] };
     // SAFETY: the kernel writes one `loop_info64`, whose size `LoopInfo` has, to `info`, which outlives the call.
     let result = unsafe { libc::ioctl(node.as_raw_fd(), LOOP_GET_STATUS64 as _, &raw mut info) };
@@ -115,8 +123,10 @@ mod tests {
         let below = losetup(&["--find", "--show", file.path().to_str().unwrap()]);
         let above = losetup(&["--find", "--show", &below]);
         let name = |path: &str| path.trim_start_matches("/dev/").to_owned();
-        let number: DeviceNumber = sysfs::read(&directory(&name(&below)).join("dev")).unwrap().unwrap();
-        let disk = Disk { serial: "s".into(), path: "/x".into(), devices: vec![(name(&below), number)] };
+        let number: DeviceNumber =
+            sysfs::read(&directory(&name(&below)).join("dev")).unwrap().unwrap();
+        let disk =
+            Disk { serial: "s".into(), path: "/x".into(), devices: vec![(name(&below), number)] };
         let found = loops(std::slice::from_ref(&disk)).unwrap();
         losetup(&["--detach", &above]);
         let after = loops(&[disk]).unwrap();

@@ -165,7 +165,14 @@ impl Found {
         let serial = disk.serial.clone();
         let (command, container_id) = (String::new(), String::new());
         Found {
-            holder: Holder { serial, kind, pid: 0, command, container_id, detail: shortened(detail) },
+            holder: Holder {
+                serial,
+                kind,
+                pid: 0,
+                command,
+                container_id,
+                detail: shortened(detail),
+            },
             trace,
         }
     }
@@ -200,7 +207,8 @@ pub fn look(disks: &[Disk], known: &[&Target], scope: Scope) -> Result<Vec<Found
 /// Adds who is not to be seen: each of `claimed`, where the kernel says that somebody claims it, has one that does.
 pub fn add_unknown<'a>(found: &mut Vec<Found>, claimed: impl Iterator<Item = &'a Disk>) {
     for disk in claimed {
-        let is_claim = |found: &Found| found.holder.serial == disk.serial && found.holder.kind.claims();
+        let is_claim =
+            |found: &Found| found.holder.serial == disk.serial && found.holder.kind.claims();
         if !found.iter().any(is_claim) {
             found.push(Found::unknown(disk));
         }

@@ -28,10 +28,14 @@ impl Mount {
     /// A file system with a number of its own tells only what it was asked to mount (btrfs).
     fn is_on(&self, disk: &Disk) -> bool {
         let by_name = || {
-            let named = disk.devices.iter().any(|(name, _)| self.source.strip_prefix("/dev/") == Some(name));
+            let named = disk
+                .devices
+                .iter()
+                .any(|(name, _)| self.source.strip_prefix("/dev/") == Some(name));
             named || self.source == disk.path
         };
-        disk.has(self.number) || (self.number.major == 0 && self.source.starts_with('/') && by_name())
+        disk.has(self.number)
+            || (self.number.major == 0 && self.source.starts_with('/') && by_name())
     }
 }
 
@@ -81,8 +85,14 @@ mod tests {
     #[rstest]
     #[case::the_disk("36 35 8:16 / /mnt rw,noatime master:1 - ext4 /dev/sda rw", Some("/mnt"))]
     #[case::a_partition("36 35 8:17 / /a\\040b\\134c rw - xfs /dev/x rw", Some("/a b\\c"))]
-    #[case::btrfs_by_the_kernel_s_name("36 35 0:44 /sub /mnt rw - btrfs /dev/sda1 rw", Some("/mnt"))]
-    #[case::btrfs_by_the_container_s_path("36 35 0:44 / /mnt rw - btrfs /dev/xvda rw", Some("/mnt"))]
+    #[case::btrfs_by_the_kernel_s_name(
+        "36 35 0:44 /sub /mnt rw - btrfs /dev/sda1 rw",
+        Some("/mnt")
+    )]
+    #[case::btrfs_by_the_container_s_path(
+        "36 35 0:44 / /mnt rw - btrfs /dev/xvda rw",
+        Some("/mnt")
+    )]
     #[case::another_disk("36 35 8:32 / /mnt rw - ext4 /dev/sda rw", None)]
     #[case::a_tmpfs_with_any_name("36 35 0:44 / /mnt rw - tmpfs sda rw", None)]
     #[case::cut("36 35 8:16 / /mnt rw", None)]

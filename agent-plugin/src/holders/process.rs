@@ -47,7 +47,8 @@ fn is_kernel_thread(stat: &str) -> bool {
     const PF_KTHREAD: u64 = 0x0020_0000;
     // The second field is the name in parentheses, and may hold anything.
     let fields = stat.rsplit_once(')').map(|(_, fields)| fields.split_ascii_whitespace());
-    let flags = fields.and_then(|mut fields| fields.nth(6)).and_then(|flags| flags.parse::<u64>().ok());
+    let flags =
+        fields.and_then(|mut fields| fields.nth(6)).and_then(|flags| flags.parse::<u64>().ok());
     flags.is_some_and(|flags| flags & PF_KTHREAD != 0)
 }
 
@@ -70,8 +71,10 @@ pub(super) fn openers(pids: &[u32], disks: &[Disk], known: &[&Target]) -> Vec<Fo
             let name = fs::read_link(&path).unwrap_or_default().to_string_lossy().into_owned();
             // It is we who took the node away.
             let name = name.strip_suffix(" (deleted)").unwrap_or(&name).to_owned();
-            found
-                .push(Found::new(&disks[index], Kind::Process, name, Trace::Descriptor(path)).by(pid, known));
+            found.push(
+                Found::new(&disks[index], Kind::Process, name, Trace::Descriptor(path))
+                    .by(pid, known),
+            );
         }
     }
     found
@@ -124,7 +127,8 @@ fn cgroup_of(text: &str) -> Option<&str> {
             wanted(controllers).then_some(path)
         })
     };
-    let devices = line(|controllers| controllers.split(',').any(|controller| controller == "devices"));
+    let devices =
+        line(|controllers| controllers.split(',').any(|controller| controller == "devices"));
     devices.or_else(|| line(str::is_empty))
 }
 
@@ -134,7 +138,8 @@ fn id_of(cgroup: &str) -> &str {
     let last = cgroup.rsplit('/').next().unwrap_or_default();
     let last = last.strip_suffix(".scope").unwrap_or(last);
     let last = last.rsplit([':', '-']).next().unwrap_or_default();
-    let is_id = (12..=128).contains(&last.len()) && last.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_id =
+        (12..=128).contains(&last.len()) && last.bytes().all(|byte| byte.is_ascii_hexdigit());
     if is_id { last } else { "" }
 }
 
@@ -188,13 +193,18 @@ mod tests {
         let node = "/dev/loop0";
         let open = File::open(node).expect("these tests need root and the loop module");
         let number = block_device(Path::new(node)).unwrap();
-        let disk =
-            Disk { serial: "s".into(), path: "/dev/xvda".into(), devices: vec![("loop0".into(), number)] };
-        let mut child = Command::new("sleep").arg("60").stdin(open.try_clone().unwrap()).spawn().unwrap();
+        let disk = Disk {
+            serial: "s".into(),
+            path: "/dev/xvda".into(),
+            devices: vec![("loop0".into(), number)],
+        };
+        let mut child =
+            Command::new("sleep").arg("60").stdin(open.try_clone().unwrap()).spawn().unwrap();
         let found = openers(&pids().unwrap(), &[disk], &[]);
         child.kill().unwrap();
         child.wait().unwrap();
-        let found: Vec<_> = found.into_iter().filter(|found| found.holder.command == "sleep").collect();
+        let found: Vec<_> =
+            found.into_iter().filter(|found| found.holder.command == "sleep").collect();
         assert_eq!(found.len(), 1, "{found:?}");
         let holder = &found[0].holder;
         assert_eq!((holder.pid, holder.detail.as_str()), (child.id(), node));

@@ -20,11 +20,14 @@ pub(super) fn swaps(disks: &[Disk]) -> Result<Vec<Found>> {
     file.read_to_string(&mut text).map_err(Error::system("read", SWAPS))?;
     let trace = Trace::Changes(Rc::new(file), None);
     let on = |disk: &Disk, path: &str| {
-        path == disk.path || process::block_device(Path::new(path)).is_some_and(|number| disk.has(number))
+        path == disk.path
+            || process::block_device(Path::new(path)).is_some_and(|number| disk.has(number))
     };
-    let found = |disk: &Disk, path: &str| Found::new(disk, Kind::Swap, path.to_owned(), trace.clone());
-    let all = devices(&text)
-        .flat_map(|path| disks.iter().filter(move |disk| on(disk, path)).map(move |disk| (disk, path)));
+    let found =
+        |disk: &Disk, path: &str| Found::new(disk, Kind::Swap, path.to_owned(), trace.clone());
+    let all = devices(&text).flat_map(|path| {
+        disks.iter().filter(move |disk| on(disk, path)).map(move |disk| (disk, path))
+    });
     Ok(all.map(|(disk, path)| found(disk, path)).collect())
 }
 

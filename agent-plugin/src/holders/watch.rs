@@ -64,13 +64,20 @@ impl Watch {
     ///
     /// # Errors
     /// The kernel refuses what the wait needs.
-    pub fn wait(&mut self, found: &[Found], deadline: Instant, cancelled: BorrowedFd<'_>) -> Result<Waited> {
+    pub fn wait(
+        &mut self,
+        found: &[Found],
+        deadline: Instant,
+        cancelled: BorrowedFd<'_>,
+    ) -> Result<Waited> {
         let descriptors = found.iter().filter_map(|found| match &found.trace {
             Trace::Descriptor(path) => Some(path.as_path()),
             _ => None,
         });
         let Some(closes) = watch_closes(descriptors)? else { return Ok(Waited::Changed) };
-        let Some(Changes { files, processes }) = changes(found)? else { return Ok(Waited::Changed) };
+        let Some(Changes { files, processes }) = changes(found)? else {
+            return Ok(Waited::Changed);
+        };
         let pauses = found.iter().any(|found| matches!(found.trace, Trace::Nothing));
         let until = if pauses { deadline.min(Instant::now() + self.pause) } else { deadline };
 
@@ -82,12 +89,15 @@ impl Watch {
             ];
             // POLLIN is always there.
             fds.extend(files.iter().map(|file| PollFd::new(file.as_fd(), PollFlags::POLLPRI)));
-            fds.extend(processes.iter().map(|process| PollFd::new(process.as_fd(), PollFlags::POLLIN)));
+            fds.extend(
+                processes.iter().map(|process| PollFd::new(process.as_fd(), PollFlags::POLLIN)),
+            );
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(self.timed_out(until < deadline));
             }
-            let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            let timeout =
+                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
             match poll(&mut fds, timeout) {
                 Ok(0) | Err(Errno::EINTR) => continue,
                 Ok(_) => {}
@@ -138,7 +148,8 @@ fn is_made_of_disks(devpath: &str) -> bool {
 /// Watches the inodes behind descriptors of processes. `None`: one of them is closed already.
 fn watch_closes<'a>(descriptors: impl Iterator<Item = &'a Path>) -> Result<Option<Inotify>> {
     let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
-    let inotify = Inotify::init(flags).map_err(Error::system("inotify_init1", "those who hold the disk"))?;
+    let inotify =
+        Inotify::init(flags).map_err(Error::system("inotify_init1", "those who hold the disk"))?;
     for path in descriptors {
         match inotify.add_watch(path, AddWatchFlags::IN_CLOSE) {
             Ok(_) => {}
@@ -174,7 +185,9 @@ fn changes(found: &[Found]) -> Result<Option<Changes>> {
         match process.map(pidfd).transpose() {
             Ok(process) => processes.extend(process),
             Err(Errno::ESRCH) => return Ok(None),
-            Err(errno) => return Err(Error::system("pidfd_open", "a process that sees the mount")(errno)),
+            Err(errno) => {
+                return Err(Error::system("pidfd_open", "a process that sees the mount")(errno));
+            }
         }
     }
     Ok(Some(Changes { files, processes }))

@@ -81,7 +81,11 @@ pub(crate) fn attach(
     Err(failed)
 }
 
-fn sequence(guard: &Guard<'_>, stages: &mut Stages, done: &mut Done) -> Result<Vec<Attached>, Failed> {
+fn sequence(
+    guard: &Guard<'_>,
+    stages: &mut Stages,
+    done: &mut Done,
+) -> Result<Vec<Attached>, Failed> {
     let arrivals = guard.arrivals;
     private_umask()?;
     let mut socket = UeventSocket::open()?;
@@ -100,7 +104,9 @@ fn sequence(guard: &Guard<'_>, stages: &mut Stages, done: &mut Done) -> Result<V
     hunt::wait(&mut done.searches, &mut socket, guard)?;
     stages.end("wait")?;
 
-    for (arrival, (search, progress)) in arrivals.iter().zip(done.searches.iter().zip(&mut done.volumes)) {
+    for (arrival, (search, progress)) in
+        arrivals.iter().zip(done.searches.iter().zip(&mut done.volumes))
+    {
         verify(&arrival.attachment, disk(search), progress).of(&arrival.attachment.serial)?;
     }
     stages.end("verify")?;
@@ -110,7 +116,8 @@ fn sequence(guard: &Guard<'_>, stages: &mut Stages, done: &mut Done) -> Result<V
         let Attachment { serial, .. } = &arrival.attachment;
         let place = place.of(serial)?;
         let progress = &mut done.volumes[index];
-        make_node(arrival, disk(&done.searches[index]), place, progress, guard.deadline).of(serial)?;
+        make_node(arrival, disk(&done.searches[index]), place, progress, guard.deadline)
+            .of(serial)?;
         prove(index, done, &mut socket, guard)?;
     }
     stages.end("node")?;
@@ -135,7 +142,13 @@ fn sequence(guard: &Guard<'_>, stages: &mut Stages, done: &mut Done) -> Result<V
 
     let attached = |(index, arrival): (usize, &Arrival)| {
         let made = parents_made(arrivals, &done.volumes, index);
-        report(&arrival.attachment, disk(&done.searches[index]), &filters[index], &done.volumes[index], made)
+        report(
+            &arrival.attachment,
+            disk(&done.searches[index]),
+            &filters[index],
+            &done.volumes[index],
+            made,
+        )
     };
     Ok(arrivals.iter().enumerate().map(attached).collect())
 }
@@ -153,19 +166,25 @@ fn look_up<'a>(arrivals: &'a [Arrival], done: &mut Done) -> Result<Vec<Filter<'a
     let mut filters = Vec::with_capacity(arrivals.len());
     for Arrival { attachment, target } in arrivals {
         let serial = &attachment.serial;
-        let options = Ids::of(target).and_then(|ids| attachment.options.outside(&ids)).of(serial)?;
+        let options =
+            Ids::of(target).and_then(|ids| attachment.options.outside(&ids)).of(serial)?;
         let filter = Filter::of(target).of(serial)?;
         filter.check().of(serial)?;
         filters.push(filter);
         let mut search = Search::new(attachment, &hosts).of(serial)?;
         search.look().of(serial)?;
         done.searches.push(search);
-        let earlier = arrivals.iter().zip(&done.volumes).find(|(arrival, _)| arrival.target.id == target.id);
+        let earlier =
+            arrivals.iter().zip(&done.volumes).find(|(arrival, _)| arrival.target.id == target.id);
         let container_started = match earlier {
             Some((_, progress)) => progress.container_started,
             None => target.started()?,
         };
-        done.volumes.push(Progress { options: Some(options), container_started, ..Progress::default() });
+        done.volumes.push(Progress {
+            options: Some(options),
+            container_started,
+            ..Progress::default()
+        });
     }
     Ok(filters)
 }
@@ -177,12 +196,16 @@ fn find_places(arrivals: &[Arrival]) -> Result<Vec<(&Target, Visit<Places>)>, Fa
     let visit = |target| {
         let paths: Vec<_> =
             of_target(arrivals, target).map(|arrival| arrival.attachment.path.clone()).collect();
-        let find =
-            move |root: &_, mounts| Ok(paths.iter().map(|path| Place::find(root, path, &mounts)).collect());
+        let find = move |root: &_, mounts| {
+            Ok(paths.iter().map(|path| Place::find(root, path, &mounts)).collect())
+        };
         let of = target.clone();
         Ok((target, target.enter_with(move || Mounts::read(&of), find, drop)?))
     };
-    distinct_targets(arrivals.iter().map(|arrival| &arrival.target)).into_iter().map(visit).collect()
+    distinct_targets(arrivals.iter().map(|arrival| &arrival.target))
+        .into_iter()
+        .map(visit)
+        .collect()
 }
 
 fn of_target<'a>(arrivals: &'a [Arrival], target: &Target) -> impl Iterator<Item = &'a Arrival> {
@@ -234,12 +257,16 @@ fn make_node(
     match place.occupant()? {
         Some(Occupant::Block(number, options)) if number == disk.number => {
             progress.was_there = Some(place.find_node()?.map_or(Way::Mknod, |(_, way)| way));
-            let conflict = |there: String, asked: String| Err(Error::Conflict { path: path(), there, asked });
+            let conflict =
+                |there: String, asked: String| Err(Error::Conflict { path: path(), there, asked });
             if options != asked {
                 return conflict(options.to_string(), asked.to_string());
             }
             if access != attachment.access {
-                return conflict(format!("{access} access"), format!("{} access", attachment.access));
+                return conflict(
+                    format!("{access} access"),
+                    format!("{} access", attachment.access),
+                );
             }
             place.remove_leftover(&attachment.serial).map(drop)
         }
@@ -261,7 +288,12 @@ fn make_node(
 }
 
 /// A disk that was only seen in sysfs may not be open for business yet: then its event is still to come.
-fn prove(index: usize, done: &mut Done, socket: &mut UeventSocket, guard: &Guard<'_>) -> Result<(), Failed> {
+fn prove(
+    index: usize,
+    done: &mut Done,
+    socket: &mut UeventSocket,
+    guard: &Guard<'_>,
+) -> Result<(), Failed> {
     let Some(node) = &done.volumes[index].node else { return Ok(()) };
     let serial = &guard.arrivals[index].attachment.serial;
     loop {
@@ -298,7 +330,10 @@ fn report(
         guest_device: disk.name.clone(),
         outcome: Outcome {
             device: disk.number,
-            node: progress.was_there.or(progress.node.as_ref().map(Node::way)).unwrap_or(Way::Mknod),
+            node: progress
+                .was_there
+                .or(progress.node.as_ref().map(Node::way))
+                .unwrap_or(Way::Mknod),
             filter: filter.mode(),
             parents_made,
             allowed_before: grant.is_some_and(|grant| grant.allowed_before),
@@ -316,7 +351,8 @@ fn parents_made(arrivals: &[Arrival], volumes: &[Progress], index: usize) -> Vec
     if volumes[index].node.is_none() {
         return Vec::new();
     }
-    let of_container = arrivals.iter().zip(volumes).filter(|(arrival, _)| arrival.target.id == target.id);
+    let of_container =
+        arrivals.iter().zip(volumes).filter(|(arrival, _)| arrival.target.id == target.id);
     let nodes = of_container.filter_map(|(_, progress)| progress.node.as_ref());
     // Each is a part of a path that was checked.
     let made = nodes.flat_map(Node::parents_made).filter_map(|path| NodePath::new(&path).ok());
@@ -329,11 +365,14 @@ fn parents_made(arrivals: &[Arrival], volumes: &[Progress], index: usize) -> Vec
 /// In reverse: what the container sees goes first, its rights next, the disk last. Goes on after an error.
 fn undo(arrivals: &[Arrival], done: &Done, ticket: &Ticket, deadline: Instant) -> Vec<Error> {
     let volumes = || done.volumes.iter().rev();
-    let nodes = volumes().filter_map(|volume| volume.node.as_ref()).map(|node| node.remove(deadline));
+    let nodes =
+        volumes().filter_map(|volume| volume.node.as_ref()).map(|node| node.remove(deadline));
     let rights = volumes().filter_map(|volume| volume.grant.as_ref()).map(Grant::undo);
-    let disks =
-        arrivals.iter().zip(&done.searches).zip(&done.volumes).rev().map(|((arrival, search), volume)| {
-            search.undo(volume.was_there.is_some() || ticket.is_attached(&arrival.attachment.serial))
-        });
+    let disks = arrivals.iter().zip(&done.searches).zip(&done.volumes).rev().map(
+        |((arrival, search), volume)| {
+            search
+                .undo(volume.was_there.is_some() || ticket.is_attached(&arrival.attachment.serial))
+        },
+    );
     nodes.chain(rights).chain(disks).filter_map(Result::err).collect()
 }

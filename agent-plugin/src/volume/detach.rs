@@ -65,11 +65,15 @@ pub(crate) fn detach(
     let mut all = Vec::with_capacity(departures.len());
     match sequence(departures, terms, ticket, deadline, stages, &mut all) {
         Ok(broke) => {
-            let detached =
-                |present: Present| Detached { unchanged: !present.changed(), serial: present.serial };
+            let detached = |present: Present| Detached {
+                unchanged: !present.changed(),
+                serial: present.serial,
+            };
             Ok((all.into_iter().map(detached).collect(), broke))
         }
-        Err(failed) if all.iter().any(|present| present.deleted) => Err(Failed { partial: true, ..failed }),
+        Err(failed) if all.iter().any(|present| present.deleted) => {
+            Err(Failed { partial: true, ..failed })
+        }
         Err(failed) => {
             let partial = all.iter().any(|present| present.cleared);
             let left = restore(departures, &mut all, deadline);
@@ -119,7 +123,9 @@ fn sequence(
     stages.end("check")?;
 
     let made: Vec<_> = departures.iter().map(|departure| made_for(departure, ticket)).collect();
-    for (departure, present) in departures.iter().zip(all.iter_mut()).filter(|(it, _)| !it.keep_disk) {
+    for (departure, present) in
+        departures.iter().zip(all.iter_mut()).filter(|(it, _)| !it.keep_disk)
+    {
         if let Some(device) = present.device {
             // The claim is held until the device is gone: nobody can mount it in between.
             device.delete().of(&departure.attachment.serial)?;
@@ -148,7 +154,9 @@ fn look_up(departure: &Departure, hosts: &[ScsiHost], deadline: Instant) -> Resu
         present.place = match place(target, attachment, deadline) {
             Ok(place) => Some(place),
             // There is no way to such a path, so no node of ours is there.
-            Err(Error::ParentMissing { .. } | Error::Unsupported(Unsupported::MagicLink { .. })) => None,
+            Err(
+                Error::ParentMissing { .. } | Error::Unsupported(Unsupported::MagicLink { .. }),
+            ) => None,
             Err(Error::ContainerEnded { .. }) => None,
             Err(error) => return Err(error),
         };
@@ -194,14 +202,18 @@ fn unlink(departure: &Departure, present: &mut Present, deadline: Instant) -> Re
 }
 
 fn revoke(departure: &Departure, present: &mut Present) -> Result<()> {
-    let Some(target) = departure.target.as_ref().filter(|target| !target.has_ended()) else { return Ok(()) };
+    let Some(target) = departure.target.as_ref().filter(|target| !target.has_ended()) else {
+        return Ok(());
+    };
     if departure.keep_right {
         return Ok(());
     }
     let filter = Filter::of(target)?;
     // In a list, what was there before us looks like what we added. In front of a program there is ours alone: something that
     // was granted by itself may have been lost since, and been replaced.
-    if filter.mode() == Mode::V1 && departure.outcome.as_ref().is_some_and(|outcome| outcome.allowed_before) {
+    if filter.mode() == Mode::V1
+        && departure.outcome.as_ref().is_some_and(|outcome| outcome.allowed_before)
+    {
         return Ok(());
     }
     if let Some(number) = number(departure, present)? {
@@ -248,7 +260,9 @@ fn made_for(departure: &Departure, ticket: &Ticket) -> Vec<NodePath> {
 
 /// Removes the directories that were made for the volume. The volume is gone, whatever comes of this.
 fn tidy(departure: &Departure, made: &[NodePath], deadline: Instant) {
-    let Some(target) = departure.target.as_ref().filter(|target| !target.has_ended()) else { return };
+    let Some(target) = departure.target.as_ref().filter(|target| !target.has_ended()) else {
+        return;
+    };
     if made.is_empty() {
         return;
     }
@@ -275,7 +289,9 @@ fn restore_one(departure: &Departure, present: &mut Present, deadline: Instant) 
             private_umask()?;
             let read_only = departure.attachment.access == Access::ReadOnly;
             let device = Device { number: disk.number, options, read_only };
-            place.make(target, &departure.attachment.serial, device, deadline)?.publish(deadline)?;
+            place
+                .make(target, &departure.attachment.serial, device, deadline)?
+                .publish(deadline)?;
         }
         Ok(())
     };

@@ -36,7 +36,14 @@ impl Search {
         if fault::skips("address") {
             attachment.address.lun ^= 0x80;
         }
-        Ok(Search { attachment, hosts, scanned: Vec::new(), other: None, found: None, announced: false })
+        Ok(Search {
+            attachment,
+            hosts,
+            scanned: Vec::new(),
+            other: None,
+            found: None,
+            announced: false,
+        })
     }
 
     fn candidates(&self) -> impl Iterator<Item = ScsiDevice> {
@@ -206,7 +213,9 @@ fn next_event(
             let Some(number) = event.number else { return Ok(Heard::Anything) };
             for search in searches.iter_mut().filter(|search| search.awaits(device)) {
                 let serial = search.attachment.serial.clone();
-                search.consider(BlockDevice { device, name: name.to_owned(), number }).of(&serial)?;
+                search
+                    .consider(BlockDevice { device, name: name.to_owned(), number })
+                    .of(&serial)?;
                 search.announced |= search.found.as_ref().is_some_and(|disk| disk.device == device);
                 search.check().of(&serial)?;
             }
@@ -220,7 +229,9 @@ fn next_event(
             }
             return Ok(Heard::Overflow);
         }
-        Received::Nothing => guard.wait(socket.as_fd(), || searches[awaited].awaited()).of(&serial)?,
+        Received::Nothing => {
+            guard.wait(socket.as_fd(), || searches[awaited].awaited()).of(&serial)?
+        }
     }
     Ok(Heard::Anything)
 }

@@ -73,7 +73,9 @@ pub(crate) fn paths(target: &Target, paths: &[NodePath]) -> Result<Vec<PathState
 fn reachable(place: Result<Place>) -> Result<Option<Place>> {
     match place {
         Ok(place) => Ok(Some(place)),
-        Err(Error::ParentMissing { .. } | Error::Unsupported(Unsupported::MagicLink { .. })) => Ok(None),
+        Err(Error::ParentMissing { .. } | Error::Unsupported(Unsupported::MagicLink { .. })) => {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }
@@ -139,8 +141,11 @@ fn inspect_one(
             inspected.disk = Some(disk);
         }
     }
-    let number =
-        inspected.disk.as_ref().map(|disk| disk.number).or(outcome.as_ref().map(|outcome| outcome.device));
+    let number = inspected
+        .disk
+        .as_ref()
+        .map(|disk| disk.number)
+        .or(outcome.as_ref().map(|outcome| outcome.device));
     if let Some(target) = target.as_ref().filter(|target| !target.has_ended()) {
         match look_inside(attachment, number, target, &mut inspected) {
             // It ended while we looked.
@@ -164,7 +169,8 @@ fn look_inside(
     let mounts = Mounts::read(target)?;
     if let Some(place) = reachable(Place::find(&target.root()?, &attachment.path, &mounts))? {
         let found = place.occupant()?;
-        inspected.node_present = matches!(found, Some(Occupant::Block(found, _)) if Some(found) == number);
+        inspected.node_present =
+            matches!(found, Some(Occupant::Block(found, _)) if Some(found) == number);
         inspected.leftovers.extend(place.leftover(&attachment.serial)?);
     }
     let filter = Filter::of(target)?;

@@ -39,8 +39,11 @@ pub(super) fn release(
 
 /// Looks again, after the nodes and the rights are gone: who slipped in since. Nobody can have claimed a disk that we did.
 pub(super) fn look_again(departures: &[Departure], all: &[Present]) -> Result<Vec<Holder>> {
-    let scope =
-        if departures.iter().any(|departure| departure.keep_disk) { Scope::All } else { Scope::Opened };
+    let scope = if departures.iter().any(|departure| departure.keep_disk) {
+        Scope::All
+    } else {
+        Scope::Opened
+    };
     look(departures, all, scope).map(named)
 }
 
@@ -88,7 +91,9 @@ fn wait(
 
 fn claim_and_look(departures: &[Departure], all: &mut [Present]) -> Result<Vec<Found>, Failed> {
     let mut claimed = Vec::new();
-    for (departure, present) in departures.iter().zip(all.iter_mut()).filter(|(it, _)| !it.keep_disk) {
+    for (departure, present) in
+        departures.iter().zip(all.iter_mut()).filter(|(it, _)| !it.keep_disk)
+    {
         if !claim(present).of(&departure.attachment.serial)? {
             claimed.push(present.serial.clone());
         }
@@ -116,11 +121,13 @@ fn claim(present: &mut Present) -> Result<bool> {
 }
 
 fn look(departures: &[Departure], all: &[Present], scope: Scope) -> Result<Vec<Found>> {
-    let known = distinct_targets(departures.iter().filter_map(|departure| departure.target.as_ref()));
+    let known =
+        distinct_targets(departures.iter().filter_map(|departure| departure.target.as_ref()));
     let mut found = holders::look(&disks(departures, all)?, &known, scope)?;
     // A disk that stays is used by other containers as well.
     found.retain(|found| {
-        let mut of_disk = departures.iter().filter(|it| it.attachment.serial == found.holder.serial);
+        let mut of_disk =
+            departures.iter().filter(|it| it.attachment.serial == found.holder.serial);
         of_disk.any(|it| !it.keep_disk || it.attachment.container_id == found.holder.container_id)
     });
     Ok(found)

@@ -122,11 +122,14 @@ impl Ticket {
             if self.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            let waits_for = self.place.serials.iter().find(|serial| !self.is_first(&queues, serial));
+            let waits_for =
+                self.place.serials.iter().find(|serial| !self.is_first(&queues, serial));
             let Some(serial) = waits_for else { return Ok(()) };
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(Error::TimedOut { awaited: format!("an earlier request for volume {serial}") });
+                return Err(Error::TimedOut {
+                    awaited: format!("an earlier request for volume {serial}"),
+                });
             }
             let woken = self.slots.changed.wait_timeout(queues, left);
             queues = woken.unwrap_or_else(PoisonError::into_inner).0;
@@ -176,8 +179,9 @@ impl Ticket {
     pub(crate) fn made(&self, serial: &str, container: &str, path: &NodePath) -> Vec<NodePath> {
         let queues = self.slots.lock();
         let made = queues.get(serial).map(|queue| queue.made.as_slice()).unwrap_or_default();
-        let is_of =
-            |(in_container, parent): &&(String, NodePath)| in_container == container && path.is_below(parent);
+        let is_of = |(in_container, parent): &&(String, NodePath)| {
+            in_container == container && path.is_below(parent)
+        };
         made.iter().filter(is_of).map(|(_, parent)| parent.clone()).collect()
     }
 

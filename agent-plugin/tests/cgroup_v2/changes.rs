@@ -19,7 +19,9 @@ fn one_container_gets_the_device_and_loses_it_again(
     let before = groups.instructions("c1");
     let group = groups.container();
     group.check().unwrap();
-    assert!(!group.allows(DISK, Rights::READ).unwrap() && !groups.reads("c1") && !groups.writes("c1"));
+    assert!(
+        !group.allows(DISK, Rights::READ).unwrap() && !groups.reads("c1") && !groups.writes("c1")
+    );
 
     let grant = allow(&group, DISK, Rights::READ_WRITE).unwrap();
     assert!(!grant.allowed_before && grant.added.len() == 1);
@@ -165,11 +167,15 @@ fn two_volumes_at_once_lose_neither() {
     std::thread::scope(|scope| {
         for minor in 0..8 {
             let group = groups.container();
-            scope.spawn(move || allow(&group, DeviceNumber { major: 8, minor }, Rights::READ).unwrap());
+            scope.spawn(move || {
+                allow(&group, DeviceNumber { major: 8, minor }, Rights::READ).unwrap()
+            });
         }
     });
     let group = groups.container();
-    assert!((0..8).all(|minor| group.allows(DeviceNumber { major: 8, minor }, Rights::READ).unwrap()));
+    assert!(
+        (0..8).all(|minor| group.allows(DeviceNumber { major: 8, minor }, Rights::READ).unwrap())
+    );
 }
 
 #[test]

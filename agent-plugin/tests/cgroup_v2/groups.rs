@@ -107,8 +107,11 @@ impl Groups {
              while :; do : </dev/null || exit 3; n=$((n+1)); done",
             self.path("c1").display()
         );
-        let mut child =
-            Command::new("sh").args(["-c", &script]).stdout(Stdio::piped()).spawn().expect("a shell");
+        let mut child = Command::new("sh")
+            .args(["-c", &script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a shell");
         let mut ready = [0; 6];
         io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
         Opener(child)

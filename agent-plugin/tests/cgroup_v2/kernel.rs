@@ -16,8 +16,11 @@ use crate::{
 fn the_model_and_the_kernel_agree(
     #[values(Runtime::Crun, Runtime::Runc, Runtime::OldRunc, Runtime::Systemd)] runtime: Runtime,
 ) {
-    let rules =
-        [(BLOCK, 2, Some(7), Some(0), true), (CHAR, 6, Some(1), None, true), (BLOCK, 1, None, None, true)];
+    let rules = [
+        (BLOCK, 2, Some(7), Some(0), true),
+        (CHAR, 6, Some(1), None, true),
+        (BLOCK, 1, None, None, true),
+    ];
     let groups = Groups::with(&format!("model-{runtime:?}"), &program(runtime, &rules));
     allow(&groups.container(), OTHER, Rights::READ).unwrap();
     let program = groups.instructions("c1").remove(0);
@@ -29,7 +32,10 @@ fn the_model_and_the_kernel_agree(
         for (access, how) in [
             (1, format!("mknod {node} {letter} {major} {minor} && rm {node}")),
             (2, format!("dd count=0 if=/dev/{}", name(letter, minor))),
-            (4, format!("dd count=0 conv=notrunc if=/proc/version of=/dev/{}", name(letter, minor))),
+            (
+                4,
+                format!("dd count=0 conv=notrunc if=/proc/version of=/dev/{}", name(letter, minor)),
+            ),
             (6, format!(": <>/dev/{}", name(letter, minor))),
         ] {
             let answer = run(&program, Question { kind, access, major, minor }).unwrap();

@@ -17,8 +17,10 @@ use crate::{
 #[test]
 fn a_program_above_is_never_changed() {
     let groups = Groups::with("above", &usual());
-    groups
-        .attach("", &program(Runtime::Runc, &[(BLOCK, 7, Some(8), None, true), (CHAR, 7, None, None, true)]));
+    groups.attach(
+        "",
+        &program(Runtime::Runc, &[(BLOCK, 7, Some(8), None, true), (CHAR, 7, None, None, true)]),
+    );
     let (pod, own) = (groups.ids(""), groups.ids("c1"));
     let group = groups.container();
     assert_eq!(group.programs().unwrap().len(), 2);
@@ -84,7 +86,10 @@ fn what_is_not_safe_to_change_is_refused_with_its_reason_and_left(
     let group = groups.container();
     for refused in [group.check(), allow(&group, DISK, Rights::READ).map(drop)] {
         let error = refused.unwrap_err();
-        assert!(matches!(error, Error::Unsupported(_)) && error.message().contains(reason), "{error}");
+        assert!(
+            matches!(error, Error::Unsupported(_)) && error.message().contains(reason),
+            "{error}"
+        );
     }
     assert!(!group.allows(DISK, Rights::READ).unwrap());
     assert!(group.revoke(DISK).unwrap().is_empty());

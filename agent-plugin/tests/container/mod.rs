@@ -20,7 +20,10 @@ use tempfile::TempDir;
 
 /// Fails a test that was not started by root, with a reason.
 pub(crate) fn needs_root() {
-    assert!(nix::unistd::Uid::effective().is_root(), "this test mounts file systems: run it as root");
+    assert!(
+        nix::unistd::Uid::effective().is_root(),
+        "this test mounts file systems: run it as root"
+    );
 }
 
 /// A process that waits, chrooted into a bind mount of the host's root with its own tmpfs on /dev and /srv.
@@ -49,13 +52,16 @@ pub(crate) fn start_with_user_namespace(extra: &str) -> Fixture {
         .expect("unshare of util-linux");
     keeper.stdin.as_mut().expect("piped").write_all(b"here\n").expect("its stdin");
     let mut line = String::new();
-    BufReader::new(keeper.stdout.as_mut().expect("piped")).read_line(&mut line).expect("its answer");
+    BufReader::new(keeper.stdout.as_mut().expect("piped"))
+        .read_line(&mut line)
+        .expect("its answer");
     let of_keeper = |name: &str| format!("/proc/{}/{name}", keeper.id());
     for map in ["uid_map", "gid_map"] {
         std::fs::write(of_keeper(map), "0 100000 65536").expect("root may map any user");
     }
-    let enter = ["nsenter", &format!("--user={}", of_keeper("ns/user")), "--setuid=0", "--setgid=0"]
-        .map(str::to_owned);
+    let enter =
+        ["nsenter", &format!("--user={}", of_keeper("ns/user")), "--setuid=0", "--setgid=0"]
+            .map(str::to_owned);
     // It sees the mounts that it came with as one piece only, and may not mount a proc of its own.
     let fixture = start_by(&enter, "rbind", "true", extra, Path::new("/"), Vec::new());
     keeper.kill().expect("kill");
@@ -105,14 +111,19 @@ fn start_by(
     let stdin = process.stdin.as_mut().expect("piped");
     stdin.write_all(b"here\n").expect("the container's stdin");
     line.clear();
-    BufReader::new(process.stdout.as_mut().expect("piped")).read_line(&mut line).expect("cat's answer");
+    BufReader::new(process.stdout.as_mut().expect("piped"))
+        .read_line(&mut line)
+        .expect("cat's answer");
     assert_eq!(line, "here\n");
-    let namespace = File::open(format!("/proc/{}/ns/mnt", process.id())).expect("its mount namespace");
+    let namespace =
+        File::open(format!("/proc/{}/ns/mnt", process.id())).expect("its mount namespace");
     let container = Container {
         init,
         mount_namespace: namespace.into(),
         user_namespace: (!enter.is_empty()).then(|| {
-            File::open(format!("/proc/{}/ns/user", process.id())).expect("its user namespace").into()
+            File::open(format!("/proc/{}/ns/user", process.id()))
+                .expect("its user namespace")
+                .into()
         }),
         cgroup: cgroup.to_owned(),
         device_rules,
@@ -209,8 +220,10 @@ fn pidfd(pid: u32) -> OwnedFd {
 
 /// Inode numbers of the mount namespaces of this process's threads.
 pub(crate) fn thread_namespaces() -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> =
-        threads().iter().filter_map(|thread| std::fs::read_link(thread.join("ns/mnt")).ok()).collect();
+    let mut found: Vec<PathBuf> = threads()
+        .iter()
+        .filter_map(|thread| std::fs::read_link(thread.join("ns/mnt")).ok())
+        .collect();
     found.sort();
     found.dedup();
     found

@@ -42,7 +42,8 @@ pub(crate) enum Runtime {
     Systemd,
 }
 
-pub(crate) const RUNTIMES: [Runtime; 4] = [Runtime::Crun, Runtime::Runc, Runtime::OldRunc, Runtime::Systemd];
+pub(crate) const RUNTIMES: [Runtime; 4] =
+    [Runtime::Crun, Runtime::Runc, Runtime::OldRunc, Runtime::Systemd];
 
 /// The program of a runtime for rules of which the first match decides; others are refused.
 pub(crate) fn program(runtime: Runtime, rules: &[Rule]) -> Vec<Instruction> {
@@ -53,8 +54,14 @@ pub(crate) fn program(runtime: Runtime, rules: &[Rule]) -> Vec<Instruction> {
     } else {
         vec![i(0x61, 2, 1, 0, 0), i(0x54, 2, 0, 0, 0xffff)]
     };
-    program.extend([i(0x61, 3, 1, 0, 0), i(0x74, 3, 0, 0, 16), i(0x61, 4, 1, 4, 0), i(0x61, 5, 1, 8, 0)]);
-    let answer = |allow: bool| i(if runtime == Runtime::Crun { 0xb7 } else { 0xb4 }, 0, 0, 0, allow.into());
+    program.extend([
+        i(0x61, 3, 1, 0, 0),
+        i(0x74, 3, 0, 0, 16),
+        i(0x61, 4, 1, 4, 0),
+        i(0x61, 5, 1, 8, 0),
+    ]);
+    let answer =
+        |allow: bool| i(if runtime == Runtime::Crun { 0xb7 } else { 0xb4 }, 0, 0, 0, allow.into());
     let mut ends = Vec::new();
     for &(kind, access, major, minor, allow) in rules {
         // Code, registers, constant, and whether it jumps.
@@ -87,7 +94,12 @@ pub(crate) fn program(runtime: Runtime, rules: &[Rule]) -> Vec<Instruction> {
         for end in ends {
             program[end] = i(0x05, 0, 0, i16::try_from(pass - end - 1).unwrap(), 0);
         }
-        program.extend([i(0xb7, 0, 0, 0, 0), i(0x05, 0, 0, 1, 0), i(0xb7, 0, 0, 0, 1), i(0x95, 0, 0, 0, 0)]);
+        program.extend([
+            i(0xb7, 0, 0, 0, 0),
+            i(0x05, 0, 0, 1, 0),
+            i(0xb7, 0, 0, 0, 1),
+            i(0x95, 0, 0, 0, 0),
+        ]);
     } else {
         program.extend([answer(false), i(0x95, 0, 0, 0, 0)]);
     }
@@ -100,7 +112,13 @@ pub(crate) fn crun_1_8_1() -> Vec<Instruction> {
         let number = u64::from_str_radix(line, 16).expect("sixteen digits").to_be_bytes();
         let [code, registers, low, high, immediate @ ..] = number;
         let offset = i16::from_le_bytes([low, high]);
-        Instruction::new(code, registers & 15, registers >> 4, offset, i32::from_le_bytes(immediate))
+        Instruction::new(
+            code,
+            registers & 15,
+            registers >> 4,
+            offset,
+            i32::from_le_bytes(immediate),
+        )
     };
     include_str!("../programs/crun-1.8.1.hex").lines().map(instruction).collect()
 }
@@ -142,7 +160,10 @@ fn raw(fd: &impl std::os::fd::AsRawFd) -> u32 {
 /// Loads a program as a runtime does.
 pub(crate) fn load(program: &[Instruction]) -> OwnedFd {
     let (code, license) = (low_high(program.as_ptr()), low_high(c"GPL".as_ptr()));
-    owned(bpf(5, &[15, u32::try_from(program.len()).unwrap(), code[0], code[1], license[0], license[1]]))
+    owned(bpf(
+        5,
+        &[15, u32::try_from(program.len()).unwrap(), code[0], code[1], license[0], license[1]],
+    ))
 }
 
 /// Attaches one to a cgroup, beside what is there.

@@ -32,7 +32,11 @@ fuzz_target!(|input: &[u8]| {
             for volume in &mut listing.volumes {
                 refused(&mut volume.guest_error);
                 (volume.volume.id, volume.volume.device_number) = ours();
-                volume.guest.iter_mut().flat_map(|guest| guest.holders.iter_mut().flatten()).for_each(enter);
+                volume
+                    .guest
+                    .iter_mut()
+                    .flat_map(|guest| guest.holders.iter_mut().flatten())
+                    .for_each(enter);
             }
             fuzz::listing(&listing).iter().for_each(|text| assert_lines(text));
         }
@@ -45,7 +49,9 @@ fuzz_target!(|input: &[u8]| {
             }
             let [people, prometheus] = fuzz::counted(&counted);
             assert_lines(&people);
-            assert!(prometheus.lines().all(|line| line.starts_with("# ") || line.starts_with("ecr_")));
+            assert!(
+                prometheus.lines().all(|line| line.starts_with("# ") || line.starts_with("ecr_"))
+            );
         }
         b'm' => {
             let Ok(mut repaired) = serde_json::from_slice::<Repaired>(bytes) else { return };

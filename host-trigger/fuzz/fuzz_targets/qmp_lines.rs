@@ -21,7 +21,8 @@ fuzz_target!(|input: &[u8]| {
     let (first, second) = stream.split_at(cut);
     let passed = runtime.block_on(lines(first.chain(second), last)).expect("all lines are short");
 
-    let whole = stream.iter().rposition(|&byte| byte == b'\n').map_or(&[][..], |end| &stream[..=end]);
+    let whole =
+        stream.iter().rposition(|&byte| byte == b'\n').map_or(&[][..], |end| &stream[..=end]);
     let Some(expected) = expected(whole, last) else { return };
     let Passed { bytes, events, list } = passed;
     let names: Vec<_> = events.into_iter().map(|event| event.name).collect();

@@ -18,10 +18,12 @@ use tokio::{
 };
 
 /// Without a name in the file system: nothing is left.
-static SOCKET: LazyLock<String> = LazyLock::new(|| format!("\0ecr-fuzz-qmp-{}", std::process::id()));
+static SOCKET: LazyLock<String> =
+    LazyLock::new(|| format!("\0ecr-fuzz-qmp-{}", std::process::id()));
 static RUNTIME: LazyLock<(Runtime, UnixListener)> = LazyLock::new(|| {
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let listener = runtime.block_on(async { UnixListener::bind(&*SOCKET) }).expect("an abstract socket");
+    let listener =
+        runtime.block_on(async { UnixListener::bind(&*SOCKET) }).expect("an abstract socket");
     (runtime, listener)
 });
 

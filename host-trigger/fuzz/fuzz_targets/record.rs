@@ -36,12 +36,16 @@ fuzz_target!(|input: &[u8]| {
 fn assert_uses(presence: &Presence) {
     let uses = presence.uses();
     assert_eq!(uses.is_empty(), presence.intents.is_empty());
-    let mut places: Vec<_> = uses.iter().map(|used| (&used.intent.container, &used.intent.path)).collect();
+    let mut places: Vec<_> =
+        uses.iter().map(|used| (&used.intent.container, &used.intent.path)).collect();
     places.sort_unstable();
     places.dedup();
     assert_eq!(places.len(), uses.len(), "each place is told once");
     let of = |used: &Use| used.placements.len();
-    assert!(presence.intents.is_empty() || uses.iter().map(of).sum::<usize>() == presence.placements.len());
+    assert!(
+        presence.intents.is_empty()
+            || uses.iter().map(of).sum::<usize>() == presence.placements.len()
+    );
     if let Some((_, intent)) = presence.intents.first() {
         let use_of = |(_, placement): &(PassedFd, Placement)| is_place_of(placement, intent, &uses);
         assert!(presence.placements.iter().all(use_of), "no outcome is lost");

@@ -18,8 +18,8 @@ fuzz_target!(|input: &[u8]| {
         b'a' => {
             let Ok(reply) = AttachResponse::parse_from_bytes(message) else { return };
             for attached in &reply.attached {
-                let access =
-                    [Access::ACCESS_READ_WRITE, Access::ACCESS_READ_ONLY][usize::from(attached.read_only)];
+                let access = [Access::ACCESS_READ_WRITE, Access::ACCESS_READ_ONLY]
+                    [usize::from(attached.read_only)];
                 let asked = Attachment {
                     address: Some(ScsiAddress { target: 255, lun: 3, ..Default::default() }).into(),
                     serial: attached.serial.clone(),
@@ -45,7 +45,8 @@ fuzz_target!(|input: &[u8]| {
             }
         }
         b'f' => {
-            let Ok(Failure { reason, message, undone, .. }) = Failure::parse_from_bytes(message) else {
+            let Ok(Failure { reason, message, undone, .. }) = Failure::parse_from_bytes(message)
+            else {
                 return;
             };
             let reason = reason.enum_value().unwrap_or_default();

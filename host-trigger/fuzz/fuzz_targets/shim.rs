@@ -14,10 +14,12 @@ use tokio::{
 };
 
 /// Without a name in the file system: nothing is left.
-static SOCKET: LazyLock<String> = LazyLock::new(|| format!("\0ecr-fuzz-shim-{}", std::process::id()));
+static SOCKET: LazyLock<String> =
+    LazyLock::new(|| format!("\0ecr-fuzz-shim-{}", std::process::id()));
 static RUNTIME: LazyLock<(Runtime, UnixListener)> = LazyLock::new(|| {
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let listener = runtime.block_on(async { UnixListener::bind(&*SOCKET) }).expect("an abstract socket");
+    let listener =
+        runtime.block_on(async { UnixListener::bind(&*SOCKET) }).expect("an abstract socket");
     (runtime, listener)
 });
 
@@ -56,7 +58,9 @@ fn assert_address(address: Option<AgentAddress>) {
     let Some(address) = address else { return };
     match &address {
         AgentAddress::Vsock { .. } => {}
-        AgentAddress::Hybrid { path, .. } | AgentAddress::Unix { path } => assert!(path.is_absolute()),
+        AgentAddress::Hybrid { path, .. } | AgentAddress::Unix { path } => {
+            assert!(path.is_absolute())
+        }
     }
     assert_eq!(address.to_string().parse().ok(), Some(address));
 }

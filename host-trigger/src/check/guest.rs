@@ -1,6 +1,8 @@
 //! The guest: its agent's plugin, how its kernel finds disks, and what each container would get.
 
-use agent_plugin::contract::block_volume::{ContainerState, FilterMode, NodeWay, ProbeResponse, Reason};
+use agent_plugin::contract::block_volume::{
+    ContainerState, FilterMode, NodeWay, ProbeResponse, Reason,
+};
 
 use crate::{
     Deadline, Error,
@@ -24,8 +26,12 @@ pub(super) async fn look(
         Ok(reached) => reached,
         Err(e) => return checks.push(Finding::problem("plugin", &e)),
     };
-    let can =
-        probe.capabilities.iter().map(|capability| printable(capability)).collect::<Vec<_>>().join(", ");
+    let can = probe
+        .capabilities
+        .iter()
+        .map(|capability| printable(capability))
+        .collect::<Vec<_>>()
+        .join(", ");
     let version = printable(&probe.plugin_version);
     checks.push(Finding::ok("plugin", format!("{version}, API level {API_LEVEL}: {can}")));
     checks.push(match probe.scsi_hosts.len() {
@@ -101,7 +107,8 @@ fn describe(name: &str, state: &ContainerState) -> Finding {
         NodeWay::NODE_WAY_MKNOD => "devices in /dev by mknod",
         NodeWay::NODE_WAY_BIND => "devices in /dev by a bind mount",
         NodeWay::NODE_WAY_UNSPECIFIED => {
-            let message = format!("{namespace}; the guest has no way to make a device in /dev of it");
+            let message =
+                format!("{namespace}; the guest has no way to make a device in /dev of it");
             let error = Error::Guest { reason: Reason::REASON_UNSUPPORTED, message, undone: true };
             return Finding::problem(name, &error);
         }
@@ -116,12 +123,15 @@ fn describe(name: &str, state: &ContainerState) -> Finding {
         return Finding::problem(name, &error);
     }
     let filtered = |by: String| {
-        let found = format!("{namespace}; {way}; device filter: {by}: it can open its own volumes alone");
+        let found =
+            format!("{namespace}; {way}; device filter: {by}: it can open its own volumes alone");
         Finding::ok(name, found)
     };
     match filter.mode.enum_value_or_default() {
         FilterMode::FILTER_MODE_V1 => filtered("v1 (allow-list)".to_owned()),
-        FilterMode::FILTER_MODE_BPF => filtered(format!("bpf (programs: {})", filter.programs.len())),
+        FilterMode::FILTER_MODE_BPF => {
+            filtered(format!("bpf (programs: {})", filter.programs.len()))
+        }
         FilterMode::FILTER_MODE_NONE => Finding::warning(
             name,
             format!(

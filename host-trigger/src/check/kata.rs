@@ -12,8 +12,10 @@ use toml_edit::DocumentMut;
 use crate::{block_sysfs::names, checked::Finding};
 
 /// Where the runtime looks, the first first; of kata-deploy's directories every file counts.
-const FILES: [&str; 2] =
-    ["etc/kata-containers/configuration.toml", "usr/share/defaults/kata-containers/configuration.toml"];
+const FILES: [&str; 2] = [
+    "etc/kata-containers/configuration.toml",
+    "usr/share/defaults/kata-containers/configuration.toml",
+];
 const DEPLOYED: &str = "opt/kata/share/defaults/kata-containers";
 
 /// The lines that make the socket.
@@ -36,7 +38,8 @@ struct Settings {
 /// Looks at every file below `root` that configures QEMU.
 pub(super) fn look(root: &Path) -> Finding {
     let deployed = root.join(DEPLOYED);
-    let mut deployed_names: Vec<_> = names(&deployed).filter(|name| name.ends_with(".toml")).collect();
+    let mut deployed_names: Vec<_> =
+        names(&deployed).filter(|name| name.ends_with(".toml")).collect();
     deployed_names.sort_unstable();
     // The runtime takes the first one that is there.
     let first = FILES.iter().map(|file| root.join(file)).find(|file| file.exists());
@@ -55,7 +58,9 @@ pub(super) fn look(root: &Path) -> Finding {
         read = true;
     }
     match (fit.is_empty(), unfit.is_empty()) {
-        (false, true) => Finding::ok("kata-configuration", format!("{} makes a QMP socket", fit.join(", "))),
+        (false, true) => {
+            Finding::ok("kata-configuration", format!("{} makes a QMP socket", fit.join(", ")))
+        }
         _ if !read => {
             let found = "no configuration of Kata's Go runtime for QEMU: whether sandboxes have a free QMP socket is not known";
             Finding::warning("kata-configuration", found, &LINES)
@@ -84,13 +89,16 @@ fn missing(settings: &Settings) -> Vec<&'static str> {
 /// What the file and its drop-ins say of QEMU; `None` if it is for another hypervisor.
 fn settings(file: &Path) -> Result<Option<Settings>, String> {
     let drop_ins = file.with_file_name("config.d");
-    let mut more: Vec<PathBuf> =
-        names(&drop_ins).filter(|name| name.ends_with(".toml")).map(|name| drop_ins.join(name)).collect();
+    let mut more: Vec<PathBuf> = names(&drop_ins)
+        .filter(|name| name.ends_with(".toml"))
+        .map(|name| drop_ins.join(name))
+        .collect();
     more.sort_unstable();
     let mut settings = None;
     for (index, file) in std::iter::once(file.to_owned()).chain(more).enumerate() {
         let text = fs::read_to_string(&file).map_err(|e| e.to_string())?;
-        let document = text.parse::<DocumentMut>().map_err(|_| format!("{} is no TOML", file.display()))?;
+        let document =
+            text.parse::<DocumentMut>().map_err(|_| format!("{} is no TOML", file.display()))?;
         let qemu = document.get("hypervisor").and_then(|hypervisor| hypervisor.get("qemu"));
         let Some(qemu) = qemu else { if index == 0 { return Ok(None) } else { continue } };
         let settings = settings.get_or_insert_with(Settings::default);

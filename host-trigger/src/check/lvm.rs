@@ -46,7 +46,8 @@ const WAY_OUT: [&str; 4] = [
 /// The value of the last line that sets `name`.
 fn setting<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let lines = text.lines().map(str::trim_start).filter(|line| !line.starts_with('#'));
-    let mut values = lines.filter_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix('='));
+    let mut values =
+        lines.filter_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix('='));
     values.next_back().map(str::trim)
 }
 
@@ -70,7 +71,10 @@ mod tests {
     #[case(&[("sbin/lvm", ""), ("etc/lvm/devices/system.devices", "")], Status::Ok)]
     #[case(&[("sbin/lvm", ""), ("etc/lvm/devices/system.devices", ""), ("etc/lvm/lvm.conf", "use_devicesfile = 0")], Status::Warning)]
     #[case(&[("sbin/lvm", ""), ("etc/lvm/lvm.conf", "event_activation = 0")], Status::Warning)]
-    fn what_keeps_it_from_a_guests_disks_is_found(#[case] files: &[(&str, &str)], #[case] status: Status) {
+    fn what_keeps_it_from_a_guests_disks_is_found(
+        #[case] files: &[(&str, &str)],
+        #[case] status: Status,
+    ) {
         let root = tempfile::tempdir().unwrap();
         for (file, text) in files {
             let file = root.path().join(file);

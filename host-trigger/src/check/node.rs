@@ -31,8 +31,11 @@ fn rights() -> Finding {
         return Finding::ok("rights", "this is root");
     }
     let source = std::io::ErrorKind::PermissionDenied.into();
-    let error =
-        Error::Denied { call: "what this program does as user", path: geteuid().to_string().into(), source };
+    let error = Error::Denied {
+        call: "what this program does as user",
+        path: geteuid().to_string().into(),
+        source,
+    };
     Finding::problem("rights", &error)
 }
 
@@ -41,10 +44,12 @@ fn sandboxes(run_dir: Option<&Path>) -> Finding {
         Some(directory) => vec![directory.to_owned()],
         None => RUN_DIRS.map(Into::into).to_vec(),
     };
-    let places = roots.iter().map(|root| root.display().to_string()).collect::<Vec<_>>().join(" and ");
+    let places =
+        roots.iter().map(|root| root.display().to_string()).collect::<Vec<_>>().join(" and ");
     match sandbox::all(&roots) {
         Ok(found) if found.is_empty() => {
-            let way_out = ["start a pod with Kata's runtime, or name another directory with --run-dir"];
+            let way_out =
+                ["start a pod with Kata's runtime, or name another directory with --run-dir"];
             Finding::warning("sandboxes", format!("none in {places}"), &way_out)
         }
         Ok(found) => Finding::ok("sandboxes", format!("{} in {places}", found.len())),
@@ -57,7 +62,8 @@ fn kernel() -> Finding {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim_end().to_owned();
     let disks: Vec<_> = names(Path::new("/sys/block")).collect();
-    let numbered = disks.iter().any(|name| Path::new("/sys/block").join(name).join("diskseq").exists());
+    let numbered =
+        disks.iter().any(|name| Path::new("/sys/block").join(name).join("diskseq").exists());
     if numbered || disks.is_empty() {
         return Finding::ok("kernel", release);
     }
@@ -81,7 +87,8 @@ fn vsock() -> Finding {
 
 /// It asks again when a descriptor is passed on.
 fn security_module() -> Option<Finding> {
-    let enforces = fs::read_to_string("/sys/fs/selinux/enforce").is_ok_and(|text| text.trim_end() == "1");
+    let enforces =
+        fs::read_to_string("/sys/fs/selinux/enforce").is_ok_and(|text| text.trim_end() == "1");
     enforces.then(|| {
         Finding::warning(
             "selinux",

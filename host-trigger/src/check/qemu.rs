@@ -79,14 +79,17 @@ async fn controller_of(
     let path = format!("/machine/peripheral/{id}");
     let told: bool = qmp.query("qom-get", json!({"path": path, "property": "hotplug"})).await?;
     checks.push(match told {
-        true => Finding::ok("hotplug-events", "the guest's kernel is told of disks that come and go"),
+        true => {
+            Finding::ok("hotplug-events", "the guest's kernel is told of disks that come and go")
+        }
         // The plugin scans, so that a plug does not need them.
         false => Finding::ok("hotplug-events", "off: the plugin finds disks by its own scan"),
     });
     let mut taken = 0;
     for device in registry.disks() {
         let of = format!("/machine/peripheral/{device}");
-        let bus: String = qmp.query("qom-get", json!({"path": of, "property": "parent_bus"})).await?;
+        let bus: String =
+            qmp.query("qom-get", json!({"path": of, "property": "parent_bus"})).await?;
         let target: u32 = qmp.query("qom-get", json!({"path": of, "property": "scsi-id"})).await?;
         if bus.starts_with(&format!("{path}/")) && disk::TARGETS.contains(&target) {
             taken += 1;
@@ -95,7 +98,10 @@ async fn controller_of(
     let free = disk::ADDRESSES - taken;
     checks.push(match free {
         0 => Finding::problem("addresses", &Error::NoAddress),
-        _ => Finding::ok("addresses", format!("{free} of {} SCSI addresses are free", disk::ADDRESSES)),
+        _ => Finding::ok(
+            "addresses",
+            format!("{free} of {} SCSI addresses are free", disk::ADDRESSES),
+        ),
     });
     Ok(())
 }
@@ -105,7 +111,8 @@ fn version(version: &str) -> Finding {
     const CHECK: &str = "qemu-version";
     let numbers: Vec<u32> = version.split('.').map_while(|part| part.parse().ok()).collect();
     if numbers.as_slice() < OLDEST.as_slice() {
-        let found = format!("{version}: older than 7.2, the oldest that this program was tested with");
+        let found =
+            format!("{version}: older than 7.2, the oldest that this program was tested with");
         return Finding::warning(CHECK, found, &["use QEMU 8.1 or later"]);
     }
     match bugs_of(version).next() {

@@ -25,21 +25,31 @@ pub(super) fn of_guest(reason: Reason) -> (&'static str, u8, Option<&'static str
         Reason::REASON_CONTAINER_NOT_FOUND => ("container_not_found", 3, None),
         Reason::REASON_CONTAINER_NOT_RUNNING => ("container_not_running", 3, None),
         Reason::REASON_PATH_TAKEN => ("path_taken", 4, Some("choose another --device-path")),
-        Reason::REASON_PARENT_MISSING => {
-            ("parent_missing", 3, Some("choose a --device-path whose directories are real ones, or none yet"))
+        Reason::REASON_PARENT_MISSING => (
+            "parent_missing",
+            3,
+            Some("choose a --device-path whose directories are real ones, or none yet"),
+        ),
+        Reason::REASON_CONFLICT => {
+            ("other_options", 4, Some("unplug it first, or repeat the options"))
         }
-        Reason::REASON_CONFLICT => ("other_options", 4, Some("unplug it first, or repeat the options")),
-        Reason::REASON_BUSY => {
-            ("busy", 5, Some("end its use in the guest, wait for that with --wait, or break it with --force"))
-        }
+        Reason::REASON_BUSY => (
+            "busy",
+            5,
+            Some("end its use in the guest, wait for that with --wait, or break it with --force"),
+        ),
         Reason::REASON_TIMED_OUT => ("timed_out", 7, Some("a longer --timeout may help")),
-        Reason::REASON_CANCELLED => ("cancelled", 4, Some("another run has unplugged it meanwhile")),
+        Reason::REASON_CANCELLED => {
+            ("cancelled", 4, Some("another run has unplugged it meanwhile"))
+        }
         Reason::REASON_DENIED => ("denied_by_guest", 9, Some("the agent's policy must allow it")),
         Reason::REASON_IDENTITY_MISMATCH => ("identity_mismatch", 9, None),
         Reason::REASON_READ_ONLY_FILE_SYSTEM => {
             ("read_only_file_system", 9, Some("choose a --device-path below /dev"))
         }
-        Reason::REASON_NO_SPACE => ("no_space", 9, Some("choose a --device-path on another file system")),
+        Reason::REASON_NO_SPACE => {
+            ("no_space", 9, Some("choose a --device-path on another file system"))
+        }
         Reason::REASON_NO_CONTROLLER => ("no_controller", 10, None),
         Reason::REASON_UNSUPPORTED => ("unsupported", 10, None),
         Reason::REASON_SYSTEM => ("guest_system", 1, None),

@@ -46,10 +46,15 @@ pub(crate) fn over(wanted: &[Held]) -> Vec<(String, Held)> {
 
 /// What the loop device `name` is over; `None` if it is over nothing any more.
 fn backing(name: &str) -> io::Result<Option<Held>> {
-    let node = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(format!("/dev/{name}"))?;
+    let node = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(format!("/dev/{name}"))?;
     let number = fs::read_to_string(format!("/sys/block/{name}/dev"))?;
     let rdev = node.metadata()?.rdev();
-    if number.trim_end() != format!("{}:{}", nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev)) {
+    if number.trim_end()
+        != format!("{}:{}", nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev))
+    {
         return Err(io::ErrorKind::NotFound.into());
     }
     Ok(match status(node) {

@@ -31,9 +31,12 @@ pub(crate) fn openers(wanted: &[Held]) -> Vec<Opener> {
         let Ok(pid) = name.parse() else { continue };
         let descriptors = PathBuf::from(format!("/proc/{name}/fd"));
         for descriptor in names(&descriptors).map(|name| descriptors.join(name)) {
-            let Some(held) = behind(&descriptor).filter(|held| wanted.contains(held)) else { continue };
+            let Some(held) = behind(&descriptor).filter(|held| wanted.contains(held)) else {
+                continue;
+            };
             // The link's permissions are the descriptor's mode.
-            let writes = fs::symlink_metadata(&descriptor).is_ok_and(|link| link.mode() & 0o200 != 0);
+            let writes =
+                fs::symlink_metadata(&descriptor).is_ok_and(|link| link.mode() & 0o200 != 0);
             match found.iter_mut().find(|known| known.pid == pid && known.held == held) {
                 Some(known) => known.writes |= writes,
                 None => found.push(Opener { pid, held, writes }),
@@ -51,7 +54,13 @@ fn behind(descriptor: &Path) -> Option<Held> {
     let mask = libc::STATX_TYPE | libc::STATX_INO;
     // SAFETY: the path ends with a NUL, and the call writes one `struct statx` to the address, which is valid for the call.
     let result = unsafe {
-        libc::statx(libc::AT_FDCWD, path.as_ptr(), libc::AT_STATX_DONT_SYNC, mask, found.as_mut_ptr())
+        libc::statx(
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::AT_STATX_DONT_SYNC,
+            mask,
+            found.as_mut_ptr(),
+        )
     };
     if result != 0 {
         return None;
@@ -59,10 +68,13 @@ fn behind(descriptor: &Path) -> Option<Held> {
     // SAFETY: the structure is valid when it is zeroed, and the call has filled it.
     let found = unsafe { found.assume_init() };
     match u32::from(found.stx_mode) & libc::S_IFMT {
-        libc::S_IFBLK => Some(Held::Block(makedev(found.stx_rdev_major.into(), found.stx_rdev_minor.into()))),
-        libc::S_IFREG => {
-            Some(Held::File(makedev(found.stx_dev_major.into(), found.stx_dev_minor.into()), found.stx_ino))
+        libc::S_IFBLK => {
+            Some(Held::Block(makedev(found.stx_rdev_major.into(), found.stx_rdev_minor.into())))
         }
+        libc::S_IFREG => Some(Held::File(
+            makedev(found.stx_dev_major.into(), found.stx_dev_minor.into()),
+            found.stx_ino,
+        )),
         _ => None,
     }
 }
@@ -77,15 +89,21 @@ mod tests {
     fn readers_and_writers_are_told_apart() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let held = Held::at(file.path()).unwrap();
-        let mut reader =
-            Command::new("sleep").arg("60").stdin(File::open(file.path()).unwrap()).spawn().unwrap();
-        let mut writer = Command::new("sleep").arg("60").stdin(file.reopen().unwrap()).spawn().unwrap();
+        let mut reader = Command::new("sleep")
+            .arg("60")
+            .stdin(File::open(file.path()).unwrap())
+            .spawn()
+            .unwrap();
+        let mut writer =
+            Command::new("sleep").arg("60").stdin(file.reopen().unwrap()).spawn().unwrap();
         let mut found = openers(&[held]);
         for child in [&mut reader, &mut writer] {
             child.kill().unwrap();
             child.wait().unwrap();
         }
-        found.retain(|opener| [reader.id(), writer.id()].contains(&u32::try_from(opener.pid).unwrap()));
+        found.retain(|opener| {
+            [reader.id(), writer.id()].contains(&u32::try_from(opener.pid).unwrap())
+        });
         found.sort_by_key(|opener| opener.writes);
         let expected = [(reader.id(), false), (writer.id(), true)];
         let expected =

@@ -85,7 +85,9 @@ impl Item {
     /// What the guest tells of this use is noted already.
     pub(super) fn is_noted(&self, attached: &Attached) -> bool {
         let started = attached.outcome.as_ref().map(|outcome| outcome.container_started);
-        attached.unchanged && self.is_plugged() && self.noted().map(|placement| placement.started) == started
+        attached.unchanged
+            && self.is_plugged()
+            && self.noted().map(|placement| placement.started) == started
     }
 
     /// The disk was another use's first.
@@ -166,7 +168,8 @@ impl Item {
         let uses = presence.uses();
         let is_here = |used: &&Use| used.is_at(&self.intent.container, &self.intent.path);
         let this = uses.iter().find(is_here).filter(|used| used.committed().is_some());
-        let other = uses.iter().filter(|used| !is_here(used)).find(|used| used.committed().is_some());
+        let other =
+            uses.iter().filter(|used| !is_here(used)).find(|used| used.committed().is_some());
         let volume = self.id.to_string();
         let known = match (this, other) {
             (Some(this), _) => this,
@@ -179,7 +182,9 @@ impl Item {
             (None, None) => return Err(Error::RecordLost { volume }),
         };
         check_same(&self.intent, &known.intent, this.is_none())?;
-        let Some((_, placement)) = known.committed() else { return Err(Error::RecordLost { volume }) };
+        let Some((_, placement)) = known.committed() else {
+            return Err(Error::RecordLost { volume });
+        };
         if controller.is_some_and(|named| named != placement.controller) {
             return Err(Error::OtherOptions { volume, differs: vec!["controller (--controller)"] });
         }
@@ -187,8 +192,9 @@ impl Item {
         self.controller = registry.controller(Some(&placement.controller))?;
         self.address = Address { target: placement.target, lun: placement.lun };
         self.set = known.set;
-        let in_same =
-            uses.iter().filter(|used| !is_here(used) && used.intent.container == self.intent.container);
+        let in_same = uses
+            .iter()
+            .filter(|used| !is_here(used) && used.intent.container == self.intent.container);
         let noted = this.and_then(|used| used.committed().cloned());
         let other = other.and_then(|used| Some(used.committed()?.1.clone()));
         self.there = Some(There { size, noted, other, in_same: in_same.count() > 0 });

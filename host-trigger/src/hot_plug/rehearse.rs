@@ -16,8 +16,9 @@ impl Plug<'_> {
                 prepare::check_path(probe, &item.intent.path)?;
             }
             let outcome = item.noted().map(|placement| placement.outcome());
-            let same =
-                outcome.as_ref().is_some_and(|noted| noted.container_started == seen.container_started);
+            let same = outcome
+                .as_ref()
+                .is_some_and(|noted| noted.container_started == seen.container_started);
             item.attached = Some(Attached {
                 unchanged: seen.disk_present && seen.node_present && seen.allowed && same,
                 guest_device: seen.guest_device,

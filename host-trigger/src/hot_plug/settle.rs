@@ -83,7 +83,8 @@ impl Plug<'_> {
         let Intent { id, container, path, .. } = &self.items[index].intent;
         let is_here = |used: &Use| used.committed().is_some() && used.is_at(container, path);
         let mut uses = registry.uses().into_iter();
-        let holder = uses.find(|known| known.id.as_str() != id && known.used.as_ref().is_some_and(is_here));
+        let holder =
+            uses.find(|known| known.id.as_str() != id && known.used.as_ref().is_some_and(is_here));
         match holder {
             Some(known) => {
                 let (path, container) = (path.clone(), container.clone());
@@ -123,7 +124,8 @@ impl Plug<'_> {
                     let rest = &uses[number + 1..];
                     detachment.keep_disk = !rest.is_empty();
                     let container = &used.intent.container;
-                    detachment.keep_right = rest.iter().any(|other| other.intent.container == *container);
+                    detachment.keep_right =
+                        rest.iter().any(|other| other.intent.container == *container);
                 }
                 undo::detach(agent, vec![detachment], self.deadline).await?;
             }

@@ -21,7 +21,8 @@ impl Plug<'_> {
             Touched::Disk => Some("descriptors, block node, device"),
             Touched::Use => Some("the descriptor of this use"),
         };
-        let text = |item: &Item| Some(format!("volume {}: {} in QEMU{guest}", item.id, parts(item)?));
+        let text =
+            |item: &Item| Some(format!("volume {}: {} in QEMU{guest}", item.id, parts(item)?));
         self.items.iter().filter_map(text).collect()
     }
 
@@ -89,7 +90,8 @@ impl Plug<'_> {
 
     async fn detach(&mut self, items: &[usize], deadline: Deadline) -> Result<(), Error> {
         self.note(|| "the guest takes back what it did".to_owned());
-        let detachments: Vec<_> = items.iter().map(|&index| self.items[index].detachment()).collect();
+        let detachments: Vec<_> =
+            items.iter().map(|&index| self.items[index].detachment()).collect();
         match undo::detach(&self.link.agent, detachments.clone(), deadline).await {
             Err(Error::AgentLost { .. }) => {
                 let agent = Agent::new(agent::dial(&self.link.address, deadline).await?);

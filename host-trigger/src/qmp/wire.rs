@@ -61,7 +61,11 @@ impl Numbered {
 
 impl AsyncWrite for Numbered {
     /// Only takes the bytes; qapi flushes after each command.
-    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         for &byte in bytes {
             self.pending.push_back(byte);
             if self.line_starts && byte == b'{' {
@@ -77,7 +81,8 @@ impl AsyncWrite for Numbered {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         while !this.pending.is_empty() {
-            let written = ready!(Pin::new(&mut this.socket).poll_write(cx, this.pending.make_contiguous()))?;
+            let written =
+                ready!(Pin::new(&mut this.socket).poll_write(cx, this.pending.make_contiguous()))?;
             this.pending.drain(..written);
         }
         Pin::new(&mut this.socket).poll_flush(cx)
@@ -124,7 +129,12 @@ pub(super) struct Lines<R> {
 }
 
 impl<R> Lines<R> {
-    pub(super) fn new(socket: R, numbers: Numbers, events: mpsc::Sender<Event>, list: List) -> Self {
+    pub(super) fn new(
+        socket: R,
+        numbers: Numbers,
+        events: mpsc::Sender<Event>,
+        list: List,
+    ) -> Self {
         let (partial, ready) = (Vec::new(), VecDeque::new());
         Self { socket, numbers, greeted: false, answered: 0, partial, ready, events, list }
     }
@@ -135,7 +145,9 @@ impl<R> Lines<R> {
             drop(self.events.try_send(event));
         } else if self.greeted {
             let asked = self.numbers.current();
-            let Some(answer) = without_id(line, asked).filter(|_| self.answered != asked) else { return };
+            let Some(answer) = without_id(line, asked).filter(|_| self.answered != asked) else {
+                return;
+            };
             self.answered = asked;
             if answer.starts_with(LIST) {
                 self.list.put(answer);
@@ -233,7 +245,10 @@ mod tests {
         "{\"return\": {\"pid\": 1, \"id\": 71}, \"id\": 71}\r\n",
         Some("{\"return\": {\"pid\": 1, \"id\": 71}}\r\n")
     )]
-    fn only_the_answer_to_the_last_command_passes(#[case] line: &str, #[case] passed: Option<&str>) {
+    fn only_the_answer_to_the_last_command_passes(
+        #[case] line: &str,
+        #[case] passed: Option<&str>,
+    ) {
         let passed = passed.map(|line| line.as_bytes().to_vec());
         assert_eq!(without_id(line.as_bytes(), 71), passed);
     }

@@ -9,9 +9,10 @@ use std::{
 use agent_plugin::contract::{
     block_volume::{
         Access, AttachRequest, AttachResponse, Attached, Attachment, BlockStats, ContainerState,
-        DetachRequest, DetachResponse, Detached, Detachment, DeviceNumber, Failure, FilterMode, FilterState,
-        Holder, InspectRequest, InspectResponse, Inspected, NodeWay, Outcome, PathState, PathUse,
-        ProbeRequest, ProbeResponse, Reason, ResizeRequest, ResizeResponse, Resized, ScsiHost, Stage,
+        DetachRequest, DetachResponse, Detached, Detachment, DeviceNumber, Failure, FilterMode,
+        FilterState, Holder, InspectRequest, InspectResponse, Inspected, NodeWay, Outcome,
+        PathState, PathUse, ProbeRequest, ProbeResponse, Reason, ResizeRequest, ResizeResponse,
+        Resized, ScsiHost, Stage,
     },
     block_volume_ttrpc::{self, BlockVolume},
 };
@@ -180,14 +181,16 @@ impl Guest {
 
     pub fn attached_paths(&self) -> Vec<String> {
         let attached = self.attached.lock().unwrap();
-        let mut paths: Vec<_> = attached.values().map(|attachment| attachment.path.clone()).collect();
+        let mut paths: Vec<_> =
+            attached.values().map(|attachment| attachment.path.clone()).collect();
         paths.sort();
         paths
     }
 
     fn path_state(&self, container: &str, path: &str) -> PathState {
-        let is_here =
-            |attachment: &Attachment| attachment.container_id == container && attachment.path == path;
+        let is_here = |attachment: &Attachment| {
+            attachment.container_id == container && attachment.path == path
+        };
         let lost = self.nodes_lost.lock().unwrap().iter().any(|lost| lost == path);
         let attached = !lost && self.attached.lock().unwrap().values().any(is_here);
         let taken = attached || self.taken.lock().unwrap().iter().any(|taken| taken == path);
@@ -212,8 +215,10 @@ pub fn failure(reason: Reason, undone: bool) -> protobuf::MessageField<Failure> 
 #[async_trait]
 impl BlockVolume for Guest {
     async fn probe(&self, _: &TtrpcContext, request: ProbeRequest) -> ttrpc::Result<ProbeResponse> {
-        let filter = FilterState { mode: FilterMode::FILTER_MODE_NONE.into(), ..Default::default() };
-        let paths = request.paths.iter().map(|path| self.path_state(&request.container_id, path)).collect();
+        let filter =
+            FilterState { mode: FilterMode::FILTER_MODE_NONE.into(), ..Default::default() };
+        let paths =
+            request.paths.iter().map(|path| self.path_state(&request.container_id, path)).collect();
         let container = ContainerState { filter: Some(filter).into(), paths, ..Default::default() };
         let refused = *self.probe_failure.lock().unwrap();
         let host = ScsiHost { controller: "0000:00:01.0".into(), ..Default::default() };
@@ -227,7 +232,11 @@ impl BlockVolume for Guest {
         })
     }
 
-    async fn attach(&self, _: &TtrpcContext, request: AttachRequest) -> ttrpc::Result<AttachResponse> {
+    async fn attach(
+        &self,
+        _: &TtrpcContext,
+        request: AttachRequest,
+    ) -> ttrpc::Result<AttachResponse> {
         if !(1..=600_000).contains(&request.timeout_ms) {
             let failure = failure(Reason::REASON_INVALID_REQUEST, true);
             return Ok(AttachResponse { failure, ..Default::default() });
@@ -239,7 +248,8 @@ impl BlockVolume for Guest {
         let mut reply = AttachResponse::new();
         for (index, attachment) in (0..).zip(request.attachments) {
             let outcome = Outcome {
-                device: Some(DeviceNumber { major: 8, minor: 16 * index, ..Default::default() }).into(),
+                device: Some(DeviceNumber { major: 8, minor: 16 * index, ..Default::default() })
+                    .into(),
                 node: NodeWay::NODE_WAY_MKNOD.into(),
                 filter: FilterMode::FILTER_MODE_NONE.into(),
                 container_started: *self.started.lock().unwrap(),
@@ -272,7 +282,11 @@ impl BlockVolume for Guest {
         Ok(reply)
     }
 
-    async fn detach(&self, _: &TtrpcContext, request: DetachRequest) -> ttrpc::Result<DetachResponse> {
+    async fn detach(
+        &self,
+        _: &TtrpcContext,
+        request: DetachRequest,
+    ) -> ttrpc::Result<DetachResponse> {
         self.asked.notify_one();
         let delay = *self.detach_delay.lock().unwrap();
         tokio::time::sleep(delay).await;
@@ -282,7 +296,11 @@ impl BlockVolume for Guest {
         *self.terms.lock().unwrap() = (request.force, request.wait_ms);
         let holders = self.holders.lock().unwrap().clone();
         if let Some((reason, undone)) = *self.detach_failure.lock().unwrap() {
-            return Ok(DetachResponse { failure: failure(reason, undone), holders, ..Default::default() });
+            return Ok(DetachResponse {
+                failure: failure(reason, undone),
+                holders,
+                ..Default::default()
+            });
         }
         (*self.detachments.lock().unwrap()).clone_from(&request.detachments);
         let mut reply = DetachResponse { holders, ..Default::default() };
@@ -304,7 +322,11 @@ impl BlockVolume for Guest {
         Ok(reply)
     }
 
-    async fn inspect(&self, _: &TtrpcContext, request: InspectRequest) -> ttrpc::Result<InspectResponse> {
+    async fn inspect(
+        &self,
+        _: &TtrpcContext,
+        request: InspectRequest,
+    ) -> ttrpc::Result<InspectResponse> {
         if let Some(reason) = *self.inspect_failure.lock().unwrap() {
             return Ok(InspectResponse { failure: failure(reason, true), ..Default::default() });
         }
@@ -336,7 +358,11 @@ impl BlockVolume for Guest {
         Ok(reply)
     }
 
-    async fn resize(&self, _: &TtrpcContext, request: ResizeRequest) -> ttrpc::Result<ResizeResponse> {
+    async fn resize(
+        &self,
+        _: &TtrpcContext,
+        request: ResizeRequest,
+    ) -> ttrpc::Result<ResizeResponse> {
         let behaviour = *self.on_resize.lock().unwrap();
         if let OnResize::Refuses(reason) = behaviour {
             return Ok(ResizeResponse { failure: failure(reason, true), ..Default::default() });
@@ -349,7 +375,9 @@ impl BlockVolume for Guest {
                 let failure = failure(Reason::REASON_TIMED_OUT, true);
                 return Ok(ResizeResponse { failure, ..Default::default() });
             }
-            for known in self.attached.lock().unwrap().values_mut().filter(|known| known.serial == serial) {
+            for known in
+                self.attached.lock().unwrap().values_mut().filter(|known| known.serial == serial)
+            {
                 known.size = size;
             }
             let told = match behaviour {

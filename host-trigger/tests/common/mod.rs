@@ -85,7 +85,8 @@ impl Ran {
     /// The reason of a failure; its exit code is checked against the process's.
     #[track_caller]
     pub fn failure(&self) -> Failure {
-        let failure: Failure = serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"));
+        let failure: Failure =
+            serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"));
         assert_eq!(self.exit_code, Some(failure.error.exit_code.into()), "{self:?}");
         failure
     }
@@ -109,7 +110,8 @@ impl Host {
         }
         // QEMU gets its sockets as Kata's does: bound already, so that nobody has to wait for it. They come as its standard
         // input and output, the only descriptors that no other child can inherit by accident.
-        let listen = |name: &str| OwnedFd::from(UnixListener::bind(directory.path().join(name)).unwrap());
+        let listen =
+            |name: &str| OwnedFd::from(UnixListener::bind(directory.path().join(name)).unwrap());
         let qemu = std::process::Command::new("qemu-system-x86_64")
             .args([
                 "-name",
@@ -125,8 +127,18 @@ impl Host {
                 "-nodefaults",
                 "-S",
             ])
-            .args(["-chardev", "socket,id=q,fd=0,server=on,wait=off", "-mon", "chardev=q,mode=control"])
-            .args(["-chardev", "socket,id=c,fd=1,server=on,wait=off", "-mon", "chardev=c,mode=control"])
+            .args([
+                "-chardev",
+                "socket,id=q,fd=0,server=on,wait=off",
+                "-mon",
+                "chardev=q,mode=control",
+            ])
+            .args([
+                "-chardev",
+                "socket,id=c,fd=1,server=on,wait=off",
+                "-mon",
+                "chardev=c,mode=control",
+            ])
             .args(["-trace", "handle_qmp_command", "-D"])
             .arg(directory.path().join("qmp.log"))
             .args(devices)
@@ -180,7 +192,12 @@ impl Host {
 
     pub fn verb_command(&self, verb: &str, more: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ecr-runtime"));
-        command.arg("--run-dir").arg(self.directory.path()).args(["block-volume", verb, "--output", "json"]);
+        command.arg("--run-dir").arg(self.directory.path()).args([
+            "block-volume",
+            verb,
+            "--output",
+            "json",
+        ]);
         if !more.contains(&"--sandbox") {
             command.args(["--sandbox", "s1"]);
         }
@@ -216,9 +233,10 @@ impl Host {
     /// The commands so far, as QEMU itself has recorded them, with their arguments.
     pub fn commands(&self) -> Vec<Value> {
         let log = fs::read_to_string(self.path("qmp.log")).unwrap();
-        let commands = log.lines().filter_map(|line| line.split_once(" req: ")).map(|(_, command)| {
-            serde_json::from_str::<Value>(command).unwrap_or_else(|e| panic!("{e}: {command}"))
-        });
+        let commands =
+            log.lines().filter_map(|line| line.split_once(" req: ")).map(|(_, command)| {
+                serde_json::from_str::<Value>(command).unwrap_or_else(|e| panic!("{e}: {command}"))
+            });
         commands.collect()
     }
 
@@ -226,7 +244,8 @@ impl Host {
     pub fn changes(&self) -> Vec<Value> {
         let only_looks = |command: &Value| {
             let name = command["execute"].as_str().unwrap();
-            name.starts_with("query-") || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name)
+            name.starts_with("query-")
+                || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name)
         };
         self.commands().into_iter().filter(|command| !only_looks(command)).collect()
     }
@@ -235,7 +254,8 @@ impl Host {
     pub async fn medium(&mut self, id: &str) -> Value {
         let drives = self.query("query-block", json!({})).await;
         let drives = drives.as_array().unwrap();
-        drives.iter().find(|drive| drive["qdev"] == format!("ecrblk-{id}")).unwrap()["inserted"].clone()
+        drives.iter().find(|drive| drive["qdev"] == format!("ecrblk-{id}")).unwrap()["inserted"]
+            .clone()
     }
 
     /// Waits until QEMU has told of `event`.

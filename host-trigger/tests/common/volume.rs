@@ -32,7 +32,12 @@ impl Image {
 
 /// Makes a loop device over `backing`.
 fn attach(backing: &Path, options: &[&str]) -> PathBuf {
-    let out = Command::new("losetup").args(["--find", "--show"]).args(options).arg(backing).output().unwrap();
+    let out = Command::new("losetup")
+        .args(["--find", "--show"])
+        .args(options)
+        .arg(backing)
+        .output()
+        .unwrap();
     assert!(out.status.success(), "{out:?}");
     String::from_utf8(out.stdout).unwrap().trim_end().into()
 }
@@ -62,7 +67,8 @@ impl Loop {
     pub fn partitioned(size: u64) -> Self {
         let disk = Self::with(size, &["--partscan"]);
         for (number, first) in [("1", "2048"), ("2", "4096")] {
-            let added = Command::new("addpart").arg(disk.path()).args([number, first, "2048"]).status();
+            let added =
+                Command::new("addpart").arg(disk.path()).args([number, first, "2048"]).status();
             assert!(added.is_ok_and(|status| status.success()), "addpart fails");
         }
         disk
@@ -84,14 +90,16 @@ impl Loop {
     /// As an operator grows a device.
     pub fn resize(&self, size: u64) {
         self.image_of().resize(size);
-        let resized = Command::new("losetup").arg("--set-capacity").arg(&self.device).status().unwrap();
+        let resized =
+            Command::new("losetup").arg("--set-capacity").arg(&self.device).status().unwrap();
         assert!(resized.success());
     }
 
     /// Does somebody claim it?
     pub fn is_claimed(&self) -> bool {
         use std::os::unix::fs::OpenOptionsExt;
-        let open = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&self.device);
+        let open =
+            std::fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&self.device);
         match open {
             Ok(_) => false,
             Err(e) => {

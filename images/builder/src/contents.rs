@@ -264,7 +264,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir_all(directory.path().join("etc/d")).unwrap();
         fs::write(directory.path().join("etc/policy"), "new").unwrap();
-        fs::set_permissions(directory.path().join("etc/policy"), fs::Permissions::from_mode(0o640)).unwrap();
+        fs::set_permissions(directory.path().join("etc/policy"), fs::Permissions::from_mode(0o640))
+            .unwrap();
         symlink("policy", directory.path().join("etc/link")).unwrap();
         let (mut built, mut expected) = (Archive::default(), Archive::default());
         built.file("etc/policy", 0o644, "old");

@@ -92,8 +92,9 @@ fn write_entry(
     let size = u32::try_from(contents.len()).map_err(|_| Error::TooLarge(path.to_owned()))?;
     let links = if mode & 0o170_000 == DIRECTORY { 2 } else { 1 };
     // Magic, then: inode, mode, uid, gid, links, time, size, device of the archive (2), of the entry (2), name size, check.
-    let fields = [inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, path.len() as u32 + 1, 0]
-        .map(|f| format!("{f:08x}"));
+    let fields =
+        [inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, path.len() as u32 + 1, 0]
+            .map(|f| format!("{f:08x}"));
     bytes.extend_from_slice(b"070701");
     bytes.extend_from_slice(fields.concat().as_bytes());
     bytes.extend_from_slice(path.as_bytes());

@@ -82,7 +82,8 @@ pub fn build(recipe: &Recipe, directory: &Path) -> Result<bool, Error> {
         old.vmlinuz_sha256 == image.vmlinuz_sha256 && size(VMLINUX) == Some(old.vmlinux_bytes)
     });
     let initramfs_is_current = described.as_ref().is_some_and(|old| {
-        old.initramfs_sha256 == image.initramfs_sha256 && size(INITRAMFS) == Some(old.initramfs_bytes)
+        old.initramfs_sha256 == image.initramfs_sha256
+            && size(INITRAMFS) == Some(old.initramfs_bytes)
     });
     if let Some(old) = described.as_ref().filter(|_| kernel_is_current) {
         image.vmlinux_bytes = old.vmlinux_bytes;

@@ -53,7 +53,10 @@ impl Kernel {
             .map(|parent| parent.join(&release))
             .into_iter()
             .find(|path| path.is_dir())
-            .ok_or_else(|| Error::NoModule { release: release.clone(), module: "directory".into() })?;
+            .ok_or_else(|| Error::NoModule {
+                release: release.clone(),
+                module: "directory".into(),
+            })?;
         Ok(Self { release, image, modules: Some(modules) })
     }
 
@@ -66,9 +69,10 @@ impl Kernel {
         if image.starts_with(ELF) {
             return Ok(image);
         }
-        let payload = payload(&image).map_err(|what| Error::NotAKernel { path: self.image.clone(), what })?;
-        let vmlinux =
-            decompress(payload).map_err(|what| Error::Decompress { path: self.image.clone(), what })?;
+        let payload =
+            payload(&image).map_err(|what| Error::NotAKernel { path: self.image.clone(), what })?;
+        let vmlinux = decompress(payload)
+            .map_err(|what| Error::Decompress { path: self.image.clone(), what })?;
         if !vmlinux.starts_with(ELF) {
             return Err(Error::NotAKernel {
                 path: self.image.clone(),
@@ -90,7 +94,8 @@ fn in_boot(boot: &Path) -> Result<Vec<(String, PathBuf)>, Error> {
 
 /// `RELEASE/vmlinuz` below a directory of modules.
 fn beside_modules(modules: &Path) -> Result<Vec<(String, PathBuf)>, Error> {
-    let kernels = entries(modules)?.into_iter().map(|(release, path)| (release, path.join("vmlinuz")));
+    let kernels =
+        entries(modules)?.into_iter().map(|(release, path)| (release, path.join("vmlinuz")));
     Ok(kernels.filter(|(_, vmlinuz)| vmlinuz.exists()).collect())
 }
 
@@ -151,8 +156,8 @@ fn lz4_legacy(mut blocks: &[u8], size: usize) -> Result<Vec<u8>, String> {
             .ok_or("an lz4 block reaches beyond the end")?;
         let start = contents.len();
         contents.resize(start + BLOCK.min(size.saturating_sub(start)), 0);
-        let length =
-            lz4_flex::block::decompress_into(block, &mut contents[start..]).map_err(|e| e.to_string())?;
+        let length = lz4_flex::block::decompress_into(block, &mut contents[start..])
+            .map_err(|e| e.to_string())?;
         contents.truncate(start + length);
         blocks = rest;
     }
@@ -162,14 +167,17 @@ fn lz4_legacy(mut blocks: &[u8], size: usize) -> Result<Vec<u8>, String> {
 /// Decompresses an xz stream, filters for machine code included.
 pub(crate) fn xz(stream: &[u8]) -> Result<Vec<u8>, String> {
     let mut contents = Vec::new();
-    lzma_rust2::XzReader::new(stream, false).read_to_end(&mut contents).map_err(|error| error.to_string())?;
+    lzma_rust2::XzReader::new(stream, false)
+        .read_to_end(&mut contents)
+        .map_err(|error| error.to_string())?;
     Ok(contents)
 }
 
 /// Decompresses a zstd stream.
 pub(crate) fn zstd(stream: &[u8]) -> Result<Vec<u8>, String> {
     let mut contents = Vec::new();
-    let mut decoder = ruzstd::decoding::StreamingDecoder::new(stream).map_err(|error| error.to_string())?;
+    let mut decoder =
+        ruzstd::decoding::StreamingDecoder::new(stream).map_err(|error| error.to_string())?;
     decoder.read_to_end(&mut contents).map_err(|error| error.to_string())?;
     Ok(contents)
 }
@@ -241,13 +249,19 @@ mod tests {
         let (one, two) = ([b'a'; 300], [b'b'; 20]);
         let contents = decompress(&legacy_payload(&[&one, &two], 320)).unwrap();
         assert_eq!(contents, [one.as_slice(), two.as_slice()].concat());
-        assert!(decompress(&legacy_payload(&[&one, &two], 321)).unwrap_err().contains("321 were promised"));
+        assert!(
+            decompress(&legacy_payload(&[&one, &two], 321))
+                .unwrap_err()
+                .contains("321 were promised")
+        );
     }
 
     #[test]
     fn an_unknown_compression_is_told() {
         assert!(
-            decompress(b"\x1f\x8b gzip is not among them").unwrap_err().contains("none of lz4, zstd and xz")
+            decompress(b"\x1f\x8b gzip is not among them")
+                .unwrap_err()
+                .contains("none of lz4, zstd and xz")
         );
     }
 

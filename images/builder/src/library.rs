@@ -15,7 +15,8 @@ use goblin::elf::{Elf, Header};
 use crate::{Error, error::at};
 
 /// Where Debian keeps libraries, in ld.so's order. Its ld.so looks there without `/etc/ld.so.cache`, which the guest has not.
-const DIRECTORIES: [&str; 4] = ["/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib", "/usr/lib"];
+const DIRECTORIES: [&str; 4] =
+    ["/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib", "/usr/lib"];
 
 /// Where the guest finds a library of a directory that only the cache knows.
 const FALLBACK: &str = "/usr/lib";
@@ -48,7 +49,8 @@ pub fn needed_by(
         vec![Object { file: program.to_owned(), inside: inside.to_owned(), inherited: Vec::new() }];
     while let Some(object) = open.pop() {
         let contents = fs::read(&object.file).map_err(at(&object.file))?;
-        let elf = Elf::parse(&contents).map_err(|source| Error::Elf { path: object.file.clone(), source })?;
+        let elf = Elf::parse(&contents)
+            .map_err(|source| Error::Elf { path: object.file.clone(), source })?;
         if let Some(interpreter) = elf.interpreter {
             let path = PathBuf::from(interpreter);
             let file = trees.iter().map(|tree| in_tree(tree, &path)).find(|file| file.exists());
@@ -72,14 +74,16 @@ pub fn needed_by(
 /// It cannot be read or is no ELF file.
 pub fn is_static(program: &Path) -> Result<bool, Error> {
     let contents = fs::read(program).map_err(at(program))?;
-    let elf = Elf::parse(&contents).map_err(|source| Error::Elf { path: program.to_owned(), source })?;
+    let elf =
+        Elf::parse(&contents).map_err(|source| Error::Elf { path: program.to_owned(), source })?;
     Ok(elf.interpreter.is_none() && elf.libraries.is_empty())
 }
 
 /// What the object itself says: where to look before the system's directories, and what its libraries inherit of that.
 fn searched_first(object: &Object, elf: &Elf<'_>) -> (Vec<Place>, Vec<Place>) {
     let places = |lists: &[&str]| {
-        let directories = lists.iter().flat_map(|list| list.split(':')).filter(|path| !path.is_empty());
+        let directories =
+            lists.iter().flat_map(|list| list.split(':')).filter(|path| !path.is_empty());
         directories.map(|path| place(object, path)).collect::<Vec<_>>()
     };
     // With a RUNPATH every RPATH is ignored, and a RUNPATH is its own object's alone.
@@ -116,8 +120,10 @@ fn without_dots(path: &Path) -> PathBuf {
 /// The system's directories: first in the trees, then on this machine, the configured ones before the built-in ones.
 fn system(trees: &[PathBuf], configured: &[PathBuf]) -> impl Iterator<Item = Place> {
     let built_in = || DIRECTORIES.iter().map(PathBuf::from);
-    let in_trees = trees.iter().flat_map(move |tree| built_in().map(|path| (in_tree(tree, &path), path)));
-    let is_built_in = |path: &PathBuf| DIRECTORIES.iter().any(|directory| Path::new(directory) == path);
+    let in_trees =
+        trees.iter().flat_map(move |tree| built_in().map(|path| (in_tree(tree, &path), path)));
+    let is_built_in =
+        |path: &PathBuf| DIRECTORIES.iter().any(|directory| Path::new(directory) == path);
     let configured = configured.iter().map(move |path| {
         let inside = if is_built_in(path) { path.clone() } else { PathBuf::from(FALLBACK) };
         (path.clone(), inside)
@@ -147,7 +153,8 @@ fn find(
             searched.push(directory);
         }
     }
-    let searched: Vec<_> = searched.iter().map(|directory| directory.display().to_string()).collect();
+    let searched: Vec<_> =
+        searched.iter().map(|directory| directory.display().to_string()).collect();
     Err(Error::NoLibrary {
         path: path.to_owned(),
         library: library.to_owned(),
@@ -229,7 +236,8 @@ mod tests {
     fn a_missing_library_is_named_with_who_needs_it_and_where_it_is_not() {
         let (own, contents) = own();
         let header = Elf::parse_header(&contents).unwrap();
-        let error = find(&own, &header, "libnowhere.so.9", system(&[], &[])).unwrap_err().to_string();
+        let error =
+            find(&own, &header, "libnowhere.so.9", system(&[], &[])).unwrap_err().to_string();
         assert!(error.contains("needs libnowhere.so.9, which is in none of /lib/"), "{error}");
     }
 
@@ -269,8 +277,11 @@ mod tests {
         fs::write(path("b.conf"), "# comment\n/opt/b\n").unwrap();
         fs::write(path("a.conf"), "/opt/a # ours\n").unwrap();
         fs::write(path("a.txt"), "/opt/never\n").unwrap();
-        fs::write(path("main"), format!("include {}/*.conf\n/opt/last\n", directory.path().display()))
-            .unwrap();
+        fs::write(
+            path("main"),
+            format!("include {}/*.conf\n/opt/last\n", directory.path().display()),
+        )
+        .unwrap();
         assert_eq!(configured(&path("main")), ["/opt/a", "/opt/b", "/opt/last"].map(PathBuf::from));
         let inside: Vec<_> = system(&[], &["/opt/a".into()]).map(|(_, inside)| inside).collect();
         assert_eq!(inside[0], Path::new("/usr/lib"), "the guest has no cache");

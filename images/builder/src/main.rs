@@ -71,8 +71,19 @@ fn main() -> ExitCode {
 }
 
 fn recipe(arguments: &Arguments) -> Recipe {
-    let Arguments { kernel, agent, init, observer, probe, crun, busybox, tool, tree, extra, out: _ } =
-        arguments.clone();
+    let Arguments {
+        kernel,
+        agent,
+        init,
+        observer,
+        probe,
+        crun,
+        busybox,
+        tool,
+        tree,
+        extra,
+        out: _,
+    } = arguments.clone();
     let programs = Programs {
         init,
         agent,

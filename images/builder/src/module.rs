@@ -71,7 +71,8 @@ impl Modules {
     /// # Errors
     /// One does not exist, cannot be read, or depends on itself.
     pub fn in_load_order(&self, wanted: &[&str]) -> Result<Vec<Module>, Error> {
-        let mut order = Order { modules: self, done: HashSet::new(), open: HashSet::new(), list: Vec::new() };
+        let mut order =
+            Order { modules: self, done: HashSet::new(), open: HashSet::new(), list: Vec::new() };
         for name in wanted {
             order.add(&normalized(name))?;
         }
@@ -80,7 +81,8 @@ impl Modules {
 
     fn read(&self, name: &str, path: &Path) -> Result<Module, Error> {
         let mut contents = fs::read(path).map_err(at(path))?;
-        let mut inside = path.strip_prefix(&self.root).unwrap_or(path).to_string_lossy().into_owned();
+        let mut inside =
+            path.strip_prefix(&self.root).unwrap_or(path).to_string_lossy().into_owned();
         for (suffix, decompress) in COMPRESSIONS {
             if let Some(plain) = inside.strip_suffix(suffix) {
                 contents = decompress(&contents)
@@ -110,10 +112,14 @@ impl Order<'_> {
             return Err(Error::ModuleLoop(name.to_owned()));
         }
         let Some(path) = self.modules.files.get(name) else {
-            return Err(Error::NoModule { release: self.modules.release.clone(), module: name.to_owned() });
+            return Err(Error::NoModule {
+                release: self.modules.release.clone(),
+                module: name.to_owned(),
+            });
         };
         let module = self.modules.read(name, path)?;
-        let elf = Elf::parse(&module.contents).map_err(|source| Error::Elf { path: path.clone(), source })?;
+        let elf = Elf::parse(&module.contents)
+            .map_err(|source| Error::Elf { path: path.clone(), source })?;
         for dependency in depends(modinfo(&elf, &module.contents)) {
             self.add(&dependency)?;
         }
@@ -159,7 +165,9 @@ fn collect(directory: &Path, files: &mut HashMap<String, PathBuf>) -> Result<(),
 /// `sd_mod.ko`, `sd_mod.ko.xz`. One that is compressed otherwise is not there: its name comes up where it is needed.
 fn is_module(file: &str) -> bool {
     let suffixes = COMPRESSIONS.iter().map(|(suffix, _)| *suffix);
-    suffixes.chain([""]).any(|suffix| file.strip_suffix(suffix).is_some_and(|plain| plain.ends_with(".ko")))
+    suffixes
+        .chain([""])
+        .any(|suffix| file.strip_suffix(suffix).is_some_and(|plain| plain.ends_with(".ko")))
 }
 
 fn name_of(path: &Path) -> String {
@@ -217,7 +225,10 @@ mod tests {
             built_in: HashSet::new(),
         };
         let module = modules.read("m", &path).unwrap();
-        assert_eq!((module.path.as_str(), module.contents.as_slice()), ("kernel/m.ko", &b"a module"[..]));
+        assert_eq!(
+            (module.path.as_str(), module.contents.as_slice()),
+            ("kernel/m.ko", &b"a module"[..])
+        );
         fs::write(&path, &stream[..12]).unwrap();
         let error = modules.read("m", &path).unwrap_err().to_string();
         assert!(error.contains("m.ko.zst: cannot decompress"), "{error}");
@@ -233,6 +244,9 @@ mod tests {
         };
         assert_eq!(modules.in_load_order(&["ext4"]).unwrap(), []);
         let error = modules.in_load_order(&["no-such"]).unwrap_err();
-        assert_eq!(error.to_string(), "kernel 6.1 has no module no_such, neither as a file nor built in");
+        assert_eq!(
+            error.to_string(),
+            "kernel 6.1 has no module no_such, neither as a file nor built in"
+        );
     }
 }

@@ -75,8 +75,9 @@ mod tests {
 
     #[test]
     fn module_parameters_are_those_of_that_module_in_order() {
-        let line =
-            CommandLine::parse("quiet scsi_mod.scan=none sd_mod.x=1 scsi-mod.max_luns=9 scsi_mod.flag\n");
+        let line = CommandLine::parse(
+            "quiet scsi_mod.scan=none sd_mod.x=1 scsi-mod.max_luns=9 scsi_mod.flag\n",
+        );
         assert_eq!(line.module_parameters("scsi_mod"), "scan=none max_luns=9 flag");
         assert_eq!(line.module_parameters("virtio_scsi"), "");
     }
@@ -89,7 +90,9 @@ mod tests {
 
     #[test]
     fn extra_modules_are_split_at_commas_and_repeatable() {
-        let line = CommandLine::parse("guest.modules=ahci,,vsock_loopback guest.modules guest.modules=loop");
+        let line = CommandLine::parse(
+            "guest.modules=ahci,,vsock_loopback guest.modules guest.modules=loop",
+        );
         assert_eq!(line.extra_modules().collect::<Vec<_>>(), ["ahci", "vsock_loopback", "loop"]);
     }
 }

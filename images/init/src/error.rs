@@ -13,7 +13,9 @@ pub(crate) enum Error {
         source: io::Error,
     },
     /// A module that the kernel refuses.
-    #[error("loading module {path} with parameters {parameters:?}: {source} (the kernel's log says more)")]
+    #[error(
+        "loading module {path} with parameters {parameters:?}: {source} (the kernel's log says more)"
+    )]
     Module { path: String, parameters: String, source: io::Error },
     /// `guest.modules` names a module that the image does not hold.
     #[error("guest.modules names {0:?}, which this image does not hold")]

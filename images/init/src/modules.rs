@@ -32,16 +32,22 @@ pub(crate) fn load(command_line: &CommandLine) -> Result<(), Error> {
             return Err(Error::UnknownModule(module.to_owned()));
         }
         let list =
-            fs::read_to_string(Path::new(ON_DEMAND).join(&name)).map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => Error::UnknownModule(module.to_owned()),
-                _ => at(module)(error),
+            fs::read_to_string(Path::new(ON_DEMAND).join(&name)).map_err(|error| {
+                match error.kind() {
+                    io::ErrorKind::NotFound => Error::UnknownModule(module.to_owned()),
+                    _ => at(module)(error),
+                }
             })?;
         load_list(&list, command_line, &mut loaded)?;
     }
     load_list(&fs::read_to_string(LIST).map_err(at(LIST))?, command_line, &mut loaded)
 }
 
-fn load_list(list: &str, command_line: &CommandLine, loaded: &mut HashSet<String>) -> Result<(), Error> {
+fn load_list(
+    list: &str,
+    command_line: &CommandLine,
+    loaded: &mut HashSet<String>,
+) -> Result<(), Error> {
     for (path, own_parameters) in entries(list) {
         let name = module_name(path);
         if !loaded.insert(name.clone()) {
@@ -66,10 +72,12 @@ fn load_list(list: &str, command_line: &CommandLine, loaded: &mut HashSet<String
 
 /// The lines of a list: path and parameters. Empty lines and those that start with `#` are skipped.
 fn entries(list: &str) -> impl Iterator<Item = (&str, &str)> {
-    list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(|line| {
-        let (path, parameters) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-        (path, parameters.trim())
-    })
+    list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(
+        |line| {
+            let (path, parameters) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+            (path, parameters.trim())
+        },
+    )
 }
 
 /// `virtio_scsi` of `/lib/modules/…/virtio-scsi.ko`: the kernel writes a module's name with underscores.
@@ -89,7 +97,10 @@ mod tests {
     #[test]
     fn a_list_gives_paths_with_their_parameters() {
         let list = "# comment\n/lib/a.ko\n\n  /lib/b-c.ko  x=1 y=2 \n";
-        assert_eq!(entries(list).collect::<Vec<_>>(), [("/lib/a.ko", ""), ("/lib/b-c.ko", "x=1 y=2")]);
+        assert_eq!(
+            entries(list).collect::<Vec<_>>(),
+            [("/lib/a.ko", ""), ("/lib/b-c.ko", "x=1 y=2")]
+        );
     }
 
     #[test]

@@ -19,7 +19,8 @@ const NEW_ROOT: &str = "/n";
 pub(crate) fn prepare() -> Result<(), Error> {
     mount_at(Some("/"), NEW_ROOT, None, MsFlags::MS_BIND)?;
     env::set_current_dir(NEW_ROOT).map_err(at(NEW_ROOT))?;
-    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(|e| at("/")(e.into()))?;
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+        .map_err(|e| at("/")(e.into()))?;
     chroot(".").map_err(|e| at("/")(e.into()))?;
     env::set_current_dir("/").map_err(at("/"))?;
     let kernel = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
@@ -31,6 +32,11 @@ pub(crate) fn prepare() -> Result<(), Error> {
     mount_at(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV)
 }
 
-fn mount_at(source: Option<&str>, target: &str, kind: Option<&str>, flags: MsFlags) -> Result<(), Error> {
+fn mount_at(
+    source: Option<&str>,
+    target: &str,
+    kind: Option<&str>,
+    flags: MsFlags,
+) -> Result<(), Error> {
     mount(source, target, kind, flags, None::<&str>).map_err(|errno| at(target)(errno.into()))
 }

@@ -9,9 +9,11 @@ const LOOPBACK_INDEX: u32 = 1;
 
 /// Brings `lo` up. The runtime that rtnetlink needs is gone afterwards, and so are its descriptors.
 pub(crate) fn bring_loopback_up() -> Result<(), Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(at("tokio"))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(at("tokio"))?;
     runtime.block_on(async {
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(at("rtnetlink socket"))?;
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(at("rtnetlink socket"))?;
         let connection = tokio::spawn(connection);
         let up = LinkUnspec::new_with_index(LOOPBACK_INDEX).up().build();
         let outcome = handle.link().set(up).execute().await;

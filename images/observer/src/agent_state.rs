@@ -60,7 +60,9 @@ fn read_thread(path: &Path) -> io::Result<(Thread, u64)> {
 fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(error) if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => {
+        Err(error)
+            if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) =>
+        {
             Ok(None)
         }
         Err(error) => Err(error),
@@ -98,7 +100,10 @@ mod tests {
         assert!(thread.join().unwrap().is_err());
         let own = fs::metadata("/proc/self/ns/mnt").unwrap().ino();
         assert!(
-            state.threads.iter().any(|thread| thread.comm == "observed" && thread.mount_namespace == own)
+            state
+                .threads
+                .iter()
+                .any(|thread| thread.comm == "observed" && thread.mount_namespace == own)
         );
         assert!(state.fds.contains(&marker.path().display().to_string()), "{:?}", state.fds);
         assert!(state.voluntary_switches > 0 && state.rss_anon_kb > 0 && state.rss_file_kb > 0);

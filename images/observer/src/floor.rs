@@ -15,8 +15,8 @@ use nix::{
     errno::Errno,
     sys::{
         socket::{
-            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt,
-            socket, sockopt,
+            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv,
+            setsockopt, socket, sockopt,
         },
         time::TimeVal,
     },
@@ -99,7 +99,8 @@ mod tests {
     use super::*;
 
     const MARKER: &str = "/0:0:5:3/block/";
-    const PATH: &str = "/devices/pci0000:00/0000:00:01.0/virtio0/host0/target0:0:5/0:0:5:3/block/sda";
+    const PATH: &str =
+        "/devices/pci0000:00/0000:00:01.0/virtio0/host0/target0:0:5/0:0:5:3/block/sda";
 
     fn name(header: &str) -> Option<String> {
         let event = format!("{header}\0ACTION=x\0SUBSYSTEM=block");

@@ -170,6 +170,9 @@ mod tests {
 
     #[test]
     fn a_request_without_fields_is_its_name() {
-        assert_eq!(serde_json::from_str::<Request>(r#""agent_state""#).unwrap(), Request::AgentState);
+        assert_eq!(
+            serde_json::from_str::<Request>(r#""agent_state""#).unwrap(),
+            Request::AgentState
+        );
     }
 }

@@ -77,7 +77,9 @@ fn answer(request: Request, uevents: &mut Option<Uevents>) -> Result<Reply, Box<
             let contents = fs::read(&path).map_err(|error| format!("reading {path}: {error}"))?;
             Ok(Reply::Contents { contents: String::from_utf8_lossy(&contents).into_owned() })
         }
-        Request::Programs { cgroup } => Ok(Reply::Programs { programs: programs::attached(&cgroup)? }),
+        Request::Programs { cgroup } => {
+            Ok(Reply::Programs { programs: programs::attached(&cgroup)? })
+        }
         Request::AttachProgram { cgroup, instructions } => {
             programs::attach(&cgroup, &instructions)?;
             Ok(Reply::Done)

@@ -48,7 +48,8 @@ impl Words {
 #[expect(unsafe_code, reason = "no safe wrapper of bpf(2) exists")]
 fn bpf(command: libc::c_int, attribute: &mut Words) -> io::Result<i64> {
     // SAFETY: the attribute lives until the call returns, and so does what the callers below point to; all sizes are told.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attribute, size_of::<Words>()) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attribute, size_of::<Words>()) };
     if result < 0 {
         let error = io::Error::last_os_error();
         return Err(io::Error::new(error.kind(), format!("bpf({command}): {error}")));
@@ -64,7 +65,8 @@ fn owned(fd: i64) -> OwnedFd {
 
 fn open(cgroup: &str) -> io::Result<File> {
     let path = Path::new(ROOT).join(cgroup.trim_start_matches('/'));
-    File::open(&path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    File::open(&path)
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
 /// The programs that are attached to `cgroup` itself.
@@ -95,8 +97,9 @@ fn instructions(id: u32) -> io::Result<String> {
 
 /// Attaches a program to `cgroup`, beside what is there.
 pub(crate) fn attach(cgroup: &str, instructions: &str) -> io::Result<()> {
-    let byte =
-        |at: usize| instructions.get(at..at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+    let byte = |at: usize| {
+        instructions.get(at..at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok())
+    };
     let bytes: Option<Vec<u8>> = (0..instructions.len()).step_by(2).map(byte).collect();
     let bytes = bytes.filter(|bytes| bytes.len() % SIZE == 0);
     let bytes = bytes.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program"))?;
@@ -104,7 +107,11 @@ pub(crate) fn attach(cgroup: &str, instructions: &str) -> io::Result<()> {
     let mut load = Words::new(&head).pointing(2, bytes.as_ptr()).pointing(4, c"GPL".as_ptr());
     let program = owned(bpf(PROG_LOAD, &mut load)?);
     let directory = open(cgroup)?;
-    let words =
-        [directory.as_raw_fd() as u32, program.as_raw_fd() as u32, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI];
+    let words = [
+        directory.as_raw_fd() as u32,
+        program.as_raw_fd() as u32,
+        BPF_CGROUP_DEVICE,
+        BPF_F_ALLOW_MULTI,
+    ];
     bpf(PROG_ATTACH, &mut Words::new(&words)).map(drop)
 }

@@ -50,7 +50,9 @@ pub(crate) fn run(argv: &[String], stdin: Option<String>) -> Result<Reply, Box<d
 
 fn is_program(name: &str) -> bool {
     name.contains('/')
-        || ["/usr/bin", "/usr/sbin", "/bin"].iter().any(|directory| Path::new(directory).join(name).exists())
+        || ["/usr/bin", "/usr/sbin", "/bin"]
+            .iter()
+            .any(|directory| Path::new(directory).join(name).exists())
 }
 
 fn status_number(status: ExitStatus) -> i32 {

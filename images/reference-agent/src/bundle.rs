@@ -86,7 +86,8 @@ pub(crate) fn config(spec: &Spec, device_rules: &[DeviceRule]) -> Result<Value, 
 
 /// A process, of a container or for `crun exec --process`.
 pub(crate) fn process_config(process: &Process) -> Result<Value, Error> {
-    let capabilities = process.Capabilities.as_ref().ok_or(Error::Missing("process capabilities"))?;
+    let capabilities =
+        process.Capabilities.as_ref().ok_or(Error::Missing("process capabilities"))?;
     let user = process.User.get_or_default();
     Ok(json!({
         "terminal": process.Terminal,
@@ -153,7 +154,9 @@ fn linux(linux: &Linux, device_rules: &[DeviceRule]) -> Value {
         "cgroupsPath": linux.CgroupsPath,
         "resources": resources(device_rules),
     });
-    for (key, mappings) in [("uidMappings", &linux.UIDMappings), ("gidMappings", &linux.GIDMappings)] {
+    for (key, mappings) in
+        [("uidMappings", &linux.UIDMappings), ("gidMappings", &linux.GIDMappings)]
+    {
         if !mappings.is_empty() {
             config[key] = mappings.iter().map(mapping).collect();
         }
@@ -179,14 +182,16 @@ mod tests {
     use super::*;
 
     fn spec() -> Spec {
-        let mut process = Process { Args: vec!["/bin/sh".into()], Cwd: "/".into(), ..Process::default() };
+        let mut process =
+            Process { Args: vec!["/bin/sh".into()], Cwd: "/".into(), ..Process::default() };
         process.Capabilities.mut_or_insert_default().Bounding = vec!["CAP_MKNOD".into()];
         let mut spec = Spec { Hostname: "c1".into(), ..Spec::default() };
         spec.Process = Some(process).into();
         spec.Root = Some(Root { Path: "/ctr/rootfs".into(), ..Root::default() }).into();
         let linux = spec.Linux.mut_or_insert_default();
         linux.CgroupsPath = "/pod/c1".into();
-        linux.Namespaces = vec![LinuxNamespace { Type: "mount".into(), ..LinuxNamespace::default() }];
+        linux.Namespaces =
+            vec![LinuxNamespace { Type: "mount".into(), ..LinuxNamespace::default() }];
         spec
     }
 
@@ -205,9 +210,15 @@ mod tests {
 
     #[test]
     fn a_rule_leaves_out_the_numbers_that_stand_for_all() {
-        let deny = DeviceRule { allow: false, kind: 'a', major: None, minor: None, access: "rwm".into() };
-        let allow =
-            DeviceRule { allow: true, kind: 'b', major: Some(8), minor: Some(0), access: "rw".into() };
+        let deny =
+            DeviceRule { allow: false, kind: 'a', major: None, minor: None, access: "rwm".into() };
+        let allow = DeviceRule {
+            allow: true,
+            kind: 'b',
+            major: Some(8),
+            minor: Some(0),
+            access: "rw".into(),
+        };
         let expected = json!({ "devices": [
             { "allow": false, "type": "a", "access": "rwm" },
             { "allow": true, "type": "b", "access": "rw", "major": 8, "minor": 0 },

@@ -45,8 +45,9 @@ impl Cgroups {
     pub(crate) fn mount(v2: bool) -> Result<Self, Error> {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         let mount_at = |kind: &str, target: &Path, flags, options: Option<&str>| {
-            mount(Some(kind), target, Some(kind), flags, options)
-                .map_err(|errno| at(format!("mounting {kind} at {}", target.display()))(errno.into()))
+            mount(Some(kind), target, Some(kind), flags, options).map_err(|errno| {
+                at(format!("mounting {kind} at {}", target.display()))(errno.into())
+            })
         };
         if v2 {
             mount_at("cgroup2", Path::new(ROOT), flags, None)?;
@@ -78,7 +79,9 @@ impl Cgroups {
     /// The rules as this version takes them: on v1 a list that denies by default takes no "all", but all of both kinds.
     pub(crate) fn expand(self, rules: Vec<DeviceRule>) -> Vec<DeviceRule> {
         let split = |rule: DeviceRule| match (self, rule.allow, rule.kind) {
-            (Self::V1, true, 'a') => ['b', 'c'].map(|kind| DeviceRule { kind, ..rule.clone() }).to_vec(),
+            (Self::V1, true, 'a') => {
+                ['b', 'c'].map(|kind| DeviceRule { kind, ..rule.clone() }).to_vec()
+            }
             _ => vec![rule],
         };
         rules.into_iter().flat_map(split).collect()
@@ -131,7 +134,11 @@ pub(crate) fn device_rules(messages: &[LinuxDeviceCgroup]) -> Result<Vec<DeviceR
                 kind,
                 major: number(message.Major),
                 minor: number(message.Minor),
-                access: if message.Access.is_empty() { "rwm".to_owned() } else { message.Access.clone() },
+                access: if message.Access.is_empty() {
+                    "rwm".to_owned()
+                } else {
+                    message.Access.clone()
+                },
             })
         })
         .collect()
@@ -145,7 +152,8 @@ pub(crate) fn checked_path(path: &str) -> Result<PathBuf, Error> {
         Some(Component::RootDir) => components.collect(),
         _ => return Err(wrong()),
     };
-    if below_root.len() != 2 || below_root.iter().any(|component| !matches!(component, Component::Normal(_)))
+    if below_root.len() != 2
+        || below_root.iter().any(|component| !matches!(component, Component::Normal(_)))
     {
         return Err(wrong());
     }
@@ -185,7 +193,8 @@ mod tests {
         assert_eq!(fs::read_to_string(pod.join("devices.deny")).unwrap(), "a");
         assert_eq!(fs::read_to_string(pod.join("devices.allow")).unwrap(), "b 8:* rw");
         fs::write(pod.join("devices.deny"), "untouched").unwrap();
-        allow_below(devices.path(), Path::new("/pod"), &[rule(true, 'c', Some(1), Some(11))]).unwrap();
+        allow_below(devices.path(), Path::new("/pod"), &[rule(true, 'c', Some(1), Some(11))])
+            .unwrap();
         assert_eq!(fs::read_to_string(pod.join("devices.deny")).unwrap(), "untouched");
         assert_eq!(fs::read_to_string(pod.join("devices.allow")).unwrap(), "c 1:11 rw");
     }
@@ -194,8 +203,11 @@ mod tests {
     fn only_v1_splits_an_allowance_of_everything() {
         let all = vec![rule(false, 'a', None, None), rule(true, 'a', None, None)];
         assert_eq!(Cgroups::V2.expand(all.clone()), all);
-        let split =
-            vec![rule(false, 'a', None, None), rule(true, 'b', None, None), rule(true, 'c', None, None)];
+        let split = vec![
+            rule(false, 'a', None, None),
+            rule(true, 'b', None, None),
+            rule(true, 'c', None, None),
+        ];
         assert_eq!(Cgroups::V1.expand(all), split);
     }
 
@@ -207,7 +219,8 @@ mod tests {
             Minor: minor,
             ..LinuxDeviceCgroup::default()
         };
-        let rules = device_rules(&[message("b", 8, -1), message("a", 0, 0), message("", -1, -1)]).unwrap();
+        let rules =
+            device_rules(&[message("b", 8, -1), message("a", 0, 0), message("", -1, -1)]).unwrap();
         assert_eq!((rules[0].kind, rules[0].major, rules[0].minor), ('b', Some(8), None));
         assert_eq!((rules[1].kind, rules[1].major), ('a', None));
         assert_eq!((rules[2].kind, rules[2].access.as_str()), ('a', "rwm"));

@@ -44,8 +44,12 @@ impl Config {
             cgroup_v2: false,
         };
         for (name, value) in text.split_whitespace().filter_map(|word| word.split_once('=')) {
-            let wrong =
-                || io::Error::new(io::ErrorKind::InvalidInput, format!("{name}={value} is not understood"));
+            let wrong = || {
+                io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("{name}={value} is not understood"),
+                )
+            };
             match name {
                 "agent.server_addr" => {
                     let port = value.strip_prefix("vsock://-1:").and_then(|port| port.parse().ok());
@@ -59,7 +63,9 @@ impl Config {
                 "agent.deny" => config.denied.extend(value.split(',').map(str::to_owned)),
                 "agent.log" => config.log = value.parse().map_err(|_| wrong())?,
                 "cgroup_no_v1" => config.cgroup_v2 |= value == "all",
-                "systemd.unified_cgroup_hierarchy" => config.cgroup_v2 |= matches!(value, "1" | "true"),
+                "systemd.unified_cgroup_hierarchy" => {
+                    config.cgroup_v2 |= matches!(value, "1" | "true")
+                }
                 _ => {}
             }
         }

@@ -82,8 +82,9 @@ impl Container {
         self.running()?;
         let pinned = self.pinned.as_ref().ok_or(ContainerError::Created)?;
         let init = self.init.handle().ok_or(ContainerError::Stopped)?;
-        let duplicate =
-            |fd: &OwnedFd| fd.try_clone().map_err(|error| ContainerError::Unreachable(error.to_string()));
+        let duplicate = |fd: &OwnedFd| {
+            fd.try_clone().map_err(|error| ContainerError::Unreachable(error.to_string()))
+        };
         Ok(agent_plugin::Container {
             init: duplicate(init)?,
             mount_namespace: duplicate(&pinned.mount)?,

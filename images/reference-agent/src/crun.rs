@@ -55,7 +55,9 @@ impl Crun {
         let mut crun = Command::new(CRUN);
         crun.arg("--log").arg(&log).args(["--cgroup-manager", "cgroupfs", command]).args(arguments);
         match streams {
-            Some(streams) => crun.stdin(streams.stdin).stdout(streams.stdout).stderr(streams.stderr),
+            Some(streams) => {
+                crun.stdin(streams.stdin).stdout(streams.stdout).stderr(streams.stderr)
+            }
             None => crun.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()),
         };
         let expectation = self.reaper.expect();
@@ -63,9 +65,9 @@ impl Crun {
         // The pipes' ends of the container belong to the container alone from here on, or a reader never sees their end.
         drop(crun);
         let mut exit = expectation.watch(child.id());
-        let status = tokio::time::timeout(LIMIT, ended(&mut exit))
-            .await
-            .map_err(|_| Error::TimedOut { awaited: format!("the end of crun {command}"), limit: LIMIT })?;
+        let status = tokio::time::timeout(LIMIT, ended(&mut exit)).await.map_err(|_| {
+            Error::TimedOut { awaited: format!("the end of crun {command}"), limit: LIMIT }
+        })?;
         if status != 0 {
             let log = fs::read_to_string(&log).unwrap_or_default();
             return Err(Error::Crun {

@@ -40,7 +40,8 @@ impl Policy {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Self::default(),
             Err(error) => return Err(at(FILE)(error)),
         };
-        let denied = |method: &String| Entry { method: method.clone(), conditions: BTreeMap::new() };
+        let denied =
+            |method: &String| Entry { method: method.clone(), conditions: BTreeMap::new() };
         policy.deny.extend(config.denied.iter().map(denied));
         Ok(policy)
     }
@@ -49,7 +50,10 @@ impl Policy {
     pub(crate) fn check(&self, method: &str, request: &Value) -> Result<(), Error> {
         let denies = |entry: &Entry| {
             entry.method == method
-                && entry.conditions.iter().all(|(pointer, value)| request.pointer(pointer) == Some(value))
+                && entry
+                    .conditions
+                    .iter()
+                    .all(|(pointer, value)| request.pointer(pointer) == Some(value))
         };
         match self.deny.iter().any(denies) {
             true => Err(Error::Denied(format!("{method} is denied"))),
@@ -71,14 +75,18 @@ mod tests {
     #[test]
     fn a_method_without_conditions_is_always_denied_and_others_never() {
         let policy = policy(json!({ "deny": [{ "method": "Attach" }] }));
-        assert_eq!(policy.check("Attach", &json!({})).unwrap_err().to_string(), "policy: Attach is denied");
+        assert_eq!(
+            policy.check("Attach", &json!({})).unwrap_err().to_string(),
+            "policy: Attach is denied"
+        );
         policy.check("Detach", &json!({})).unwrap();
     }
 
     #[test]
     fn conditions_must_all_hold() {
-        let policy =
-            policy(json!({ "deny": [{ "method": "Attach", "where": { "/a/0/path": "/dev/x", "/b": 1 } }] }));
+        let policy = policy(
+            json!({ "deny": [{ "method": "Attach", "where": { "/a/0/path": "/dev/x", "/b": 1 } }] }),
+        );
         policy.check("Attach", &json!({ "a": [{ "path": "/dev/x" }], "b": 1 })).unwrap_err();
         policy.check("Attach", &json!({ "a": [{ "path": "/dev/x" }], "b": 2 })).unwrap();
         policy.check("Attach", &json!({ "a": [{ "path": "/dev/x" }] })).unwrap();

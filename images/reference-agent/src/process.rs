@@ -143,8 +143,9 @@ impl Streams {
 
     /// Whether both outputs are at their end and closed.
     pub(crate) fn drained(&self) -> bool {
-        let closed =
-            |stream: &Mutex<Option<Receiver>>| stream.try_lock().is_ok_and(|stream| stream.is_none());
+        let closed = |stream: &Mutex<Option<Receiver>>| {
+            stream.try_lock().is_ok_and(|stream| stream.is_none())
+        };
         closed(&self.stdout) && closed(&self.stderr)
     }
 }
@@ -158,9 +159,10 @@ impl Process {
             return Ok(Self { handle: None, exit, waited_for, streams });
         }
         let raw = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
-        let raw = raw.ok_or_else(|| at(format!("process id {pid}"))(io::ErrorKind::InvalidData.into()))?;
-        let handle =
-            pidfd_open(raw, PidfdFlags::empty()).map_err(|e| at(format!("pidfd of {pid}"))(e.into()))?;
+        let raw =
+            raw.ok_or_else(|| at(format!("process id {pid}"))(io::ErrorKind::InvalidData.into()))?;
+        let handle = pidfd_open(raw, PidfdFlags::empty())
+            .map_err(|e| at(format!("pidfd of {pid}"))(e.into()))?;
         Ok(Self { handle: Some(handle), exit, waited_for, streams })
     }
 

@@ -146,7 +146,8 @@ mod tests {
         let reaper = Reaper::start().unwrap();
         let shell = |script: &str| {
             let expectation = reaper.expect();
-            let child = Command::new("sh").args(["-c", script]).stdin(Stdio::null()).spawn().unwrap();
+            let child =
+                Command::new("sh").args(["-c", script]).stdin(Stdio::null()).spawn().unwrap();
             (expectation, child.id())
         };
 
@@ -166,7 +167,8 @@ mod tests {
             // Nobody expects this one: it is reaped, and forgotten.
             let (expectation, orphan) = shell("exit 1");
             drop(expectation);
-            let (expectation, pid) = shell(&format!("while kill -0 {orphan} 2>/dev/null; do :; done"));
+            let (expectation, pid) =
+                shell(&format!("while kill -0 {orphan} 2>/dev/null; do :; done"));
             ended(&mut expectation.watch(pid)).await;
         }
         let table = reaper.table();

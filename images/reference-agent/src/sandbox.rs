@@ -49,7 +49,8 @@ impl Sandbox {
         }
         let linux = spec.Linux.as_ref().ok_or(Error::Missing("OCI.Linux"))?;
         let cgroup = cgroups::checked_path(&linux.CgroupsPath)?;
-        let rules = self.cgroups.expand(cgroups::device_rules(&linux.Resources.get_or_default().Devices)?);
+        let rules =
+            self.cgroups.expand(cgroups::device_rules(&linux.Resources.get_or_default().Devices)?);
         let config = bundle::config(spec, &rules)?;
         self.cgroups.allow_in_pod(&cgroup, &rules)?;
 
@@ -68,7 +69,8 @@ impl Sandbox {
 
     /// Starts a container that was created.
     pub(crate) async fn start(&mut self, id: &str) -> Result<(), Error> {
-        let container = self.containers.get_mut(id).ok_or_else(|| Error::UnknownContainer(id.to_owned()))?;
+        let container =
+            self.containers.get_mut(id).ok_or_else(|| Error::UnknownContainer(id.to_owned()))?;
         match container.running() {
             Err(ContainerError::Created) => {}
             Err(_) => return Err(wrong_state(id, "not there to be started: it has stopped")),
@@ -83,14 +85,21 @@ impl Sandbox {
     }
 
     /// Starts another process in a container.
-    pub(crate) async fn exec(&mut self, id: &str, exec: &str, process: &ProcessSpec) -> Result<(), Error> {
+    pub(crate) async fn exec(
+        &mut self,
+        id: &str,
+        exec: &str,
+        process: &ProcessSpec,
+    ) -> Result<(), Error> {
         check_id(exec)?;
-        let container = self.containers.get_mut(id).ok_or_else(|| Error::UnknownContainer(id.to_owned()))?;
+        let container =
+            self.containers.get_mut(id).ok_or_else(|| Error::UnknownContainer(id.to_owned()))?;
         container.running().map_err(|_| wrong_state(id, "not running"))?;
         if container.process(id, exec).is_some() {
             return Err(Error::Exists(format!("process {exec}")));
         }
-        let specification = container.bundle.write("process.json", &bundle::process_config(process)?)?;
+        let specification =
+            container.bundle.write("process.json", &bundle::process_config(process)?)?;
         let directory = container.bundle.directory();
         let pid_file = directory.join("exec-pid");
         let mut arguments = vec![
@@ -117,7 +126,8 @@ impl Sandbox {
 
     /// Gives a container new device rules; without any it is left as it is.
     pub(crate) async fn update(&mut self, id: &str, rules: Vec<DeviceRule>) -> Result<(), Error> {
-        let container = self.containers.get_mut(id).ok_or_else(|| Error::UnknownContainer(id.to_owned()))?;
+        let container =
+            self.containers.get_mut(id).ok_or_else(|| Error::UnknownContainer(id.to_owned()))?;
         if rules.is_empty() {
             return Ok(());
         }
@@ -132,14 +142,16 @@ impl Sandbox {
 
     /// Kills a container and removes all of it.
     pub(crate) async fn remove(&mut self, id: &str, limit: Option<Duration>) -> Result<(), Error> {
-        let container = self.containers.get(id).ok_or_else(|| Error::UnknownContainer(id.to_owned()))?;
+        let container =
+            self.containers.get(id).ok_or_else(|| Error::UnknownContainer(id.to_owned()))?;
         let limit = limit.unwrap_or(REMOVAL);
         let removal = async {
             self.crun.run(container.bundle.directory(), "delete", &["--force", id], None).await?;
             container.init.wait().await;
             Ok(())
         };
-        let timed_out = |_| Error::TimedOut { awaited: format!("the removal of container {id}"), limit };
+        let timed_out =
+            |_| Error::TimedOut { awaited: format!("the removal of container {id}"), limit };
         tokio::time::timeout(limit, removal).await.map_err(timed_out)??;
         self.containers.remove(id);
         Ok(())
@@ -160,8 +172,10 @@ impl Sandbox {
 
     /// A process, to be used without the lock.
     pub(crate) fn process(&self, id: &str, process: &str) -> Result<Arc<Process>, Error> {
-        let container = self.containers.get(id).ok_or_else(|| Error::UnknownContainer(id.to_owned()))?;
-        let unknown = || Error::UnknownProcess { container: id.to_owned(), process: process.to_owned() };
+        let container =
+            self.containers.get(id).ok_or_else(|| Error::UnknownContainer(id.to_owned()))?;
+        let unknown =
+            || Error::UnknownProcess { container: id.to_owned(), process: process.to_owned() };
         container.process(id, process).cloned().ok_or_else(unknown)
     }
 
@@ -183,9 +197,12 @@ fn left_by_crun(
     streams: Streams,
 ) -> Result<(u32, Process), Error> {
     let wrong = || {
-        at(format!("{} holds no process number", pid_file.display()))(std::io::ErrorKind::InvalidData.into())
+        at(format!("{} holds no process number", pid_file.display()))(
+            std::io::ErrorKind::InvalidData.into(),
+        )
     };
-    let text = fs::read_to_string(pid_file).map_err(at(format!("reading {}", pid_file.display())))?;
+    let text =
+        fs::read_to_string(pid_file).map_err(at(format!("reading {}", pid_file.display())))?;
     let pid = text.trim().parse().map_err(|_| wrong())?;
     Ok((pid, Process::new(pid, expectation.watch(pid), streams)?))
 }

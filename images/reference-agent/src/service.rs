@@ -4,11 +4,11 @@ use std::{fs, sync::Arc, time::Duration};
 
 use agent_api::{
     agent::{
-        AgentDetails, CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest,
-        ExecProcessRequest, GuestDetailsRequest, GuestDetailsResponse, Nil, ReadStreamRequest,
-        ReadStreamResponse, RemoveContainerRequest, SignalProcessRequest, StartContainerRequest,
-        TtyWinResizeRequest, UpdateContainerRequest, WaitProcessRequest, WaitProcessResponse,
-        WriteStreamRequest, WriteStreamResponse,
+        AgentDetails, CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest,
+        DestroySandboxRequest, ExecProcessRequest, GuestDetailsRequest, GuestDetailsResponse, Nil,
+        ReadStreamRequest, ReadStreamResponse, RemoveContainerRequest, SignalProcessRequest,
+        StartContainerRequest, TtyWinResizeRequest, UpdateContainerRequest, WaitProcessRequest,
+        WaitProcessResponse, WriteStreamRequest, WriteStreamResponse,
     },
     agent_ttrpc,
 };
@@ -45,9 +45,16 @@ impl AgentService {
         self.policy.check(method, request)
     }
 
-    async fn read(&self, request: &ReadStreamRequest, output: Output) -> ttrpc::Result<ReadStreamResponse> {
+    async fn read(
+        &self,
+        request: &ReadStreamRequest,
+        output: Output,
+    ) -> ttrpc::Result<ReadStreamResponse> {
         let (container, exec) = (&request.container_id, &request.exec_id);
-        self.authorize("ReadStreamRequest", &json!({ "container_id": container, "exec_id": exec }))?;
+        self.authorize(
+            "ReadStreamRequest",
+            &json!({ "container_id": container, "exec_id": exec }),
+        )?;
         let process = self.sandbox.lock().await.process(container, exec)?;
         let data = process.read(output, usize::try_from(request.len).unwrap_or(usize::MAX)).await;
         if matches!(data, Err(Error::EndOfFile)) {
@@ -59,7 +66,11 @@ impl AgentService {
 
 #[async_trait]
 impl agent_ttrpc::AgentService for AgentService {
-    async fn create_sandbox(&self, _: &TtrpcContext, request: CreateSandboxRequest) -> ttrpc::Result<Nil> {
+    async fn create_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: CreateSandboxRequest,
+    ) -> ttrpc::Result<Nil> {
         self.authorize("CreateSandboxRequest", &json!({ "sandbox_id": request.sandbox_id }))?;
         if !request.dns.is_empty() {
             return Err(Error::Unsupported("dns servers").into());
@@ -68,13 +79,18 @@ impl agent_ttrpc::AgentService for AgentService {
             return Err(Error::Unsupported("a pid namespace of the sandbox").into());
         }
         if !request.hostname.is_empty() {
-            sethostname(&request.hostname).map_err(|errno| at("setting the host name")(errno.into()))?;
+            sethostname(&request.hostname)
+                .map_err(|errno| at("setting the host name")(errno.into()))?;
         }
         tracing::info!("sandbox {} created", request.sandbox_id);
         Ok(Nil::new())
     }
 
-    async fn destroy_sandbox(&self, _: &TtrpcContext, _: DestroySandboxRequest) -> ttrpc::Result<Nil> {
+    async fn destroy_sandbox(
+        &self,
+        _: &TtrpcContext,
+        _: DestroySandboxRequest,
+    ) -> ttrpc::Result<Nil> {
         self.authorize("DestroySandboxRequest", &json!({}))?;
         self.sandbox.lock().await.destroy().await?;
         self.destroyed.notify_one();
@@ -97,7 +113,11 @@ impl agent_ttrpc::AgentService for AgentService {
         Ok(Nil::new())
     }
 
-    async fn start_container(&self, _: &TtrpcContext, request: StartContainerRequest) -> ttrpc::Result<Nil> {
+    async fn start_container(
+        &self,
+        _: &TtrpcContext,
+        request: StartContainerRequest,
+    ) -> ttrpc::Result<Nil> {
         let id = &request.container_id;
         self.authorize("StartContainerRequest", &json!({ "container_id": id }))?;
         self.sandbox.lock().await.start(id).await?;
@@ -119,17 +139,31 @@ impl agent_ttrpc::AgentService for AgentService {
         Ok(Nil::new())
     }
 
-    async fn exec_process(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Nil> {
+    async fn exec_process(
+        &self,
+        _: &TtrpcContext,
+        request: ExecProcessRequest,
+    ) -> ttrpc::Result<Nil> {
         let (container, exec) = (&request.container_id, &request.exec_id);
-        self.authorize("ExecProcessRequest", &json!({ "container_id": container, "exec_id": exec }))?;
+        self.authorize(
+            "ExecProcessRequest",
+            &json!({ "container_id": container, "exec_id": exec }),
+        )?;
         let process = request.process.as_ref().ok_or(Error::Missing("process"))?;
         self.sandbox.lock().await.exec(container, exec, process).await?;
         Ok(Nil::new())
     }
 
-    async fn signal_process(&self, _: &TtrpcContext, request: SignalProcessRequest) -> ttrpc::Result<Nil> {
+    async fn signal_process(
+        &self,
+        _: &TtrpcContext,
+        request: SignalProcessRequest,
+    ) -> ttrpc::Result<Nil> {
         let (container, exec) = (&request.container_id, &request.exec_id);
-        self.authorize("SignalProcessRequest", &json!({ "container_id": container, "exec_id": exec }))?;
+        self.authorize(
+            "SignalProcessRequest",
+            &json!({ "container_id": container, "exec_id": exec }),
+        )?;
         self.sandbox.lock().await.process(container, exec)?.signal(request.signal)?;
         Ok(Nil::new())
     }
@@ -140,7 +174,10 @@ impl agent_ttrpc::AgentService for AgentService {
         request: WaitProcessRequest,
     ) -> ttrpc::Result<WaitProcessResponse> {
         let (container, exec) = (&request.container_id, &request.exec_id);
-        self.authorize("WaitProcessRequest", &json!({ "container_id": container, "exec_id": exec }))?;
+        self.authorize(
+            "WaitProcessRequest",
+            &json!({ "container_id": container, "exec_id": exec }),
+        )?;
         let process = self.sandbox.lock().await.process(container, exec)?;
         let status = process.wait().await;
         self.sandbox.lock().await.forget_if_over(container, exec);
@@ -153,7 +190,10 @@ impl agent_ttrpc::AgentService for AgentService {
         request: WriteStreamRequest,
     ) -> ttrpc::Result<WriteStreamResponse> {
         let (container, exec) = (&request.container_id, &request.exec_id);
-        self.authorize("WriteStreamRequest", &json!({ "container_id": container, "exec_id": exec }))?;
+        self.authorize(
+            "WriteStreamRequest",
+            &json!({ "container_id": container, "exec_id": exec }),
+        )?;
         let process = self.sandbox.lock().await.process(container, exec)?;
         let written = process.write(&request.data).await?;
         // A message is smaller than four gigabytes.
@@ -176,17 +216,31 @@ impl agent_ttrpc::AgentService for AgentService {
         self.read(&request, Output::Stderr).await
     }
 
-    async fn close_stdin(&self, _: &TtrpcContext, request: CloseStdinRequest) -> ttrpc::Result<Nil> {
+    async fn close_stdin(
+        &self,
+        _: &TtrpcContext,
+        request: CloseStdinRequest,
+    ) -> ttrpc::Result<Nil> {
         let (container, exec) = (&request.container_id, &request.exec_id);
-        self.authorize("CloseStdinRequest", &json!({ "container_id": container, "exec_id": exec }))?;
+        self.authorize(
+            "CloseStdinRequest",
+            &json!({ "container_id": container, "exec_id": exec }),
+        )?;
         let process = self.sandbox.lock().await.process(container, exec)?;
         process.close_stdin().await;
         Ok(Nil::new())
     }
 
-    async fn tty_win_resize(&self, _: &TtrpcContext, request: TtyWinResizeRequest) -> ttrpc::Result<Nil> {
+    async fn tty_win_resize(
+        &self,
+        _: &TtrpcContext,
+        request: TtyWinResizeRequest,
+    ) -> ttrpc::Result<Nil> {
         let (container, exec) = (&request.container_id, &request.exec_id);
-        self.authorize("TtyWinResizeRequest", &json!({ "container_id": container, "exec_id": exec }))?;
+        self.authorize(
+            "TtyWinResizeRequest",
+            &json!({ "container_id": container, "exec_id": exec }),
+        )?;
         let process = self.sandbox.lock().await.process(container, exec)?;
         process.resize(request.row, request.column)?;
         Ok(Nil::new())

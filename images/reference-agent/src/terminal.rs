@@ -34,7 +34,8 @@ impl Console {
     /// Listens in the bundle `directory`.
     pub(crate) fn listen(directory: &Path) -> Result<Self, Error> {
         let path = directory.join("console.sock");
-        let listener = UnixListener::bind(&path).map_err(at(format!("listening on {}", path.display())))?;
+        let listener =
+            UnixListener::bind(&path).map_err(at(format!("listening on {}", path.display())))?;
         Ok(Self { listener, path })
     }
 
@@ -44,7 +45,9 @@ impl Console {
 
     /// What crun has delivered before it ended.
     pub(crate) fn received(&self) -> Result<Terminal, Error> {
-        self.receive().map(Terminal).map_err(at(format!("receiving a terminal on {}", self.path.display())))
+        self.receive()
+            .map(Terminal)
+            .map_err(at(format!("receiving a terminal on {}", self.path.display())))
     }
 
     fn receive(&self) -> io::Result<OwnedFd> {
@@ -86,7 +89,8 @@ impl Terminal {
     /// Gives it another size; its foreground processes hear of that by SIGWINCH.
     pub(crate) fn resize(&self, rows: u32, columns: u32) -> Result<(), Error> {
         let number = |cells| u16::try_from(cells).unwrap_or(u16::MAX);
-        let size = Winsize { ws_row: number(rows), ws_col: number(columns), ws_xpixel: 0, ws_ypixel: 0 };
+        let size =
+            Winsize { ws_row: number(rows), ws_col: number(columns), ws_xpixel: 0, ws_ypixel: 0 };
         tcsetwinsize(&self.0, size).map_err(|errno| at("setting a terminal's size")(errno.into()))
     }
 }

@@ -76,7 +76,8 @@ impl Boot {
         };
         let waiting = Waiting::start("booting the sandbox");
         let sandbox = Sandbox::boot_image(&self.image, &machine).await?;
-        let options = ContainerOptions { device_filter: self.device_filter, ..ContainerOptions::default() };
+        let options =
+            ContainerOptions { device_filter: self.device_filter, ..ContainerOptions::default() };
         let mut containers = Vec::new();
         for _ in 0..self.containers {
             containers.push(sandbox.try_start_container(&options).await?.id().to_owned());
@@ -155,9 +156,15 @@ fn hints(sandbox: &Sandbox, containers: &[String], proxies: Option<&Proxies>) {
 
 /// Completes when standard input ends (where it is a pipe or a terminal) or a signal asks for the end.
 fn stop_asked() -> Result<impl Future<Output = ()>, Error> {
-    let listen =
-        |kind| signal(kind).map_err(|source| Error::File { action: "watch", path: "signals".into(), source });
-    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let listen = |kind| {
+        signal(kind).map_err(|source| Error::File {
+            action: "watch",
+            path: "signals".into(),
+            source,
+        })
+    };
+    let (mut interrupt, mut terminate) =
+        (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
     let pipe = fs::metadata("/dev/stdin")
         .is_ok_and(|kind| kind.file_type().is_fifo() || kind.file_type().is_socket());
     let end_counts = pipe || std::io::stdin().is_terminal();

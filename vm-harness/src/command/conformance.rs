@@ -137,13 +137,20 @@ fn print(event: &Event<'_>) {
     match event {
         Event::Subject(subject) => println!("{subject}"),
         Event::Booted(mode, time) => {
-            println!("\n{} ({}), booted in {:.1} s", mode.name(), mode.description(), time.as_secs_f64());
+            println!(
+                "\n{} ({}), booted in {:.1} s",
+                mode.name(),
+                mode.description(),
+                time.as_secs_f64()
+            );
         }
         Event::Outcome(_, outcome) => {
             println!("  {outcome}");
             if let Verdict::Failed { console, .. } = &outcome.verdict {
                 println!("                   the console's last lines:");
-                console.lines().for_each(|line| println!("                   | {}", line.escape_debug()));
+                console
+                    .lines()
+                    .for_each(|line| println!("                   | {}", line.escape_debug()));
             }
         }
         Event::ModeEnds(mode) => {

@@ -25,7 +25,11 @@ impl Console {
     pub(crate) fn run(&self) -> Result<ExitCode, Error> {
         let held = Held::find(self.run_dir.as_deref())?;
         let path = held.console().path().to_owned();
-        follow(&path, &mut io::stdout()).map_err(|source| Error::File { action: "follow", path, source })?;
+        follow(&path, &mut io::stdout()).map_err(|source| Error::File {
+            action: "follow",
+            path,
+            source,
+        })?;
         eprintln!("the sandbox has ended");
         Ok(ExitCode::SUCCESS)
     }

@@ -17,7 +17,8 @@ pub(crate) struct Demo {}
 impl Demo {
     pub(crate) async fn run(self) -> Result<ExitCode, Error> {
         let start = Instant::now();
-        let sandbox = step("boot a QEMU VM with an agent in it", Sandbox::boot(&Machine::default())).await?;
+        let sandbox =
+            step("boot a QEMU VM with an agent in it", Sandbox::boot(&Machine::default())).await?;
         eprintln!(
             "           (QEMU {}, {}, sandbox {})",
             sandbox.qemu_version().await?,
@@ -25,7 +26,8 @@ impl Demo {
             sandbox.id()
         );
         let options = vm_harness::ContainerOptions::default();
-        let container = step("start a container in it", sandbox.try_start_container(&options)).await?;
+        let container =
+            step("start a container in it", sandbox.try_start_container(&options)).await?;
         let volumes = [
             ("loop device", Volume::loop_device(SIZE), "/dev/xvda"),
             ("raw image", Volume::image(SIZE), "/dev/xvdb"),
@@ -64,9 +66,11 @@ async fn round_trip(
         path,
     ];
     eprintln!("$ ecr-runtime {}", command.join(" "));
-    let finished =
-        step("hot-plug, from the process's start to its end", sandbox.ecr_runtime().args(command).run())
-            .await;
+    let finished = step(
+        "hot-plug, from the process's start to its end",
+        sandbox.ecr_runtime().args(command).run(),
+    )
+    .await;
     eprint!("{}{}", finished.stdout, finished.stderr);
     if finished.status != 0 {
         eprintln!("ecr-runtime ended with {}\n{}", finished.status, sandbox.guest().report());
@@ -74,16 +78,18 @@ async fn round_trip(
     }
     let host = volume.checksum();
     let inside =
-        step("SHA-256 of the device, by the container", checksum_inside(container, path, SIZE)).await?;
+        step("SHA-256 of the device, by the container", checksum_inside(container, path, SIZE))
+            .await?;
     if !equal("host → container", &host, &inside) {
         return Ok(false);
     }
     let fresh = random_bytes(usize::try_from(SIZE).unwrap_or(usize::MAX));
     let sent: String = Sha256::digest(&fresh).iter().map(|byte| format!("{byte:02x}")).collect();
-    let write =
-        ["dd", &format!("of={path}"), "bs=64k", "iflag=fullblock", "conv=notrunc,fsync"].map(str::to_owned);
+    let write = ["dd", &format!("of={path}"), "bs=64k", "iflag=fullblock", "conv=notrunc,fsync"]
+        .map(str::to_owned);
     let written =
-        step("new random bytes, written by the container", container.try_exec(&write, &fresh)).await?;
+        step("new random bytes, written by the container", container.try_exec(&write, &fresh))
+            .await?;
     if written.status != 0 {
         eprintln!("dd in the container ended with {}: {}", written.status, written.error_text());
         return Ok(false);
@@ -111,7 +117,9 @@ fn equal(direction: &str, expected: &str, found: &str) -> bool {
     if expected == found {
         eprintln!("           {direction}: equal, {expected}");
     } else {
-        eprintln!("           {direction}: DIFFERENT, {expected} was expected and {found} was found");
+        eprintln!(
+            "           {direction}: DIFFERENT, {expected} was expected and {found} was found"
+        );
     }
     expected == found
 }

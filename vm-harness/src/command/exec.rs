@@ -47,12 +47,16 @@ impl Exec {
         if !self.tty {
             return container.exec_on(&self.command, input, stdout(), stderr()).await;
         }
-        let no_terminal =
-            |source| Error::File { action: "use as a terminal", path: "standard input".into(), source };
+        let no_terminal = |source| Error::File {
+            action: "use as a terminal",
+            path: "standard input".into(),
+            source,
+        };
         let _raw = RawTerminal::enter().map_err(no_terminal)?;
         let (sizes, size) = watch::channel(RawTerminal::size());
         let mut changed = listen(SignalKind::window_change())?;
-        let (mut terminate, mut hang_up) = (listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
+        let (mut terminate, mut hang_up) =
+            (listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
         let follow_size = async {
             while changed.recv().await.is_some() {
                 sizes.send_replace(RawTerminal::size());

@@ -76,10 +76,16 @@ impl Matrix {
         let text = match broken {
             Some(_) => format!("broken, {} failed of {}", counts.failed, counts.run),
             None => {
-                format!("{} failed of {}, {:.0} s", counts.failed, counts.run, start.elapsed().as_secs_f64())
+                format!(
+                    "{} failed of {}, {:.0} s",
+                    counts.failed,
+                    counts.run,
+                    start.elapsed().as_secs_f64()
+                )
             }
         };
-        let names = report.subject.as_ref().map(|subject| (subject.kernel.clone(), subject.qemu.clone()));
+        let names =
+            report.subject.as_ref().map(|subject| (subject.kernel.clone(), subject.qemu.clone()));
         let (kernel, qemu) = names.unwrap_or_else(|| (name(kernel), qemu.display().to_string()));
         if let Some(directory) = &self.report {
             write(&report, directory, &format!("{kernel}-{qemu}"))?;
@@ -125,8 +131,9 @@ fn table(pairs: &[Pair]) -> String {
             qemus.push(&pair.qemu);
         }
     }
-    let mut rows =
-        vec![["kernel"].into_iter().chain(qemus.iter().copied()).map(str::to_owned).collect::<Vec<_>>()];
+    let mut rows = vec![
+        ["kernel"].into_iter().chain(qemus.iter().copied()).map(str::to_owned).collect::<Vec<_>>(),
+    ];
     for kernel in kernels {
         let cell = |qemu: &&str| {
             let pair = pairs.iter().find(|pair| pair.kernel == kernel && pair.qemu == *qemu);

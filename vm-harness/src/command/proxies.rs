@@ -38,9 +38,15 @@ impl ProxyOptions {
         let records = [vm.join("qmp.jsonl"), vm.join("agent.jsonl")];
         // ecr-runtime tries this one first, without being told.
         let path = vm.join("extra-monitor.sock");
-        let qmp = QmpProxy::start_at(&path, &sandbox.qmp_socket(), self.qmp_rule.clone(), Some(&records[0]))?;
+        let qmp = QmpProxy::start_at(
+            &path,
+            &sandbox.qmp_socket(),
+            self.qmp_rule.clone(),
+            Some(&records[0]),
+        )?;
         let (path, vsock) = (vm.join("proxy.vsock"), vm.join("vm.vsock"));
-        let agent = AgentProxy::start_at(&path, &vsock, self.agent_rule.clone(), Some(&records[1]))?;
+        let agent =
+            AgentProxy::start_at(&path, &vsock, self.agent_rule.clone(), Some(&records[1]))?;
         let address = agent.address(sandbox);
         Ok(Some(Proxies { qmp, _agent: agent, address, records }))
     }

@@ -35,7 +35,11 @@ impl Share {
             let kernel_parameters = vec![format!("agent.block_volume={word}")];
             let fresh = Sandbox::boot(&Machine { kernel_parameters, ..Machine::default() }).await?;
             let state = state(&fresh).await?;
-            println!("  memory, {name}, fresh  {}, {} threads", memory(&state), state.threads.len());
+            println!(
+                "  memory, {name}, fresh  {}, {} threads",
+                memory(&state),
+                state.threads.len()
+            );
         }
         let idle = Duration::from_secs(5);
         let before = state(used).await?.voluntary_switches;
@@ -59,12 +63,19 @@ fn memory(state: &AgentState) -> String {
 
 /// Size of the section `.text`, in bytes.
 fn text(path: &PathBuf) -> Result<i64, Error> {
-    let bytes =
-        fs::read(path).map_err(|source| Error::File { action: "read", path: path.clone(), source })?;
-    let unreadable =
-        |_| Error::Missing { what: format!("an ELF program at {}", path.display()), remedy: "run ci/bench" };
+    let bytes = fs::read(path).map_err(|source| Error::File {
+        action: "read",
+        path: path.clone(),
+        source,
+    })?;
+    let unreadable = |_| Error::Missing {
+        what: format!("an ELF program at {}", path.display()),
+        remedy: "run ci/bench",
+    };
     let elf = Elf::parse(&bytes).map_err(unreadable)?;
-    let section =
-        elf.section_headers.iter().find(|section| elf.shdr_strtab.get_at(section.sh_name) == Some(".text"));
+    let section = elf
+        .section_headers
+        .iter()
+        .find(|section| elf.shdr_strtab.get_at(section.sh_name) == Some(".text"));
     Ok(section.map_or(0, |section| i64::try_from(section.sh_size).unwrap_or(i64::MAX)))
 }

@@ -63,7 +63,8 @@ touch over
 
 impl Soak {
     pub(crate) async fn run(self) -> Result<ExitCode, Error> {
-        let machine = Machine { kernel_parameters: vec![TELL_OF_RECOVERY.to_owned()], ..Machine::default() };
+        let machine =
+            Machine { kernel_parameters: vec![TELL_OF_RECOVERY.to_owned()], ..Machine::default() };
         let sandbox = step("boot a sandbox", Sandbox::boot(&machine)).await?;
         let container = sandbox.try_start_container(&ContainerOptions::default()).await?;
         let busy = sandbox.try_start_container(&ContainerOptions::default()).await?;
@@ -82,7 +83,8 @@ impl Soak {
         for cycle in 1..=self.cycles {
             let bytes = refresh(&volume)?;
             plugs.push(plug(&sandbox, &container, &volume, PATH).await);
-            let read = container.try_exec(&["dd", &format!("if={PATH}"), "bs=4k", "count=1"], b"").await?;
+            let read =
+                container.try_exec(&["dd", &format!("if={PATH}"), "bs=4k", "count=1"], b"").await?;
             if read.stdout != bytes {
                 wrong.push(format!("cycle {cycle}: the container reads other bytes"));
             }
@@ -140,7 +142,9 @@ fn refresh(volume: &Volume) -> Result<Vec<u8>, Error> {
     };
     match write() {
         Ok(()) => Ok(bytes),
-        Err(source) => Err(Error::File { action: "write to", path: volume.path().to_owned(), source }),
+        Err(source) => {
+            Err(Error::File { action: "write to", path: volume.path().to_owned(), source })
+        }
     }
 }
 
@@ -149,8 +153,10 @@ async fn end_load(sandbox: &Sandbox, busy: &Container) -> Result<Vec<String>, Er
     let script = "touch /dev/load/stop; until test -e /dev/load/over; do sleep 0.1; done; cat /dev/load/rounds /dev/load/wrong";
     let command = ["sh", "-c", script];
     let over = busy.try_exec(&command, b"");
-    let over =
-        sandbox.guest().wait_for("the end of the neighbour's load", Duration::from_secs(30), over).await??;
+    let over = sandbox
+        .guest()
+        .wait_for("the end of the neighbour's load", Duration::from_secs(30), over)
+        .await??;
     let text = over.text();
     let mut lines = text.lines().map(str::to_owned);
     println!("the neighbour was written and compared {} times", lines.next().unwrap_or_default());
@@ -171,8 +177,9 @@ impl KernelLog {
     async fn read(&mut self, sandbox: &Sandbox, cycle: usize) -> Result<(), Error> {
         let log = sandbox.observer().run(&["/bin/busybox", "dmesg", "-c"]).await?.stdout;
         let words = ["I/O error", "timing out", "rejecting I/O", "Abort", "offlined"];
-        let said =
-            log.lines().filter(|line| line.contains("sd") && words.iter().any(|word| line.contains(word)));
+        let said = log
+            .lines()
+            .filter(|line| line.contains("sd") && words.iter().any(|word| line.contains(word)));
         self.errors.extend(said.map(|line| format!("the guest's kernel: {line}")));
         self.recoveries += log.lines().filter(|line| line.contains(RECOVERY)).count();
         if self.recoveries > 0 && self.first == 0 {

@@ -19,8 +19,11 @@ pub(super) struct Waiting(ProgressBar);
 
 impl Waiting {
     pub(super) fn start(what: &str) -> Self {
-        let bar =
-            if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+        let bar = if std::io::stderr().is_terminal() {
+            ProgressBar::new_spinner()
+        } else {
+            ProgressBar::hidden()
+        };
         if let Ok(style) = ProgressStyle::with_template("{line}") {
             let what = what.to_owned();
             let line = move |state: &ProgressState, line: &mut dyn Write| {

@@ -39,7 +39,9 @@ pub(super) async fn caught(work: impl Future<Output = ()>) -> Result<(), Panic> 
         match polled {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(())) => Poll::Ready(Ok(())),
-            Err(payload) => Poll::Ready(Err(Panic { message: text(payload.as_ref()), place: PLACE.take() })),
+            Err(payload) => {
+                Poll::Ready(Err(Panic { message: text(payload.as_ref()), place: PLACE.take() }))
+            }
         }
     })
     .await
@@ -76,7 +78,10 @@ mod tests {
             assert_eq!(1, 2, "numbers");
         });
         let panic = panic.await.unwrap_err();
-        assert!(panic.message.contains("numbers") && panic.message.contains("left: 1"), "{panic:?}");
+        assert!(
+            panic.message.contains("numbers") && panic.message.contains("left: 1"),
+            "{panic:?}"
+        );
         assert!(panic.place.unwrap().contains("caught.rs:"));
         assert_eq!(caught(async {}).await, Ok(()));
         assert_eq!(caught(async { panic!("plain") }).await.unwrap_err().message, "plain");

@@ -75,9 +75,11 @@ impl fmt::Debug for Check {
 /// `check!("group", function, "purpose")`
 macro_rules! check {
     ($group:literal, $function:ident, $purpose:literal) => {
-        $crate::conformance::Check::new(concat!($group, "::", stringify!($function)), $purpose, |stage| {
-            Box::pin($function(stage))
-        })
+        $crate::conformance::Check::new(
+            concat!($group, "::", stringify!($function)),
+            $purpose,
+            |stage| Box::pin($function(stage)),
+        )
     };
 }
 pub(super) use check;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use agent_plugin::contract::{
     block_volume::{
-        Access, AttachRequest, AttachResponse, Attachment, DetachRequest, DetachResponse, Detachment,
-        Failure, ProbeRequest, ProbeResponse, Reason, ScsiAddress,
+        Access, AttachRequest, AttachResponse, Attachment, DetachRequest, DetachResponse,
+        Detachment, Failure, ProbeRequest, ProbeResponse, Reason, ScsiAddress,
     },
     block_volume_ttrpc::BlockVolumeClient,
 };
@@ -41,7 +41,9 @@ pub(super) async fn probe(
     };
     match asked.await {
         Ok(answer) => Ok(Ok(answer)),
-        Err(Error::Agent { source: ttrpc::Error::RpcStatus(status), .. }) => Ok(Err(status.message)),
+        Err(Error::Agent { source: ttrpc::Error::RpcStatus(status), .. }) => {
+            Ok(Err(status.message))
+        }
         // The agent's own server has answered before, a port beside it has not.
         Err(error) if sandbox.has_own_plugin_port() => Ok(Err(error.chain())),
         Err(error) => Err(error),
@@ -109,8 +111,9 @@ impl Stage {
             }
         };
         let guest = self.sandbox().guest();
-        let found =
-            guest.wait_for("the disk that the kernel finds by itself", Duration::from_secs(10), wait).await;
+        let found = guest
+            .wait_for("the disk that the kernel finds by itself", Duration::from_secs(10), wait)
+            .await;
         found.unwrap_or_else(|error| panic!("{}", error.chain()));
     }
 
@@ -126,15 +129,20 @@ impl Stage {
     }
 
     /// Asks for all of `attachments`.
-    pub(super) async fn attach(&self, attachments: Vec<Attachment>, limit: Duration) -> AttachResponse {
+    pub(super) async fn attach(
+        &self,
+        attachments: Vec<Attachment>,
+        limit: Duration,
+    ) -> AttachResponse {
         let timeout_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         let request = AttachRequest { attachments, timeout_ms, ..AttachRequest::default() };
         let service = self.service().await;
         let answer = service.attach(self.sandbox().agent().context(), &request);
         let patience = limit + self.soon();
         let answer = tokio::time::timeout(patience, answer).await;
-        let answer = answer
-            .unwrap_or_else(|_| panic!("Attach was given {limit:?} and did not answer within {patience:?}"));
+        let answer = answer.unwrap_or_else(|_| {
+            panic!("Attach was given {limit:?} and did not answer within {patience:?}")
+        });
         answer.unwrap_or_else(|error| panic!("Attach: {error}"))
     }
 

@@ -47,12 +47,15 @@ impl Facts {
         let plugin = match direct::probe(sandbox, &ProbeRequest::default()).await? {
             Err(why) => Err(why),
             Ok(probe) if probe.failure.is_some() => Err(probe.failure.message.clone()),
-            Ok(probe) => {
-                Ok(Plugin { api_level: probe.api_level, version: probe.plugin_version.clone(), probe })
-            }
+            Ok(probe) => Ok(Plugin {
+                api_level: probe.api_level,
+                version: probe.plugin_version.clone(),
+                probe,
+            }),
         };
         let filter = async |container: &Container| {
-            let request = ProbeRequest { container_id: container.id().to_owned(), ..Default::default() };
+            let request =
+                ProbeRequest { container_id: container.id().to_owned(), ..Default::default() };
             let probe = direct::probe(sandbox, &request).await?;
             let mode = probe.ok().and_then(|probe| probe.container.filter.mode.enum_value().ok());
             Ok::<_, Error>(mode.unwrap_or_default())
@@ -65,9 +68,10 @@ impl Facts {
             plain_filter: filter(plain).await?,
             ruled_filter: filter(ruled).await?,
             own_users: match own_users {
-                Err(error) => {
-                    Err(format!("the agent makes no container with a user namespace: {}", error.chain()))
-                }
+                Err(error) => Err(format!(
+                    "the agent makes no container with a user namespace: {}",
+                    error.chain()
+                )),
                 Ok(container) => way_into(sandbox, container).await?,
             },
         })
@@ -82,9 +86,8 @@ impl Facts {
     pub(super) fn has_filter(&self) -> Result<(), String> {
         match self.ruled_filter {
             FilterMode::FILTER_MODE_V1 | FilterMode::FILTER_MODE_BPF => Ok(()),
-            _ => {
-                Err("cgroup v2 without a device program: nothing keeps a container from a device".to_owned())
-            }
+            _ => Err("cgroup v2 without a device program: nothing keeps a container from a device"
+                .to_owned()),
         }
     }
 
@@ -135,7 +138,9 @@ async fn way_into(sandbox: &Sandbox, container: &Container) -> Result<Result<(),
         return Ok(Err("the plugin says nothing of the path that it was asked for".to_owned()));
     };
     Ok(match path.way.enum_value_or_default() {
-        NodeWay::NODE_WAY_UNSPECIFIED => Err(format!("a container with a user namespace: {}", path.refused)),
+        NodeWay::NODE_WAY_UNSPECIFIED => {
+            Err(format!("a container with a user namespace: {}", path.refused))
+        }
         _ => Ok(()),
     })
 }

@@ -65,8 +65,12 @@ mod tests {
 
     #[test]
     fn a_failure_a_skip_and_a_broken_environment_are_three_things() {
-        let outcome =
-            |name, verdict| Outcome { name, purpose: "", verdict, elapsed: Duration::from_millis(1500) };
+        let outcome = |name, verdict| Outcome {
+            name,
+            purpose: "",
+            verdict,
+            elapsed: Duration::from_millis(1500),
+        };
         let failed = Verdict::Failed {
             reason: "a < b\nmore".into(),
             place: Some("f.rs:7".into()),

@@ -71,8 +71,9 @@ impl Conformance {
 
     /// The checks that are wanted.
     pub fn checks(&self) -> impl Iterator<Item = &'static Check> {
-        let wanted =
-            |check: &&Check| self.only.is_empty() || self.only.iter().any(|part| check.name().contains(part));
+        let wanted = |check: &&Check| {
+            self.only.is_empty() || self.only.iter().any(|part| check.name().contains(part))
+        };
         GROUPS.iter().flat_map(|group| group.checks).filter(wanted)
     }
 
@@ -146,11 +147,14 @@ impl Stage {
         }
         let start = Instant::now();
         let guest = self.sandbox().guest();
-        let verdict = match guest.wait_for(check.name(), CHECK, caught::caught(check.run(self))).await {
-            Ok(Ok(())) => Verdict::Passed,
-            Ok(Err(caught::Panic { message, place })) => Verdict::failed(message, place, guest.console()),
-            Err(error) => Verdict::failed(error.chain(), None, guest.console()),
-        };
+        let verdict =
+            match guest.wait_for(check.name(), CHECK, caught::caught(check.run(self))).await {
+                Ok(Ok(())) => Verdict::Passed,
+                Ok(Err(caught::Panic { message, place })) => {
+                    Verdict::failed(message, place, guest.console())
+                }
+                Err(error) => Verdict::failed(error.chain(), None, guest.console()),
+            };
         Outcome { verdict, elapsed: start.elapsed(), ..Outcome::of(check) }
     }
 }

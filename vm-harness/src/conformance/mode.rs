@@ -47,7 +47,12 @@ impl Mode {
             Self::V1 => (Cgroup::V1, Scan::None),
             Self::V2Scan => (Cgroup::V2, Scan::Async),
         };
-        Machine { cgroup, scan, kernel_parameters: kernel_parameters.to_vec(), ..Machine::default() }
+        Machine {
+            cgroup,
+            scan,
+            kernel_parameters: kernel_parameters.to_vec(),
+            ..Machine::default()
+        }
     }
 
     /// Why the kernel of the image in `directory` has no such mode, where its package tells.
@@ -55,9 +60,12 @@ impl Mode {
         let image = image::read(directory)?;
         let package = &image.recipe.kernel;
         // Debian 14's packages have it beside the modules.
-        let places =
-            [format!("boot/config-{}", image.kernel), format!("usr/lib/modules/{}/config", image.kernel)];
-        let config = places.iter().find_map(|place| fs::read_to_string(package.join(place)).ok())?;
+        let places = [
+            format!("boot/config-{}", image.kernel),
+            format!("usr/lib/modules/{}/config", image.kernel),
+        ];
+        let config =
+            places.iter().find_map(|place| fs::read_to_string(package.join(place)).ok())?;
         let option = self.missing_in(&config)?;
         Some(format!("kernel {} was built without {option}", image.kernel))
     }
@@ -84,8 +92,14 @@ mod tests {
         Some("CONFIG_CPUSETS_V1")
     )]
     #[case::old_kernel("CONFIG_CGROUP_DEVICE=y\nCONFIG_CPUSETS=y\n", None)]
-    #[case::new_kernel_with("CONFIG_CGROUP_DEVICE=y\nCONFIG_CPUSETS_V1=y\nCONFIG_MEMCG_V1=y\n", None)]
-    fn a_kernel_without_cgroup_v1_has_no_such_mode(#[case] config: &str, #[case] expected: Option<&str>) {
+    #[case::new_kernel_with(
+        "CONFIG_CGROUP_DEVICE=y\nCONFIG_CPUSETS_V1=y\nCONFIG_MEMCG_V1=y\n",
+        None
+    )]
+    fn a_kernel_without_cgroup_v1_has_no_such_mode(
+        #[case] config: &str,
+        #[case] expected: Option<&str>,
+    ) {
         assert_eq!(Mode::V1.missing_in(config), expected);
         assert_eq!(Mode::V2.missing_in(config), None);
     }

@@ -216,14 +216,24 @@ impl Subject {
 
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { agent, version, features, plugin_port, plugin, no_plugin, kernel, qemu, accelerator } =
-            self;
+        let Self {
+            agent,
+            version,
+            features,
+            plugin_port,
+            plugin,
+            no_plugin,
+            kernel,
+            qemu,
+            accelerator,
+        } = self;
         let place = plugin_port.map(|port| format!(" on vsock port {port}")).unwrap_or_default();
         let version = if version.is_empty() { "(no version)" } else { version };
         match plugin {
-            Some((plugin, api)) => {
-                write!(f, "{agent} {version} with block-volume plugin {plugin} (API level {api}){place}")?
-            }
+            Some((plugin, api)) => write!(
+                f,
+                "{agent} {version} with block-volume plugin {plugin} (API level {api}){place}"
+            )?,
             None => {
                 let why = no_plugin.as_deref().unwrap_or_default();
                 if features.iter().any(|feature| feature == FEATURE) {

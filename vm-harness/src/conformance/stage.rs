@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::{Conformance, Facts, Mode};
 use crate::{
-    Container, ContainerOptions, DeviceFilter, EcrRuntime, Error, Finished, Plugged, Sandbox, Snapshot,
-    Volume,
+    Container, ContainerOptions, DeviceFilter, EcrRuntime, Error, Finished, Plugged, Sandbox,
+    Snapshot, Volume,
 };
 
 /// A sandbox that checks share. Each leaves it as it found it.
@@ -45,7 +45,17 @@ impl Stage {
         match Self::prepare(&sandbox, mode).await {
             Ok((qemu, facts, [container, ruled, sibling], own_users)) => {
                 let (timeout, added) = (suite.timeout, AtomicU32::new(0));
-                Ok(Self { sandbox, facts, container, ruled, sibling, own_users, qemu, timeout, added })
+                Ok(Self {
+                    sandbox,
+                    facts,
+                    container,
+                    ruled,
+                    sibling,
+                    own_users,
+                    qemu,
+                    timeout,
+                    added,
+                })
             }
             Err(error) => {
                 // A guest that dies prints a fault of its kernel, and its end is what the caller hears of.
@@ -59,7 +69,8 @@ impl Stage {
         sandbox: &Sandbox,
         mode: Mode,
     ) -> Result<(String, Facts, [Container; 3], Option<Container>), Error> {
-        let rules = ContainerOptions { device_filter: DeviceFilter::Bpf, ..ContainerOptions::default() };
+        let rules =
+            ContainerOptions { device_filter: DeviceFilter::Bpf, ..ContainerOptions::default() };
         let container = sandbox.try_start_container(&ContainerOptions::default()).await?;
         let ruled = match mode {
             // There every container is in a group with a list.
@@ -94,7 +105,11 @@ impl Stage {
     }
 
     /// A hot-plug, ready to be varied or run.
-    pub(super) fn hot_plug(&self, container: &Container, volumes: &[(&Volume, &str)]) -> EcrRuntime {
+    pub(super) fn hot_plug(
+        &self,
+        container: &Container,
+        volumes: &[(&Volume, &str)],
+    ) -> EcrRuntime {
         volumes.iter().fold(self.command("hot-plug", container), |command, (volume, path)| {
             command.args(["--block-volume", volume.name(), "--device-path", path])
         })

@@ -50,7 +50,12 @@ struct Held {
 
 impl<P: Protocol> Connection<P> {
     /// Relays in both directions until one of the peers ends the connection.
-    pub(super) fn open(number: usize, client: UnixStream, server: UnixStream, shared: &Arc<Shared>) {
+    pub(super) fn open(
+        number: usize,
+        client: UnixStream,
+        server: UnixStream,
+        shared: &Arc<Shared>,
+    ) {
         let peer = |stream| Peer { stream, writing: Mutex::new(()) };
         let connection = Arc::new(Self {
             number,
@@ -142,7 +147,8 @@ impl<P: Protocol> Connection<P> {
                 Ok(())
             }
             Fault::Inject(bytes) => {
-                let injected = Parcel { from: Side::Server, message: None, bytes, descriptors: Vec::new() };
+                let injected =
+                    Parcel { from: Side::Server, message: None, bytes, descriptors: Vec::new() };
                 self.deliver(&injected)?;
                 self.deliver(&parcel)
             }
@@ -174,7 +180,8 @@ impl<P: Protocol> Connection<P> {
         }
         drop(writing);
         let Some(message) = &parcel.message else { return Ok(()) };
-        let released: Vec<Held> = lock(&self.held).extract_if(.., |held| held.until == *message).collect();
+        let released: Vec<Held> =
+            lock(&self.held).extract_if(.., |held| held.until == *message).collect();
         released.iter().try_for_each(|held| self.deliver(&held.parcel))
     }
 
@@ -209,8 +216,11 @@ mod tests {
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 (&stream).write_all(b"{\"QMP\": {}}\r\n").unwrap();
-                for (number, line) in BufReader::new(&stream).lines().map_while(Result::ok).enumerate() {
-                    let name = serde_json::from_str::<serde_json::Value>(&line).unwrap()["execute"].clone();
+                for (number, line) in
+                    BufReader::new(&stream).lines().map_while(Result::ok).enumerate()
+                {
+                    let name = serde_json::from_str::<serde_json::Value>(&line).unwrap()["execute"]
+                        .clone();
                     let answer = format!(
                         "{}\r\n{}\r\n",
                         json!({ "return": number }),
@@ -225,7 +235,11 @@ mod tests {
     }
 
     /// What a client hears that says all of `commands` once it is greeted, until there are `lines` lines, or no more.
-    fn heard(rules: impl IntoIterator<Item = Rule>, commands: &[&str], lines: usize) -> Vec<String> {
+    fn heard(
+        rules: impl IntoIterator<Item = Rule>,
+        commands: &[&str],
+        lines: usize,
+    ) -> Vec<String> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("qemu.sock");
         qemu(&path);
@@ -251,7 +265,10 @@ mod tests {
         assert_eq!(heard([], &["a"], 3), [QMP, FIRST, EVENT]);
         assert_eq!(heard(on(reply_to("a"), Fault::Drop), &["a"], 2), [QMP, EVENT]);
         assert_eq!(heard(on(event("E"), Fault::Twice), &["a"], 4), [QMP, FIRST, EVENT, EVENT]);
-        assert_eq!(heard(on(reply_to("a"), Fault::Behind(event("E"))), &["a"], 3), [QMP, EVENT, FIRST]);
+        assert_eq!(
+            heard(on(reply_to("a"), Fault::Behind(event("E"))), &["a"], 3),
+            [QMP, EVENT, FIRST]
+        );
         let late = Fault::Delay(Duration::from_millis(50));
         assert_eq!(heard(on(reply_to("a"), late), &["a"], 3), [QMP, EVENT, FIRST]);
         assert_eq!(heard(on(greeting(), Fault::Split(1)), &["a"], 3), [QMP, FIRST, EVENT]);
@@ -273,7 +290,9 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         let record = directory.path().join("record");
         let rules = [Rule::on(command("add-fd"), Fault::Split(3))];
-        let proxy = QmpProxy::start_at(&directory.path().join("proxy"), &path, rules, Some(&record)).unwrap();
+        let proxy =
+            QmpProxy::start_at(&directory.path().join("proxy"), &path, rules, Some(&record))
+                .unwrap();
         let qemu = thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
             let mut byte = [0];
@@ -294,7 +313,10 @@ mod tests {
         let mut answer = String::new();
         BufReader::new(&client).read_line(&mut answer).unwrap();
         assert_eq!(answer, "{\"return\": {}}\r\n");
-        assert_eq!(qemu.join().unwrap(), ("\"execute\":\"add-fd\"}\n".to_owned(), "contents".to_owned()));
+        assert_eq!(
+            qemu.join().unwrap(),
+            ("\"execute\":\"add-fd\"}\n".to_owned(), "contents".to_owned())
+        );
         assert_eq!(proxy.commands(), ["add-fd"]);
         let recorded = std::fs::read_to_string(&record).unwrap();
         assert_eq!(recorded, proxy.json_lines());

@@ -14,7 +14,8 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 pub(super) fn receive(from: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = nix::cmsg_space!([RawFd; 8]);
     let mut slices = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<()>(from.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let message =
+        recvmsg::<()>(from.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let mut descriptors = Vec::new();
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(received) = control {
@@ -36,8 +37,13 @@ pub(super) fn send(to: &UnixStream, mut bytes: &[u8], descriptors: &[OwnedFd]) -
     let rights = [ControlMessage::ScmRights(&numbers)];
     let mut control: &[ControlMessage<'_>] = if numbers.is_empty() { &[] } else { &rights };
     while !bytes.is_empty() {
-        let sent =
-            sendmsg::<()>(to.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+        let sent = sendmsg::<()>(
+            to.as_raw_fd(),
+            &[IoSlice::new(bytes)],
+            control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?;
         bytes = &bytes[sent..];
         control = &[];
     }

@@ -66,7 +66,9 @@ impl fmt::Display for Fault {
             Self::CutAfter(bytes) => write!(f, "cut:{bytes}"),
             Self::Split(bytes) => write!(f, "split:{bytes}"),
             Self::Behind(message) => write!(f, "behind:{message}"),
-            Self::Inject(bytes) => write!(f, "inject:{}", String::from_utf8_lossy(bytes).trim_end()),
+            Self::Inject(bytes) => {
+                write!(f, "inject:{}", String::from_utf8_lossy(bytes).trim_end())
+            }
             // A closure has no text; this form is for messages alone.
             Self::Edit(_) => f.write_str("edit"),
         }

@@ -95,7 +95,9 @@ fn fault(text: &str) -> Option<Fault> {
         ("split", bytes) => bytes.parse().ok().filter(|&bytes| bytes > 0).map(Fault::Split),
         ("delay", time) => parse_duration(time).ok().map(Fault::Delay),
         ("behind", other) => message(other).map(Fault::Behind),
-        ("inject", line) if !line.is_empty() => Some(Fault::Inject(format!("{line}\r\n").into_bytes())),
+        ("inject", line) if !line.is_empty() => {
+            Some(Fault::Inject(format!("{line}\r\n").into_bytes()))
+        }
         _ => None,
     }
 }

@@ -25,15 +25,15 @@ pub(super) struct Traffic {
 impl Traffic {
     /// An empty one, written to `file` as well.
     pub(super) fn new(file: Option<&Path>) -> Result<Self, Error> {
-        let file = file.map(|path| File::create(path).map_err(Error::file("create", path))).transpose()?;
+        let file =
+            file.map(|path| File::create(path).map_err(Error::file("create", path))).transpose()?;
         Ok(Self { start: Instant::now(), lines: Mutex::default(), file })
     }
 
     /// Notes a message, and what befalls it.
     pub(super) fn add(&self, connection: usize, from: Side, line: Value, fault: Option<&Fault>) {
         let at = u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let mut entry =
-            json!({ "at_us": at, "connection": connection, "from": from.to_string(), "line": line });
+        let mut entry = json!({ "at_us": at, "connection": connection, "from": from.to_string(), "line": line });
         if let Some(fault) = fault {
             entry["fault"] = Value::from(fault.to_string());
         }

@@ -47,8 +47,9 @@ impl Protocol for Ttrpc {
 impl Ttrpc {
     fn frame(&mut self, bytes: &[u8]) -> Option<Taken> {
         let header = bytes.get(..HEADER)?;
-        let number =
-            |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let number = |at: usize| {
+            u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+        };
         let (payload, stream, kind) = (number(0) as usize, number(4), header[8]);
         if payload > LARGEST {
             // No frame of anybody's: it passes as it is.
@@ -96,7 +97,8 @@ mod tests {
         let answer = connection.take(server, b"OK 1024\n").unwrap();
         assert_eq!((answer.length, answer.message), (8, Some(reply_to("CONNECT"))));
 
-        let request = ttrpc::Request { service: "s".into(), method: "Attach".into(), ..Default::default() };
+        let request =
+            ttrpc::Request { service: "s".into(), method: "Attach".into(), ..Default::default() };
         let bytes = frame(3, REQUEST, &request.write_to_bytes().unwrap());
         assert!(connection.take(client, &bytes[..bytes.len() - 1]).is_none());
         let taken = connection.take(client, &[bytes.clone(), vec![1]].concat()).unwrap();

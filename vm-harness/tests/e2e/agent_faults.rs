@@ -20,7 +20,11 @@ use super::{
 const LATE: Duration = Duration::from_millis(800);
 
 /// Runs `call` with the agent behind a proxy with these rules, each of which is met; also returns the methods.
-async fn through_proxy(sandbox: &Sandbox, call: EcrRuntime, rules: Vec<Rule>) -> (Finished, Vec<String>) {
+async fn through_proxy(
+    sandbox: &Sandbox,
+    call: EcrRuntime,
+    rules: Vec<Rule>,
+) -> (Finished, Vec<String>) {
     let vsock = sandbox.run_directory().vm().join("vm.vsock");
     let proxy = AgentProxy::start_with(&vsock, rules).unwrap();
     let finished = call.args(["--agent", &proxy.address(sandbox)]).run().await;
@@ -51,7 +55,10 @@ async fn what_only_looks_odd_does_a_plug_no_harm(#[future(awt)] sandbox: Sandbox
         ("answered late", vec![Rule::on(reply_to("Attach"), Fault::Delay(LATE))]),
         (
             "answered twice",
-            vec![Rule::on(reply_to("Probe"), Fault::Twice), Rule::on(reply_to("Attach"), Fault::Twice)],
+            vec![
+                Rule::on(reply_to("Probe"), Fault::Twice),
+                Rule::on(reply_to("Attach"), Fault::Twice),
+            ],
         ),
         ("asked twice", vec![Rule::on(command("Attach"), Fault::Twice)]),
     ] {
@@ -74,11 +81,16 @@ async fn request_that_comes_twice_is_carried_out_once(#[future(awt)] sandbox_wit
     let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
     let plug = through_proxy(&sandbox, call, vec![Rule::on(command("Attach"), Fault::Twice)]);
     // System call 230 is clock_nanosleep, where the first is at the fail point, and 202 futex, where the second waits.
-    let both = "until s=$(cat $(grep -lx block-volume /proc/1/task/*/comm | sed s/comm/syscall/)) &&
+    let both =
+        "until s=$(cat $(grep -lx block-volume /proc/1/task/*/comm | sed s/comm/syscall/)) &&
         echo \"$s\" | grep -q '^230 ' && echo \"$s\" | grep -q '^202 '; do sleep 0.01; done";
     let release = async {
         let wait = sandbox.observer().shell(both);
-        sandbox.guest().wait_for("the second request's turn", Duration::from_secs(5), wait).await.unwrap();
+        sandbox
+            .guest()
+            .wait_for("the second request's turn", Duration::from_secs(5), wait)
+            .await
+            .unwrap();
         set_guest_faults(&sandbox, "").await;
     };
     let ((finished, _), ()) = tokio::join!(plug, release);
@@ -133,8 +145,10 @@ async fn plug_whose_answer_comes_too_late_is_a_time_out_and_is_undone(
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
-    let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(short(&sandbox));
-    let (finished, methods) = through_proxy(&sandbox, call, vec![Rule::on(reply_to("Attach"), fault)]).await;
+    let call =
+        sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(short(&sandbox));
+    let (finished, methods) =
+        through_proxy(&sandbox, call, vec![Rule::on(reply_to("Attach"), fault)]).await;
     let (reason, message) = finished.failed_with(7);
     assert_eq!(reason, "timed_out", "{message}");
     assert_eq!(methods, ["Probe", "Attach", "Detach"]);
@@ -150,8 +164,10 @@ async fn undo_that_cannot_reach_the_guest_is_told_and_repaired(#[future(awt)] sa
     let volume = Volume::loop_device(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
-    let rules =
-        vec![Rule::on(reply_to("Attach"), Fault::Cut), Rule::on(command("Detach"), Fault::Cut).each()];
+    let rules = vec![
+        Rule::on(reply_to("Attach"), Fault::Cut),
+        Rule::on(command("Detach"), Fault::Cut).each(),
+    ];
     let (finished, methods) = through_proxy(&sandbox, call, rules).await;
     let (reason, message) = finished.failed_with(8);
     assert_eq!(reason, "incomplete", "{message}");
@@ -166,7 +182,9 @@ async fn undo_that_cannot_reach_the_guest_is_told_and_repaired(#[future(awt)] sa
 
 #[rstest]
 #[tokio::test]
-async fn unplug_that_loses_the_agent_asks_again_or_says_what_may_be_left(#[future(awt)] sandbox: Sandbox) {
+async fn unplug_that_loses_the_agent_asks_again_or_says_what_may_be_left(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
@@ -185,7 +203,11 @@ async fn unplug_that_loses_the_agent_asks_again_or_says_what_may_be_left(#[futur
         let what = rule.to_string();
         sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
         let (finished, methods) = through_proxy(&sandbox, call(), vec![rule]).await;
-        assert_eq!(finished.status, status, "{what}: {}{} {methods:?}", finished.stdout, finished.stderr);
+        assert_eq!(
+            finished.status, status,
+            "{what}: {}{} {methods:?}",
+            finished.stdout, finished.stderr
+        );
         if status == 8 {
             assert!(!claim_is_free(&volume), "{what}: QEMU keeps it");
             unplug(&sandbox, &at(&container, "/dev/xvda")).await;

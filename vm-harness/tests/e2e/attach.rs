@@ -5,8 +5,8 @@ use std::time::Duration;
 use rstest::rstest;
 use serde_json::Value;
 use vm_harness::{
-    Cgroup, Container, ContainerOptions, LoopOptions, Machine, Plugged, Sandbox, Scan, Snapshot, Volume,
-    random_bytes,
+    Cgroup, Container, ContainerOptions, LoopOptions, Machine, Plugged, Sandbox, Scan, Snapshot,
+    Volume, random_bytes,
 };
 
 use super::{MIB, boot, sandbox};
@@ -15,7 +15,11 @@ use super::{MIB, boot, sandbox};
 async fn assert_same_bytes_both_ways(container: &Container, volume: &Volume, path: &str) {
     let end = volume.size();
     for range in [0..4096, end / 2..end / 2 + 65536, end - 4096..end] {
-        assert_eq!(container.read(path, range.clone()).await, volume.bytes(range), "host to container");
+        assert_eq!(
+            container.read(path, range.clone()).await,
+            volume.bytes(range),
+            "host to container"
+        );
     }
     let fresh = random_bytes(128 * 1024);
     container.write(path, MIB, &fresh).await;
@@ -48,7 +52,10 @@ async fn volume_is_read_and_written_by_a_running_container(
     assert_eq!(plugged.result, "attached");
     let (number, kind, mode, owner) = node(&container, "/dev/xvda").await;
     assert_eq!(number, plugged.device_number());
-    assert_eq!((kind.as_str(), mode.as_str(), owner.as_str()), ("block special file", "660", "0:0"));
+    assert_eq!(
+        (kind.as_str(), mode.as_str(), owner.as_str()),
+        ("block special file", "660", "0:0")
+    );
     assert_same_bytes_both_ways(&container, &volume, "/dev/xvda").await;
 }
 
@@ -85,17 +92,24 @@ async fn sixteen_volumes_in_one_call_have_the_right_bytes_each(#[future(awt)] sa
     let paths: Vec<String> = (0..16).map(|number| format!("/dev/volume{number}")).collect();
     let pairs: Vec<(&Volume, &str)> =
         volumes.iter().zip(&paths).map(|(volume, path)| (volume, path.as_str())).collect();
-    let plugged = sandbox.hot_plug_command(&container, &pairs).run().await.succeeded(sandbox.guest());
+    let plugged =
+        sandbox.hot_plug_command(&container, &pairs).run().await.succeeded(sandbox.guest());
     assert_eq!(plugged.len(), 16);
     for ((volume, path), plugged) in pairs.iter().zip(&plugged) {
-        assert_eq!(plugged.text("device_path"), *path, "volumes are reported in the order of the call");
+        assert_eq!(
+            plugged.text("device_path"),
+            *path,
+            "volumes are reported in the order of the call"
+        );
         assert_eq!(container.read(path, 0..65536).await, volume.bytes(0..65536), "{path}");
     }
 }
 
 #[rstest]
 #[tokio::test]
-async fn repeated_call_is_unchanged_and_other_options_are_a_conflict(#[future(awt)] sandbox: Sandbox) {
+async fn repeated_call_is_unchanged_and_other_options_are_a_conflict(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let other = sandbox.start_container().await;
     let volume = Volume::loop_device(4 * MIB);
@@ -126,16 +140,22 @@ async fn read_only_volume_cannot_be_written_by_anyone_in_the_guest(
 ) {
     let sandbox = boot(&Machine { cgroup, ..Machine::default() }).await;
     let container = sandbox.start_container().await;
-    let volume = Volume::loop_device_with(4 * MIB, LoopOptions { read_only: true, ..LoopOptions::default() });
-    let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--read-only"]);
+    let volume = Volume::loop_device_with(
+        4 * MIB,
+        LoopOptions { read_only: true, ..LoopOptions::default() },
+    );
+    let command =
+        sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--read-only"]);
     let plugged = command.run().await.succeeded(sandbox.guest()).remove(0);
     assert_eq!(plugged.volume["read_only"], Value::Bool(true));
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
     let before = volume.checksum();
-    let error =
-        container.exec_fails(&["dd", "if=/dev/zero", "of=/dev/xvda", "count=1", "conv=notrunc"]).await;
+    let error = container
+        .exec_fails(&["dd", "if=/dev/zero", "of=/dev/xvda", "count=1", "conv=notrunc"])
+        .await;
     assert!(error.contains("ermitted") || error.contains("Read-only"), "{error}");
-    let read_only = sandbox.observer().shell(&format!("cat /sys/block/{}/ro", plugged.guest_device())).await;
+    let read_only =
+        sandbox.observer().shell(&format!("cat /sys/block/{}/ro", plugged.guest_device())).await;
     assert_eq!(read_only.trim(), "1", "the guest's disk itself is read-only");
     if cgroup == Cgroup::V1 {
         let rules = &Snapshot::of(&sandbox, &[&container]).await.device_filters[container.id()];
@@ -156,7 +176,8 @@ async fn node_has_the_owner_and_the_mode_that_were_asked(#[future(awt)] sandbox:
     let container = sandbox.start_container().await;
     let volume = Volume::image(2 * MIB);
     let options = ["--uid", "1000", "--gid", "2000", "--mode", "0666"];
-    let finished = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(options).run().await;
+    let finished =
+        sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(options).run().await;
     finished.succeeded(sandbox.guest());
     let (_, _, mode, owner) = node(&container, "/dev/xvda").await;
     assert_eq!((mode.as_str(), owner.as_str()), ("666", "1000:2000"));
@@ -166,7 +187,8 @@ async fn node_has_the_owner_and_the_mode_that_were_asked(#[future(awt)] sandbox:
 #[tokio::test]
 async fn four_kib_sectors_stay_four_kib_sectors(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
-    let volume = Volume::loop_device_with(8 * MIB, LoopOptions { sector: 4096, ..LoopOptions::default() });
+    let volume =
+        Volume::loop_device_with(8 * MIB, LoopOptions { sector: 4096, ..LoopOptions::default() });
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let queue = format!(
         "cd /sys/block/{}/queue && cat logical_block_size physical_block_size",
@@ -205,8 +227,10 @@ async fn output_describes_the_volume(#[future(awt)] sandbox: Sandbox) {
     let number = sandbox.observer().shell(&format!("cat /sys/block/{name}/dev")).await;
     assert_eq!(found["device_number"], number.trim());
     let id = found["id"].as_str().unwrap();
-    let serial =
-        sandbox.observer().shell(&format!("tr -cd '[:alnum:]' < /sys/block/{name}/device/vpd_pg80")).await;
+    let serial = sandbox
+        .observer()
+        .shell(&format!("tr -cd '[:alnum:]' < /sys/block/{name}/device/vpd_pg80"))
+        .await;
     assert!(serial.ends_with(id), "the volume's id {id} is the disk's serial {serial}");
     assert!(json["timings_us"].as_object().is_some_and(|stages| !stages.is_empty()), "{json}");
 }
@@ -256,9 +280,11 @@ async fn host_file_system_that_is_full_is_an_error_in_the_container_and_pauses_n
         "/dev/xvda",
     ]);
     plugged.run().await.succeeded(sandbox.guest());
-    let write = ["dd", "if=/dev/urandom", "of=/dev/xvda", "bs=1M", "count=48", "conv=notrunc,fsync"];
+    let write =
+        ["dd", "if=/dev/urandom", "of=/dev/xvda", "bs=1M", "count=48", "conv=notrunc,fsync"];
     let write = container.exec_fails(&write);
-    let error = sandbox.guest().wait_for("the end of dd", Duration::from_secs(10), write).await.unwrap();
+    let error =
+        sandbox.guest().wait_for("the end of dd", Duration::from_secs(10), write).await.unwrap();
     assert!(error.contains("Input/output error") || error.contains("No space left"), "{error}");
     let mut monitor = sandbox.monitor().await.unwrap();
     let status = monitor.execute("query-status", serde_json::json!({})).await.unwrap();
@@ -294,13 +320,16 @@ impl FullFileSystem {
 impl Drop for FullFileSystem {
     fn drop(&mut self) {
         // Lazily: QEMU may still have the image open.
-        let _ = std::process::Command::new("umount").arg("--lazy").arg(self.directory.path()).status();
+        let _ =
+            std::process::Command::new("umount").arg("--lazy").arg(self.directory.path()).status();
     }
 }
 
 #[rstest]
 #[tokio::test]
-async fn unique_prefixes_of_ids_are_enough_and_the_sandbox_may_be_left_out(#[future(awt)] sandbox: Sandbox) {
+async fn unique_prefixes_of_ids_are_enough_and_the_sandbox_may_be_left_out(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let plug = |path: &'static str| {
@@ -326,7 +355,8 @@ async fn unique_prefixes_of_ids_are_enough_and_the_sandbox_may_be_left_out(#[fut
 #[tokio::test]
 async fn disk_that_nobody_asked_for_is_not_scanned_in() {
     let other = Volume::image(MIB);
-    let disk = format!("driver=raw,node-name=other,file.driver=file,file.filename={}", other.name());
+    let disk =
+        format!("driver=raw,node-name=other,file.driver=file,file.filename={}", other.name());
     let controller = [
         "-device",
         "virtio-scsi-pci,id=scsi0",
@@ -336,13 +366,18 @@ async fn disk_that_nobody_asked_for_is_not_scanned_in() {
         "scsi-hd,bus=scsi0.0,scsi-id=3,lun=1,drive=other",
     ];
     let sandbox =
-        boot(&Machine { controller: controller.map(str::to_owned).to_vec(), ..Machine::default() }).await;
+        boot(&Machine { controller: controller.map(str::to_owned).to_vec(), ..Machine::default() })
+            .await;
     let disks = async || sandbox.observer().shell("ls /sys/block").await;
     assert_eq!(disks().await, "", "scsi_mod.scan=none: the guest does not look by itself");
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
-    assert_eq!(disks().await.trim(), plugged.guest_device(), "only the address of the volume is scanned");
+    assert_eq!(
+        disks().await.trim(),
+        plugged.guest_device(),
+        "only the address of the volume is scanned"
+    );
 }
 
 #[rstest]
@@ -358,7 +393,9 @@ async fn second_container_keeps_its_own_view(#[future(awt)] sandbox: Sandbox) {
 
 #[rstest]
 #[tokio::test]
-async fn extra_monitor_is_used_before_the_socket_that_the_shim_holds(#[future(awt)] sandbox: Sandbox) {
+async fn extra_monitor_is_used_before_the_socket_that_the_shim_holds(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let vm = sandbox.run_directory().vm();
@@ -372,7 +409,9 @@ async fn extra_monitor_is_used_before_the_socket_that_the_shim_holds(#[future(aw
 
 #[rstest]
 #[tokio::test]
-async fn sandbox_of_the_rust_runtime_is_found_and_wants_its_monitor_named(#[future(awt)] sandbox: Sandbox) {
+async fn sandbox_of_the_rust_runtime_is_found_and_wants_its_monitor_named(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let run_dir = tempfile::tempdir().unwrap();
@@ -380,7 +419,8 @@ async fn sandbox_of_the_rust_runtime_is_found_and_wants_its_monitor_named(#[futu
     std::fs::create_dir(&state).unwrap();
     let shim = sandbox.run_directory().sandbox_state().join("shim-monitor.sock");
     std::os::unix::fs::symlink(shim, state.join("shim-monitor.sock")).unwrap();
-    let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).run_dir(run_dir.path());
+    let command =
+        sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).run_dir(run_dir.path());
     let (reason, message) = command.run().await.failed_with(14);
     assert_eq!(reason, "qmp_unreachable", "{message}");
     let command = command.args(["--qmp", sandbox.qmp_socket().to_str().unwrap()]);

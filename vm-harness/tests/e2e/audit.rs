@@ -12,8 +12,9 @@ async fn the_guests_log_names_each_volume_and_its_device(#[future(awt)] sandbox:
     let plugged = sandbox.hot_plug(&container, &Volume::image(MIB), "/dev/xvda").await;
     let (id, container) = (plugged.id(), container.id());
     let (device, number) = (plugged.guest_device(), plugged.device_number());
-    let attached =
-        format!(r#"operation="attach" about={id} {container}:"/dev/xvda" ReadWrite {device} ({number}) "#);
+    let attached = format!(
+        r#"operation="attach" about={id} {container}:"/dev/xvda" ReadWrite {device} ({number}) "#
+    );
     wait_for_console(&sandbox, &attached).await;
     unplug(&sandbox, &["--volume", id]).await;
     let detached = format!(r#"operation="detach" about={id} {container}:"/dev/xvda" ReadWrite "#);

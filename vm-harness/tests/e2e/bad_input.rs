@@ -3,7 +3,9 @@
 use std::{fs, os::unix::fs::OpenOptionsExt as _, path::PathBuf, time::Duration};
 
 use rstest::rstest;
-use vm_harness::{Container, EcrRuntime, LoopOptions, Machine, QmpProxy, Sandbox, Snapshot, Volume};
+use vm_harness::{
+    Container, EcrRuntime, LoopOptions, Machine, QmpProxy, Sandbox, Snapshot, Volume,
+};
 
 use super::{MIB, boot, make_ext4, sandbox};
 
@@ -22,7 +24,13 @@ async fn refused(
     (reason, message)
 }
 
-fn plug(sandbox: &Sandbox, of_sandbox: &str, container: &str, source: &str, path: &str) -> EcrRuntime {
+fn plug(
+    sandbox: &Sandbox,
+    of_sandbox: &str,
+    container: &str,
+    source: &str,
+    path: &str,
+) -> EcrRuntime {
     sandbox.ecr_runtime().args([
         "block-volume",
         "hot-plug",
@@ -53,12 +61,32 @@ async fn names_that_lead_nowhere(#[future(awt)] sandbox: Sandbox) {
     let (sid, cid) = (sandbox.id(), container.id());
     for (what, command, status, named) in [
         ("no such sandbox", plug(&sandbox, "f00", cid, volume.name(), "/dev/xvda"), 3, "f00"),
-        ("ambiguous prefix", plug(&sandbox, &sid[..4], cid, volume.name(), "/dev/xvda"), 2, &sid[..4]),
-        ("slash in the sandbox", plug(&sandbox, "../vm", cid, volume.name(), "/dev/xvda"), 2, "../vm"),
+        (
+            "ambiguous prefix",
+            plug(&sandbox, &sid[..4], cid, volume.name(), "/dev/xvda"),
+            2,
+            &sid[..4],
+        ),
+        (
+            "slash in the sandbox",
+            plug(&sandbox, "../vm", cid, volume.name(), "/dev/xvda"),
+            2,
+            "../vm",
+        ),
         ("dots in the sandbox", plug(&sandbox, "..", cid, volume.name(), "/dev/xvda"), 2, ".."),
-        ("slash in the container", plug(&sandbox, sid, "a/b", volume.name(), "/dev/xvda"), 2, "a/b"),
+        (
+            "slash in the container",
+            plug(&sandbox, sid, "a/b", volume.name(), "/dev/xvda"),
+            2,
+            "a/b",
+        ),
         ("no such container", plug(&sandbox, sid, "f00", volume.name(), "/dev/xvda"), 3, "f00"),
-        ("container stopped", plug(&sandbox, sid, stopped.id(), volume.name(), "/dev/xvda"), 3, stopped.id()),
+        (
+            "container stopped",
+            plug(&sandbox, sid, stopped.id(), volume.name(), "/dev/xvda"),
+            3,
+            stopped.id(),
+        ),
         (
             "container not started",
             plug(&sandbox, sid, created.id(), volume.name(), "/dev/xvda"),
@@ -66,8 +94,18 @@ async fn names_that_lead_nowhere(#[future(awt)] sandbox: Sandbox) {
             created.id(),
         ),
         ("relative path", plug(&sandbox, sid, cid, volume.name(), "dev/xvda"), 2, "dev/xvda"),
-        ("path with dots", plug(&sandbox, sid, cid, volume.name(), "/dev/../xvda"), 2, "/dev/../xvda"),
-        ("file as a directory", plug(&sandbox, sid, cid, volume.name(), "/dev/null/xvda"), 3, "/dev/null"),
+        (
+            "path with dots",
+            plug(&sandbox, sid, cid, volume.name(), "/dev/../xvda"),
+            2,
+            "/dev/../xvda",
+        ),
+        (
+            "file as a directory",
+            plug(&sandbox, sid, cid, volume.name(), "/dev/null/xvda"),
+            3,
+            "/dev/null",
+        ),
     ] {
         let (_, message) = refused(&sandbox, &[&container], &before, command, status).await;
         assert!(message.contains(named), "{what}: the message names {named:?}: {message}");
@@ -82,14 +120,19 @@ async fn paths_that_are_taken(#[future(awt)] sandbox: Sandbox) {
     container.exec(&["sh", "-c", "echo x > /dev/file; mkdir /dev/directory; ln -s /dev/null /dev/link; ln -s nowhere /dev/dangling; mknod /dev/block b 8 0"]).await;
     let proxy = QmpProxy::start(&sandbox.qmp_socket()).unwrap();
     let before = Snapshot::of(&sandbox, &[&container]).await;
-    for path in ["/dev/file", "/dev/directory", "/dev/link", "/dev/dangling", "/dev/null", "/dev/block"] {
+    for path in
+        ["/dev/file", "/dev/directory", "/dev/link", "/dev/dangling", "/dev/null", "/dev/block"]
+    {
         let command = plug(&sandbox, sandbox.id(), container.id(), volume.name(), path);
         let command = command.args(["--qmp", proxy.path().to_str().unwrap()]);
         let (reason, message) = refused(&sandbox, &[&container], &before, command, 4).await;
         assert_eq!(reason, "path_taken", "{message}");
         assert!(message.contains(path), "the message names {path}: {message}");
         let commands = proxy.commands();
-        assert!(commands.iter().any(|command| command == "query-fdsets"), "the proxy sees: {commands:?}");
+        assert!(
+            commands.iter().any(|command| command == "query-fdsets"),
+            "the proxy sees: {commands:?}"
+        );
         let touched = commands.iter().any(|command| command == "add-fd");
         assert!(!touched, "{path}: the guest is asked before anything is changed: {commands:?}");
     }
@@ -111,8 +154,10 @@ async fn sources_that_are_unsafe(#[future(awt)] sandbox: Sandbox) {
     make_ext4(&mounted);
     let mount = Mount::of(&mounted, mount_point);
     let held = Volume::loop_device(MIB);
-    let holder = fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(held.path()).unwrap();
-    let read_only = Volume::loop_device_with(MIB, LoopOptions { read_only: true, ..LoopOptions::default() });
+    let holder =
+        fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(held.path()).unwrap();
+    let read_only =
+        Volume::loop_device_with(MIB, LoopOptions { read_only: true, ..LoopOptions::default() });
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let missing = directory.path().join("missing");
     for (what, source, status) in [
@@ -132,14 +177,16 @@ async fn sources_that_are_unsafe(#[future(awt)] sandbox: Sandbox) {
     drop(holder);
     drop(mount);
     // The way out works: the same device, read-only.
-    let command =
-        plug(&sandbox, sandbox.id(), container.id(), read_only.name(), "/dev/xvda").args(["--read-only"]);
+    let command = plug(&sandbox, sandbox.id(), container.id(), read_only.name(), "/dev/xvda")
+        .args(["--read-only"]);
     command.run().await.succeeded(sandbox.guest());
 }
 
 #[rstest]
 #[tokio::test]
-async fn qmp_socket_that_another_client_holds_is_told_within_three_seconds(#[future(awt)] sandbox: Sandbox) {
+async fn qmp_socket_that_another_client_holds_is_told_within_three_seconds(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
@@ -171,20 +218,24 @@ async fn qemu_that_is_stopped_is_a_time_out(#[future(awt)] sandbox: Sandbox) {
 
 #[rstest]
 #[tokio::test]
-async fn agent_that_cannot_be_reached_is_told_before_qemu_is_touched(#[future(awt)] sandbox: Sandbox) {
+async fn agent_that_cannot_be_reached_is_told_before_qemu_is_touched(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let closed_port = sandbox.agent_url().replace(":1024", ":1999");
     for agent in ["unix:///nowhere/agent.sock", closed_port.as_str()] {
-        let command =
-            sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--agent", agent]);
+        let command = sandbox
+            .hot_plug_command(&container, &[(&volume, "/dev/xvda")])
+            .args(["--agent", agent]);
         let (reason, message) = refused(&sandbox, &[&container], &before, command, 14).await;
         assert_eq!(reason, "agent_unreachable", "{message}");
     }
     for agent in ["http://agent", "vsock://host:port"] {
-        let command =
-            sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--agent", agent]);
+        let command = sandbox
+            .hot_plug_command(&container, &[(&volume, "/dev/xvda")])
+            .args(["--agent", agent]);
         refused(&sandbox, &[&container], &before, command, 2).await;
     }
 }

@@ -2,7 +2,9 @@
 
 use rstest::rstest;
 use serde_json::Value;
-use vm_harness::{Cgroup, ContainerOptions, DeviceFilter, Finished, Machine, Sandbox, Snapshot, Volume};
+use vm_harness::{
+    Cgroup, ContainerOptions, DeviceFilter, Finished, Machine, Sandbox, Snapshot, Volume,
+};
 
 use super::{MIB, boot, sandbox};
 
@@ -26,7 +28,8 @@ fn container_name(id: &str) -> String {
 #[tokio::test]
 async fn sandbox_is_looked_at_and_nothing_changes(#[future(awt)] sandbox: Sandbox) {
     let open = sandbox.start_container().await;
-    let filtered = ContainerOptions { device_filter: DeviceFilter::Bpf, ..ContainerOptions::default() };
+    let filtered =
+        ContainerOptions { device_filter: DeviceFilter::Bpf, ..ContainerOptions::default() };
     let filtered = sandbox.start_container_with(&filtered).await;
     let volume = Volume::loop_device(MIB);
     let plugged = sandbox.hot_plug(&open, &volume, "/dev/xvda").await;
@@ -47,7 +50,10 @@ async fn sandbox_is_looked_at_and_nothing_changes(#[future(awt)] sandbox: Sandbo
         ("scsi-hosts", "1 of"),
     ] {
         let check = named(&finished, name);
-        assert!(check["status"] == "ok" && check["found"].as_str().unwrap().starts_with(found), "{check}");
+        assert!(
+            check["status"] == "ok" && check["found"].as_str().unwrap().starts_with(found),
+            "{check}"
+        );
     }
     let check = named(&finished, &container_name(open.id()));
     let says = |check: &Value, text: &str| check["found"].as_str().unwrap().contains(text);
@@ -72,7 +78,8 @@ async fn sandbox_is_looked_at_and_nothing_changes(#[future(awt)] sandbox: Sandbo
 
 #[tokio::test]
 async fn every_container_is_filtered_on_cgroup_v1_and_the_kernel_scans() {
-    let machine = Machine { cgroup: Cgroup::V1, scan: vm_harness::Scan::Async, ..Machine::default() };
+    let machine =
+        Machine { cgroup: Cgroup::V1, scan: vm_harness::Scan::Async, ..Machine::default() };
     let sandbox = boot(&machine).await;
     let container = sandbox.start_container().await;
     let finished = check(&sandbox).await;
@@ -96,7 +103,11 @@ async fn sandbox_that_cannot_take_a_volume_is_told_why() {
     assert_eq!(finished.status, 10, "{}", finished.stdout);
     for (name, way_out) in [("controller", "virtio-scsi"), ("plugin", "agent-plugin")] {
         let check = named(&finished, name);
-        assert_eq!((&check["status"], &check["exit_code"]), (&"problem".into(), &10.into()), "{check}");
+        assert_eq!(
+            (&check["status"], &check["exit_code"]),
+            (&"problem".into(), &10.into()),
+            "{check}"
+        );
         assert!(check["way_out"][0].as_str().unwrap().contains(way_out), "{check}");
     }
     before.assert_unchanged(&sandbox, &[&container]).await;

@@ -34,7 +34,8 @@ fn dynamic_agent() -> PathBuf {
 #[test]
 fn agent_that_is_given_by_its_path_conforms_and_is_reported() {
     let agent = dynamic_agent();
-    let needed = image_builder::library::needed_by(&agent, Path::new("/usr/bin/agent"), &[]).unwrap();
+    let needed =
+        image_builder::library::needed_by(&agent, Path::new("/usr/bin/agent"), &[]).unwrap();
     assert!(
         needed.keys().any(|path| path.ends_with("libgcc_s.so.1")),
         "{needed:?}: nothing else in the guest needs it"
@@ -54,7 +55,9 @@ fn agent_that_is_given_by_its_path_conforms_and_is_reported() {
     assert_eq!(run.status.code(), Some(0), "{table}{}", text(&run.stderr));
     let first = table.lines().next().unwrap();
     assert!(
-        first.starts_with("reference-agent 0.1.0 with block-volume plugin 0.1.0 (API level 1), kernel "),
+        first.starts_with(
+            "reference-agent 0.1.0 with block-volume plugin 0.1.0 (API level 1), kernel "
+        ),
         "{first}"
     );
     let json: Value =
@@ -62,13 +65,17 @@ fn agent_that_is_given_by_its_path_conforms_and_is_reported() {
     assert_eq!(json["schema"], 1);
     assert_eq!(json["subject"]["features"], serde_json::json!(["block-volume"]));
     let checks = json["modes"][0]["checks"].as_array().unwrap();
-    let all: Vec<_> = GROUPS.iter().flat_map(|group| group.checks).map(|check| check.name()).collect();
+    let all: Vec<_> =
+        GROUPS.iter().flat_map(|group| group.checks).map(|check| check.name()).collect();
     assert_eq!(checks.iter().map(|check| check["name"].as_str().unwrap()).collect::<Vec<_>>(), all);
     let count = |verdict| checks.iter().filter(|check| check["verdict"] == verdict).count();
     let (passed, inapplicable) = (count("passed"), count("not_applicable"));
     assert_eq!((passed + inapplicable, inapplicable), (all.len(), 1), "{table}");
     let last = table.lines().last().unwrap();
-    assert!(last.starts_with(&format!("{passed} run, 0 failed, {inapplicable} not applicable (")), "{last}");
+    assert!(
+        last.starts_with(&format!("{passed} run, 0 failed, {inapplicable} not applicable (")),
+        "{last}"
+    );
     let xml = std::fs::read_to_string(report.join("conformance.xml")).unwrap();
     let junit = quick_junit::Report::deserialize_from_str(&xml).unwrap();
     assert_eq!((junit.test_suites.len(), junit.test_suites[0].test_cases.len()), (1, all.len()));
@@ -80,7 +87,10 @@ fn agent_without_the_plugin_is_named_in_the_first_line_and_fails() {
     let table = text(&run.stdout);
     assert_eq!(run.status.code(), Some(1), "{table}{}", text(&run.stderr));
     let first = table.lines().next().unwrap();
-    assert!(first.contains("WITHOUT the block-volume plugin; asked for it, the agent says: "), "{first}");
+    assert!(
+        first.contains("WITHOUT the block-volume plugin; asked for it, the agent says: "),
+        "{first}"
+    );
     assert!(table.lines().last().unwrap().starts_with("1 run, 1 failed, "), "{table}");
 }
 
@@ -104,7 +114,10 @@ fn plugin_on_a_port_of_its_own_is_named_in_the_first_line_and_checked_there() {
     let table = text(&run.stdout);
     assert_eq!(run.status.code(), Some(0), "{table}{}", text(&run.stderr));
     let first = table.lines().next().unwrap();
-    assert!(first.contains(" with block-volume plugin 0.1.0 (API level 1) on vsock port 1040, "), "{first}");
+    assert!(
+        first.contains(" with block-volume plugin 0.1.0 (API level 1) on vsock port 1040, "),
+        "{first}"
+    );
     let last = table.lines().last().unwrap();
     assert!(last.starts_with("8 run, 0 failed, 0 not applicable ("), "{last}");
 }
@@ -116,8 +129,7 @@ fn port_that_nobody_serves_is_named_in_the_first_line_and_fails() {
     let table = text(&run.stdout);
     assert_eq!(run.status.code(), Some(1), "{table}{}", text(&run.stderr));
     let first = table.lines().next().unwrap();
-    let expected =
-        "whose block-volume plugin does not serve Probe on vsock port 1041: nobody serves vsock port 1041";
+    let expected = "whose block-volume plugin does not serve Probe on vsock port 1041: nobody serves vsock port 1041";
     assert!(first.contains(expected), "{first}");
     assert!(table.lines().last().unwrap().starts_with("1 run, 1 failed, "), "{table}");
 }
@@ -131,7 +143,10 @@ fn policy_of_the_callers_own_is_the_agents() {
     let table = text(&run.stdout);
     assert_eq!(run.status.code(), Some(1), "{table}{}", text(&run.stderr));
     let first = table.lines().next().unwrap();
-    assert!(first.contains("plugin does not serve Probe: ") && first.contains("is denied"), "{first}");
+    assert!(
+        first.contains("plugin does not serve Probe: ") && first.contains("is denied"),
+        "{first}"
+    );
 }
 
 #[rstest]
@@ -144,7 +159,10 @@ fn policy_of_the_callers_own_is_the_agents() {
 #[case::no_check(&["--check", "no such check"], "--list")]
 #[case::no_port(&["--plugin-port", "4294967295"], "4294967295")]
 #[case::no_mode(&["--mode", "v3"], "v2-scan")]
-fn broken_environment_is_told_from_a_failed_check(#[case] arguments: &[&str], #[case] expected: &str) {
+fn broken_environment_is_told_from_a_failed_check(
+    #[case] arguments: &[&str],
+    #[case] expected: &str,
+) {
     let run = conformance(arguments);
     let (table, error) = (text(&run.stdout), text(&run.stderr));
     assert_eq!(run.status.code(), Some(2), "{table}{error}");
@@ -184,7 +202,11 @@ pub(crate) fn failed(report: &Report) -> Vec<(&'static str, String)> {
     "address::disk_with_another_serial_is_refused",
     Some("it succeeded")
 )]
-#[case::no_undo("undo=skip", "undo::failure_of_one_volume_undoes_the_others", Some("not as it was before"))]
+#[case::no_undo(
+    "undo=skip",
+    "undo::failure_of_one_volume_undoes_the_others",
+    Some("not as it was before")
+)]
 #[case::node_in_the_agents_namespace(
     "namespace=skip",
     "node::is_in_the_container_and_nowhere_else",

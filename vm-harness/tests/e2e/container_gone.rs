@@ -39,7 +39,10 @@ async fn volume_of_a_container_that_is_gone_is_freed_by_repair(
     assert_eq!(state(&sandbox).await, "stale: container gone");
     let refused = sandbox.hot_plug_command(&witness, &[(&volume, "/dev/xvda")]).run().await;
     let (reason, message) = refused.failed_with(4);
-    assert!(reason == "volume_taken" && message.contains(container.id()), "it names who has it: {message}");
+    assert!(
+        reason == "volume_taken" && message.contains(container.id()),
+        "it names who has it: {message}"
+    );
     let repaired = repair(&sandbox, 0, &[]).await;
     assert_eq!(only(&repaired), ["stale: container gone", "undone", "gone"], "{repaired}");
     assert!(claim_is_free(&volume));
@@ -68,14 +71,21 @@ async fn container_that_is_started_anew_is_served_when_it_asks(
             assert_eq!((again.result.as_str(), again.id()), ("attached", plugged.id()));
             assert_eq!(state(&sandbox).await, "attached");
             assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
-            assert_eq!(sandbox.hot_plug(&container, &volume, "/dev/xvda").await.result, "unchanged");
+            assert_eq!(
+                sandbox.hot_plug(&container, &volume, "/dev/xvda").await.result,
+                "unchanged"
+            );
             assert_eq!(repair(&sandbox, 0, &[]).await["result"], "unchanged");
             unplug(&sandbox, &container).await;
         }
         "hot-unplug" => drop(unplug(&sandbox, &container).await),
         _ => {
             let repaired = repair(&sandbox, 0, &[]).await;
-            assert_eq!(only(&repaired), ["stale: container restarted", "undone", "gone"], "{repaired}");
+            assert_eq!(
+                only(&repaired),
+                ["stale: container restarted", "undone", "gone"],
+                "{repaired}"
+            );
         }
     }
     assert!(claim_is_free(&volume));

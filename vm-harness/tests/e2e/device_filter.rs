@@ -4,8 +4,8 @@ use agent_plugin::contract::block_volume::AttachRequest;
 use rstest::rstest;
 use serde_json::Value;
 use vm_harness::{
-    Cgroup, Container, ContainerOptions, DeviceFilter, LoopOptions, Machine, QmpProxy, Sandbox, Snapshot,
-    Volume,
+    Cgroup, Container, ContainerOptions, DeviceFilter, LoopOptions, Machine, QmpProxy, Sandbox,
+    Snapshot, Volume,
 };
 
 use super::{MIB, boot, sandbox, sandbox_with_faults, set_guest_faults};
@@ -21,7 +21,9 @@ fn cgroup(container: &Container) -> String {
 /// The container makes a node of its own; whether it can read or write through it, which its filter decides.
 async fn can(container: &Container, number: &str, write: bool) -> bool {
     let (major, minor) = number.split_once(':').unwrap();
-    container.exec(&["sh", "-c", &format!("rm -f /dev/own; mknod /dev/own b {major} {minor}")]).await;
+    container
+        .exec(&["sh", "-c", &format!("rm -f /dev/own; mknod /dev/own b {major} {minor}")])
+        .await;
     let command: &[&str] = match write {
         false => &["dd", "if=/dev/own", "of=/dev/null", "count=1"],
         true => &["dd", "if=/dev/zero", "of=/dev/own", "count=0", "conv=notrunc"],
@@ -74,7 +76,10 @@ async fn container_can_and_its_sibling_cannot(#[future(awt)] sandbox: Sandbox) {
     let next = Volume::image(MIB);
     let plugged = sandbox.hot_plug(&sibling, &next, "/dev/xvda").await;
     assert_eq!(plugged.device_number(), number);
-    assert!(!can(&container, &number, false).await, "the first container lost its right with its volume");
+    assert!(
+        !can(&container, &number, false).await,
+        "the first container lost its right with its volume"
+    );
     assert!(can(&sibling, &number, true).await);
 }
 
@@ -87,11 +92,13 @@ async fn hundreds_of_attachments_leave_one_program_and_refuse_nothing_meanwhile(
     let before = sandbox.observer().programs(&cgroup(&container)).await.unwrap();
     let volume = Volume::image(MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
-    let script = "n=0; while [ ! -e /dev/stop ]; do : </dev/null || exit 3; n=$((n+1)); done; echo $n";
+    let script =
+        "n=0; while [ ! -e /dev/stop ]; do : </dev/null || exit 3; n=$((n+1)); done; echo $n";
     let opener = container.clone();
     // The guest has one processor: the loop has what the attachments leave of it.
     sandbox.observer().write("/sys/fs/cgroup/pod/cpu.weight", "1").await.unwrap();
-    let opener = tokio::spawn(async move { opener.try_exec(&["sh", "-c", script], b"").await.unwrap() });
+    let opener =
+        tokio::spawn(async move { opener.try_exec(&["sh", "-c", script], b"").await.unwrap() });
     let service = sandbox.block_volume_service().await.unwrap();
     let attach = AttachRequest {
         attachments: vec![plugged.attachment()],
@@ -127,12 +134,19 @@ async fn read_only_volume_cannot_be_opened_for_writing_by_a_node_of_ones_own(
 ) {
     let sandbox = boot(&Machine { cgroup, ..Machine::default() }).await;
     let container = sandbox.start_container_with(&filtered()).await;
-    let volume = Volume::loop_device_with(4 * MIB, LoopOptions { read_only: true, ..LoopOptions::default() });
-    let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--read-only"]);
+    let volume = Volume::loop_device_with(
+        4 * MIB,
+        LoopOptions { read_only: true, ..LoopOptions::default() },
+    );
+    let command =
+        sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--read-only"]);
     let plugged = command.run().await.succeeded(sandbox.guest()).remove(0);
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
     assert!(can(&container, plugged.device_number(), false).await);
-    assert!(!can(&container, plugged.device_number(), true).await, "the filter itself refuses to write");
+    assert!(
+        !can(&container, plugged.device_number(), true).await,
+        "the filter itself refuses to write"
+    );
 }
 
 #[rstest]
@@ -164,20 +178,32 @@ async fn right_that_a_reload_took_away_is_missed_and_restored(
     let reader = container.clone();
     // It waits without a child, whose number would be gone before it is moved.
     let script = "mkfifo /dev/go; read go < /dev/go; dd if=/dev/xvda of=/dev/null count=1";
-    let reader = tokio::spawn(async move { reader.try_exec(&["sh", "-c", script], b"").await.unwrap() });
+    let reader =
+        tokio::spawn(async move { reader.try_exec(&["sh", "-c", script], b"").await.unwrap() });
     container.exec(&["sh", "-c", "until test -p /dev/go; do sleep 0.05; done"]).await;
-    let all =
-        |from, to| format!("for pid in $(cat {from}cgroup.procs); do echo $pid > {to}cgroup.procs; done");
-    sandbox.observer().shell(&format!("cd {group} && mkdir nested && {}", all("", "nested/"))).await;
+    let all = |from, to| {
+        format!("for pid in $(cat {from}cgroup.procs); do echo $pid > {to}cgroup.procs; done")
+    };
+    sandbox
+        .observer()
+        .shell(&format!("cd {group} && mkdir nested && {}", all("", "nested/")))
+        .await;
     container.exec(&["sh", "-c", "echo > /dev/go"]).await;
     let nested = reader.await.unwrap();
     assert_eq!(nested.status, 0, "{}", nested.error_text());
     // A list of v1 cannot be written anew while there is a group below.
-    sandbox.observer().shell(&format!("cd {group} && {} && rmdir nested", all("nested/", ""))).await;
+    sandbox
+        .observer()
+        .shell(&format!("cd {group} && {} && rmdir nested", all("nested/", "")))
+        .await;
     container.update(DeviceFilter::Bpf).await.unwrap();
     let arguments = ["block-volume", "repair", "--output", "json", "--sandbox", sandbox.id()];
     let repaired = sandbox.ecr_runtime().args(arguments).run().await.json()["volumes"][0].clone();
-    assert_eq!((&repaired["did"], &repaired["now"]), (&"completed".into(), &"attached".into()), "{repaired}");
+    assert_eq!(
+        (&repaired["did"], &repaired["now"]),
+        (&"completed".into(), &"attached".into()),
+        "{repaired}"
+    );
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
     assert!(!can(&sibling, plugged.device_number(), false).await);
 }
@@ -203,7 +229,9 @@ async fn volumes_of_a_batch_come_and_go_one_by_one(#[future(awt)] sandbox: Sandb
 
 #[rstest]
 #[tokio::test]
-async fn failure_behind_the_filter_gives_the_program_back(#[future(awt)] sandbox_with_faults: Sandbox) {
+async fn failure_behind_the_filter_gives_the_program_back(
+    #[future(awt)] sandbox_with_faults: Sandbox,
+) {
     let sandbox = sandbox_with_faults;
     let container = sandbox.start_container_with(&filtered()).await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
@@ -228,7 +256,11 @@ async fn what_the_specification_grants_stays(#[future(awt)] sandbox: Sandbox) {
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     assert_eq!(plugged.device_number(), "8:0");
     assert_eq!(container.read("/dev/xvda", 0..4096).await, volume.bytes(0..4096));
-    assert_eq!(sandbox.observer().programs(&cgroup(&container)).await.unwrap(), before, "nothing was needed");
+    assert_eq!(
+        sandbox.observer().programs(&cgroup(&container)).await.unwrap(),
+        before,
+        "nothing was needed"
+    );
     hot_unplug(&sandbox, &container, "/dev/xvda").await;
     let sibling = sandbox.start_container_with(&filtered()).await;
     sandbox.hot_plug(&sibling, &next, "/dev/xvda").await;
@@ -237,7 +269,9 @@ async fn what_the_specification_grants_stays(#[future(awt)] sandbox: Sandbox) {
 
 #[rstest]
 #[tokio::test]
-async fn right_in_the_place_of_one_that_was_lost_goes_with_the_volume(#[future(awt)] sandbox: Sandbox) {
+async fn right_in_the_place_of_one_that_was_lost_goes_with_the_volume(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let options = ContainerOptions { block_devices: vec![(8, 0)], ..filtered() };
     let container = sandbox.start_container_with(&options).await;
     let sibling = sandbox.start_container_with(&filtered()).await;
@@ -258,7 +292,9 @@ const REFUSES_ALL: &str = "b7000000000000009500000000000000";
 
 #[rstest]
 #[tokio::test]
-async fn filter_that_cannot_be_changed_safely_is_refused_before_anything_is(#[future(awt)] sandbox: Sandbox) {
+async fn filter_that_cannot_be_changed_safely_is_refused_before_anything_is(
+    #[future(awt)] sandbox: Sandbox,
+) {
     const HARDEN: &str = "/proc/sys/net/core/bpf_jit_harden";
     let container = sandbox.start_container_with(&filtered()).await;
     let volume = Volume::image(MIB);
@@ -271,7 +307,10 @@ async fn filter_that_cannot_be_changed_safely_is_refused_before_anything_is(#[fu
         let (_, message) = finished.failed_with(10);
         let told = proxy.commands();
         let changes = ["add-fd", "blockdev-add", "device_add"];
-        assert!(!told.iter().any(|command| changes.contains(&command.as_str())), "QEMU was told {told:?}");
+        assert!(
+            !told.iter().any(|command| changes.contains(&command.as_str())),
+            "QEMU was told {told:?}"
+        );
         assert!(message.contains(expected), "{message}");
         before.assert_unchanged(&sandbox, &[container]).await;
     };
@@ -293,6 +332,7 @@ async fn filter_that_cannot_be_changed_safely_is_refused_before_anything_is(#[fu
         instructions: REFUSES_ALL.to_owned(),
     };
     sandbox.observer().ask(&attach).await.unwrap();
-    let error = sandbox.hot_plug_command(&third, &[(&volume, "/dev/xvda")]).run().await.failed_with(10).1;
+    let error =
+        sandbox.hot_plug_command(&third, &[(&volume, "/dev/xvda")]).run().await.failed_with(10).1;
     assert!(error.contains("of cgroup /pod refuses disks"), "{error}");
 }

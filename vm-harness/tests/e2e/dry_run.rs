@@ -15,7 +15,8 @@ async fn look(sandbox: &Sandbox, containers: &[&Container], call: EcrRuntime) ->
     let proxy = QmpProxy::start(&sandbox.qmp_socket()).unwrap();
     let finished = call.args(["--qmp", proxy.path().to_str().unwrap()]).run().await;
     let looks = |name: &String| {
-        name.starts_with("query-") || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name.as_str())
+        name.starts_with("query-")
+            || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name.as_str())
     };
     let commands = proxy.commands();
     assert!(commands.len() > 2 && commands.iter().all(looks), "{commands:?}");
@@ -32,7 +33,10 @@ async fn what_would_be_done_is_said_and_not_done(#[future(awt)] sandbox: Sandbox
     let containers = [&container, &other];
     let volume = Volume::loop_device(MIB);
     let plug = |container: &Container, more: &[&str]| {
-        sandbox.hot_plug_command(container, &[(&volume, "/dev/xvda")]).args(["--dry-run"]).args(more)
+        sandbox
+            .hot_plug_command(container, &[(&volume, "/dev/xvda")])
+            .args(["--dry-run"])
+            .args(more)
     };
     let look = async |call: EcrRuntime| look(&sandbox, &containers, call).await;
     let said = |text: &str| (0, text.to_owned());
@@ -42,8 +46,9 @@ async fn what_would_be_done_is_said_and_not_done(#[future(awt)] sandbox: Sandbox
     assert_eq!(look(plug(&container, &[])).await, said("unchanged"));
     assert_eq!(look(plug(&other, &[])).await, (4, "volume_taken".to_owned()));
     assert_eq!(look(plug(&other, &["--shared"])).await, said("would attach"));
-    let unplug =
-        |more: &[&str]| verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container)).args(more);
+    let unplug = |more: &[&str]| {
+        verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container)).args(more)
+    };
     assert_eq!(look(unplug(&[])).await, said("would detach"));
     let in_use = |command: &str, more: &[&str]| {
         verb(sandbox.ecr_runtime(), &sandbox, command, &at(&container)).args(more)
@@ -65,7 +70,8 @@ async fn repair_says_what_it_would_do(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(MIB);
     let killed = sandbox.ecr_runtime_with_faults("after-device-add=kill");
-    let killed = killed.hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")]).run().await;
+    let killed =
+        killed.hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")]).run().await;
     assert_eq!(killed.status, 128 + 9);
     let containers = [&container];
     let call = || verb(sandbox.ecr_runtime(), &sandbox, "repair", &["--dry-run"]);

@@ -15,7 +15,9 @@ use super::{
 
 #[rstest]
 #[tokio::test]
-async fn what_becomes_of_a_plug_whose_guest_is_unlucky(#[values(Scan::None, Scan::Async)] scan: Scan) {
+async fn what_becomes_of_a_plug_whose_guest_is_unlucky(
+    #[values(Scan::None, Scan::Async)] scan: Scan,
+) {
     let sandbox = boot_with_faults(&vm_harness::Machine { scan, ..Default::default() }).await;
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(MIB);

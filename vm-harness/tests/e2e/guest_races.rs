@@ -9,7 +9,9 @@ use rstest::rstest;
 use serde_json::json;
 use vm_harness::{Cgroup, ContainerOptions, Machine, Sandbox, Scan, Snapshot, Volume};
 
-use super::{MIB, boot, boot_with_faults, sandbox, sandbox_with_faults, set_guest_faults, wait_for_console};
+use super::{
+    MIB, boot, boot_with_faults, sandbox, sandbox_with_faults, set_guest_faults, wait_for_console,
+};
 
 #[rstest]
 #[tokio::test]
@@ -20,7 +22,9 @@ async fn concurrent_calls_all_succeed(#[future(awt)] sandbox: Sandbox) {
     let commands: Vec<_> = volumes
         .iter()
         .zip(&paths)
-        .map(|(volume, path)| sandbox.hot_plug_command(&container, &[(volume, path.as_str())]).start())
+        .map(|(volume, path)| {
+            sandbox.hot_plug_command(&container, &[(volume, path.as_str())]).start()
+        })
         .collect();
     for command in commands {
         let output = command.wait_with_output().await.unwrap();
@@ -38,7 +42,8 @@ async fn two_calls_for_the_same_volume_at_once_plug_it_once(#[future(awt)] sandb
     let volume = Volume::image(MIB);
     let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
     let (first, second) = tokio::join!(command.run(), command.run());
-    let mut results = [&first, &second].map(|finished| finished.succeeded(sandbox.guest())[0].result.clone());
+    let mut results =
+        [&first, &second].map(|finished| finished.succeeded(sandbox.guest())[0].result.clone());
     results.sort();
     assert_eq!(results, ["attached", "unchanged"]);
 }
@@ -48,8 +53,10 @@ async fn two_calls_for_the_same_volume_at_once_plug_it_once(#[future(awt)] sandb
 async fn volume_behind_an_ata_disk_and_another_controller_is_the_right_one() {
     let other = tempfile::NamedTempFile::new().unwrap();
     other.as_file().set_len(MIB).unwrap();
-    let ata_disk =
-        format!("driver=raw,node-name=ata,file.driver=file,file.filename={}", other.path().display());
+    let ata_disk = format!(
+        "driver=raw,node-name=ata,file.driver=file,file.filename={}",
+        other.path().display()
+    );
     let devices_before = [
         "-device",
         "piix3-ide,id=ide0",
@@ -70,7 +77,11 @@ async fn volume_behind_an_ata_disk_and_another_controller_is_the_right_one() {
     .await;
     let hosts = sandbox.observer().shell("cat /sys/class/scsi_host/host*/proc_name").await;
     assert!(hosts.starts_with("ata_piix"), "the ATA host comes first: {hosts}");
-    assert_eq!(hosts.matches("Virtio SCSI HBA").count() + hosts.matches("virtio_scsi").count(), 2, "{hosts}");
+    assert_eq!(
+        hosts.matches("Virtio SCSI HBA").count() + hosts.matches("virtio_scsi").count(),
+        2,
+        "{hosts}"
+    );
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     // scsi0 is there: it is the one that is used.
@@ -78,14 +89,16 @@ async fn volume_behind_an_ata_disk_and_another_controller_is_the_right_one() {
     assert_eq!(plugged.volume["scsi"]["controller"], "scsi0");
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
     let second = Volume::image(MIB);
-    let command =
-        sandbox.hot_plug_command(&container, &[(&second, "/dev/xvdb")]).args(["--controller", "other"]);
+    let command = sandbox
+        .hot_plug_command(&container, &[(&second, "/dev/xvdb")])
+        .args(["--controller", "other"]);
     let plugged = command.run().await.succeeded(sandbox.guest()).remove(0);
     assert_eq!(plugged.volume["scsi"]["controller"], "other");
     assert_eq!(container.read("/dev/xvdb", 0..65536).await, second.bytes(0..65536));
     let third = Volume::image(MIB);
-    let command =
-        sandbox.hot_plug_command(&container, &[(&third, "/dev/xvdc")]).args(["--controller", "none"]);
+    let command = sandbox
+        .hot_plug_command(&container, &[(&third, "/dev/xvdc")])
+        .args(["--controller", "none"]);
     let (_, message) = command.run().await.failed_with(2);
     assert!(message.contains("none"), "{message}");
 }
@@ -105,7 +118,9 @@ async fn disk_that_is_visible_before_the_request_is_found_without_an_event() {
 
 #[rstest]
 #[tokio::test]
-async fn lost_uevents_are_made_up_for_by_looking_again(#[future(awt)] sandbox_with_faults: Sandbox) {
+async fn lost_uevents_are_made_up_for_by_looking_again(
+    #[future(awt)] sandbox_with_faults: Sandbox,
+) {
     let sandbox = sandbox_with_faults;
     let container = sandbox.start_container().await;
     // A buffer for a handful of events, and a storm that begins before the scan and outlasts it.
@@ -114,7 +129,8 @@ async fn lost_uevents_are_made_up_for_by_looking_again(#[future(awt)] sandbox_wi
         "uevent-receive-buffer=value:2048\nattach-after-lookup=delay:300\nattach-after-scan=delay:1500\n",
     )
     .await;
-    let storm = "i=0; while [ $i -lt 3000 ]; do echo change > /sys/class/mem/null/uevent; i=$((i+1)); done";
+    let storm =
+        "i=0; while [ $i -lt 3000 ]; do echo change > /sys/class/mem/null/uevent; i=$((i+1)); done";
     let observer = sandbox.observer().clone();
     let storm = tokio::spawn(async move { observer.shell(storm).await });
     let volume = Volume::image(MIB);
@@ -135,7 +151,8 @@ async fn disk_that_never_shows_up_is_a_time_out_and_is_undone(#[case] scan: Scan
     let volume = Volume::image(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
     set_guest_faults(&sandbox, "scan=skip\n").await;
-    let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--timeout", "8s"]);
+    let command =
+        sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--timeout", "8s"]);
     let finished = command.run().await;
     let (reason, message) = finished.failed_with(7);
     assert_eq!(reason, "timed_out", "{message}");
@@ -169,7 +186,8 @@ async fn container_that_dies_in_the_middle_leaves_nothing(
         wait_for_console(&sandbox, &format!("fail point attach-after-{point}")).await;
         container.kill().await.unwrap();
         set_guest_faults(&sandbox, "").await;
-        let finished = vm_harness::Finished::new(&command.wait_with_output().await.unwrap(), Duration::ZERO);
+        let finished =
+            vm_harness::Finished::new(&command.wait_with_output().await.unwrap(), Duration::ZERO);
         let (reason, message) = finished.failed_with(3);
         assert_eq!(reason, "container_not_running", "{point}: {message}");
         container.remove().await.unwrap();
@@ -189,16 +207,22 @@ async fn container_that_dies_while_its_disk_is_awaited_ends_the_wait(
     let volume = Volume::image(MIB);
     // Nobody asks the kernel for the disk, so that its event never comes. The delay announces that the wait is next.
     set_guest_faults(&sandbox, "scan=skip\nattach-after-scan=delay:1\n").await;
-    let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--timeout", "60s"]);
+    let command =
+        sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--timeout", "60s"]);
     let command = command.start();
     wait_for_console(&sandbox, "fail point attach-after-scan").await;
     // System call 7 is poll: the request sleeps in its wait now.
     let asleep = "until grep -q '^7 ' $(grep -lx block-volume /proc/1/task/*/comm | sed s/comm/syscall/); do sleep 0.01; done";
     let wait = sandbox.observer().shell(asleep);
-    sandbox.guest().wait_for("the request's wait for its disk", Duration::from_secs(10), wait).await.unwrap();
+    sandbox
+        .guest()
+        .wait_for("the request's wait for its disk", Duration::from_secs(10), wait)
+        .await
+        .unwrap();
     let killed = Instant::now();
     container.kill().await.unwrap();
-    let finished = vm_harness::Finished::new(&command.wait_with_output().await.unwrap(), Duration::ZERO);
+    let finished =
+        vm_harness::Finished::new(&command.wait_with_output().await.unwrap(), Duration::ZERO);
     let took = killed.elapsed();
     let (reason, message) = finished.failed_with(3);
     assert_eq!(reason, "container_not_running", "{message}");
@@ -226,7 +250,8 @@ async fn path_that_the_container_takes_in_the_middle_is_left_to_it(
     assert!(error.contains("No such file"), "nothing is there before it can be used: {error}");
     container.exec(&["sh", "-c", "echo theirs > /dev/xvda"]).await;
     set_guest_faults(&sandbox, "").await;
-    let finished = vm_harness::Finished::new(&command.wait_with_output().await.unwrap(), Duration::ZERO);
+    let finished =
+        vm_harness::Finished::new(&command.wait_with_output().await.unwrap(), Duration::ZERO);
     let (reason, message) = finished.failed_with(4);
     assert_eq!(reason, "path_taken", "{message}");
     assert_eq!(container.exec(&["cat", "/dev/xvda"]).await, b"theirs\n");
@@ -255,7 +280,8 @@ async fn caller_that_disconnects_right_after_sending_is_undone_by_the_next(
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
     let mut monitor = sandbox.monitor().await.unwrap();
-    let devices = monitor.execute("qom-list", json!({ "path": "/machine/peripheral" })).await.unwrap();
+    let devices =
+        monitor.execute("qom-list", json!({ "path": "/machine/peripheral" })).await.unwrap();
     let ours = devices
         .as_array()
         .unwrap()
@@ -273,7 +299,8 @@ async fn disk_with_another_serial_is_refused(#[future(awt)] sandbox: Sandbox) {
     let volume = Volume::image(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let command = sandbox.ecr_runtime_with_faults("device-serial=value:0123456789abcdef");
-    let finished = command.hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")]).run().await;
+    let finished =
+        command.hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")]).run().await;
     let (_, message) = finished.failed_with(9);
     assert!(message.contains("0123456789abcdef"), "{message}");
     before.assert_unchanged(&sandbox, &[&container]).await;
@@ -281,12 +308,16 @@ async fn disk_with_another_serial_is_refused(#[future(awt)] sandbox: Sandbox) {
 
 #[rstest]
 #[tokio::test]
-async fn guest_takes_back_a_failed_attach_by_itself(#[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup) {
+async fn guest_takes_back_a_failed_attach_by_itself(
+    #[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup,
+) {
     let serial = "0123456789abcdef";
     let image = Volume::image(MIB);
-    let disk = format!("driver=raw,node-name=volume,file.driver=file,file.filename={}", image.name());
+    let disk =
+        format!("driver=raw,node-name=volume,file.driver=file,file.filename={}", image.name());
     let device = format!("scsi-hd,bus=scsi0.0,scsi-id=200,lun=7,serial={serial},drive=volume");
-    let controller = ["-device", "virtio-scsi-pci,id=scsi0", "-blockdev", &disk, "-device", &device];
+    let controller =
+        ["-device", "virtio-scsi-pci,id=scsi0", "-blockdev", &disk, "-device", &device];
     let controller = controller.map(str::to_owned).to_vec();
     let sandbox = boot_with_faults(&Machine { cgroup, controller, ..Machine::default() }).await;
     let container = sandbox.start_container().await;
@@ -300,11 +331,17 @@ async fn guest_takes_back_a_failed_attach_by_itself(#[values(Cgroup::V1, Cgroup:
         mode: 0o660,
         ..Default::default()
     };
-    let request =
-        AttachRequest { attachments: vec![attachment.clone()], timeout_ms: 20_000, ..Default::default() };
+    let request = AttachRequest {
+        attachments: vec![attachment.clone()],
+        timeout_ms: 20_000,
+        ..Default::default()
+    };
     let detachment = Detachment { attachment: Some(attachment).into(), ..Default::default() };
-    let detach =
-        DetachRequest { detachments: vec![detachment], timeout_ms: 20_000, ..DetachRequest::default() };
+    let detach = DetachRequest {
+        detachments: vec![detachment],
+        timeout_ms: 20_000,
+        ..DetachRequest::default()
+    };
     let service = sandbox.block_volume_service().await.unwrap();
     // What the pod is given once stays: it is there before the comparison.
     let attached = service.attach(sandbox.agent().context(), &request).await.unwrap();
@@ -312,7 +349,8 @@ async fn guest_takes_back_a_failed_attach_by_itself(#[values(Cgroup::V1, Cgroup:
     let detached = service.detach(sandbox.agent().context(), &detach).await.unwrap();
     assert!(detached.failure.is_none(), "{detached}");
     let before = Snapshot::of(&sandbox, &[&container]).await;
-    for point in ["uevent-socket", "lookup", "scan", "wait", "verify", "node", "filter", "publish"] {
+    for point in ["uevent-socket", "lookup", "scan", "wait", "verify", "node", "filter", "publish"]
+    {
         // QEMU keeps its disk here, so that nobody but the plugin can have taken it from the guest.
         set_guest_faults(&sandbox, &format!("attach-after-{point}=error\n")).await;
         let answer = service.attach(sandbox.agent().context(), &request).await.unwrap();
@@ -334,11 +372,16 @@ async fn disk_of_another_size_is_refused(#[future(awt)] sandbox: Sandbox) {
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let mut attachment = plugged.attachment();
     attachment.size += 512;
-    let request = AttachRequest { attachments: vec![attachment], timeout_ms: 10_000, ..Default::default() };
+    let request =
+        AttachRequest { attachments: vec![attachment], timeout_ms: 10_000, ..Default::default() };
     let service = sandbox.block_volume_service().await.unwrap();
     let answer = service.attach(sandbox.agent().context(), &request).await.unwrap();
     drop(service);
-    assert_eq!(answer.failure.reason.enum_value().unwrap(), Reason::REASON_IDENTITY_MISMATCH, "{answer}");
+    assert_eq!(
+        answer.failure.reason.enum_value().unwrap(),
+        Reason::REASON_IDENTITY_MISMATCH,
+        "{answer}"
+    );
     assert!(answer.failure.message.contains("size"), "{answer}");
     // The disk was attached before, so the refusal must not take it away.
     before.assert_unchanged(&sandbox, &[&container]).await;

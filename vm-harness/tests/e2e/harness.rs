@@ -19,7 +19,17 @@ fn vm_harness() -> Command {
 #[test]
 fn boot_holds_a_sandbox_that_other_processes_can_use_until_its_input_ends() {
     let mut boot = vm_harness()
-        .args(["boot", "--containers", "2", "--cgroup", "v1", "--scan", "async", "--device-filter", "bpf"])
+        .args([
+            "boot",
+            "--containers",
+            "2",
+            "--cgroup",
+            "v1",
+            "--scan",
+            "async",
+            "--device-filter",
+            "bpf",
+        ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -27,9 +37,18 @@ fn boot_holds_a_sandbox_that_other_processes_can_use_until_its_input_ends() {
     let mut line = String::new();
     BufReader::new(boot.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let report: Value = serde_json::from_str(&line).expect("one line of JSON");
-    for key in
-        ["run_dir", "sandbox", "containers", "qmp", "agent", "plugin", "qemu_pid", "accel", "kernel", "qemu"]
-    {
+    for key in [
+        "run_dir",
+        "sandbox",
+        "containers",
+        "qmp",
+        "agent",
+        "plugin",
+        "qemu_pid",
+        "accel",
+        "kernel",
+        "qemu",
+    ] {
         assert!(!report[key].is_null(), "{key} is missing in {report}");
     }
     let (run_dir, containers) =
@@ -38,7 +57,15 @@ fn boot_holds_a_sandbox_that_other_processes_can_use_until_its_input_ends() {
     let container = containers[1].as_str().unwrap();
     let volume = Volume::image(MIB);
     let plug = Command::new(Environment::from_variables().ecr_runtime().unwrap())
-        .args(["--run-dir", run_dir, "block-volume", "hot-plug", "--container", container, "--sandbox"])
+        .args([
+            "--run-dir",
+            run_dir,
+            "block-volume",
+            "hot-plug",
+            "--container",
+            container,
+            "--sandbox",
+        ])
         .args([
             report["sandbox"].as_str().unwrap(),
             "--block-volume",
@@ -86,16 +113,32 @@ fn person_who_boots_by_hand_finds_the_logs_the_console_and_the_proxies() {
     let environment = Environment::from_variables();
     let volume = Volume::image(MIB);
     let plug = |expected: i32| {
-        let arguments =
-            ["--run-dir", &run_dir, "block-volume", "hot-plug", "--container", &container, "--agent", &agent];
+        let arguments = [
+            "--run-dir",
+            &run_dir,
+            "block-volume",
+            "hot-plug",
+            "--container",
+            &container,
+            "--agent",
+            &agent,
+        ];
         let paths = ["--block-volume", volume.name(), "--device-path", "/dev/xvda"];
-        let plugged = run(environment.ecr_runtime().unwrap(), &[&arguments[..], &paths[..]].concat());
-        assert_eq!(plugged.status.code(), Some(expected), "{}", String::from_utf8_lossy(&plugged.stderr));
+        let plugged =
+            run(environment.ecr_runtime().unwrap(), &[&arguments[..], &paths[..]].concat());
+        assert_eq!(
+            plugged.status.code(),
+            Some(expected),
+            "{}",
+            String::from_utf8_lossy(&plugged.stderr)
+        );
     };
     // The proxy before QEMU is found without being told, and its rule holds once.
     plug(14);
     plug(0);
-    for (record, words) in [("qmp_record", ["device_add", "cut"]), ("agent_record", ["Attach", "split:1"])] {
+    for (record, words) in
+        [("qmp_record", ["device_add", "cut"]), ("agent_record", ["Attach", "split:1"])]
+    {
         let record = std::fs::read_to_string(text(&report["proxies"][record])).unwrap();
         assert!(words.iter().all(|word| record.contains(word)), "{record}");
     }
@@ -113,7 +156,9 @@ fn person_who_boots_by_hand_finds_the_logs_the_console_and_the_proxies() {
     drop(boot.stdin.take());
     let hints = boot.wait_with_output().unwrap();
     let hints = String::from_utf8(hints.stderr).unwrap();
-    for hint in ["hot-plug --container", "hot-unplug", "-it -- sh", "console --run-dir", "logs --run-dir"] {
+    for hint in
+        ["hot-plug --container", "hot-unplug", "-it -- sh", "console --run-dir", "logs --run-dir"]
+    {
         assert!(hints.contains(hint), "{hint}: {hints}");
     }
     // It follows to the end, and ends with the sandbox.
@@ -132,8 +177,10 @@ async fn guest_that_dies_fails_a_wait_at_once_with_its_console(#[future(awt)] sa
         // It cannot answer any more.
         let _ = observer.write("/proc/sysrq-trigger", "c").await;
     });
-    let waited =
-        sandbox.guest().wait_for("an answer", Duration::from_secs(600), std::future::pending::<()>()).await;
+    let waited = sandbox
+        .guest()
+        .wait_for("an answer", Duration::from_secs(600), std::future::pending::<()>())
+        .await;
     crash.abort();
     let error = waited.expect_err("the guest is dead");
     assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
@@ -185,7 +232,8 @@ async fn snapshot_sees_everything_that_a_plug_changes() {
     set_guest_faults(&sandbox, "").await;
     assert!(command.wait_with_output().await.unwrap().status.success());
     // On a task of its own, which may panic.
-    let compared = tokio::spawn(async move { before.assert_unchanged(&sandbox, &[&container]).await });
+    let compared =
+        tokio::spawn(async move { before.assert_unchanged(&sandbox, &[&container]).await });
     assert!(compared.await.is_err_and(|error| error.is_panic()), "a plugged volume is a change");
 }
 

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use agent_plugin::contract::block_volume::{AttachRequest, Attachment, DetachRequest, Detachment, Reason};
+use agent_plugin::contract::block_volume::{
+    AttachRequest, Attachment, DetachRequest, Detachment, Reason,
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -11,7 +13,8 @@ use rstest::rstest;
 use serde_json::Value;
 use tokio::process::Child;
 use vm_harness::{
-    Cgroup, Container, ContainerOptions, EcrRuntime, Finished, Machine, Plugged, Sandbox, Snapshot, Volume,
+    Cgroup, Container, ContainerOptions, EcrRuntime, Finished, Machine, Plugged, Sandbox, Snapshot,
+    Volume,
 };
 
 use super::{
@@ -46,13 +49,17 @@ async fn holders(sandbox: &Sandbox, plugged: &Plugged) -> Vec<Value> {
     let (reason, message) = finished.failed_with(5);
     assert_eq!(reason, "busy", "{message}");
     let holders = finished.json()["error"]["holders"].as_array().cloned().unwrap_or_default();
-    assert!(!holders.is_empty() && message.contains(holders[0]["detail"].as_str().unwrap()), "{message}");
+    assert!(
+        !holders.is_empty() && message.contains(holders[0]["detail"].as_str().unwrap()),
+        "{message}"
+    );
     holders
 }
 
 /// Starts a command, and returns when the guest says that it waits for those who hold the volume.
 async fn start_and_wait(sandbox: &Sandbox, command: &EcrRuntime) -> Child {
-    let waits = || sandbox.guest().console().text().matches("waits for those who hold volume").count();
+    let waits =
+        || sandbox.guest().console().text().matches("waits for those who hold volume").count();
     let before = waits();
     let child = command.start();
     let deadline = Instant::now() + sandbox.guest().scaled(SOON);
@@ -66,13 +73,19 @@ async fn start_and_wait(sandbox: &Sandbox, command: &EcrRuntime) -> Child {
 /// The end of a command that nothing keeps any more.
 async fn ends_soon(sandbox: &Sandbox, command: Child) -> Finished {
     let began = Instant::now();
-    let ended = sandbox.guest().wait_for("the command's end", SOON, command.wait_with_output()).await;
+    let ended =
+        sandbox.guest().wait_for("the command's end", SOON, command.wait_with_output()).await;
     let output = ended.unwrap_or_else(|error| panic!("{}", error.chain())).unwrap();
     Finished::new(&output, began.elapsed())
 }
 
 /// A volume that is refused while it is held, shown by `inspect`, and gone as soon as `release` has run.
-async fn is_named_and_waited_for(sandbox: &Sandbox, plugged: &Plugged, kind: &str, release: &str) -> Value {
+async fn is_named_and_waited_for(
+    sandbox: &Sandbox,
+    plugged: &Plugged,
+    kind: &str,
+    release: &str,
+) -> Value {
     let found = holders(sandbox, plugged).await;
     assert_eq!((found.len(), &found[0]["kind"]), (1, &Value::from(kind)), "{found:?}");
     let id = plugged.id();
@@ -82,7 +95,8 @@ async fn is_named_and_waited_for(sandbox: &Sandbox, plugged: &Plugged, kind: &st
     let seen = if kind == "unknown" { Vec::new() } else { found.clone() };
     assert_eq!(inspected[0]["guest"]["holders"], Value::from(seen), "{kind}");
 
-    let waiting = verb(sandbox.ecr_runtime(), sandbox, "hot-unplug", &["--volume", id, "--wait", "100s"]);
+    let waiting =
+        verb(sandbox.ecr_runtime(), sandbox, "hot-unplug", &["--volume", id, "--wait", "100s"]);
     let mut waiting = start_and_wait(sandbox, &waiting).await;
     assert!(waiting.try_wait().unwrap().is_none(), "{kind}: it waits");
     let pid = found[0]["pid"].as_u64().unwrap_or_default().to_string();
@@ -113,12 +127,14 @@ async fn processes_are_named_and_waited_for(#[future(awt)] sandbox: Sandbox) {
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let number = plugged.device_number().replace(':', " ");
     let script = format!("mknod /dev/own b {number}; mkfifo /tmp/close; ");
-    let hold =
-        "exec 3</dev/own; (read line </tmp/close; exec 3<&-; sleep 100000) </dev/null >/dev/null 2>&1 &";
+    let hold = "exec 3</dev/own; (read line </tmp/close; exec 3<&-; sleep 100000) </dev/null >/dev/null 2>&1 &";
     sibling.exec(&["sh", "-c", &(script + hold)]).await;
     let close = "echo now > /proc/PID/root/tmp/close";
     let holder = is_named_and_waited_for(&sandbox, &plugged, "process", close).await;
-    assert_eq!((&holder["container"], &holder["detail"]), (&sibling.id().into(), &"/dev/own".into()));
+    assert_eq!(
+        (&holder["container"], &holder["detail"]),
+        (&sibling.id().into(), &"/dev/own".into())
+    );
 }
 
 #[rstest]
@@ -131,7 +147,10 @@ async fn mounts_are_named_and_waited_for() {
     container.exec(&["mount", "-t", "ext4", "/dev/xvda", "/mnt"]).await;
     let umount = "nsenter --mount=/proc/PID/ns/mnt --root=/proc/PID/root /bin/umount /mnt";
     let holder = is_named_and_waited_for(&sandbox, &plugged, "mount", umount).await;
-    assert_eq!((&holder["container"], &holder["detail"]), (&container.id().into(), &"/mnt (ext4)".into()));
+    assert_eq!(
+        (&holder["container"], &holder["detail"]),
+        (&container.id().into(), &"/mnt (ext4)".into())
+    );
 
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let device = format!("/dev/{}", plugged.guest_device());
@@ -184,7 +203,8 @@ async fn devices_made_of_it_are_named_and_waited_for() {
         let on_device = |text: &str| text.replace("DEVICE", &device);
         sandbox.observer().shell(&format!("{} 2>&1", on_device(hold))).await;
         let release = on_device(release);
-        let holder = is_named_and_waited_for(&sandbox, &plugged, kind, &format!("{release} 2>&1")).await;
+        let holder =
+            is_named_and_waited_for(&sandbox, &plugged, kind, &format!("{release} 2>&1")).await;
         assert_eq!(holder["detail"], on_device(detail));
         assert!(claim_is_free(&volume), "{kind}");
     }
@@ -199,7 +219,12 @@ async fn a_wait_ends_in_time_and_by_a_signal_with_nothing_changed(#[future(awt)]
     open_in(&container, "/dev/xvda").await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let command = |wait| {
-        verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &["--volume", plugged.id(), "--wait", wait])
+        verb(
+            sandbox.ecr_runtime(),
+            &sandbox,
+            "hot-unplug",
+            &["--volume", plugged.id(), "--wait", wait],
+        )
     };
     let finished = ends_soon(&sandbox, command("1s").start()).await;
     let (reason, _) = finished.failed_with(5);
@@ -241,7 +266,9 @@ async fn a_container_that_ends_is_waited_for(#[future(awt)] sandbox: Sandbox) {
 
 #[rstest]
 #[tokio::test]
-async fn whoever_slips_in_is_noticed_and_all_is_put_back(#[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup) {
+async fn whoever_slips_in_is_noticed_and_all_is_put_back(
+    #[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup,
+) {
     let sandbox = boot_with_faults(&Machine { cgroup, ..Machine::default() }).await;
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(MIB);
@@ -256,9 +283,11 @@ async fn whoever_slips_in_is_noticed_and_all_is_put_back(#[values(Cgroup::V1, Cg
         container.exec(&["sh", "-c", &format!("cp -a /dev/xvda /dev/own-{point}")]).await;
         set_guest_faults(&sandbox, &format!("detach-after-{point}=wait\n")).await;
         let command =
-            verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container, "/dev/xvda")).start();
+            verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container, "/dev/xvda"))
+                .start();
         wait_for_console(&sandbox, &format!("fail point detach-after-{point}")).await;
-        let path = if point == "release" { "/dev/xvda".to_owned() } else { format!("/dev/own-{point}") };
+        let path =
+            if point == "release" { "/dev/xvda".to_owned() } else { format!("/dev/own-{point}") };
         let denied = cgroup == Cgroup::V1 && ["revoke", "flush"].contains(&point);
         if denied {
             container.exec_fails(&["sh", "-c", &format!("exec 3<{path}")]).await;
@@ -294,7 +323,9 @@ async fn whoever_slips_in_is_noticed_and_all_is_put_back(#[values(Cgroup::V1, Cg
 
 #[rstest]
 #[tokio::test]
-async fn force_breaks_a_mounted_file_system_under_writes_and_tells_so(#[future(awt)] sandbox: Sandbox) {
+async fn force_breaks_a_mounted_file_system_under_writes_and_tells_so(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container_with(&ContainerOptions::privileged()).await;
     let witness = sandbox.start_container().await;
     let volume = ext4_image(32 * MIB);
@@ -310,8 +341,9 @@ async fn force_breaks_a_mounted_file_system_under_writes_and_tells_so(#[future(a
     container.exec(&["sh", "-c", "until test -e /mnt/3; do sleep 0.05; done"]).await;
     open_in(&container, "/dev/xvda").await;
 
-    let refused =
-        verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container, "/dev/xvda")).run().await;
+    let refused = verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container, "/dev/xvda"))
+        .run()
+        .await;
     refused.failed_with(5);
     let forced = [&at(&container, "/dev/xvda")[..], &["--force"]].concat();
     let finished = verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &forced).run().await;
@@ -323,8 +355,12 @@ async fn force_breaks_a_mounted_file_system_under_writes_and_tells_so(#[future(a
     assert!(claim_is_free(&volume), "the host has it back");
 
     // The writer gets its errors, the rest of the guest goes on.
-    let output =
-        sandbox.guest().wait_for("the writer's end", Duration::from_secs(20), writer).await.unwrap().unwrap();
+    let output = sandbox
+        .guest()
+        .wait_for("the writer's end", Duration::from_secs(20), writer)
+        .await
+        .unwrap()
+        .unwrap();
     assert!(String::from_utf8_lossy(&output).contains("end"));
     container.exec(&["umount", "/mnt"]).await;
     sandbox.observer().shell(CLOSE).await;
@@ -332,7 +368,8 @@ async fn force_breaks_a_mounted_file_system_under_writes_and_tells_so(#[future(a
     before.assert_unchanged(&sandbox, &[&witness]).await;
 
     // What was written back before is there.
-    let checked = std::process::Command::new("e2fsck").args(["-fy", volume.name()]).output().unwrap();
+    let checked =
+        std::process::Command::new("e2fsck").args(["-fy", volume.name()]).output().unwrap();
     assert!(checked.status.code().unwrap() < 4, "{}", String::from_utf8_lossy(&checked.stdout));
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     container.exec(&["mount", "-t", "ext4", "/dev/xvda", "/mnt"]).await;
@@ -358,16 +395,24 @@ async fn one_container_s_part_goes_while_another_uses_the_disk(
     };
     let service = sandbox.block_volume_service().await.unwrap();
     let context = || sandbox.agent().context();
-    let attach =
-        AttachRequest { attachments: vec![attachment.clone()], timeout_ms: 20_000, ..Default::default() };
+    let attach = AttachRequest {
+        attachments: vec![attachment.clone()],
+        timeout_ms: 20_000,
+        ..Default::default()
+    };
     let attached = service.attach(context(), &attach).await.unwrap();
     assert!(attached.failure.is_none(), "{attached}");
     assert_eq!(second.read("/dev/shared", 0..65536).await, volume.bytes(0..65536));
 
     let outcome = attached.attached[0].outcome.clone();
-    let detachment =
-        Detachment { attachment: Some(attachment).into(), outcome, keep_disk: true, ..Default::default() };
-    let detach = DetachRequest { detachments: vec![detachment], timeout_ms: 20_000, ..Default::default() };
+    let detachment = Detachment {
+        attachment: Some(attachment).into(),
+        outcome,
+        keep_disk: true,
+        ..Default::default()
+    };
+    let detach =
+        DetachRequest { detachments: vec![detachment], timeout_ms: 20_000, ..Default::default() };
     // The other one's use does not count, this one's does.
     open_in(&first, "/dev/xvda").await;
     open_in(&second, "/dev/shared").await;

@@ -26,7 +26,8 @@ async fn failure_after_each_step_of_the_host_is_undone(#[future(awt)] sandbox: S
         "after-outcome",
     ] {
         let command = sandbox.ecr_runtime_with_faults(&format!("{point}=error"));
-        let finished = command.hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")]).run().await;
+        let finished =
+            command.hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")]).run().await;
         let (_, message) = finished.failed_with(1);
         assert!(message.contains(point), "{message}");
         before.assert_unchanged(&sandbox, &[&container]).await;
@@ -46,7 +47,8 @@ async fn failure_after_each_step_of_the_guest_is_undone(
     let volumes = [Volume::image(MIB), Volume::image(MIB)];
     let pairs = [(&volumes[0], "/dev/xvda"), (&volumes[1], "/dev/xvdb")];
     let before = Snapshot::of(&sandbox, &[&container]).await;
-    for point in ["uevent-socket", "lookup", "scan", "wait", "verify", "node", "filter", "publish"] {
+    for point in ["uevent-socket", "lookup", "scan", "wait", "verify", "node", "filter", "publish"]
+    {
         set_guest_faults(&sandbox, &format!("attach-after-{point}=error\n")).await;
         let finished = sandbox.hot_plug_command(&container, &pairs).run().await;
         assert_ne!(finished.status, 0, "{point}: {}", finished.stdout);
@@ -69,7 +71,8 @@ async fn killed_call_is_completed_or_undone_by_the_same_call(#[future(awt)] sand
         let volume = Volume::loop_device(MIB);
         let path = format!("/dev/volume{number}");
         let command = sandbox.ecr_runtime_with_faults(&format!("{point}=kill"));
-        let killed = command.hot_plug(sandbox.id(), container.id(), &[(&volume, &path)]).run().await;
+        let killed =
+            command.hot_plug(sandbox.id(), container.id(), &[(&volume, &path)]).run().await;
         assert_eq!(killed.status, 128 + 9, "{point}");
         sandbox.hot_plug(&container, &volume, &path).await;
         assert_eq!(container.read(&path, 0..65536).await, volume.bytes(0..65536), "{point}");
@@ -83,8 +86,9 @@ async fn undo_that_fails_is_told_as_incomplete(#[future(awt)] sandbox: Sandbox) 
     let volume = Volume::image(MIB);
     // QEMU stops, and the guest with it, when the device is there and the guest has not been asked yet.
     let command = sandbox.ecr_runtime_with_faults("after-device-add=delay:2000");
-    let command =
-        command.hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")]).args(["--timeout", "10s"]);
+    let command = command
+        .hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")])
+        .args(["--timeout", "10s"]);
     let command = command.start();
     wait_for_device(&sandbox).await;
     let qemu = Pid::from_raw(i32::try_from(sandbox.guest().qemu_id()).unwrap());
@@ -103,7 +107,10 @@ async fn undo_that_fails_is_told_as_incomplete(#[future(awt)] sandbox: Sandbox) 
 #[case::interrupt(Signal::SIGINT)]
 #[case::hang_up(Signal::SIGHUP)]
 #[tokio::test]
-async fn call_that_a_signal_ends_is_undone_first(#[future(awt)] sandbox: Sandbox, #[case] signal: Signal) {
+async fn call_that_a_signal_ends_is_undone_first(
+    #[future(awt)] sandbox: Sandbox,
+    #[case] signal: Signal,
+) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;

@@ -44,7 +44,8 @@ async fn links_as_parents_stay_inside_or_are_refused(#[future(awt)] sandbox: San
         ("file/new", 3, "parent_missing"),
     ] {
         let path = format!("/dev/{parent}/xvda");
-        let finished = sandbox.hot_plug_command(&container, &[(&volume, path.as_str())]).run().await;
+        let finished =
+            sandbox.hot_plug_command(&container, &[(&volume, path.as_str())]).run().await;
         let told = finished.failed_with(status);
         assert_eq!(told.0, reason, "{parent}: {}", told.1);
         before.assert_unchanged(&sandbox, &[&container]).await;
@@ -54,7 +55,11 @@ async fn links_as_parents_stay_inside_or_are_refused(#[future(awt)] sandbox: San
         sandbox.hot_plug(&container, &volume, &path).await;
         assert_eq!(container.read("/dev/real/new/xvda", 0..4096).await, volume.bytes(0..4096));
         // A look from outside goes the same way.
-        assert_eq!(look(&sandbox, "inspect", &at(&container, &path)).await[0]["state"], "attached", "{path}");
+        assert_eq!(
+            look(&sandbox, "inspect", &at(&container, &path)).await[0]["state"],
+            "attached",
+            "{path}"
+        );
         unplug(&sandbox, &at(&container, &path)).await;
         before.assert_unchanged(&sandbox, &[&container]).await;
     }
@@ -74,7 +79,8 @@ async fn names_of_a_container_do_not_reach_a_terminal_as_they_are(#[future(awt)]
         "ln \"$1\" \"$(printf '/dev/\\377\\033]0;t\\007')\"; exec 5<\"$(printf '/dev/\\377\\033]0;t\\007')\"
         printf 'e\\033[31m' > /proc/self/comm; touch /dev/open; while :; do sleep 1; done";
     let holder = container.clone();
-    let holder = tokio::spawn(async move { holder.try_exec(&["sh", "-ec", script, "sh", path], b"").await });
+    let holder =
+        tokio::spawn(async move { holder.try_exec(&["sh", "-ec", script, "sh", path], b"").await });
     let open = container.exec(&["sh", "-c", "until test -e /dev/open; do sleep 0.05; done"]);
     sandbox.guest().wait_for("the holder", Duration::from_secs(10), open).await.unwrap();
     let which = ["--sandbox", sandbox.id(), "--container", container.id(), "--device-path", path];
@@ -94,7 +100,10 @@ async fn names_of_a_container_do_not_reach_a_terminal_as_they_are(#[future(awt)]
     };
     let acts = shown.iter().filter(|text| raw(text)).collect::<Vec<_>>();
     assert!(acts.is_empty(), "these act on a terminal: {acts:#?}");
-    assert!(shown.iter().any(|text| text.contains("\\u{1b}[31m")), "the holder's name is told: {shown:?}");
+    assert!(
+        shown.iter().any(|text| text.contains("\\u{1b}[31m")),
+        "the holder's name is told: {shown:?}"
+    );
     assert!(plugged.volume.to_string().contains("\\u001b"), "JSON has its own escapes");
     holder.abort();
 }
@@ -107,14 +116,29 @@ async fn paths_beyond_every_bound_are_usage_errors(#[future(awt)] sandbox: Sandb
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let long = format!("/dev/{}", "a".repeat(256));
     let deep = "/a".repeat(2049);
-    let paths =
-        [b"/dev/\xff\xfe".as_slice(), long.as_bytes(), deep.as_bytes(), b"/dev/.ecrblk-0123456789abcdef"];
+    let paths = [
+        b"/dev/\xff\xfe".as_slice(),
+        long.as_bytes(),
+        deep.as_bytes(),
+        b"/dev/.ecrblk-0123456789abcdef",
+    ];
     for path in paths {
-        let words =
-            ["block-volume", "hot-plug", "--output", "json", "--sandbox", sandbox.id(), "--container"];
-        let command =
-            sandbox.ecr_runtime().args(words).args([container.id(), "--block-volume", volume.name()]);
-        let finished = command.args([OsStr::new("--device-path"), OsStr::from_bytes(path)]).run().await;
+        let words = [
+            "block-volume",
+            "hot-plug",
+            "--output",
+            "json",
+            "--sandbox",
+            sandbox.id(),
+            "--container",
+        ];
+        let command = sandbox.ecr_runtime().args(words).args([
+            container.id(),
+            "--block-volume",
+            volume.name(),
+        ]);
+        let finished =
+            command.args([OsStr::new("--device-path"), OsStr::from_bytes(path)]).run().await;
         assert_eq!(finished.status, 2, "{}{}", finished.stdout, finished.stderr);
         before.assert_unchanged(&sandbox, &[&container]).await;
     }
@@ -149,7 +173,11 @@ async fn number_of_the_first_process_that_is_given_anew_leads_to_nobody(
     let mut back = 2;
     let successor = loop {
         assert!(Instant::now() < deadline, "no container got the number {pid}");
-        sandbox.observer().write("/proc/sys/kernel/ns_last_pid", &format!("{}", pid - back)).await.unwrap();
+        sandbox
+            .observer()
+            .write("/proc/sys/kernel/ns_last_pid", &format!("{}", pid - back))
+            .await
+            .unwrap();
         let next = sandbox.start_container().await;
         match first(&next).await {
             number if number == pid => break next,

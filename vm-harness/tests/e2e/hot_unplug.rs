@@ -4,13 +4,19 @@
 use rstest::rstest;
 use serde_json::Value;
 use vm_harness::{
-    Cgroup, Container, ContainerOptions, EcrRuntime, Machine, Plugged, QmpProxy, Sandbox, Snapshot, Volume,
+    Cgroup, Container, ContainerOptions, EcrRuntime, Machine, Plugged, QmpProxy, Sandbox, Snapshot,
+    Volume,
 };
 
 use super::{MIB, boot, ext4_image, host_failures::claim_is_free, mount_in_guest, sandbox};
 
 /// `ecr-runtime block-volume VERB` for this sandbox, with JSON output.
-pub(crate) fn verb(runtime: EcrRuntime, sandbox: &Sandbox, verb: &str, more: &[&str]) -> EcrRuntime {
+pub(crate) fn verb(
+    runtime: EcrRuntime,
+    sandbox: &Sandbox,
+    verb: &str,
+    more: &[&str],
+) -> EcrRuntime {
     runtime.args(["block-volume", verb, "--output", "json", "--sandbox", sandbox.id()]).args(more)
 }
 
@@ -40,7 +46,10 @@ pub(crate) async fn look(sandbox: &Sandbox, command: &str, more: &[&str]) -> Vec
 /// The device rules of `container` and of its pod, as the kernel has them (cgroup v1).
 pub(super) async fn rules(sandbox: &Sandbox, container: &Container) -> Vec<String> {
     let id = container.id();
-    let text = sandbox.observer().shell(&format!("cat /sys/fs/cgroup/devices/pod/{id}/devices.list")).await;
+    let text = sandbox
+        .observer()
+        .shell(&format!("cat /sys/fs/cgroup/devices/pod/{id}/devices.list"))
+        .await;
     text.lines().map(str::to_owned).collect()
 }
 
@@ -83,7 +92,9 @@ async fn nothing_is_left_and_the_bytes_are_right_when_it_is_plugged_again(
 
 #[rstest]
 #[tokio::test]
-async fn what_is_not_there_is_told_and_another_container_is_left_alone(#[future(awt)] sandbox: Sandbox) {
+async fn what_is_not_there_is_told_and_another_container_is_left_alone(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let other = sandbox.start_container().await;
     let volume = Volume::loop_device(2 * MIB);
@@ -110,7 +121,9 @@ async fn what_is_not_there_is_told_and_another_container_is_left_alone(#[future(
     assert_eq!(unplug(&sandbox, &by_id).await.result, "detached");
     let again = verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &by_id).run().await;
     assert_eq!((again.status, &again.json()["result"]), (0, &Value::from("unchanged")));
-    let again = verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container, "/dev/xvda")).run().await;
+    let again = verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container, "/dev/xvda"))
+        .run()
+        .await;
     again.failed_with(3);
 }
 
@@ -123,7 +136,9 @@ async fn volume_in_use_is_kept_and_usable(#[future(awt)] sandbox: Sandbox) {
     mount_in_guest(&sandbox, &plugged).await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let finished =
-        verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container, "/dev/xvda")).run().await;
+        verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container, "/dev/xvda"))
+            .run()
+            .await;
     let (reason, message) = finished.failed_with(5);
     assert_eq!(reason, "busy");
     assert!(message.contains("mount /mnt (ext4)"), "{message}");
@@ -171,15 +186,26 @@ async fn volume_of_a_container_that_is_gone_is_stale_and_is_freed(
 async fn what_a_killed_plug_or_unplug_left_is_listed_and_removed(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
-    for point in ["after-add-fd", "after-blockdev-add", "after-device-add", "after-attach", "after-outcome"] {
+    for point in
+        ["after-add-fd", "after-blockdev-add", "after-device-add", "after-attach", "after-outcome"]
+    {
         let volume = Volume::loop_device(MIB);
         let command = sandbox.ecr_runtime_with_faults(&format!("{point}=kill"));
-        let killed = command.hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")]).run().await;
+        let killed =
+            command.hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")]).run().await;
         assert_eq!(killed.status, 128 + 9, "{point}");
         let listed = look(&sandbox, "list", &[]).await;
         let expected = if point == "after-outcome" { "attached" } else { "incomplete" };
-        assert_eq!((listed.len(), &listed[0]["state"]), (1, &Value::from(expected)), "{point}: {listed:?}");
-        assert_eq!(unplug(&sandbox, &at(&container, "/dev/xvda")).await.result, "detached", "{point}");
+        assert_eq!(
+            (listed.len(), &listed[0]["state"]),
+            (1, &Value::from(expected)),
+            "{point}: {listed:?}"
+        );
+        assert_eq!(
+            unplug(&sandbox, &at(&container, "/dev/xvda")).await.result,
+            "detached",
+            "{point}"
+        );
         before.assert_unchanged(&sandbox, &[&container]).await;
         assert!(claim_is_free(&volume), "{point}");
     }
@@ -187,10 +213,15 @@ async fn what_a_killed_plug_or_unplug_left_is_listed_and_removed(#[future(awt)] 
     for point in ["after-detach", "remove-after-device-del", "remove-after-blockdev-del"] {
         sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
         let command = sandbox.ecr_runtime_with_faults(&format!("{point}=kill"));
-        let killed = verb(command, &sandbox, "hot-unplug", &at(&container, "/dev/xvda")).run().await;
+        let killed =
+            verb(command, &sandbox, "hot-unplug", &at(&container, "/dev/xvda")).run().await;
         assert_eq!(killed.status, 128 + 9, "{point}");
         assert_eq!(look(&sandbox, "list", &[]).await[0]["state"], "incomplete", "{point}");
-        assert_eq!(unplug(&sandbox, &at(&container, "/dev/xvda")).await.result, "detached", "{point}");
+        assert_eq!(
+            unplug(&sandbox, &at(&container, "/dev/xvda")).await.result,
+            "detached",
+            "{point}"
+        );
         before.assert_unchanged(&sandbox, &[&container]).await;
         assert!(claim_is_free(&volume), "{point}");
     }
@@ -206,7 +237,8 @@ async fn rights_that_were_there_before_or_are_a_siblings_stay() {
         let file = format!("/sys/fs/cgroup/devices/{cgroup}/devices.allow");
         sandbox.observer().write(&file, "b 8:0 rw").await.unwrap();
     }
-    let by_specification = ContainerOptions { block_devices: vec![(8, 0)], ..ContainerOptions::default() };
+    let by_specification =
+        ContainerOptions { block_devices: vec![(8, 0)], ..ContainerOptions::default() };
     let with_right = sandbox.start_container_with(&by_specification).await;
     let rule = "b 8:0 rw".to_owned();
     assert!(!rules(&sandbox, &without).await.contains(&rule));
@@ -230,7 +262,8 @@ async fn list_and_inspect_tell_the_truth_and_change_nothing(#[future(awt)] sandb
     let other = sandbox.start_container().await;
     let (volume, read_only) = (Volume::loop_device(2 * MIB), Volume::image(4 * MIB));
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
-    let command = sandbox.hot_plug_command(&other, &[(&read_only, "/dev/xvdb")]).args(["--read-only"]);
+    let command =
+        sandbox.hot_plug_command(&other, &[(&read_only, "/dev/xvdb")]).args(["--read-only"]);
     command.run().await.succeeded(sandbox.guest());
     let containers = [&container, &other];
     let before = Snapshot::of(&sandbox, &containers).await;
@@ -239,7 +272,8 @@ async fn list_and_inspect_tell_the_truth_and_change_nothing(#[future(awt)] sandb
     let socket = proxy.path();
     let through_proxy = ["--qmp", socket.to_str().unwrap()];
     let listed = look(&sandbox, "list", &through_proxy).await;
-    let of_other = look(&sandbox, "list", &[&through_proxy[..], &["--container", other.id()]].concat()).await;
+    let of_other =
+        look(&sandbox, "list", &[&through_proxy[..], &["--container", other.id()]].concat()).await;
     let by_id = [&through_proxy[..], &["--volume", plugged.id()]].concat();
     let inspected = look(&sandbox, "inspect", &by_id).await;
     let by_path = [&through_proxy[..], &at(&container, "/dev/xvda")].concat();
@@ -268,7 +302,8 @@ async fn list_and_inspect_tell_the_truth_and_change_nothing(#[future(awt)] sandb
 
     let commands = proxy.commands();
     let only_looks = |name: &String| {
-        name.starts_with("query-") || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name.as_str())
+        name.starts_with("query-")
+            || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name.as_str())
     };
     assert!(commands.len() > 8 && commands.iter().all(only_looks), "{commands:?}");
     before.assert_unchanged(&sandbox, &containers).await;
@@ -286,7 +321,9 @@ async fn list_and_inspect_tell_the_truth_and_change_nothing(#[future(awt)] sandb
 
 #[rstest]
 #[tokio::test]
-async fn without_an_agent_qemus_part_is_listed_and_nothing_is_unplugged(#[future(awt)] sandbox: Sandbox) {
+async fn without_an_agent_qemus_part_is_listed_and_nothing_is_unplugged(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(2 * MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
@@ -294,7 +331,11 @@ async fn without_an_agent_qemus_part_is_listed_and_nothing_is_unplugged(#[future
     let nobody = ["--agent", "unix:///nonexistent/agent.sock"];
     let finished = verb(sandbox.ecr_runtime(), &sandbox, "list", &nobody).run().await;
     let json = finished.json();
-    assert_eq!((finished.status, &json["guest_error"]["reason"]), (0, &"agent_unreachable".into()), "{json}");
+    assert_eq!(
+        (finished.status, &json["guest_error"]["reason"]),
+        (0, &"agent_unreachable".into()),
+        "{json}"
+    );
     assert_eq!(
         (&json["volumes"][0]["id"], &json["volumes"][0]["guest"]),
         (&plugged.id().into(), &Value::Null)

@@ -91,7 +91,13 @@ pub(crate) async fn wait_for_console(sandbox: &Sandbox, text: &str) {
 pub(crate) async fn wait_for_fail_point(sandbox: &Sandbox, seen: usize, point: &str) {
     let point = format!("fail point {point}");
     let arrived = async {
-        while !sandbox.guest().console().text().get(seen..).is_some_and(|text| text.contains(&point)) {
+        while !sandbox
+            .guest()
+            .console()
+            .text()
+            .get(seen..)
+            .is_some_and(|text| text.contains(&point))
+        {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };

@@ -18,7 +18,11 @@ fn machine(word: Option<&str>) -> Machine {
 
 /// Asks the plugin at `address` from inside the guest.
 async fn probe(sandbox: &Sandbox, address: &str) -> Ran {
-    sandbox.observer().run(&["/usr/bin/agent-probe", address]).await.expect("the guest has the program")
+    sandbox
+        .observer()
+        .run(&["/usr/bin/agent-probe", address])
+        .await
+        .expect("the guest has the program")
 }
 
 #[tokio::test]
@@ -48,7 +52,9 @@ async fn port_of_the_plugins_own_is_dialled_by_the_host_alone() {
     wait_for_console(&sandbox, r#"operation="attach""#).await;
     let said = sandbox.guest().console().text();
     assert!(!said.contains("refused a caller"), "the host is no stranger");
-    let at = |text: &str| said.find(text).unwrap_or_else(|| panic!("no {text:?} in the guest's log: {said}"));
+    let at = |text: &str| {
+        said.find(text).unwrap_or_else(|| panic!("no {text:?} in the guest's log: {said}"))
+    };
     assert!(
         at("a caller cid=2 port=") < at(r#"operation="attach""#),
         "who calls is told before what was done"
@@ -59,8 +65,11 @@ async fn port_of_the_plugins_own_is_dialled_by_the_host_alone() {
         let ran = probe(&sandbox, &format!("vsock://{address}:{port}")).await;
         assert_eq!(ran.status, 14, "{}{}", ran.stdout, ran.stderr);
         assert!(ran.stderr.contains("the connection to the agent ended"), "{}", ran.stderr);
-        wait_for_console(&sandbox, &format!("refused a caller that is not the host cid=1 refused={refused}"))
-            .await;
+        wait_for_console(
+            &sandbox,
+            &format!("refused a caller that is not the host cid=1 refused={refused}"),
+        )
+        .await;
     }
 
     // There is no second way in: what the shim names is the agent without the plugin.

@@ -25,7 +25,13 @@ async fn works(sandbox: &Sandbox, containers: &[&Container], path: &str, way: &s
     before.assert_unchanged(sandbox, containers).await;
 }
 
-async fn is_refused(sandbox: &Sandbox, containers: &[&Container], path: &str, status: i32, reason: &str) {
+async fn is_refused(
+    sandbox: &Sandbox,
+    containers: &[&Container],
+    path: &str,
+    status: i32,
+    reason: &str,
+) {
     let before = Snapshot::of(sandbox, containers).await;
     let volume = Volume::image(MIB);
     let plug = sandbox.hot_plug_command(containers[0], &[(&volume, path)]);
@@ -75,11 +81,13 @@ async fn every_kind_of_mount_works_or_says_why_not() {
         capabilities: vec!["CAP_SYS_ADMIN".to_owned()],
         ..ContainerOptions::default()
     };
-    let pod = ContainerOptions { mounts: options.mounts[2..6].to_vec(), ..ContainerOptions::default() };
+    let pod =
+        ContainerOptions { mounts: options.mounts[2..6].to_vec(), ..ContainerOptions::default() };
     let container = sandbox.start_container_with(&options).await;
     let sibling = sandbox.start_container_with(&pod).await;
     // crun leaves no mount that spreads: the container makes one itself, and a copy that would get what is mounted there.
-    let spread = "mkdir /dev/copy && mount --make-shared /dev/shared && mount -o bind /dev/shared /dev/copy";
+    let spread =
+        "mkdir /dev/copy && mount --make-shared /dev/shared && mount -o bind /dev/shared /dev/copy";
     container.exec(&["sh", "-c", spread]).await;
     let both = [&container, &sibling];
     for (path, way) in [
@@ -167,7 +175,8 @@ async fn mount_that_begins_to_spread_behind_the_look_gets_no_node(
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let volume = Volume::image(MIB);
     let plug = sandbox.hot_plug_command(&container, &[(&volume, "/dev/nodev/xvda")]);
-    let spread = "mount --make-shared /dev/nodev && mkdir /dev/copy && mount -o bind /dev/nodev /dev/copy";
+    let spread =
+        "mount --make-shared /dev/nodev && mkdir /dev/copy && mount -o bind /dev/nodev /dev/copy";
     let finished = at_fail_point(&sandbox, &container, plug, "attach-after-filter", spread).await;
     let (reason, message) = finished.failed_with(10);
     assert!(reason == "unsupported" && message.contains("shared propagation"), "{message}");

@@ -6,8 +6,8 @@ use std::time::Duration;
 use rstest::rstest;
 use serde_json::{Value, json};
 use vm_harness::{
-    Container, EcrRuntime, Fault, Finished, QmpProxy, Rule, Sandbox, Snapshot, Volume, command, event,
-    greeting, reply_to,
+    Container, EcrRuntime, Fault, Finished, QmpProxy, Rule, Sandbox, Snapshot, Volume, command,
+    event, greeting, reply_to,
 };
 
 use super::{
@@ -151,7 +151,9 @@ async fn plug_that_loses_qemu_in_the_middle_is_undone(#[future(awt)] sandbox: Sa
 
 #[rstest]
 #[tokio::test]
-async fn plug_whose_answer_never_comes_is_a_time_out_and_is_undone(#[future(awt)] sandbox: Sandbox) {
+async fn plug_whose_answer_never_comes_is_a_time_out_and_is_undone(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
@@ -162,7 +164,8 @@ async fn plug_whose_answer_never_comes_is_a_time_out_and_is_undone(#[future(awt)
         Rule::on(reply_to("blockdev-add"), Fault::Delay(Duration::from_secs(60))),
     ] {
         let what = rule.to_string();
-        let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(short(&sandbox));
+        let call =
+            sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(short(&sandbox));
         let (finished, _) = through_proxy(&sandbox, call, vec![rule]).await;
         let (reason, message) = finished.failed_with(7);
         assert_eq!(reason, "timed_out", "{what}: {message}");
@@ -179,7 +182,8 @@ async fn unplug_goes_by_what_is_there_however_it_is_told(#[future(awt)] sandbox:
     let volume = Volume::loop_device(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let deleted = || event("DEVICE_DELETED");
-    let of_another = || json!({ "device": "ecrblk-other", "path": "/machine/peripheral/ecrblk-other" });
+    let of_another =
+        || json!({ "device": "ecrblk-other", "path": "/machine/peripheral/ecrblk-other" });
     let path_alone = || {
         Fault::edit_json(|event| {
             let data = event["data"].as_object_mut().unwrap();
@@ -194,7 +198,10 @@ async fn unplug_goes_by_what_is_there_however_it_is_told(#[future(awt)] sandbox:
         (
             "after another's",
             vec![
-                Rule::on(command("device_del"), Fault::inject_event("DEVICE_DELETED", &of_another())),
+                Rule::on(
+                    command("device_del"),
+                    Fault::inject_event("DEVICE_DELETED", &of_another()),
+                ),
                 Rule::on(deleted(), Fault::Delay(LATE)),
             ],
             LATE,
@@ -208,11 +215,31 @@ async fn unplug_goes_by_what_is_there_however_it_is_told(#[future(awt)] sandbox:
             )],
             Duration::ZERO,
         ),
-        ("cut behind the command", vec![Rule::on(reply_to("device_del"), Fault::Cut)], Duration::ZERO),
-        ("cut before the command", vec![Rule::on(command("device_del"), Fault::Cut)], Duration::ZERO),
-        ("cut before the node goes", vec![Rule::on(command("blockdev-del"), Fault::Cut)], Duration::ZERO),
-        ("cut when the node has gone", vec![Rule::on(reply_to("blockdev-del"), Fault::Cut)], Duration::ZERO),
-        ("cut when the record has gone", vec![Rule::on(reply_to("remove-fd"), Fault::Cut)], Duration::ZERO),
+        (
+            "cut behind the command",
+            vec![Rule::on(reply_to("device_del"), Fault::Cut)],
+            Duration::ZERO,
+        ),
+        (
+            "cut before the command",
+            vec![Rule::on(command("device_del"), Fault::Cut)],
+            Duration::ZERO,
+        ),
+        (
+            "cut before the node goes",
+            vec![Rule::on(command("blockdev-del"), Fault::Cut)],
+            Duration::ZERO,
+        ),
+        (
+            "cut when the node has gone",
+            vec![Rule::on(reply_to("blockdev-del"), Fault::Cut)],
+            Duration::ZERO,
+        ),
+        (
+            "cut when the record has gone",
+            vec![Rule::on(reply_to("remove-fd"), Fault::Cut)],
+            Duration::ZERO,
+        ),
     ] {
         sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
         let (finished, commands) = unplug_through(&sandbox, &container, rules).await;
@@ -234,7 +261,9 @@ async fn unplug_goes_by_what_is_there_however_it_is_told(#[future(awt)] sandbox:
 
 #[rstest]
 #[tokio::test]
-async fn unplug_that_hears_nothing_looks_whether_the_device_is_there(#[future(awt)] sandbox: Sandbox) {
+async fn unplug_that_hears_nothing_looks_whether_the_device_is_there(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
@@ -244,8 +273,14 @@ async fn unplug_that_hears_nothing_looks_whether_the_device_is_there(#[future(aw
     assert_eq!(finished.status, 0, "{}{}", finished.stdout, finished.stderr);
     let behind = behind_device_del(&commands);
     let position = |name: &str| behind.iter().position(|command| command == name).expect(name);
-    assert!(position("qom-list") < position("blockdev-del"), "it looks before the node goes: {commands:?}");
-    assert!(!behind.contains(&"qmp_capabilities".to_owned()), "one connection is enough: {commands:?}");
+    assert!(
+        position("qom-list") < position("blockdev-del"),
+        "it looks before the node goes: {commands:?}"
+    );
+    assert!(
+        !behind.contains(&"qmp_capabilities".to_owned()),
+        "one connection is enough: {commands:?}"
+    );
     before.assert_unchanged(&sandbox, &[&container]).await;
 
     // QEMU never hears the command: the device stays, and that is said.
@@ -274,7 +309,10 @@ async fn unplug_that_hears_nothing_looks_whether_the_device_is_there(#[future(aw
 
 /// What QEMU was told after `device_del`.
 fn behind_device_del(commands: &[String]) -> &[String] {
-    let at = commands.iter().position(|command| command == "device_del").expect("the device is taken away");
+    let at = commands
+        .iter()
+        .position(|command| command == "device_del")
+        .expect("the device is taken away");
     &commands[at + 1..]
 }
 

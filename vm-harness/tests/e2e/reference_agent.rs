@@ -11,7 +11,8 @@ use super::{MIB, boot, sandbox};
 async fn streams_and_exit_statuses_of_a_process_arrive_whole(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let input = vm_harness::random_bytes(1 << 20);
-    let output = container.try_exec(&["sh", "-c", "cat; echo problem >&2; exit 7"], &input).await.unwrap();
+    let output =
+        container.try_exec(&["sh", "-c", "cat; echo problem >&2; exit 7"], &input).await.unwrap();
     assert_eq!(output.stdout, input);
     assert_eq!((output.error_text().as_str(), output.status), ("problem\n", 7));
     let killed = container.try_exec(&["sh", "-c", "kill -9 $$"], b"").await.unwrap();
@@ -39,8 +40,10 @@ async fn one_reaper_leaves_no_zombie_and_steals_no_exit_status(#[future(awt)] sa
     assert_eq!(statuses.2.unwrap().status, 3);
     container.kill().await.unwrap();
     sandbox.observer().shell("sleep 0.3").await;
-    let zombies =
-        sandbox.observer().shell("cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z 1 ' || true").await;
+    let zombies = sandbox
+        .observer()
+        .shell("cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z 1 ' || true")
+        .await;
     assert_eq!(zombies.trim(), "0", "no child of the agent is left unreaped");
 }
 
@@ -69,10 +72,16 @@ async fn mount_namespace_of_a_container_is_pinned(#[future(awt)] sandbox: Sandbo
     let container = sandbox.start_container().await;
     let inside = container.exec(&["readlink", "/proc/self/ns/mnt"]).await;
     let inside = String::from_utf8(inside).unwrap();
-    let Reply::AgentState(agent) = sandbox.observer().ask(&Request::AgentState).await.unwrap() else {
+    let Reply::AgentState(agent) = sandbox.observer().ask(&Request::AgentState).await.unwrap()
+    else {
         panic!()
     };
-    assert!(agent.fds.iter().any(|target| target == inside.trim()), "{} in {:?}", inside.trim(), agent.fds);
+    assert!(
+        agent.fds.iter().any(|target| target == inside.trim()),
+        "{} in {:?}",
+        inside.trim(),
+        agent.fds
+    );
 }
 
 #[rstest]
@@ -98,8 +107,9 @@ async fn device_rules_make_a_program_on_cgroup_v2(
     #[case] device_filter: DeviceFilter,
     #[case] programs: usize,
 ) {
-    let container =
-        sandbox.start_container_with(&ContainerOptions { device_filter, ..Default::default() }).await;
+    let container = sandbox
+        .start_container_with(&ContainerOptions { device_filter, ..Default::default() })
+        .await;
     let attached = sandbox.observer().programs(&format!("/pod/{}", container.id())).await.unwrap();
     assert_eq!(attached.len(), programs);
 }

@@ -2,9 +2,13 @@
 
 use rstest::rstest;
 use serde_json::{Value, json};
-use vm_harness::{Cgroup, Container, EcrRuntime, Finished, Machine, QmpProxy, Sandbox, Snapshot, Volume};
+use vm_harness::{
+    Cgroup, Container, EcrRuntime, Finished, Machine, QmpProxy, Sandbox, Snapshot, Volume,
+};
 
-use super::{MIB, boot, ext4_image, host_failures::claim_is_free, hot_unplug::verb, mount_in_guest, sandbox};
+use super::{
+    MIB, boot, ext4_image, host_failures::claim_is_free, hot_unplug::verb, mount_in_guest, sandbox,
+};
 
 /// Runs `repair`, which ends with `status`.
 pub(crate) async fn repair(sandbox: &Sandbox, status: i32, more: &[&str]) -> Value {
@@ -26,7 +30,11 @@ pub(crate) async fn state(sandbox: &Sandbox) -> Value {
     listed["volumes"][0]["state"].clone()
 }
 
-async fn killed(sandbox: &Sandbox, point: &str, call: impl FnOnce(EcrRuntime) -> EcrRuntime) -> Finished {
+async fn killed(
+    sandbox: &Sandbox,
+    point: &str,
+    call: impl FnOnce(EcrRuntime) -> EcrRuntime,
+) -> Finished {
     let finished = call(sandbox.ecr_runtime_with_faults(&format!("{point}=kill"))).run().await;
     assert_eq!(finished.status, 128 + 9, "{point}: {}{}", finished.stdout, finished.stderr);
     finished
@@ -74,12 +82,22 @@ async fn killed_plug_is_completed_or_undone(#[values(Cgroup::V1, Cgroup::V2)] cg
             "completed" => "would complete",
             other => other,
         };
-        assert_eq!((&would["did"], &would["now"]), (&outlook.into(), &now.into()), "{point}: {would}");
+        assert_eq!(
+            (&would["did"], &would["now"]),
+            (&outlook.into(), &now.into()),
+            "{point}: {would}"
+        );
         if now == "attached" {
-            assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536), "{point}");
+            assert_eq!(
+                container.read("/dev/xvda", 0..65536).await,
+                volume.bytes(0..65536),
+                "{point}"
+            );
             let same = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
             assert_eq!(same.result, "unchanged", "{point}");
-            let gone = verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &path_of(&container)).run().await;
+            let gone = verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &path_of(&container))
+                .run()
+                .await;
             assert_eq!(gone.status, 0, "{point}: {}", gone.stdout);
         }
         if cgroup == Cgroup::V2 {
@@ -98,7 +116,10 @@ async fn killed_unplug_is_completed(#[future(awt)] sandbox: Sandbox) {
     let volume = Volume::loop_device(MIB);
     for point in ["after-detach", "remove-after-device-del", "remove-after-blockdev-del"] {
         sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
-        killed(&sandbox, point, |runtime| verb(runtime, &sandbox, "hot-unplug", &path_of(&container))).await;
+        killed(&sandbox, point, |runtime| {
+            verb(runtime, &sandbox, "hot-unplug", &path_of(&container))
+        })
+        .await;
         assert_eq!(state(&sandbox).await, "incomplete", "{point}");
         let repaired = repair(&sandbox, 0, &[]).await;
         assert_eq!(only(&repaired), ["incomplete", "completed", "gone"], "{point}: {repaired}");
@@ -135,7 +156,10 @@ async fn volume_in_use_is_left_and_told(#[future(awt)] sandbox: Sandbox) {
     container.kill().await.unwrap();
     let repaired = repair(&sandbox, 8, &[]).await;
     assert_eq!(only(&repaired), ["stale: container gone", "failed", "unknown"], "{repaired}");
-    sandbox.observer().shell("echo alive > /mnt/file && sync && cat /mnt/file && umount /mnt").await;
+    sandbox
+        .observer()
+        .shell("echo alive > /mnt/file && sync && cat /mnt/file && umount /mnt")
+        .await;
     let repaired = repair(&sandbox, 0, &[]).await;
     assert_eq!(only(&repaired), ["stale: container gone", "undone", "gone"], "{repaired}");
 }
@@ -148,7 +172,8 @@ async fn what_is_somebody_elses_is_not_touched(#[future(awt)] sandbox: Sandbox) 
     let volume = Volume::image(MIB);
     let mut monitor = sandbox.monitor().await.unwrap();
     let null = || std::fs::OpenOptions::new().write(true).open("/dev/null").unwrap();
-    for opaque in ["serial0-source", "ecrblk2:{}", "ecrblk1:{\"v\":2,\"id\":\"0123456789abcdef\"}"] {
+    for opaque in ["serial0-source", "ecrblk2:{}", "ecrblk1:{\"v\":2,\"id\":\"0123456789abcdef\"}"]
+    {
         monitor.add_fd(null(), None, opaque).await.unwrap();
     }
     let file = json!({"driver": "file", "filename": volume.name()});
@@ -163,8 +188,9 @@ async fn what_is_somebody_elses_is_not_touched(#[future(awt)] sandbox: Sandbox) 
     let proxy = QmpProxy::start(&sandbox.qmp_socket()).unwrap();
     let repaired = repair(&sandbox, 0, &["--qmp", proxy.path().to_str().unwrap()]).await;
     assert_eq!((&repaired["result"], &repaired["volumes"]), (&"unchanged".into(), &json!([])));
-    let only_looks =
-        |name: &String| name.starts_with("query-") || name == "qom-list" || name == "qmp_capabilities";
+    let only_looks = |name: &String| {
+        name.starts_with("query-") || name == "qom-list" || name == "qmp_capabilities"
+    };
     assert!(proxy.commands().iter().all(only_looks), "{:?}", proxy.commands());
     before.assert_unchanged(&sandbox, &[&container]).await;
 }

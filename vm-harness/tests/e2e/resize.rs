@@ -22,7 +22,8 @@ const GROWN: u64 = 48 * MIB;
 
 /// Whether the controller tells the guest's kernel of a new size by itself.
 fn controller(tells: bool) -> Machine {
-    let device = if tells { "virtio-scsi-pci,id=scsi0" } else { "virtio-scsi-pci,id=scsi0,hotplug=off" };
+    let device =
+        if tells { "virtio-scsi-pci,id=scsi0" } else { "virtio-scsi-pci,id=scsi0,hotplug=off" };
     Machine { controller: ["-device", device].map(str::to_owned).to_vec(), ..Machine::default() }
 }
 
@@ -132,7 +133,8 @@ async fn bad_sizes_change_nothing(#[future(awt)] sandbox: Sandbox) {
         assert_eq!(told, reason, "{size:?}: {message}");
     }
     let only_looks = |name: &String| {
-        name.starts_with("query-") || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name.as_str())
+        name.starts_with("query-")
+            || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name.as_str())
     };
     let commands = proxy.commands();
     assert!(commands.len() > 8 && commands.iter().all(only_looks), "{commands:?}");
@@ -233,7 +235,11 @@ async fn guest_waits_for_the_event_of_a_size_that_is_still_to_come() {
 
     let late = ask(&sandbox, &plugged, 3 * MIB, 500).await;
     assert_eq!(reason(&late), Reason::REASON_TIMED_OUT);
-    assert!(late.failure.undone && late.failure.message.contains("it has 2097152"), "{:?}", late.failure);
+    assert!(
+        late.failure.undone && late.failure.message.contains("it has 2097152"),
+        "{:?}",
+        late.failure
+    );
     let mut other = plugged.clone();
     other.volume["id"] = Value::from("0123456789abcdef");
     let wrong = ask(&sandbox, &other, 2 * MIB, 60_000).await;

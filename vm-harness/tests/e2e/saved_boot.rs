@@ -27,7 +27,8 @@ async fn boot(environment: &Environment) -> Sandbox {
 }
 
 fn files(cache: &tempfile::TempDir, suffix: &str) -> Vec<PathBuf> {
-    let entries = fs::read_dir(cache.path().join("boots")).unwrap().map(|entry| entry.unwrap().path());
+    let entries =
+        fs::read_dir(cache.path().join("boots")).unwrap().map(|entry| entry.unwrap().path());
     entries.filter(|path| path.extension().is_some_and(|found| found == suffix)).collect()
 }
 
@@ -36,7 +37,8 @@ fn now() -> u64 {
 }
 
 #[tokio::test]
-async fn restored_guests_have_the_time_and_random_numbers_of_their_own_and_a_broken_file_is_given_up() {
+async fn restored_guests_have_the_time_and_random_numbers_of_their_own_and_a_broken_file_is_given_up()
+ {
     if Accelerator::choose().unwrap().accelerator != Accelerator::Tcg {
         return;
     }
@@ -48,7 +50,11 @@ async fn restored_guests_have_the_time_and_random_numbers_of_their_own_and_a_bro
         assert_eq!(*sandbox.guest().origin(), Origin::Restored, "round {round}");
         let before = now();
         let date: u64 = sandbox.observer().shell("date +%s").await.trim().parse().unwrap();
-        assert!((before..=now()).contains(&date), "the guest's clock is {} s behind", now().abs_diff(date));
+        assert!(
+            (before..=now()).contains(&date),
+            "the guest's clock is {} s behind",
+            now().abs_diff(date)
+        );
         let random = "head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/boot_id";
         assert!(
             seen.insert(sandbox.observer().shell(random).await),

@@ -58,7 +58,9 @@ async fn assert_tells_what_is_left(sandbox: &Sandbox, finished: &Finished, id: &
 
 #[rstest]
 #[tokio::test]
-async fn unplug_and_repair_that_a_second_signal_ends_are_ended_by_repair(#[future(awt)] sandbox: Sandbox) {
+async fn unplug_and_repair_that_a_second_signal_ends_are_ended_by_repair(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let volume = Volume::loop_device(MIB);

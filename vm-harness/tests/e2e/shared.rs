@@ -3,7 +3,8 @@
 use rstest::rstest;
 use serde_json::Value;
 use vm_harness::{
-    Cgroup, Container, ContainerOptions, DeviceFilter, Machine, Sandbox, Snapshot, Volume, random_bytes,
+    Cgroup, Container, ContainerOptions, DeviceFilter, Machine, Sandbox, Snapshot, Volume,
+    random_bytes,
 };
 
 use super::{
@@ -56,7 +57,11 @@ async fn two_containers_have_one_disk(
     assert_eq!(with_two.devices, with_one.devices, "one disk");
     let (places, of_the_disk): (Vec<_>, Vec<_>) =
         with_two.nodes.iter().cloned().partition(|node| node.contains("null-co"));
-    assert_eq!((places.len(), &of_the_disk), (1, &with_one.nodes), "and what keeps the second place");
+    assert_eq!(
+        (places.len(), &of_the_disk),
+        (1, &with_one.nodes),
+        "and what keeps the second place"
+    );
     assert_eq!(with_two.scsi, with_one.scsi, "one disk");
 
     let fresh = random_bytes(65536);
@@ -93,9 +98,12 @@ async fn two_containers_have_one_disk(
 
 #[rstest]
 #[tokio::test]
-async fn second_path_in_one_container_keeps_its_right(#[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup) {
+async fn second_path_in_one_container_keeps_its_right(
+    #[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup,
+) {
     let sandbox = boot(&Machine { cgroup, ..Machine::default() }).await;
-    let options = ContainerOptions { device_filter: DeviceFilter::Bpf, ..ContainerOptions::default() };
+    let options =
+        ContainerOptions { device_filter: DeviceFilter::Bpf, ..ContainerOptions::default() };
     let container = match cgroup {
         Cgroup::V1 => sandbox.start_container().await,
         Cgroup::V2 => sandbox.start_container_with(&options).await,
@@ -119,7 +127,9 @@ async fn second_path_in_one_container_keeps_its_right(#[values(Cgroup::V1, Cgrou
 
 #[rstest]
 #[tokio::test]
-async fn what_is_not_shared_is_a_conflict_that_names_the_first_use(#[future(awt)] sandbox: Sandbox) {
+async fn what_is_not_shared_is_a_conflict_that_names_the_first_use(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let (first, second) = (sandbox.start_container().await, sandbox.start_container().await);
     let volume = Volume::loop_device(MIB);
     sandbox.hot_plug(&first, &volume, "/dev/xvda").await;
@@ -127,8 +137,9 @@ async fn what_is_not_shared_is_a_conflict_that_names_the_first_use(#[future(awt)
     let (_, message) =
         sandbox.hot_plug_command(&second, &[(&volume, "/dev/xvda")]).run().await.failed_with(4);
     assert!(message.contains(first.id()) && message.contains("/dev/xvda"), "{message}");
-    let read_only =
-        sandbox.hot_plug_command(&second, &[(&volume, "/dev/xvda")]).args(["--shared", "--read-only"]);
+    let read_only = sandbox
+        .hot_plug_command(&second, &[(&volume, "/dev/xvda")])
+        .args(["--shared", "--read-only"]);
     let (reason, message) = read_only.run().await.failed_with(4);
     assert!(reason == "other_options" && message.contains("--read-only"), "{message}");
     // What stands at the path is told before anything is begun.
@@ -140,11 +151,17 @@ async fn what_is_not_shared_is_a_conflict_that_names_the_first_use(#[future(awt)
     // Two sandboxes never have one volume.
     let other = boot(&Machine::default()).await;
     let elsewhere = other.start_container().await;
-    let refused =
-        other.hot_plug_command(&elsewhere, &[(&volume, "/dev/xvda")]).args(["--shared"]).run().await;
+    let refused = other
+        .hot_plug_command(&elsewhere, &[(&volume, "/dev/xvda")])
+        .args(["--shared"])
+        .run()
+        .await;
     let (reason, message) = refused.failed_with(6);
     assert_eq!(reason, "source_held");
-    assert!(message.contains(&format!("sandbox-{}", sandbox.id())), "it names the sandbox: {message}");
+    assert!(
+        message.contains(&format!("sandbox-{}", sandbox.id())),
+        "it names the sandbox: {message}"
+    );
 }
 
 #[rstest]
@@ -190,7 +207,9 @@ async fn killed_second_use_is_completed_or_undone(
         ("after-outcome", true),
     ] {
         let killed = sandbox.ecr_runtime_with_faults(&format!("{point}=kill"));
-        let killed = killed.hot_plug(sandbox.id(), second.id(), &[(&volume, "/dev/xvda")]).args(["--shared"]);
+        let killed = killed
+            .hot_plug(sandbox.id(), second.id(), &[(&volume, "/dev/xvda")])
+            .args(["--shared"]);
         assert_eq!(killed.run().await.status, 128 + 9, "{point}");
         if by_repair {
             repair(&sandbox, 0, &[]).await;

@@ -9,11 +9,15 @@ const MARK: &[u8] = b"fault points are compiled in";
 fn shipped_binaries_have_no_fail_points_and_the_test_builds_have_them() {
     let environment = Environment::from_variables();
     let contains = |path: &std::path::Path| {
-        let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let bytes =
+            std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         bytes.windows(MARK.len()).any(|window| window == MARK)
     };
     assert!(!contains(&environment.ecr_runtime().unwrap()), "ecr-runtime has fail points");
-    assert!(contains(&environment.ecr_runtime_with_faults().unwrap()), "the test build lost its mark");
+    assert!(
+        contains(&environment.ecr_runtime_with_faults().unwrap()),
+        "the test build lost its mark"
+    );
     assert!(
         !contains(&environment.image("default").unwrap().join("initramfs.cpio")),
         "the image has fail points"

@@ -17,14 +17,17 @@ use super::{
 
 fn errors(stats: &Value, operation: &str) -> [u64; 2] {
     let pointers = [&*format!("/qemu/{operation}/failed"), "/guest/scsi_errors"];
-    pointers
-        .map(|pointer| stats.pointer(pointer).and_then(Value::as_u64).unwrap_or_else(|| panic!("{stats}")))
+    pointers.map(|pointer| {
+        stats.pointer(pointer).and_then(Value::as_u64).unwrap_or_else(|| panic!("{stats}"))
+    })
 }
 
 /// The file below the loop device is cut: reads fail in the container, QEMU and the guest go on.
 #[rstest]
 #[tokio::test]
-async fn reads_fail_and_are_counted_and_the_volume_can_be_unplugged(#[future(awt)] sandbox: Sandbox) {
+async fn reads_fail_and_are_counted_and_the_volume_can_be_unplugged(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let (volume, neighbour) = (Volume::loop_device(4 * MIB), Volume::image(MIB));

@@ -37,14 +37,19 @@ async fn both_sides_count_what_a_container_did(#[future(awt)] sandbox: Sandbox) 
     let volume = Volume::image(4 * MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let before = stats(&sandbox, &[]).await;
-    assert_eq!((&before["id"], &before["device_path"]), (&plugged.volume["id"], &Value::from("/dev/xvda")));
+    assert_eq!(
+        (&before["id"], &before["device_path"]),
+        (&plugged.volume["id"], &Value::from("/dev/xvda"))
+    );
     dd(&container, "if=/dev/xvda of=/dev/null bs=64k count=16 iflag=direct").await;
-    dd(&container, "if=/dev/zero of=/dev/xvda bs=4k count=32 oflag=direct conv=notrunc,fsync").await;
+    dd(&container, "if=/dev/zero of=/dev/xvda bs=4k count=32 oflag=direct conv=notrunc,fsync")
+        .await;
 
     let unchanged = Snapshot::of(&sandbox, &[&container]).await;
     let proxy = QmpProxy::start(&sandbox.qmp_socket()).unwrap();
     let socket = proxy.path();
-    let after = stats(&sandbox, &["--qmp", socket.to_str().unwrap(), "--volume", plugged.id()]).await;
+    let after =
+        stats(&sandbox, &["--qmp", socket.to_str().unwrap(), "--volume", plugged.id()]).await;
     assert_eq!(growth(&before, &after, "read/operations"), [16, 16]);
     assert_eq!(growth(&before, &after, "read/bytes"), [MIB, MIB]);
     assert_eq!(growth(&before, &after, "write/bytes"), [32 << 12, 32 << 12]);
@@ -59,18 +64,25 @@ async fn both_sides_count_what_a_container_did(#[future(awt)] sandbox: Sandbox) 
         "QEMU's time is a part of the guest's: {after}"
     );
     let average = after["qemu"]["write"]["average_time_ns"].as_u64().unwrap();
-    let (total, count) = (&after["qemu"]["write"]["total_time_ns"], &after["qemu"]["write"]["operations"]);
+    let (total, count) =
+        (&after["qemu"]["write"]["total_time_ns"], &after["qemu"]["write"]["operations"]);
     assert_eq!(average, total.as_u64().unwrap() / count.as_u64().unwrap());
     let commands = proxy.commands();
     let only_looks = |name: &String| {
-        name.starts_with("query-") || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name.as_str())
+        name.starts_with("query-")
+            || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name.as_str())
     };
     assert!(commands.iter().all(only_looks), "{commands:?}");
     unchanged.assert_unchanged(&sandbox, &[&container]).await;
 
     // The same numbers, for Prometheus.
-    let command =
-        sandbox.ecr_runtime().args(["block-volume", "stats", "--prometheus", "--sandbox", sandbox.id()]);
+    let command = sandbox.ecr_runtime().args([
+        "block-volume",
+        "stats",
+        "--prometheus",
+        "--sandbox",
+        sandbox.id(),
+    ]);
     let page = command.run().await;
     let labels = format!(
         r#"sandbox="{}",container="{}",volume="{}",device_path="/dev/xvda""#,
@@ -79,8 +91,14 @@ async fn both_sides_count_what_a_container_did(#[future(awt)] sandbox: Sandbox) 
         plugged.id()
     );
     for (sample, value) in [
-        (format!("operations_total{{{labels},operation=\"write\"}}"), &after["qemu"]["write"]["operations"]),
-        (format!("guest_bytes_total{{{labels},operation=\"read\"}}"), &after["guest"]["read"]["bytes"]),
+        (
+            format!("operations_total{{{labels},operation=\"write\"}}"),
+            &after["qemu"]["write"]["operations"],
+        ),
+        (
+            format!("guest_bytes_total{{{labels},operation=\"read\"}}"),
+            &after["guest"]["read"]["bytes"],
+        ),
         (format!("guest_up{{{labels}}}"), &Value::from(1)),
     ] {
         let line = format!("\necr_block_volume_{sample} {value}\n");

@@ -12,7 +12,8 @@ use super::{MIB, at_fail_point, hot_unplug::unplug_command, sandbox, sandbox_wit
 /// A container with the attacker's program (`observer swap`) in it, and its sibling.
 pub(crate) async fn armed_pair(sandbox: &Sandbox, user_namespace: bool) -> (Container, Container) {
     let program = mount("/dev/observer", "bind", "/usr/bin/observer", &["bind", "ro"]);
-    let armed = ContainerOptions { user_namespace, mounts: vec![program], ..ContainerOptions::default() };
+    let armed =
+        ContainerOptions { user_namespace, mounts: vec![program], ..ContainerOptions::default() };
     (sandbox.start_container_with(&armed).await, sandbox.start_container_with(&armed).await)
 }
 
@@ -24,12 +25,17 @@ impl GuestFiles {
     /// agent and the observer write themselves.
     pub(crate) async fn of(sandbox: &Sandbox) -> Self {
         let skipped = ["/proc", "/sys", "/run", "/ctr/rootfs", "/sys/fs/cgroup"];
-        let prune: Vec<String> = skipped.iter().map(|path| format!("-path {path} -prune -o")).collect();
-        let list = format!("find / {} -print | xargs stat -c '%n %i %f %u:%g %s %t:%T %Y'", prune.join(" "));
+        let prune: Vec<String> =
+            skipped.iter().map(|path| format!("-path {path} -prune -o")).collect();
+        let list = format!(
+            "find / {} -print | xargs stat -c '%n %i %f %u:%g %s %t:%T %Y'",
+            prune.join(" ")
+        );
         let all = sandbox.observer().shell(&list).await;
         // A terminal's time is that of its last use, crun works in /tmp, and the kernel makes and removes the guest's own nodes.
-        let moves =
-            |line: &&str| ["/dev/console ", "/dev ", "/tmp "].iter().any(|name| line.starts_with(name));
+        let moves = |line: &&str| {
+            ["/dev/console ", "/dev ", "/tmp "].iter().any(|name| line.starts_with(name))
+        };
         Self(all.lines().filter(|line| !moves(line)).map(str::to_owned).collect())
     }
 
@@ -59,7 +65,10 @@ impl Swapper {
         container.exec(&["sh", "-ec", &script]).await;
         let attacker = container.clone();
         let attack = tokio::spawn(async move {
-            attacker.try_exec(&["/dev/observer", "swap", "/dev/arena", "a", "b"], b"").await.unwrap()
+            attacker
+                .try_exec(&["/dev/observer", "swap", "/dev/arena", "a", "b"], b"")
+                .await
+                .unwrap()
         });
         Self { attack, container: container.clone() }
     }
@@ -105,7 +114,11 @@ pub(crate) async fn attach_beside_swaps(
 }
 
 /// Takes a disk that is there to a node and back, without the disk: the node step alone. Counts what came of it.
-async fn attach_and_detach(sandbox: &Sandbox, attach: &AttachRequest, times: usize) -> (usize, usize) {
+async fn attach_and_detach(
+    sandbox: &Sandbox,
+    attach: &AttachRequest,
+    times: usize,
+) -> (usize, usize) {
     let service = sandbox.block_volume_service().await.unwrap();
     let (mut attached, mut refused) = (0, 0);
     for _ in 0..times {
@@ -143,7 +156,8 @@ async fn parent_that_is_swapped_all_the_time_leads_nowhere_else(
     let (container, sibling) = armed_pair(&sandbox, user_namespace).await;
     let volume = Volume::image(MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
-    let (files, before) = (GuestFiles::of(&sandbox).await, Snapshot::of(&sandbox, &[&sibling]).await);
+    let (files, before) =
+        (GuestFiles::of(&sandbox).await, Snapshot::of(&sandbox, &[&sibling]).await);
     let mut attachment = plugged.attachment();
     for (trap, path) in TRAPS.iter().zip(["x", "x", "new/x", "x", "new/x"]) {
         attachment.path = format!("/dev/arena/a/{path}");
@@ -171,7 +185,8 @@ async fn parent_that_is_exchanged_behind_the_look_leads_nowhere_else(
     // What the guest has at the path that the link leads to, and a detach must not remove.
     sandbox.observer().shell("touch /etc/held").await;
     container.exec(&["sh", "-c", "mkdir -p /dev/arena/a"]).await;
-    let (files, before) = (GuestFiles::of(&sandbox).await, Snapshot::of(&sandbox, &[&container]).await);
+    let (files, before) =
+        (GuestFiles::of(&sandbox).await, Snapshot::of(&sandbox, &[&container]).await);
     let volume = Volume::image(MIB);
     for (link, name) in
         [("/etc", "new"), ("../../../../../../../../etc", "held"), ("/proc/1/root/etc", "held")]
@@ -180,13 +195,15 @@ async fn parent_that_is_exchanged_behind_the_look_leads_nowhere_else(
         let swap = format!("cd /dev/arena && mv a aside && ln -s {link} a");
         let back = ["sh", "-c", "cd /dev/arena && rm a && mv aside a"];
         let plug = sandbox.hot_plug_command(&container, &[(&volume, &path)]);
-        let finished = at_fail_point(&sandbox, &container, plug, "attach-after-lookup", &swap).await;
+        let finished =
+            at_fail_point(&sandbox, &container, plug, "attach-after-lookup", &swap).await;
         assert_eq!(finished.succeeded(sandbox.guest())[0].text("node"), way, "{link}");
         assert_eq!(container.read(&aside, 0..4096).await, volume.bytes(0..4096), "{link}");
 
         container.exec(&back).await;
         let unplug = unplug_command(&sandbox, &container, &path);
-        let finished = at_fail_point(&sandbox, &container, unplug, "detach-after-lookup", &swap).await;
+        let finished =
+            at_fail_point(&sandbox, &container, unplug, "detach-after-lookup", &swap).await;
         assert_eq!(finished.status, 0, "{link}: {}{}", finished.stdout, finished.stderr);
         files.assert_unchanged(&sandbox).await;
         container.exec(&back).await;

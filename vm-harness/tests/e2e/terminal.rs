@@ -31,7 +31,8 @@ struct Session {
 
 impl Session {
     fn start(sandbox: &Sandbox, size: (u16, u16), command: &[&str]) -> Self {
-        let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        let keyboard =
+            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&keyboard).unwrap();
         unlockpt(&keyboard).unwrap();
         let keyboard = File::from(keyboard);
@@ -72,7 +73,8 @@ impl Session {
     fn shows(&mut self, text: &str) {
         while !self.shown.contains(text) {
             let bytes = self.screen.recv_timeout(self.limit);
-            let bytes = bytes.unwrap_or_else(|_| panic!("{text:?} was never shown: {:?}", self.shown));
+            let bytes =
+                bytes.unwrap_or_else(|_| panic!("{text:?} was never shown: {:?}", self.shown));
             self.shown.push_str(&String::from_utf8_lossy(&bytes));
         }
     }
@@ -88,7 +90,9 @@ fn is_raw(terminal: &File) -> bool {
 
 #[rstest]
 #[tokio::test]
-async fn terminal_has_the_size_the_keys_and_the_end_of_the_callers(#[future(awt)] sandbox: Sandbox) {
+async fn terminal_has_the_size_the_keys_and_the_end_of_the_callers(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let _container = sandbox.start_container().await;
     // A trap runs between two commands, whenever the signal came.
     let script = "busybox tty; read a; busybox stty size; trap 'resized=1' WINCH; echo ready; until test \"$resized\"; do sleep 0.05; \
@@ -123,7 +127,9 @@ async fn interrupt_key_reaches_the_command_and_not_the_harness(#[future(awt)] sa
 
 #[rstest]
 #[tokio::test]
-async fn without_a_terminal_there_is_none_and_without_i_there_is_no_input(#[future(awt)] sandbox: Sandbox) {
+async fn without_a_terminal_there_is_none_and_without_i_there_is_no_input(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let run_dir = sandbox.run_dir().to_owned();
     let program = sandbox.environment().vm_harness().unwrap();

@@ -84,7 +84,12 @@ async fn rate(sandbox: &Sandbox, plugged: &Plugged, subject: Subject) -> Rate {
     let device = format!("ecrblk-{}", plugged.id());
     let mut count = async || {
         let drives = monitor.execute("query-blockstats", json!({})).await.unwrap();
-        let drive = drives.as_array().unwrap().iter().find(|drive| drive["qdev"] == device.as_str()).unwrap();
+        let drive = drives
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|drive| drive["qdev"] == device.as_str())
+            .unwrap();
         (drive["stats"][subject.counter].as_u64().unwrap(), Instant::now())
     };
     tokio::time::sleep(SETTLE).await;
@@ -141,7 +146,8 @@ async fn measured_rate_is_the_one_that_was_asked_for(
     let asked = (capacity / 6.0) as u64;
     let limit = asked.to_string();
     let plug = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
-    let plugged = plug.args([subject.flag, &limit]).run().await.succeeded(sandbox.guest()).remove(0);
+    let plugged =
+        plug.args([subject.flag, &limit]).run().await.succeeded(sandbox.guest()).remove(0);
     assert_eq!(plugged.volume["throttle"][subject.field]["limit"], asked);
     put_under_load(&container, subject);
     assert_within_a_tenth(rate(&sandbox, &plugged, subject).await, asked);
@@ -172,7 +178,8 @@ async fn limits_go_with_the_volume_and_bad_ones_change_nothing(#[future(awt)] sa
     let volume = Volume::loop_device(2 * MIB);
     let clean = Snapshot::of(&sandbox, &[&container]).await;
     let plug = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
-    let limits = ["--iops", "500", "--burst-iops", "1000", "--burst-seconds", "2", "--bps-read", "8MiB"];
+    let limits =
+        ["--iops", "500", "--burst-iops", "1000", "--burst-seconds", "2", "--bps-read", "8MiB"];
     let plugged = plug.clone().args(limits).run().await.succeeded(sandbox.guest()).remove(0);
     let expected = json!({
         "iops": {"limit": 500, "burst": 1000, "burst_seconds": 2}, "bps_read": {"limit": 8 * MIB},

@@ -25,8 +25,10 @@ async fn volume_is_a_mount_of_the_containers_root_and_goes_without_a_trace(
     #[future(awt)] sandbox: Sandbox,
     #[values(DeviceFilter::None, DeviceFilter::Bpf)] device_filter: DeviceFilter,
 ) {
-    let container = sandbox.start_container_with(&ContainerOptions { device_filter, ..own_users() }).await;
-    let sibling = sandbox.start_container_with(&ContainerOptions { device_filter, ..own_users() }).await;
+    let container =
+        sandbox.start_container_with(&ContainerOptions { device_filter, ..own_users() }).await;
+    let sibling =
+        sandbox.start_container_with(&ContainerOptions { device_filter, ..own_users() }).await;
     let both = [&container, &sibling];
     let before = Snapshot::of(&sandbox, &both).await;
     let volume = Volume::loop_device(4 * MIB);
@@ -35,7 +37,8 @@ async fn volume_is_a_mount_of_the_containers_root_and_goes_without_a_trace(
     assert_eq!(container.read("/dev/disks/xvda", 0..4 * MIB).await, volume.bytes(0..4 * MIB));
     let fresh = vm_harness::random_bytes(65536);
     container.write("/dev/disks/xvda", MIB, &fresh).await;
-    let stat = container.exec(&["stat", "-c", "%F %u:%g %a", "/dev/disks/xvda", "/dev/disks"]).await;
+    let stat =
+        container.exec(&["stat", "-c", "%F %u:%g %a", "/dev/disks/xvda", "/dev/disks"]).await;
     assert_eq!(String::from_utf8(stat).unwrap(), "block special file 0:0 660\ndirectory 0:0 755\n");
     sibling.exec_fails(&["ls", "/dev/disks"]).await;
     // The container may not make a node of its own, and what it could make it could not open.
@@ -59,7 +62,9 @@ async fn who_holds_the_mounted_node_is_told_and_keeps_it(#[future(awt)] sandbox:
     let opener = container.clone();
     let script = "exec 5</dev/xvda; touch /dev/open; until [ -e /dev/close ]; do sleep 0.1; done";
     let opener = tokio::spawn(async move { opener.exec(&["sh", "-c", script]).await });
-    container.exec(&["sh", "-c", "until [ -e /dev/open ]; do sleep 0.05; done; rm /dev/open"]).await;
+    container
+        .exec(&["sh", "-c", "until [ -e /dev/open ]; do sleep 0.05; done; rm /dev/open"])
+        .await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let finished = unplug_command(&sandbox, &container, "/dev/xvda").run().await;
     finished.failed_with(5);
@@ -81,7 +86,8 @@ async fn who_holds_the_mounted_node_is_told_and_keeps_it(#[future(awt)] sandbox:
 #[rstest]
 #[tokio::test]
 async fn node_that_the_container_unmounts_is_missed_and_restored(#[future(awt)] sandbox: Sandbox) {
-    let options = ContainerOptions { capabilities: vec!["CAP_SYS_ADMIN".to_owned()], ..own_users() };
+    let options =
+        ContainerOptions { capabilities: vec!["CAP_SYS_ADMIN".to_owned()], ..own_users() };
     let container = sandbox.start_container_with(&options).await;
     let volume = Volume::image(MIB);
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
@@ -105,14 +111,20 @@ async fn owner_that_the_container_cannot_name_is_refused(#[future(awt)] sandbox:
     let (_, message) = command.clone().args(["--uid", "65536"]).run().await.failed_with(10);
     assert!(message.contains("65536:0") && message.contains("mapped"), "{message}");
     before.assert_unchanged(&sandbox, &[&container]).await;
-    command.args(["--uid", "1000", "--gid", "7", "--mode", "600"]).run().await.succeeded(sandbox.guest());
+    command
+        .args(["--uid", "1000", "--gid", "7", "--mode", "600"])
+        .run()
+        .await
+        .succeeded(sandbox.guest());
     let stat = container.exec(&["stat", "-c", "%u:%g %a", "/dev/xvda"]).await;
     assert_eq!(String::from_utf8(stat).unwrap(), "1000:7 600\n");
 }
 
 #[rstest]
 #[tokio::test]
-async fn failure_at_any_step_leaves_neither_mount_nor_file(#[future(awt)] sandbox_with_faults: Sandbox) {
+async fn failure_at_any_step_leaves_neither_mount_nor_file(
+    #[future(awt)] sandbox_with_faults: Sandbox,
+) {
     let sandbox = sandbox_with_faults;
     let container = sandbox.start_container_with(&own_users()).await;
     let before = Snapshot::of(&sandbox, &[&container]).await;

@@ -10,7 +10,8 @@ use super::{MIB, boot};
 async fn vet(guest: &Observer, program: &[&str], path: &str) -> Result<Value, (i32, String)> {
     let ran = guest.run(&[program, &["source", path]].concat()).await.unwrap();
     match ran.status {
-        0 => Ok(serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {}", ran.stdout))),
+        0 => Ok(serde_json::from_str(&ran.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}", ran.stdout))),
         status => Err((status, ran.stderr)),
     }
 }
@@ -21,9 +22,10 @@ async fn disks_below_device_mapper_md_and_the_root_are_refused() {
     let sandbox = boot(&Machine { kernel_parameters: vec![modules], ..Machine::default() }).await;
     let container = sandbox.start_container().await;
     let (volume, other) = (Volume::image(16 * MIB), Volume::image(16 * MIB));
-    let [disk, other] = [(&volume, "/dev/xvda"), (&other, "/dev/xvdb")].map(async |(volume, path)| {
-        format!("/dev/{}", sandbox.hot_plug(&container, volume, path).await.guest_device())
-    });
+    let [disk, other] =
+        [(&volume, "/dev/xvda"), (&other, "/dev/xvdb")].map(async |(volume, path)| {
+            format!("/dev/{}", sandbox.hot_plug(&container, volume, path).await.guest_device())
+        });
     let (disk, other) = (disk.await, other.await);
     let guest = sandbox.observer();
     let probe = ["/usr/bin/agent-probe"];
@@ -68,7 +70,11 @@ async fn disks_below_device_mapper_md_and_the_root_are_refused() {
     }
     guest.shell(&format!("swapoff {partition}")).await;
     let free = vet(guest, &probe, &partition).await.unwrap();
-    assert_eq!((&free["device"], &free["claimed"]), (&partition.as_str().into(), &true.into()), "{free}");
+    assert_eq!(
+        (&free["device"], &free["claimed"]),
+        (&partition.as_str().into(), &true.into()),
+        "{free}"
+    );
 
     // A root file system on that mapping: the disk below it is refused by its number.
     let script = "cd /mnt && mkdir -p proc sys dev && cp /usr/bin/agent-probe . && for d in proc sys dev; do mount -o bind /$d $d; done";

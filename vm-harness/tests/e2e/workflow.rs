@@ -10,7 +10,9 @@ fn read(name: &str) -> String {
 }
 
 fn workflow() -> Yaml {
-    YamlLoader::load_from_str(&read(".github/workflows/ci.yml")).expect("the workflow is YAML").remove(0)
+    YamlLoader::load_from_str(&read(".github/workflows/ci.yml"))
+        .expect("the workflow is YAML")
+        .remove(0)
 }
 
 /// All steps of all jobs.
@@ -28,9 +30,13 @@ fn each_recipe_that_the_workflow_calls_is_in_the_justfile() {
         .filter_map(|line| line.split_once(':')?.0.split_whitespace().next())
         .collect();
     let workflow = workflow();
-    let commands: Vec<&str> = steps(&workflow).iter().filter_map(|step| step["run"].as_str()).collect();
-    let called: Vec<&str> =
-        commands.iter().flat_map(|run| run.lines()).filter_map(|line| line.strip_prefix("just ")).collect();
+    let commands: Vec<&str> =
+        steps(&workflow).iter().filter_map(|step| step["run"].as_str()).collect();
+    let called: Vec<&str> = commands
+        .iter()
+        .flat_map(|run| run.lines())
+        .filter_map(|line| line.strip_prefix("just "))
+        .collect();
     for name in &called {
         assert!(recipes.contains(name), "the justfile has no {name}: {recipes:?}");
     }
@@ -43,14 +49,18 @@ fn each_recipe_that_the_workflow_calls_is_in_the_justfile() {
 fn workflow_may_read_the_source_and_nothing_else() {
     let workflow = workflow();
     let permissions = workflow["permissions"].as_hash().expect("it says what it may do");
-    let told: Vec<_> = permissions.iter().map(|(what, how)| (what.as_str(), how.as_str())).collect();
+    let told: Vec<_> =
+        permissions.iter().map(|(what, how)| (what.as_str(), how.as_str())).collect();
     assert_eq!(told, [(Some("contents"), Some("read"))]);
     let jobs = workflow["jobs"].as_hash().unwrap();
     assert!(jobs.values().all(|job| job["permissions"].is_badvalue()), "no job may more");
     for step in steps(&workflow) {
         let Some(action) = step["uses"].as_str() else { continue };
         let version = action.split_once('@').map_or("", |(_, version)| version);
-        assert!(version.strip_prefix('v').is_some_and(|number| number.parse::<u8>().is_ok()), "{action}");
+        assert!(
+            version.strip_prefix('v').is_some_and(|number| number.parse::<u8>().is_ok()),
+            "{action}"
+        );
         if action.starts_with("actions/checkout") {
             assert_eq!(
                 step["with"]["persist-credentials"].as_bool(),
@@ -65,14 +75,20 @@ fn workflow_may_read_the_source_and_nothing_else() {
 fn what_a_failure_leaves_is_kept() {
     let workflow = workflow();
     let artifacts = "target/artifacts";
-    let runs: Vec<&str> = steps(&workflow).into_iter().filter_map(|step| step["run"].as_str()).collect();
+    let runs: Vec<&str> =
+        steps(&workflow).into_iter().filter_map(|step| step["run"].as_str()).collect();
     let says_where = format!("export VM_HARNESS_ARTIFACTS=\"$PWD/{artifacts}\"\njust test");
     assert!(runs.iter().any(|run| run.contains(&says_where)), "{runs:?}");
     let kept: Vec<_> = steps(&workflow)
         .into_iter()
-        .filter(|step| step["uses"].as_str().is_some_and(|uses| uses.starts_with("actions/upload-artifact")))
+        .filter(|step| {
+            step["uses"].as_str().is_some_and(|uses| uses.starts_with("actions/upload-artifact"))
+        })
         .map(|step| (step["if"].as_str().unwrap(), step["with"]["path"].as_str().unwrap()))
         .collect();
     assert_eq!(kept, [("always()", "target/nextest/*/junit.xml"), ("failure()", artifacts)]);
-    assert!(read(".config/nextest.toml").contains("path = \"junit.xml\""), "nextest writes the report");
+    assert!(
+        read(".config/nextest.toml").contains("path = \"junit.xml\""),
+        "nextest writes the report"
+    );
 }

@@ -61,9 +61,15 @@ fn handles(container: &LinuxContainer) -> Result<Container, ContainerError> {
         .and_then(mount_namespace)
         .unwrap_or_else(|| PathBuf::from(format!("/proc/{}/ns/mnt", container.init_process_pid)));
     let cgroup = container.cgroup_manager.get_cgroup_path("devices");
-    let cgroup = cgroup.map_err(|error| ContainerError::Unreachable(format!("its cgroup: {error}")))?;
+    let cgroup =
+        cgroup.map_err(|error| ContainerError::Unreachable(format!("its cgroup: {error}")))?;
     let rules = spec.map(device_rules).unwrap_or_default();
-    Container::of_process(container.init_process_pid, &mount_namespace, below_hierarchy(&cgroup), rules)
+    Container::of_process(
+        container.init_process_pid,
+        &mount_namespace,
+        below_hierarchy(&cgroup),
+        rules,
+    )
 }
 
 /// kata-agent 4.x holds the namespaces of a container open, and has the paths of its descriptors in the specification.
@@ -77,7 +83,8 @@ fn mount_namespace(spec: &Spec) -> Option<PathBuf> {
 fn below_hierarchy(path: &str) -> PathBuf {
     let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     let mount_point = if unified { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/devices" };
-    Path::new("/").join(Path::new(path).strip_prefix(mount_point).unwrap_or_else(|_| Path::new(path)))
+    Path::new("/")
+        .join(Path::new(path).strip_prefix(mount_point).unwrap_or_else(|_| Path::new(path)))
 }
 
 fn device_rules(spec: &Spec) -> Vec<DeviceRule> {

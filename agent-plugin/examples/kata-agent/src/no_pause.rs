@@ -9,7 +9,8 @@ pub(crate) fn bind(address: &str) -> ttrpc::Result<Server> {
         Some(port) => port,
         None => return Server::new().bind(address),
     };
-    let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port)).and_then(agent_plugin::incoming);
+    let listener =
+        VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port)).and_then(agent_plugin::incoming);
     let listener = listener.map_err(|error| ttrpc::Error::Socket(error.to_string()))?;
     Ok(Server::new().add_listener(listener))
 }

@@ -8,7 +8,8 @@ use tokio::sync::Mutex;
 /// The agent's one policy. Here it is the guide's example.
 pub(crate) static AGENT_POLICY: LazyLock<Mutex<Engine>> = LazyLock::new(|| {
     let mut engine = Engine::new();
-    let parsed = engine.add_policy("policy.rego".to_owned(), include_str!("../policy.rego").to_owned());
+    let parsed =
+        engine.add_policy("policy.rego".to_owned(), include_str!("../policy.rego").to_owned());
     if let Err(error) = parsed {
         // kata-agent does not start with a policy that cannot be read.
         panic!("policy.rego: {}", error);
@@ -20,15 +21,19 @@ pub(crate) static AGENT_POLICY: LazyLock<Mutex<Engine>> = LazyLock::new(|| {
 ///
 /// # Errors
 /// It does not, or has no rule of that name.
-pub(crate) async fn is_allowed_with_entrypoint(ep: &str, req: &impl serde::Serialize) -> ttrpc::Result<()> {
+pub(crate) async fn is_allowed_with_entrypoint(
+    ep: &str,
+    req: &impl serde::Serialize,
+) -> ttrpc::Result<()> {
     let status = |code, message| Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, message)));
     let input = match serde_json::to_string(req) {
         Ok(input) => input,
         Err(error) => return status(ttrpc::Code::INTERNAL, error.to_string()),
     };
     let mut engine = AGENT_POLICY.lock().await;
-    let decided =
-        engine.set_input_json(&input).and_then(|()| engine.eval_rule(format!("data.agent_policy.{}", ep)));
+    let decided = engine
+        .set_input_json(&input)
+        .and_then(|()| engine.eval_rule(format!("data.agent_policy.{}", ep)));
     match decided {
         Ok(Value::Bool(true)) => Ok(()),
         Ok(_) => status(ttrpc::Code::PERMISSION_DENIED, format!("{} is blocked by policy", ep)),

@@ -27,8 +27,12 @@ impl AgentServiceMethods for AgentService {
         _: &TtrpcContext,
         _: GuestDetailsRequest,
     ) -> ttrpc::Result<GuestDetailsResponse> {
-        let details = AgentDetails { extra_features: get_build_features(), ..AgentDetails::default() };
-        Ok(GuestDetailsResponse { agent_details: Some(details).into(), ..GuestDetailsResponse::default() })
+        let details =
+            AgentDetails { extra_features: get_build_features(), ..AgentDetails::default() };
+        Ok(GuestDetailsResponse {
+            agent_details: Some(details).into(),
+            ..GuestDetailsResponse::default()
+        })
     }
 }
 

@@ -195,7 +195,11 @@ fn attachment(path: &str, mode: u32) -> Value {
 #[case("ResizeBlockVolumeRequest", json!({ "attachments": [] }), "")]
 #[case("FormatBlockVolumeRequest", json!({}), "FormatBlockVolumeRequest: ")]
 #[tokio::test]
-async fn the_policy_of_the_guide_decides(#[case] method: &str, #[case] request: Value, #[case] denied: &str) {
+async fn the_policy_of_the_guide_decides(
+    #[case] method: &str,
+    #[case] request: Value,
+    #[case] denied: &str,
+) {
     let agent = agent(Process::start().container(ContainerState::Running, None));
     // Whatever the policy takes, it holds up nobody: the sandbox is not locked for it.
     let _somebody_else = agent.sandbox.lock().await;
@@ -212,7 +216,8 @@ async fn a_policy_that_takes_its_time_does_not_hold_the_sandbox() {
     let request = json!({ "container_id": "", "paths": [] });
     let asking = agent.authorize("ProbeBlockVolumeRequest", &request);
     tokio::pin!(asking);
-    let waits = tokio::select! { biased; _ = &mut asking => false, () = std::future::ready(()) => true };
+    let waits =
+        tokio::select! { biased; _ = &mut asking => false, () = std::future::ready(()) => true };
     assert!(waits && agent.sandbox.try_lock().is_ok());
     drop(busy);
     asking.await.unwrap();
@@ -274,11 +279,15 @@ async fn the_agents_server_serves_both_services_and_logs_each_operation() {
         mode: 0o600,
         ..Default::default()
     };
-    let attach =
-        wire::AttachRequest { attachments: vec![attachment], timeout_ms: 10_000, ..Default::default() };
+    let attach = wire::AttachRequest {
+        attachments: vec![attachment],
+        timeout_ms: 10_000,
+        ..Default::default()
+    };
     let reply = plugin.attach(context(), &attach).await.unwrap();
     assert_eq!(reply.failure.reason, Reason::REASON_DENIED.into(), "{:?}", reply);
-    let denied = "the agent's policy refuses this request: AttachBlockVolumeRequest is blocked by policy";
+    let denied =
+        "the agent's policy refuses this request: AttachBlockVolumeRequest is blocked by policy";
     assert_eq!(reply.failure.message, denied);
 
     // The line of an answered Probe is written after its answer; those that were refused before, before theirs.
@@ -286,7 +295,9 @@ async fn the_agents_server_serves_both_services_and_logs_each_operation() {
     assert!(lines.iter().all(|line| line.starts_with("INFO ")), "{:?}", lines);
     assert!(lines.iter().any(|line| line.contains("REASON_CONTAINER_NOT_RUNNING")), "{:?}", lines);
     assert!(
-        lines.iter().any(|line| line.contains("operation=\"attach\"") && line.contains("REASON_DENIED")),
+        lines
+            .iter()
+            .any(|line| line.contains("operation=\"attach\"") && line.contains("REASON_DENIED")),
         "{:?}",
         lines
     );

@@ -30,7 +30,8 @@ impl Times {
 
 /// Boots and restores in turns.
 pub(super) async fn run(rounds: usize) -> Result<(), Error> {
-    let (mut restoring, mut booting) = (Environment::from_variables(), Environment::from_variables());
+    let (mut restoring, mut booting) =
+        (Environment::from_variables(), Environment::from_variables());
     (restoring.restore, booting.restore) = (true, false);
     let (mut booted, mut restored) = (Times::default(), Times::default());
     // The first one makes the file.

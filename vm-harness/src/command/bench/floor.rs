@@ -66,7 +66,11 @@ pub(super) struct Floor<'a> {
 
 impl Floor<'_> {
     /// One round: the stages of a plug and of an unplug.
-    pub(super) async fn round(&mut self, volume: &Volume, round: usize) -> Result<(Stages, Stages), Error> {
+    pub(super) async fn round(
+        &mut self,
+        volume: &Volume,
+        round: usize,
+    ) -> Result<(Stages, Stages), Error> {
         // An address after the other, as ours are never the same twice.
         let lun = u32::try_from(round % 250 + 1).unwrap_or(1);
         let address = Address { host: 0, target: 100, lun };
@@ -83,14 +87,18 @@ impl Floor<'_> {
             .write(true)
             .custom_flags(libc::O_DIRECT | libc::O_EXCL)
             .open(volume.path());
-        let file =
-            open.map_err(|source| Error::File { action: "open", path: volume.path().to_owned(), source })?;
+        let file = open.map_err(|source| Error::File {
+            action: "open",
+            path: volume.path().to_owned(),
+            source,
+        })?;
         let (mut node, mut device) = (self.commands.node.clone(), self.commands.device.clone());
         device["scsi-id"] = address.target.into();
         device["lun"] = address.lun.into();
 
         let mut watch = Watch::start();
-        let set = self.monitor.add_fd(&file, None, &self.commands.opaque).await.map_err(failed)?.set;
+        let set =
+            self.monitor.add_fd(&file, None, &self.commands.opaque).await.map_err(failed)?.set;
         watch.lap("add_fd");
         node["file"]["filename"] = format!("/dev/fdset/{set}").into();
         self.execute("blockdev-add", node).await?;
@@ -118,7 +126,8 @@ impl Floor<'_> {
         let deadline = Deadline::after(Duration::from_secs(30));
         loop {
             let event = self.monitor.next_event(deadline).await;
-            let event = event.ok_or_else(|| Error::Monitor(format!("{device} was never deleted")))?;
+            let event =
+                event.ok_or_else(|| Error::Monitor(format!("{device} was never deleted")))?;
             if event.name == "DEVICE_DELETED" && event.data["device"] == device.as_str() {
                 break;
             }

@@ -40,19 +40,23 @@ impl Bench {
             boot::run(self.rounds).await?;
             return Ok(ExitCode::SUCCESS);
         }
-        let machine = Machine { kernel_parameters: self.kernel_param.clone(), ..Machine::default() };
+        let machine =
+            Machine { kernel_parameters: self.kernel_param.clone(), ..Machine::default() };
         let sandbox = step("boot a sandbox", Sandbox::boot(&machine)).await?;
-        let container = sandbox.try_start_container(&vm_harness::ContainerOptions::default()).await?;
+        let container =
+            sandbox.try_start_container(&vm_harness::ContainerOptions::default()).await?;
         let volume = Volume::loop_device(16 << 20);
         let commands = Commands::record(&sandbox, &container, &volume).await?;
         let mut monitor = sandbox.monitor().await?;
         let mut observer = sandbox.observer().open().await?;
         observer.ask(&Request::OpenUevents).await?;
-        let mut floor = Floor { monitor: &mut monitor, observer: &mut observer, commands: &commands };
+        let mut floor =
+            Floor { monitor: &mut monitor, observer: &mut observer, commands: &commands };
         let (mut plugs, mut unplugs) = (Rounds::default(), Rounds::default());
         let (mut starts, mut connects, mut calls) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..WARM_UP + self.rounds {
-            let plug = ours(&sandbox, &sandbox.hot_plug_command(&container, &[(&volume, PATH)])).await;
+            let plug =
+                ours(&sandbox, &sandbox.hot_plug_command(&container, &[(&volume, PATH)])).await;
             let unplug = ours(&sandbox, &hot_unplug(&sandbox, &container)).await;
             let (plug_floor, unplug_floor) = floor.round(&volume, round).await?;
             let start = sandbox.ecr_runtime().args(["--version"]).run().await.elapsed;
@@ -116,17 +120,25 @@ impl Rounds {
     fn print(&self, name: &str, starts: &[u64]) {
         println!();
         row(&format!("{name}, the process's start to its end"), &self.whole);
-        let work: Vec<u64> =
-            self.whole.iter().zip(starts).map(|(whole, start)| whole.saturating_sub(*start)).collect();
+        let work: Vec<u64> = self
+            .whole
+            .iter()
+            .zip(starts)
+            .map(|(whole, start)| whole.saturating_sub(*start))
+            .collect();
         row("  without the process", &work);
         row("  floor: connected client, bare guest", &self.floor("total"));
         let ratio = median(&work) as f64 / median(&self.floor("total")) as f64;
         println!("  {name} without the process, beside the floor: {ratio:.2} at the median");
         println!("  stages of the command, as it reports them");
-        let names: Option<Vec<String>> =
-            self.stages.first().and_then(Value::as_object).map(|stages| stages.keys().cloned().collect());
+        let names: Option<Vec<String>> = self
+            .stages
+            .first()
+            .and_then(Value::as_object)
+            .map(|stages| stages.keys().cloned().collect());
         for name in names.unwrap_or_default() {
-            let times: Vec<u64> = self.stages.iter().filter_map(|stages| stages[&name].as_u64()).collect();
+            let times: Vec<u64> =
+                self.stages.iter().filter_map(|stages| stages[&name].as_u64()).collect();
             row(&format!("    {name}"), &times);
         }
         println!("  stages of the floor");
@@ -139,7 +151,9 @@ impl Rounds {
 fn row(name: &str, times: &[u64]) {
     let mut sorted = times.to_vec();
     sorted.sort_unstable();
-    let at = |share: usize| sorted.get(sorted.len() * share / 100).map_or(0.0, |&time| time as f64 / 1000.0);
+    let at = |share: usize| {
+        sorted.get(sorted.len() * share / 100).map_or(0.0, |&time| time as f64 / 1000.0)
+    };
     println!("{name:<42} {:7.2} / {:7.2} / {:7.2}", at(0), median(times) as f64 / 1000.0, at(90));
 }
 

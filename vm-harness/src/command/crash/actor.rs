@@ -80,7 +80,10 @@ impl Actor {
     /// The steps behind which it acts.
     pub(super) fn steps(self) -> impl Iterator<Item = Step> {
         let steps: &[Step] = if self == Self::PluginPanics { &GUEST_STEPS } else { &STEPS };
-        steps.iter().copied().filter(move |step| self != Self::SamePath || step.verb == Verb::HotPlug)
+        steps
+            .iter()
+            .copied()
+            .filter(move |step| self != Self::SamePath || step.verb == Verb::HotPlug)
     }
 
     /// What is tried after it.
@@ -89,7 +92,9 @@ impl Actor {
             Self::RunKilled | Self::PluginPanics | Self::QemuStopped if verb == Verb::HotPlug => {
                 &[WayOut::Again, WayOut::Repair, WayOut::Unplug]
             }
-            Self::RunKilled | Self::PluginPanics | Self::QemuStopped => &[WayOut::Again, WayOut::Repair],
+            Self::RunKilled | Self::PluginPanics | Self::QemuStopped => {
+                &[WayOut::Again, WayOut::Repair]
+            }
             // Nothing can be plugged into a container that is gone.
             Self::ContainerKilled | Self::ContainerRemoved => &[WayOut::Unplug, WayOut::Repair],
             _ => &[WayOut::None],

@@ -44,7 +44,8 @@ impl Scene {
     pub(super) async fn boot() -> Result<Self, Error> {
         // A QEMU that was stopped lets its guest believe that a processor stood still: for longer than the kernel takes for a fault
         // (21 and 20 s) where time-outs are long.
-        let patience = ["rcupdate.rcu_cpu_stall_timeout=300", "watchdog_thresh=60"].map(str::to_owned);
+        let patience =
+            ["rcupdate.rcu_cpu_stall_timeout=300", "watchdog_thresh=60"].map(str::to_owned);
         let machine = Machine { kernel_parameters: patience.to_vec(), ..Machine::default() };
         let sandbox = Sandbox::boot_image("fault", &machine).await?;
         let witness = sandbox.try_start_container(&ContainerOptions::default()).await?;
@@ -65,7 +66,14 @@ impl Scene {
         match verb {
             Verb::HotPlug => runtime.hot_plug(self.sandbox.id(), container.id(), &[(volume, path)]),
             Verb::HotUnplug => runtime
-                .args(["block-volume", "hot-unplug", "--output", "json", "--sandbox", self.sandbox.id()])
+                .args([
+                    "block-volume",
+                    "hot-unplug",
+                    "--output",
+                    "json",
+                    "--sandbox",
+                    self.sandbox.id(),
+                ])
                 .args(["--container", container.id(), "--device-path", path]),
         }
     }
@@ -81,7 +89,10 @@ impl Scene {
         let finished = self.of_sandbox("list").run().await;
         let json = succeeded("list", &finished)?;
         if !json["guest_error"].is_null() {
-            return Err(format!("list could not ask the guest: {}", json["guest_error"]["message"]));
+            return Err(format!(
+                "list could not ask the guest: {}",
+                json["guest_error"]["message"]
+            ));
         }
         Ok(json["volumes"].as_array().cloned().unwrap_or_default())
     }
@@ -124,7 +135,8 @@ impl Scene {
         if ours.is_none_or(|ours| ours["state"] != "attached") {
             return Err(format!("list has {}", Value::from(listed)));
         }
-        let read = container.try_exec(&["dd", &format!("if={path}"), "bs=64k", "count=1"], b"").await;
+        let read =
+            container.try_exec(&["dd", &format!("if={path}"), "bs=64k", "count=1"], b"").await;
         let read = read.map_err(|error| error.chain())?;
         if read.stdout != volume.bytes(0..65536) {
             return Err(format!("the container reads other bytes: {}", read.error_text()));
@@ -154,7 +166,8 @@ impl Scene {
 
     /// Waits until `process` is as `/proc/PID/stat` calls `state`, or has ended.
     pub(super) async fn until(&self, process: i32, state: char) -> Result<(), String> {
-        let deadline = tokio::time::Instant::now() + self.sandbox.guest().scaled(Duration::from_secs(20));
+        let deadline =
+            tokio::time::Instant::now() + self.sandbox.guest().scaled(Duration::from_secs(20));
         loop {
             let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
             let found = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
@@ -186,13 +199,16 @@ pub(super) fn told(finished: &Finished) -> String {
     match (json["result"].as_str(), json["error"]["reason"].as_str()) {
         (Some(result), _) => result.to_owned(),
         (None, Some(reason)) => format!("exit {} ({reason})", finished.status),
-        (None, None) if finished.status > 128 => format!("ended by signal {}", finished.status - 128),
+        (None, None) if finished.status > 128 => {
+            format!("ended by signal {}", finished.status - 128)
+        }
         (None, None) => format!("exit {}: {}", finished.status, finished.stderr.trim()),
     }
 }
 
 /// Can the host open the volume for itself alone?
 pub(super) fn claim_is_free(volume: &Volume) -> Result<(), String> {
-    let opened = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(volume.path());
+    let opened =
+        std::fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(volume.path());
     opened.map(drop).map_err(|error| format!("the host cannot claim the volume: {error}"))
 }

@@ -76,7 +76,12 @@ impl Trial<'_> {
         self.scene.command(self.step.verb, container, volume, PATH, &faults)
     }
 
-    async fn disturb(&self, container: &Container, volume: &Volume, told: &mut Told) -> Result<(), String> {
+    async fn disturb(
+        &self,
+        container: &Container,
+        volume: &Volume,
+        told: &mut Told,
+    ) -> Result<(), String> {
         let scene = self.scene;
         let finished = match self.actor {
             Actor::RunKilled => {
@@ -128,11 +133,18 @@ impl Trial<'_> {
     }
 
     /// Takes the way out and judges where it leads.
-    async fn leave(&self, container: &Container, volume: &Volume, told: &mut Told) -> Result<(), String> {
+    async fn leave(
+        &self,
+        container: &Container,
+        volume: &Volume,
+        told: &mut Told,
+    ) -> Result<(), String> {
         let (scene, nothing_left) = (self.scene, told.listed == State::Gone.to_string());
         let finished = match self.way_out {
             WayOut::Again => scene.command(self.step.verb, container, volume, PATH, "").run().await,
-            WayOut::Unplug => scene.command(Verb::HotUnplug, container, volume, PATH, "").run().await,
+            WayOut::Unplug => {
+                scene.command(Verb::HotUnplug, container, volume, PATH, "").run().await
+            }
             WayOut::Repair => scene.of_sandbox("repair").run().await,
             WayOut::None => return Err("a disturbed run needs a way out".to_owned()),
         };
@@ -169,7 +181,12 @@ impl Trial<'_> {
     }
 
     /// With the VM all is gone, and the commands say that.
-    async fn vm_ends(&self, container: &Container, volume: &Volume, told: &mut Told) -> Result<(), String> {
+    async fn vm_ends(
+        &self,
+        container: &Container,
+        volume: &Volume,
+        told: &mut Told,
+    ) -> Result<(), String> {
         let scene = self.scene;
         let run = self.stopped(&self.command(container, volume, "stop")).await?;
         if self.actor == Actor::QemuKilled {
@@ -185,7 +202,8 @@ impl Trial<'_> {
         told.run = super::scene::told(&run.goes_on(scene).await?);
         let again = scene.command(self.step.verb, container, volume, PATH, "").run().await;
         let repair = scene.of_sandbox("repair").run().await;
-        told.way_out = format!("{}; repair {}", super::scene::told(&again), super::scene::told(&repair));
+        told.way_out =
+            format!("{}; repair {}", super::scene::told(&again), super::scene::told(&repair));
         if again.status != 14 || repair.status != 14 {
             return Err("neither has anybody to talk to".to_owned());
         }
@@ -194,7 +212,12 @@ impl Trial<'_> {
     }
 
     /// Another run at the same time: both end well, or the one that must not is refused.
-    async fn rival(&self, container: &Container, volume: &Volume, report: &mut Told) -> Result<(), String> {
+    async fn rival(
+        &self,
+        container: &Container,
+        volume: &Volume,
+        report: &mut Told,
+    ) -> Result<(), String> {
         let (scene, verb) = (self.scene, self.step.verb);
         let other = Volume::loop_device(MIB);
         let opposite = match verb {
@@ -209,7 +232,9 @@ impl Trial<'_> {
         let (rival, rival_ends, end, other_at) = match self.actor {
             Actor::SameCommand => ((verb, volume, PATH), vec![again], verb.end(), None),
             // All was done, or nothing was begun, or the rest is the rival's work.
-            Actor::SameCommandAfterKill => ((verb, volume, PATH), vec![done, again], verb.end(), None),
+            Actor::SameCommandAfterKill => {
+                ((verb, volume, PATH), vec![done, again], verb.end(), None)
+            }
             Actor::OppositeCommand => {
                 ((opposite, volume, PATH), vec!["attached", "detached"], verb.start(), None)
             }
@@ -219,7 +244,12 @@ impl Trial<'_> {
                 verb.end(),
                 None,
             ),
-            _ => ((Verb::HotPlug, &other, OTHER_PATH), vec!["attached"], verb.end(), Some(OTHER_PATH)),
+            _ => (
+                (Verb::HotPlug, &other, OTHER_PATH),
+                vec!["attached"],
+                verb.end(),
+                Some(OTHER_PATH),
+            ),
         };
         let run = self.stopped(&self.command(container, volume, "stop")).await?;
         let rival = scene.command(rival.0, container, rival.1, rival.2, "").start();

@@ -85,7 +85,10 @@ async fn disk_that_never_appears_times_out(stage: &Stage) {
     let answer = stage.attach(vec![disk.to(&stage.container, PATH)], LIMIT).await;
     let elapsed = uptime(stage).await - start;
     assert_refused(&answer.failure, Reason::REASON_TIMED_OUT);
-    assert!(elapsed >= LIMIT.as_secs_f64() - 0.01, "it gave up after {elapsed:.2} s, and had {LIMIT:?}");
+    assert!(
+        elapsed >= LIMIT.as_secs_f64() - 0.01,
+        "it gave up after {elapsed:.2} s, and had {LIMIT:?}"
+    );
     stage.assert_as_before(&before).await;
 }
 
@@ -100,8 +103,10 @@ async fn lun_that_is_seen_twice_is_refused(stage: &Stage) {
     let disk = stage.nowhere();
     for (target, lun) in [(150, 0), (150, 256), (256, 1)] {
         let mut attachment = disk.to(&stage.container, PATH);
-        (attachment.address.mut_or_insert_default().target, attachment.address.mut_or_insert_default().lun) =
-            (target, lun);
+        (
+            attachment.address.mut_or_insert_default().target,
+            attachment.address.mut_or_insert_default().lun,
+        ) = (target, lun);
         let answer = stage.attach(vec![attachment], stage.soon()).await;
         assert_refused(&answer.failure, Reason::REASON_INVALID_REQUEST);
     }

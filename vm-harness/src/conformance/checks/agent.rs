@@ -47,7 +47,10 @@ async fn serves_the_plugin(stage: &Stage) {
     assert_eq!(plugin.api_level, 1, "the API level that this suite speaks");
     for capability in ["attach", "detach", "inspect"] {
         let capabilities = &plugin.probe.capabilities;
-        assert!(capabilities.iter().any(|known| known == capability), "no {capability} in {capabilities:?}");
+        assert!(
+            capabilities.iter().any(|known| known == capability),
+            "no {capability} in {capabilities:?}"
+        );
     }
 }
 
@@ -108,9 +111,14 @@ async fn tells_what_is_at_a_path(stage: &Stage) {
     let probe = stage.probe(container.id(), &paths).await;
     container.exec(&["rm", "/dev/conformance-file"]).await;
     assert!(probe.failure.is_none(), "{}", probe.failure.message);
-    let told: Vec<_> =
-        probe.container.paths.iter().map(|path| path.use_.enum_value().unwrap_or_default()).collect();
-    let expected = [PathUse::PATH_USE_FREE, PathUse::PATH_USE_TAKEN, PathUse::PATH_USE_PARENT_MISSING];
+    let told: Vec<_> = probe
+        .container
+        .paths
+        .iter()
+        .map(|path| path.use_.enum_value().unwrap_or_default())
+        .collect();
+    let expected =
+        [PathUse::PATH_USE_FREE, PathUse::PATH_USE_TAKEN, PathUse::PATH_USE_PARENT_MISSING];
     assert_eq!(told, expected, "{paths:?}");
 }
 

@@ -29,7 +29,11 @@ pub(super) const CHECKS: &[Check] = &[
         idle_agent_sleeps_as_before,
         "with a volume plugged the agent wakes up no more often than without"
     ),
-    check!("beside", kernel_reports_no_fault, "the guest's kernel printed no warning, no oops, no lockup"),
+    check!(
+        "beside",
+        kernel_reports_no_fault,
+        "the guest's kernel printed no warning, no oops, no lockup"
+    ),
 ];
 
 const PATH: &str = "/dev/conformance";

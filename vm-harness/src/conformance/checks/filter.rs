@@ -23,8 +23,12 @@ pub(super) const CHECKS: &[Check] = &[
         "after the unplug the container has no right to the next disk of that number"
     )
     .only_if(Facts::has_filter),
-    check!("filter", container_without_a_filter_gets_none, "where no device program is, none is attached")
-        .only_if(Facts::has_no_filter),
+    check!(
+        "filter",
+        container_without_a_filter_gets_none,
+        "where no device program is, none is attached"
+    )
+    .only_if(Facts::has_no_filter),
 ];
 
 const PATH: &str = "/dev/conformance";
@@ -32,24 +36,36 @@ const PATH: &str = "/dev/conformance";
 async fn filtered_container_uses_its_volume(stage: &Stage) {
     let volume = Volume::image(MIB);
     stage.plug(&stage.ruled, &volume, PATH).await;
-    assert!(stage.ruled.read(PATH, 0..4096).await == volume.bytes(0..4096), "other bytes than the host's");
+    assert!(
+        stage.ruled.read(PATH, 0..4096).await == volume.bytes(0..4096),
+        "other bytes than the host's"
+    );
     let fresh = random_bytes(4096);
     stage.ruled.write(PATH, 8192, &fresh).await;
-    assert!(volume.bytes(8192..12288) == fresh, "the host reads other bytes than the container wrote");
+    assert!(
+        volume.bytes(8192..12288) == fresh,
+        "the host reads other bytes than the container wrote"
+    );
     stage.unplug(&stage.ruled, PATH).await;
 }
 
 async fn sibling_cannot_open_it(stage: &Stage) {
     let volume = Volume::image(MIB);
     let plugged = stage.plug(&stage.ruled, &volume, PATH).await;
-    assert!(!can_open(&stage.sibling, plugged.device_number()).await, "the sibling opened the volume");
+    assert!(
+        !can_open(&stage.sibling, plugged.device_number()).await,
+        "the sibling opened the volume"
+    );
     stage.unplug(&stage.ruled, PATH).await;
 }
 
 async fn right_goes_with_the_volume(stage: &Stage) {
     let (volume, next) = (Volume::image(MIB), Volume::image(MIB));
     let first = stage.plug(&stage.ruled, &volume, PATH).await;
-    assert!(can_open(&stage.ruled, first.device_number()).await, "it has no right while it has the volume");
+    assert!(
+        can_open(&stage.ruled, first.device_number()).await,
+        "it has no right while it has the volume"
+    );
     stage.unplug(&stage.ruled, PATH).await;
     let second = stage.plug(&stage.sibling, &next, PATH).await;
     assert_eq!(second.device_number(), first.device_number(), "the kernel gives the number again");
@@ -61,7 +77,8 @@ async fn container_without_a_filter_gets_none(stage: &Stage) {
     let volume = Volume::image(MIB);
     let plugged = stage.plug(&stage.container, &volume, PATH).await;
     assert_eq!(plugged.text("device_filter"), "none");
-    let programs = stage.sandbox().observer().programs(&format!("/pod/{}", stage.container.id())).await;
+    let programs =
+        stage.sandbox().observer().programs(&format!("/pod/{}", stage.container.id())).await;
     let programs = programs.unwrap_or_else(|error| panic!("{}", error.chain()));
     assert_eq!(programs, [], "a device program was attached");
     stage.unplug(&stage.container, PATH).await;

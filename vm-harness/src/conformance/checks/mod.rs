@@ -36,7 +36,11 @@ mod tests {
             for check in group.checks {
                 assert!(check.name().starts_with(&format!("{}::", group.name)), "{check:?}");
                 assert!(names.insert(check.name()), "{check:?} is there twice");
-                assert!((20..110).contains(&check.purpose().len()), "{check:?}: {}", check.purpose());
+                assert!(
+                    (20..110).contains(&check.purpose().len()),
+                    "{check:?}: {}",
+                    check.purpose()
+                );
             }
         }
         let gates: Vec<_> =

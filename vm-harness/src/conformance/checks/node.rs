@@ -12,7 +12,11 @@ pub(super) const CHECKS: &[Check] = &[
         is_in_the_container_and_nowhere_else,
         "neither the agent's own /dev nor a sibling gets the node"
     ),
-    check!("node", taken_path_is_refused, "what is at the path already stays, and QEMU is not touched"),
+    check!(
+        "node",
+        taken_path_is_refused,
+        "what is at the path already stays, and QEMU is not touched"
+    ),
     check!(
         "node",
         links_stay_inside_the_container,
@@ -37,10 +41,16 @@ async fn container_with_a_user_namespace_gets_it(stage: &Stage) {
     let volume = Volume::image(MIB);
     stage.plug(container, &volume, PATH).await;
     // Its root is a user of the guest's without any right; a node that it may not open is none.
-    assert!(container.read(PATH, 0..4096).await == volume.bytes(0..4096), "other bytes than the host's");
+    assert!(
+        container.read(PATH, 0..4096).await == volume.bytes(0..4096),
+        "other bytes than the host's"
+    );
     let fresh = random_bytes(4096);
     container.write(PATH, 8192, &fresh).await;
-    assert!(volume.bytes(8192..12288) == fresh, "the host reads other bytes than the container wrote");
+    assert!(
+        volume.bytes(8192..12288) == fresh,
+        "the host reads other bytes than the container wrote"
+    );
     assert!(!stage.guest_has(PATH).await, "the agent's own mount namespace has a node");
     stage.unplug(container, PATH).await;
     assert!(!has(container, PATH).await, "something is still there after the unplug");
@@ -51,7 +61,8 @@ async fn is_in_the_container_and_nowhere_else(stage: &Stage) {
     let volume = Volume::image(MIB);
     let before = stage.snapshot().await;
     stage.plug(&stage.container, &volume, PATH).await;
-    let leftovers = stage.container.exec(&["sh", "-c", "ls -a /dev | grep '^.ecrblk-' || true"]).await;
+    let leftovers =
+        stage.container.exec(&["sh", "-c", "ls -a /dev | grep '^.ecrblk-' || true"]).await;
     let there = (
         has(&stage.container, PATH).await,
         has(&stage.sibling, PATH).await,
@@ -88,14 +99,18 @@ async fn taken_path_is_refused(stage: &Stage) {
 async fn links_stay_inside_the_container(stage: &Stage) {
     // For the agent itself the link leads to a directory of the guest's own /dev, which it has, too.
     let observer = stage.sandbox().observer();
-    let prepare = "mkdir /dev/conformance && ln -s /../../../../../../dev/conformance /dev/conformance-link";
+    let prepare =
+        "mkdir /dev/conformance && ln -s /../../../../../../dev/conformance /dev/conformance-link";
     stage.container.exec(&["sh", "-c", prepare]).await;
     observer.shell("mkdir /dev/conformance").await;
     let volume = Volume::image(MIB);
     let path = "/dev/conformance-link/volume";
     stage.plug(&stage.container, &volume, path).await;
     let outside = observer.shell("ls /dev/conformance").await;
-    assert!(has(&stage.container, "/dev/conformance/volume").await, "the node is not where the link leads");
+    assert!(
+        has(&stage.container, "/dev/conformance/volume").await,
+        "the node is not where the link leads"
+    );
     assert_eq!(outside, "", "the link led out of the container");
     stage.unplug(&stage.container, path).await;
     stage.container.exec(&["rm", "-r", "/dev/conformance", "/dev/conformance-link"]).await;
@@ -104,8 +119,14 @@ async fn links_stay_inside_the_container(stage: &Stage) {
 
 async fn path_with_dots_is_refused(stage: &Stage) {
     let disk = stage.nowhere();
-    for path in ["/dev/../conformance", "dev/conformance", "/dev/./conformance", "/dev//conformance", "/", ""]
-    {
+    for path in [
+        "/dev/../conformance",
+        "dev/conformance",
+        "/dev/./conformance",
+        "/dev//conformance",
+        "/",
+        "",
+    ] {
         let answer = stage.attach(vec![disk.to(&stage.container, path)], stage.soon()).await;
         assert_refused(&answer.failure, Reason::REASON_INVALID_REQUEST);
     }

@@ -16,7 +16,11 @@ pub(super) const CHECKS: &[Check] = &[
         "a volume appears in a running container with the host's bytes"
     )
     .gate(),
-    check!("plug", host_reads_what_the_container_wrote, "what the container writes and syncs is on the host"),
+    check!(
+        "plug",
+        host_reads_what_the_container_wrote,
+        "what the container writes and syncs is on the host"
+    ),
     check!("plug", device_has_the_volumes_size, "the container sees exactly the volume's size"),
     check!(
         "plug",
@@ -65,7 +69,10 @@ async fn host_reads_what_the_container_wrote(stage: &Stage) {
     stage.plug(&stage.container, &volume, PATH).await;
     let fresh = random_bytes(65536);
     stage.container.write(PATH, MIB, &fresh).await;
-    assert!(volume.bytes(MIB..MIB + 65536) == fresh, "the host reads other bytes than the container wrote");
+    assert!(
+        volume.bytes(MIB..MIB + 65536) == fresh,
+        "the host reads other bytes than the container wrote"
+    );
     stage.unplug(&stage.container, PATH).await;
 }
 
@@ -94,9 +101,13 @@ async fn node_has_the_owner_and_mode_that_were_asked(stage: &Stage) {
 async fn read_only_volume_cannot_be_written(stage: &Stage) {
     let volume = Volume::image(MIB);
     let before = volume.checksum();
-    let finished = stage.hot_plug(&stage.ruled, &[(&volume, PATH)]).args(["--read-only"]).run().await;
+    let finished =
+        stage.hot_plug(&stage.ruled, &[(&volume, PATH)]).args(["--read-only"]).run().await;
     assert_eq!(plugged(&finished)[0].volume["read_only"], true);
-    assert!(stage.ruled.read(PATH, 0..65536).await == volume.bytes(0..65536), "other bytes than the host's");
+    assert!(
+        stage.ruled.read(PATH, 0..65536).await == volume.bytes(0..65536),
+        "other bytes than the host's"
+    );
     let write = ["dd", "if=/dev/zero", &format!("of={PATH}"), "count=1", "conv=notrunc,fsync"];
     stage.ruled.exec_fails(&write).await;
     stage.unplug(&stage.ruled, PATH).await;
@@ -105,7 +116,8 @@ async fn read_only_volume_cannot_be_written(stage: &Stage) {
 
 async fn volumes_of_one_call_are_not_mixed_up(stage: &Stage) {
     let volumes: Vec<_> = (0..4).map(|_| Volume::image(MIB)).collect();
-    let paths = ["/dev/conformance-d", "/dev/conformance-b", "/dev/conformance-a", "/dev/conformance-c"];
+    let paths =
+        ["/dev/conformance-d", "/dev/conformance-b", "/dev/conformance-a", "/dev/conformance-c"];
     let pairs: Vec<_> = volumes.iter().zip(paths).collect();
     plugged(&stage.hot_plug(&stage.container, &pairs).run().await);
     for (volume, path) in &pairs {
@@ -141,7 +153,8 @@ async fn repeated_call_is_unchanged(stage: &Stage) {
 async fn calls_at_once_all_succeed(stage: &Stage) {
     let volumes: Vec<_> = (0..3).map(|_| Volume::image(MIB)).collect();
     let paths = ["/dev/conformance-1", "/dev/conformance-2", "/dev/conformance-3"];
-    let command = |index: usize| stage.hot_plug(&stage.container, &[(&volumes[index], paths[index])]);
+    let command =
+        |index: usize| stage.hot_plug(&stage.container, &[(&volumes[index], paths[index])]);
     let commands = [command(0), command(1), command(2)];
     let finished = tokio::join!(commands[0].run(), commands[1].run(), commands[2].run());
     for finished in [finished.0, finished.1, finished.2] {

@@ -80,7 +80,9 @@ async fn container_that_ends_ends_the_wait(stage: &Stage) {
         container.kill().await.unwrap_or_else(|error| panic!("{}", error.chain()));
     };
     let told = tokio::time::timeout(stage.soon() * 2, async { tokio::join!(attach, kill) }).await;
-    let Ok((answer, ())) = told else { panic!("the request did not notice within {:?}", start.elapsed()) };
+    let Ok((answer, ())) = told else {
+        panic!("the request did not notice within {:?}", start.elapsed())
+    };
     assert_refused(&answer.failure, Reason::REASON_CONTAINER_NOT_RUNNING);
     let answer = stage.attach(vec![stage.nowhere().to(&container, PATH)], stage.soon()).await;
     assert_refused(&answer.failure, Reason::REASON_CONTAINER_NOT_RUNNING);

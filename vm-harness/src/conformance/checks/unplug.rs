@@ -63,14 +63,17 @@ async fn held_volume_is_refused_and_works_on(stage: &Stage) {
     assert!(container.read(PATH, 0..4096).await == volume.bytes(0..4096), "it works no more");
     container.exec(&["touch", "/dev/let-go"]).await;
     succeeded(&stage.hot_unplug(container, PATH).args(["--wait", "10s"]).run().await);
-    container.exec(&["sh", "-c", "while test -e /dev/held; do sleep 0.1; done; rm /dev/let-go"]).await;
+    container
+        .exec(&["sh", "-c", "while test -e /dev/held; do sleep 0.1; done; rm /dev/let-go"])
+        .await;
 }
 
 async fn detach_of_nothing_is_unchanged(stage: &Stage) {
     let disk = stage.nowhere();
     let answer = stage.detach(disk.to(&stage.container, PATH)).await;
     assert_done(&answer.failure);
-    let told: Vec<_> = answer.detached.iter().map(|gone| (gone.serial.clone(), gone.unchanged)).collect();
+    let told: Vec<_> =
+        answer.detached.iter().map(|gone| (gone.serial.clone(), gone.unchanged)).collect();
     assert_eq!(told, [(disk.serial.clone(), true)]);
 }
 

@@ -29,9 +29,12 @@ async fn reference_agent_conforms_in_every_mode_and_no_check_never_ran() {
     let suite = Conformance::new(Environment::from_variables());
     let report = conforms(&suite).await;
     let outcomes = report.modes.iter().flat_map(|mode| &mode.checks);
-    let ran: HashSet<_> =
-        outcomes.filter(|outcome| outcome.verdict == Verdict::Passed).map(|outcome| outcome.name).collect();
-    let never: Vec<_> = suite.checks().map(|check| check.name()).filter(|name| !ran.contains(name)).collect();
+    let ran: HashSet<_> = outcomes
+        .filter(|outcome| outcome.verdict == Verdict::Passed)
+        .map(|outcome| outcome.name)
+        .collect();
+    let never: Vec<_> =
+        suite.checks().map(|check| check.name()).filter(|name| !ran.contains(name)).collect();
     assert_eq!(never, [""; 0], "these checks ran in no mode");
 }
 

@@ -26,7 +26,8 @@ impl Socket {
         let table = sandbox.observer().shell("cat /proc/net/netlink").await;
         let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         // NETLINK_KOBJECT_UEVENT; the first socket is the kernel's own.
-        let sockets: Vec<_> = fields.filter(|fields| fields[1] == "15" && fields[3] != "00000000").collect();
+        let sockets: Vec<_> =
+            fields.filter(|fields| fields[1] == "15" && fields[3] != "00000000").collect();
         assert_eq!(sockets.len(), 1, "nobody else listens: {table}");
         let number = |field: usize| sockets[0][field].parse().unwrap();
         Self { waiting: number(4), lost: number(8) }
@@ -36,7 +37,8 @@ impl Socket {
 /// `count` events of `length` bytes and some more.
 async fn flood(sandbox: &Sandbox, count: u32, length: usize) {
     let event = format!("change 6ba7b810-9dad-11d1-80b4-00c04fd430c8 A={}", "a".repeat(length));
-    let script = "while [ $i -lt {count} ]; do echo $event > /sys/class/mem/null/uevent; i=$((i+1)); done";
+    let script =
+        "while [ $i -lt {count} ]; do echo $event > /sys/class/mem/null/uevent; i=$((i+1)); done";
     sandbox
         .observer()
         .shell(&format!("event='{event}'; i=0; {}", script.replace("{count}", &count.to_string())))
@@ -51,7 +53,8 @@ async fn plug_in_flood(sandbox: &Sandbox, flooded: impl Future<Output = ()>) {
     set_guest_faults(sandbox, HELD).await;
     let seen = sandbox.guest().console().text().matches("fail point attach-after-lookup").count();
     assert_eq!(seen, 0, "one flood a guest");
-    let plug = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--timeout", "90s"]);
+    let plug =
+        sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--timeout", "90s"]);
     let (finished, ()) = tokio::join!(plug.run(), async {
         wait_for_console(sandbox, "fail point attach-after-lookup").await;
         flooded.await;
@@ -69,7 +72,9 @@ fn noticed(sandbox: &Sandbox) -> usize {
 
 #[rstest]
 #[tokio::test]
-async fn disk_is_found_behind_two_thousand_events_that_wait(#[future(awt)] sandbox_with_faults: Sandbox) {
+async fn disk_is_found_behind_two_thousand_events_that_wait(
+    #[future(awt)] sandbox_with_faults: Sandbox,
+) {
     let sandbox = sandbox_with_faults;
     plug_in_flood(&sandbox, async {
         flood(&sandbox, 2000, 1).await;

@@ -73,7 +73,14 @@ async fn cost_of_a_plug_does_not_grow() {
             last.push(many.plug(index).await);
         }
         let stage = |plugs: &[Vec<(String, u64)>], name: &str| {
-            median(plugs.iter().flatten().filter(|(stage, _)| stage == name).map(|(_, time)| *time).collect())
+            median(
+                plugs
+                    .iter()
+                    .flatten()
+                    .filter(|(stage, _)| stage == name)
+                    .map(|(_, time)| *time)
+                    .collect(),
+            )
         };
         let (before, after) = (stage(&first, "process"), stage(&last, "process"));
         let ratio = after as f64 / before as f64;
@@ -84,7 +91,8 @@ async fn cost_of_a_plug_does_not_grow() {
             }
         }
         ratios.push(ratio);
-        let (first, last) = (median(few.unplug_measured().await), median(many.unplug_measured().await));
+        let (first, last) =
+            (median(few.unplug_measured().await), median(many.unplug_measured().await));
         unplug_ratios.push(last as f64 / first as f64);
     }
     ratios.sort_by(f64::total_cmp);

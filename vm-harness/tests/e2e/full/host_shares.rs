@@ -19,8 +19,8 @@ use nix::{
 };
 use rstest::rstest;
 use vm_harness::{
-    Container, ContainerOptions, Environment, Machine, Protocol, Sandbox, SharedDirectory, Snapshot, Volume,
-    mount,
+    Container, ContainerOptions, Environment, Machine, Protocol, Sandbox, SharedDirectory,
+    Snapshot, Volume, mount,
 };
 
 use crate::{
@@ -41,7 +41,10 @@ impl Scene {
         scene
     }
 
-    async fn boot_with(protocol: Protocol, directory: tempfile::TempDir) -> (Self, SharedDirectory) {
+    async fn boot_with(
+        protocol: Protocol,
+        directory: tempfile::TempDir,
+    ) -> (Self, SharedDirectory) {
         let share = SharedDirectory { path: directory.path().to_owned(), protocol };
         let mut environment = Environment::from_variables();
         environment.parts.kernel =
@@ -69,7 +72,10 @@ impl Scene {
 
     /// Where the host's links lead: in the guest and in its containers.
     async fn passwords(&self) -> String {
-        self.sandbox.observer().shell("stat -c '%i %Y %Z %s' /etc/passwd /ctr/rootfs/etc/passwd").await
+        self.sandbox
+            .observer()
+            .shell("stat -c '%i %Y %Z %s' /etc/passwd /ctr/rootfs/etc/passwd")
+            .await
     }
 
     /// What the host has there: each name with kind and permissions, owner, size and device number.
@@ -125,7 +131,8 @@ async fn volume_on_a_directory_of_the_host_is_a_mount_and_the_host_has_an_empty_
         let fresh = vm_harness::random_bytes(65536);
         container.write(&path, 4096, &fresh).await;
 
-        let mut expected: Vec<_> = files.iter().cloned().chain(made.iter().map(|&l| l.to_owned())).collect();
+        let mut expected: Vec<_> =
+            files.iter().cloned().chain(made.iter().map(|&l| l.to_owned())).collect();
         expected.sort();
         assert_eq!(scene.files(), expected, "the host has an empty file that nobody may open");
         let seen = sibling.exec(&["sh", "-c", &format!("stat -c %F {path}; wc -c < {path}")]).await;
@@ -135,7 +142,11 @@ async fn volume_on_a_directory_of_the_host_is_a_mount_and_the_host_has_an_empty_
 
         unplug(sandbox, &at(container, &path)).await;
         assert_eq!(scene.files(), files, "{path}");
-        assert_eq!(volume.bytes(4096..4096 + 65536), fresh, "what the container wrote is on the volume");
+        assert_eq!(
+            volume.bytes(4096..4096 + 65536),
+            fresh,
+            "what the container wrote is on the volume"
+        );
     }
     before.assert_unchanged(sandbox, &all).await;
 }
@@ -146,9 +157,11 @@ async fn volume_on_a_directory_of_the_host_is_a_mount_and_the_host_has_an_empty_
 async fn tmpfs_of_the_host_that_the_container_alone_has_gets_no_node(
     #[values(Protocol::NineP, Protocol::VirtioFs)] protocol: Protocol,
 ) {
-    let (scene, share) = Scene::boot_with(protocol, tempfile::tempdir_in("/dev/shm").unwrap()).await;
+    let (scene, share) =
+        Scene::boot_with(protocol, tempfile::tempdir_in("/dev/shm").unwrap()).await;
     let sandbox = &scene.sandbox;
-    let options = ContainerOptions { mounts: vec![share.mount("/dev/share")], ..ContainerOptions::default() };
+    let options =
+        ContainerOptions { mounts: vec![share.mount("/dev/share")], ..ContainerOptions::default() };
     let container = sandbox.start_container_with(&options).await;
     let before = Snapshot::of(sandbox, &[&container]).await;
     let volume = Volume::image(MIB);
@@ -255,7 +268,10 @@ async fn host_that_replaces_the_file_during_the_plug_misleads_nobody(
             // By virtio-fs Linux calls it an input/output error that a file has become a link.
             let error = finished.json()["error"].clone();
             let message = error["message"].as_str().unwrap_or_default();
-            assert!(error["reason"] == "path_taken" || message.contains("Input/output error"), "{message}");
+            assert!(
+                error["reason"] == "path_taken" || message.contains("Input/output error"),
+                "{message}"
+            );
             assert!(!message.contains("undo"), "{message}");
             refused.push(finished.status);
         }

@@ -23,7 +23,8 @@ async fn assert_bytes(container: &Container, volumes: &[Volume]) {
         assert_eq!(sums.lines().count(), part.len(), "{sums}");
         for ((line, path), volume) in sums.lines().zip(&paths).zip(part) {
             let bytes = std::fs::read(volume.image_path()).unwrap();
-            let sum: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            let sum: String =
+                Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
             assert_eq!(line, format!("{sum}  {path}"));
         }
     }
@@ -89,16 +90,19 @@ async fn sixteen_calls_at_once_all_succeed() {
         .map(|one| plug_command(&sandbox, &container, std::iter::once(one)).start())
         .collect();
     for command in commands {
-        let output = sandbox.guest().wait_for("a call", Duration::from_secs(30), command.wait_with_output());
+        let output =
+            sandbox.guest().wait_for("a call", Duration::from_secs(30), command.wait_with_output());
         Finished::new(&output.await.unwrap().unwrap(), Duration::ZERO).succeeded(sandbox.guest());
     }
     println!("16 calls of hot-plug at once: {:.1?}", start.elapsed());
     assert_bytes(&container, &volumes).await;
     let start = Instant::now();
-    let commands: Vec<_> =
-        (0..volumes.len()).map(|index| unplug_command(&sandbox, &container, &path(index)).start()).collect();
+    let commands: Vec<_> = (0..volumes.len())
+        .map(|index| unplug_command(&sandbox, &container, &path(index)).start())
+        .collect();
     for command in commands {
-        let output = sandbox.guest().wait_for("a call", Duration::from_secs(30), command.wait_with_output());
+        let output =
+            sandbox.guest().wait_for("a call", Duration::from_secs(30), command.wait_with_output());
         Finished::new(&output.await.unwrap().unwrap(), Duration::ZERO).succeeded(sandbox.guest());
     }
     println!("16 calls of hot-unplug at once: {:.1?}", start.elapsed());

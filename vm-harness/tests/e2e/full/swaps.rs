@@ -58,7 +58,10 @@ async fn two_hundred_plugs_beside_a_racing_container(
             }
             status => {
                 let (reason, message) = finished.failed_with(status);
-                assert!(is_refusal(status, &reason, &message), "exit status {status}, {reason}: {message}");
+                assert!(
+                    is_refusal(status, &reason, &message),
+                    "exit status {status}, {reason}: {message}"
+                );
                 *refused.entry(reason).or_default() += 1;
             }
         }

@@ -8,7 +8,11 @@ fn run(arguments: &[&str]) {
     let program = Environment::from_variables().vm_harness().unwrap();
     // Its output is the test's.
     let output = Command::new(program).args(arguments).output().unwrap();
-    print!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    print!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(output.status.success(), "{arguments:?}: {}", output.status);
 }
 
