@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use crate::{
-    contract::block_volume::{self as wire, Attachment as Asked},
+    api::block_volume::{self as wire, Attachment as Asked},
     reply,
     volume::{Arrival, Attached, Attachment, Failed},
 };

@@ -4,7 +4,7 @@ use std::{error::Error as _, fmt::Write as _, io};
 
 use crate::{
     agent::{ContainerError, Denied},
-    contract::block_volume::Reason,
+    api::block_volume::Reason,
     holders::Holder,
 };
 

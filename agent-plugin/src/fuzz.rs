@@ -3,13 +3,13 @@
 use serde_json::Value;
 
 use crate::{
-    block::DeviceNumber, contract::block_volume as wire, error::Error, holders::mount::Mount,
-    policy, reply, request, volume::Failed,
+    api::block_volume as wire, block::DeviceNumber, error::Error, holders::mount::Mount, policy,
+    reply, request, volume::Failed,
 };
 
 /// A request.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "the contract has them")]
+#[expect(missing_docs, reason = "the API documents them")]
 pub enum Request {
     Probe(wire::ProbeRequest),
     Attach(wire::AttachRequest),

@@ -1,7 +1,7 @@
 //! Hot-plug of block volumes into running containers, inside the guest of a VM sandbox.
 //!
 //! An agent embeds this library: it implements [`Agent`] and registers [`service`] on its ttrpc server, or calls [`serve`] for a port
-//! of its own. The contract is `proto/block_volume.proto`. The builder's guide in `README.md` leads from a kata-agent source tree to a
+//! of its own. The API is the crate [`api`]. The builder's guide in `README.md` leads from a kata-agent source tree to a
 //! kata-agent with the plugin, by the file `examples/kata-agent/src/block_volume.rs`, and says what kernel and policy need.
 //!
 //! It makes no child process, needs no udev, and has no thread, timer or descriptor while no request is under way.
@@ -47,17 +47,7 @@ mod sysfs;
 pub mod uevent;
 mod volume;
 
-/// The generated contract (`proto/block_volume.proto`).
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    clippy::all,
-    clippy::allow_attributes,
-    reason = "generated; the proto file documents it, and which lints it trips depends on the generator"
-)]
-pub mod contract {
-    include!(concat!(env!("OUT_DIR"), "/contract.rs"));
-}
+pub use block_volume_api as api;
 
 pub use agent::{Agent, Container, ContainerError, Denied, DeviceRule};
 pub use error::{Error, Result, Unsupported};

@@ -5,9 +5,9 @@ use std::time::Duration;
 use protobuf::MessageField;
 
 use crate::{
+    api::{API_LEVEL, block_volume as wire},
     block::DeviceNumber,
     cgroup,
-    contract::block_volume as wire,
     device_node::{NodePath, Occupant, Way},
     disk_stats::DiskStats,
     error::Error,
@@ -18,7 +18,6 @@ use crate::{
     },
 };
 
-const API_LEVEL: u32 = 1;
 const CAPABILITIES: [&str; 5] = ["attach", "detach", "holders", "inspect", "resize"];
 
 /// Paths come from the host with up to 4,096 bytes each, and messages quote some of them.

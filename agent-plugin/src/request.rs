@@ -5,9 +5,9 @@ use std::{collections::HashSet, time::Duration};
 use protobuf::{Enum, EnumOrUnknown, MessageField};
 
 use crate::{
+    api::block_volume as wire,
     block::DeviceNumber,
     cgroup,
-    contract::block_volume as wire,
     device_node::{NodeOptions, NodePath, Way},
     error::{Error, Result},
     scsi::ScsiAddress,
@@ -153,7 +153,7 @@ fn required<'a, T>(field: &str, value: &'a MessageField<T>) -> Result<&'a T> {
 /// An enum's value: neither 0 nor one that this version does not know.
 fn known<E: Enum>(field: &str, value: EnumOrUnknown<E>) -> Result<E> {
     let known = value.enum_value().ok().filter(|known| known.value() != 0);
-    known.ok_or_else(|| invalid(field, value.value(), "must be a value that the contract lists"))
+    known.ok_or_else(|| invalid(field, value.value(), "must be a value that the API lists"))
 }
 
 fn attachment(field: &str, item: &wire::Attachment) -> Result<Attachment> {

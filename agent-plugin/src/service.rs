@@ -18,9 +18,9 @@ use ttrpc::r#async::{Server, Service, TtrpcContext};
 
 use crate::{
     agent::{Agent, ContainerError},
+    api::{block_volume as wire, block_volume_ttrpc as rpc},
     audit,
     cgroup::Filter,
-    contract::{block_volume as wire, block_volume_ttrpc as rpc},
     device_node::NodePath,
     error::{Error, Result},
     fault,

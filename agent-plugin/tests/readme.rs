@@ -10,7 +10,7 @@ use std::{
 
 use agent_plugin::{
     Agent, Container, ContainerError, Denied,
-    contract::{block_volume as wire, block_volume_ttrpc::BlockVolumeClient},
+    api::{block_volume as wire, block_volume_ttrpc::BlockVolumeClient},
 };
 use async_trait::async_trait;
 use serde_json::Value;

@@ -7,13 +7,15 @@
 
 use std::{fmt, io, path::PathBuf, str::FromStr, time::Duration};
 
-use agent_plugin::contract::{
+use block_volume_api::{
+    API_LEVEL,
     block_volume::{
         AttachRequest, AttachResponse, DetachRequest, DetachResponse, Failure, InspectRequest,
         InspectResponse, ProbeRequest, ProbeResponse, Reason, ResizeRequest, ResizeResponse,
     },
     block_volume_ttrpc::BlockVolumeClient,
 };
+use block_volume_qmp::unix_socket;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -21,10 +23,8 @@ use tokio::{
 use tokio_vsock::{VsockAddr, VsockStream};
 use ttrpc::{Code, r#async::Client, context::Context};
 
-use crate::{Deadline, Error, guest_holder::GuestHolder, printable::printable, unix_socket};
+use crate::{Deadline, Error, guest_holder::GuestHolder, printable::printable};
 
-/// The API level of the contract that this program speaks.
-pub const API_LEVEL: u32 = 1;
 /// The longest that a connection to the agent may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The longest time that the contract lets a request ask for.

@@ -5,14 +5,12 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use agent_plugin::contract::block_volume::BlockStats;
+use block_volume_api::block_volume::BlockStats;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{
-    qmp::{Qmp, QmpError},
-    volume::VolumeId,
-};
+use crate::volume::VolumeId;
+use block_volume_qmp::{Qmp, QmpError};
 
 /// Of one kind of operations. What is absent is not counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -9,11 +9,11 @@ use crate::{
     Deadline, Error,
     checked::{Checked, Finding, Status},
     cli::Target,
-    deadline::Stopwatch,
     lock,
     output::{SCHEMA, Timings},
     sandbox::Place,
     signals::Signals,
+    stopwatch::Stopwatch,
 };
 
 mod guest;

@@ -8,11 +8,11 @@ use crate::{
     Error,
     agent::AgentAddress,
     check::Check,
-    deadline::parse_duration,
     output::Format,
     resize::Resize,
     sandbox::Search,
     stats::Stats,
+    stopwatch::parse_duration,
     throttle::{LimitArgs, Throttle},
     volume::VolumeId,
 };

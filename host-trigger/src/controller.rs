@@ -7,11 +7,8 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::{
-    Error,
-    qmp::{Qmp, QmpError},
-    registry::Registry,
-};
+use crate::{Error, registry::Registry};
+use block_volume_qmp::{Qmp, QmpError};
 
 /// What Kata calls its controller.
 const USUAL: &str = "scsi0";

@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use crate::{
     Error,
-    qmp::{Qmp, QmpError},
     source::{Kind, Source},
     volume::VolumeId,
 };
+use block_volume_qmp::{Qmp, QmpError};
 
 /// What QEMU takes for both block sizes if it is told nothing. The physical one is never below the logical one.
 const DEFAULT_BLOCK_SIZE: u32 = 512;

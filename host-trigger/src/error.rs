@@ -2,13 +2,15 @@
 
 use std::{io, path::PathBuf};
 
-use agent_plugin::contract::block_volume::Reason;
+use block_volume_api::{API_LEVEL, block_volume::Reason};
 
 mod class;
 
 pub use class::Class;
 
-use crate::{agent::API_LEVEL, guest_holder::GuestHolder, printable::printable, qmp::QmpError};
+use block_volume_qmp::QmpError;
+
+use crate::{guest_holder::GuestHolder, printable::printable};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]

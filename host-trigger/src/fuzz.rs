@@ -1,6 +1,6 @@
 //! Doors to what is private, for the fuzz targets in `fuzz/` and nobody else: the feature `fuzz` is off in every binary.
 
-use agent_plugin::contract::block_volume::{Attached, Attachment, Holder};
+use block_volume_api::block_volume::{Attached, Attachment, Holder};
 
 use crate::{
     Error,
@@ -11,7 +11,6 @@ use crate::{
     outcome,
     output::{self, Report},
     printable, prometheus,
-    qmp::{Qmp, QmpError},
     record::Placement,
     registry::Registry,
     repaired::{self, Repaired},
@@ -19,8 +18,9 @@ use crate::{
     stats::{self, Counted},
     survey::Subject,
 };
+use block_volume_qmp::{Qmp, QmpError};
 
-pub use crate::qmp::fuzz::{Passed, lines};
+pub use block_volume_qmp::fuzz::{Passed, lines};
 
 /// Asks QEMU for all that any verb asks without changing anything, and makes a table of it.
 ///

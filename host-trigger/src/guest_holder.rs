@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use agent_plugin::contract::block_volume::Holder;
+use block_volume_api::block_volume::Holder;
 use serde::{Deserialize, Serialize};
 
 use crate::printable::printable;

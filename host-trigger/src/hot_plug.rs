@@ -9,7 +9,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use agent_plugin::contract::block_volume::{AttachRequest, ProbeResponse};
+use block_volume_api::block_volume::{AttachRequest, ProbeResponse};
 
 mod item;
 mod rehearse;
@@ -22,20 +22,20 @@ use crate::{
     Deadline, Error,
     agent::{self, Agent, AgentAddress},
     cli::HotPlug,
-    deadline::Stopwatch,
     disk::{self, Address, Addresses},
     fault, lock, outcome,
     output::{self, Outcome, Report, SCHEMA, Scsi, Timings, Volume},
     prepare::{self, Prepared},
     printable::printable,
     qemu_bug,
-    qmp::Qmp,
     record::{Access, Intent, Record},
     registry::Registry,
     sandbox::Place,
     signals::Signals,
+    stopwatch::Stopwatch,
     volume::{VolumeId, check_device_path, place_name},
 };
+use block_volume_qmp::Qmp;
 
 /// The most volumes of one call.
 const MOST_VOLUMES: usize = 256;

@@ -10,24 +10,24 @@
 
 use std::path::PathBuf;
 
-use agent_plugin::contract::block_volume::Detachment;
+use block_volume_api::block_volume::Detachment;
 use tokio::sync::Notify;
 
 use crate::{
     Deadline, Error, choice,
     cli::HotUnplug,
-    deadline::Stopwatch,
     guest_holder::GuestHolder,
     lock,
     output::{self, Outcome, Report, SCHEMA, Timings, Volume},
     printable::printable,
-    qmp::Qmp,
     reach::{Guest, Reached},
     removal::Removal,
     sandbox::Place,
     signals::Signals,
+    stopwatch::Stopwatch,
     survey::{self, Subject},
 };
+use block_volume_qmp::Qmp;
 
 /// Runs the verb.
 ///

@@ -10,12 +10,8 @@ use std::{collections::HashMap, fmt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{
-    Error,
-    qmp::{Qmp, QmpError},
-    size::human_size,
-    volume::VolumeId,
-};
+use crate::{Error, size::human_size, volume::VolumeId};
+use block_volume_qmp::{Qmp, QmpError};
 
 /// The largest limit or burst that QEMU takes; also for a burst times its seconds.
 pub(crate) const LARGEST: u64 = 1_000_000_000_000_000;

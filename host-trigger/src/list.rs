@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use crate::{
     Deadline, Error, choice,
     cli::{Inspect, List, Target},
-    deadline::Stopwatch,
     limits::Limits,
     listing::Listing,
     lock,
@@ -16,6 +15,7 @@ use crate::{
     registry::Registry,
     sandbox::Place,
     signals::Signals,
+    stopwatch::Stopwatch,
     survey::Subject,
 };
 

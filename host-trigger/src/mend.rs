@@ -15,26 +15,26 @@
 
 use std::time::Duration;
 
-use agent_plugin::contract::block_volume::{AttachRequest, Detachment};
+use block_volume_api::block_volume::{AttachRequest, Detachment};
 use tokio::sync::Notify;
 
 use crate::{
     Deadline, Error,
     agent::{self, Agent},
-    deadline::Stopwatch,
     disk,
     listing::{Listed, State},
     outcome,
     output::FailureBody,
     presence::{Known, Use},
-    qmp::Qmp,
     reach::Guest,
     removal::Removal,
     repaired::{Did, Now},
     sandbox::Place,
+    stopwatch::Stopwatch,
     survey::Subject,
     volume::place_name,
 };
+use block_volume_qmp::Qmp;
 
 /// Which way a volume goes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,16 +4,16 @@
 
 use std::fs::OpenOptions;
 
-use agent_plugin::contract::block_volume::{Attached, Attachment};
+use block_volume_api::block_volume::{Attached, Attachment};
 use serde_json::json;
 
 use crate::{
     Error,
     printable::printable,
-    qmp::{PassedFd, Qmp},
     record::{Placement, Record, filter_name, node_way_name},
     undo,
 };
+use block_volume_qmp::{PassedFd, Qmp};
 
 /// The most directories that the guest may have made for one node.
 const MOST_PARENTS: usize = 64;
@@ -100,7 +100,7 @@ pub(crate) async fn note(
 
 #[cfg(test)]
 mod tests {
-    use agent_plugin::contract::block_volume::{DeviceNumber, Outcome};
+    use block_volume_api::block_volume::{DeviceNumber, Outcome};
     use rstest::rstest;
 
     use super::*;

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use agent_plugin::contract::block_volume::{
+use block_volume_api::block_volume::{
     FilterMode, NodeWay, PathState, PathUse, ProbeResponse, Reason,
 };
 
@@ -13,12 +13,12 @@ use crate::{
     agent::{self, Agent, AgentAddress},
     cli::HotPlug,
     controller::Controller,
-    deadline::Stopwatch,
-    qmp::Qmp,
     registry::Registry,
     sandbox::Place,
     source::Source,
+    stopwatch::Stopwatch,
 };
+use block_volume_qmp::Qmp;
 
 /// The longest that Probe may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -192,7 +192,7 @@ fn answer(what: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use agent_plugin::contract::block_volume::{ContainerState, FilterState};
+    use block_volume_api::block_volume::{ContainerState, FilterState};
     use rstest::rstest;
 
     use super::*;

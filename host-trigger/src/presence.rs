@@ -5,10 +5,10 @@
 //! there are: the first one's may have gone while others went on.
 
 use crate::{
-    qmp::PassedFd,
     record::{Intent, Placement},
     volume::VolumeId,
 };
+use block_volume_qmp::PassedFd;
 
 /// What QEMU has of one volume.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -8,10 +8,10 @@ use futures_util::future::{Either, ready, select};
 use crate::{
     Deadline, Error,
     agent::{self, Agent, AgentAddress},
-    qmp::Qmp,
     registry::Registry,
     sandbox::Place,
 };
+use block_volume_qmp::Qmp;
 
 /// The longest that the guest may take to say what it can.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -7,7 +7,7 @@
 //!
 //! The texts are short on purpose: QEMU takes a command in byte by byte, at some four microseconds each.
 
-use agent_plugin::contract::block_volume::{DeviceNumber, FilterMode, NodeWay, Outcome};
+use block_volume_api::block_volume::{DeviceNumber, FilterMode, NodeWay, Outcome};
 use serde::{Deserialize, Serialize};
 
 /// What every text of ours starts with. Others keep sets in the same table.

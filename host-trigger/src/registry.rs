@@ -10,10 +10,10 @@ use crate::{
     Error,
     controller::{self, Controller, PciAddresses},
     presence::{Known, Presence, Unused},
-    qmp::{PassedFd, Qmp, QmpError},
     record::{Intent, Placement, Record},
     volume::VolumeId,
 };
+use block_volume_qmp::{PassedFd, Qmp, QmpError};
 
 /// QEMU's answers at one time.
 #[derive(Debug)]

@@ -6,25 +6,25 @@
 
 use std::time::Duration;
 
-use agent_plugin::contract::block_volume::{DetachRequest, Detachment};
+use block_volume_api::block_volume::{DetachRequest, Detachment};
 use serde_json::json;
 use tokio::sync::Notify;
 
 use crate::{
     Deadline, Error,
     agent::{self, Agent},
-    deadline::Stopwatch,
     fault,
     guest_holder::GuestHolder,
     output,
     printable::printable,
-    qmp::{Qmp, QmpError},
     reach::Guest,
     registry::Registry,
     sandbox::Place,
+    stopwatch::Stopwatch,
     undo::{self, Whose},
     volume::VolumeId,
 };
+use block_volume_qmp::{Qmp, QmpError};
 
 /// A QEMU that ended closes its connection at once; one that is stopped is there.
 const LAST_LOOK: Duration = Duration::from_millis(500);

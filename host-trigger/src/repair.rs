@@ -12,21 +12,21 @@ use std::{
 use crate::{
     Deadline, Error,
     cli::Repair,
-    deadline::Stopwatch,
     listing::{Listed, State},
     lock,
     mend::{Answer, Plan, Workshop},
     output::{self, Failure, FailureBody, SCHEMA, Timings},
     presence::Unused,
     printable::printable,
-    qmp::Qmp,
     reach::{Guest, Reached},
     repaired::{Did, Found, Mended, Now, Repaired, UnusedDescriptor, Whole},
     sandbox::Place,
     signals::Signals,
+    stopwatch::Stopwatch,
     survey::Subject,
     undo,
 };
+use block_volume_qmp::Qmp;
 
 /// Runs the verb. What could not be repaired is told in the result.
 ///

@@ -11,19 +11,17 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use agent_plugin::contract::block_volume::{Attachment, Detachment, ResizeRequest};
+use block_volume_api::block_volume::{Attachment, Detachment, ResizeRequest};
 use clap::Args;
 use serde_json::json;
 
 use crate::{
     Deadline, Error, agent, choice,
     cli::{Target, Which},
-    deadline::Stopwatch,
     fault,
     limits::Limits,
     lock,
     output::{Outcome, Report, SCHEMA, Timings},
-    qmp::Qmp,
     reach::{Guest, Reached},
     record::Access,
     registry::Registry,
@@ -31,10 +29,12 @@ use crate::{
     signals::Signals,
     size::parse_size,
     source::{Kind, Source},
+    stopwatch::Stopwatch,
     survey::{self, Subject},
     undo,
     volume::VolumeId,
 };
+use block_volume_qmp::Qmp;
 
 /// QEMU's block layer goes no further.
 const LARGEST: u64 = 0x7fff_ffff_c000_0000;

@@ -14,13 +14,8 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    Deadline, Error,
-    agent::AgentAddress,
-    holders,
-    qmp::{GREETING_TIMEOUT, Qmp, QmpError},
-    shim,
-};
+use crate::{Deadline, Error, agent::AgentAddress, holders, shim};
+use block_volume_qmp::{GREETING_TIMEOUT, Qmp, QmpError};
 
 /// Where sandboxes are looked for when nothing else is said.
 pub(crate) const RUN_DIRS: [&str; 2] = ["/run/vc", "/run/kata"];
@@ -80,7 +75,10 @@ impl Place {
                         (Layout::Nowhere, sandbox.clone())
                     }
                     None => {
-                        return Err(Error::SandboxNotFound { id: sandbox.clone(), searched: roots });
+                        return Err(Error::SandboxNotFound {
+                            id: sandbox.clone(),
+                            searched: roots,
+                        });
                     }
                 }
             }

@@ -9,7 +9,9 @@ use hyper::{Request, StatusCode, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 
-use crate::{Deadline, agent::AgentAddress, unix_socket};
+use block_volume_qmp::unix_socket;
+
+use crate::{Deadline, agent::AgentAddress};
 
 /// The longest that the shim may take.
 pub const TIMEOUT: Duration = Duration::from_secs(3);

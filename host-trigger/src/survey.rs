@@ -1,6 +1,6 @@
 //! What is known of a volume that is plugged, or was begun to be: from its record and its device in QEMU, and from the guest.
 
-use agent_plugin::contract::block_volume::{Detachment, InspectRequest, Inspected};
+use block_volume_api::block_volume::{Detachment, InspectRequest, Inspected};
 use serde_json::json;
 
 use crate::{
@@ -12,11 +12,11 @@ use crate::{
     output::{Failure, Scsi, Volume},
     presence::Known,
     printable::printable,
-    qmp::{Qmp, QmpError},
     record::{Access, filter_name},
     registry::Registry,
     undo,
 };
+use block_volume_qmp::{Qmp, QmpError};
 
 /// The most leftovers in the guest that are shown of one volume.
 const MOST_LEFTOVERS: usize = 16;

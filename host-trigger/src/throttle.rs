@@ -9,7 +9,6 @@ use clap::Args;
 use crate::{
     Deadline, Error, choice,
     cli::{Target, Which},
-    deadline::Stopwatch,
     limits::{Change, LARGEST, Limits},
     lock,
     output::{Outcome, Report, SCHEMA, Timings},
@@ -17,6 +16,7 @@ use crate::{
     sandbox::Place,
     signals::Signals,
     size::parse_size,
+    stopwatch::Stopwatch,
     survey::Subject,
 };
 

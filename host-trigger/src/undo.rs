@@ -6,7 +6,7 @@
 
 use std::{io::ErrorKind, time::Duration};
 
-use agent_plugin::contract::block_volume::{
+use block_volume_api::block_volume::{
     self as contract, Attachment, DetachRequest, DetachResponse, Detachment, ScsiAddress,
 };
 use serde_json::json;
@@ -17,12 +17,12 @@ use crate::{
     disk::{self, Address, is_gone, unless_gone},
     fault,
     presence::{Presence, Use},
-    qmp::{COMMAND_TIMEOUT, Event, Qmp, QmpError},
     record::{Access, Intent},
     registry::Registry,
     sandbox::Place,
     volume::{VolumeId, place_name},
 };
+use block_volume_qmp::{COMMAND_TIMEOUT, Event, Qmp, QmpError};
 
 /// The least time for an undo, also when the command's own is over.
 pub const LEAST_TIME: Duration = Duration::from_secs(5);

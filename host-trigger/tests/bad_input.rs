@@ -5,7 +5,7 @@ mod common;
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command, time::Duration};
 
-use agent_plugin::contract::block_volume::Reason;
+use block_volume_api::block_volume::Reason;
 use common::{
     Host,
     volume::{Image, Loop},
@@ -283,8 +283,7 @@ async fn a_repeat_finds_the_volume_on_the_controller_that_it_is_on() {
 async fn a_socket_that_another_client_holds_is_told_within_three_seconds() {
     let mut host = Host::boot().await;
     let deadline = host_trigger::Deadline::after(Duration::from_secs(10));
-    let held =
-        host_trigger::qmp::Qmp::connect(host.path("vm/s1/qmp.sock"), deadline).await.unwrap();
+    let held = block_volume_qmp::Qmp::connect(host.path("vm/s1/qmp.sock"), deadline).await.unwrap();
     let image = Image::of(MIB);
     let before = host.snapshot().await;
     let ran = host.plug(image.path(), "/dev/xvda", &[]).await;

@@ -115,7 +115,7 @@ async fn a_socket_that_another_client_holds_is_a_problem_with_the_lines_that_mak
     let host = Host::boot().await;
     let deadline = host_trigger::Deadline::after(std::time::Duration::from_secs(10));
     let _held =
-        host_trigger::qmp::Qmp::connect(host.path("vm/s1/qmp.sock"), deadline).await.unwrap();
+        block_volume_qmp::Qmp::connect(host.path("vm/s1/qmp.sock"), deadline).await.unwrap();
     let (ran, checked) = check(&host, &["--sandbox", "s1"]).await;
     assert_eq!(ran.exit_code, Some(13), "{ran:?}");
     let qmp = named(&checked, "qmp");
@@ -156,7 +156,7 @@ async fn a_stopped_vm_an_old_agent_and_a_refusing_guest_are_problems() {
     assert_eq!(named(&check(&host, &["--sandbox", "s1"]).await.1, "plugin").exit_code, 12);
     *host.guest.api_level.lock().unwrap() = 1;
     *host.guest.probe_failure.lock().unwrap() =
-        Some(agent_plugin::contract::block_volume::Reason::REASON_DENIED);
+        Some(block_volume_api::block_volume::Reason::REASON_DENIED);
     assert_eq!(named(&check(&host, &["--sandbox", "s1"]).await.1, "plugin").exit_code, 9);
     host.guest.stop().await;
     host.guest.start_without_plugin().await;

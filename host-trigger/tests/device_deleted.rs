@@ -8,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use block_volume_qmp::{Qmp, QmpError};
 use common::peer::{Peer, scripted};
 use host_trigger::{
     Deadline, Error,
-    qmp::{Qmp, QmpError},
     undo::{self, Whose},
     volume::VolumeId,
 };

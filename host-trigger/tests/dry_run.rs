@@ -2,7 +2,7 @@
 
 mod common;
 
-use agent_plugin::contract::block_volume::Reason;
+use block_volume_api::block_volume::Reason;
 use common::{
     Host, run,
     volume::{Image, Loop},

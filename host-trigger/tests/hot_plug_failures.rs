@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use agent_plugin::contract::block_volume::Reason;
+use block_volume_api::block_volume::Reason;
 use common::{
     Host,
     guest::Behaviour,
@@ -139,7 +139,7 @@ async fn another_client_of_the_table_keeps_its_sets() {
     let foreign = std::fs::File::open("/dev/null").unwrap();
     let deadline = host_trigger::Deadline::after(Duration::from_secs(10));
     let mut other =
-        host_trigger::qmp::Qmp::connect(host.path("vm/s1/qmp.sock"), deadline).await.unwrap();
+        block_volume_qmp::Qmp::connect(host.path("vm/s1/qmp.sock"), deadline).await.unwrap();
     other.add_fd(&foreign, None, "libvirt-x").await.unwrap();
     other.add_fd(&foreign, None, "").await.unwrap();
     drop(other);

@@ -4,7 +4,7 @@ mod common;
 
 use std::{process::Stdio, time::Duration};
 
-use agent_plugin::contract::block_volume::{Holder, Reason};
+use block_volume_api::block_volume::{Holder, Reason};
 use common::{
     Host, run, run_and_lose_qemu,
     volume::{Image, Loop},

@@ -5,11 +5,9 @@ mod common;
 
 use std::time::Duration;
 
+use block_volume_qmp::{Qmp, QmpError};
 use common::{Host, peer::scripted};
-use host_trigger::{
-    Deadline,
-    qmp::{Qmp, QmpError},
-};
+use host_trigger::Deadline;
 use serde_json::json;
 use tokio::{io::AsyncWriteExt, net::UnixListener};
 

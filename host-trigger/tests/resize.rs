@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use agent_plugin::contract::block_volume::Reason;
+use block_volume_api::block_volume::Reason;
 use common::{
     Host,
     guest::OnResize,

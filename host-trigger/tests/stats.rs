@@ -2,7 +2,7 @@
 
 mod common;
 
-use agent_plugin::contract::block_volume::{BlockStats, Reason};
+use block_volume_api::block_volume::{BlockStats, Reason};
 use common::{Host, Ran, run, volume::Image};
 use host_trigger::stats::Counted;
 

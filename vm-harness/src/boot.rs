@@ -12,11 +12,9 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use block_volume_qmp::{Qmp, QmpError};
 use guest_observer::Request;
-use host_trigger::{
-    deadline::Deadline,
-    qmp::{Qmp, QmpError},
-};
+use host_trigger::Deadline;
 use rand::Rng as _;
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt as _, net::UnixListener};

@@ -9,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use host_trigger::{deadline::Deadline, qmp::Qmp};
+use block_volume_qmp::Qmp;
+use host_trigger::Deadline;
 use rand::Rng as _;
 
 use crate::{

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use agent_plugin::contract::{
+use block_volume_api::{
     block_volume::{Access, Attachment, DetachRequest, DetachResponse, Detachment, ScsiAddress},
     block_volume_ttrpc::BlockVolumeClient,
 };
-use host_trigger::{deadline::Deadline, qmp::Qmp};
+use block_volume_qmp::Qmp;
+use host_trigger::Deadline;
 use protobuf::{EnumOrUnknown, MessageField};
 use serde_json::{Value, json};
 use ttrpc::r#async::{Client, transport::Socket};

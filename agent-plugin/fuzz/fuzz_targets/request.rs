@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 
 use agent_plugin::{
-    contract::block_volume::{Attachment, Detachment, Reason},
+    api::block_volume::{Attachment, Detachment, Reason},
     fuzz::{Request, check},
 };
 use libfuzzer_sys::fuzz_target;

@@ -8,7 +8,8 @@
 
 use std::{path::Path, sync::LazyLock, time::Duration};
 
-use host_trigger::{Deadline, fuzz, qmp::Qmp};
+use block_volume_qmp::Qmp;
+use host_trigger::{Deadline, fuzz, };
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use tokio::{

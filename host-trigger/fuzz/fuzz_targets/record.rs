@@ -2,9 +2,10 @@
 
 #![no_main]
 
+use block_volume_qmp::PassedFd;
 use host_trigger::{
     presence::{Presence, Use},
-    qmp::PassedFd,
+    
     record::{Access, FurtherUse, Intent, PREFIX, Placement, Record},
     volume::VolumeId,
 };

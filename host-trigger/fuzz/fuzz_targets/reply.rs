@@ -3,7 +3,7 @@
 
 #![no_main]
 
-use agent_plugin::contract::block_volume::{
+use block_volume_api::block_volume::{
     Access, AttachResponse, Attachment, Failure, InspectResponse, ScsiAddress,
 };
 use host_trigger::{Error, fuzz, record::Record};

@@ -1,12 +1,11 @@
 //! The guest: its agent's plugin, how its kernel finds disks, and what each container would get.
 
-use agent_plugin::contract::block_volume::{
-    ContainerState, FilterMode, NodeWay, ProbeResponse, Reason,
-};
+use block_volume_api::API_LEVEL;
+use block_volume_api::block_volume::{ContainerState, FilterMode, NodeWay, ProbeResponse, Reason};
 
 use crate::{
     Deadline, Error,
-    agent::{self, API_LEVEL, Agent},
+    agent::{self, Agent},
     checked::Finding,
     printable::printable,
     sandbox::Place,

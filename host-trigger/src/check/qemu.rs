@@ -5,15 +5,10 @@ use std::fs;
 use serde_json::{Value, json};
 
 use crate::{
-    Deadline, Error,
-    checked::Finding,
-    controller::Controller,
-    disk,
-    qemu_bug::bugs_of,
-    qmp::{Qmp, QmpError},
-    registry::Registry,
-    sandbox::Place,
+    Deadline, Error, checked::Finding, controller::Controller, disk, qemu_bug::bugs_of,
+    registry::Registry, sandbox::Place,
 };
+use block_volume_qmp::{Qmp, QmpError};
 
 use super::kata;
 

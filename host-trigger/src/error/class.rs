@@ -2,9 +2,9 @@
 
 use std::io;
 
-use agent_plugin::contract::block_volume::Reason;
+use block_volume_api::block_volume::Reason;
 
-use crate::qmp::QmpError;
+use block_volume_qmp::QmpError;
 
 /// What a caller may rely on.
 #[derive(Debug, Clone, PartialEq, Eq)]

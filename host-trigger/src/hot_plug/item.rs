@@ -1,6 +1,6 @@
 //! One volume of a call: what is asked for, what is there, what the guest told of it.
 
-use agent_plugin::contract::block_volume::{Attached, Attachment, Detachment};
+use block_volume_api::block_volume::{Attached, Attachment, Detachment};
 
 use crate::{
     Error,
@@ -9,13 +9,13 @@ use crate::{
     limits::Limits,
     outcome,
     presence::{Presence, Use},
-    qmp::PassedFd,
     record::{FurtherUse, Intent, Placement},
     registry::Registry,
     source::Source,
     undo,
     volume::VolumeId,
 };
+use block_volume_qmp::PassedFd;
 
 /// How much of a volume this run may have put into QEMU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //! guest, and that is all. It cannot know what only an attempt tells: whether the guest's policy allows `Attach`, and whether QEMU and
 //! the guest's kernel take the disk.
 
-use agent_plugin::contract::block_volume::{Attached, ProbeResponse};
+use block_volume_api::block_volume::{Attached, ProbeResponse};
 
 use super::Plug;
 use crate::{Error, prepare, survey};

@@ -6,7 +6,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use agent_plugin::contract::{
+use async_trait::async_trait;
+use block_volume_api::{
     block_volume::{
         Access, AttachRequest, AttachResponse, Attached, Attachment, BlockStats, ContainerState,
         DetachRequest, DetachResponse, Detached, Detachment, DeviceNumber, Failure, FilterMode,
@@ -16,7 +17,6 @@ use agent_plugin::contract::{
     },
     block_volume_ttrpc::{self, BlockVolume},
 };
-use async_trait::async_trait;
 use tokio::sync::Notify;
 use ttrpc::r#async::{Server, TtrpcContext};
 

@@ -24,12 +24,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use block_volume_qmp::{PassedFd, Qmp};
 use guest::Guest;
 use host_trigger::{
     Deadline,
     listing::Listing,
     output::{Failure, Report},
-    qmp::{PassedFd, Qmp},
     record::Record,
     repaired::Repaired,
 };

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use agent_plugin::contract::{
+use block_volume_api::{
     block_volume::{
         Access, AttachRequest, AttachResponse, Attachment, DetachRequest, DetachResponse,
         Detachment, Failure, ProbeRequest, ProbeResponse, Reason, ScsiAddress,
     },
     block_volume_ttrpc::BlockVolumeClient,
 };
-use host_trigger::qmp::Qmp;
+use block_volume_qmp::Qmp;
 use protobuf::{EnumOrUnknown, MessageField};
 use serde_json::{Value, json};
 

@@ -1,6 +1,6 @@
 //! What the agent and its guest say of themselves; checks adapt to it.
 
-use agent_plugin::contract::block_volume::{FilterMode, NodeWay, ProbeRequest, ProbeResponse};
+use block_volume_api::block_volume::{FilterMode, NodeWay, ProbeRequest, ProbeResponse};
 
 use super::{Mode, direct};
 use crate::{Container, Error, Sandbox};

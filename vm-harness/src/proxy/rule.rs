@@ -3,7 +3,7 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
-use host_trigger::deadline::parse_duration;
+use host_trigger::stopwatch::parse_duration;
 
 use super::{Fault, Message};
 

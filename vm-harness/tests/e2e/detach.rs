@@ -1,6 +1,6 @@
 //! `Detach` of an idle volume: what a host needs to undo a plug whose reply it lost.
 
-use agent_plugin::contract::block_volume::Reason;
+use block_volume_api::block_volume::Reason;
 use rstest::rstest;
 use vm_harness::{Cgroup, Machine, Sandbox, Snapshot, Volume};
 

@@ -1,6 +1,6 @@
 //! Device filters: the container that a volume is for may use it, as far as it shall, and no other container may.
 
-use agent_plugin::contract::block_volume::AttachRequest;
+use block_volume_api::block_volume::AttachRequest;
 use rstest::rstest;
 use serde_json::Value;
 use vm_harness::{

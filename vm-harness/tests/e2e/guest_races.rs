@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use agent_plugin::contract::block_volume::{
+use block_volume_api::block_volume::{
     Access, AttachRequest, Attachment, DetachRequest, Detachment, Reason, ScsiAddress,
 };
 use rstest::rstest;

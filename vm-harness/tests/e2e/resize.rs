@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use agent_plugin::contract::block_volume::{Attachment, Reason, ResizeRequest, ResizeResponse};
+use block_volume_api::block_volume::{Attachment, Reason, ResizeRequest, ResizeResponse};
 use rstest::rstest;
 use serde_json::{Value, json};
 use vm_harness::{

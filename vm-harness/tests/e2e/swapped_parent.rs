@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use agent_plugin::contract::block_volume::{AttachRequest, Attachment, DetachRequest, Detachment};
+use block_volume_api::block_volume::{AttachRequest, Attachment, DetachRequest, Detachment};
 use rstest::rstest;
 use vm_harness::{Container, ContainerOptions, Sandbox, Snapshot, Volume, mount};
 

@@ -10,8 +10,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex as StdMutex};
 use std::time::Duration;
 
-use agent_plugin::contract::block_volume::{self as wire, Reason};
-use agent_plugin::contract::block_volume_ttrpc::BlockVolumeClient;
+use agent_plugin::api::block_volume::{self as wire, Reason};
+use agent_plugin::api::block_volume_ttrpc::BlockVolumeClient;
 use agent_plugin::{Agent, ContainerError, DeviceRule};
 use oci_spec::runtime::Spec;
 use rstest::rstest;

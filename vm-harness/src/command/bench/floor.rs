@@ -9,11 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use block_volume_qmp::{Qmp, QmpError};
 use guest_observer::{Address, Reply, Request};
-use host_trigger::{
-    deadline::Deadline,
-    qmp::{Qmp, QmpError},
-};
+use host_trigger::Deadline;
 use serde_json::{Value, json};
 use vm_harness::{Container, Conversation, Error, QmpProxy, Sandbox, Volume};
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agent_plugin::contract::block_volume::Reason;
+use block_volume_api::block_volume::Reason;
 
 use super::super::{
     Facts, Stage,

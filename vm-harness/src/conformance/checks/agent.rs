@@ -1,6 +1,6 @@
 //! What the agent says of itself and of its guest.
 
-use agent_plugin::contract::block_volume::{FilterMode, PathUse, Reason};
+use block_volume_api::block_volume::{FilterMode, PathUse, Reason};
 
 use super::super::{Mode, Stage, check::check, direct::assert_refused, report::FEATURE};
 use super::Check;

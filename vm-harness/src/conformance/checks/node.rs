@@ -1,6 +1,6 @@
 //! Where the device node is, and where it is not.
 
-use agent_plugin::contract::block_volume::Reason;
+use block_volume_api::block_volume::Reason;
 
 use super::super::{Facts, Stage, check::check, direct::MIB, direct::assert_refused, stage::has};
 use super::Check;

@@ -7,10 +7,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{
-    EVENTS, Event,
-    wire::{Lines, List, Numbers},
-};
+use crate::wire::{EVENTS, Event, Lines, List, Numbers};
 
 /// What is made of QEMU's lines.
 #[derive(Debug)]

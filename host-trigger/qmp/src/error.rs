@@ -4,7 +4,6 @@ use std::{io, path::PathBuf};
 
 /// Why QEMU could not be asked, or what it answered.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum QmpError {
     /// Nobody listens there.
     #[error("cannot connect to QEMU's socket {path:?}")]

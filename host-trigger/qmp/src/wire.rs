@@ -18,24 +18,34 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::Event;
+/// Events beyond this many that nobody has taken are dropped.
+pub(crate) const EVENTS: usize = 1024;
+
+/// An asynchronous message of QEMU.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// For instance `DEVICE_DELETED`.
+    pub name: String,
+    /// Its data; null if there is none.
+    pub data: Value,
+}
 
 /// A reply is at most this long (the nodes and records of hundreds of volumes are below one MiB).
 const LONGEST_LINE: usize = 64 << 20;
 
 /// The number of the command that was sent last. Shared by the two directions of a connection.
 #[derive(Debug, Clone)]
-pub(super) struct Numbers {
+pub(crate) struct Numbers {
     last: Arc<AtomicU32>,
 }
 
 impl Numbers {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // Random, so that it is not that of a client that has gone; short, because QEMU reads byte by byte.
         Self::at(fastrand::u32(10_000..100_000))
     }
 
-    pub(super) fn at(last: u32) -> Self {
+    pub(crate) fn at(last: u32) -> Self {
         Self { last: Arc::new(AtomicU32::new(last)) }
     }
 
@@ -46,7 +56,7 @@ impl Numbers {
 
 /// Writes qapi's commands with an id each.
 #[derive(Debug)]
-pub(super) struct Numbered {
+pub(crate) struct Numbered {
     socket: OwnedWriteHalf,
     numbers: Numbers,
     line_starts: bool,
@@ -54,7 +64,7 @@ pub(super) struct Numbered {
 }
 
 impl Numbered {
-    pub(super) fn new(socket: OwnedWriteHalf, numbers: Numbers) -> Self {
+    pub(crate) fn new(socket: OwnedWriteHalf, numbers: Numbers) -> Self {
         Self { socket, numbers, line_starts: true, pending: VecDeque::new() }
     }
 }
@@ -96,7 +106,7 @@ impl AsyncWrite for Numbered {
 /// An answer that is a list, as QEMU wrote it. qapi would read it four times before it has the form that is wanted, and lists
 /// of all that QEMU has grow by kilobytes with each volume: qapi is given an empty one instead.
 #[derive(Debug, Clone, Default)]
-pub(super) struct List(Arc<Mutex<Option<Vec<u8>>>>);
+pub(crate) struct List(Arc<Mutex<Option<Vec<u8>>>>);
 
 impl List {
     fn put(&self, answer: Vec<u8>) {
@@ -104,7 +114,7 @@ impl List {
     }
 
     /// The last answer, if it was a list.
-    pub(super) fn take(&self) -> Option<Vec<u8>> {
+    pub(crate) fn take(&self) -> Option<Vec<u8>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -116,7 +126,7 @@ const EMPTY_LIST: &[u8] = b"{\"return\": []}\n";
 /// QEMU's lines as qapi can take them: without events, which go to a channel, without answers to anybody else, without ids, and
 /// with long lists cut out.
 #[derive(Debug)]
-pub(super) struct Lines<R> {
+pub(crate) struct Lines<R> {
     socket: R,
     numbers: Numbers,
     greeted: bool,
@@ -129,7 +139,7 @@ pub(super) struct Lines<R> {
 }
 
 impl<R> Lines<R> {
-    pub(super) fn new(
+    pub(crate) fn new(
         socket: R,
         numbers: Numbers,
         events: mpsc::Sender<Event>,

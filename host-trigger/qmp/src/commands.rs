@@ -1,11 +1,17 @@
 //! The commands that this program knows. See the
 //! [QMP reference](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html).
 
-use qapi::ExecuteError;
+use qapi::{
+    ExecuteError,
+    futures::{QapiService, QmpStreamTokio},
+};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::Service;
+use crate::wire::Numbered;
+
+/// The connection as qapi drives it.
+pub(crate) type Service = QapiService<QmpStreamTokio<Numbered>>;
 
 /// qapi wants a type for each command, with its name as a constant; the arguments and the answer stay JSON.
 macro_rules! commands {
@@ -23,7 +29,7 @@ macro_rules! commands {
         )*
 
         /// Sends the command of this name; `None` if it is not listed here.
-        pub(super) async fn send(
+        pub(crate) async fn send(
             service: &Service,
             command: &str,
             arguments: Value,

@@ -1,4 +1,4 @@
-//! Generates the contract's Rust code, in pure Rust: no protoc.
+//! Generates the Rust code of the protocol, in pure Rust: no protoc.
 
 use std::{env, error::Error, fs, path::Path};
 
@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .rust_protobuf_customize(ttrpc_codegen::ProtobufCustomize::default().gen_mod_rs(false))
         .run()?;
     fs::write(
-        Path::new(&out).join("contract.rs"),
+        Path::new(&out).join("api.rs"),
         "pub mod block_volume;\npub mod block_volume_ttrpc;\n",
     )?;
     Ok(())

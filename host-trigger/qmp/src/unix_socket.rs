@@ -14,7 +14,7 @@ const LONGEST: usize = 107;
 ///
 /// # Errors
 /// As [`connect(2)`](https://man7.org/linux/man-pages/man2/connect.2.html); `EAGAIN` when the listener's queue is full.
-pub(crate) async fn connect(path: &Path) -> io::Result<UnixStream> {
+pub async fn connect(path: &Path) -> io::Result<UnixStream> {
     if path.as_os_str().as_bytes().len() <= LONGEST {
         return UnixStream::connect(path).await;
     }

@@ -1,16 +1,4 @@
-//! A client of QEMU's monitor, [QMP](https://www.qemu.org/docs/master/interop/qmp-spec.html), over `qapi`, and what it takes
-//! to live with both:
-//!
-//! - A socket serves one client: the next one connects and then never gets a greeting. The greeting has a deadline, and
-//!   [`QmpError::Held`] is only said when another connected client was seen.
-//! - qapi 0.15 ends the connection at an event that it does not know. `Lines` takes every event out before qapi sees it.
-//! - A command that was cut short, by its deadline or because its future was dropped, makes the next one panic in qapi ("QAPI
-//!   duplicate command id"). It therefore ends the use of this connection: every later command fails with
-//!   [`QmpError::Disconnected`], and the caller connects again and reads the state anew.
-//! - QEMU may give the reply to a client that has gone to the next one, ahead of its greeting (seen with 10.0 after a killed
-//!   client), and qapi 0.15 uses no ids. `Numbered` and `Lines` add and check them below qapi.
-//! - qapi reads an answer several times over. `Lines` keeps lists from it, as they can be long.
-//! - A descriptor travels on a lone newline ahead of its command: qapi has no way to send one.
+//! One connection to a monitor: connect, run commands, pass descriptors, take events.
 
 use std::{
     io::{self, IoSlice},
@@ -22,42 +10,22 @@ use std::{
 use nix::sys::socket::{
     ControlMessage, MsgFlags, Shutdown, getsockopt, sendmsg, shutdown, sockopt,
 };
-use qapi::{
-    ExecuteError,
-    futures::{QapiService, QmpStreamTokio},
-};
+use qapi::{ExecuteError, futures::QmpStreamTokio};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-mod commands;
-mod error;
-#[cfg(feature = "fuzz")]
-pub(crate) mod fuzz;
-mod wire;
-
-pub use error::QmpError;
-use wire::{Lines, List, Numbered, Numbers};
-
-use crate::{Deadline, socket_peers, unix_socket};
-
-type Service = QapiService<QmpStreamTokio<Numbered>>;
+use crate::{
+    Deadline, QmpError,
+    commands::{self, Service},
+    socket_peers, unix_socket,
+    wire::{EVENTS, Event, Lines, List, Numbered, Numbers},
+};
 
 /// The longest that any command may take.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest that the greeting may take.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
-/// Events beyond this many that nobody took are dropped.
-const EVENTS: usize = 1024;
-
-/// Something that QEMU told unasked.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Event {
-    /// For instance `DEVICE_DELETED`.
-    pub name: String,
-    /// Its data; null without.
-    pub data: Value,
-}
 
 /// A descriptor that QEMU keeps: `/dev/fdset/<set>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
