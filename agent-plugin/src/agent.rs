@@ -1,4 +1,5 @@
-//! The seam: what the plugin asks of the agent that hosts it. Nothing else of the agent is known here.
+//! The seam: what the plugin asks of the agent that hosts it. Nothing else of the agent is known
+//! here.
 
 use std::{os::fd::OwnedFd, path::PathBuf};
 
@@ -6,8 +7,8 @@ use async_trait::async_trait;
 
 /// The agent that hosts the plugin.
 ///
-/// Both methods may take the agent's lock, and must have released it when they return: the plugin never calls the agent
-/// while it works on a volume.
+/// Both methods may take the agent's lock, and must have released it when they return: the plugin
+/// never calls the agent while it works on a volume.
 #[async_trait]
 pub trait Agent: Send + Sync + 'static {
     /// The running container `id`.
@@ -16,7 +17,8 @@ pub trait Agent: Send + Sync + 'static {
     /// Says why there is none to work on.
     async fn container(&self, id: &str) -> Result<Container, ContainerError>;
 
-    /// The agent's policy decision on `method` (`"ProbeBlockVolumeRequest"`, …) with the request as JSON.
+    /// The agent's policy decision on `method` (`"ProbeBlockVolumeRequest"`, …) with the request as
+    /// JSON.
     ///
     /// There is no default on purpose: an agent without a policy says so in one line.
     ///
@@ -25,10 +27,12 @@ pub trait Agent: Send + Sync + 'static {
     async fn authorize(&self, method: &str, request: &serde_json::Value) -> Result<(), Denied>;
 }
 
-/// A running container, by handles that no later process can take over. [`Container::of_process`] makes them from a process's number.
+/// A running container, by handles that no later process can take over. [`Container::of_process`]
+/// makes them from a process's number.
 #[derive(Debug)]
 pub struct Container {
-    /// [`pidfd`](https://man7.org/linux/man-pages/man2/pidfd_open.2.html) of the container's first process.
+    /// [`pidfd`](https://man7.org/linux/man-pages/man2/pidfd_open.2.html) of the container's first
+    /// process.
     pub init: OwnedFd,
     /// Its mount namespace (`/proc/PID/ns/mnt`), opened when the container started.
     pub mount_namespace: OwnedFd,

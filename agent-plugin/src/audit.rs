@@ -1,5 +1,6 @@
-//! For an auditor: one line for each operation, whatever came of it ([`tracing`](https://docs.rs/tracing) events at level info). What a
-//! caller or a container chose is escaped and bounded.
+//! For an auditor: one line for each operation, whatever came of it
+//! ([`tracing`](https://docs.rs/tracing) events at level info). What a caller or a container chose
+//! is escaped and bounded.
 
 use std::time::Instant;
 

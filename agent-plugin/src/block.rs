@@ -1,7 +1,8 @@
 //! A SCSI disk as block device: its number, and its identity by serial, size and read-only state.
 //!
-//! The identity is never the kernel's name (`sda`): names are given anew. It is the unit serial number of
-//! [VPD page 0x80](https://docs.kernel.org/admin-guide/abi-testing.html) (`vpd_pg80` in sysfs).
+//! The identity is never the kernel's name (`sda`): names are given anew. It is the unit serial
+//! number of [VPD page 0x80](https://docs.kernel.org/admin-guide/abi-testing.html) (`vpd_pg80` in
+//! sysfs).
 
 use std::{
     fmt, fs::File, os::fd::AsRawFd as _, os::unix::fs::MetadataExt as _, path::PathBuf,
@@ -101,7 +102,8 @@ impl BlockDevice {
         })
     }
 
-    /// Writes back what the guest's caches hold of the disk and its partitions, mounted file systems included, without a claim.
+    /// Writes back what the guest's caches hold of the disk and its partitions, mounted file
+    /// systems included, without a claim.
     ///
     /// # Errors
     /// The disk refuses a write. Goes on with the other partitions.
@@ -160,7 +162,8 @@ impl Claim {
     /// Writes back what the guest's page cache holds, and empties the disk's own cache.
     ///
     /// # Errors
-    /// The disk refuses a write, or has refused one that nobody was told of. The kernel tells that once.
+    /// The disk refuses a write, or has refused one that nobody was told of. The kernel tells that
+    /// once.
     pub fn flush(&self) -> Result<()> {
         self.file.sync_all().map_err(|error| {
             let subject = format!(
@@ -179,14 +182,16 @@ fn write_back(name: &str) -> Result<()> {
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let opened = nix::fcntl::open(path.as_str(), flags, Mode::empty());
     let file = File::from(opened.map_err(Error::system("open", path.as_str()))?);
-    // Other than fsync, it writes back a file system that is mounted on the device, whatever namespace has it.
+    // Other than fsync, it writes back a file system that is mounted on the device, whatever
+    // namespace has it.
     // SAFETY: a descriptor and two numbers are passed.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKFLSBUF as _, 0) };
     Errno::result(result).map_err(Error::system("ioctl(BLKFLSBUF)", path.as_str()))?;
     file.sync_all().map_err(Error::system("fsync", path))
 }
 
-/// The serial of a SCSI disk, or `None` where it has none or is gone. The disk need not have a name yet.
+/// The serial of a SCSI disk, or `None` where it has none or is gone. The disk need not have a name
+/// yet.
 ///
 /// # Errors
 /// sysfs cannot be read.
@@ -195,7 +200,8 @@ pub fn serial(device: ScsiDevice) -> Result<Option<String>> {
     Ok(page.as_deref().and_then(serial_of_page_80))
 }
 
-/// The serial in that page: bytes 2 and 3 are its length, it follows, padded with blanks at either end.
+/// The serial in that page: bytes 2 and 3 are its length, it follows, padded with blanks at either
+/// end.
 pub fn serial_of_page_80(page: &[u8]) -> Option<String> {
     let (header, rest) = page.split_at_checked(4)?;
     if header[1] != 0x80 {

@@ -1,8 +1,10 @@
-//! Named fail points, for tests: the Cargo feature `fault` compiles them in, without it every function here is empty.
+//! Named fail points, for tests: the Cargo feature `fault` compiles them in, without it every
+//! function here is empty.
 //!
-//! The file `/run/ecr-fault` holds one `name=action` a line and is read at each point; what it does not name, the kernel's command
-//! line may: `block_volume.fault=name=action`. Actions: `error`, `delay:MS`, `wait` (until the line is gone from the file), `stay`
-//! (for ever), `panic`, and where a point says so `skip` or `value:X`, or a word of its own:
+//! The file `/run/ecr-fault` holds one `name=action` a line and is read at each point; what it does
+//! not name, the kernel's command line may: `block_volume.fault=name=action`. Actions: `error`,
+//! `delay:MS`, `wait` (until the line is gone from the file), `stay` (for ever), `panic`, and where
+//! a point says so `skip` or `value:X`, or a word of its own:
 //!
 //! | point | what happens |
 //! |---|---|
@@ -13,9 +15,9 @@
 //! | `uevent-receive-buffer=value:BYTES` | they are lost in earnest where more than so many wait |
 //! | `clock=value:MS` | so much time has passed unseen, as on a processor that is starved |
 //!
-//! What leaves out a step for good makes an agent that is broken in one way, which the conformance suite has to notice:
-//! `address`, `scan`, `scan-one`, `serial`, `namespace`, `node`, `owner`, `filter`, `undo`, `unlink`, `unchanged`, `deadline`
-//! (each with `skip`), and `thread=stay`.
+//! What leaves out a step for good makes an agent that is broken in one way, which the conformance
+//! suite has to notice: `address`, `scan`, `scan-one`, `serial`, `namespace`, `node`, `owner`,
+//! `filter`, `undo`, `unlink`, `unchanged`, `deadline` (each with `skip`), and `thread=stay`.
 
 use crate::error::Result;
 

@@ -1,4 +1,5 @@
-//! Doors to what is private, for the fuzz targets in `fuzz/` and nobody else: the feature `fuzz` is off in every agent.
+//! Doors to what is private, for the fuzz targets in `fuzz/` and nobody else: the feature `fuzz` is
+//! off in every agent.
 
 use serde_json::Value;
 

@@ -2,8 +2,9 @@
 //! ([pidfd_open(2)](https://man7.org/linux/man-pages/man2/pidfd_open.2.html)) and its
 //! [namespaces(7)](https://man7.org/linux/man-pages/man7/namespaces.7.html).
 //!
-//! A number can be another process's by now: the agent's record is as old as its last look. So the pidfd comes first, then the
-//! process must be in the container's mount namespace, and must still be alive at the end: what was read in between was its own.
+//! A number can be another process's by now: the agent's record is as old as its last look. So the
+//! pidfd comes first, then the process must be in the container's mount namespace, and must still
+//! be alive at the end: what was read in between was its own.
 
 use std::{
     fs::File,
@@ -20,13 +21,15 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::agent::{Container, ContainerError, DeviceRule};
 
 impl Container {
-    /// The container whose first process is `init` and whose mount namespace `mount_namespace` leads to: a path that the agent holds
-    /// open (`/proc/self/fd/N`) or, where it holds none, `/proc/PID/ns/mnt`.
+    /// The container whose first process is `init` and whose mount namespace `mount_namespace`
+    /// leads to: a path that the agent holds open (`/proc/self/fd/N`) or, where it holds none,
+    /// `/proc/PID/ns/mnt`.
     ///
     /// Waits for nothing: an agent may call it with its lock held.
     ///
     /// # Errors
-    /// [`ContainerError::Stopped`] where the process has ended, else [`ContainerError::Unreachable`].
+    /// [`ContainerError::Stopped`] where the process has ended, else
+    /// [`ContainerError::Unreachable`].
     pub fn of_process(
         init: i32,
         mount_namespace: &Path,

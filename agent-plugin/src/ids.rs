@@ -2,8 +2,9 @@
 //! [user_namespaces(7)](https://man7.org/linux/man-pages/man7/user_namespaces.7.html),
 //! [setfsuid(2)](https://man7.org/linux/man-pages/man2/setfsuid.2.html).
 //!
-//! A file system that was mounted inside such a namespace takes nothing from a user whom it has no number for (EOVERFLOW), and root
-//! of the guest is one of these. So what we make in there is made as the container's own root.
+//! A file system that was mounted inside such a namespace takes nothing from a user whom it has no
+//! number for (EOVERFLOW), and root of the guest is one of these. So what we make in there is made
+//! as the container's own root.
 
 use nix::{
     errno::Errno,
@@ -61,8 +62,8 @@ impl Ids {
             .ok_or_else(|| Unsupported::Owner { uid, gid }.into())
     }
 
-    /// From now on the calling thread, which must end soon, makes files as the container's root; whatever else it could do it still
-    /// can.
+    /// From now on the calling thread, which must end soon, makes files as the container's root;
+    /// whatever else it could do it still can.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -106,7 +107,8 @@ impl Map {
     }
 }
 
-/// Without this bit, the kernel takes from a thread that is not root for files what root may do with files.
+/// Without this bit, the kernel takes from a thread that is not root for files what root may do
+/// with files.
 #[expect(
     unsafe_code,
     reason = "prctl(2) with PR_SET_SECUREBITS has no safe wrapper in libc or nix"

@@ -1,8 +1,10 @@
 //! What is at a name, without a word with the file system's server, unless that is asked for:
-//! [statx(2)](https://man7.org/linux/man-pages/man2/statx.2.html) with `AT_STATX_DONT_SYNC` or `AT_STATX_FORCE_SYNC`.
+//! [statx(2)](https://man7.org/linux/man-pages/man2/statx.2.html) with `AT_STATX_DONT_SYNC` or
+//! `AT_STATX_FORCE_SYNC`.
 //!
-//! A container may mount a file system of its own making (FUSE) wherever we look, at the name itself too, and such a one may never
-//! answer. Last components are never followed where they are links.
+//! A container may mount a file system of its own making (FUSE) wherever we look, at the name
+//! itself too, and such a one may never answer. Last components are never followed where they are
+//! links.
 
 use std::{
     ffi::{CStr, CString},
@@ -45,8 +47,8 @@ impl Inode {
         }
     }
 
-    /// The same with the word of the file system's server, which may take its time: a file that somebody else removed there is known
-    /// to this kernel for a while, as it was.
+    /// The same with the word of the file system's server, which may take its time: a file that
+    /// somebody else removed there is known to this kernel for a while, as it was.
     pub(crate) fn asked_at(directory: &impl AsFd, name: &str) -> Result<Option<Inode>, Errno> {
         let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
         let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_STATX_FORCE_SYNC;
@@ -73,7 +75,8 @@ impl Inode {
 fn statx(directory: i32, path: &CStr, flags: i32) -> Result<Inode, Errno> {
     let mut found = MaybeUninit::<libc::statx>::zeroed();
     let flags = flags | libc::AT_NO_AUTOMOUNT;
-    // SAFETY: `path` ends with a NUL byte and the kernel writes one `statx` to `found`; both outlive the call.
+    // SAFETY: `path` ends with a NUL byte and the kernel writes one `statx` to `found`; both
+    // outlive the call.
     let result = unsafe {
         libc::statx(directory, path.as_ptr(), flags, libc::STATX_BASIC_STATS, found.as_mut_ptr())
     };

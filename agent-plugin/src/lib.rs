@@ -1,10 +1,12 @@
 //! Hot-plug of block volumes into running containers, inside the guest of a VM sandbox.
 //!
-//! An agent embeds this library: it implements [`Agent`] and registers [`service`] on its ttrpc server, or calls [`serve`] for a port
-//! of its own. The API is the crate [`api`]. The builder's guide in `README.md` leads from a kata-agent source tree to a
-//! kata-agent with the plugin, by the file `examples/kata-agent/src/block_volume.rs`, and says what kernel and policy need.
+//! An agent embeds this library: it implements [`Agent`] and registers [`service`] on its ttrpc
+//! server, or calls [`serve`] for a port of its own. The API is the crate [`api`]. The builder's
+//! guide in `README.md` leads from a kata-agent source tree to a kata-agent with the plugin, by the
+//! file `examples/kata-agent/src/block_volume.rs`, and says what kernel and policy need.
 //!
-//! It makes no child process, needs no udev, and has no thread, timer or descriptor while no request is under way.
+//! It makes no child process, needs no udev, and has no thread, timer or descriptor while no
+//! request is under way.
 //!
 //! | module | knows |
 //! |---|---|

@@ -1,8 +1,11 @@
-//! Connections on a [vsock(7)](https://man7.org/linux/man-pages/man7/vsock.7.html) port, without a pause after each.
+//! Connections on a [vsock(7)](https://man7.org/linux/man-pages/man7/vsock.7.html) port, without a
+//! pause after each.
 //!
-//! Linux puts an `accept` on vsock that finds nobody waiting to sleep until the next timer tick, although the descriptor does not
-//! block (seen on 6.1: `vsock_accept` calls `schedule_timeout(0)`). Servers accept until nobody is left, so every connection holds
-//! up an event loop for as much as 4 ms, before its first request is read. This one asks first whether somebody is there.
+//! Linux puts an `accept` on vsock that finds nobody waiting to sleep until the next timer tick,
+//! although the descriptor does not block (seen on 6.1: `vsock_accept` calls
+//! `schedule_timeout(0)`). Servers accept until nobody is left, so every connection holds up an
+//! event loop for as much as 4 ms, before its first request is read. This one asks first whether
+//! somebody is there.
 
 use std::{
     io,
@@ -15,7 +18,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 use ttrpc::r#async::transport::Listener;
 
-/// What a ttrpc server listens on, for an agent's own server. Everybody is let in, as by the agent's own listener.
+/// What a ttrpc server listens on, for an agent's own server. Everybody is let in, as by the
+/// agent's own listener.
 ///
 /// # Errors
 /// The listener's descriptor cannot be watched. Needs a tokio runtime with its I/O driver.
@@ -34,7 +38,8 @@ pub(crate) fn incoming_from_host(listener: VsockListener) -> io::Result<Listener
         loop {
             match door.accept().await {
                 Ok((connection, peer)) if peer.cid() == VMADDR_CID_HOST => {
-                    // For an auditor: handlers are not told who calls, so the lines of what was done follow this one.
+                    // For an auditor: handlers are not told who calls, so the lines of what was
+                    // done follow this one.
                     tracing::info!(cid = peer.cid(), port = peer.port(), "a caller");
                     return Some((Ok(connection), (door, refused)));
                 }
@@ -86,6 +91,7 @@ impl Door {
     reason = "tokio lets a descriptor be watched only by whoever vouches that it stays open"
 )]
 fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: the `AsyncFd` owns the descriptor, always the same one, and closes it only after it stopped watching.
+    // SAFETY: the `AsyncFd` owns the descriptor, always the same one, and closes it only after it
+    // stopped watching.
     Ok(unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?)
 }

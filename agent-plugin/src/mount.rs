@@ -1,6 +1,7 @@
 //! Mounts by descriptor: [open_tree(2)](https://man7.org/linux/man-pages/man2/open_tree.2.html),
 //! [move_mount(2)](https://man7.org/linux/man-pages/man2/move_mount.2.html),
-//! [mount_setattr(2)](https://man7.org/linux/man-pages/man2/mount_setattr.2.html); and which mounts there are:
+//! [mount_setattr(2)](https://man7.org/linux/man-pages/man2/mount_setattr.2.html); and which mounts
+//! there are:
 //! [`/proc/PID/mountinfo`](https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html).
 
 use std::{
@@ -18,19 +19,21 @@ use crate::{
     namespace::Target,
 };
 
-/// A mount that is nowhere: a copy of the one at `path`, with that file as its root. It ends with its last descriptor, or becomes a
-/// mount like others by [`move_onto`].
+/// A mount that is nowhere: a copy of the one at `path`, with that file as its root. It ends with
+/// its last descriptor, or becomes a mount like others by [`move_onto`].
 #[expect(unsafe_code, reason = "open_tree(2) has no safe wrapper in libc or nix")]
 pub(crate) fn copy_of(path: &CStr) -> Result<OwnedFd, Errno> {
     let flags = libc::OPEN_TREE_CLONE | libc::O_CLOEXEC.unsigned_abs();
-    // SAFETY: `path` ends with a NUL byte and outlives the call, which returns a new descriptor or -1.
+    // SAFETY: `path` ends with a NUL byte and outlives the call, which returns a new descriptor or
+    // -1.
     let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
     let fd = i32::try_from(Errno::result(fd)?).map_err(|_| Errno::EBADF)?;
     // SAFETY: the descriptor is new and nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Puts a mount over `file`, which must be in a mount of the calling thread's namespace. Neither is a path that somebody could swap.
+/// Puts a mount over `file`, which must be in a mount of the calling thread's namespace. Neither is
+/// a path that somebody could swap.
 #[expect(unsafe_code, reason = "move_mount(2) has no safe wrapper in libc or nix")]
 pub(crate) fn move_onto(mount: &impl AsFd, file: &impl AsFd) -> Result<(), Errno> {
     let (from, to) = (mount.as_fd().as_raw_fd(), file.as_fd().as_raw_fd());
@@ -45,7 +48,8 @@ pub(crate) fn move_onto(mount: &impl AsFd, file: &impl AsFd) -> Result<(), Errno
 #[expect(unsafe_code, reason = "mount_setattr(2) has no safe wrapper in libc or nix")]
 pub(crate) fn can_set_propagation() -> bool {
     let nothing = std::ptr::null::<libc::mount_attr>();
-    // SAFETY: the path is a C string with static lifetime; attributes of no size are refused before they are read.
+    // SAFETY: the path is a C string with static lifetime; attributes of no size are refused before
+    // they are read.
     let result =
         unsafe { libc::syscall(libc::SYS_mount_setattr, -1, c"".as_ptr(), 0, nothing, 0usize) };
     Errno::result(result) != Err(Errno::ENOSYS)
@@ -56,7 +60,8 @@ pub(crate) fn can_set_propagation() -> bool {
 pub(crate) fn set_propagation(mount: &impl AsFd, propagation: u64) -> Result<(), Errno> {
     let attributes = libc::mount_attr { attr_set: 0, attr_clr: 0, propagation, userns_fd: 0 };
     let (fd, size) = (mount.as_fd().as_raw_fd(), size_of::<libc::mount_attr>());
-    // SAFETY: the path is an empty C string with static lifetime; `attributes` has the size that is given and outlives the call.
+    // SAFETY: the path is an empty C string with static lifetime; `attributes` has the size that is
+    // given and outlives the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -78,7 +83,8 @@ pub struct Mounts {
 }
 
 impl Mounts {
-    /// Those of the calling thread's namespace, which must be the agent's, and those of the container.
+    /// Those of the calling thread's namespace, which must be the agent's, and those of the
+    /// container.
     ///
     /// # Errors
     /// `/proc` cannot be read, or the container has ended.
@@ -92,13 +98,14 @@ impl Mounts {
         Ok(Mounts { guests, memory })
     }
 
-    /// Whether this one is mounted in the guest itself: whatever is on it is seen by others than a container.
+    /// Whether this one is mounted in the guest itself: whatever is on it is seen by others than a
+    /// container.
     pub fn have_in_guest(&self, file_system: DeviceNumber) -> bool {
         self.guests.contains(&file_system)
     }
 
-    /// Whether this one is the kernel's own memory, seen from the container. A file system's word on itself (`statfs`) does not tell:
-    /// Linux's 9p passes on what the server's directory is on.
+    /// Whether this one is the kernel's own memory, seen from the container. A file system's word
+    /// on itself (`statfs`) does not tell: Linux's 9p passes on what the server's directory is on.
     pub fn have_in_memory(&self, file_system: DeviceNumber) -> bool {
         self.memory.contains(&file_system)
     }
@@ -114,7 +121,8 @@ fn number(line: &str) -> Option<DeviceNumber> {
     line.split(' ').nth(2)?.parse().ok()
 }
 
-/// Whether what is mounted below the mount that `file` is on would be mounted elsewhere, too. `file` is in the container.
+/// Whether what is mounted below the mount that `file` is on would be mounted elsewhere, too.
+/// `file` is in the container.
 pub(crate) fn is_shared(target: &Target, file: &impl AsFd) -> Result<bool> {
     let info = format!("/proc/self/fdinfo/{}", file.as_fd().as_raw_fd());
     let text = fs::read_to_string(&info).map_err(Error::system("read", info.as_str()))?;

@@ -1,6 +1,7 @@
 //! How the kernel writes paths into
-//! [`/proc/PID/mountinfo`](https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html): what would break its lines becomes a
-//! backslash and three octal digits. That is blank, tab, newline and backslash everywhere, and `#` in what was mounted, too.
+//! [`/proc/PID/mountinfo`](https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html): what
+//! would break its lines becomes a backslash and three octal digits. That is blank, tab, newline
+//! and backslash everywhere, and `#` in what was mounted, too.
 
 /// A field as it was before.
 pub(crate) fn unescaped(field: &str) -> Vec<u8> {

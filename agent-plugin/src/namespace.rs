@@ -1,10 +1,12 @@
 //! The container's view of the file system: its root directory, and its mount namespace
 //! ([mount_namespaces(7)](https://man7.org/linux/man-pages/man7/mount_namespaces.7.html),
-//! [setns(2)](https://man7.org/linux/man-pages/man2/setns.2.html), [openat2(2)](https://man7.org/linux/man-pages/man2/openat2.2.html)).
+//! [setns(2)](https://man7.org/linux/man-pages/man2/setns.2.html),
+//! [openat2(2)](https://man7.org/linux/man-pages/man2/openat2.2.html)).
 //!
-//! The container's tree is hostile. Its links are followed inside its root only, and a file system of its own making (FUSE) may
-//! never answer: so paths are resolved on a thread of its own, which is left behind when it does not come back in time. What such a
-//! thread changes after all, it takes back.
+//! The container's tree is hostile. Its links are followed inside its root only, and a file system
+//! of its own making (FUSE) may never answer: so paths are resolved on a thread of its own, which
+//! is left behind when it does not come back in time. What such a thread changes after all, it
+//! takes back.
 
 use std::{
     fs,
@@ -91,14 +93,15 @@ impl Target {
             OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
             Mode::empty(),
         );
-        // Only now does the pid count: had it been given to another process before the open, ours would have ended.
+        // Only now does the pid count: had it been given to another process before the open, ours
+        // would have ended.
         self.check_alive()?;
         Ok(Root { directory: opened.map_err(Error::system("open", path))? })
     }
 
     /// When the container's first process began, in clock ticks since boot (the 22nd field of
-    /// [`/proc/PID/stat`](https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html)): it tells a container from a later one of
-    /// the same id.
+    /// [`/proc/PID/stat`](https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html)): it tells a
+    /// container from a later one of the same id.
     ///
     /// # Errors
     /// As [`root`](Self::root).
@@ -118,8 +121,8 @@ impl Target {
         self.enter_with(|| Ok(()), |root, ()| work(root), drop)
     }
 
-    /// The same, with something that is done on that thread `before` it enters; `abandoned` gets, in there, the result of work for
-    /// which nobody waits any more.
+    /// The same, with something that is done on that thread `before` it enters; `abandoned` gets,
+    /// in there, the result of work for which nobody waits any more.
     ///
     /// # Errors
     /// As [`enter`](Self::enter).
@@ -139,8 +142,9 @@ impl Target {
         Visit::start(&self.id, enter_and_work, abandoned)
     }
 
-    /// Runs `work` on a new thread inside the container's mount namespace, for what goes by descriptors alone. The container may have
-    /// ended: its namespace and its mounts are there for as long as our handle.
+    /// Runs `work` on a new thread inside the container's mount namespace, for what goes by
+    /// descriptors alone. The container may have ended: its namespace and its mounts are there for
+    /// as long as our handle.
     ///
     /// # Errors
     /// There is no thread to be had.
@@ -156,7 +160,8 @@ impl Target {
         Visit::start(&self.id, enter_and_work, drop)
     }
 
-    /// Runs `work` on a new thread that stays outside, for what a thread cannot do without a change that sticks to it.
+    /// Runs `work` on a new thread that stays outside, for what a thread cannot do without a change
+    /// that sticks to it.
     ///
     /// # Errors
     /// There is no thread to be had.
@@ -169,7 +174,8 @@ impl Target {
 
     /// For a thread that ends right after: it cannot come back.
     fn enter_here(&self) -> Result<()> {
-        // A thread shares its root and working directory with the whole process otherwise, and setns would refuse (EINVAL).
+        // A thread shares its root and working directory with the whole process otherwise, and
+        // setns would refuse (EINVAL).
         unshare(CloneFlags::CLONE_FS).map_err(Error::system("unshare", "CLONE_FS"))?;
         if fault::skips("namespace") {
             return Ok(());
@@ -186,7 +192,8 @@ impl Target {
 pub struct Visit<T> {
     result: mpsc::Receiver<Result<T>>,
     thread: thread::JoinHandle<()>,
-    /// Set by whoever comes first: the thread when it is done, or the one who waits when it gives up.
+    /// Set by whoever comes first: the thread when it is done, or the one who waits when it gives
+    /// up.
     decided: Arc<AtomicBool>,
     id: Arc<str>,
 }
@@ -222,7 +229,8 @@ impl<T: Send + 'static> Visit<T> {
     /// # Errors
     /// What the closure returned, or [`Error::TimedOut`].
     pub fn finish(self, deadline: Instant) -> Result<T> {
-        // A grace that any live file system meets: a deadline that has passed must not leave a thread that is just done.
+        // A grace that any live file system meets: a deadline that has passed must not leave a
+        // thread that is just done.
         let patience =
             deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
         let result = match self.result.recv_timeout(patience) {
@@ -236,7 +244,8 @@ impl<T: Send + 'static> Visit<T> {
             Err(RecvTimeoutError::Disconnected) => return Err(Error::Panicked),
             Ok(result) => result,
         };
-        // It has nothing left to do but to end: whoever gets the result finds no thread of ours in there any more.
+        // It has nothing left to do but to end: whoever gets the result finds no thread of ours in
+        // there any more.
         self.thread.join().map_err(|_| Error::Panicked)?;
         result
     }
@@ -249,7 +258,8 @@ pub struct Root {
 }
 
 impl Root {
-    /// The directory at `path`, as a process of the container would find it: links lead to places below this root.
+    /// The directory at `path`, as a process of the container would find it: links lead to places
+    /// below this root.
     ///
     /// # Errors
     /// [`Error::ParentMissing`], or a link of `/proc` that leads out ([`Unsupported::MagicLink`]).
@@ -258,12 +268,14 @@ impl Root {
         self.existing(path)?.ok_or_else(missing)
     }
 
-    /// The same; `None` where a component of the path does not exist. A component that is no directory is an error.
+    /// The same; `None` where a component of the path does not exist. A component that is no
+    /// directory is an error.
     ///
     /// # Errors
     /// As [`directory`](Self::directory).
     pub fn existing(&self, path: &str) -> Result<Option<OwnedFd>> {
-        /// The kernel answers EAGAIN while something is renamed during a walk over `..`: a hostile container may do so on and on.
+        /// The kernel answers EAGAIN while something is renamed during a walk over `..`: a hostile
+        /// container may do so on and on.
         const TRIES: usize = 64;
 
         let how = OpenHow::new()
@@ -289,7 +301,8 @@ impl Root {
     }
 }
 
-/// The field `starttime`. The second one, the command's name, may hold anything, parentheses and blanks included.
+/// The field `starttime`. The second one, the command's name, may hold anything, parentheses and
+/// blanks included.
 fn started(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_whitespace().nth(19)?.parse().ok()

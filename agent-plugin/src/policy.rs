@@ -1,4 +1,5 @@
-//! The requests as the agent's policy sees them: a method name, and JSON whose shape is a part of the contract (README.md).
+//! The requests as the agent's policy sees them: a method name, and JSON whose shape is a part of
+//! the contract (README.md).
 
 use serde_json::{Value, json};
 

@@ -89,7 +89,8 @@ fn node_path(field: &str, path: &str) -> Result<NodePath> {
     NodePath::new(path).map_err(|rule| invalid(field, path, rule))
 }
 
-/// The attachments of an Attach or Resize: at least one, and no two for the same volume, address or path.
+/// The attachments of an Attach or Resize: at least one, and no two for the same volume, address or
+/// path.
 pub(crate) fn attachments(list: &[wire::Attachment]) -> Result<Vec<Attachment>> {
     check_count("attachments", list.len())?;
     let one = |(index, item): (usize, &wire::Attachment)| {
@@ -252,7 +253,8 @@ fn outcome(field: &str, kept: &wire::Outcome, path: &NodePath) -> Result<Outcome
     Ok(Outcome { device, node, parents_made, filter, allowed_before, container_started })
 }
 
-/// They are removed where they are empty: nothing but parts of the volume's own path, each below the one before.
+/// They are removed where they are empty: nothing but parts of the volume's own path, each below
+/// the one before.
 fn parents_made(field: &str, list: &[String], path: &NodePath) -> Result<Vec<NodePath>> {
     let mut parents: Vec<NodePath> = Vec::new();
     for item in list {

@@ -1,7 +1,8 @@
 //! SCSI hosts and devices of the guest's kernel: address, virtio-scsi host, scan, rescan, delete.
 //!
 //! Wraps `/sys/class/scsi_host/hostN/scan` and `/sys/bus/scsi/devices/H:C:T:L/{rescan,delete}`
-//! ([SCSI mid-layer](https://docs.kernel.org/scsi/scsi_mid_low_api.html), [sysfs-bus-scsi](https://docs.kernel.org/admin-guide/abi-testing.html)).
+//! ([SCSI mid-layer](https://docs.kernel.org/scsi/scsi_mid_low_api.html),
+//! [sysfs-bus-scsi](https://docs.kernel.org/admin-guide/abi-testing.html)).
 
 use std::{
     fmt, fs,
@@ -47,9 +48,11 @@ impl fmt::Display for ScsiDevice {
 }
 
 impl ScsiDevice {
-    /// The device that a disk's path in sysfs names (`…/0:0:255:3/block/sda`), with the disk's name.
+    /// The device that a disk's path in sysfs names (`…/0:0:255:3/block/sda`), with the disk's
+    /// name.
     ///
-    /// `None` for every other path: a partition has one component more, a foreign disk no such address.
+    /// `None` for every other path: a partition has one component more, a foreign disk no such
+    /// address.
     pub fn from_devpath(devpath: &str) -> Option<(ScsiDevice, &str)> {
         let (device, name) = devpath.rsplit_once("/block/")?;
         if name.is_empty() || name.contains('/') {
@@ -84,7 +87,8 @@ impl ScsiDevice {
         sysfs::write(&rescan, "1").map_err(Error::system("write", rescan.display().to_string()))
     }
 
-    /// Takes the device out of the kernel and returns when that is done. A device that is gone already is fine.
+    /// Takes the device out of the kernel and returns when that is done. A device that is gone
+    /// already is fine.
     ///
     /// # Errors
     /// The kernel refuses, or the device is still there.
@@ -112,7 +116,8 @@ fn decimal<T: std::str::FromStr>(text: &str) -> Option<T> {
 pub struct ScsiHost {
     /// N in `hostN`.
     pub number: u32,
-    /// What the virtio device sits on: a PCI address (`0000:00:01.0`), or the bus's own notation elsewhere.
+    /// What the virtio device sits on: a PCI address (`0000:00:01.0`), or the bus's own notation
+    /// elsewhere.
     pub controller: String,
 }
 
@@ -124,7 +129,8 @@ impl ScsiHost {
     pub fn all() -> Result<Vec<ScsiHost>> {
         let mut hosts = Vec::new();
         for name in sysfs::names(Path::new(HOSTS))? {
-            // The link tells it all, so no attribute needs to be read: "…/0000:00:01.0/virtio0/host0/scsi_host/host0".
+            // The link tells it all, so no attribute needs to be read:
+            // "…/0000:00:01.0/virtio0/host0/scsi_host/host0".
             if let Ok(link) = fs::read_link(Path::new(HOSTS).join(&name)) {
                 hosts.extend(ScsiHost::from_link(&link.to_string_lossy()));
             }
@@ -154,7 +160,8 @@ impl ScsiHost {
         Some(ScsiHost { number, controller: parts.next()?.to_owned() })
     }
 
-    /// Looks for one logical unit. Returns when the kernel has asked the device, before the disk has a name.
+    /// Looks for one logical unit. Returns when the kernel has asked the device, before the disk
+    /// has a name.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -171,7 +178,8 @@ impl ScsiHost {
     }
 }
 
-/// How the kernel scans by itself: "none", "sync", "async" or "manual"; empty where scsi_mod does not tell.
+/// How the kernel scans by itself: "none", "sync", "async" or "manual"; empty where scsi_mod does
+/// not tell.
 pub fn scan_mode() -> Result<String> {
     Ok(sysfs::read(Path::new("/sys/module/scsi_mod/parameters/scan"))?.unwrap_or_default())
 }

@@ -1,7 +1,9 @@
-//! The ttrpc service: decodes a request, asks the agent, hands the work to a thread, encodes the answer. Knows no kernel.
+//! The ttrpc service: decodes a request, asks the agent, hands the work to a thread, encodes the
+//! answer. Knows no kernel.
 //!
-//! ttrpc drops a handler's future when its caller goes away. So the work runs on a thread that is started for the request and ends
-//! with it: nothing can cut it, and nothing is there while the service is idle.
+//! ttrpc drops a handler's future when its caller goes away. So the work runs on a thread that is
+//! started for the request and ends with it: nothing can cut it, and nothing is there while the
+//! service is idle.
 
 use std::{
     collections::HashMap,
@@ -37,9 +39,9 @@ pub fn service(agent: Arc<impl Agent>) -> HashMap<String, Service> {
     rpc::create_block_volume(Arc::new(BlockVolume { agent, slots: Arc::default() }))
 }
 
-/// Serves on a listener of the plugin's own, for agents whose ttrpc differs from ours. Runs until it is dropped. Only the host is
-/// served: whoever connects from inside the guest, as a container might, is refused by its
-/// [context id](https://man7.org/linux/man-pages/man7/vsock.7.html).
+/// Serves on a listener of the plugin's own, for agents whose ttrpc differs from ours. Runs until
+/// it is dropped. Only the host is served: whoever connects from inside the guest, as a container
+/// might, is refused by its [context id](https://man7.org/linux/man-pages/man7/vsock.7.html).
 ///
 /// # Errors
 /// The server does not start.
@@ -204,7 +206,8 @@ impl<A: Agent> BlockVolume<A> {
     ) -> Result<(Vec<Arrival>, Ticket, Duration)> {
         let timeout = request::timeout(request.timeout_ms)?;
         let attachments = request::attachments(&request.attachments)?;
-        // The place in the queue is taken before anything is awaited, so that a detach that comes in from now on sees this attach.
+        // The place in the queue is taken before anything is awaited, so that a detach that comes
+        // in from now on sees this attach.
         let ticket = self.slots.attach(serials(attachments.iter()))?;
         self.agent.authorize(policy::ATTACH, &policy::attachments(&attachments)).await?;
         let mut targets: HashMap<String, Target> = HashMap::new();
@@ -228,7 +231,8 @@ impl<A: Agent> BlockVolume<A> {
         let terms = Terms { force: request.force, wait: request::wait(request.wait_ms, timeout)? };
         let kept = request::kept(&request.detachments)?;
         self.agent.authorize(policy::DETACH, &policy::detach(&kept, request.force)).await?;
-        // Before the containers are looked up: an attach that is under way in one of them is cancelled as early as can be.
+        // Before the containers are looked up: an attach that is under way in one of them is
+        // cancelled as early as can be.
         let patient = !terms.wait.is_zero();
         let ticket =
             self.slots.detach(serials(kept.iter().map(|kept| &kept.attachment)), patient)?;
@@ -301,9 +305,9 @@ fn serials<'a>(attachments: impl Iterator<Item = &'a Attachment>) -> Vec<String>
     attachments.map(|attachment| attachment.serial.clone()).collect()
 }
 
-/// Runs what was prepared on a thread of its own, which goes on if nobody waits for it any more. The thread sends its answer first
-/// and does its `audit` then: a console is slow. `refused` makes the answer where it does not come to that; the line then is about
-/// what was asked for.
+/// Runs what was prepared on a thread of its own, which goes on if nobody waits for it any more.
+/// The thread sends its answer first and does its `audit` then: a console is slow. `refused` makes
+/// the answer where it does not come to that; the line then is about what was asked for.
 async fn answer<T: Send + 'static, A: FnOnce(), W: FnOnce() -> (T, A) + Send + 'static>(
     operation: &str,
     about: &str,
@@ -329,7 +333,8 @@ async fn answer<T: Send + 'static, A: FnOnce(), W: FnOnce() -> (T, A) + Send + '
         Err(error) => Failed::from(error),
         Ok(result) => match result.await {
             Ok(reply) => return reply,
-            // Only a panic drops the sender without a word, and then nobody knows how far the work came.
+            // Only a panic drops the sender without a word, and then nobody knows how far the work
+            // came.
             Err(_) => Failed { partial: true, ..Failed::from(Error::Panicked) },
         },
     };

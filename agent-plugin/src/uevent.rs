@@ -1,8 +1,9 @@
 //! The kernel's device events ([netlink(7)](https://man7.org/linux/man-pages/man7/netlink.7.html),
 //! `NETLINK_KOBJECT_UEVENT`): `add@/devices/…` and `KEY=value` pairs, separated by NUL bytes.
 //!
-//! The kernel drops events when the receive buffer is full, and from then on all of them until somebody has emptied it, also where there is
-//! room again. It says so once (ENOBUFS), when it begins: what is there at that moment may be too early to see. The socket stays usable.
+//! The kernel drops events when the receive buffer is full, and from then on all of them until
+//! somebody has emptied it, also where there is room again. It says so once (ENOBUFS), when it
+//! begins: what is there at that moment may be too early to see. The socket stays usable.
 
 use std::{
     io,
@@ -18,7 +19,8 @@ use crate::{
     fault,
 };
 
-/// Room for the ten events of each of 256 disks, and for a storm beside them. It is used only while events wait in it.
+/// Room for the ten events of each of 256 disks, and for a storm beside them. It is used only while
+/// events wait in it.
 const RECEIVE_BUFFER: usize = 8 << 20;
 
 /// An environment is 2,048 bytes in the kernel, and the path before it at most 4,096.
@@ -40,7 +42,8 @@ pub struct Uevent<'a> {
 }
 
 impl<'a> Uevent<'a> {
-    /// Parses a message of the kernel. `None` for anything else, such as what udev sends to its listeners.
+    /// Parses a message of the kernel. `None` for anything else, such as what udev sends to its
+    /// listeners.
     pub fn parse(message: &'a [u8]) -> Option<Uevent<'a>> {
         let mut parts = std::str::from_utf8(message).ok()?.split('\0');
         let (action, devpath) = parts.next()?.split_once('@')?;
@@ -116,8 +119,8 @@ impl UeventSocket {
         Ok(UeventSocket { socket, buffer: Vec::with_capacity(LARGEST_EVENT), loses: false })
     }
 
-    /// The next event of the kernel, without waiting. Tells of lost events when the kernel does, and again behind the last of those that
-    /// waited: from then on none is lost.
+    /// The next event of the kernel, without waiting. Tells of lost events when the kernel does,
+    /// and again behind the last of those that waited: from then on none is lost.
     ///
     /// # Errors
     /// The socket is broken.

@@ -1,6 +1,8 @@
-//! The attach, detach and resize sequences with their undo, and what can be said about an attachment. Knows no encoding.
+//! The attach, detach and resize sequences with their undo, and what can be said about an
+//! attachment. Knows no encoding.
 //!
-//! Everything here is synchronous and runs on a thread that lives for one request: nothing can cut it in the middle.
+//! Everything here is synchronous and runs on a thread that lives for one request: nothing can cut
+//! it in the middle.
 
 mod attach;
 mod detach;

@@ -1,5 +1,5 @@
-//! Nodes that are mounted into a container, where it could not open one of its own or others could see it. Needs root, util-linux and
-//! the loop driver.
+//! Nodes that are mounted into a container, where it could not open one of its own or others could
+//! see it. Needs root, util-linux and the loop driver.
 
 mod container;
 
@@ -25,7 +25,8 @@ const OPTIONS: NodeOptions = NodeOptions { uid: 1234, gid: 5678, mode: 0o640 };
 
 /// The file systems that a node of its own must not be on, each at `/dev/there`.
 const NODEV: &str = "mkdir $root/dev/there; mount -t tmpfs -o nodev t $root/dev/there";
-// Its image is on none of the container's own mounts: they would keep each other for ever where they are detached in one piece.
+// Its image is on none of the container's own mounts: they would keep each other for ever where
+// they are detached in one piece.
 const FOREIGN: &str = "mkdir $root/dev/there; image=$(mktemp)
     truncate -s 8M $image; mkfs.ext4 -q -F $image; mount -o loop,nosuid $image $root/dev/there
     rm $image; rmdir $root/dev/there/lost+found";
@@ -258,7 +259,8 @@ fn the_disk_of_a_container_that_has_ended_is_free() {
     let before = disk();
     assert!(before.0, "{device} is a loop device");
     drop(container);
-    // A process that another test has just forked may hold the namespace until it is a program of its own.
+    // A process that another test has just forked may hold the namespace until it is a program of
+    // its own.
     let is_free = || {
         let after = disk();
         !after.0 || after.1.unwrap() != before.1.as_deref().unwrap()

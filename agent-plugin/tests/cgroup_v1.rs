@@ -1,4 +1,5 @@
-//! The device filter in real groups of cgroup v1. Needs root and the devices controller below /sys/fs/cgroup/devices (hybrid or v1).
+//! The device filter in real groups of cgroup v1. Needs root and the devices controller below
+//! /sys/fs/cgroup/devices (hybrid or v1).
 
 mod container;
 mod runtimes;
@@ -51,7 +52,8 @@ impl Groups {
         start_in("", &PathBuf::from(format!("/{}/c1", self.name)), rules)
     }
 
-    /// Whether a process in the group can open the disk; it must be refused by the filter otherwise.
+    /// Whether a process in the group can open the disk; it must be refused by the filter
+    /// otherwise.
     fn opens(&self, group: &str) -> bool {
         let script = format!(
             "echo $$ >{}/{group}/cgroup.procs; exec dd if=/dev/loop0 count=0",

@@ -318,7 +318,8 @@ fn a_file_system_of_another_kind_is_asked_only_while_the_path_is_looked_for() {
     );
     fs::write(&there, "").unwrap();
     fs::write(outside.path().join(".ecrblk-0123456789abcdef"), "").unwrap();
-    // It may be one of the container's own making, which never answers: by now nothing would end the wait.
+    // It may be one of the container's own making, which never answers: by now nothing would end
+    // the wait.
     assert_eq!(before.occupant().unwrap(), None);
     assert_eq!(before.leftover("0123456789abcdef").unwrap(), None);
     assert!(!before.remove_leftover("0123456789abcdef").unwrap());

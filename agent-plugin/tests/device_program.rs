@@ -1,4 +1,5 @@
-//! What is put in front of a device program, in the model: it allows one device more than before, and nothing else.
+//! What is put in front of a device program, in the model: it allows one device more than before,
+//! and nothing else.
 
 mod runtimes;
 

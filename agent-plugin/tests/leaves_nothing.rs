@@ -108,7 +108,8 @@ async fn requests_leave_no_thread_and_no_descriptor() {
             timeout_ms: 10_000,
             ..Default::default()
         };
-        // There is no such controller here, or no such disk: what matters is what the failure leaves.
+        // There is no such controller here, or no such disk: what matters is what the failure
+        // leaves.
         let mut attach = attach;
         attach.attachments[0].controller = "0000:ff:1f.7".into();
         let reply = client.attach(context(), &attach).await.expect("a reply");

@@ -1,5 +1,6 @@
-//! The builder's guide (README.md) cannot rot: each block of code in it is the text of a file that is compiled or evaluated in
-//! `examples/kata-agent`, and each input of the policy is what the service asks with.
+//! The builder's guide (README.md) cannot rot: each block of code in it is the text of a file that
+//! is compiled or evaluated in `examples/kata-agent`, and each input of the policy is what the
+//! service asks with.
 
 use std::{
     fs,

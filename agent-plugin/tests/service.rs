@@ -1,4 +1,5 @@
-//! The service on a ttrpc server, over a unix socket, with an agent of a few lines. Needs root and util-linux.
+//! The service on a ttrpc server, over a unix socket, with an agent of a few lines. Needs root and
+//! util-linux.
 
 mod container;
 
@@ -143,7 +144,8 @@ async fn probe_tells_what_is_at_a_path() {
     assert_eq!(container.paths[4].taken_by, "file");
     use wire::NodeWay::{NODE_WAY_BIND, NODE_WAY_MKNOD, NODE_WAY_UNSPECIFIED};
     let ways: Vec<_> = container.paths.iter().map(|path| path.way.unwrap()).collect();
-    // The root is one that others see, too; a directory that is missing can be made; a link out of the container leads nowhere.
+    // The root is one that others see, too; a directory that is missing can be made; a link out of
+    // the container leads nowhere.
     assert_eq!(
         ways,
         [NODE_WAY_MKNOD, NODE_WAY_MKNOD, NODE_WAY_BIND, NODE_WAY_UNSPECIFIED, NODE_WAY_BIND]

@@ -68,7 +68,8 @@ fn what_is_lost_without_a_word_behind_an_overflow_is_told_when_the_buffer_is_emp
     let mut socket = UeventSocket::with_receive_buffer(4096).expect("a socket");
     (0..200).for_each(|_| trigger("storm"));
     next(&mut socket, |received| (received == Received::Overflow).then_some(()));
-    // There is room again, but the kernel drops all that comes until nothing waits any more, and does not say so again.
+    // There is room again, but the kernel drops all that comes until nothing waits any more, and
+    // does not say so again.
     next(&mut socket, |received| matches!(received, Received::Event(_)).then_some(()));
     fs::write("/sys/class/block/loop1/uevent", "change").expect("the loop driver");
     let (mut seen, mut told) = (false, false);

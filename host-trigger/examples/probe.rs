@@ -3,8 +3,8 @@
 //! - `probe <agent address> [container]` dials an agent and prints its answer to Probe;
 //! - `probe source <path>` vets a volume.
 //!
-//! For use where no sandbox is at hand, for instance inside a guest: there it shows that an agent is reached over native vsock, and
-//! what becomes of a disk below device mapper.
+//! For use where no sandbox is at hand, for instance inside a guest: there it shows that an agent
+//! is reached over native vsock, and what becomes of a disk below device mapper.
 
 use std::{path::Path, process::ExitCode, time::Duration};
 

@@ -1,9 +1,10 @@
 //! The agent in the guest: its addresses, how to dial them, and the contract's calls over
 //! [ttrpc](https://github.com/containerd/ttrpc/blob/main/PROTOCOL.md).
 //!
-//! Kata has three kinds of address: [vsock](https://man7.org/linux/man-pages/man7/vsock.7.html), a unix socket, and the
-//! [hybrid](https://github.com/firecracker-microvm/firecracker/blob/main/docs/vsock.md) of both, where `CONNECT <port>` is
-//! written to a unix socket and answered by a line `OK …`.
+//! Kata has three kinds of address: [vsock](https://man7.org/linux/man-pages/man7/vsock.7.html), a
+//! unix socket, and the
+//! [hybrid](https://github.com/firecracker-microvm/firecracker/blob/main/docs/vsock.md) of both,
+//! where `CONNECT <port>` is written to a unix socket and answered by a line `OK …`.
 
 use std::{fmt, io, path::PathBuf, str::FromStr, time::Duration};
 
@@ -129,7 +130,8 @@ pub async fn dial(address: &AgentAddress, deadline: Deadline) -> Result<Client, 
     }
 }
 
-/// Asks the multiplexer for `port`. The answer is read byte by byte: what follows it is the agent's.
+/// Asks the multiplexer for `port`. The answer is read byte by byte: what follows it is the
+/// agent's.
 async fn open_port(stream: &mut UnixStream, port: u32) -> io::Result<()> {
     stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
     let mut answer = Vec::with_capacity(LONGEST_ANSWER);
@@ -252,8 +254,9 @@ impl Agent {
     }
 }
 
-/// Makes one call. The wait ends here and not in ttrpc, whose client tells its own time-out only by a text that differs
-/// between versions; the limit that it sends along is a little longer, so that this one comes first.
+/// Makes one call. The wait ends here and not in ttrpc, whose client tells its own time-out only by
+/// a text that differs between versions; the limit that it sends along is a little longer, so that
+/// this one comes first.
 async fn call<T>(
     method: &'static str,
     deadline: Deadline,
@@ -277,8 +280,9 @@ fn accepted<T: Reply>(mut reply: T) -> Result<T, Error> {
     }
 }
 
-/// An agent that lacks the service answers `INVALID_ARGUMENT` ("… service does not exist", ttrpc 0.9 and 0.10) or, in Go,
-/// `UNIMPLEMENTED`; one that lacks the method `NOT_FOUND` ("… is not supported").
+/// An agent that lacks the service answers `INVALID_ARGUMENT` ("… service does not exist", ttrpc
+/// 0.9 and 0.10) or, in Go, `UNIMPLEMENTED`; one that lacks the method `NOT_FOUND` ("… is not
+/// supported").
 fn call_error(method: &'static str, error: ttrpc::Error) -> Error {
     match error {
         ttrpc::Error::RpcStatus(status) => match status.code() {

@@ -1,8 +1,10 @@
-//! For an auditor: a line of JSON about each operation, whatever came of it, to [syslog](https://man7.org/linux/man-pages/man3/syslog.3.html)
-//! (the facility `authpriv`, over the socket `/dev/log`) or to a file.
+//! For an auditor: a line of JSON about each operation, whatever came of it, to
+//! [syslog](https://man7.org/linux/man-pages/man3/syslog.3.html) (the facility `authpriv`, over the
+//! socket `/dev/log`) or to a file.
 //!
-//! It tells who (user, login user, the process that called), what (the command line), which volumes, and the result. An operation on
-//! several volumes has a line for each. A run that is killed leaves none here; the guest's agent has its own.
+//! It tells who (user, login user, the process that called), what (the command line), which
+//! volumes, and the result. An operation on several volumes has a line for each. A run that is
+//! killed leaves none here; the guest's agent has its own.
 
 use std::{
     fs::{self, File, OpenOptions},

@@ -1,7 +1,7 @@
 //! What a volume was asked for since it was plugged, as QEMU counts it
-//! ([`query-blockstats`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-block-core.query-blockstats)) and as
-//! the guest's kernel does. QEMU counts what reached the disk, the guest what it asked for: the time there holds the waiting for a limit
-//! and for a busy QEMU, too.
+//! ([`query-blockstats`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-block-core.query-blockstats))
+//! and as the guest's kernel does. QEMU counts what reached the disk, the guest what it asked for:
+//! the time there holds the waiting for a limit and for a busy QEMU, too.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -125,7 +125,8 @@ pub struct GuestStats {
     pub discard: Operations,
     /// Requests under way.
     pub in_flight: u64,
-    /// SCSI commands that failed, for whatever reason; a notice such as "capacity has changed" is one.
+    /// SCSI commands that failed, for whatever reason; a notice such as "capacity has changed" is
+    /// one.
     pub scsi_errors: u64,
 }
 

@@ -1,5 +1,5 @@
-//! Block devices as [sysfs](https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-block) relates them: a disk and its partitions, a
-//! mapping and what it is made of.
+//! Block devices as [sysfs](https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-block)
+//! relates them: a disk and its partitions, a mapping and what it is made of.
 
 use std::{
     fs,
@@ -22,8 +22,8 @@ pub(crate) fn whole_disk(number: u64) -> u64 {
     whole.flatten().unwrap_or(number)
 }
 
-/// `number`, its partitions, and the disk that it is a partition of: a use of one of them is in the way of the others. (The
-/// partitions of one disk are not in each other's way.)
+/// `number`, its partitions, and the disk that it is a partition of: a use of one of them is in the
+/// way of the others. (The partitions of one disk are not in each other's way.)
 pub(crate) fn family(number: u64) -> Vec<u64> {
     let directory = directory(number);
     let inside = names(&directory).map(|name| directory.join(name));

@@ -1,5 +1,6 @@
-//! `check`: is this node set up, and could a volume be plugged into this sandbox? It only looks: files of the host, queries to QEMU,
-//! `Probe` to the guest. What it finds comes in the order in which a hot-plug would meet it.
+//! `check`: is this node set up, and could a volume be plugged into this sandbox? It only looks:
+//! files of the host, queries to QEMU, `Probe` to the guest. What it finds comes in the order in
+//! which a hot-plug would meet it.
 
 use std::path::PathBuf;
 
@@ -24,14 +25,17 @@ mod qemu;
 
 /// Looks whether volumes can be plugged: on this node, and into a sandbox
 ///
-/// Changes nothing, and can be run before there is any sandbox. Of the node it looks at the caller's rights, the directories of the sandboxes,
-/// Kata's configuration (is there a QMP socket that the shim does not hold?), the kernel, and LVM, which may activate what a guest wrote. With
-/// --sandbox or --container also at the lock, QEMU (its socket, version and known bugs, controller, free addresses, descriptors, volumes), the
-/// plugin in the guest, and each container: its user namespace, its device filter and what that means, how it would get a device.
+/// Changes nothing, and can be run before there is any sandbox. Of the node it looks at the
+/// caller's rights, the directories of the sandboxes, Kata's configuration (is there a QMP socket
+/// that the shim does not hold?), the kernel, and LVM, which may activate what a guest wrote. With
+/// --sandbox or --container also at the lock, QEMU (its socket, version and known bugs, controller,
+/// free addresses, descriptors, volumes), the plugin in the guest, and each container: its user
+/// namespace, its device filter and what that means, how it would get a device.
 ///
-/// Each is ok, a warning (a hot-plug works, and there is something to know) or a problem (it would fail), with the way out. The exit
-/// status is 0 if there is no problem, else that of the hot-plug which the first one would end: 3 not found, 7 time-out, 9 refused by the guest,
-/// 10 unsupported, 11 no permission, 12 version skew, 13 QMP socket held, 14 unreachable.
+/// Each is ok, a warning (a hot-plug works, and there is something to know) or a problem (it would
+/// fail), with the way out. The exit status is 0 if there is no problem, else that of the hot-plug
+/// which the first one would end: 3 not found, 7 time-out, 9 refused by the guest, 10 unsupported,
+/// 11 no permission, 12 version skew, 13 QMP socket held, 14 unreachable.
 #[derive(Debug, Args)]
 pub struct Check {
     /// How to reach the sandbox.

@@ -1,4 +1,5 @@
-//! What `check` prints: each thing that was looked at, how it is, and the way out where it is not well; as one JSON object or a table.
+//! What `check` prints: each thing that was looked at, how it is, and the way out where it is not
+//! well; as one JSON object or a table.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,5 +1,6 @@
-//! Which of the volumes that are plugged is meant: by its id, or by where it is. A volume whose container is gone is found as well
-//! as one that a killed run left half done: what counts is the record in QEMU.
+//! Which of the volumes that are plugged is meant: by its id, or by where it is. A volume whose
+//! container is gone is found as well as one that a killed run left half done: what counts is the
+//! record in QEMU.
 
 use crate::{
     Error, cli::Which, presence::Known, record::Intent, registry::Registry, sandbox::Place,
@@ -16,7 +17,8 @@ pub(crate) fn check(which: &Which) -> Result<(), Error> {
     }
 }
 
-/// The volume that `which` names; with `container`, only one for that container. Of a shared volume, one use.
+/// The volume that `which` names; with `container`, only one for that container. Of a shared
+/// volume, one use.
 ///
 /// # Errors
 /// It is not there, or is another container's, or there are several.

@@ -28,7 +28,8 @@ pub struct Cli {
     #[arg(long, value_name = "DIR", global = true)]
     pub(crate) run_dir: Option<PathBuf>,
 
-    /// Where a line about each operation goes: a file, or a syslog socket [default: /dev/log, where there is one]
+    /// Where a line about each operation goes: a file, or a syslog socket [default: /dev/log, where
+    /// there is one]
     #[arg(long, value_name = "PATH", global = true)]
     pub(crate) audit_log: Option<PathBuf>,
 
@@ -93,8 +94,9 @@ pub struct Target {
 
 /// Makes host block volumes usable in a running container
 ///
-/// A volume is a block device or a raw image. It is claimed for as long as the sandbox has it. Several volumes take one call:
-/// repeat --block-volume and --device-path in pairs; then all of them are plugged or none.
+/// A volume is a block device or a raw image. It is claimed for as long as the sandbox has it.
+/// Several volumes take one call: repeat --block-volume and --device-path in pairs; then all of
+/// them are plugged or none.
 #[derive(Debug, Args)]
 pub struct HotPlug {
     /// How to reach the sandbox.
@@ -121,8 +123,9 @@ pub struct HotPlug {
     #[arg(long)]
     pub read_only: bool,
 
-    /// The volume may be plugged into another container of this sandbox, or at another path, already: then this is one more use of the same disk.
-    /// Nothing keeps their writers from each other then: an ordinary file system that two of them mount is destroyed
+    /// The volume may be plugged into another container of this sandbox, or at another path,
+    /// already: then this is one more use of the same disk. Nothing keeps their writers from each
+    /// other then: an ordinary file system that two of them mount is destroyed
     #[arg(long)]
     pub shared: bool,
 
@@ -162,17 +165,23 @@ pub struct Which {
 
 /// Takes a volume away from its container, and frees it on the host
 ///
-/// A volume that somebody in the guest holds is not taken away (exit status 5), and nothing changes; who holds it is told: processes
-/// that have the device open, by whatever node, mounts in any container or outside, device mapper, md, loop devices, swap. With --wait they
-/// get time to let go. With --force it goes all the same: what the guest has not written back is written as far as that is
-/// possible, whoever used the device gets I/O errors from then on, a file system on it stays mounted and broken until it is unmounted, and what was broken is told. The container may be gone; a volume that a killed run left half plugged or half unplugged is taken away as far as it is there. On success the guest has no disk, the container
-/// no node and no right, and QEMU no device, node or descriptor of it: the host can use the volume again.
+/// A volume that somebody in the guest holds is not taken away (exit status 5), and nothing
+/// changes; who holds it is told: processes that have the device open, by whatever node, mounts in
+/// any container or outside, device mapper, md, loop devices, swap. With --wait they get time to
+/// let go. With --force it goes all the same: what the guest has not written back is written as far
+/// as that is possible, whoever used the device gets I/O errors from then on, a file system on it
+/// stays mounted and broken until it is unmounted, and what was broken is told. The container may
+/// be gone; a volume that a killed run left half plugged or half unplugged is taken away as far as
+/// it is there. On success the guest has no disk, the container no node and no right, and QEMU no
+/// device, node or descriptor of it: the host can use the volume again.
 ///
-/// A volume that is not there is `unchanged`, with exit status 0, where --volume names it: it is as asked for. A path alone does not
-/// tell which volume was meant, so that with --device-path it is not found (exit status 3).
+/// A volume that is not there is `unchanged`, with exit status 0, where --volume names it: it is as
+/// asked for. A path alone does not tell which volume was meant, so that with --device-path it is
+/// not found (exit status 3).
 ///
-/// A SIGINT, SIGTERM or SIGHUP ends a wait, with nothing changed. Otherwise, once the guest was asked, a first SIGINT, SIGTERM or SIGHUP lets the removal go on to its end; a second one ends it at once. A removal that
-/// was cut short is completed by the same command.
+/// A SIGINT, SIGTERM or SIGHUP ends a wait, with nothing changed. Otherwise, once the guest was
+/// asked, a first SIGINT, SIGTERM or SIGHUP lets the removal go on to its end; a second one ends it
+/// at once. A removal that was cut short is completed by the same command.
 #[derive(Debug, Args)]
 pub struct HotUnplug {
     /// How to reach the sandbox.
@@ -187,7 +196,8 @@ pub struct HotUnplug {
     #[command(flatten)]
     pub which: Which,
 
-    /// Time for those who hold the volume to let go of it, at most 9m; it comes on top of --timeout. Other commands on the sandbox wait as long
+    /// Time for those who hold the volume to let go of it, at most 9m; it comes on top of
+    /// --timeout. Other commands on the sandbox wait as long
     #[arg(long, value_name = "TIME", value_parser = parse_wait)]
     pub wait: Option<Duration>,
 
@@ -202,9 +212,12 @@ pub struct HotUnplug {
 
 /// Shows the volumes of a sandbox as QEMU and the guest have them now
 ///
-/// Changes nothing. The state is `attached`, `incomplete` (a run was killed, or a part was taken away: repair brings it to an end),
-/// `stale: container gone`, or `stale: container restarted` (the container of this id was started since, and does not have
-/// it). Stale ones are freed by hot-unplug and repair; hot-plug gives them to the container that runs now. A shared volume has a line for each of its uses. Where the guest does not answer, QEMU's part is shown, and that it is only that.
+/// Changes nothing. The state is `attached`, `incomplete` (a run was killed, or a part was taken
+/// away: repair brings it to an end), `stale: container gone`, or `stale: container restarted` (the
+/// container of this id was started since, and does not have it). Stale ones are freed by
+/// hot-unplug and repair; hot-plug gives them to the container that runs now. A shared volume has a
+/// line for each of its uses. Where the guest does not answer, QEMU's part is shown, and that it is
+/// only that.
 #[derive(Debug, Args)]
 pub struct List {
     /// How to reach the sandbox.
@@ -236,14 +249,18 @@ pub struct Inspect {
 
 /// Completes or undoes whatever killed runs left in a sandbox
 ///
-/// Each volume of which anything is there is brought to an end: wholly plugged, or wholly gone. A plug that the guest had done is completed;
-/// any other is undone. An unplug that had begun is completed. A node or a right that the container lost is made again. A volume whose container is
-/// gone is freed. Descriptors of ours that nothing uses are removed. A volume that is well is kept, and nothing of anybody else's is touched.
+/// Each volume of which anything is there is brought to an end: wholly plugged, or wholly gone. A
+/// plug that the guest had done is completed; any other is undone. An unplug that had begun is
+/// completed. A node or a right that the container lost is made again. A volume whose container is
+/// gone is freed. Descriptors of ours that nothing uses are removed. A volume that is well is kept,
+/// and nothing of anybody else's is touched.
 ///
-/// The exit status is 0 if all is well then, and 8 if something is left: the guest does not answer and has a say, the volume is in use, or its record is
-/// lost. It says of each volume what it was, what was done, and why.
+/// The exit status is 0 if all is well then, and 8 if something is left: the guest does not answer
+/// and has a say, the volume is in use, or its record is lost. It says of each volume what it was,
+/// what was done, and why.
 ///
-/// A first SIGINT, SIGTERM or SIGHUP lets the volume that is worked on be finished; a second one ends it at once. Either way it can be run again.
+/// A first SIGINT, SIGTERM or SIGHUP lets the volume that is worked on be finished; a second one
+/// ends it at once. Either way it can be run again.
 #[derive(Debug, Args)]
 pub struct Repair {
     /// How to reach the sandbox.
@@ -256,7 +273,8 @@ pub struct Repair {
 }
 
 impl Target {
-    /// What is looked for, below `run_dir` if one was named; `container` tells the sandbox where that is not named.
+    /// What is looked for, below `run_dir` if one was named; `container` tells the sandbox where
+    /// that is not named.
     ///
     /// # Errors
     /// The agent's address is not one.
@@ -282,7 +300,8 @@ fn parse_mode(text: &str) -> Result<u32, String> {
     mode.ok_or_else(|| "expected permission bits in octal, at most 777".to_owned())
 }
 
-/// With what is left of an ordinary time-out, a longer one does not fit into one request to the guest.
+/// With what is left of an ordinary time-out, a longer one does not fit into one request to the
+/// guest.
 fn parse_wait(text: &str) -> Result<Duration, String> {
     const LONGEST: Duration = Duration::from_secs(540);
     let wait = parse_duration(text)?;

@@ -1,4 +1,5 @@
-//! The command line as [clap](https://docs.rs/clap) reads it: which words, modes and flags are taken, and which are not.
+//! The command line as [clap](https://docs.rs/clap) reads it: which words, modes and flags are
+//! taken, and which are not.
 
 use clap::CommandFactory;
 use rstest::rstest;

@@ -1,6 +1,6 @@
 //! The virtio-scsi controllers of a VM: the choice of one, and its PCI address
-//! ([`query-pci`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-pci.query-pci)), which tells the guest
-//! which of its hosts is meant.
+//! ([`query-pci`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-pci.query-pci)),
+//! which tells the guest which of its hosts is meant.
 
 use std::collections::HashMap;
 
@@ -23,8 +23,8 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// The controller `wanted`, or `scsi0`, or the only one. QEMU lists its devices only where this is not clear without: the list
-    /// grows with each volume.
+    /// The controller `wanted`, or `scsi0`, or the only one. QEMU lists its devices only where this
+    /// is not clear without: the list grows with each volume.
     ///
     /// # Errors
     /// There is none, not this one, or several to choose from; or QEMU cannot be asked.

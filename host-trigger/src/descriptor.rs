@@ -1,6 +1,6 @@
 //! What a descriptor says of the block device or file behind it: the block layer's
-//! [`ioctl(2)`](https://man7.org/linux/man-pages/man2/ioctl.2.html) requests of `linux/fs.h`, and leases
-//! ([`F_SETLEASE`](https://man7.org/linux/man-pages/man2/fcntl.2.html)).
+//! [`ioctl(2)`](https://man7.org/linux/man-pages/man2/ioctl.2.html) requests of `linux/fs.h`, and
+//! leases ([`F_SETLEASE`](https://man7.org/linux/man-pages/man2/fcntl.2.html)).
 
 use std::{
     io,
@@ -25,7 +25,8 @@ macro_rules! get {
         #[expect(unsafe_code, reason = "nix has no safe wrapper for this request")]
         pub(crate) fn $name(device: BorrowedFd<'_>) -> io::Result<$value> {
             let mut value: $value = 0;
-            // SAFETY: the request writes one value of this type to the address, which is valid for the call.
+            // SAFETY: the request writes one value of this type to the address, which is valid for
+            // the call.
             unsafe { request::$request(device.as_raw_fd(), &mut value) }?;
             Ok(value)
         }
@@ -45,7 +46,8 @@ get!(
     u64
 );
 get!(
-    /// Not zero for a device that cannot be written. (Opening a read-only loop device for writing succeeds.)
+    /// Not zero for a device that cannot be written. (Opening a read-only loop device for writing
+    /// succeeds.)
     read_only,
     blkroget,
     c_int

@@ -1,6 +1,6 @@
 //! A volume as QEMU has it: a descriptor set, a block node over it
-//! ([`blockdev-add`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-block-core.blockdev-add)) and a
-//! `scsi-hd` on a virtio-scsi controller.
+//! ([`blockdev-add`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-block-core.blockdev-add))
+//! and a `scsi-hd` on a virtio-scsi controller.
 
 use serde_json::{Value, json};
 
@@ -11,7 +11,8 @@ use crate::{
 };
 use block_volume_qmp::{Qmp, QmpError};
 
-/// What QEMU takes for both block sizes if it is told nothing. The physical one is never below the logical one.
+/// What QEMU takes for both block sizes if it is told nothing. The physical one is never below the
+/// logical one.
 const DEFAULT_BLOCK_SIZE: u32 = 512;
 
 /// Where a disk is on its controller.
@@ -52,8 +53,8 @@ impl Iterator for Addresses {
     }
 }
 
-/// Makes the block node over descriptor set `set`; the node below it, of the file, carries the name of the volume's `place`. Is that
-/// name free? If not, nothing was made.
+/// Makes the block node over descriptor set `set`; the node below it, of the file, carries the name
+/// of the volume's `place`. Is that name free? If not, nothing was made.
 pub(crate) async fn add_node(
     qmp: &mut Qmp,
     id: &VolumeId,
@@ -99,8 +100,8 @@ pub(crate) async fn add_node(
     Err(QmpError::Answer { command: "blockdev-add".into() }.into())
 }
 
-/// Keeps the `place` of a further use of a disk, whose own node has the name of the first: by a node that is nothing but a name. One that
-/// has the name already keeps the place as well.
+/// Keeps the `place` of a further use of a disk, whose own node has the name of the first: by a
+/// node that is nothing but a name. One that has the name already keeps the place as well.
 pub(crate) async fn keep_place(qmp: &mut Qmp, place: &str) -> Result<(), QmpError> {
     let node = json!({"driver": "null-co", "node-name": place});
     match qmp.execute("blockdev-add", node).await {

@@ -1,4 +1,5 @@
-//! Every error has its reason and its exit status, and tells its cause once: the table that scripts rely on.
+//! Every error has its reason and its exit status, and tells its cause once: the table that scripts
+//! rely on.
 
 use rstest::rstest;
 

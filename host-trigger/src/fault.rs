@@ -1,7 +1,8 @@
-//! Named fail points, for tests only. Without the feature `fault` every function here does nothing and compiles to nothing.
+//! Named fail points, for tests only. Without the feature `fault` every function here does nothing
+//! and compiles to nothing.
 //!
-//! `ECR_RUNTIME_FAULT="name=action[,name=action]"`; the actions are `error`, `delay:MS`, `kill` (SIGKILL to itself), `stop`
-//! (SIGSTOP to itself) and `value:X`.
+//! `ECR_RUNTIME_FAULT="name=action[,name=action]"`; the actions are `error`, `delay:MS`, `kill`
+//! (SIGKILL to itself), `stop` (SIGSTOP to itself) and `value:X`.
 
 #[cfg(not(feature = "fault"))]
 mod points {

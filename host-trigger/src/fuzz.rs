@@ -1,4 +1,5 @@
-//! Doors to what is private, for the fuzz targets in `fuzz/` and nobody else: the feature `fuzz` is off in every binary.
+//! Doors to what is private, for the fuzz targets in `fuzz/` and nobody else: the feature `fuzz` is
+//! off in every binary.
 
 use block_volume_api::block_volume::{Attached, Attachment, Holder};
 

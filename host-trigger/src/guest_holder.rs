@@ -1,5 +1,6 @@
-//! Who holds a volume in the guest, as the guest tells it ([`Holder`] of the contract): for people in a few words, for programs in
-//! JSON. The names are those of processes and paths that a container chose: escaped and bounded.
+//! Who holds a volume in the guest, as the guest tells it ([`Holder`] of the contract): for people
+//! in a few words, for programs in JSON. The names are those of processes and paths that a
+//! container chose: escaped and bounded.
 
 use std::fmt;
 

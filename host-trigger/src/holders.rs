@@ -1,7 +1,9 @@
 //! Who has a block device or file in use on this host: mounts
-//! ([`/proc/PID/mountinfo`](https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html)), swap, devices on top of it
-//! ([`holders`](https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-block) in sysfs), loop devices, processes. Whether a
-//! volume may be taken is decided by its exclusive open, for a file by a lease, and by `in_the_way`; this names who it is.
+//! ([`/proc/PID/mountinfo`](https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html)),
+//! swap, devices on top of it
+//! ([`holders`](https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-block) in sysfs), loop
+//! devices, processes. Whether a volume may be taken is decided by its exclusive open, for a file
+//! by a lease, and by `in_the_way`; this names who it is.
 
 use std::{
     collections::HashSet,
@@ -86,9 +88,10 @@ pub(crate) struct Taken {
     pub(crate) read_only: bool,
 }
 
-/// Those who use the volumes in `taken` and were no obstacle to the open that took them; in their order. Loop devices never are, and
-/// neither is a process that asked for no claim. Of those only a VM's counts where the volume is a device (whatever looks at new
-/// devices opens them for a moment), and anybody where it is a file. Who only reads is not in the way of another reader.
+/// Those who use the volumes in `taken` and were no obstacle to the open that took them; in their
+/// order. Loop devices never are, and neither is a process that asked for no claim. Of those only a
+/// VM's counts where the volume is a device (whatever looks at new devices opens them for a
+/// moment), and anybody where it is a file. Who only reads is not in the way of another reader.
 pub(crate) fn in_the_way(taken: &[Taken]) -> Vec<Option<Holder>> {
     if taken.is_empty() {
         return Vec::new();
@@ -143,8 +146,8 @@ fn mount_elsewhere(family: &[Held]) -> Option<Holder> {
     )
 }
 
-/// Where one of `family` is mounted. The file system tells its device's number, except those that have several devices: these name
-/// one of them as their source.
+/// Where one of `family` is mounted. The file system tells its device's number, except those that
+/// have several devices: these name one of them as their source.
 fn mount_point(mounts: &str, family: &[Held]) -> Option<String> {
     mounts.lines().find_map(|line| {
         let mut fields = line.split(' ');
@@ -213,7 +216,8 @@ fn is_qemus(arguments: &[u8]) -> bool {
         .is_some_and(|name| name.to_string_lossy().starts_with("qemu-"))
 }
 
-/// The name of QEMU's machine, which is `sandbox-<id>` with Kata (`-name sandbox-x,debug-threads=on`) and `guest=x` with libvirt.
+/// The name of QEMU's machine, which is `sandbox-<id>` with Kata
+/// (`-name sandbox-x,debug-threads=on`) and `guest=x` with libvirt.
 fn machine(arguments: &[u8]) -> Option<String> {
     let mut after = is_qemus(arguments)
         .then(|| arguments.split(|&byte| byte == 0).skip_while(|argument| *argument != b"-name"))?;

@@ -5,7 +5,8 @@
 //! 3. For each volume `add-fd` (with the intent), `blockdev-add`, `device_add`.
 //! 4. One `Attach` for all volumes in the guest; then the outcome is written beside each intent.
 //!
-//! All or nothing: any failure, lost reply, deadline or signal undoes every step that may have been taken.
+//! All or nothing: any failure, lost reply, deadline or signal undoes every step that may have been
+//! taken.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -234,7 +235,8 @@ impl<'a> Plug<'a> {
         self.write_placements().await
     }
 
-    /// Notes a further use of a disk that others have, before the guest is asked for it, and keeps its place.
+    /// Notes a further use of a disk that others have, before the guest is asked for it, and keeps
+    /// its place.
     async fn begin_use(&mut self, index: usize) -> Result<(), Error> {
         let (item, qmp) = (&mut self.items[index], &mut self.link.qmp);
         if let Some(begun) = item.begun().filter(|_| !item.is_plugged()) {
@@ -256,8 +258,8 @@ impl<'a> Plug<'a> {
     async fn add_disk(&mut self, index: usize, addresses: &mut Addresses) -> Result<(), Error> {
         let item = &mut self.items[index];
         let qmp = &mut self.link.qmp;
-        // Sent is as good as done: of a QEMU that was stopped before, one in five executed this from its socket's buffer when it went on,
-        // though nobody was connected any more (10.0).
+        // Sent is as good as done: of a QEMU that was stopped before, one in five executed this
+        // from its socket's buffer when it went on, though nobody was connected any more (10.0).
         item.touched = Touched::Records;
         let intent = Record::Intent(item.intent.clone()).to_opaque();
         item.set = qmp.add_fd(item.source.claim()?, None, &intent).await?.set;
@@ -284,7 +286,8 @@ impl<'a> Plug<'a> {
         Ok(())
     }
 
-    /// Makes the volume's block node, under the name of its place: whether another volume is there is for QEMU to say.
+    /// Makes the volume's block node, under the name of its place: whether another volume is there
+    /// is for QEMU to say.
     async fn add_node(&mut self, index: usize) -> Result<(), Error> {
         let Intent { container, path, .. } = &self.items[index].intent;
         let place = place_name(container, path);
@@ -293,7 +296,8 @@ impl<'a> Plug<'a> {
         }
         self.items[index].touched = Touched::Records;
         self.check_records_of_path(index).await?;
-        // The name outlived the use that it was for: others go on with that disk, or a run was killed.
+        // The name outlived the use that it was for: others go on with that disk, or a run was
+        // killed.
         self.items[index].touched = Touched::Disk;
         self.try_add_node(index, None).await.map(drop)
     }
@@ -344,7 +348,8 @@ impl<'a> Plug<'a> {
         Ok(())
     }
 
-    /// Writes what was done beside each intent. With this a volume is plugged; without it a later run takes it back.
+    /// Writes what was done beside each intent. With this a volume is plugged; without it a later
+    /// run takes it back.
     async fn write_placements(&mut self) -> Result<(), Error> {
         for item in &self.items {
             let Some(attached) = &item.attached else { continue };

@@ -1,11 +1,15 @@
-//! `block-volume hot-unplug`: the sequence from a device in a container back to a free volume on the host.
+//! `block-volume hot-unplug`: the sequence from a device in a container back to a free volume on
+//! the host.
 //!
 //! 1. Before anything changes: find the sandbox, lock it, find the volume in QEMU.
-//! 2. The guest lets go of it (node, right, flush, disk), or refuses, because it is in use: then nothing has changed.
-//! 3. QEMU's device, node and descriptors; the descriptors last, as they carry the record that a repetition needs.
+//! 2. The guest lets go of it (node, right, flush, disk), or refuses, because it is in use: then
+//!    nothing has changed.
+//! 3. QEMU's device, node and descriptors; the descriptors last, as they carry the record that a
+//!    repetition needs.
 //!
-//! A removal that has begun is completed, also after a signal: what is half gone is of use to nobody. A wait for those who hold the
-//! volume is no beginning: a signal ends it, by a request without patience, which the guest lets in before the patient one. What a killed run left of a
+//! A removal that has begun is completed, also after a signal: what is half gone is of use to
+//! nobody. A wait for those who hold the volume is no beginning: a signal ends it, by a request
+//! without patience, which the guest lets in before the patient one. What a killed run left of a
 //! plug or an unplug is taken away in the same way, as far as it is there.
 
 use std::path::PathBuf;
@@ -108,7 +112,8 @@ struct Prepared {
     subject: Subject,
 }
 
-/// Finds the volume, and the guest if it has to be asked. `None`: a volume that is named by its id is not there.
+/// Finds the volume, and the guest if it has to be asked. `None`: a volume that is named by its id
+/// is not there.
 async fn prepare(
     verb: &HotUnplug,
     place: &Place,

@@ -1,8 +1,10 @@
-//! The host's side of a block volume hot-plug: it hands a host block volume to the QEMU of a running Kata Containers sandbox
-//! and asks the agent in the guest to make it usable in a running container.
+//! The host's side of a block volume hot-plug: it hands a host block volume to the QEMU of a
+//! running Kata Containers sandbox and asks the agent in the guest to make it usable in a running
+//! container.
 //!
-//! It keeps no state of its own (QEMU does, see [`registry`]), runs no daemon, and knows nothing of the guest but the
-//! contract `blockvolume.v1`. The binary `ecr-runtime` is this library behind [`run`].
+//! It keeps no state of its own (QEMU does, see [`registry`]), runs no daemon, and knows nothing of
+//! the guest but the contract `blockvolume.v1`. The binary `ecr-runtime` is this library behind
+//! [`run`].
 //!
 //! | file | knows |
 //! |---|---|

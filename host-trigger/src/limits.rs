@@ -1,9 +1,11 @@
-//! A volume's limits: how many operations and bytes a second its guest gets, as QEMU keeps and enforces them
-//! ([throttling](https://gitlab.com/qemu-project/qemu/-/blob/master/docs/throttle.txt), `block_set_io_throttle` and what
-//! `query-block` tells). They belong to the disk in QEMU, and go with it.
+//! A volume's limits: how many operations and bytes a second its guest gets, as QEMU keeps and
+//! enforces them
+//! ([throttling](https://gitlab.com/qemu-project/qemu/-/blob/master/docs/throttle.txt),
+//! `block_set_io_throttle` and what `query-block` tells). They belong to the disk in QEMU, and go
+//! with it.
 //!
-//! There are six limits, each with a burst that it may be exceeded by for a while. A limit for reads and writes together
-//! excludes those for reads and for writes alone.
+//! There are six limits, each with a burst that it may be exceeded by for a while. A limit for
+//! reads and writes together excludes those for reads and for writes alone.
 
 use std::{collections::HashMap, fmt};
 
@@ -95,7 +97,8 @@ impl Limits {
         *self == Self::default()
     }
 
-    /// What QEMU says of a disk's medium (`inserted` in `query-block`). A version without one of the fields has no such limit.
+    /// What QEMU says of a disk's medium (`inserted` in `query-block`). A version without one of
+    /// the fields has no such limit.
     fn from_qemu(inserted: &Value) -> Self {
         let number = |name: &str| inserted[name].as_u64().unwrap_or_default();
         Self::of(KINDS.map(|Kind { qemu, .. }| {
@@ -119,7 +122,8 @@ impl Limits {
         Ok(drives.iter().filter_map(of).collect())
     }
 
-    /// Makes these the limits of the volume `id`. What QEMU is not told, it resets: so it is told all.
+    /// Makes these the limits of the volume `id`. What QEMU is not told, it resets: so it is told
+    /// all.
     ///
     /// # Errors
     /// QEMU refuses, or does not answer.
@@ -235,7 +239,8 @@ impl Change {
         self.applied(&Limits::default()).map_err(|why| Error::Limits { why })
     }
 
-    /// What becomes of `present`: what is not given stays. A limit that goes takes its burst with it.
+    /// What becomes of `present`: what is not given stays. A limit that goes takes its burst with
+    /// it.
     ///
     /// # Errors
     /// What is given does not go together with what is there.

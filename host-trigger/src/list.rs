@@ -1,5 +1,6 @@
-//! `block-volume list` and `inspect`: what is plugged, as QEMU and the guest have it now. Both only look: they send queries to
-//! QEMU and `Inspect` to the guest. Where the guest does not answer, QEMU's part is shown, and that it is only that.
+//! `block-volume list` and `inspect`: what is plugged, as QEMU and the guest have it now. Both only
+//! look: they send queries to QEMU and `Inspect` to the guest. Where the guest does not answer,
+//! QEMU's part is shown, and that it is only that.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,5 @@
-//! What `list` and `inspect` print: the volumes with their state, as one JSON object, as a table, or one by one.
+//! What `list` and `inspect` print: the volumes with their state, as one JSON object, as a table,
+//! or one by one.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,5 @@
-//! What `list` and `inspect` print: a JSON form that stays as it is, and lines for people in which nothing acts on a terminal.
+//! What `list` and `inspect` print: a JSON form that stays as it is, and lines for people in which
+//! nothing acts on a terminal.
 
 use std::path::Path;
 

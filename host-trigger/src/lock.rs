@@ -1,5 +1,6 @@
-//! One run at a time works on a sandbox: [`flock`](https://man7.org/linux/man-pages/man2/flock.2.html) on its directory, which
-//! needs no file and ends with the process.
+//! One run at a time works on a sandbox:
+//! [`flock`](https://man7.org/linux/man-pages/man2/flock.2.html) on its directory, which needs no
+//! file and ends with the process.
 
 use std::{
     fs::{self, File},
@@ -36,7 +37,8 @@ pub(crate) async fn acquire(directory: &Path, deadline: Deadline) -> Result<Sand
         Err((file, Errno::EWOULDBLOCK)) => file,
         Err((_, errno)) => return Err(Error::system("flock", directory, errno.into())),
     };
-    // flock knows no deadline, so that a thread waits. One that is too late finds nobody to take the lock, and drops it.
+    // flock knows no deadline, so that a thread waits. One that is too late finds nobody to take
+    // the lock, and drops it.
     let (sender, receiver) = oneshot::channel();
     std::thread::spawn(move || {
         let mut file = file;
@@ -57,7 +59,8 @@ pub(crate) async fn acquire(directory: &Path, deadline: Deadline) -> Result<Sand
     }
 }
 
-/// Who has the lock now: the first that [`/proc/locks`](https://man7.org/linux/man-pages/man5/proc_locks.5.html) names.
+/// Who has the lock now: the first that
+/// [`/proc/locks`](https://man7.org/linux/man-pages/man5/proc_locks.5.html) names.
 pub(crate) fn holder(directory: &Path) -> Option<Holder> {
     let metadata = fs::metadata(directory).ok()?;
     let locks = fs::read_to_string("/proc/locks").ok()?;

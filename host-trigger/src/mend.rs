@@ -1,4 +1,5 @@
-//! What becomes of one volume of which something is left: which way it goes, by what QEMU and the guest have of it.
+//! What becomes of one volume of which something is left: which way it goes, by what QEMU and the
+//! guest have of it.
 //!
 //! | found | goes |
 //! |---|---|
@@ -11,7 +12,8 @@
 //! | a node in QEMU without device and record | undone |
 //! | a device without record | left alone: nobody knows what a container has of it |
 //!
-//! Where a plug cannot be completed it is undone. Where the guest has a say and does not answer, nothing changes.
+//! Where a plug cannot be completed it is undone. Where the guest has a say and does not answer,
+//! nothing changes.
 
 use std::time::Duration;
 

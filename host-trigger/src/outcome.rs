@@ -1,6 +1,7 @@
-//! What the guest did for a volume: checked against what it was asked for, and noted in QEMU beside the intent, on a descriptor of
-//! `/dev/null` ([`add-fd`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-misc.add-fd)). With that note a
-//! volume is plugged.
+//! What the guest did for a volume: checked against what it was asked for, and noted in QEMU beside
+//! the intent, on a descriptor of `/dev/null`
+//! ([`add-fd`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-misc.add-fd)).
+//! With that note a volume is plugged.
 
 use std::fs::OpenOptions;
 

@@ -1,5 +1,5 @@
-//! What a command prints: one JSON object on standard output, or a few lines for people. Errors for people go to standard
-//! error, as `error: …` and `hint: …`.
+//! What a command prints: one JSON object on standard output, or a few lines for people. Errors for
+//! people go to standard error, as `error: …` and `hint: …`.
 
 use std::{
     fmt,
@@ -48,7 +48,8 @@ pub struct Report {
     pub command: String,
     /// What became of it.
     pub result: Outcome,
-    /// In the order of the command line; none where the volume that `hot-unplug` names is not there.
+    /// In the order of the command line; none where the volume that `hot-unplug` names is not
+    /// there.
     pub volumes: Vec<Volume>,
     /// Who lost the volume by `hot-unplug --force`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -232,7 +233,8 @@ pub fn print_report(report: &Report, format: Format) {
     }
 }
 
-/// Prints `listing` on standard output: one volume of `inspect` in full, those of `list` as a table.
+/// Prints `listing` on standard output: one volume of `inspect` in full, those of `list` as a
+/// table.
 pub fn print_listing(listing: &Listing, format: Format) {
     match format {
         Format::Human if listing.command == "inspect" => print(&listing::details(listing)),
@@ -285,17 +287,20 @@ pub fn print_failure(failure: &Failure, format: Format) {
     }
 }
 
-/// A line on standard error. One that is closed (`eprintln!` panics then) must not keep an undo from its end.
+/// A line on standard error. One that is closed (`eprintln!` panics then) must not keep an undo
+/// from its end.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 fn print_json(value: &impl Serialize) {
-    // Neither type has a map with keys that are no strings, or a path as it is: the only things that fail here.
+    // Neither type has a map with keys that are no strings, or a path as it is: the only things
+    // that fail here.
     print(&serde_json::to_string(value).unwrap_or_default());
 }
 
-/// A reader that closed its end early has what it wanted: the work is done all the same, and the status tells so.
+/// A reader that closed its end early has what it wanted: the work is done all the same, and the
+/// status tells so.
 fn print(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());

@@ -1,4 +1,5 @@
-//! What the verbs print of volumes and failures: a JSON form that stays as it is, and lines for people in which nothing acts on a terminal.
+//! What the verbs print of volumes and failures: a JSON form that stays as it is, and lines for
+//! people in which nothing acts on a terminal.
 
 use super::*;
 use crate::{limits::Limit, sample};

@@ -1,6 +1,6 @@
-//! All that can be known before anything is changed. The agent, QEMU and the source are asked at the same time, because each of
-//! them takes a while to answer and none needs the others: the plug then takes hardly longer than its three changes in QEMU
-//! and the guest's own work.
+//! All that can be known before anything is changed. The agent, QEMU and the source are asked at
+//! the same time, because each of them takes a while to answer and none needs the others: the plug
+//! then takes hardly longer than its three changes in QEMU and the guest's own work.
 
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,8 @@ pub(crate) struct Prepared {
     pub(crate) probe: ProbeResponse,
     pub(crate) qmp: Qmp,
     pub(crate) controller: Controller,
-    /// All that QEMU has, which takes the longer the more volumes there are: only where something of the volumes may be there.
+    /// All that QEMU has, which takes the longer the more volumes there are: only where something
+    /// of the volumes may be there.
     pub(crate) registry: Option<Registry>,
     pub(crate) sources: Vec<Source>,
 }
@@ -56,7 +57,8 @@ pub(crate) async fn prepare(
             [("qmp_connect", connected), ("qmp_query", start.elapsed() - connected)],
         ))
     };
-    // Comes last: the others have sent their requests by the time that this is polled, and it never waits.
+    // Comes last: the others have sent their requests by the time that this is polled, and it never
+    // waits.
     let sources = async {
         let start = Instant::now();
         let sources = Source::open_all(&verb.block_volume, verb.read_only)?;
@@ -83,8 +85,9 @@ struct Met {
     stages: [(&'static str, Duration); 3],
 }
 
-/// Finds the agent and asks it. The shim's word on its address counts; while that is awaited, the address on disk is tried,
-/// which is the same but for a state file that is out of date. `Probe` changes nothing, whoever answers it.
+/// Finds the agent and asks it. The shim's word on its address counts; while that is awaited, the
+/// address on disk is tried, which is the same but for a state file that is out of date. `Probe`
+/// changes nothing, whoever answers it.
 async fn meet(
     place: &Place,
     container: &str,

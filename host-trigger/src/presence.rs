@@ -1,8 +1,9 @@
 //! What QEMU has of one volume, put together from its records, its block node and its device.
 //!
-//! A volume is one disk with one use or, where it is shared, several: a container and a path each. The intent that travels on the
-//! volume's own descriptor names the first; each further one is named by its outcome. Where there are outcomes, they tell which uses
-//! there are: the first one's may have gone while others went on.
+//! A volume is one disk with one use or, where it is shared, several: a container and a path each.
+//! The intent that travels on the volume's own descriptor names the first; each further one is
+//! named by its outcome. Where there are outcomes, they tell which uses there are: the first one's
+//! may have gone while others went on.
 
 use crate::{
     record::{Intent, Placement},
@@ -13,9 +14,11 @@ use block_volume_qmp::PassedFd;
 /// What QEMU has of one volume.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Presence {
-    /// What was asked for, and the number of its set. More than one only after two runs that did not lock each other out.
+    /// What was asked for, and the number of its set. More than one only after two runs that did
+    /// not lock each other out.
     pub intents: Vec<(u64, Intent)>,
-    /// What was done, and the descriptor that carries it; of one set the oldest first, as QEMU lists them.
+    /// What was done, and the descriptor that carries it; of one set the oldest first, as QEMU
+    /// lists them.
     pub placements: Vec<(PassedFd, Placement)>,
     /// Its block node's size, if that exists.
     pub node: Option<u64>,
@@ -140,7 +143,8 @@ impl Presence {
         self.node.filter(|_| self.device && in_use)
     }
 
-    /// Descriptors that it does not need: a second set for a volume that is wholly plugged, an outcome that another one replaced.
+    /// Descriptors that it does not need: a second set for a volume that is wholly plugged, an
+    /// outcome that another one replaced.
     pub(crate) fn unused(&self, id: &VolumeId) -> Vec<Unused> {
         if self.plugged().is_none() {
             return Vec::new();

@@ -1,6 +1,8 @@
-//! Strings that came from the guest, from QEMU or from a file name, made safe for a terminal: bounded, and without control
-//! characters ([escape sequences](https://man7.org/linux/man-pages/man4/console_codes.4.html)) or characters that reorder text
-//! ([bidirectional formatting](https://www.unicode.org/reports/tr9/)), are drawn over their neighbours, or cannot be seen.
+//! Strings that came from the guest, from QEMU or from a file name, made safe for a terminal:
+//! bounded, and without control characters ([escape
+//! sequences](https://man7.org/linux/man-pages/man4/console_codes.4.html)) or characters that
+//! reorder text ([bidirectional formatting](https://www.unicode.org/reports/tr9/)), are drawn over
+//! their neighbours, or cannot be seen.
 
 /// The most characters that are shown of one foreign string.
 const LIMIT: usize = 400;
@@ -22,7 +24,8 @@ pub fn printable(text: &str) -> String {
     shown
 }
 
-/// The standard library's table knows what a reader would not see as it is; quotes and backslashes it escapes for another reason.
+/// The standard library's table knows what a reader would not see as it is; quotes and backslashes
+/// it escapes for another reason.
 fn is_visible(c: char) -> bool {
     matches!(c, '"' | '\'' | '\\') || c.escape_debug().len() == 1
 }

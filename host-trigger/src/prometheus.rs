@@ -1,6 +1,7 @@
-//! The counters of `stats` in Prometheus' [text format](https://prometheus.io/docs/instrumenting/exposition_formats/): for each
-//! metric its help, its type and one line a volume. Base units, counters end in `_total`; values are written as decimal digits, without
-//! a detour over floating point.
+//! The counters of `stats` in Prometheus' [text
+//! format](https://prometheus.io/docs/instrumenting/exposition_formats/): for each metric its help,
+//! its type and one line a volume. Base units, counters end in `_total`; values are written as
+//! decimal digits, without a detour over floating point.
 
 use std::fmt::Write as _;
 

@@ -1,5 +1,6 @@
-//! The page of counters, read back by the rules of the
-//! [text format](https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format), which are written down here once more.
+//! The page of counters, read back by the rules of the [text
+//! format](https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format), which
+//! are written down here once more.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 

@@ -1,7 +1,8 @@
 //! Bugs of QEMU that hurt hot-plug, by the version that QEMU's greeting tells
 //! ([QMP](https://www.qemu.org/docs/master/interop/qmp-spec.html)).
 //!
-//! A distribution may have mended an old version without another number: this is for a warning, never for a refusal.
+//! A distribution may have mended an old version without another number: this is for a warning,
+//! never for a refusal.
 
 /// A version, `7.2.15`.
 type Version = [u32; 3];
@@ -21,9 +22,11 @@ pub struct QemuBug {
 
 /// Every bug that is known here.
 pub const QEMU_BUGS: [QemuBug; 1] = [
-    // "Reported luns changed" came with 7.2 (commit 8cc5583abe). Of commands that the guest hands over at once, only the first says so; the
-    // others fail without a reason, and Linux stops all disks of the controller for its error recovery. Mended by 9472083e64, in 7.2.15 and
-    // 8.1. 280 plugs and unplugs set off 120 recoveries in 7.2.22 without that commit, and none with it (ci/affected-qemu).
+    // "Reported luns changed" came with 7.2 (commit 8cc5583abe). Of commands that the guest hands
+    // over at once, only the first says so; the others fail without a reason, and Linux stops all
+    // disks of the controller for its error recovery. Mended by 9472083e64, in 7.2.15 and 8.1. 280
+    // plugs and unplugs set off 120 recoveries in 7.2.22 without that commit, and none with it
+    // (ci/affected-qemu).
     QemuBug {
         name: "reported-luns-changed",
         effect: "a disk that comes or goes makes writes to the busy disks of its controller fail, and the guest stops them all to recover",

@@ -1,5 +1,5 @@
-//! Reaching QEMU and the guest side by side, for verbs that may find that they can do without the guest: whoever needs it waits
-//! for it then, and only then its errors count.
+//! Reaching QEMU and the guest side by side, for verbs that may find that they can do without the
+//! guest: whoever needs it waits for it then, and only then its errors count.
 
 use std::{fmt, pin::Pin, time::Duration};
 

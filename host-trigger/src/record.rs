@@ -1,11 +1,13 @@
 //! What QEMU keeps for us beside a volume's descriptor: the free text (`opaque`) of
-//! [`add-fd`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-misc.add-fd), which it gives back byte for
-//! byte to whoever asks later.
+//! [`add-fd`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-misc.add-fd),
+//! which it gives back byte for byte to whoever asks later.
 //!
-//! The volume's own descriptor carries the [`Intent`], written before anything else happens; a second descriptor in the same
-//! set, of `/dev/null`, carries the [`Placement`] once the guest has done its part. A set with an intent alone is half done.
+//! The volume's own descriptor carries the [`Intent`], written before anything else happens; a
+//! second descriptor in the same set, of `/dev/null`, carries the [`Placement`] once the guest has
+//! done its part. A set with an intent alone is half done.
 //!
-//! The texts are short on purpose: QEMU takes a command in byte by byte, at some four microseconds each.
+//! The texts are short on purpose: QEMU takes a command in byte by byte, at some four microseconds
+//! each.
 
 use block_volume_api::block_volume::{DeviceNumber, FilterMode, NodeWay, Outcome};
 use serde::{Deserialize, Serialize};
@@ -126,7 +128,8 @@ pub struct Placement {
     /// The container had the right before us.
     #[serde(default, skip_serializing_if = "is_default")]
     pub allowed_before: bool,
-    /// When the container's first process began, in the guest's clock ticks: tells it from a later one of the same id.
+    /// When the container's first process began, in the guest's clock ticks: tells it from a later
+    /// one of the same id.
     #[serde(default, skip_serializing_if = "is_default")]
     pub started: u64,
 }
@@ -176,7 +179,8 @@ pub fn filter_name(mode: FilterMode) -> &'static str {
 }
 
 impl Placement {
-    /// What stays noted of a use that is done anew: whose it is, and the directories that were made the first time.
+    /// What stays noted of a use that is done anew: whose it is, and the directories that were made
+    /// the first time.
     pub fn carry_over(&mut self, before: &Self) {
         self.further.clone_from(&before.further);
         self.parents_made.extend(before.parents_made.iter().cloned());

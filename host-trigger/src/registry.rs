@@ -1,5 +1,6 @@
-//! What QEMU says there is: descriptor sets, block nodes, devices, controllers. It is the only registry of volumes; see the
-//! [QMP reference](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html) for the queries.
+//! What QEMU says there is: descriptor sets, block nodes, devices, controllers. It is the only
+//! registry of volumes; see the [QMP
+//! reference](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html) for the queries.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -19,7 +20,8 @@ use block_volume_qmp::{PassedFd, Qmp, QmpError};
 #[derive(Debug)]
 pub struct Registry {
     sets: Vec<FdSet>,
-    /// Node name to size; asked for where it matters, for the answer grows by kilobytes with each volume.
+    /// Node name to size; asked for where it matters, for the answer grows by kilobytes with each
+    /// volume.
     nodes: Option<HashMap<String, u64>>,
     /// Device id to type.
     devices: HashMap<String, String>,
@@ -132,7 +134,8 @@ impl Registry {
         })
     }
 
-    /// Every volume of which anything is there, in the order of the ids; nodes only after [`read_nodes`](Self::read_nodes).
+    /// Every volume of which anything is there, in the order of the ids; nodes only after
+    /// [`read_nodes`](Self::read_nodes).
     pub fn known(&self) -> Vec<(VolumeId, Presence)> {
         let mut records: BTreeMap<VolumeId, Vec<Recorded>> = BTreeMap::new();
         for recorded in self.volumes() {
@@ -169,8 +172,8 @@ impl Registry {
         self.devices.iter().filter(move |(_, kind)| is_disk(kind)).map(|(id, _)| id.as_str())
     }
 
-    /// Descriptors of ours that no volume needs: those of `Presence::unused`, and an outcome without its intent. What has a volume
-    /// that is half done goes with that.
+    /// Descriptors of ours that no volume needs: those of `Presence::unused`, and an outcome
+    /// without its intent. What has a volume that is half done goes with that.
     pub fn unused(&self) -> Vec<Unused> {
         let known = self.known();
         let mut unused: Vec<_> =

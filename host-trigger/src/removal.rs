@@ -1,7 +1,9 @@
-//! The removal of one volume, from the guest and then from QEMU: what `hot-unplug` is, and what `repair` does with much of what it
-//! finds. It goes by what is there, so that the same steps take away a whole volume and what a killed run left of one.
+//! The removal of one volume, from the guest and then from QEMU: what `hot-unplug` is, and what
+//! `repair` does with much of what it finds. It goes by what is there, so that the same steps take
+//! away a whole volume and what a killed run left of one.
 //!
-//! The guest comes first ([`device_del`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-qdev.device_del)
+//! The guest comes first
+//! ([`device_del`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-qdev.device_del)
 //! of a SCSI disk is a surprise removal) and may refuse; then nothing has changed.
 
 use std::time::Duration;
@@ -47,8 +49,8 @@ pub(crate) struct Removal<'a> {
 }
 
 impl Removal<'_> {
-    /// Takes away what is there; `question` is what the guest is asked to let go of. `impatient` ends a wait for those who hold it.
-    /// Returns who lost the volume by force.
+    /// Takes away what is there; `question` is what the guest is asked to let go of. `impatient`
+    /// ends a wait for those who hold it. Returns who lost the volume by force.
     ///
     /// # Errors
     /// Unless it is [`Error::Incomplete`], nothing has changed.
@@ -171,7 +173,8 @@ impl Removal<'_> {
     }
 }
 
-/// Asks the guest, again where the connection was lost: a part that is done is not done twice. Returns who lost the volume by force.
+/// Asks the guest, again where the connection was lost: a part that is done is not done twice.
+/// Returns who lost the volume by force.
 async fn detach(
     guest: &Guest,
     detachment: &Detachment,

@@ -1,8 +1,10 @@
-//! `block-volume repair`: whatever killed runs left in a sandbox is completed or undone, volume by volume; what is well is kept, and
-//! nothing that is not ours is touched. `mend.rs` says which way each volume goes.
+//! `block-volume repair`: whatever killed runs left in a sandbox is completed or undone, volume by
+//! volume; what is well is kept, and nothing that is not ours is touched. `mend.rs` says which way
+//! each volume goes.
 //!
-//! It goes by what QEMU and the guest have now, as every verb does, so that it may itself be killed and run again. A first signal
-//! lets it finish the volume that it works on; a second one ends it at once.
+//! It goes by what QEMU and the guest have now, as every verb does, so that it may itself be killed
+//! and run again. A first signal lets it finish the volume that it works on; a second one ends it
+//! at once.
 
 use std::{
     cell::{Cell, RefCell},
@@ -87,7 +89,8 @@ struct Inventory {
     unused: Vec<Unused>,
 }
 
-/// Looks at everything, and changes nothing. The guest is only waited for where it may have something.
+/// Looks at everything, and changes nothing. The guest is only waited for where it may have
+/// something.
 async fn look(place: &Place, deadline: Deadline) -> Result<Inventory, Error> {
     let (mut qmp, registry, guest) = Reached::new(place, deadline).await?.split();
     let mut subjects = Vec::new();

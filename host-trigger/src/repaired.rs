@@ -1,4 +1,5 @@
-//! What `repair` prints: what it found of each volume and what it did, as one JSON object or a line each.
+//! What `repair` prints: what it found of each volume and what it did, as one JSON object or a line
+//! each.
 
 use serde::{Deserialize, Serialize};
 

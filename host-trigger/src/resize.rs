@@ -1,13 +1,16 @@
-//! `block-volume resize`: QEMU and the guest follow a volume that grew, or a raw image is grown by QEMU
+//! `block-volume resize`: QEMU and the guest follow a volume that grew, or a raw image is grown by
+//! QEMU
 //! ([`block_resize`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-block-core.block_resize)).
 //!
-//! 1. Before anything changes: find the volume, open its source for a look (is it still the one that was plugged?), and have the guest
-//!    read the size that QEMU has: it then surely can follow, and may.
-//! 2. `block_resize`. QEMU changes the length of an image through the descriptor that it has: no path is followed, and it cannot be
-//!    another file. Of a block device it takes the real size.
+//! 1. Before anything changes: find the volume, open its source for a look (is it still the one
+//!    that was plugged?), and have the guest read the size that QEMU has: it then surely can
+//!    follow, and may.
+//! 2. `block_resize`. QEMU changes the length of an image through the descriptor that it has: no
+//!    path is followed, and it cannot be another file. Of a block device it takes the real size.
 //! 3. The guest reads the size again until it is QEMU's.
 //!
-//! A guest that does not follow: an image that this very call has grown gets its length back, unless the guest may have used it.
+//! A guest that does not follow: an image that this very call has grown gets its length back,
+//! unless the guest may have used it.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -43,8 +46,9 @@ const REPLY_GRACE: Duration = Duration::from_secs(2);
 
 /// Makes QEMU, the guest and the container see a volume's new size
 ///
-/// Without --size the size that the volume has on the host now is taken: grow a block device there first. With --size a raw image is grown. The volume
-/// stays in use meanwhile; a file system on it is grown afterwards, in the container (resize2fs, xfs_growfs). Success means that the guest's
+/// Without --size the size that the volume has on the host now is taken: grow a block device there
+/// first. With --size a raw image is grown. The volume stays in use meanwhile; a file system on it
+/// is grown afterwards, in the container (resize2fs, xfs_growfs). Success means that the guest's
 /// kernel has the new size.
 #[derive(Debug, Args)]
 pub struct Resize {
@@ -261,7 +265,8 @@ impl Resizing<'_> {
             .execute("block_resize", json!({"node-name": self.id.node(), "size": size}))
             .await;
         match resized {
-            // The file system of the image has a limit, or no room for what it keeps of a longer file.
+            // The file system of the image has a limit, or no room for what it keeps of a longer
+            // file.
             Err(e)
                 if e.refusal().is_some_and(|text| {
                     text.contains("too large") || text.contains("No space")

@@ -1,11 +1,12 @@
-//! The disks of this host's root file system, by number: whoever can write one of them owns the host (CVE-2026-24054 was a runtime
-//! that handed one to a VM).
+//! The disks of this host's root file system, by number: whoever can write one of them owns the
+//! host (CVE-2026-24054 was a runtime that handed one to a VM).
 
 use std::{fs, os::unix::fs::MetadataExt};
 
 use crate::{block_sysfs, holders::Held};
 
-/// Is `number` the device of the root file system, one that it is made of, or a disk or any partition of a disk that it is on?
+/// Is `number` the device of the root file system, one that it is made of, or a disk or any
+/// partition of a disk that it is on?
 pub(crate) fn is_root(number: u64) -> bool {
     let whole = block_sysfs::whole_disk(number);
     roots()
@@ -13,8 +14,9 @@ pub(crate) fn is_root(number: u64) -> bool {
         .any(|root| root == number || block_sysfs::disks_below(root).contains(&whole))
 }
 
-/// The devices of the root file system, as this process and as the first process of the host see it. A file system of several
-/// devices has no number of its own, and names one of them as its source.
+/// The devices of the root file system, as this process and as the first process of the host see
+/// it. A file system of several devices has no number of its own, and names one of them as its
+/// source.
 fn roots() -> Vec<u64> {
     let numbers =
         ["/", "/proc/1/root/"].map(|root| fs::metadata(root).map(|metadata| metadata.dev()));

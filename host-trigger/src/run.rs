@@ -1,4 +1,5 @@
-//! One run of the program: its command line, the verb's file, what is printed, what is noted for an auditor, the exit status.
+//! One run of the program: its command line, the verb's file, what is printed, what is noted for an
+//! auditor, the exit status.
 
 use std::{
     io::{self, Write},

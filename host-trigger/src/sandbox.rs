@@ -6,7 +6,8 @@
 //! | agent | `sbs/<sid>/shim-monitor.sock`, else `sbs/<sid>/persist.json` | `<sid>/shim-monitor.sock` |
 //! | containers | `sbs/<sid>/<cid>/` | – |
 //!
-//! See [Kata's architecture](https://github.com/kata-containers/kata-containers/blob/main/docs/design/architecture/README.md).
+//! See [Kata's
+//! architecture](https://github.com/kata-containers/kata-containers/blob/main/docs/design/architecture/README.md).
 
 use std::{
     fs, io,
@@ -57,7 +58,8 @@ impl Place {
     /// Finds the sandbox.
     ///
     /// # Errors
-    /// An id is not valid, ambiguous or not there, nothing tells the sandbox, or a directory may not be read.
+    /// An id is not valid, ambiguous or not there, nothing tells the sandbox, or a directory may
+    /// not be read.
     pub fn find(search: &Search) -> Result<Self, Error> {
         if let Some(container) = &search.container {
             check_id("container", container)?;
@@ -88,7 +90,8 @@ impl Place {
         Ok(Self { sandbox, layout, qmp: search.qmp.clone(), agent: search.agent.clone() })
     }
 
-    /// The whole id of the container `prefix`: one that the runtime has noted, or one of `recorded`, which may be gone.
+    /// The whole id of the container `prefix`: one that the runtime has noted, or one of
+    /// `recorded`, which may be gone.
     ///
     /// # Errors
     /// It is not valid, ambiguous or not there, or it is the sandbox's own.
@@ -170,7 +173,8 @@ impl Place {
         }
     }
 
-    /// What [`agent_address`](Self::agent_address) will most likely say, known at once: the address that the Go runtime noted.
+    /// What [`agent_address`](Self::agent_address) will most likely say, known at once: the address
+    /// that the Go runtime noted.
     pub fn likely_agent_address(&self) -> Option<AgentAddress> {
         match (&self.agent, &self.layout) {
             (None, Layout::Go(root)) => {

@@ -1,6 +1,8 @@
-//! What a Kata shim tells of its sandbox: `GET /agent-url` on its monitor socket, and the file `persist.json` that the Go
-//! runtime keeps ([Kata's design](https://github.com/kata-containers/kata-containers/blob/main/docs/design/architecture/README.md)).
-//! The shim rewrites that file in place without a lock, so that half of it may be read; it is read only, never written.
+//! What a Kata shim tells of its sandbox: `GET /agent-url` on its monitor socket, and the file
+//! `persist.json` that the Go runtime keeps ([Kata's
+//! design](https://github.com/kata-containers/kata-containers/blob/main/docs/design/architecture/README.md)).
+//! The shim rewrites that file in place without a lock, so that half of it may be read; it is read
+//! only, never written.
 
 use std::{fs::File, io::Read, path::Path, time::Duration};
 

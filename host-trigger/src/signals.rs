@@ -1,5 +1,5 @@
-//! SIGINT, SIGTERM and SIGHUP: the first one starts the undo, a second one ends the process at once. See
-//! [`signal(7)`](https://man7.org/linux/man-pages/man7/signal.7.html).
+//! SIGINT, SIGTERM and SIGHUP: the first one starts the undo, a second one ends the process at
+//! once. See [`signal(7)`](https://man7.org/linux/man-pages/man7/signal.7.html).
 
 use std::fs;
 
@@ -62,7 +62,8 @@ async fn received(signal: Option<&mut Signal>) {
     }
 }
 
-/// Whether `signal` is in the mask `SigIgn` of [`/proc/PID/status`](https://man7.org/linux/man-pages/man5/proc_pid_status.5.html).
+/// Whether `signal` is in the mask `SigIgn` of
+/// [`/proc/PID/status`](https://man7.org/linux/man-pages/man5/proc_pid_status.5.html).
 fn is_ignored(status: &str, signal: i32) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());

@@ -1,5 +1,6 @@
 //! Sizes in bytes, as a person writes and reads them: with the binary prefixes of
-//! [units(7)](https://man7.org/linux/man-pages/man7/units.7.html). `10G` and `10GB` are not taken: programs differ in what they mean.
+//! [units(7)](https://man7.org/linux/man-pages/man7/units.7.html). `10G` and `10GB` are not taken:
+//! programs differ in what they mean.
 
 const UNITS: [(&str, u32); 6] =
     [("EiB", 60), ("PiB", 50), ("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];

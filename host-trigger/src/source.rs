@@ -1,7 +1,9 @@
-//! The volume on the host: found once ([`open(2)`](https://man7.org/linux/man-pages/man2/open.2.html) with `O_PATH`, which has no
-//! effect on what is opened), and everything about it asked through that descriptor and the one that is opened through it,
-//! which is then QEMU's: there is no second look at the path. `O_EXCL` on a block device is a claim that lasts as long as any copy
-//! of the descriptor does: a later mount, mkfs or second plug is refused by the kernel.
+//! The volume on the host: found once
+//! ([`open(2)`](https://man7.org/linux/man-pages/man2/open.2.html) with `O_PATH`, which has no
+//! effect on what is opened), and everything about it asked through that descriptor and the one
+//! that is opened through it, which is then QEMU's: there is no second look at the path. `O_EXCL`
+//! on a block device is a claim that lasts as long as any copy of the descriptor does: a later
+//! mount, mkfs or second plug is refused by the kernel.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -32,7 +34,8 @@ pub struct Source {
     pub given: PathBuf,
     /// The real path.
     pub device: PathBuf,
-    /// What tells it from every other volume of this host: `b:major:minor:diskseq` or `f:dev:inode`.
+    /// What tells it from every other volume of this host: `b:major:minor:diskseq` or
+    /// `f:dev:inode`.
     pub identity: String,
     /// In bytes.
     pub size: u64,
@@ -71,8 +74,9 @@ enum State {
 }
 
 impl Source {
-    /// Opens and vets the volume at `path`. A volume that somebody else has in use is described all the same, without a
-    /// [`claim`](Self::claim): it may be in use by the very VM that it is meant for.
+    /// Opens and vets the volume at `path`. A volume that somebody else has in use is described all
+    /// the same, without a [`claim`](Self::claim): it may be in use by the very VM that it is meant
+    /// for.
     ///
     /// # Errors
     /// It is not there, or not fit.
@@ -139,8 +143,8 @@ impl Source {
         })
     }
 
-    /// It is certain that no QEMU has anything of this volume, not even what a killed run left: that would have it open, and a device
-    /// claimed.
+    /// It is certain that no QEMU has anything of this volume, not even what a killed run left:
+    /// that would have it open, and a device claimed.
     pub fn is_sole(&self) -> bool {
         self.sole && self.is_claimed()
     }
@@ -150,7 +154,8 @@ impl Source {
         matches!(self.state, State::Claimed(_))
     }
 
-    /// A loop device may have got another file, a mapping another table, an image another length or somebody who opened it.
+    /// A loop device may have got another file, a mapping another table, an image another length or
+    /// somebody who opened it.
     fn is_still_free(&self, file: &File) -> Result<bool, Error> {
         let path = &self.given;
         let metadata = file.metadata().map_err(|e| Error::system("fstat", path, e))?;
@@ -199,7 +204,8 @@ struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    /// Opening the wrong thing may have an effect (a tape rewinds), so that its kind and number are looked at first.
+    /// Opening the wrong thing may have an effect (a tape rewinds), so that its kind and number are
+    /// looked at first.
     fn at(path: &'a Path) -> Result<Self, Error> {
         let place =
             OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path);
@@ -213,7 +219,8 @@ impl<'a> Found<'a> {
         Ok(Self { path, device, is_block, place })
     }
 
-    /// Opens it, and claims a block device. One that is in use is opened for a look only. Is it free?
+    /// Opens it, and claims a block device. One that is in use is opened for a look only. Is it
+    /// free?
     fn open(&self, read_only: bool) -> Result<(File, bool), Error> {
         let path = self.path;
         let flags = if self.is_block { libc::O_EXCL | libc::O_DIRECT } else { 0 };

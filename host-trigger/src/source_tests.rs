@@ -1,4 +1,5 @@
-//! Volumes of this host, vetted in earnest: real files, links, and openers; what needs disks of its own is tested in a VM.
+//! Volumes of this host, vetted in earnest: real files, links, and openers; what needs disks of its
+//! own is tested in a VM.
 
 use rstest::rstest;
 

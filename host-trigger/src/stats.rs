@@ -1,5 +1,5 @@
-//! `block-volume stats`: what the volumes of a sandbox were asked for. It only looks. Where the guest does not answer, QEMU's part is
-//! shown, and that it is only that.
+//! `block-volume stats`: what the volumes of a sandbox were asked for. It only looks. Where the
+//! guest does not answer, QEMU's part is shown, and that it is only that.
 
 use std::path::PathBuf;
 
@@ -26,8 +26,9 @@ use crate::{
 
 /// Shows how many operations, bytes and errors a volume had, and how long they took
 ///
-/// Changes nothing. The counters begin when the volume is plugged: QEMU's count what reached the disk, the guest's what its kernel asked for, with the time that
-/// a limit made it wait. Where the guest does not answer, QEMU's part is shown, and that it is only that.
+/// Changes nothing. The counters begin when the volume is plugged: QEMU's count what reached the
+/// disk, the guest's what its kernel asked for, with the time that a limit made it wait. Where the
+/// guest does not answer, QEMU's part is shown, and that it is only that.
 #[derive(Debug, Args)]
 pub struct Stats {
     /// How to reach the sandbox.

@@ -1,4 +1,5 @@
-//! What `stats` prints: a JSON form that stays as it is, and the two sides' counters one below the other for people.
+//! What `stats` prints: a JSON form that stays as it is, and the two sides' counters one below the
+//! other for people.
 
 use crate::output::Timings;
 

@@ -1,4 +1,5 @@
-//! What is known of a volume that is plugged, or was begun to be: from its record and its device in QEMU, and from the guest.
+//! What is known of a volume that is plugged, or was begun to be: from its record and its device in
+//! QEMU, and from the guest.
 
 use block_volume_api::block_volume::{Detachment, InspectRequest, Inspected};
 use serde_json::json;
@@ -26,12 +27,14 @@ const MOST_LEFTOVERS: usize = 16;
 pub(crate) struct Subject {
     pub(crate) known: Known,
     pub(crate) volume: Volume,
-    /// What the guest is asked about it; `None` if it cannot have anything of it, or if nobody knows where.
+    /// What the guest is asked about it; `None` if it cannot have anything of it, or if nobody
+    /// knows where.
     pub(crate) question: Option<Detachment>,
 }
 
 impl Subject {
-    /// Asks QEMU for what the registry does not tell. The limits are left to those verbs that show them.
+    /// Asks QEMU for what the registry does not tell. The limits are left to those verbs that show
+    /// them.
     ///
     /// # Errors
     /// QEMU does not tell the disk's address.
@@ -82,7 +85,8 @@ impl Subject {
         Ok(Self { known, volume, question })
     }
 
-    /// The volume with what the guest says of it, where it is asked, and with who holds it there if that is of interest.
+    /// The volume with what the guest says of it, where it is asked, and with who holds it there if
+    /// that is of interest.
     ///
     /// # Errors
     /// The agent cannot be asked any more; what it refuses is told with the volume.

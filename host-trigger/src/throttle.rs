@@ -1,4 +1,5 @@
-//! `block-volume throttle`: the limits of a volume that is plugged become other ones, at once and without the guest's part
+//! `block-volume throttle`: the limits of a volume that is plugged become other ones, at once and
+//! without the guest's part
 //! ([`block_set_io_throttle`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-block.block_set_io_throttle)).
 //! One command of QEMU changes all of them together, so that there is nothing to undo.
 
@@ -22,9 +23,10 @@ use crate::{
 
 /// Limits how many operations and bytes a second a volume gets
 ///
-/// Works at once, on a volume in use as well. Only the limits that are given change; 0 is unlimited. A limit for reads and writes
-/// together excludes those for reads or writes alone: to go from one to the other, set the old one to 0 in the same call. The limits
-/// go with the volume when it is unplugged.
+/// Works at once, on a volume in use as well. Only the limits that are given change; 0 is
+/// unlimited. A limit for reads and writes together excludes those for reads or writes alone: to go
+/// from one to the other, set the old one to 0 in the same call. The limits go with the volume when
+/// it is unplugged.
 #[derive(Debug, Args)]
 pub struct Throttle {
     /// How to reach the sandbox.

@@ -1,7 +1,9 @@
-//! Takes back what was done for a volume, or what a killed run left of it. It goes by what QEMU and the guest have, not by what
-//! was noted: the same code undoes a step that failed, one whose reply was lost, and a whole run that ended in the middle.
+//! Takes back what was done for a volume, or what a killed run left of it. It goes by what QEMU and
+//! the guest have, not by what was noted: the same code undoes a step that failed, one whose reply
+//! was lost, and a whole run that ended in the middle.
 //!
-//! The guest comes first ([`device_del`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-qdev.device_del)
+//! The guest comes first
+//! ([`device_del`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-qdev.device_del)
 //! of a SCSI disk is a surprise removal), and `remove-fd` last: it takes the record with it.
 
 use std::{io::ErrorKind, time::Duration};
@@ -68,8 +70,9 @@ pub(crate) async fn ask(
     agent.detach(&request, deadline).await
 }
 
-/// What the guest is to take away of one use of a volume. A run that ended before it wrote its outcome leaves the guest to find out
-/// by itself. The disk stays where others use it, and so does the right where they are the same container's.
+/// What the guest is to take away of one use of a volume. A run that ended before it wrote its
+/// outcome leaves the guest to find out by itself. The disk stays where others use it, and so does
+/// the right where they are the same container's.
 ///
 /// # Errors
 /// QEMU does not tell the disk's address.
@@ -140,7 +143,8 @@ pub(crate) fn is_read_only(attachment: &Attachment) -> bool {
     attachment.access == contract::Access::ACCESS_READ_ONLY.into()
 }
 
-/// A new connection to QEMU, after the earlier one was closed; `None` if there is no QEMU any more, and with it no VM.
+/// A new connection to QEMU, after the earlier one was closed; `None` if there is no QEMU any more,
+/// and with it no VM.
 ///
 /// # Errors
 /// QEMU is there, and does not answer.
@@ -193,7 +197,8 @@ pub async fn remove(
     Ok(())
 }
 
-/// Takes one use of a volume that others go on with from QEMU: what is noted of it, last, and what keeps its place.
+/// Takes one use of a volume that others go on with from QEMU: what is noted of it, last, and what
+/// keeps its place.
 ///
 /// # Errors
 /// QEMU refuses, or does not answer.
@@ -268,8 +273,8 @@ async fn is_deleted(qmp: &mut Qmp, id: &VolumeId, deadline: Deadline) -> bool {
     false
 }
 
-/// A device that an earlier run took away is out of QEMU's tree at once, and lets go of its node some 50 ms later: right before its
-/// event (seen with 10.0).
+/// A device that an earlier run took away is out of QEMU's tree at once, and lets go of its node
+/// some 50 ms later: right before its event (seen with 10.0).
 async fn remove_node(qmp: &mut Qmp, id: &VolumeId, deadline: Deadline) -> Result<(), QmpError> {
     let removed = qmp.execute("blockdev-del", json!({"node-name": id.node()})).await;
     let in_use =

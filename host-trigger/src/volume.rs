@@ -1,5 +1,6 @@
-//! A volume's name in QEMU and in the guest. It is derived, from the sandbox and from what identifies the source, so that the
-//! same command finds what an earlier one did, and so that QEMU's refusal of a duplicate keeps two runs apart.
+//! A volume's name in QEMU and in the guest. It is derived, from the sandbox and from what
+//! identifies the source, so that the same command finds what an earlier one did, and so that
+//! QEMU's refusal of a duplicate keeps two runs apart.
 
 use std::fmt;
 
@@ -47,8 +48,9 @@ impl VolumeId {
     }
 }
 
-/// The name of a place in a container, on a block node in QEMU (at most 31 characters): QEMU refuses a second node of a name, so that
-/// no second volume gets to the place, without a look at the records of all that are there.
+/// The name of a place in a container, on a block node in QEMU (at most 31 characters): QEMU
+/// refuses a second node of a name, so that no second volume gets to the place, without a look at
+/// the records of all that are there.
 pub(crate) fn place_name(container: &str, path: &str) -> String {
     // NUL occurs in neither.
     format!("ecrblk-{}-p", digits([container, path].join("\0")))

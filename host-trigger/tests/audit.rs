@@ -1,4 +1,5 @@
-//! What an auditor gets to read: a line for each operation, successful or not, in a file or by syslog.
+//! What an auditor gets to read: a line for each operation, successful or not, in a file or by
+//! syslog.
 
 mod common;
 

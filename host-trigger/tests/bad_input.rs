@@ -1,5 +1,5 @@
-//! Each bad input has its own reason and exit code, and changes nothing in QEMU. (What the command line and the ids alone tell is
-//! tested beside the code.)
+//! Each bad input has its own reason and exit code, and changes nothing in QEMU. (What the command
+//! line and the ids alone tell is tested beside the code.)
 
 mod common;
 

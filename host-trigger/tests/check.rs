@@ -1,4 +1,5 @@
-//! `check` against a real QEMU: what is well, each thing that is not, with its exit status and way out; and that it changes nothing.
+//! `check` against a real QEMU: what is well, each thing that is not, with its exit status and way
+//! out; and that it changes nothing.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! A run that is killed after any of its steps leaves what the same command completes. Needs fail points:
-//! `cargo test -p host-trigger --features fault --test crash`.
+//! A run that is killed after any of its steps leaves what the same command completes. Needs fail
+//! points: `cargo test -p host-trigger --features fault --test crash`.
 
 #![cfg(feature = "fault")]
 
@@ -101,7 +101,8 @@ async fn a_signal_in_the_middle_of_a_command_is_obeyed_after_the_undo() {
     let run = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
     let qemu = Pid::from_raw(i32::try_from(host.qemu.id()).unwrap());
     status_becomes(run, |status| status.contains("State:\tT")).await;
-    // When the run goes on, it sends its next command to a QEMU that doesn't answer, and finds the signal.
+    // When the run goes on, it sends its next command to a QEMU that doesn't answer, and finds the
+    // signal.
     signal::kill(qemu, signal::SIGSTOP).unwrap();
     signal::kill(run, signal::SIGTERM).unwrap();
     signal::kill(run, signal::SIGCONT).unwrap();
@@ -127,7 +128,8 @@ async fn status_becomes(process: nix::unistd::Pid, condition: impl Fn(&str) -> b
     }
 }
 
-/// A run that is killed after any step of an unplug is listed as incomplete, and completed by the same command.
+/// A run that is killed after any step of an unplug is listed as incomplete, and completed by the
+/// same command.
 #[rstest]
 #[tokio::test]
 async fn a_killed_unplug_is_completed_by_the_same_command(

@@ -1,5 +1,6 @@
-//! The removal from a QEMU that tells of it in every order there is: `DEVICE_DELETED` early, late, twice, by its path alone, or never.
-//! A real QEMU sends one event, some fifty milliseconds after its answer.
+//! The removal from a QEMU that tells of it in every order there is: `DEVICE_DELETED` early, late,
+//! twice, by its path alone, or never. A real QEMU sends one event, some fifty milliseconds after
+//! its answer.
 
 mod common;
 
@@ -72,8 +73,8 @@ async fn tell(peer: &mut Peer, command: &Value, tells: Tells) {
     }
 }
 
-/// Removes a volume from a QEMU that `tells`, and has the device after `device_del` if it `stays`. Returns the commands that change
-/// something, and how long it took.
+/// Removes a volume from a QEMU that `tells`, and has the device after `device_del` if it `stays`.
+/// Returns the commands that change something, and how long it took.
 async fn remove(
     tells: Tells,
     stays: bool,

@@ -1,4 +1,5 @@
-//! `--dry-run` against a real QEMU: the same refusals as without it, a word on what would be done, and nothing done.
+//! `--dry-run` against a real QEMU: the same refusals as without it, a word on what would be done,
+//! and nothing done.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! A plug that fails against a real QEMU leaves nothing: the guest refuses, lies, hangs or dies, a signal comes, QEMU ends.
+//! A plug that fails against a real QEMU leaves nothing: the guest refuses, lies, hangs or dies, a
+//! signal comes, QEMU ends.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! The verb against a real QEMU: what is taken away, in which order, and what a refusal or a broken connection leaves.
+//! The verb against a real QEMU: what is taken away, in which order, and what a refusal or a broken
+//! connection leaves.
 
 mod common;
 
@@ -213,7 +214,8 @@ async fn a_guest_that_never_answers_has_a_deadline_and_the_volume_is_kept() {
     assert_eq!(host.snapshot().await, before);
 }
 
-/// Each part of what QEMU has may have been taken away by somebody else, or by a run that was killed.
+/// Each part of what QEMU has may have been taken away by somebody else, or by a run that was
+/// killed.
 #[rstest]
 #[case::device(1)]
 #[case::device_and_node(2)]

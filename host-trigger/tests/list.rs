@@ -1,4 +1,5 @@
-//! `list` and `inspect` against a real QEMU: the states, what is told where the guest does not answer, and that nothing changes.
+//! `list` and `inspect` against a real QEMU: the states, what is told where the guest does not
+//! answer, and that nothing changes.
 
 mod common;
 

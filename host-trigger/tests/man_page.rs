@@ -1,5 +1,6 @@
-//! The manual pages in `man/` are written by clap_mangen from the command line's definition and checked in. After a change to
-//! the command line: `ECR_RUNTIME_WRITE_MAN=1 cargo test -p host-trigger --test man_page`.
+//! The manual pages in `man/` are written by clap_mangen from the command line's definition and
+//! checked in. After a change to the command line:
+//! `ECR_RUNTIME_WRITE_MAN=1 cargo test -p host-trigger --test man_page`.
 
 use std::{collections::BTreeMap, fs, path::Path};
 

@@ -1,6 +1,7 @@
-//! An agent that announces more than it may send: the head of a [ttrpc](https://github.com/containerd/ttrpc/blob/main/PROTOCOL.md)
-//! frame has a length of four bytes, and a message at most 4 MiB. A guest that was taken over can write any number there; it gets
-//! neither more time than the call has, nor memory.
+//! An agent that announces more than it may send: the head of a
+//! [ttrpc](https://github.com/containerd/ttrpc/blob/main/PROTOCOL.md) frame has a length of four
+//! bytes, and a message at most 4 MiB. A guest that was taken over can write any number there; it
+//! gets neither more time than the call has, nor memory.
 
 use std::{
     fs,
@@ -32,7 +33,8 @@ enum Body {
     End,
     /// As many bytes as announced.
     Whole,
-    /// Bytes for as long as they are read, and not so fast that all that was announced comes in time.
+    /// Bytes for as long as they are read, and not so fast that all that was announced comes in
+    /// time.
     Endless,
 }
 

@@ -1,4 +1,5 @@
-//! A place in a container has one volume, and a plug finds that out without a look at all volumes that are there.
+//! A place in a container has one volume, and a plug finds that out without a look at all volumes
+//! that are there.
 
 mod common;
 
@@ -102,7 +103,8 @@ async fn a_place_is_free_when_its_use_is_gone_though_the_disk_is_not() {
     assert_eq!(host.snapshot().await, before);
 }
 
-/// A second descriptor for reading hinders nobody, so that only the one that a killed run left tells of it.
+/// A second descriptor for reading hinders nobody, so that only the one that a killed run left
+/// tells of it.
 #[tokio::test]
 async fn what_is_left_of_a_read_only_image_is_noticed() {
     let mut host = Host::boot().await;

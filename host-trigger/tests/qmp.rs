@@ -1,5 +1,6 @@
-//! The monitor's client: against a real QEMU where QEMU can be made to do it, and against a scripted peer for what it does only by
-//! bad luck: an event that is not known, a late reply, no greeting.
+//! The monitor's client: against a real QEMU where QEMU can be made to do it, and against a
+//! scripted peer for what it does only by bad luck: an event that is not known, a late reply, no
+//! greeting.
 
 mod common;
 

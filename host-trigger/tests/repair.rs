@@ -1,4 +1,5 @@
-//! `repair` against a real QEMU: what is completed, what is undone, what is left alone, and that nobody else's is touched.
+//! `repair` against a real QEMU: what is completed, what is undone, what is left alone, and that
+//! nobody else's is touched.
 
 mod common;
 
@@ -221,7 +222,8 @@ async fn a_node_without_device_and_record_is_removed() {
     assert_eq!(host.snapshot().await, clean);
 }
 
-/// A second set of a volume that is plugged, an outcome that was replaced, an outcome without its intent.
+/// A second set of a volume that is plugged, an outcome that was replaced, an outcome without its
+/// intent.
 #[tokio::test]
 async fn descriptors_that_nothing_uses_are_removed() {
     let mut host = Host::boot().await;

@@ -1,5 +1,5 @@
-//! `resize` against a real QEMU: what QEMU and the guest are told, in which order, what a guest that does not follow leaves, and
-//! that bad input changes nothing.
+//! `resize` against a real QEMU: what QEMU and the guest are told, in which order, what a guest
+//! that does not follow leaves, and that bad input changes nothing.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! `hot-plug --shared` against a real QEMU: one disk, several uses, each of which comes and goes by itself.
+//! `hot-plug --shared` against a real QEMU: one disk, several uses, each of which comes and goes by
+//! itself.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! Signals in the middle of a verb: the first one lets it undo or finish what it works on, the second one ends it at once and says
-//! what is left for `repair`.
+//! Signals in the middle of a verb: the first one lets it undo or finish what it works on, the
+//! second one ends it at once and says what is left for `repair`.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! `stats` against a real QEMU: which volumes, whose counters, and what is told where the guest does not answer.
+//! `stats` against a real QEMU: which volumes, whose counters, and what is told where the guest
+//! does not answer.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! `throttle`, and `hot-plug` with limits, against a real QEMU: only what is given changes, QEMU itself tells what holds, nothing is
-//! left behind, and bad input changes nothing.
+//! `throttle`, and `hot-plug` with limits, against a real QEMU: only what is given changes, QEMU
+//! itself tells what holds, nothing is left behind, and bad input changes nothing.
 
 mod common;
 

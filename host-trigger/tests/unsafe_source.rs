@@ -1,5 +1,5 @@
-//! Volumes that somebody on this host uses, in every way that an exclusive open sees and in those that it does not: each is refused,
-//! with who it is, and nothing changes. What is fit is plugged.
+//! Volumes that somebody on this host uses, in every way that an exclusive open sees and in those
+//! that it does not: each is refused, with who it is, and nothing changes. What is fit is plugged.
 
 mod common;
 

@@ -1,9 +1,10 @@
 //! Which of QEMU's accelerators to use: KVM only where it really works.
 //!
-//! A machine can have `/dev/kvm`, open it, create a VM, and still be unable to run a kernel in it (nested hosts with
-//! `kvm_pvm`, for one). QEMU's own `-accel kvm -accel tcg` doesn't help: it falls back only where KVM cannot be
-//! initialised. So KVM is taken where [`/dev/kvm`](https://docs.kernel.org/virt/kvm/api.html) can be opened, the processor
-//! shows VMX or SVM, the module is not `kvm_pvm`, and a trial boot of the image reached its agent.
+//! A machine can have `/dev/kvm`, open it, create a VM, and still be unable to run a kernel in it
+//! (nested hosts with `kvm_pvm`, for one). QEMU's own `-accel kvm -accel tcg` doesn't help: it
+//! falls back only where KVM cannot be initialised. So KVM is taken where
+//! [`/dev/kvm`](https://docs.kernel.org/virt/kvm/api.html) can be opened, the processor shows VMX
+//! or SVM, the module is not `kvm_pvm`, and a trial boot of the image reached its agent.
 
 use std::{
     fmt, fs,
@@ -81,7 +82,8 @@ impl Accelerator {
     }
 }
 
-/// What became of KVM's trial, kept in a file so that a machine pays for a failed one once. A reboot may change the answer.
+/// What became of KVM's trial, kept in a file so that a machine pays for a failed one once. A
+/// reboot may change the answer.
 #[derive(Debug)]
 pub(crate) struct Trial {
     file: PathBuf,

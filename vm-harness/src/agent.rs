@@ -30,11 +30,12 @@ impl std::fmt::Debug for Agent {
 }
 
 impl Agent {
-    /// Connects as soon as an agent answers its health check. The only place of the harness that polls: nothing in a guest
-    /// announces that its agent listens. The caller bounds the wait.
+    /// Connects as soon as an agent answers its health check. The only place of the harness that
+    /// polls: nothing in a guest announces that its agent listens. The caller bounds the wait.
     pub(crate) async fn when_it_answers(hybrid: &Path, limit: Duration) -> Self {
-        // A request that reaches the back end while the guest's driver comes up can be lost: then neither an answer nor an end of
-        // file follows. A guest that is restored has its driver soon; one that is slow gets more and more time.
+        // A request that reaches the back end while the guest's driver comes up can be lost: then
+        // neither an answer nor an end of file follows. A guest that is restored has its driver
+        // soon; one that is slow gets more and more time.
         let mut patience = Duration::from_millis(60);
         loop {
             let attempt = tokio::time::timeout(patience, vsock::connect(hybrid, PORT)).await;

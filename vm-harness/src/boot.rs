@@ -1,8 +1,11 @@
-//! From a machine to an agent that answers: by a boot, or by a guest that was booted before and saved.
+//! From a machine to an agent that answers: by a boot, or by a guest that was booted before and
+//! saved.
 //!
-//! QEMU writes a guest to a file as a [migration](https://www.qemu.org/docs/master/devel/migration/main.html) and begins with
-//! it again. It does so for no guest with a vhost-user device, so the vsock device goes before and comes after. A restored guest is
-//! told the time and gets new random numbers, as Kata does with guests that it starts from a template.
+//! QEMU writes a guest to a file as a
+//! [migration](https://www.qemu.org/docs/master/devel/migration/main.html) and begins with it
+//! again. It does so for no guest with a vhost-user device, so the vsock device goes before and
+//! comes after. A restored guest is told the time and gets new random numbers, as Kata does with
+//! guests that it starts from a template.
 
 use std::{
     fmt,

@@ -48,7 +48,8 @@ impl Console {
         all[all.len().saturating_sub(lines)..].join("\n")
     }
 
-    /// The last `lines` lines that are not the kernel's: the agent's, and what else runs in the guest.
+    /// The last `lines` lines that are not the kernel's: the agent's, and what else runs in the
+    /// guest.
     pub fn tail_of_programs(&self, lines: usize) -> String {
         let text = self.text();
         let programs: Vec<&str> = text.lines().filter(|line| !is_kernels(line)).collect();

@@ -24,7 +24,8 @@ const CALL: Duration = Duration::from_secs(15);
 /// How long a command may run that a person started.
 const EXEC: Duration = Duration::from_secs(24 * 3600);
 
-/// A container that was started. Dropping the value leaves it running: the guest ends with the sandbox.
+/// A container that was started. Dropping the value leaves it running: the guest ends with the
+/// sandbox.
 #[derive(Debug, Clone)]
 pub struct Container {
     pub(crate) id: String,
@@ -59,7 +60,8 @@ impl Container {
         Ok(this)
     }
 
-    /// The container whose id begins with `id`, in the sandbox that another process holds in `run_dir`.
+    /// The container whose id begins with `id`, in the sandbox that another process holds in
+    /// `run_dir`.
     ///
     /// # Errors
     /// There is none, or more than one, or the agent doesn't answer.

@@ -38,14 +38,16 @@ pub struct Environment {
     pub restore: bool,
     /// What is the caller's own in the image.
     pub parts: Parts,
-    /// Where the agent of the default image serves the plugin, if on a vsock port of the plugin's own.
+    /// Where the agent of the default image serves the plugin, if on a vsock port of the plugin's
+    /// own.
     pub plugin_port: Option<String>,
     /// The image that the default one is made from.
     image: Option<PathBuf>,
 }
 
 impl Environment {
-    /// Reads the variables. Nothing is checked yet: a path that is missing is an error where it is needed.
+    /// Reads the variables. Nothing is checked yet: a path that is missing is an error where it is
+    /// needed.
     pub fn from_variables() -> Self {
         let target = variable("VM_HARNESS_TARGET").map_or_else(default_target, PathBuf::from);
         let cache =
@@ -87,8 +89,9 @@ impl Environment {
         built(self.target.join("release/vm-harness"))
     }
 
-    /// The directory of the image `name` (`default`, `fault`), with the caller's own parts in it: of `default` all of them, of others
-    /// the kernel and the extra files, for their agent is what they are made for.
+    /// The directory of the image `name` (`default`, `fault`), with the caller's own parts in it:
+    /// of `default` all of them, of others the kernel and the extra files, for their agent is what
+    /// they are made for.
     ///
     /// # Errors
     /// It was not built, or a part is not what it should be.
@@ -103,8 +106,8 @@ impl Environment {
         parts.image(&image, &self.target.join("images"))
     }
 
-    /// The vsock port on which the agent of the image `name` serves the plugin: other images than `default` are of this build, with the
-    /// plugin on the agent's own server.
+    /// The vsock port on which the agent of the image `name` serves the plugin: other images than
+    /// `default` are of this build, with the plugin on the agent's own server.
     pub(crate) fn plugin_port(&self, name: &str) -> Result<u32, Error> {
         match &self.plugin_port {
             Some(port) if name == "default" => port.parse().map_err(|_| Error::Variable {
@@ -125,7 +128,8 @@ impl Environment {
         if path.exists() { Ok(path) } else { Err(missing(&path, "run ci/setup")) }
     }
 
-    /// Debian's generic kernel, for guests that need what the cloud kernel has not: 9p and virtio-fs.
+    /// Debian's generic kernel, for guests that need what the cloud kernel has not: 9p and
+    /// virtio-fs.
     ///
     /// # Errors
     /// `ci/setup --full` has not run.
@@ -174,7 +178,8 @@ pub(crate) fn time_scale(accelerator: Accelerator) -> Result<u32, Error> {
     }
 }
 
-/// `target` beside the workspace that this crate was built in, or the one that holds the running program.
+/// `target` beside the workspace that this crate was built in, or the one that holds the running
+/// program.
 fn default_target() -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(|root| root.join("target"));
     match workspace {

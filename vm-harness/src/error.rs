@@ -1,4 +1,5 @@
-//! What can go wrong before a test can begin: a broken environment is one thing, a guest that fails is another.
+//! What can go wrong before a test can begin: a broken environment is one thing, a guest that fails
+//! is another.
 
 use std::{io, path::PathBuf, time::Duration};
 

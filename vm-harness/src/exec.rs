@@ -11,8 +11,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::{Container, Error, spec::process};
 
-/// The most of a stream that is asked for at once. Linux from 6.12 on (seen with 6.12.107) spreads a packet of more than 32 KiB over several
-/// buffers, and vhost-device-vsock 0.3.0 never passes such a one on.
+/// The most of a stream that is asked for at once. Linux from 6.12 on (seen with 6.12.107) spreads
+/// a packet of more than 32 KiB over several buffers, and vhost-device-vsock 0.3.0 never passes
+/// such a one on.
 const LARGEST_READ: u32 = 16 * 1024;
 
 /// What a process in a container left behind.
@@ -53,8 +54,8 @@ impl Container {
         Ok(Output { status, stdout, stderr })
     }
 
-    /// Runs a command in it on the caller's streams, and returns its exit status. What is left of `stdin` when the command
-    /// has ended is not read.
+    /// Runs a command in it on the caller's streams, and returns its exit status. What is left of
+    /// `stdin` when the command has ended is not read.
     ///
     /// # Errors
     /// The command cannot be started; its exit status is no error.
@@ -169,7 +170,8 @@ impl Container {
         self.exec(&command).await
     }
 
-    /// Writes `bytes` at `offset` of a file or a device in it, and waits until they have left the guest's cache.
+    /// Writes `bytes` at `offset` of a file or a device in it, and waits until they have left the
+    /// guest's cache.
     ///
     /// # Panics
     /// They cannot be written.
@@ -241,7 +243,8 @@ impl Container {
         };
         let (name, context) = (stream.name(), self.agent.context());
         loop {
-            // A read waits for as long as the process is silent: it has the process's deadline, not a call's.
+            // A read waits for as long as the process is silent: it has the process's deadline, not
+            // a call's.
             let answer = match stream {
                 Stream::Stdout => self.agent.service().read_stdout(context.clone(), &request).await,
                 Stream::Stderr => self.agent.service().read_stderr(context.clone(), &request).await,
@@ -270,7 +273,8 @@ impl Container {
     }
 }
 
-/// The error of feeding a process. One that ends without reading all of its input is none of our business.
+/// The error of feeding a process. One that ends without reading all of its input is none of our
+/// business.
 pub(crate) async fn unless_it_ended(fed: Result<(), Error>) -> Error {
     match fed {
         Ok(()) | Err(Error::Agent { source: ttrpc::Error::RpcStatus(_), .. }) => {

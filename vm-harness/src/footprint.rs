@@ -1,5 +1,5 @@
-//! What a sandbox costs: QEMU's descriptors and memory, the agent's and the guest's memory. Read from
-//! [`proc(5)`](https://man7.org/linux/man-pages/man5/proc.5.html) on both sides.
+//! What a sandbox costs: QEMU's descriptors and memory, the agent's and the guest's memory. Read
+//! from [`proc(5)`](https://man7.org/linux/man-pages/man5/proc.5.html) on both sides.
 
 use std::{fmt, path::Path};
 
@@ -14,8 +14,8 @@ pub struct Footprint {
     pub qemu_descriptors: usize,
     /// QEMU's anonymous memory. The guest's own is shared memory, and not in it.
     pub qemu_kb: u64,
-    /// What QEMU keeps in memory that can be executed: TCG's translation of all code that the guest ever ran, a megabyte more
-    /// for each process that is started in a container.
+    /// What QEMU keeps in memory that can be executed: TCG's translation of all code that the guest
+    /// ever ran, a megabyte more for each process that is started in a container.
     pub qemu_code_kb: u64,
     /// The agent's anonymous memory.
     pub agent_kb: u64,
@@ -52,8 +52,8 @@ impl Footprint {
         })
     }
 
-    /// What grew since `earlier`; a line each. Memory may grow by a little: a heap is not the same twice, and a guest's free memory
-    /// was seen to differ by 18 MB (a disk takes 0.3 MB).
+    /// What grew since `earlier`; a line each. Memory may grow by a little: a heap is not the same
+    /// twice, and a guest's free memory was seen to differ by 18 MB (a disk takes 0.3 MB).
     pub fn growth_since(&self, earlier: &Self) -> Vec<String> {
         let mut growth = Vec::new();
         if self.qemu_descriptors != earlier.qemu_descriptors {
@@ -62,7 +62,8 @@ impl Footprint {
                 earlier.qemu_descriptors, self.qemu_descriptors
             ));
         }
-        // TCG keeps book of its translations: 95 kB with each megabyte were measured with QEMU 10.0, 180 with 7.2.
+        // TCG keeps book of its translations: 95 kB with each megabyte were measured with QEMU
+        // 10.0, 180 with 7.2.
         let book = self.qemu_code_kb.saturating_sub(earlier.qemu_code_kb) / 4;
         for (what, more, less, slack_kb) in [
             ("QEMU's memory grew", self.qemu_kb, earlier.qemu_kb, 4096 + book),
@@ -92,7 +93,8 @@ fn is_socket(descriptor: &Path) -> bool {
         .is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
 }
 
-/// The anonymous memory of all mappings of `/proc/PID/smaps` that can be executed, or of all others.
+/// The anonymous memory of all mappings of `/proc/PID/smaps` that can be executed, or of all
+/// others.
 fn anonymous_kb(maps: &str, executable: bool) -> u64 {
     let (mut sum, mut counts) = (0, false);
     for line in maps.lines() {

@@ -1,4 +1,5 @@
-//! The guest as something that can die: every wait for it ends at once when it does, with the reason.
+//! The guest as something that can die: every wait for it ends at once when it does, with the
+//! reason.
 
 use std::{future::Future, time::Duration};
 
@@ -112,7 +113,8 @@ impl Guest {
         }
     }
 
-    /// What a person needs after a failure: the console's end, QEMU's messages, and how to repeat it.
+    /// What a person needs after a failure: the console's end, QEMU's messages, and how to repeat
+    /// it.
     pub fn report(&self) -> String {
         let messages = |process: &Process| {
             format!("--- {}'s messages\n{}\n", process.program(), process.stderr().trim_end())

@@ -2,8 +2,9 @@
 //!
 //! # The first test, in five minutes
 //!
-//! Once, on a Debian machine with Rust, as root (no KVM is needed): `ci/setup --test`, then `ci/build`. Then a test is a function in a
-//! file of `vm-harness/tests/e2e`, which `main.rs` there names. This one is `first_test.rs`; what you read is the file that runs:
+//! Once, on a Debian machine with Rust, as root (no KVM is needed): `ci/setup --test`, then
+//! `ci/build`. Then a test is a function in a file of `vm-harness/tests/e2e`, which `main.rs` there
+//! names. This one is `first_test.rs`; what you read is the file that runs:
 //!
 //! ```ignore
 #![doc = include_str!("../tests/e2e/first_test.rs")]

@@ -12,7 +12,8 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_filter(tracing_subscriber::EnvFilter::from_default_env());
     tracing_subscriber::registry().with(log).with(command::Awaited).init();
-    // The runtime's main thread starts QEMU: the kernel ends QEMU when the thread that started it ends.
+    // The runtime's main thread starts QEMU: the kernel ends QEMU when the thread that started it
+    // ends.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
         Ok(runtime) => {

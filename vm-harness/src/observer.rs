@@ -1,4 +1,5 @@
-//! The harness's own eyes in the guest: a client of the observer that `init` starts beside the agent.
+//! The harness's own eyes in the guest: a client of the observer that `init` starts beside the
+//! agent.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -10,7 +11,8 @@ use tokio::{
 
 use crate::{Error, vsock};
 
-/// Talks to the observer of one guest; a connection for each request, or one that is kept ([`Observer::open`]).
+/// Talks to the observer of one guest; a connection for each request, or one that is kept
+/// ([`Observer::open`]).
 #[derive(Debug, Clone)]
 pub struct Observer {
     hybrid: PathBuf,

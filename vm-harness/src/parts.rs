@@ -1,7 +1,8 @@
 //! Parts of the caller's own in the guest's image: an agent, its policy, further files, a kernel.
 //!
-//! An image is made by the recipe of one of this build's, with those parts in the place of its own. It is kept, under a name that
-//! depends on all that it is made of, so that a hundred tests make it once.
+//! An image is made by the recipe of one of this build's, with those parts in the place of its own.
+//! It is kept, under a name that depends on all that it is made of, so that a hundred tests make it
+//! once.
 
 use std::{
     fs, io,
@@ -22,9 +23,11 @@ const POLICIES: [(&str, &str); 2] =
 /// What is the caller's own in an image; nothing by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Parts {
-    /// Becomes PID 1, at `/usr/bin/agent`. Its shared libraries come from `extra` and from this machine.
+    /// Becomes PID 1, at `/usr/bin/agent`. Its shared libraries come from `extra` and from this
+    /// machine.
     pub agent: Option<PathBuf>,
-    /// `.rego`: kata-agent's default policy; `.json`: the reference agent's. For another place use `extra`.
+    /// `.rego`: kata-agent's default policy; `.json`: the reference agent's. For another place use
+    /// `extra`.
     pub policy: Option<PathBuf>,
     /// Directories that are laid over the guest's root.
     pub extra: Vec<PathBuf>,
@@ -79,7 +82,8 @@ impl Parts {
         Ok(recipe)
     }
 
-    /// Of everything that decides what the image is: the base's description, and each file's path, size and time.
+    /// Of everything that decides what the image is: the base's description, and each file's path,
+    /// size and time.
     fn key(&self, base: &[u8]) -> Result<String, Error> {
         let mut hash = Sha256::new();
         hash.update(base);

@@ -1,8 +1,10 @@
 //! A child process of the harness that cannot outlive it.
 //!
-//! The kernel kills it when the harness dies ([`PR_SET_PDEATHSIG`](https://man7.org/linux/man-pages/man2/pr_set_pdeathsig.2const.html)),
-//! dropping it kills and reaps it, and a [pidfd](https://man7.org/linux/man-pages/man2/pidfd_open.2.html) tells of its end
-//! without polling.
+//! The kernel kills it when the harness dies
+//! ([`PR_SET_PDEATHSIG`](https://man7.org/linux/man-pages/man2/pr_set_pdeathsig.2const.html)),
+//! dropping it kills and reaps it, and a
+//! [pidfd](https://man7.org/linux/man-pages/man2/pidfd_open.2.html) tells of its end without
+//! polling.
 
 use std::{
     fs::File,
@@ -68,7 +70,8 @@ impl Process {
     }
 
     /// The processor's time that it took so far, in user and kernel mode
-    /// ([`/proc/PID/stat`](https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html)); nothing once it was waited for.
+    /// ([`/proc/PID/stat`](https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html)); nothing
+    /// once it was waited for.
     pub fn processor_time(&self) -> Option<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).ok()?;
         // A program's name may hold anything, parentheses too.
@@ -184,7 +187,8 @@ fn pidfd(child: &Child) -> std::io::Result<OwnedFd> {
     reason = "tokio cannot know that a type returns the same descriptor every time"
 )]
 fn watch(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: the OwnedFd moves into the AsyncFd, which keeps it open, and it always returns the same descriptor.
+    // SAFETY: the OwnedFd moves into the AsyncFd, which keeps it open, and it always returns the
+    // same descriptor.
     let watched = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
     watched.map_err(std::io::Error::from)
 }

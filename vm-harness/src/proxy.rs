@@ -1,6 +1,8 @@
-//! Proxies between `ecr-runtime` and its peers: they record all traffic as JSON lines, and do to it what their rules say.
+//! Proxies between `ecr-runtime` and its peers: they record all traffic as JSON lines, and do to it
+//! what their rules say.
 //!
-//! [`QmpProxy`] stands before QEMU's socket, [`AgentProxy`] before the guest's hybrid vsock. Descriptors travel with their bytes.
+//! [`QmpProxy`] stands before QEMU's socket, [`AgentProxy`] before the guest's hybrid vsock.
+//! Descriptors travel with their bytes.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -107,7 +109,8 @@ pub trait Protocol: Default + Send + 'static {
 }
 
 impl<P: Protocol> Proxy<P> {
-    /// Listens on a socket of its own before `server`, records, and changes nothing. Each client gets a connection of its own.
+    /// Listens on a socket of its own before `server`, records, and changes nothing. Each client
+    /// gets a connection of its own.
     ///
     /// # Errors
     /// The socket cannot be made.
@@ -157,7 +160,8 @@ impl<P: Protocol> Proxy<P> {
         self.path.clone()
     }
 
-    /// Everything so far: `{"at_us", "connection", "from": "client"|"server", "line"}` each, with `"fault"` where a rule was met.
+    /// Everything so far: `{"at_us", "connection", "from": "client"|"server", "line"}` each, with
+    /// `"fault"` where a rule was met.
     pub fn lines(&self) -> Vec<Value> {
         self.shared.traffic.lines()
     }

@@ -1,7 +1,8 @@
 //! QEMU's command line for a guest that boots in two seconds, and its process.
 //!
-//! Direct boot of an uncompressed kernel (PVH), no firmware beyond qboot, no device that isn't needed, and a kernel command
-//! line that leaves out what costs time under emulation. Everything that a test varies is in [`Machine`].
+//! Direct boot of an uncompressed kernel (PVH), no firmware beyond qboot, no device that isn't
+//! needed, and a kernel command line that leaves out what costs time under emulation. Everything
+//! that a test varies is in [`Machine`].
 
 use std::{
     os::unix::{fs::MetadataExt as _, process::CommandExt as _},
@@ -24,7 +25,8 @@ pub struct Machine {
     pub kernel_parameters: Vec<String>,
     /// QEMU's arguments for the virtio-scsi controller; empty for a guest without one.
     pub controller: Vec<String>,
-    /// Further arguments of QEMU that come before the controller's (so that they get lower PCI addresses).
+    /// Further arguments of QEMU that come before the controller's (so that they get lower PCI
+    /// addresses).
     pub devices_before: Vec<String>,
     /// Memory in MiB.
     pub memory: u32,
@@ -74,7 +76,8 @@ pub enum Start<'a> {
     Boot,
     /// The same with a vsock device that can be unplugged again: QEMU saves no guest that has one.
     BootToSave,
-    /// Where a [`Start::BootToSave`] was saved, from that file; the vsock device is plugged when it runs.
+    /// Where a [`Start::BootToSave`] was saved, from that file; the vsock device is plugged when it
+    /// runs.
     Restore(&'a Path),
 }
 
@@ -150,7 +153,8 @@ impl Machine {
                 "q35,hpet=off,sata=off,smbus=off,vmport=off,i8042=off,usb=off,memory-backend=mem",
             ])
             .args(["-m", &memory.to_string()])
-            // Shared memory: without it the vsock device is there and never connects, without a word.
+            // Shared memory: without it the vsock device is there and never connects, without a
+            // word.
             .args(["-object", &format!("memory-backend-memfd,id=mem,size={memory}M,share=on")])
             .args([
                 "-nodefaults",
@@ -228,7 +232,8 @@ fn shell_word(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
 }
 
-/// QEMU inherits the limit, and needs two descriptors and more for each volume: the usual 1,024 are few for 256 of them.
+/// QEMU inherits the limit, and needs two descriptors and more for each volume: the usual 1,024 are
+/// few for 256 of them.
 fn raise_descriptor_limit() {
     if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
         // At the worst it stays as it was.

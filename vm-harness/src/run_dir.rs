@@ -1,7 +1,7 @@
 //! A run directory as Kata's Go runtime lays it out, with the shim's monitor socket.
 //!
-//! `vm/<sid>/qmp.sock`, `sbs/<sid>/persist.json`, `sbs/<sid>/<cid>/`, and `sbs/<sid>/shim-monitor.sock`, on which
-//! `GET /agent-url` answers the agent's address.
+//! `vm/<sid>/qmp.sock`, `sbs/<sid>/persist.json`, `sbs/<sid>/<cid>/`, and
+//! `sbs/<sid>/shim-monitor.sock`, on which `GET /agent-url` answers the agent's address.
 
 use std::{
     convert::Infallible,
@@ -129,7 +129,8 @@ impl RunDir {
         let _ = fs::remove_dir_all(self.sandbox_state().join(container));
     }
 
-    /// Copies what the VM's programs wrote (console, messages, proxies' records) to `artifacts`, in a directory of the sandbox's name.
+    /// Copies what the VM's programs wrote (console, messages, proxies' records) to `artifacts`, in
+    /// a directory of the sandbox's name.
     ///
     /// # Errors
     /// Something cannot be read or written.

@@ -1,4 +1,5 @@
-//! The fixture: a VM sandbox with an agent, as a Kata host would have it, and everything that a test does with it.
+//! The fixture: a VM sandbox with an agent, as a Kata host would have it, and everything that a
+//! test does with it.
 
 use std::{
     path::{Path, PathBuf},
@@ -22,8 +23,8 @@ use crate::{
     environment::variable,
 };
 
-/// A booted VM with an agent that answers. Dropping it ends QEMU and its helpers, reaps them, and fails the test if the
-/// guest's kernel reported a fault.
+/// A booted VM with an agent that answers. Dropping it ends QEMU and its helpers, reaps them, and
+/// fails the test if the guest's kernel reported a fault.
 #[derive(Debug)]
 pub struct Sandbox {
     id: String,
@@ -152,7 +153,8 @@ impl Sandbox {
         &self.agent_url
     }
 
-    /// The vsock port on which the agent serves the plugin; on its own server, unless the environment says otherwise.
+    /// The vsock port on which the agent serves the plugin; on its own server, unless the
+    /// environment says otherwise.
     pub fn plugin_port(&self) -> u32 {
         self.plugin_port
     }

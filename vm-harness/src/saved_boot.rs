@@ -1,8 +1,10 @@
 //! Guests that were booted once and are kept as files: which there are, and who makes a new one.
 //!
-//! A file is named by a hash of all that went into the guest: QEMU, kernel, initramfs (by inode, size and time of change), and the
-//! command line. What changed gives another name, and the oldest files go. One process makes a file
-//! ([`flock(2)`](https://man7.org/linux/man-pages/man2/flock.2.html)), under another name until it is whole.
+//! A file is named by a hash of all that went into the guest: QEMU, kernel, initramfs (by inode,
+//! size and time of change), and the command line. What changed gives another name, and the oldest
+//! files go. One process makes a file
+//! ([`flock(2)`](https://man7.org/linux/man-pages/man2/flock.2.html)), under another name until it
+//! is whole.
 
 use std::{
     env, fs,
@@ -22,7 +24,8 @@ use crate::{
     qemu::{Files, Start},
 };
 
-/// So many files of some 80 MiB are kept: each kind of guest of the tests in both images, and as many of yesterday.
+/// So many files of some 80 MiB are kept: each kind of guest of the tests in both images, and as
+/// many of yesterday.
 const KEPT: usize = 16;
 /// A kind of guest that could not be saved or restored is tried again after this.
 const GIVEN_UP_FOR: Duration = Duration::from_secs(24 * 3600);

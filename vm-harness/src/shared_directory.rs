@@ -1,5 +1,6 @@
 //! A directory of the host in the guest, as Kata gives its guests the containers' files:
-//! [virtio-fs](https://docs.kernel.org/filesystems/virtiofs.html), by [virtiofsd](https://gitlab.com/virtio-fs/virtiofsd), or
+//! [virtio-fs](https://docs.kernel.org/filesystems/virtiofs.html), by
+//! [virtiofsd](https://gitlab.com/virtio-fs/virtiofsd), or
 //! [9p](https://docs.kernel.org/filesystems/9p.html), by QEMU itself.
 //!
 //! Debian's cloud kernels know neither, its generic kernel has both as modules.

@@ -1,4 +1,5 @@
-//! "Nothing changed", as a value that can be compared: everything that a plug touches, on both sides.
+//! "Nothing changed", as a value that can be compared: everything that a plug touches, on both
+//! sides.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -70,7 +71,8 @@ impl Snapshot {
 
     /// What differs between the present and this, the past; a line each.
     ///
-    /// The agent closes a connection a moment after its client has gone, so what belongs to the agent gets a moment to settle.
+    /// The agent closes a connection a moment after its client has gone, so what belongs to the
+    /// agent gets a moment to settle.
     ///
     /// # Errors
     /// Somebody doesn't answer.
@@ -82,7 +84,8 @@ impl Snapshot {
         let deadline = Instant::now() + sandbox.guest().scaled(Duration::from_secs(3));
         loop {
             let now = Self::take(sandbox, containers).await?;
-            // Threads of a runtime's pool may end between two looks; a thread that was left behind is one too many.
+            // Threads of a runtime's pool may end between two looks; a thread that was left behind
+            // is one too many.
             let settled =
                 Self { agent_threads: self.agent_threads.min(now.agent_threads), ..self.clone() };
             if now == settled && now.agent_threads <= self.agent_threads {

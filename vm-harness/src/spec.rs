@@ -1,7 +1,7 @@
 //! The specification of a test container, as a Kata shim would send it.
 //!
-//! No pid namespace in the list (the agent adds one), a cgroup path with a parent, `Resources` present, no storages, and a
-//! root that exists in the guest.
+//! No pid namespace in the list (the agent adds one), a cgroup path with a parent, `Resources`
+//! present, no storages, and a root that exists in the guest.
 
 use agent_api::agent::{
     Linux, LinuxCapabilities, LinuxDeviceCgroup, LinuxIDMapping, LinuxNamespace, LinuxResources,
@@ -56,7 +56,8 @@ pub struct ContainerOptions {
 }
 
 impl ContainerOptions {
-    /// It may mount, and finds the guest's programs (`resize2fs`, `dmsetup`, `mdadm`) in `/usr/sbin`.
+    /// It may mount, and finds the guest's programs (`resize2fs`, `dmsetup`, `mdadm`) in
+    /// `/usr/sbin`.
     #[must_use]
     pub fn privileged() -> Self {
         let programs = ["/usr", "/lib", "/lib64"];

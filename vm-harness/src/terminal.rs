@@ -1,5 +1,5 @@
-//! Processes in a container on a terminal of their own, as `kubectl exec -t` has them: `ExecProcess` with `Terminal`, and
-//! `TtyWinResize`.
+//! Processes in a container on a terminal of their own, as `kubectl exec -t` has them:
+//! `ExecProcess` with `Terminal`, and `TtyWinResize`.
 
 use agent_api::agent::TtyWinResizeRequest;
 use tokio::{
@@ -25,8 +25,8 @@ pub struct TerminalSize {
 }
 
 impl Container {
-    /// Runs a command in it on a terminal, and returns its exit status. What is typed comes from `input`, what is shown goes to
-    /// `output`; the terminal has the size of `sizes`, always.
+    /// Runs a command in it on a terminal, and returns its exit status. What is typed comes from
+    /// `input`, what is shown goes to `output`; the terminal has the size of `sizes`, always.
     ///
     /// # Errors
     /// The command cannot be started; its exit status is no error.

@@ -1,4 +1,5 @@
-//! Takes a hot-plugged volume away again, as a host would after a lost reply: the guest's `Detach` first, then QEMU's device.
+//! Takes a hot-plugged volume away again, as a host would after a lost reply: the guest's `Detach`
+//! first, then QEMU's device.
 
 use std::time::Duration;
 

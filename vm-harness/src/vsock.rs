@@ -1,6 +1,8 @@
-//! The vsock device's back end on a host without `/dev/vhost-vsock`: vhost-device-vsock, and its hybrid socket.
+//! The vsock device's back end on a host without `/dev/vhost-vsock`: vhost-device-vsock, and its
+//! hybrid socket.
 //!
-//! A client connects to the Unix socket, writes `CONNECT <port>\n` and reads `OK <port>\n`; then the stream is the guest's.
+//! A client connects to the Unix socket, writes `CONNECT <port>\n` and reads `OK <port>\n`; then
+//! the stream is the guest's.
 
 use std::{path::Path, process::Command};
 

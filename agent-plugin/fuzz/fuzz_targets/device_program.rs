@@ -1,8 +1,10 @@
-//! A container's device program, as an agent would find it attached: with a prologue for one device in front of it, run in the
-//! model, it allows exactly this device with exactly these rights more than before, is found again, and can be taken back.
+//! A container's device program, as an agent would find it attached: with a prologue for one device
+//! in front of it, run in the model, it allows exactly this device with exactly these rights more
+//! than before, is found again, and can be taken back.
 //!
-//! Input: major and minor (4 bytes each), rights and flags (1 byte each), 6 bytes of no meaning, then instructions of 8 bytes as the
-//! kernel has them. With flag 1 what cannot be an instruction is mended, so that changes of bytes lead to other programs.
+//! Input: major and minor (4 bytes each), rights and flags (1 byte each), 6 bytes of no meaning,
+//! then instructions of 8 bytes as the kernel has them. With flag 1 what cannot be an instruction
+//! is mended, so that changes of bytes lead to other programs.
 
 #![no_main]
 

@@ -1,7 +1,7 @@
 //! Files of /proc with names that a container chose: mounts of every namespace, cgroups.
 //!
-//! The first byte chooses: `m` a mountinfo, `p` a path that the kernel writes into one, `c` a `/proc/cgroups`, `g` a
-//! `/proc/PID/cgroup`.
+//! The first byte chooses: `m` a mountinfo, `p` a path that the kernel writes into one, `c` a
+//! `/proc/cgroups`, `g` a `/proc/PID/cgroup`.
 
 #![no_main]
 

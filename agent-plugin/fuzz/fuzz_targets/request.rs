@@ -1,5 +1,6 @@
-//! Requests as they come in over vsock: what passes keeps every bound of the contract, and what does not is refused with a message
-//! that is safe to show. The first byte chooses the method, the rest is the message.
+//! Requests as they come in over vsock: what passes keeps every bound of the contract, and what
+//! does not is refused with a message that is safe to show. The first byte chooses the method, the
+//! rest is the message.
 
 #![no_main]
 

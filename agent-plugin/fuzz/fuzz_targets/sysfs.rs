@@ -1,4 +1,5 @@
-//! Attributes and links of sysfs: identity, address and counters of a disk. What the disk says of itself (VPD) is QEMU's word.
+//! Attributes and links of sysfs: identity, address and counters of a disk. What the disk says of
+//! itself (VPD) is QEMU's word.
 //!
 //! The first byte chooses the parser.
 

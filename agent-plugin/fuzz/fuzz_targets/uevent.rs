@@ -1,4 +1,5 @@
-//! The kernel's device events: whatever comes in through the netlink socket, also from other processes.
+//! The kernel's device events: whatever comes in through the netlink socket, also from other
+//! processes.
 
 #![no_main]
 

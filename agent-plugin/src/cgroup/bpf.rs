@@ -1,8 +1,10 @@
-//! [`bpf(2)`](https://man7.org/linux/man-pages/man2/bpf.2.html) for programs of type `BPF_PROG_TYPE_CGROUP_DEVICE`: which are
-//! attached, what they consist of, load one, attach one in the place of another. Nothing here decides anything.
+//! [`bpf(2)`](https://man7.org/linux/man-pages/man2/bpf.2.html) for programs of type
+//! `BPF_PROG_TYPE_CGROUP_DEVICE`: which are attached, what they consist of, load one, attach one in
+//! the place of another. Nothing here decides anything.
 //!
-//! Attributes and records are passed with the size of the largest kernel that is known, zeros behind the part that is used: an older
-//! kernel accepts zeros, and a newer one may write behind what it documents (6.17 to 7.1 write a `revision` after a query).
+//! Attributes and records are passed with the size of the largest kernel that is known, zeros
+//! behind the part that is used: an older kernel accepts zeros, and a newer one may write behind
+//! what it documents (6.17 to 7.1 write a `revision` after a query).
 
 use std::{
     io,
@@ -59,7 +61,8 @@ fn number(fd: impl AsFd) -> u32 {
 /// Pointers in `attribute` must be good for what `command` reads and writes there.
 #[expect(unsafe_code, reason = "bpf(2) has no safe wrapper in libc or nix")]
 unsafe fn bpf(command: libc::c_int, attribute: &mut Attribute) -> io::Result<libc::c_long> {
-    // SAFETY: the kernel reads and writes `attribute`, of the size that is told; the caller answers for what it points to.
+    // SAFETY: the kernel reads and writes `attribute`, of the size that is told; the caller answers
+    // for what it points to.
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, command, &raw mut *attribute, size_of::<Attribute>())
     };
@@ -87,11 +90,13 @@ fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
 pub struct Attached {
     /// In the order in which they run.
     pub ids: Vec<u32>,
-    /// Whether each of them can be exchanged by itself (`BPF_F_ALLOW_MULTI`); told of a cgroup's own programs alone.
+    /// Whether each of them can be exchanged by itself (`BPF_F_ALLOW_MULTI`); told of a cgroup's
+    /// own programs alone.
     pub multi: bool,
 }
 
-/// The programs that are attached to a cgroup itself, or all that decide over it, those of its ancestors included.
+/// The programs that are attached to a cgroup itself, or all that decide over it, those of its
+/// ancestors included.
 ///
 /// # Errors
 /// As the kernel says; `EINVAL` where it has no such programs.
@@ -164,7 +169,8 @@ impl Loaded {
             *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         }
         attribute.0[17] = BPF_CGROUP_DEVICE;
-        // SAFETY: the kernel reads `count` instructions and a text that ends with zero; both outlive the call.
+        // SAFETY: the kernel reads `count` instructions and a text that ends with zero; both
+        // outlive the call.
         let fd = unsafe { bpf(PROG_LOAD, &mut attribute) }?;
         owned(fd).map(Loaded)
     }
@@ -184,7 +190,8 @@ impl Loaded {
         Ok(Info { id, maps, instructions: given.then_some(instructions) })
     }
 
-    /// Attaches it to a cgroup in the place of `old`, in one step: no access is decided without one of both.
+    /// Attaches it to a cgroup in the place of `old`, in one step: no access is decided without one
+    /// of both.
     ///
     /// # Errors
     /// As the kernel says; `ENOENT` where `old` is not attached there, or by a link.
@@ -210,13 +217,15 @@ fn record_of(fd: &OwnedFd, room: &mut [Instruction]) -> io::Result<Attribute> {
     }
     let fields = [number(fd), size_of::<Attribute>() as u32];
     let mut attribute = Attribute::new(&fields).with_pointer(2, &raw mut record);
-    // SAFETY: the kernel writes at most the size that is told to `record`, and as many bytes as `room` has there; a record without
-    // a pointer has it write nothing else. All of it outlives the call.
+    // SAFETY: the kernel writes at most the size that is told to `record`, and as many bytes as
+    // `room` has there; a record without a pointer has it write nothing else. All of it outlives
+    // the call.
     unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attribute) }?;
     Ok(record)
 }
 
-/// Whether a program is attached to a cgroup by a link, which alone could exchange it. `cgroup` is the number of its directory's inode.
+/// Whether a program is attached to a cgroup by a link, which alone could exchange it. `cgroup` is
+/// the number of its directory's inode.
 ///
 /// # Errors
 /// As the kernel says.

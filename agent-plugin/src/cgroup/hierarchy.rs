@@ -2,8 +2,8 @@
 //! ([cgroups(7)](https://man7.org/linux/man-pages/man7/cgroups.7.html),
 //! [proc_pid_mountinfo(5)](https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html)).
 //!
-//! The devices controller is a part of v1 alone; programs are attached to v2. On a hybrid system both are mounted, and the kernel
-//! asks both.
+//! The devices controller is a part of v1 alone; programs are attached to v2. On a hybrid system
+//! both are mounted, and the kernel asks both.
 
 use std::{
     ffi::OsString,
@@ -61,8 +61,9 @@ impl Hierarchies {
     }
 }
 
-/// Does the usual place show all of v2? This and [`devices_in_v1`] tell most systems apart for a tenth of what reading every mount
-/// takes, and are asked with each volume. The root of a hierarchy has the first inode.
+/// Does the usual place show all of v2? This and [`devices_in_v1`] tell most systems apart for a
+/// tenth of what reading every mount takes, and are asked with each volume. The root of a hierarchy
+/// has the first inode.
 fn is_unified(path: &Path) -> bool {
     statfs(path).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC)
         && fs::metadata(path).is_ok_and(|found| found.ino() == 1)

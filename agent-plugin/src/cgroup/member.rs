@@ -1,4 +1,5 @@
-//! One attached program of a group: read, and taken apart into what we put in front of it and what its owner wrote.
+//! One attached program of a group: read, and taken apart into what we put in front of it and what
+//! its owner wrote.
 
 use super::{Rights, bpf::Loaded, program::Program, prologue::Prologue};
 use crate::{block::DeviceNumber, error::Unsupported};

@@ -58,10 +58,12 @@ pub struct Filter<'a> {
 /// What [`Filter::allow`] did.
 #[derive(Debug, Default)]
 pub struct Grant {
-    /// The container had this right from elsewhere: a wildcard, a rule of its specification, or its program.
+    /// The container had this right from elsewhere: a wildcard, a rule of its specification, or its
+    /// program.
     pub allowed_before: bool,
-    /// What was added, to the pod's group of v1 as well. That one is taken back by [`Grant::undo`] alone, right away, when nobody
-    /// else can have built on it; later it might be another container's, too.
+    /// What was added, to the pod's group of v1 as well. That one is taken back by [`Grant::undo`]
+    /// alone, right away, when nobody else can have built on it; later it might be another
+    /// container's, too.
     pub added: Vec<Added>,
 }
 
@@ -105,7 +107,8 @@ impl<'a> Filter<'a> {
             Hierarchies { devices: Some(devices), unified: None } => {
                 (Some(v1::Groups::new(&devices, &cgroup)), None)
             }
-            // The agent's path is that of the devices controller. Whoever else is in the other group is not known.
+            // The agent's path is that of the devices controller. Whoever else is in the other
+            // group is not known.
             Hierarchies { devices: Some(devices), unified: Some(unified) } => {
                 let text = target.proc("cgroup")?;
                 let other = unified_group(&text).map(relative).transpose()?;
@@ -140,7 +143,8 @@ impl<'a> Filter<'a> {
         self.v2.as_ref().map_or(Ok(()), v2::Group::check)
     }
 
-    /// Lets the container open a block device with exactly these rights. What it did is noted in `grant` before it is done.
+    /// Lets the container open a block device with exactly these rights. What it did is noted in
+    /// `grant` before it is done.
     ///
     /// # Errors
     /// The filter cannot be changed; a part may be done, and is taken back by [`Grant::undo`].
@@ -164,7 +168,8 @@ impl<'a> Filter<'a> {
         Ok(by_list && by_program)
     }
 
-    /// Takes away what [`Filter::allow`] gave, and never what the specification grants. Says what that was.
+    /// Takes away what [`Filter::allow`] gave, and never what the specification grants. Says what
+    /// that was.
     ///
     /// # Errors
     /// The kernel refuses. A group that is gone is fine.

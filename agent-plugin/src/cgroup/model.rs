@@ -1,6 +1,8 @@
-//! A model of the kernel's interpreter, for device programs: what they answer, without asking the kernel.
+//! A model of the kernel's interpreter, for device programs: what they answer, without asking the
+//! kernel.
 //!
-//! A program of type `BPF_CGROUP_DEVICE` ([program types](https://docs.kernel.org/bpf/libbpf/program_types.html)) gets
+//! A program of type `BPF_CGROUP_DEVICE` ([program
+//! types](https://docs.kernel.org/bpf/libbpf/program_types.html)) gets
 //! `struct bpf_cgroup_dev_ctx { access_type, major, minor }` in r1 and returns 1 to allow.
 
 use super::{
@@ -9,7 +11,8 @@ use super::{
 };
 use crate::block::DeviceNumber;
 
-/// A program in which a path is longer than this is not run to its end: the runtimes' have less than a thousand instructions.
+/// A program in which a path is longer than this is not run to its end: the runtimes' have less
+/// than a thousand instructions.
 const LONGEST_PATH: usize = 1 << 17;
 
 /// What a program is asked.
@@ -50,8 +53,8 @@ pub(super) fn access(rights: Rights) -> u16 {
     bit(Rights::MKNOD, 1) | bit(Rights::READ, 2) | bit(Rights::WRITE, 4)
 }
 
-/// What a program answers; `None` where it does something that no program of a runtime does (arithmetic with the argument's address, a
-/// register that has no value, a path without end).
+/// What a program answers; `None` where it does something that no program of a runtime does
+/// (arithmetic with the argument's address, a register that has no value, a path without end).
 pub fn run(program: &[Instruction], question: Question) -> Option<bool> {
     let mut run = Run { registers: [None; 12], context: question.context() };
     run.registers[1] = Some(Value::Context);

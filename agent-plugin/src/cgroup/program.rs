@@ -1,7 +1,9 @@
-//! The instructions of a device program ([instruction set](https://docs.kernel.org/bpf/standardization/instruction-set.html))).
+//! The instructions of a device program ([instruction
+//! set](https://docs.kernel.org/bpf/standardization/instruction-set.html))).
 //!
-//! Known is what runtimes write: arithmetic, jumps, reads of the argument. A program with anything else (a helper call, a stack, a
-//! map) is not understood, and [`Program::read`] says where. What is understood means the same when it is loaded again.
+//! Known is what runtimes write: arithmetic, jumps, reads of the argument. A program with anything
+//! else (a helper call, a stack, a map) is not understood, and [`Program::read`] says where. What
+//! is understood means the same when it is loaded again.
 
 use super::{
     Rights,
@@ -86,7 +88,8 @@ impl Instruction {
     fn is_known(self) -> bool {
         let operand = if self.takes_register() { self.immediate == 0 } else { self.source() == 0 };
         match self.class() {
-            // Neither division by a register, for which the kernel adds a check, nor a swap of bytes; no sign extension.
+            // Neither division by a register, for which the kernel adds a check, nor a swap of
+            // bytes; no sign extension.
             ALU | ALU64 => match self.operation() {
                 0x30 | 0x90 => !self.takes_register() && self.immediate != 0 && self.offset == 0,
                 0x80 => self.code & X == 0 && self.immediate == 0 && self.offset == 0,

@@ -1,4 +1,5 @@
-//! What stands in front of a container's own program and allows single devices; whatever else is asked goes on to the program.
+//! What stands in front of a container's own program and allows single devices; whatever else is
+//! asked goes on to the program.
 //!
 //! ```text
 //! r0 = MARK                     ; so that it is found again
@@ -16,8 +17,8 @@
 //! r0 = 1
 //! exit
 //! ```
-//! A program finds its argument in r1 and may read no other register before it has written it: what is left in r0 and r2 to r5 is
-//! nothing to it, and its jumps are relative.
+//! A program finds its argument in r1 and may read no other register before it has written it: what
+//! is left in r0 and r2 to r5 is nothing to it, and its jumps are relative.
 
 use super::{
     Rights,

@@ -1,5 +1,5 @@
-//! Rights on a device, and what a container's specification grants of them
-//! ([OCI runtime specification](https://github.com/opencontainers/runtime-spec/blob/main/config-linux.md#allowed-device-list)).
+//! Rights on a device, and what a container's specification grants of them ([OCI runtime
+//! specification](https://github.com/opencontainers/runtime-spec/blob/main/config-linux.md#allowed-device-list)).
 
 use std::fmt;
 

@@ -1,8 +1,10 @@
-//! The [devices controller of cgroup v1](https://docs.kernel.org/admin-guide/cgroup-v1/devices.html): `devices.list`,
+//! The [devices controller of cgroup
+//! v1](https://docs.kernel.org/admin-guide/cgroup-v1/devices.html): `devices.list`,
 //! `devices.allow`, `devices.deny`.
 //!
-//! A group may only be given what its parent has, so rights are given from the pod down. A deny reaches every group below, so
-//! rights are taken in the container's group only: its pod has siblings.
+//! A group may only be given what its parent has, so rights are given from the pod down. A deny
+//! reaches every group below, so rights are taken in the container's group only: its pod has
+//! siblings.
 
 use std::{
     fs, io,
@@ -123,7 +125,8 @@ impl Groups {
         Groups { ancestors, own, root: root.to_owned() }
     }
 
-    /// The rules of the root group are the guest's own and are never changed: a container in it must be allowed everything already.
+    /// The rules of the root group are the guest's own and are never changed: a container in it
+    /// must be allowed everything already.
     ///
     /// # Errors
     /// The container is in the root group, and that does not allow everything.
@@ -176,7 +179,8 @@ impl Groups {
     ) -> Result<()> {
         add(own, before, number, rights, grant)?;
         for group in nested(own)? {
-            // A right of the container's own group is not inherited by those that exist already. They may go at any time.
+            // A right of the container's own group is not inherited by those that exist already.
+            // They may go at any time.
             let Ok(list) = DeviceList::read(&group) else { continue };
             if !list.allows(number, rights) {
                 match allow(&group, number, rights) {
@@ -188,7 +192,8 @@ impl Groups {
         Ok(())
     }
 
-    /// Whether the container's group has the rights (a child's list is never wider than its parent's).
+    /// Whether the container's group has the rights (a child's list is never wider than its
+    /// parent's).
     ///
     /// # Errors
     /// The list cannot be read.
@@ -196,7 +201,8 @@ impl Groups {
         Ok(DeviceList::read(self.own.as_ref().unwrap_or(&self.root))?.allows(number, rights))
     }
 
-    /// Takes the device's own entry away, less what the specification grants. Groups below lose it with it.
+    /// Takes the device's own entry away, less what the specification grants. Groups below lose it
+    /// with it.
     ///
     /// # Errors
     /// The kernel refuses. A group that is gone is fine.

@@ -1,12 +1,15 @@
-//! Device programs on [cgroup v2](https://docs.kernel.org/admin-guide/cgroup-v2.html#device-controller): every program of a
+//! Device programs on [cgroup
+//! v2](https://docs.kernel.org/admin-guide/cgroup-v2.html#device-controller): every program of a
 //! container's group and of the groups above must allow an access.
 //!
-//! So no further program can widen anything, and a container's own one is exchanged for [`Prologue`] + itself, in one step. Programs
-//! above it are other containers' as well and are never changed; nor is anything attached where there is none. A container that
-//! attaches programs to groups of its own making restricts itself, and that is left as it is.
+//! So no further program can widen anything, and a container's own one is exchanged for
+//! [`Prologue`] + itself, in one step. Programs above it are other containers' as well and are
+//! never changed; nor is anything attached where there is none. A container that attaches programs
+//! to groups of its own making restricts itself, and that is left as it is.
 //!
-//! A runtime may exchange the program at any time. The kernel tells (what was to be exchanged is not there any more), and then
-//! everything is read anew. What a reload by the runtime took away comes back with the next Attach.
+//! A runtime may exchange the program at any time. The kernel tells (what was to be exchanged is
+//! not there any more), and then everything is read anew. What a reload by the runtime took away
+//! comes back with the next Attach.
 
 use std::{
     fs::{self, File},
@@ -34,7 +37,8 @@ const ATTEMPTS: usize = 8;
 /// Requests of this process take turns: they would only be in each other's way.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// A disk's number is not known before it is there; until then, programs are asked about this one (the kernel's `sdp`).
+/// A disk's number is not known before it is there; until then, programs are asked about this one
+/// (the kernel's `sdp`).
 const SAMPLE: DeviceNumber = DeviceNumber { major: 8, minor: 240 };
 
 /// A cgroup with those above it.
@@ -94,7 +98,8 @@ impl Group {
         self.query(&self.open()?, true).map(|attached| attached.ids)
     }
 
-    /// Whether the programs can be changed so that the container could open a disk. Changes nothing.
+    /// Whether the programs can be changed so that the container could open a disk. Changes
+    /// nothing.
     ///
     /// # Errors
     /// Says why not.
@@ -111,7 +116,8 @@ impl Group {
     /// Lets the container open a block device with exactly these rights.
     ///
     /// # Errors
-    /// A program cannot be changed, or is changed by somebody else all the time; `grant` tells what was done until then.
+    /// A program cannot be changed, or is changed by somebody else all the time; `grant` tells what
+    /// was done until then.
     pub fn allow(&self, number: DeviceNumber, rights: Rights, grant: &mut Grant) -> Result<()> {
         self.change(number, rights, |state, needed| {
             self.check_above(state, number, rights)?;
@@ -124,7 +130,8 @@ impl Group {
         })
     }
 
-    /// Whether the container can open a block device with these rights: not where a program cannot be read.
+    /// Whether the container can open a block device with these rights: not where a program cannot
+    /// be read.
     ///
     /// # Errors
     /// There is no such group, or no right to ask.
@@ -148,8 +155,8 @@ impl Group {
         })
     }
 
-    /// Exchanges programs until reading them shows what is wanted. `look` is told each time what is there, and whether something
-    /// is about to be changed.
+    /// Exchanges programs until reading them shows what is wanted. `look` is told each time what is
+    /// there, and whether something is about to be changed.
     fn change(
         &self,
         number: DeviceNumber,
@@ -189,7 +196,8 @@ impl Group {
         let base = old.base.as_ref().map(Program::instructions).unwrap_or_default();
         let wanted: Vec<Instruction> = prologue.before(base);
         let new = Loaded::load(&wanted).map_err(self.failed("BPF_PROG_LOAD"))?;
-        // What could not be found again could not be taken away again. There is nothing to be found without a prologue.
+        // What could not be found again could not be taken away again. There is nothing to be found
+        // without a prologue.
         if !prologue.is_empty() {
             let info = new.info().map_err(self.failed("BPF_OBJ_GET_INFO_BY_FD"))?;
             match info.instructions {

@@ -2,10 +2,11 @@
 //! [mount_namespaces(7)](https://man7.org/linux/man-pages/man7/mount_namespaces.7.html),
 //! [user_namespaces(7)](https://man7.org/linux/man-pages/man7/user_namespaces.7.html).
 //!
-//! The node itself is on a tmpfs of its own, in a mount namespace that a thread makes for the moment: nobody else ever sees it, and
-//! what the container does to the mount (remount it read-only, say) concerns this one file. A copy of the mount leaves with its
-//! descriptor and is put over a file of the container's, by descriptor too. It takes part in no propagation, and while it is moved
-//! the kernel itself refuses a place from which it would spread.
+//! The node itself is on a tmpfs of its own, in a mount namespace that a thread makes for the
+//! moment: nobody else ever sees it, and what the container does to the mount (remount it
+//! read-only, say) concerns this one file. A copy of the mount leaves with its descriptor and is
+//! put over a file of the container's, by descriptor too. It takes part in no propagation, and
+//! while it is moved the kernel itself refuses a place from which it would spread.
 
 use std::{
     ffi::{CStr, CString},
@@ -33,7 +34,8 @@ use crate::{
     namespace::Target,
 };
 
-/// Where the thread's own file system is, over the guest's devices, in a namespace of the thread's own.
+/// Where the thread's own file system is, over the guest's devices, in a namespace of the thread's
+/// own.
 const PRIVATE: &str = "/dev";
 const SOURCE: &CStr = c"/dev/volume";
 
@@ -110,7 +112,8 @@ impl Node {
     }
 }
 
-/// Unmounts the node of `number` that is at the place, and removes the file below it if that is as empty as ours was.
+/// Unmounts the node of `number` that is at the place, and removes the file below it if that is as
+/// empty as ours was.
 pub(super) fn remove(
     place: &Place,
     target: &Target,
@@ -152,14 +155,16 @@ fn private_node(device: Device) -> Result<OwnedFd> {
     Ok(copy)
 }
 
-/// Makes an empty file that nobody may open, and puts the mount over it. Inside the container's namespace.
+/// Makes an empty file that nobody may open, and puts the mount over it. Inside the container's
+/// namespace.
 fn put_over_a_file(place: &Place, directory: &OwnedFd, mount: &OwnedFd) -> Result<()> {
     let name = place.path().name();
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let file = openat(directory, name, flags, Mode::empty())
         .map_err(|errno| place.explain("openat", errno))?;
     let result = mount::move_onto(mount, &file).map_err(|errno| match errno {
-        // What cannot be bound cannot spread either, so that the kernel takes it to no place that is shared.
+        // What cannot be bound cannot spread either, so that the kernel takes it to no place that
+        // is shared.
         Errno::EINVAL => Unsupported::Shared { path: place.path().as_str().to_owned() }.into(),
         Errno::ENOENT => moved(place.path()),
         other => Error::system("move_mount", place.path().as_str())(other),
@@ -170,7 +175,8 @@ fn put_over_a_file(place: &Place, directory: &OwnedFd, mount: &OwnedFd) -> Resul
             .map_err(Error::system("mount_setattr", "MS_PRIVATE"))
     });
     if result.is_err() {
-        // The error that stopped us says more. Where the container has put something else there, that is left to it.
+        // The error that stopped us says more. Where the container has put something else there,
+        // that is left to it.
         if matches!(Inode::asked_at(directory, name), Ok(Some(found)) if is_same(&found, &file)) {
             let _ = unlinkat(directory, name, UnlinkatFlags::NoRemoveDir);
         }
@@ -197,7 +203,8 @@ fn take_away(directory: &OwnedFd, path: &NodePath, number: DeviceNumber) -> Resu
         .map_err(|_| Error::system("umount2", path.as_str())(Errno::EINVAL))?;
     umount2(name.as_c_str(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
         .map_err(Error::system("umount2", path.as_str()))?;
-    // What is not empty is not ours any more, and others may have put their own there: the host, where the file system is its.
+    // What is not empty is not ours any more, and others may have put their own there: the host,
+    // where the file system is its.
     let below =
         Inode::asked_at(directory, path.name()).map_err(Error::system("statx", path.as_str()))?;
     if below.is_some_and(|below| below.kind == SFlag::S_IFREG && below.size == 0) {

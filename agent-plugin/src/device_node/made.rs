@@ -1,5 +1,6 @@
 //! A node made under a temporary name, proved by opening it, published by a rename
-//! ([mknod(2)](https://man7.org/linux/man-pages/man2/mknod.2.html), [rename(2)](https://man7.org/linux/man-pages/man2/rename.2.html)).
+//! ([mknod(2)](https://man7.org/linux/man-pages/man2/mknod.2.html),
+//! [rename(2)](https://man7.org/linux/man-pages/man2/rename.2.html)).
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
@@ -59,7 +60,8 @@ impl Node {
                 other => self.place.explain("renameat2", other),
             })?;
         self.name = name.to_owned();
-        // Between the two names the container may have put a node of its own under the temporary one.
+        // Between the two names the container may have put a node of its own under the temporary
+        // one.
         if self.is_at(&self.name)? { Ok(()) } else { Err(moved(self.place.path())) }
     }
 
@@ -96,7 +98,8 @@ fn make(place: &Place, directory: &OwnedFd, name: &str, device: Device) -> Resul
         .map_err(|errno| place.explain("mknodat", errno))?;
     let owned = own(place, directory, name, device);
     if owned.is_err() {
-        // The error that stopped us says more than one of the removal; a leftover is removed by the next attempt.
+        // The error that stopped us says more than one of the removal; a leftover is removed by the
+        // next attempt.
         let _ = unlinkat(directory, name, UnlinkatFlags::NoRemoveDir);
     }
     owned
@@ -109,7 +112,8 @@ fn own(place: &Place, directory: &OwnedFd, name: &str, device: Device) -> Result
         Errno::ENOENT => moved(place.path()),
         other => Error::system("openat", path())(other),
     })?;
-    // The container may have put something else there meanwhile: only our own kind of node is changed.
+    // The container may have put something else there meanwhile: only our own kind of node is
+    // changed.
     let inode = Inode::of(&handle).map_err(Error::system("statx", path()))?;
     if !is_node(&inode, device.number) {
         return Err(moved(place.path()));

@@ -5,8 +5,8 @@
 //! | [`Way::Mknod`] | a tmpfs or ramfs of the container alone | made under a temporary name, proved, renamed |
 //! | [`Way::Bind`] | a container with a user namespace; nodev mounts; every file system that somebody else can see | a node where nobody else is, mounted over an empty file |
 //!
-//! A node carries a number and no more: seen from elsewhere, it stands for another disk. And one on a file system that was mounted
-//! in a user namespace, or without device nodes, does not open.
+//! A node carries a number and no more: seen from elsewhere, it stands for another disk. And one on
+//! a file system that was mounted in a user namespace, or without device nodes, does not open.
 //!
 //! | file | knows |
 //! |---|---|
@@ -75,10 +75,12 @@ impl Node {
         }
     }
 
-    /// Opens that inode, not its name, as a process of the container could (as far as the mount decides).
+    /// Opens that inode, not its name, as a process of the container could (as far as the mount
+    /// decides).
     ///
     /// # Errors
-    /// The node cannot be used. `Ok(false)`: the disk is announced in sysfs and not open for business yet.
+    /// The node cannot be used. `Ok(false)`: the disk is announced in sysfs and not open for
+    /// business yet.
     pub fn prove(&self) -> Result<bool> {
         match self {
             Node::Made(node) => node.prove(),
@@ -86,8 +88,8 @@ impl Node {
         }
     }
 
-    /// Lets the node appear at its path. One that is made is usable at once; one that is mounted, a moment later: until then the
-    /// path is an empty file that nobody may open.
+    /// Lets the node appear at its path. One that is made is usable at once; one that is mounted, a
+    /// moment later: until then the path is an empty file that nobody may open.
     ///
     /// # Errors
     /// Something else has the name, or the container moved our node.
@@ -119,7 +121,8 @@ impl Node {
 }
 
 impl Place {
-    /// Makes a node for this place, by the way that leads there. The calling thread's umask must be 0.
+    /// Makes a node for this place, by the way that leads there. The calling thread's umask must be
+    /// 0.
     ///
     /// # Errors
     /// Nothing is left behind.
@@ -136,7 +139,8 @@ impl Place {
         }
     }
 
-    /// Removes the node of `number` that is at the path, by whichever way it came there. Says by which; `None`: there was none.
+    /// Removes the node of `number` that is at the path, by whichever way it came there. Says by
+    /// which; `None`: there was none.
     ///
     /// # Errors
     /// The kernel refuses.

@@ -1,4 +1,5 @@
-//! What is at a path, and what a node there shall be: [inode(7)](https://man7.org/linux/man-pages/man7/inode.7.html).
+//! What is at a path, and what a node there shall be:
+//! [inode(7)](https://man7.org/linux/man-pages/man7/inode.7.html).
 
 use std::fmt;
 

@@ -1,5 +1,6 @@
-//! Directories that did not exist: [mkdir(2)](https://man7.org/linux/man-pages/man2/mkdir.2.html) below one that did, and
-//! [rmdir(2)](https://man7.org/linux/man-pages/man2/rmdir.2.html) of what is still empty.
+//! Directories that did not exist: [mkdir(2)](https://man7.org/linux/man-pages/man2/mkdir.2.html)
+//! below one that did, and [rmdir(2)](https://man7.org/linux/man-pages/man2/rmdir.2.html) of what
+//! is still empty.
 
 use std::{
     os::fd::{AsFd, OwnedFd},
@@ -19,7 +20,8 @@ use crate::{
     namespace::Target,
 };
 
-/// Directories that we made, and nobody else: one that came between the look and our `mkdirat` is its maker's.
+/// Directories that we made, and nobody else: one that came between the look and our `mkdirat` is
+/// its maker's.
 #[derive(Debug, Default)]
 pub(super) struct Parents {
     /// Outermost first: the directory that each is in, and its name.

@@ -3,7 +3,8 @@
 /// Beginning of the names that a node has before it is published; no request may ask for one.
 pub const TEMPORARY: &str = ".ecrblk-";
 
-/// Absolute path of a node in a container: without `.`, `..` and empty components, and not one of our temporary names.
+/// Absolute path of a node in a container: without `.`, `..` and empty components, and not one of
+/// our temporary names.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NodePath(String);
 

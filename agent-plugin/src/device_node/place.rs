@@ -1,6 +1,8 @@
-//! The directory for a node, found in a hostile tree: [statfs(2)](https://man7.org/linux/man-pages/man2/statfs.2.html).
+//! The directory for a node, found in a hostile tree:
+//! [statfs(2)](https://man7.org/linux/man-pages/man2/statfs.2.html).
 //!
-//! From then on everything goes by the directory's descriptor: no link of the container is followed.
+//! From then on everything goes by the directory's descriptor: no link of the container is
+//! followed.
 
 use std::os::fd::OwnedFd;
 
@@ -29,7 +31,8 @@ const MOST_PARENTS: usize = 16;
 const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
 const NINE_P_MAGIC: FsType = FsType(0x0102_1997);
 
-/// File systems of the kernel's own that take no file: proc, sysfs, devpts, cgroup2, cgroup, debugfs, tracefs, securityfs, bpf, nsfs.
+/// File systems of the kernel's own that take no file: proc, sysfs, devpts, cgroup2, cgroup,
+/// debugfs, tracefs, securityfs, bpf, nsfs.
 const KERNELS_OWN: [i64; 10] = [
     0x9fa0,
     0x6265_6572,
@@ -125,8 +128,8 @@ impl Place {
         &self.missing
     }
 
-    /// Whether the file system answers at once, whatever the container does. Others are asked by [`Place::find`] alone, which runs
-    /// where a wait has an end.
+    /// Whether the file system answers at once, whatever the container does. Others are asked by
+    /// [`Place::find`] alone, which runs where a wait has an end.
     fn answers(&self) -> bool {
         matches!(self.file_system, TMPFS_MAGIC | RAMFS_MAGIC)
     }
@@ -161,7 +164,8 @@ impl Place {
         self.flags.contains(FsFlags::ST_RDONLY)
     }
 
-    /// Which way leads there: a node itself only where nobody but the container would see it and it would open.
+    /// Which way leads there: a node itself only where nobody but the container would see it and it
+    /// would open.
     ///
     /// # Errors
     /// Says why none does, and what to use instead.
@@ -193,7 +197,8 @@ impl Place {
         }
     }
 
-    /// What is at the path now; on a file system that need not answer, what was there when it was found.
+    /// What is at the path now; on a file system that need not answer, what was there when it was
+    /// found.
     ///
     /// # Errors
     /// The kernel cannot tell.
@@ -279,7 +284,8 @@ impl Place {
             Errno::ENOSPC | Errno::EDQUOT => Error::NoSpace { path },
             // The directory was removed after it was found.
             Errno::ENOENT => Error::ParentMissing { path: self.path.parent().to_owned() },
-            // It was made, and somebody on the other side of the file system put a link in its place.
+            // It was made, and somebody on the other side of the file system put a link in its
+            // place.
             Errno::ELOOP => Error::PathTaken { path, by: "symbolic link".to_owned() },
             Errno::EEXIST => {
                 let by = self

@@ -1,6 +1,8 @@
-//! Devices that are made of a disk: [`holders`](https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-block) in sysfs (device
-//! mapper, md), and loop devices over it ([loop(4)](https://man7.org/linux/man-pages/man4/loop.4.html)), which hold no claim and are
-//! not listed there.
+//! Devices that are made of a disk:
+//! [`holders`](https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-block) in sysfs (device
+//! mapper, md), and loop devices over it
+//! ([loop(4)](https://man7.org/linux/man-pages/man4/loop.4.html)), which hold no claim and are not
+//! listed there.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -88,8 +90,8 @@ struct LoopInfo {
 // The kernel writes as much.
 const _: () = assert!(size_of::<LoopInfo>() == 232);
 
-/// The block device below a loop device; the name in sysfs is a path in a namespace that is not told. `None` for a file, and for one
-/// that is being taken down.
+/// The block device below a loop device; the name in sysfs is a path in a namespace that is not
+/// told. `None` for a file, and for one that is being taken down.
 #[expect(unsafe_code, reason = "LOOP_GET_STATUS64 has no safe wrapper in libc or nix")]
 fn backing_device(name: &str) -> Option<DeviceNumber> {
     const LOOP_GET_STATUS64: libc::c_ulong = 0x4c05;
@@ -99,7 +101,8 @@ fn backing_device(name: &str) -> Option<DeviceNumber> {
         .open(format!("/dev/{name}"))
         .ok()?;
     let mut info = LoopInfo { device: 0, inode: 0, backing_device: 0, rest: [0; 26] };
-    // SAFETY: the kernel writes one `loop_info64`, whose size `LoopInfo` has, to `info`, which outlives the call.
+    // SAFETY: the kernel writes one `loop_info64`, whose size `LoopInfo` has, to `info`, which
+    // outlives the call.
     let result = unsafe { libc::ioctl(node.as_raw_fd(), LOOP_GET_STATUS64 as _, &raw mut info) };
     (result == 0 && info.backing_device != 0).then(|| DeviceNumber::from_raw(info.backing_device))
 }

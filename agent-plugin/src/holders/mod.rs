@@ -1,9 +1,11 @@
-//! Who has a disk in use in the guest, by name and place: processes, mounts, swap, devices made of it, loop devices over it.
+//! Who has a disk in use in the guest, by name and place: processes, mounts, swap, devices made of
+//! it, loop devices over it.
 //!
-//! This only names. Whether a disk is claimed is decided by an exclusive open ([`BlockDevice::claim`]), which fails for mounts,
-//! device mapper, md and swap alike, in whatever namespace they are; it does not see a process or a loop device that merely has the
-//! disk open, and these are found here. What nothing tells: a mapping whose descriptor was closed, and a descriptor that is on its
-//! way in a socket.
+//! This only names. Whether a disk is claimed is decided by an exclusive open
+//! ([`BlockDevice::claim`]), which fails for mounts, device mapper, md and swap alike, in whatever
+//! namespace they are; it does not see a process or a loop device that merely has the disk open,
+//! and these are found here. What nothing tells: a mapping whose descriptor was closed, and a
+//! descriptor that is on its way in a socket.
 
 mod block;
 pub(crate) mod mount;
@@ -38,7 +40,8 @@ pub enum Kind {
     Swap,
     /// Another device is made of it.
     Device,
-    /// It is claimed, and nothing tells by whom: a mount that was detached lazily, or one that is being undone.
+    /// It is claimed, and nothing tells by whom: a mount that was detached lazily, or one that is
+    /// being undone.
     Unknown,
 }
 
@@ -145,8 +148,8 @@ pub struct Found {
 enum Trace {
     /// A descriptor in `/proc`, on whose inode closing can be watched.
     Descriptor(PathBuf),
-    /// A file of `/proc` that was opened before it was read, and that tells of changes; and a process that keeps alive what it is
-    /// about, as our descriptor would do after that one's end.
+    /// A file of `/proc` that was opened before it was read, and that tells of changes; and a
+    /// process that keeps alive what it is about, as our descriptor would do after that one's end.
     Changes(Rc<File>, Option<u32>),
     /// The kernel sends uevents.
     Uevent,
@@ -185,7 +188,8 @@ impl Found {
     }
 }
 
-/// Looks for those who hold `disks`. The containers in `known` are told from others by their namespaces and cgroups.
+/// Looks for those who hold `disks`. The containers in `known` are told from others by their
+/// namespaces and cgroups.
 ///
 /// # Errors
 /// `/proc` or sysfs cannot be read. Whatever goes away meanwhile holds nothing.
@@ -204,7 +208,8 @@ pub fn look(disks: &[Disk], known: &[&Target], scope: Scope) -> Result<Vec<Found
     Ok(found)
 }
 
-/// Adds who is not to be seen: each of `claimed`, where the kernel says that somebody claims it, has one that does.
+/// Adds who is not to be seen: each of `claimed`, where the kernel says that somebody claims it,
+/// has one that does.
 pub fn add_unknown<'a>(found: &mut Vec<Found>, claimed: impl Iterator<Item = &'a Disk>) {
     for disk in claimed {
         let is_claim =

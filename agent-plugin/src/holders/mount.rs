@@ -1,5 +1,6 @@
 //! Mounts in every mount namespace of the guest:
-//! [`/proc/PID/mountinfo`](https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html), once for each namespace.
+//! [`/proc/PID/mountinfo`](https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html), once
+//! for each namespace.
 
 use std::{collections::HashSet, fs::File, io::Read as _, rc::Rc};
 

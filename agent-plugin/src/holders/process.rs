@@ -1,8 +1,10 @@
-//! Processes and their descriptors: [`/proc/PID/fd`](https://man7.org/linux/man-pages/man5/proc_pid_fd.5.html),
+//! Processes and their descriptors:
+//! [`/proc/PID/fd`](https://man7.org/linux/man-pages/man5/proc_pid_fd.5.html),
 //! [`comm`](https://man7.org/linux/man-pages/man5/proc_pid_comm.5.html),
 //! [`cgroup`](https://man7.org/linux/man-pages/man7/cgroups.7.html).
 //!
-//! A descriptor is told by the number of its device, so that a node which the container made itself counts as well as ours.
+//! A descriptor is told by the number of its device, so that a node which the container made itself
+//! counts as well as ours.
 
 use std::{
     collections::HashSet,
@@ -22,7 +24,8 @@ use crate::{
     namespace::Target,
 };
 
-/// Every process but the agent. Kernel threads have no descriptors and are left out where that is cheap.
+/// Every process but the agent. Kernel threads have no descriptors and are left out where that is
+/// cheap.
 pub(super) fn pids() -> Result<Vec<u32>> {
     let own = std::process::id();
     let threads = kernel_threads();
@@ -31,8 +34,8 @@ pub(super) fn pids() -> Result<Vec<u32>> {
     Ok(pids.filter(|pid| *pid != own && !threads.contains(pid)).collect())
 }
 
-/// The children of kthreadd, where process 2 is that. The few programs that the kernel starts by itself are among them, and end
-/// soon.
+/// The children of kthreadd, where process 2 is that. The few programs that the kernel starts by
+/// itself are among them, and end soon.
 fn kernel_threads() -> HashSet<u32> {
     let stat = fs::read_to_string("/proc/2/stat").unwrap_or_default();
     if !is_kernel_thread(&stat) {
@@ -98,7 +101,8 @@ pub(super) fn mount_namespace(pid: u32) -> io::Result<u64> {
     fs::metadata(format!("/proc/{pid}/ns/mnt")).map(|namespace| namespace.ino())
 }
 
-/// The container that a process is in: one of `known`, or what its cgroup is called if that is an id.
+/// The container that a process is in: one of `known`, or what its cgroup is called if that is an
+/// id.
 pub(super) fn container(pid: u32, known: &[&Target]) -> String {
     let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let cgroup = cgroup_of(&cgroups).unwrap_or_default();
@@ -118,7 +122,8 @@ fn is_below(cgroup: &str, container: &Path) -> bool {
     container.parent().is_some() && Path::new(cgroup).starts_with(container)
 }
 
-/// The path in the hierarchy that has the device filter: that of the v1 controller, or the unified one.
+/// The path in the hierarchy that has the device filter: that of the v1 controller, or the unified
+/// one.
 fn cgroup_of(text: &str) -> Option<&str> {
     let line = |wanted: fn(&str) -> bool| {
         text.lines().find_map(|line| {
@@ -132,8 +137,8 @@ fn cgroup_of(text: &str) -> Option<&str> {
     devices.or_else(|| line(str::is_empty))
 }
 
-/// The last component of a cgroup's path, if it is what runtimes make of a container's id: 12 to 128 hexadecimal digits, perhaps
-/// with systemd's prefix and suffix.
+/// The last component of a cgroup's path, if it is what runtimes make of a container's id: 12 to
+/// 128 hexadecimal digits, perhaps with systemd's prefix and suffix.
 fn id_of(cgroup: &str) -> &str {
     let last = cgroup.rsplit('/').next().unwrap_or_default();
     let last = last.strip_suffix(".scope").unwrap_or(last);

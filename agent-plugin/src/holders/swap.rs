@@ -1,6 +1,7 @@
 //! Swap: [`/proc/swaps`](https://man7.org/linux/man-pages/man5/proc_swaps.5.html).
 //!
-//! The kernel tells a path only, as whoever turned it on called it: one of the guest's own `/dev`, or that of a container.
+//! The kernel tells a path only, as whoever turned it on called it: one of the guest's own `/dev`,
+//! or that of a container.
 
 use std::{fs::File, io::Read as _, path::Path, rc::Rc};
 

@@ -1,4 +1,5 @@
-//! Waits until something changes about those who hold a disk, by what the kernel offers for each kind:
+//! Waits until something changes about those who hold a disk, by what the kernel offers for each
+//! kind:
 //!
 //! | holder | event |
 //! |---|---|
@@ -8,9 +9,11 @@
 //! | device mapper, md, loop | [uevents](https://man7.org/linux/man-pages/man7/netlink.7.html) of that device |
 //! | nobody who can be named | none: looked at again, after 10 ms at first and half a second in the end |
 //!
-//! The last is also what a mount becomes for a moment: the kernel tells of an unmount before it gives up the claim.
+//! The last is also what a mount becomes for a moment: the kernel tells of an unmount before it
+//! gives up the claim.
 //!
-//! Each of these is in place before the look whose findings it is about, or is followed by a second look at the same place.
+//! Each of these is in place before the look whose findings it is about, or is followed by a second
+//! look at the same place.
 
 use std::{
     fs::File,
@@ -60,7 +63,8 @@ impl Watch {
         Ok(Watch { uevents: UeventSocket::open()?, pause: FIRST_PAUSE })
     }
 
-    /// Waits until something may have changed about `found`, until `deadline`, or until `cancelled` is readable.
+    /// Waits until something may have changed about `found`, until `deadline`, or until `cancelled`
+    /// is readable.
     ///
     /// # Errors
     /// The kernel refuses what the wait needs.
@@ -158,7 +162,8 @@ fn watch_closes<'a>(descriptors: impl Iterator<Item = &'a Path>) -> Result<Optio
                 return Err(Error::system("inotify_add_watch", path.display().to_string())(errno));
             }
         }
-        // It may have been closed, and its number used for something else, before the watch was there.
+        // It may have been closed, and its number used for something else, before the watch was
+        // there.
         if process::block_device(path).is_none() {
             return Ok(None);
         }
@@ -166,7 +171,8 @@ fn watch_closes<'a>(descriptors: impl Iterator<Item = &'a Path>) -> Result<Optio
     Ok(Some(inotify))
 }
 
-/// The files of `/proc` that tell of changes, and the processes that keep alive what they are about.
+/// The files of `/proc` that tell of changes, and the processes that keep alive what they are
+/// about.
 #[derive(Debug, Default)]
 struct Changes {
     files: Vec<Rc<File>>,
@@ -198,7 +204,8 @@ fn pidfd(pid: u32) -> Result<OwnedFd, Errno> {
     // SAFETY: two numbers are passed, and a new descriptor comes back.
     let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = Errno::result(result)?;
-    // SAFETY: the descriptor is new, so nobody else has it; the kernel's descriptors are within the range of an int.
+    // SAFETY: the descriptor is new, so nobody else has it; the kernel's descriptors are within the
+    // range of an int.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
 }
 

@@ -28,7 +28,8 @@ use crate::{
     uevent::UeventSocket,
 };
 
-/// What was done so far. It lives outside of the sequence, so that an error and a panic are undone alike.
+/// What was done so far. It lives outside of the sequence, so that an error and a panic are undone
+/// alike.
 #[derive(Debug, Default)]
 struct Done {
     searches: Vec<Search>,
@@ -287,7 +288,8 @@ fn make_node(
     }
 }
 
-/// A disk that was only seen in sysfs may not be open for business yet: then its event is still to come.
+/// A disk that was only seen in sysfs may not be open for business yet: then its event is still to
+/// come.
 fn prove(
     index: usize,
     done: &mut Done,
@@ -344,8 +346,8 @@ fn report(
     }
 }
 
-/// The directories above a node, outermost first, that this request made, for whichever of its volumes: all of those name them, and the
-/// last to go takes them.
+/// The directories above a node, outermost first, that this request made, for whichever of its
+/// volumes: all of those name them, and the last to go takes them.
 fn parents_made(arrivals: &[Arrival], volumes: &[Progress], index: usize) -> Vec<NodePath> {
     let Arrival { attachment, target } = &arrivals[index];
     if volumes[index].node.is_none() {
@@ -362,7 +364,8 @@ fn parents_made(arrivals: &[Arrival], volumes: &[Progress], index: usize) -> Vec
     above
 }
 
-/// In reverse: what the container sees goes first, its rights next, the disk last. Goes on after an error.
+/// In reverse: what the container sees goes first, its rights next, the disk last. Goes on after an
+/// error.
 fn undo(arrivals: &[Arrival], done: &Done, ticket: &Ticket, deadline: Instant) -> Vec<Error> {
     let volumes = || done.volumes.iter().rev();
     let nodes =

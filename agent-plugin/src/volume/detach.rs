@@ -1,7 +1,9 @@
-//! Detach: release, unlink, revoke, flush, look again, delete. What is not there any more is no error.
+//! Detach: release, unlink, revoke, flush, look again, delete. What is not there any more is no
+//! error.
 //!
-//! Until the first disk is deleted, a failure puts nodes and rights back. A process that opens the disk by a node of its own making
-//! between the last look and the deletion is not noticed; that is as long as a system call takes.
+//! Until the first disk is deleted, a failure puts nodes and rights back. A process that opens the
+//! disk by a node of its own making between the last look and the deletion is not noticed; that is
+//! as long as a system call takes.
 
 use std::{
     sync::mpsc,
@@ -52,8 +54,8 @@ impl Present {
     }
 }
 
-/// Detaches all volumes, and tells who lost one by that. If one is busy, nothing is changed; after a disk was deleted, a repetition
-/// goes on from there.
+/// Detaches all volumes, and tells who lost one by that. If one is busy, nothing is changed; after
+/// a disk was deleted, a repetition goes on from there.
 pub(crate) fn detach(
     departures: &mut [Departure],
     terms: Terms,
@@ -171,7 +173,8 @@ fn place(target: &Target, attachment: &Attachment, deadline: Instant) -> Result<
     target.enter_with(move || Mounts::read(&of), find, drop)?.finish(deadline)
 }
 
-/// The number of the container's node. Where the disk is gone, its number may be another disk's by now.
+/// The number of the container's node. Where the disk is gone, its number may be another disk's by
+/// now.
 fn number(departure: &Departure, present: &Present) -> Result<Option<DeviceNumber>> {
     if let Some(disk) = &present.disk {
         return Ok(Some(disk.number));
@@ -209,8 +212,8 @@ fn revoke(departure: &Departure, present: &mut Present) -> Result<()> {
         return Ok(());
     }
     let filter = Filter::of(target)?;
-    // In a list, what was there before us looks like what we added. In front of a program there is ours alone: something that
-    // was granted by itself may have been lost since, and been replaced.
+    // In a list, what was there before us looks like what we added. In front of a program there is
+    // ours alone: something that was granted by itself may have been lost since, and been replaced.
     if filter.mode() == Mode::V1
         && departure.outcome.as_ref().is_some_and(|outcome| outcome.allowed_before)
     {
@@ -258,7 +261,8 @@ fn made_for(departure: &Departure, ticket: &Ticket) -> Vec<NodePath> {
     }
 }
 
-/// Removes the directories that were made for the volume. The volume is gone, whatever comes of this.
+/// Removes the directories that were made for the volume. The volume is gone, whatever comes of
+/// this.
 fn tidy(departure: &Departure, made: &[NodePath], deadline: Instant) {
     let Some(target) = departure.target.as_ref().filter(|target| !target.has_ended()) else {
         return;

@@ -1,7 +1,8 @@
 //! Finds the disks of a batch: look in sysfs, scan, wait for the kernel's events.
 //!
-//! The uevent socket is open before the first look, so no disk can slip between look and wait. A disk may be there
-//! before the request (the kernel of `scsi_mod.scan=async` adds it by itself), and then a scan gives no event.
+//! The uevent socket is open before the first look, so no disk can slip between look and wait. A
+//! disk may be there before the request (the kernel of `scsi_mod.scan=async` adds it by itself),
+//! and then a scan gives no event.
 
 use std::os::fd::AsFd as _;
 
@@ -25,7 +26,8 @@ pub(super) struct Search {
     /// A disk at our address that is another one.
     other: Option<Error>,
     pub(super) found: Option<BlockDevice>,
-    /// Its event came: it is open for business. A disk that was only seen in sysfs may need some more microseconds.
+    /// Its event came: it is open for business. A disk that was only seen in sysfs may need some
+    /// more microseconds.
     pub(super) announced: bool,
 }
 
@@ -119,8 +121,9 @@ impl Search {
         format!("a disk with serial {serial} at target {} and LUN {}", address.target, address.lun)
     }
 
-    /// Removes what came because of us: what we scanned in, and what the kernel scanned in by itself for this request.
-    /// `in_use`: the volume was attached before this request, so its disk stays.
+    /// Removes what came because of us: what we scanned in, and what the kernel scanned in by
+    /// itself for this request. `in_use`: the volume was attached before this request, so its disk
+    /// stays.
     pub(super) fn undo(&self, in_use: bool) -> Result<()> {
         if in_use {
             return Ok(());
@@ -173,8 +176,8 @@ pub(super) fn wait(
     Ok(())
 }
 
-/// Waits for the event of a disk that was seen in sysfs before it. Returns early where events were lost: its own may have been
-/// among them, and then the disk is ready.
+/// Waits for the event of a disk that was seen in sysfs before it. Returns early where events were
+/// lost: its own may have been among them, and then the disk is ready.
 pub(super) fn wait_for_announcement(
     searches: &mut [Search],
     index: usize,
@@ -203,7 +206,8 @@ fn next_event(
     guard: &Guard<'_>,
 ) -> Result<Heard, Failed> {
     let serial = searches[awaited].attachment.serial.clone();
-    // Events may come faster than they are handled, and then there is never a wait that would notice.
+    // Events may come faster than they are handled, and then there is never a wait that would
+    // notice.
     guard.check_time(|| searches[awaited].awaited()).of(&serial)?;
     match socket.receive().of(&serial)? {
         Received::Event(event) if event.adds_disk() => {

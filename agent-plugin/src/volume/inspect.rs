@@ -1,7 +1,8 @@
 //! What the guest can do and how attachments look: only looks, changes nothing.
 //!
-//! Paths are resolved by descriptor on the request's own thread. A container whose file system never answers keeps that thread;
-//! the caller's time-out ends the call, and nothing else waits for it.
+//! Paths are resolved by descriptor on the request's own thread. A container whose file system
+//! never answers keeps that thread; the caller's time-out ends the call, and nothing else waits for
+//! it.
 
 use super::{Attachment, Departure, distinct_targets};
 use crate::{

@@ -18,7 +18,8 @@ pub(crate) struct Terms {
     pub(crate) wait: Duration,
 }
 
-/// Claims every disk that is to go, and makes sure that nobody holds one, as the terms are. Returns who does, where that is fine.
+/// Claims every disk that is to go, and makes sure that nobody holds one, as the terms are. Returns
+/// who does, where that is fine.
 pub(super) fn release(
     departures: &mut [Departure],
     all: &mut [Present],
@@ -37,7 +38,8 @@ pub(super) fn release(
     if terms.force || held.is_empty() { Ok(held) } else { Err(busy(all, held)) }
 }
 
-/// Looks again, after the nodes and the rights are gone: who slipped in since. Nobody can have claimed a disk that we did.
+/// Looks again, after the nodes and the rights are gone: who slipped in since. Nobody can have
+/// claimed a disk that we did.
 pub(super) fn look_again(departures: &[Departure], all: &[Present]) -> Result<Vec<Holder>> {
     let scope = if departures.iter().any(|departure| departure.keep_disk) {
         Scope::All

@@ -1,9 +1,11 @@
 //! Resize: reads the capacity of disks again until it is the expected one.
 //!
-//! The kernel hears of a new capacity by itself where the controller tells it (`CAPACITY_DATA_HAS_CHANGED`, virtio-scsi with
-//! `hotplug=on`), and else when it is told to look (`rescan` in sysfs): so it is told. Where the capacity is another one even then,
-//! the disk's event (`change`, `RESIZE=1`) is awaited. All disks are found and identified before any is looked at again. There is no
-//! undo: the guest only mirrors what the device is; a request that fails half way may be repeated.
+//! The kernel hears of a new capacity by itself where the controller tells it
+//! (`CAPACITY_DATA_HAS_CHANGED`, virtio-scsi with `hotplug=on`), and else when it is told to look
+//! (`rescan` in sysfs): so it is told. Where the capacity is another one even then, the disk's
+//! event (`change`, `RESIZE=1`) is awaited. All disks are found and identified before any is looked
+//! at again. There is no undo: the guest only mirrors what the device is; a request that fails half
+//! way may be repeated.
 
 use std::{os::fd::AsFd as _, time::Instant};
 

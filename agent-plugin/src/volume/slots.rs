@@ -1,6 +1,8 @@
-//! One operation at a time on a volume, in the order in which they came; different volumes do not wait for each other.
+//! One operation at a time on a volume, in the order in which they came; different volumes do not
+//! wait for each other.
 //!
-//! A request takes its place in the queues of all its volumes at once, so two requests can never wait for each other.
+//! A request takes its place in the queues of all its volumes at once, so two requests can never
+//! wait for each other.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -29,16 +31,19 @@ pub(crate) struct Slots {
 #[derive(Debug, Default)]
 struct Queue {
     tickets: VecDeque<Arc<Place>>,
-    /// Attached through this service, and not detached since: then a failed request must leave its disk alone.
+    /// Attached through this service, and not detached since: then a failed request must leave its
+    /// disk alone.
     attached: bool,
-    /// Directories that were made for it, each with its container, outermost first: for a detach whose caller never got our answer.
+    /// Directories that were made for it, each with its container, outermost first: for a detach
+    /// whose caller never got our answer.
     made: Vec<(String, NodePath)>,
 }
 
 #[derive(Debug)]
 struct Place {
     serials: Vec<String>,
-    /// Which later requests cancel it: for an attach a detach, for a detach that waits for others all.
+    /// Which later requests cancel it: for an attach a detach, for a detach that waits for others
+    /// all.
     kind: Kind,
     cancelled: AtomicBool,
     cancel: EventFd,
@@ -74,8 +79,9 @@ impl Slots {
         self.enqueue(serials, Kind::Attach)
     }
 
-    /// The same; every attach that stands before us in one of the queues, or is under way, is cancelled. A `patient` one waits for
-    /// those who hold a disk, until any other request for its volume comes in.
+    /// The same; every attach that stands before us in one of the queues, or is under way, is
+    /// cancelled. A `patient` one waits for those who hold a disk, until any other request for its
+    /// volume comes in.
     pub(crate) fn detach(self: &Arc<Self>, serials: Vec<String>, patient: bool) -> Result<Ticket> {
         self.enqueue(serials, if patient { Kind::PatientDetach } else { Kind::Detach })
     }
@@ -97,7 +103,8 @@ impl Slots {
         Ok(Ticket { slots: self.clone(), place })
     }
 
-    /// A panic elsewhere does not make the queues wrong: every change to them is complete under the lock.
+    /// A panic elsewhere does not make the queues wrong: every change to them is complete under the
+    /// lock.
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Queue>> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -153,7 +160,8 @@ impl Ticket {
         self.place.cancel.as_fd()
     }
 
-    /// Cancels the request when it is dropped, for as long as it waits for somebody: the caller may go away.
+    /// Cancels the request when it is dropped, for as long as it waits for somebody: the caller may
+    /// go away.
     pub(crate) fn caller(&self) -> Caller {
         Caller(self.place.clone())
     }

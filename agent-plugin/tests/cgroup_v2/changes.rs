@@ -1,5 +1,5 @@
-//! What is given and taken, by the shape of the programs that are there: each runtime's, several, none, one that is exchanged
-//! meanwhile.
+//! What is given and taken, by the shape of the programs that are there: each runtime's, several,
+//! none, one that is exchanged meanwhile.
 
 use std::fs;
 

@@ -1,5 +1,5 @@
-//! Groups of [cgroup v2](https://docs.kernel.org/admin-guide/cgroup-v2.html) as a pod has them, processes in them, and programs on
-//! them.
+//! Groups of [cgroup v2](https://docs.kernel.org/admin-guide/cgroup-v2.html) as a pod has them,
+//! processes in them, and programs on them.
 
 use std::{
     fs::{self, File},
@@ -83,7 +83,8 @@ impl Groups {
         self.ids(group).into_iter().map(dump).collect()
     }
 
-    /// Whether a process in the group can do that with the disk; it must be refused by the filter otherwise.
+    /// Whether a process in the group can do that with the disk; it must be refused by the filter
+    /// otherwise.
     pub(crate) fn can(&self, group: &str, how: &str) -> bool {
         let script = format!("echo $$ >{}/cgroup.procs; {how}", self.path(group).display());
         let output = Command::new("sh").args(["-c", &script]).output().unwrap();
@@ -100,7 +101,8 @@ impl Groups {
         self.can(group, "exec dd of=/dev/loop0 count=0 conv=notrunc if=/dev/null")
     }
 
-    /// A process in the group that opens /dev/null all the time, and ends with an error when it is refused.
+    /// A process in the group that opens /dev/null all the time, and ends with an error when it is
+    /// refused.
     pub(crate) fn opens_null(&self) -> Opener {
         let script = format!(
             "echo $$ >{}/cgroup.procs; n=0; trap 'echo $n; exit 0' TERM; echo ready

@@ -1,5 +1,5 @@
-//! The device filter in real groups of cgroup v2, with programs as runtimes attach them. Needs root, a mounted cgroup2 hierarchy (v2
-//! or hybrid) and the loop driver.
+//! The device filter in real groups of cgroup v2, with programs as runtimes attach them. Needs
+//! root, a mounted cgroup2 hierarchy (v2 or hybrid) and the loop driver.
 
 #[path = "../container/mod.rs"]
 mod container;

@@ -1,4 +1,5 @@
-//! What is not safe to change, not ours to change, or not shown: refused with its reason, and left as it is.
+//! What is not safe to change, not ours to change, or not shown: refused with its reason, and left
+//! as it is.
 
 use std::{os::fd::OwnedFd, path::Path, process::Command};
 

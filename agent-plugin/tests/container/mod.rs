@@ -1,5 +1,5 @@
-//! A container as small as can be: a process with a mount namespace, a root and a `/dev` of its own.
-//! Needs root, util-linux and a kernel with the loop driver.
+//! A container as small as can be: a process with a mount namespace, a root and a `/dev` of its
+//! own. Needs root, util-linux and a kernel with the loop driver.
 
 #![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses a part of it")]
 
@@ -26,16 +26,19 @@ pub(crate) fn needs_root() {
     );
 }
 
-/// A process that waits, chrooted into a bind mount of the host's root with its own tmpfs on /dev and /srv.
+/// A process that waits, chrooted into a bind mount of the host's root with its own tmpfs on /dev
+/// and /srv.
 pub(crate) struct Fixture {
     process: Child,
     pub(crate) target: Target,
-    /// The last to go: as long as there is the namespace, a removal detaches what is mounted there in one piece, and the kernel never
-    /// frees a piece in which a loop device's file system is mounted beside its image.
+    /// The last to go: as long as there is the namespace, a removal detaches what is mounted there
+    /// in one piece, and the kernel never frees a piece in which a loop device's file system is
+    /// mounted beside its image.
     directory: TempDir,
 }
 
-/// What a fixture mounts beyond its own `/dev` and `/srv` (run in its namespace; `$root` is its root).
+/// What a fixture mounts beyond its own `/dev` and `/srv` (run in its namespace; `$root` is its
+/// root).
 pub(crate) fn start(extra: &str) -> Fixture {
     start_in(extra, Path::new("/"), Vec::new())
 }

@@ -1,5 +1,5 @@
-//! Device programs in the shapes in which runtimes write them, and what a test needs to attach them: `bpf(2)` once more, written
-//! apart from the library's.
+//! Device programs in the shapes in which runtimes write them, and what a test needs to attach
+//! them: `bpf(2)` once more, written apart from the library's.
 
 #![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses a part of it")]
 
@@ -106,7 +106,8 @@ pub(crate) fn program(runtime: Runtime, rules: &[Rule]) -> Vec<Instruction> {
     program
 }
 
-/// What crun 1.8.1 attaches for a list that denies all but its default devices, as Linux 6.1 shows it.
+/// What crun 1.8.1 attaches for a list that denies all but its default devices, as Linux 6.1 shows
+/// it.
 pub(crate) fn crun_1_8_1() -> Vec<Instruction> {
     let instruction = |line: &str| {
         let number = u64::from_str_radix(line, 16).expect("sixteen digits").to_be_bytes();

@@ -1,8 +1,8 @@
-//! What a terminal gets to see of names that a container, a guest or somebody with QEMU's socket chose: lines, and nothing that
-//! moves a cursor or turns text around.
+//! What a terminal gets to see of names that a container, a guest or somebody with QEMU's socket
+//! chose: lines, and nothing that moves a cursor or turns text around.
 //!
-//! The first byte chooses: `p` a string, else JSON of a result: `r` of a verb that changes, `l` of list and inspect, `s` of stats,
-//! `m` of repair.
+//! The first byte chooses: `p` a string, else JSON of a result: `r` of a verb that changes, `l` of
+//! list and inspect, `s` of stats, `m` of repair.
 
 #![no_main]
 

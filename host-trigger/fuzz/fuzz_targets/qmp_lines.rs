@@ -1,7 +1,8 @@
-//! QEMU's lines before qapi gets them: events taken out, answers to anybody else dropped, ids removed, lists kept. A parser of the
-//! whole line is the judge of what the short cuts do.
+//! QEMU's lines before qapi gets them: events taken out, answers to anybody else dropped, ids
+//! removed, lists kept. A parser of the whole line is the judge of what the short cuts do.
 //!
-//! Input: the number of the last command (4 bytes), where the stream is cut in two reads (2 bytes), the stream.
+//! Input: the number of the last command (4 bytes), where the stream is cut in two reads (2 bytes),
+//! the stream.
 
 #![no_main]
 

@@ -1,8 +1,9 @@
-//! A whole conversation with a QEMU that says anything, over a real socket and through qapi: nothing of it panics, and what is made
-//! of it for people is fit for a terminal.
+//! A whole conversation with a QEMU that says anything, over a real socket and through qapi:
+//! nothing of it panics, and what is made of it for people is fit for a terminal.
 //!
-//! Input: what QEMU says, first its greeting, then one turn for each command, with NUL bytes in between. `$id` stands for the
-//! command's number. A turn that does not answer ends the connection, so that nobody waits.
+//! Input: what QEMU says, first its greeting, then one turn for each command, with NUL bytes in
+//! between. `$id` stands for the command's number. A turn that does not answer ends the connection,
+//! so that nobody waits.
 
 #![no_main]
 
@@ -71,7 +72,8 @@ async fn qemu(listener: &UnixListener, script: &str) {
     }
 }
 
-/// Is the line what the client waits for: a greeting while there is no command, else an answer to that?
+/// Is the line what the client waits for: a greeting while there is no command, else an answer to
+/// that?
 fn is_answer(line: &str, number: &Value) -> bool {
     let Ok(line) = serde_json::from_str::<Value>(line) else { return false };
     let answers = line.get("return").is_some() || line.get("error").is_some();

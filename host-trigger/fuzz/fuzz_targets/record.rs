@@ -1,4 +1,5 @@
-//! The free texts beside QEMU's descriptors: others keep texts of theirs in the same table, and what is read is written back.
+//! The free texts beside QEMU's descriptors: others keep texts of theirs in the same table, and
+//! what is read is written back.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! Replies of the agent in the guest, which its containers may have taken over. The first byte chooses: `a` an AttachResponse, `i` an
-//! InspectResponse, `f` a Failure.
+//! Replies of the agent in the guest, which its containers may have taken over. The first byte
+//! chooses: `a` an AttachResponse, `i` an InspectResponse, `f` a Failure.
 
 #![no_main]
 

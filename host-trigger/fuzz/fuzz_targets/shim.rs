@@ -1,5 +1,5 @@
-//! What a shim tells of its sandbox. The first byte chooses: `h` its answer to `GET /agent-url`, over a real socket; `j` its
-//! `persist.json`; `a` an address alone.
+//! What a shim tells of its sandbox. The first byte chooses: `h` its answer to `GET /agent-url`,
+//! over a real socket; `j` its `persist.json`; `a` an address alone.
 
 #![no_main]
 

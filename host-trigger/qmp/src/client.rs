@@ -65,8 +65,9 @@ impl std::fmt::Debug for Qmp {
 }
 
 impl Qmp {
-    /// Connects to the socket at `path`, awaits the greeting and leaves the negotiation mode. All of it, and every later
-    /// command, ends at `deadline`; the greeting has [`GREETING_TIMEOUT`] at most.
+    /// Connects to the socket at `path`, awaits the greeting and leaves the negotiation mode. All
+    /// of it, and every later command, ends at `deadline`; the greeting has [`GREETING_TIMEOUT`] at
+    /// most.
     ///
     /// # Errors
     /// Nobody listens, another client holds the socket, QEMU is stopped, or it is not QEMU.
@@ -74,7 +75,8 @@ impl Qmp {
         Self::connect_within(path, deadline, GREETING_TIMEOUT).await
     }
 
-    /// The same with another limit for the greeting, for a QEMU that is at work on an earlier command.
+    /// The same with another limit for the greeting, for a QEMU that is at work on an earlier
+    /// command.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
@@ -135,7 +137,8 @@ impl Qmp {
         !self.unanswered
     }
 
-    /// Ends the connection. QEMU serves one client at a time: until then it greets nobody else, us included.
+    /// Ends the connection. QEMU serves one client at a time: until then it greets nobody else, us
+    /// included.
     pub fn close(&mut self) {
         self.unanswered = true;
         // It fails where the connection has ended already.

@@ -13,7 +13,8 @@ use crate::wire::Numbered;
 /// The connection as qapi drives it.
 pub(crate) type Service = QapiService<QmpStreamTokio<Numbered>>;
 
-/// qapi wants a type for each command, with its name as a constant; the arguments and the answer stay JSON.
+/// qapi wants a type for each command, with its name as a constant; the arguments and the answer
+/// stay JSON.
 macro_rules! commands {
     ($($kind:ident = $name:literal,)*) => {
         $(

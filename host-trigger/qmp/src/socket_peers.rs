@@ -1,11 +1,13 @@
 //! Does a listening unix socket serve another client while ours waits? Read from
 //! [`/proc/net/unix`](https://man7.org/linux/man-pages/man5/proc_pid_net.5.html).
 //!
-//! The server's end of a connection carries the path that the listener was bound to. A connection that still waits in the
-//! listener's queue is shown as connecting (state 02), one that the server has accepted as connected (03). QEMU's monitor
-//! accepts one client at a time: where one is accepted and ours waits, it is somebody else's. Where none waits, ours was accepted,
-//! and the server is merely silent. The table shows the reader's network namespace, and an end belongs to the namespace of the
-//! client that connected, so that the listener's own (a sandbox has one) is looked at as well.
+//! The server's end of a connection carries the path that the listener was bound to. A connection
+//! that still waits in the listener's queue is shown as connecting (state 02), one that the server
+//! has accepted as connected (03). QEMU's monitor accepts one client at a time: where one is
+//! accepted and ours waits, it is somebody else's. Where none waits, ours was accepted, and the
+//! server is merely silent. The table shows the reader's network namespace, and an end belongs to
+//! the namespace of the client that connected, so that the listener's own (a sandbox has one) is
+//! looked at as well.
 
 use std::{
     fs,
@@ -18,7 +20,8 @@ const CONNECTING: &str = "02";
 /// One that it has accepted.
 const CONNECTED: &str = "03";
 
-/// Does the server of `socket` have a client while ours waits to be accepted? `server` is the process that listens.
+/// Does the server of `socket` have a client while ours waits to be accepted? `server` is the
+/// process that listens.
 pub(crate) fn another_client(socket: &Path, server: Option<i32>) -> bool {
     let tables = ["/proc/net/unix".to_owned(), format!("/proc/{}/net/unix", server.unwrap_or(0))];
     let tables = tables.map(|table| fs::read_to_string(table).unwrap_or_default());

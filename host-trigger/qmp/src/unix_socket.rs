@@ -1,7 +1,8 @@
-//! Connecting to a [unix socket](https://man7.org/linux/man-pages/man7/unix.7.html) by a path of any length.
+//! Connecting to a [unix socket](https://man7.org/linux/man-pages/man7/unix.7.html) by a path of
+//! any length.
 //!
-//! A socket's address holds 107 bytes of path. Kata's ids are 64 characters, so that a deep run directory is beyond that;
-//! the directory is then reached by its descriptor.
+//! A socket's address holds 107 bytes of path. Kata's ids are 64 characters, so that a deep run
+//! directory is beyond that; the directory is then reached by its descriptor.
 
 use std::{io, os::fd::AsRawFd, os::unix::ffi::OsStrExt, os::unix::fs::OpenOptionsExt, path::Path};
 
@@ -13,7 +14,8 @@ const LONGEST: usize = 107;
 /// Connects to the socket at `path`.
 ///
 /// # Errors
-/// As [`connect(2)`](https://man7.org/linux/man-pages/man2/connect.2.html); `EAGAIN` when the listener's queue is full.
+/// As [`connect(2)`](https://man7.org/linux/man-pages/man2/connect.2.html); `EAGAIN` when the
+/// listener's queue is full.
 pub async fn connect(path: &Path) -> io::Result<UnixStream> {
     if path.as_os_str().as_bytes().len() <= LONGEST {
         return UnixStream::connect(path).await;

@@ -41,7 +41,8 @@ pub(crate) struct Numbers {
 
 impl Numbers {
     pub(crate) fn new() -> Self {
-        // Random, so that it is not that of a client that has gone; short, because QEMU reads byte by byte.
+        // Random, so that it is not that of a client that has gone; short, because QEMU reads byte
+        // by byte.
         Self::at(fastrand::u32(10_000..100_000))
     }
 
@@ -103,8 +104,9 @@ impl AsyncWrite for Numbered {
     }
 }
 
-/// An answer that is a list, as QEMU wrote it. qapi would read it four times before it has the form that is wanted, and lists
-/// of all that QEMU has grow by kilobytes with each volume: qapi is given an empty one instead.
+/// An answer that is a list, as QEMU wrote it. qapi would read it four times before it has the form
+/// that is wanted, and lists of all that QEMU has grow by kilobytes with each volume: qapi is given
+/// an empty one instead.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct List(Arc<Mutex<Option<Vec<u8>>>>);
 
@@ -123,8 +125,8 @@ impl List {
 const LIST: &[u8] = b"{\"return\": [";
 const EMPTY_LIST: &[u8] = b"{\"return\": []}\n";
 
-/// QEMU's lines as qapi can take them: without events, which go to a channel, without answers to anybody else, without ids, and
-/// with long lists cut out.
+/// QEMU's lines as qapi can take them: without events, which go to a channel, without answers to
+/// anybody else, without ids, and with long lists cut out.
 #[derive(Debug)]
 pub(crate) struct Lines<R> {
     socket: R,
@@ -188,7 +190,8 @@ fn is_answer(line: &[u8]) -> bool {
 
 /// The answer to the command `id`, without the id. `None` if it answers another one.
 fn without_id(line: &[u8], id: u32) -> Option<Vec<u8>> {
-    // This is how QEMU writes it, so that long answers need not be parsed twice. Anywhere else it is not the answer's own.
+    // This is how QEMU writes it, so that long answers need not be parsed twice. Anywhere else it
+    // is not the answer's own.
     let text = line.trim_ascii_end();
     if let Some(answer) = text.strip_suffix(format!(", \"id\": {id}}}").as_bytes()) {
         return Some([answer, b"}", &line[text.len()..]].concat());

@@ -1,4 +1,5 @@
-//! Kata's configuration of its Go runtime, as far as a second QMP socket and the disks' controller depend on it
+//! Kata's configuration of its Go runtime, as far as a second QMP socket and the disks' controller
+//! depend on it
 //! ([configuration-qemu.toml](https://github.com/kata-containers/kata-containers/blob/main/src/runtime/config/configuration-qemu.toml.in)).
 //! The shim holds QEMU's first socket for as long as the VM lives.
 

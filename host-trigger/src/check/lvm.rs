@@ -1,6 +1,7 @@
-//! LVM on the host ([`lvm.conf(5)`](https://man7.org/linux/man-pages/man5/lvm.conf.5.html)): it looks at every block device, and would
-//! activate a volume group that a guest wrote onto a volume, as soon as the volume is free again. A devices file or a filter keeps it
-//! to the host's own disks.
+//! LVM on the host ([`lvm.conf(5)`](https://man7.org/linux/man-pages/man5/lvm.conf.5.html)): it
+//! looks at every block device, and would activate a volume group that a guest wrote onto a volume,
+//! as soon as the volume is free again. A devices file or a filter keeps it to the host's own
+//! disks.
 
 use std::{fs, path::Path};
 

@@ -1,4 +1,5 @@
-//! This node, before any sandbox: who calls, where sandboxes would be, Kata's configuration, the kernel, LVM.
+//! This node, before any sandbox: who calls, where sandboxes would be, Kata's configuration, the
+//! kernel, LVM.
 
 use std::{fs, path::Path};
 

@@ -1,4 +1,5 @@
-//! The sandbox's QEMU: its socket, its version and the bugs that are known of it, its state, the controller, what is free, what is left.
+//! The sandbox's QEMU: its socket, its version and the bugs that are known of it, its state, the
+//! controller, what is free, what is left.
 
 use std::fs;
 
@@ -12,8 +13,8 @@ use block_volume_qmp::{Qmp, QmpError};
 
 use super::kata;
 
-/// Descriptors that QEMU keeps for a volume: the one that it is handed, its block node's, the one that carries the outcome, and one more
-/// for a second use.
+/// Descriptors that QEMU keeps for a volume: the one that it is handed, its block node's, the one
+/// that carries the outcome, and one more for a second use.
 const FOR_A_VOLUME: u64 = 4;
 /// Fewer than this are told: as many take one call.
 const FEW: u64 = 256;

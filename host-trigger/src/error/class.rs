@@ -1,4 +1,5 @@
-//! What a caller may rely on in an error, and what it is for those of the guest and of QEMU's monitor.
+//! What a caller may rely on in an error, and what it is for those of the guest and of QEMU's
+//! monitor.
 
 use std::io;
 

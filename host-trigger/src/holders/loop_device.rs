@@ -1,6 +1,7 @@
 //! What loop devices are over, told by the kernel as device and inode
-//! ([`LOOP_GET_STATUS64`](https://man7.org/linux/man-pages/man4/loop.4.html)). An exclusive open does not see a loop device, and the name
-//! in sysfs may lead elsewhere: the file was renamed or removed, or is of another mount namespace.
+//! ([`LOOP_GET_STATUS64`](https://man7.org/linux/man-pages/man4/loop.4.html)). An exclusive open
+//! does not see a loop device, and the name in sysfs may lead elsewhere: the file was renamed or
+//! removed, or is of another mount namespace.
 
 use std::{
     fs::{self, OpenOptions},
@@ -79,7 +80,8 @@ fn status(device: impl AsFd) -> io::Result<LoopInfo> {
         key: [0; 32],
         init: [0; 2],
     };
-    // SAFETY: the request writes one `struct loop_info64` to the address, which is valid for the call.
+    // SAFETY: the request writes one `struct loop_info64` to the address, which is valid for the
+    // call.
     unsafe { loop_get_status64(device.as_fd().as_raw_fd(), &mut info) }?;
     Ok(info)
 }

@@ -1,6 +1,7 @@
-//! Who has block devices or files open ([`/proc/PID/fd`](https://man7.org/linux/man-pages/man5/proc_pid_fd.5.html)), by number and not by
-//! name: a process may have its own node in a `/dev` of its own. An exclusive open does not see those who did not ask for one, as
-//! Kata's own QEMU does not.
+//! Who has block devices or files open
+//! ([`/proc/PID/fd`](https://man7.org/linux/man-pages/man5/proc_pid_fd.5.html)), by number and not
+//! by name: a process may have its own node in a `/dev` of its own. An exclusive open does not see
+//! those who did not ask for one, as Kata's own QEMU does not.
 
 use std::{
     ffi::CString,
@@ -23,7 +24,8 @@ pub(crate) struct Opener {
     pub(crate) writes: bool,
 }
 
-/// Every other process that has one of `wanted` open. One whose descriptors may not be read is not seen.
+/// Every other process that has one of `wanted` open. One whose descriptors may not be read is not
+/// seen.
 pub(crate) fn openers(wanted: &[Held]) -> Vec<Opener> {
     let own = std::process::id().to_string();
     let mut found: Vec<Opener> = Vec::new();
@@ -46,13 +48,15 @@ pub(crate) fn openers(wanted: &[Held]) -> Vec<Opener> {
     found
 }
 
-/// What a descriptor is open on, without a word to whoever serves its file system: that may be a server that does not answer.
+/// What a descriptor is open on, without a word to whoever serves its file system: that may be a
+/// server that does not answer.
 #[expect(unsafe_code, reason = "neither std nor nix wraps statx, and stat asks the server")]
 fn behind(descriptor: &Path) -> Option<Held> {
     let path = CString::new(descriptor.as_os_str().as_bytes()).ok()?;
     let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
     let mask = libc::STATX_TYPE | libc::STATX_INO;
-    // SAFETY: the path ends with a NUL, and the call writes one `struct statx` to the address, which is valid for the call.
+    // SAFETY: the path ends with a NUL, and the call writes one `struct statx` to the address,
+    // which is valid for the call.
     let result = unsafe {
         libc::statx(
             libc::AT_FDCWD,

@@ -111,7 +111,8 @@ impl Item {
         undo::attachment(&self.intent, pci, self.address, self.size())
     }
 
-    /// What the guest is to take away again if this run fails. The right stays where another use in the same container has it.
+    /// What the guest is to take away again if this run fails. The right stays where another use in
+    /// the same container has it.
     pub(super) fn detachment(&self) -> Detachment {
         let told = self.attached.as_ref().and_then(|attached| attached.outcome.as_ref().cloned());
         Detachment {
@@ -202,7 +203,8 @@ impl Item {
     }
 }
 
-/// Is what is plugged what is asked for? A `further` use may have a node of another kind, and the same disk.
+/// Is what is plugged what is asked for? A `further` use may have a node of another kind, and the
+/// same disk.
 fn check_same(asked: &Intent, plugged: &Intent, further: bool) -> Result<(), Error> {
     let volume = asked.id.clone();
     let differs: Vec<_> = [

@@ -1,6 +1,7 @@
-//! The dry run of a plug, after all that the real one checks before it changes anything: what is plugged already is looked at in the
-//! guest, and that is all. It cannot know what only an attempt tells: whether the guest's policy allows `Attach`, and whether QEMU and
-//! the guest's kernel take the disk.
+//! The dry run of a plug, after all that the real one checks before it changes anything: what is
+//! plugged already is looked at in the guest, and that is all. It cannot know what only an attempt
+//! tells: whether the guest's policy allows `Attach`, and whether QEMU and the guest's kernel take
+//! the disk.
 
 use block_volume_api::block_volume::{Attached, ProbeResponse};
 

@@ -1,5 +1,5 @@
-//! What is there of the volumes already: plugged, shared by others, or left by a killed run. The latter is taken back first, so that
-//! the plug begins from nothing; a dry run only notes it.
+//! What is there of the volumes already: plugged, shared by others, or left by a killed run. The
+//! latter is taken back first, so that the plug begins from nothing; a dry run only notes it.
 
 use super::{Item, Link, Plug};
 use crate::{
@@ -117,7 +117,8 @@ impl Plug<'_> {
         }
         if presence.device || !presence.placements.is_empty() {
             for (number, used) in uses.iter().enumerate() {
-                // The earlier run may have used another controller: the guest looks at all of them, and the serial decides.
+                // The earlier run may have used another controller: the guest looks at all of them,
+                // and the serial decides.
                 let mut detachment = undo::detachment(qmp, presence, used, "").await?;
                 if there.is_none() {
                     // All of them go, one after the other.

@@ -1,4 +1,5 @@
-//! An agent that answers the contract from a book of its own: which serials are attached where. Its misbehaviour is set by a test.
+//! An agent that answers the contract from a book of its own: which serials are attached where. Its
+//! misbehaviour is set by a test.
 
 use std::{
     collections::HashMap,
@@ -148,8 +149,8 @@ impl Guest {
         *self.server.lock().await = Some(server);
     }
 
-    /// As if the agent died: nobody listens, and connections end. In this order: a server that ends its connections goes on
-    /// to accept new ones, and may answer a request that came with one.
+    /// As if the agent died: nobody listens, and connections end. In this order: a server that ends
+    /// its connections goes on to accept new ones, and may answer a request that came with one.
     pub async fn stop(&self) {
         std::fs::remove_file(&self.address).unwrap();
         if let Some(mut server) = self.server.lock().await.take() {

@@ -1,5 +1,5 @@
-//! A sandbox as a Kata host has it, but without a guest: a real QEMU that never starts its CPU, and in place of the agent one
-//! that keeps book of what it is asked for.
+//! A sandbox as a Kata host has it, but without a guest: a real QEMU that never starts its CPU, and
+//! in place of the agent one that keeps book of what it is asked for.
 
 #![allow(
     dead_code,
@@ -108,8 +108,9 @@ impl Host {
         for part in ["vm/s1", "sbs/s1/s1", "sbs/s1/c1", "sbs/s1/c2"] {
             fs::create_dir_all(directory.path().join(part)).unwrap();
         }
-        // QEMU gets its sockets as Kata's does: bound already, so that nobody has to wait for it. They come as its standard
-        // input and output, the only descriptors that no other child can inherit by accident.
+        // QEMU gets its sockets as Kata's does: bound already, so that nobody has to wait for it.
+        // They come as its standard input and output, the only descriptors that no other child can
+        // inherit by accident.
         let listen =
             |name: &str| OwnedFd::from(UnixListener::bind(directory.path().join(name)).unwrap());
         let qemu = std::process::Command::new("qemu-system-x86_64")

@@ -63,7 +63,8 @@ impl Loop {
         Self { device: attach(device, &[]), image: None }
     }
 
-    /// With two partitions of 1 MiB each, told to the kernel: some have no eyes for partition tables.
+    /// With two partitions of 1 MiB each, told to the kernel: some have no eyes for partition
+    /// tables.
     pub fn partitioned(size: u64) -> Self {
         let disk = Self::with(size, &["--partscan"]);
         for (number, first) in [("1", "2048"), ("2", "4096")] {
@@ -111,7 +112,8 @@ impl Loop {
 }
 
 impl Loop {
-    /// Detaches it, and returns when it is: while anybody looks at it, as every plug does, the kernel puts that off to their close.
+    /// Detaches it, and returns when it is: while anybody looks at it, as every plug does, the
+    /// kernel puts that off to their close.
     pub fn detach(self) {
         let name = self.device.file_name().unwrap().to_owned();
         drop(self);

@@ -1,7 +1,9 @@
-//! The part of Kata Containers' agent protocol (ttrpc, package `grpc`) that the harness and the reference agent speak.
+//! The part of Kata Containers' agent protocol (ttrpc, package `grpc`) that the harness and the
+//! reference agent speak.
 //!
-//! The messages and numbers are those of `src/libs/protocols/protos/{agent,health,oci}.proto` in Kata Containers 4.1, as far
-//! as they are used here; unknown fields are ignored in both directions, as protobuf does.
+//! The messages and numbers are those of `src/libs/protocols/protos/{agent,health,oci}.proto` in
+//! Kata Containers 4.1, as far as they are used here; unknown fields are ignored in both
+//! directions, as protobuf does.
 
 #[allow(
     missing_docs,

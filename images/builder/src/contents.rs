@@ -19,9 +19,10 @@ use crate::{
 
 /// Loaded at every boot, in this order, after what each depends on.
 const MODULES: [&str; 4] = ["virtio_pci", "virtio_scsi", "sd_mod", "vmw_vsock_virtio_transport"];
-/// Loaded only where the kernel's command line says so (`guest.modules=ata_piix`), and left out where the kernel has no such
-/// module (Debian's cloud kernels have no `ahci`, no 9p and no virtio-fs): other kinds of SCSI hosts, what can be made of a disk, file
-/// systems that a container's path can be on, and vsock within the guest.
+/// Loaded only where the kernel's command line says so (`guest.modules=ata_piix`), and left out
+/// where the kernel has no such module (Debian's cloud kernels have no `ahci`, no 9p and no
+/// virtio-fs): other kinds of SCSI hosts, what can be made of a disk, file systems that a
+/// container's path can be on, and vsock within the guest.
 const ON_DEMAND: [&str; 12] = [
     "9p",
     "9pnet_virtio",

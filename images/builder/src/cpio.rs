@@ -91,7 +91,8 @@ fn write_entry(
 ) -> Result<(), Error> {
     let size = u32::try_from(contents.len()).map_err(|_| Error::TooLarge(path.to_owned()))?;
     let links = if mode & 0o170_000 == DIRECTORY { 2 } else { 1 };
-    // Magic, then: inode, mode, uid, gid, links, time, size, device of the archive (2), of the entry (2), name size, check.
+    // Magic, then: inode, mode, uid, gid, links, time, size, device of the archive (2), of the
+    // entry (2), name size, check.
     let fields =
         [inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, path.len() as u32 + 1, 0]
             .map(|f| format!("{f:08x}"));

@@ -1,4 +1,5 @@
-//! The three files of an image: `vmlinux`, `initramfs.cpio`, and `image.json` that tells what they are made of.
+//! The three files of an image: `vmlinux`, `initramfs.cpio`, and `image.json` that tells what they
+//! are made of.
 
 use std::{
     fs,
@@ -22,7 +23,8 @@ pub const VMLINUX: &str = "vmlinux";
 /// The root file system.
 pub const INITRAMFS: &str = "initramfs.cpio";
 
-/// The host's files that an image is made of. Another agent's image is made by the same recipe with that agent in it.
+/// The host's files that an image is made of. Another agent's image is made by the same recipe with
+/// that agent in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recipe {
     /// An unpacked kernel package, or a kernel that needs no modules.
@@ -105,7 +107,8 @@ pub fn build(recipe: &Recipe, directory: &Path) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// What the image in `directory` is made of; `None` where there is no image, or one of another version of this program.
+/// What the image in `directory` is made of; `None` where there is no image, or one of another
+/// version of this program.
 #[must_use]
 pub fn read(directory: &Path) -> Option<Image> {
     serde_json::from_slice(&fs::read(directory.join(DESCRIPTION)).ok()?).ok()

@@ -1,10 +1,10 @@
-//! A kernel package that was unpacked (`dpkg -x`), and the `vmlinux` inside its `vmlinuz`; or a kernel alone, with all that the
-//! guest needs built in, as Kata's are.
+//! A kernel package that was unpacked (`dpkg -x`), and the `vmlinux` inside its `vmlinuz`; or a
+//! kernel alone, with all that the guest needs built in, as Kata's are.
 //!
-//! A `vmlinuz` is a bzImage: a setup part whose header
-//! ([boot protocol](https://docs.kernel.org/arch/x86/boot.html), `payload_offset`, `payload_length`) says where the compressed
-//! kernel is. QEMU boots the ELF file directly (PVH), which spares the guest the decompression: a second or two of every boot
-//! without KVM.
+//! A `vmlinuz` is a bzImage: a setup part whose header ([boot
+//! protocol](https://docs.kernel.org/arch/x86/boot.html), `payload_offset`, `payload_length`) says
+//! where the compressed kernel is. QEMU boots the ELF file directly (PVH), which spares the guest
+//! the decompression: a second or two of every boot without KVM.
 
 use std::{
     fs,

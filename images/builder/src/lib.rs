@@ -1,5 +1,5 @@
-//! Builds the guest of the tests: an uncompressed kernel for PVH boot and an initramfs, by this code alone (no `cpio`, no
-//! `kmod`, no `xz`).
+//! Builds the guest of the tests: an uncompressed kernel for PVH boot and an initramfs, by this
+//! code alone (no `cpio`, no `kmod`, no `xz`).
 //!
 //! - [`kernel`]: a Debian kernel package that was unpacked, and the `vmlinux` in its `vmlinuz`
 //! - [`module`]: kernel modules and the order in which they have to be loaded

@@ -1,6 +1,8 @@
-//! The shared libraries of a program, as [`ld.so(8)`](https://man7.org/linux/man-pages/man8/ld.so.8.html) finds them: the dynamic
-//! section's `NEEDED` entries, looked for where `RPATH` and `RUNPATH` say (with `$ORIGIN`), in unpacked packages, in the directories
-//! of `/etc/ld.so.conf`, and in the system's own. Nothing is run for it.
+//! The shared libraries of a program, as
+//! [`ld.so(8)`](https://man7.org/linux/man-pages/man8/ld.so.8.html) finds them: the dynamic
+//! section's `NEEDED` entries, looked for where `RPATH` and `RUNPATH` say (with `$ORIGIN`), in
+//! unpacked packages, in the directories of `/etc/ld.so.conf`, and in the system's own. Nothing is
+//! run for it.
 //!
 //! What a program opens by itself (`dlopen(3)`: NSS, plug-ins) is in no table and is not found.
 
@@ -14,7 +16,8 @@ use goblin::elf::{Elf, Header};
 
 use crate::{Error, error::at};
 
-/// Where Debian keeps libraries, in ld.so's order. Its ld.so looks there without `/etc/ld.so.cache`, which the guest has not.
+/// Where Debian keeps libraries, in ld.so's order. Its ld.so looks there without
+/// `/etc/ld.so.cache`, which the guest has not.
 const DIRECTORIES: [&str; 4] =
     ["/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib", "/usr/lib"];
 
@@ -33,8 +36,9 @@ struct Object {
 /// A directory to look in: on this machine, and in the guest.
 type Place = (PathBuf, PathBuf);
 
-/// The files that `program` needs to run at `inside`: its interpreter and its libraries with theirs, not the program itself. Each path
-/// in the guest, with the file on this machine: in one of `trees` (packages that were unpacked, not installed) or under the same path.
+/// The files that `program` needs to run at `inside`: its interpreter and its libraries with
+/// theirs, not the program itself. Each path in the guest, with the file on this machine: in one of
+/// `trees` (packages that were unpacked, not installed) or under the same path.
 ///
 /// # Errors
 /// A file is no ELF file, or a library is missing.
@@ -79,7 +83,8 @@ pub fn is_static(program: &Path) -> Result<bool, Error> {
     Ok(elf.interpreter.is_none() && elf.libraries.is_empty())
 }
 
-/// What the object itself says: where to look before the system's directories, and what its libraries inherit of that.
+/// What the object itself says: where to look before the system's directories, and what its
+/// libraries inherit of that.
 fn searched_first(object: &Object, elf: &Elf<'_>) -> (Vec<Place>, Vec<Place>) {
     let places = |lists: &[&str]| {
         let directories =
@@ -117,7 +122,8 @@ fn without_dots(path: &Path) -> PathBuf {
     plain
 }
 
-/// The system's directories: first in the trees, then on this machine, the configured ones before the built-in ones.
+/// The system's directories: first in the trees, then on this machine, the configured ones before
+/// the built-in ones.
 fn system(trees: &[PathBuf], configured: &[PathBuf]) -> impl Iterator<Item = Place> {
     let built_in = || DIRECTORIES.iter().map(PathBuf::from);
     let in_trees =
@@ -136,7 +142,8 @@ fn in_tree(tree: &Path, path: &Path) -> PathBuf {
     tree.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// The first library of that name that is for the same machine: its path in the guest, and its file.
+/// The first library of that name that is for the same machine: its path in the guest, and its
+/// file.
 fn find(
     path: &Path,
     header: &Header,

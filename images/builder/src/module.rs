@@ -1,7 +1,9 @@
-//! Kernel modules of an unpacked package: which there are, what each depends on, and the order in which to load them.
+//! Kernel modules of an unpacked package: which there are, what each depends on, and the order in
+//! which to load them.
 //!
-//! A module file is ELF (perhaps compressed with xz or zstd); its section `.modinfo` holds `key=value` strings, of which `depends` lists
-//! the modules that have to be loaded before. The kernel writes names with underscores, files are named either way
+//! A module file is ELF (perhaps compressed with xz or zstd); its section `.modinfo` holds
+//! `key=value` strings, of which `depends` lists the modules that have to be loaded before. The
+//! kernel writes names with underscores, files are named either way
 //! ([`modinfo`](https://man7.org/linux/man-pages/man8/modinfo.8.html)).
 
 use std::{
@@ -27,7 +29,8 @@ type Decompress = fn(&[u8]) -> Result<Vec<u8>, String>;
 pub struct Module {
     /// With underscores.
     pub name: String,
-    /// Below `/lib/modules/RELEASE`, without a suffix for compression: `kernel/drivers/scsi/sd_mod.ko`.
+    /// Below `/lib/modules/RELEASE`, without a suffix for compression:
+    /// `kernel/drivers/scsi/sd_mod.ko`.
     pub path: String,
     /// The module itself, decompressed.
     pub contents: Vec<u8>,
@@ -66,7 +69,8 @@ impl Modules {
         self.files.contains_key(&normalized(name))
     }
 
-    /// The modules that `wanted` need, themselves included, each after those that it depends on. Built-in ones are left out.
+    /// The modules that `wanted` need, themselves included, each after those that it depends on.
+    /// Built-in ones are left out.
     ///
     /// # Errors
     /// One does not exist, cannot be read, or depends on itself.
@@ -162,7 +166,8 @@ fn collect(directory: &Path, files: &mut HashMap<String, PathBuf>) -> Result<(),
     Ok(())
 }
 
-/// `sd_mod.ko`, `sd_mod.ko.xz`. One that is compressed otherwise is not there: its name comes up where it is needed.
+/// `sd_mod.ko`, `sd_mod.ko.xz`. One that is compressed otherwise is not there: its name comes up
+/// where it is needed.
 fn is_module(file: &str) -> bool {
     let suffixes = COMPRESSIONS.iter().map(|(suffix, _)| *suffix);
     suffixes

@@ -1,5 +1,5 @@
-//! The [kernel command line](https://docs.kernel.org/admin-guide/kernel-parameters.html), `/proc/cmdline`: module parameters
-//! and the guest's own switches.
+//! The [kernel command line](https://docs.kernel.org/admin-guide/kernel-parameters.html),
+//! `/proc/cmdline`: module parameters and the guest's own switches.
 
 use std::fs;
 
@@ -46,8 +46,8 @@ impl CommandLine {
             .filter(|module| !module.is_empty())
     }
 
-    /// The parameters of `module`, as `finit_module(2)` wants them. Only modprobe copies `module.parameter=value` from the
-    /// command line; the kernel does so for built-in code alone.
+    /// The parameters of `module`, as `finit_module(2)` wants them. Only modprobe copies
+    /// `module.parameter=value` from the command line; the kernel does so for built-in code alone.
     pub(crate) fn module_parameters(&self, module: &str) -> String {
         let mut text = String::new();
         for (name, value) in &self.parameters {

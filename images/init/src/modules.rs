@@ -1,7 +1,9 @@
-//! Kernel modules, by [`finit_module(2)`](https://man7.org/linux/man-pages/man2/finit_module.2.html).
+//! Kernel modules, by
+//! [`finit_module(2)`](https://man7.org/linux/man-pages/man2/finit_module.2.html).
 //!
-//! The image holds `/etc/modules.list`, one `path [parameters]` a line in the order in which they have to be loaded, and one
-//! such list per module that is loaded on demand alone, `/etc/modules-on-demand/NAME`.
+//! The image holds `/etc/modules.list`, one `path [parameters]` a line in the order in which they
+//! have to be loaded, and one such list per module that is loaded on demand alone,
+//! `/etc/modules-on-demand/NAME`.
 
 use std::{
     collections::HashSet,
@@ -21,8 +23,8 @@ use crate::{
 const LIST: &str = "/etc/modules.list";
 const ON_DEMAND: &str = "/etc/modules-on-demand";
 
-/// Loads the modules that `guest.modules` names, then the image's own list. The extra ones come first so that a test can put
-/// another SCSI host before the virtio one.
+/// Loads the modules that `guest.modules` names, then the image's own list. The extra ones come
+/// first so that a test can put another SCSI host before the virtio one.
 pub(crate) fn load(command_line: &CommandLine) -> Result<(), Error> {
     let mut loaded = HashSet::new();
     for module in command_line.extra_modules() {
@@ -80,7 +82,8 @@ fn entries(list: &str) -> impl Iterator<Item = (&str, &str)> {
     )
 }
 
-/// `virtio_scsi` of `/lib/modules/…/virtio-scsi.ko`: the kernel writes a module's name with underscores.
+/// `virtio_scsi` of `/lib/modules/…/virtio-scsi.ko`: the kernel writes a module's name with
+/// underscores.
 fn module_name(path: &str) -> String {
     let file = path.rsplit('/').next().unwrap_or(path);
     normalized(file.split('.').next().unwrap_or(file))

@@ -1,7 +1,8 @@
 //! The guest's mounts, by [`mount(2)`](https://man7.org/linux/man-pages/man2/mount.2.html).
 //!
-//! The kernel's `rootfs` cannot be the old root of `pivot_root(2)`, which container runtimes call. Binding `/` over itself,
-//! moving that mount to `/` and changing root into it gives an ordinary mount, without a copy of the image.
+//! The kernel's `rootfs` cannot be the old root of `pivot_root(2)`, which container runtimes call.
+//! Binding `/` over itself, moving that mount to `/` and changing root into it gives an ordinary
+//! mount, without a copy of the image.
 
 use std::{env, fs};
 

@@ -1,4 +1,5 @@
-//! The loopback interface, by rtnetlink ([`rtnetlink(7)`](https://man7.org/linux/man-pages/man7/rtnetlink.7.html)).
+//! The loopback interface, by rtnetlink
+//! ([`rtnetlink(7)`](https://man7.org/linux/man-pages/man7/rtnetlink.7.html)).
 
 use rtnetlink::LinkUnspec;
 

@@ -1,4 +1,5 @@
-//! The floor of the speed comparison: a SCSI scan and the wait for its block event, with nothing around them.
+//! The floor of the speed comparison: a SCSI scan and the wait for its block event, with nothing
+//! around them.
 //!
 //! Interfaces: `/sys/class/scsi_host/hostN/scan` and uevents over
 //! [`netlink(7)`](https://man7.org/linux/man-pages/man7/netlink.7.html), `NETLINK_KOBJECT_UEVENT`.
@@ -87,7 +88,8 @@ pub(crate) fn delete(address: Address) -> io::Result<()> {
     fs::write(format!("/sys/class/scsi_device/{host}:0:{target}:{lun}/device/delete"), "1")
 }
 
-/// The name in an event's header, `add@/devices/…/H:0:T:L/block/NAME`; not for partitions, which are below it.
+/// The name in an event's header, `add@/devices/…/H:0:T:L/block/NAME`; not for partitions, which
+/// are below it.
 fn added_block<'a>(event: &'a [u8], marker: &str) -> Option<&'a str> {
     let header = str::from_utf8(event.split(|&byte| byte == 0).next()?).ok()?;
     let (_, name) = header.strip_prefix("add@")?.split_once(marker)?;

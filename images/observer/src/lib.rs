@@ -1,8 +1,9 @@
-//! The protocol between the harness and the observer, a small program that lives beside the agent in the test guest and looks
-//! at the guest without the agent's help.
+//! The protocol between the harness and the observer, a small program that lives beside the agent
+//! in the test guest and looks at the guest without the agent's help.
 //!
-//! The observer listens on vsock port [`PORT`]. A request is one line of JSON, and so is its reply; a connection serves any
-//! number of them, in order. It is for tests only: it runs whatever it is asked to, as root.
+//! The observer listens on vsock port [`PORT`]. A request is one line of JSON, and so is its reply;
+//! a connection serves any number of them, in order. It is for tests only: it runs whatever it is
+//! asked to, as root.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,15 +14,16 @@ pub const PORT: u32 = 1030;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// Runs a program in the agent's namespaces and waits until it has ended and its output is closed. A name without `/` that
-    /// is no program of the image is taken as an applet of busybox.
+    /// Runs a program in the agent's namespaces and waits until it has ended and its output is
+    /// closed. A name without `/` that is no program of the image is taken as an applet of busybox.
     Run {
         /// The program and its arguments.
         argv: Vec<String>,
         /// What it reads; nothing where absent.
         stdin: Option<String>,
     },
-    /// Writes `contents` to `path` with one `write(2)`, as kernel interfaces want it; makes or truncates an ordinary file.
+    /// Writes `contents` to `path` with one `write(2)`, as kernel interfaces want it; makes or
+    /// truncates an ordinary file.
     Write {
         /// In the guest.
         path: String,
@@ -49,11 +51,13 @@ pub enum Request {
     AgentState,
     /// Opens a uevent socket that the later [`Request::Scan`]s of this connection use.
     OpenUevents,
-    /// Scans one address and waits for its block device: the floor that the product's speed is compared with.
+    /// Scans one address and waits for its block device: the floor that the product's speed is
+    /// compared with.
     Scan(Address),
     /// Removes one SCSI device.
     Delete(Address),
-    /// Tells a guest that was restored from a file what it cannot know: the time, and that its random numbers are not its own.
+    /// Tells a guest that was restored from a file what it cannot know: the time, and that its
+    /// random numbers are not its own.
     Restored {
         /// The time since 1970.
         seconds: i64,
@@ -130,7 +134,8 @@ pub struct AgentState {
     pub threads: Vec<Thread>,
     /// What its descriptors are open on (`/proc/1/fd/*`), sorted.
     pub fds: Vec<String>,
-    /// Voluntary context switches so far, summed over the threads: a count that stands still is an agent that sleeps.
+    /// Voluntary context switches so far, summed over the threads: a count that stands still is an
+    /// agent that sleeps.
     pub voluntary_switches: u64,
     /// Resident anonymous memory.
     pub rss_anon_kb: u64,

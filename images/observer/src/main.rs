@@ -1,7 +1,8 @@
-//! The observer: a thread per connection of the harness, nothing else. See the library for the protocol.
+//! The observer: a thread per connection of the harness, nothing else. See the library for the
+//! protocol.
 //!
-//! It is started by the guest's init and lives beside the agent. A panic ends one connection, not the observer. In a container it
-//! plays the attacker (see `swap`).
+//! It is started by the guest's init and lives beside the agent. A panic ends one connection, not
+//! the observer. In a container it plays the attacker (see `swap`).
 
 mod agent_state;
 mod floor;

@@ -1,5 +1,6 @@
-//! Device programs of a cgroup, by [`bpf(2)`](https://man7.org/linux/man-pages/man2/bpf.2.html): which are attached and what they
-//! consist of; and one more, as somebody in the guest could attach it.
+//! Device programs of a cgroup, by [`bpf(2)`](https://man7.org/linux/man-pages/man2/bpf.2.html):
+//! which are attached and what they consist of; and one more, as somebody in the guest could attach
+//! it.
 //!
 //! Written apart from the product's own code on purpose: it checks it.
 
@@ -26,8 +27,9 @@ const MOST: usize = 64;
 /// Of an instruction.
 const SIZE: usize = 8;
 
-/// Words of `union bpf_attr` or of what the kernel tells, and then zeros: newer kernels write behind the part that they document, so
-/// that it has to be as large as that of any of them. Kernels with a smaller one accept zeros.
+/// Words of `union bpf_attr` or of what the kernel tells, and then zeros: newer kernels write
+/// behind the part that they document, so that it has to be as large as that of any of them.
+/// Kernels with a smaller one accept zeros.
 #[repr(C, align(8))]
 struct Words([u32; 64]);
 
@@ -47,7 +49,8 @@ impl Words {
 
 #[expect(unsafe_code, reason = "no safe wrapper of bpf(2) exists")]
 fn bpf(command: libc::c_int, attribute: &mut Words) -> io::Result<i64> {
-    // SAFETY: the attribute lives until the call returns, and so does what the callers below point to; all sizes are told.
+    // SAFETY: the attribute lives until the call returns, and so does what the callers below point
+    // to; all sizes are told.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attribute, size_of::<Words>()) };
     if result < 0 {

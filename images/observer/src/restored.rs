@@ -1,9 +1,11 @@
 //! What a guest has to be told after it was restored from a file: the time
-//! ([`clock_settime(2)`](https://man7.org/linux/man-pages/man2/clock_settime.2.html)) and new random numbers
-//! (`RNDADDENTROPY` and `RNDRESEEDCRNG` of [`random(4)`](https://man7.org/linux/man-pages/man4/random.4.html)).
+//! ([`clock_settime(2)`](https://man7.org/linux/man-pages/man2/clock_settime.2.html)) and new
+//! random numbers (`RNDADDENTROPY` and `RNDRESEEDCRNG` of
+//! [`random(4)`](https://man7.org/linux/man-pages/man4/random.4.html)).
 //!
-//! Every guest that is restored from one file has the same state of the kernel's generator, and would give the same "random" ids and
-//! seeds. Kata does the same with guests that it starts from a template (`SetGuestDateTime`, `ReseedRandomDev`).
+//! Every guest that is restored from one file has the same state of the kernel's generator, and
+//! would give the same "random" ids and seeds. Kata does the same with guests that it starts from a
+//! template (`SetGuestDateTime`, `ReseedRandomDev`).
 
 use std::{
     fs::{File, OpenOptions},
@@ -30,7 +32,8 @@ pub(crate) fn set_clock(seconds: i64, nanoseconds: i64) -> io::Result<()> {
     Ok(clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::new(seconds, nanoseconds))?)
 }
 
-/// Mixes `seed` into the kernel's generator, counts it as entropy, and has the generator begin anew with it.
+/// Mixes `seed` into the kernel's generator, counts it as entropy, and has the generator begin anew
+/// with it.
 pub(crate) fn reseed(seed: &[u8]) -> io::Result<()> {
     let generator = OpenOptions::new().write(true).open(GENERATOR)?;
     add_entropy(&generator, seed)?;
@@ -40,7 +43,8 @@ pub(crate) fn reseed(seed: &[u8]) -> io::Result<()> {
 #[expect(unsafe_code, reason = "nix has no wrapper for this ioctl")]
 fn add_entropy(generator: &File, seed: &[u8]) -> io::Result<()> {
     let info = pool_info(seed)?;
-    // SAFETY: the kernel reads two integers and as many bytes behind them as the second says, which is the vector's rest.
+    // SAFETY: the kernel reads two integers and as many bytes behind them as the second says, which
+    // is the vector's rest.
     unsafe { rnd_add_entropy(generator.as_raw_fd(), info.as_ptr().cast()) }?;
     Ok(())
 }

@@ -30,8 +30,8 @@ pub(crate) fn run(argv: &[String], stdin: Option<String>) -> Result<Reply, Box<d
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| format!("running {program}: {error}"))?;
-    // A thread of its own: the program may fill its output before it has read its input. It need not read all of it either,
-    // so that a broken pipe is no error.
+    // A thread of its own: the program may fill its output before it has read its input. It need
+    // not read all of it either, so that a broken pipe is no error.
     let writer = stdin.zip(child.stdin.take()).map(|(text, mut pipe)| {
         thread::spawn(move || {
             let _ = pipe.write_all(text.as_bytes());

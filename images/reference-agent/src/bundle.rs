@@ -1,6 +1,6 @@
-//! A container's bundle: a directory with the `config.json` that crun reads
-//! ([OCI runtime specification](https://github.com/opencontainers/runtime-spec/blob/main/config.md)), made of the message that
-//! came over the wire.
+//! A container's bundle: a directory with the `config.json` that crun reads ([OCI runtime
+//! specification](https://github.com/opencontainers/runtime-spec/blob/main/config.md)), made of the
+//! message that came over the wire.
 
 use std::{
     fs,
@@ -100,8 +100,9 @@ pub(crate) fn process_config(process: &Process) -> Result<Value, Error> {
     }))
 }
 
-/// The `resources` that crun takes, in `config.json` and for `crun update -r`. Without rules there is no list at all: with an empty
-/// one too crun would attach no program on cgroup v2, but a list that is there makes it write its own default devices.
+/// The `resources` that crun takes, in `config.json` and for `crun update -r`. Without rules there
+/// is no list at all: with an empty one too crun would attach no program on cgroup v2, but a list
+/// that is there makes it write its own default devices.
 pub(crate) fn resources(device_rules: &[DeviceRule]) -> Value {
     if device_rules.is_empty() {
         return json!({});

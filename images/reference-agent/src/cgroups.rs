@@ -1,8 +1,9 @@
 //! The cgroup hierarchies, which the agent mounts as kata-agent does, and the pod's device list of
 //! [cgroup v1](https://docs.kernel.org/admin-guide/cgroup-v1/devices.html).
 //!
-//! On v1 the pod's cgroup denies every device but the usual ones before the first container is made, so that a container below it
-//! cannot be given more than the pod has. On v2 nobody filters but crun, where the specification has device rules.
+//! On v1 the pod's cgroup denies every device but the usual ones before the first container is
+//! made, so that a container below it cannot be given more than the pod has. On v2 nobody filters
+//! but crun, where the specification has device rules.
 
 use std::{
     fs, io,
@@ -17,7 +18,8 @@ use crate::error::{Error, at};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// What kata-agent allows every pod: null, zero, full, tty, random, urandom, all mknod, console, pts, ptmx, tun.
+/// What kata-agent allows every pod: null, zero, full, tty, random, urandom, all mknod, console,
+/// pts, ptmx, tun.
 const DEFAULT_DEVICES: [&str; 12] = [
     "c 1:3 rwm",
     "c 1:5 rwm",
@@ -67,8 +69,9 @@ impl Cgroups {
         Ok(Self::V1)
     }
 
-    /// Sees to it that the pod of container `cgroup` exists and has, beside the usual devices, those that `rules` allow. Nothing is
-    /// taken from a pod: that would take it from every container in it.
+    /// Sees to it that the pod of container `cgroup` exists and has, beside the usual devices,
+    /// those that `rules` allow. Nothing is taken from a pod: that would take it from every
+    /// container in it.
     pub(crate) fn allow_in_pod(self, cgroup: &Path, rules: &[DeviceRule]) -> Result<(), Error> {
         match (self, cgroup.parent()) {
             (Self::V1, Some(pod)) => allow_below(&Path::new(ROOT).join("devices"), pod, rules),
@@ -76,7 +79,8 @@ impl Cgroups {
         }
     }
 
-    /// The rules as this version takes them: on v1 a list that denies by default takes no "all", but all of both kinds.
+    /// The rules as this version takes them: on v1 a list that denies by default takes no "all",
+    /// but all of both kinds.
     pub(crate) fn expand(self, rules: Vec<DeviceRule>) -> Vec<DeviceRule> {
         let split = |rule: DeviceRule| match (self, rule.allow, rule.kind) {
             (Self::V1, true, 'a') => {

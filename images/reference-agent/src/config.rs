@@ -1,5 +1,5 @@
-//! The agent's configuration: the [kernel command line](https://docs.kernel.org/admin-guide/kernel-parameters.html), as for
-//! kata-agent.
+//! The agent's configuration: the [kernel command
+//! line](https://docs.kernel.org/admin-guide/kernel-parameters.html), as for kata-agent.
 
 use std::{fs, io};
 
@@ -12,11 +12,13 @@ pub(crate) struct Config {
     pub(crate) port: u32,
     /// `agent.block_volume=off`: an agent that was built without the plugin.
     pub(crate) block_volume: bool,
-    /// `agent.block_volume_port`: serves the plugin on a vsock port of its own alone, as an agent with another ttrpc has to.
+    /// `agent.block_volume_port`: serves the plugin on a vsock port of its own alone, as an agent
+    /// with another ttrpc has to.
     pub(crate) block_volume_port: Option<u32>,
     /// `agent.deny`: methods that the policy denies beside those of its file.
     pub(crate) denied: Vec<String>,
-    /// `agent.no_pivot_root=on`: containers are put into their roots by chroot, as kata-agent does where its own root is an initramfs.
+    /// `agent.no_pivot_root=on`: containers are put into their roots by chroot, as kata-agent does
+    /// where its own root is an initramfs.
     pub(crate) no_pivot_root: bool,
     /// `agent.log`: how much goes to the console.
     pub(crate) log: tracing::Level,

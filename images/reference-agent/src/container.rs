@@ -1,7 +1,9 @@
-//! A container: its bundle, its first process and those that were started in it, and the handles that the plugin gets.
+//! A container: its bundle, its first process and those that were started in it, and the handles
+//! that the plugin gets.
 //!
 //! Namespaces are pinned by descriptors from the start on
-//! ([`namespaces(7)`](https://man7.org/linux/man-pages/man7/namespaces.7.html)): a process number can be used again, they cannot.
+//! ([`namespaces(7)`](https://man7.org/linux/man-pages/man7/namespaces.7.html)): a process number
+//! can be used again, they cannot.
 
 use std::{
     collections::HashMap,
@@ -55,8 +57,8 @@ impl Container {
         Self { bundle, cgroup, device_rules, init, init_pid, pinned: None, execs: HashMap::new() }
     }
 
-    /// Pins its namespaces. They are those that it was created with: it cannot leave them, so that this comes before the start,
-    /// while the first process is sure to be there.
+    /// Pins its namespaces. They are those that it was created with: it cannot leave them, so that
+    /// this comes before the start, while the first process is sure to be there.
     pub(crate) fn pin(&mut self) -> Result<(), Error> {
         let pinned = pin(Path::new("/proc"), self.init_pid)
             .map_err(at(format!("opening the namespaces of process {}", self.init_pid)))?;

@@ -1,5 +1,6 @@
-//! The container runtime, [`crun`](https://github.com/containers/crun/blob/main/crun.1.md), as a child of the agent. Its exit
-//! status comes from the reaper, its messages from its log file: its standard streams are the container's.
+//! The container runtime, [`crun`](https://github.com/containers/crun/blob/main/crun.1.md), as a
+//! child of the agent. Its exit status comes from the reaper, its messages from its log file: its
+//! standard streams are the container's.
 
 use std::{
     ffi::OsStr,
@@ -32,8 +33,9 @@ impl Crun {
         Self { reaper }
     }
 
-    /// Runs a command to its end. `directory` takes the log. The expectation that is returned has been held since before crun
-    /// started, so that a process which crun left to the agent can still be watched.
+    /// Runs a command to its end. `directory` takes the log. The expectation that is returned has
+    /// been held since before crun started, so that a process which crun left to the agent can
+    /// still be watched.
     ///
     /// # Errors
     /// crun cannot be started, fails, or hangs.
@@ -62,7 +64,8 @@ impl Crun {
         };
         let expectation = self.reaper.expect();
         let child = crun.spawn().map_err(at(format!("starting {CRUN}")))?;
-        // The pipes' ends of the container belong to the container alone from here on, or a reader never sees their end.
+        // The pipes' ends of the container belong to the container alone from here on, or a reader
+        // never sees their end.
         drop(crun);
         let mut exit = expectation.watch(child.id());
         let status = tokio::time::timeout(LIMIT, ended(&mut exit)).await.map_err(|_| {

@@ -1,6 +1,7 @@
-//! A small agent for the project's own guest image. It hosts agent-plugin as kata-agent does, and behaves as kata-agent where the
-//! plugin can notice: one reaper for all children, one lock over the sandbox, pinned namespaces, a policy, cgroups of its own
-//! mounting. Containers are run by crun.
+//! A small agent for the project's own guest image. It hosts agent-plugin as kata-agent does, and
+//! behaves as kata-agent where the plugin can notice: one reaper for all children, one lock over
+//! the sandbox, pinned namespaces, a policy, cgroups of its own mounting. Containers are run by
+//! crun.
 //!
 //! It is PID 1. The runtime has one thread: the guest has one processor, and nothing here computes.
 

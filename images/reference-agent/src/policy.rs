@@ -1,9 +1,11 @@
-//! The agent's policy: which requests it refuses. A stand-in for kata-agent's, with the same two inputs: the request's message name
-//! and the request as JSON.
+//! The agent's policy: which requests it refuses. A stand-in for kata-agent's, with the same two
+//! inputs: the request's message name and the request as JSON.
 //!
 //! `/etc/agent-policy.json`, where the image has it:
-//! `{"deny": [{"method": "AttachBlockVolumeRequest", "where": {"/attachments/0/path": "/dev/xvdb"}}]}`. An entry denies its method
-//! where each [JSON pointer](https://www.rfc-editor.org/rfc/rfc6901) has the value that is given; without `where` always.
+//! `{"deny": [{"method": "AttachBlockVolumeRequest", "where": {"/attachments/0/path":
+//! "/dev/xvdb"}}]}`. An entry denies its method where each [JSON
+//! pointer](https://www.rfc-editor.org/rfc/rfc6901) has the value that is given; without `where`
+//! always.
 
 use std::{collections::BTreeMap, fs, io};
 

@@ -38,8 +38,8 @@ pub(crate) struct Process {
     streams: Streams,
 }
 
-/// The agent's ends of a process's pipes. A stream at its end is closed at once; each has a lock of its own, so that a read
-/// that waits holds up nothing else.
+/// The agent's ends of a process's pipes. A stream at its end is closed at once; each has a lock of
+/// its own, so that a read that waits holds up nothing else.
 #[derive(Debug)]
 pub(crate) struct Streams {
     stdin: Mutex<Option<Sender>>,
@@ -151,8 +151,8 @@ impl Streams {
 }
 
 impl Process {
-    /// Takes a handle of `pid`, which crun left to the agent. As long as `exit` tells of no end, the agent has not reaped it and
-    /// the number is still its own.
+    /// Takes a handle of `pid`, which crun left to the agent. As long as `exit` tells of no end,
+    /// the agent has not reaped it and the number is still its own.
     pub(crate) fn new(pid: u32, exit: Exit, streams: Streams) -> Result<Self, Error> {
         let waited_for = AtomicBool::new(false);
         if exit.borrow().is_some() {

@@ -1,7 +1,9 @@
-//! The one reaper of all the agent's children, by [`waitpid(2)`](https://man7.org/linux/man-pages/man2/waitpid.2.html).
+//! The one reaper of all the agent's children, by
+//! [`waitpid(2)`](https://man7.org/linux/man-pages/man2/waitpid.2.html).
 //!
-//! The agent is PID 1 and a child subreaper: orphans of containers become its children too. So that no exit status goes to the
-//! wrong place, nothing else in this process waits for children, crun included; whoever starts one asks here.
+//! The agent is PID 1 and a child subreaper: orphans of containers become its children too. So that
+//! no exit status goes to the wrong place, nothing else in this process waits for children, crun
+//! included; whoever starts one asks here.
 
 use std::{
     collections::HashMap,
@@ -18,7 +20,8 @@ use tokio::{
     sync::watch,
 };
 
-/// An exit status that is there once the process has ended: its code, or 128 and the signal's number.
+/// An exit status that is there once the process has ended: its code, or 128 and the signal's
+/// number.
 pub(crate) type Exit = watch::Receiver<Option<i32>>;
 
 /// Reaps every child when SIGCHLD comes.
@@ -35,7 +38,8 @@ struct Table {
     expecting: usize,
 }
 
-/// While it is held, no child that ends is forgotten: take it before a process is started, then watch the process.
+/// While it is held, no child that ends is forgotten: take it before a process is started, then
+/// watch the process.
 #[derive(Debug)]
 pub(crate) struct Expectation {
     reaper: Arc<Reaper>,
@@ -140,7 +144,8 @@ mod tests {
     use super::*;
 
     #[expect(clippy::zombie_processes, reason = "waiting for them is what is tested")]
-    /// One test, since a reaper takes every child of its process: two at a time would take each other's.
+    /// One test, since a reaper takes every child of its process: two at a time would take each
+    /// other's.
     #[tokio::test]
     async fn every_child_is_reaped_and_its_status_goes_to_whoever_expects_it() {
         let reaper = Reaper::start().unwrap();
@@ -157,7 +162,8 @@ mod tests {
             let (expectation, pid) = shell("kill -9 $$");
             assert_eq!(ended(&mut expectation.watch(pid)).await, 137);
 
-            // Watched too late: the end of the second child tells that the first one's has been handled.
+            // Watched too late: the end of the second child tells that the first one's has been
+            // handled.
             let (expectation, early) = shell("exit 3");
             let (_, pid) = shell(&format!("while kill -0 {early} 2>/dev/null; do :; done"));
             ended(&mut expectation.watch(pid)).await;

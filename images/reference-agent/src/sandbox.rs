@@ -1,7 +1,8 @@
 //! The sandbox: all containers, behind the one lock of the agent.
 //!
-//! As in kata-agent this lock is global and is held for as long as a container is created, started, removed or given a process,
-//! across the awaits of those. Whoever waits for a process or its output takes the process out first and releases the lock.
+//! As in kata-agent this lock is global and is held for as long as a container is created, started,
+//! removed or given a process, across the awaits of those. Whoever waits for a process or its
+//! output takes the process out first and releases the lock.
 
 use std::{collections::HashMap, fs, path::Path, sync::Arc, time::Duration};
 
@@ -179,8 +180,8 @@ impl Sandbox {
         container.process(id, process).cloned().ok_or_else(unknown)
     }
 
-    /// Lets go of a process that somebody has waited for and whose outputs have been read to their ends. A first process stays until
-    /// its container is removed.
+    /// Lets go of a process that somebody has waited for and whose outputs have been read to their
+    /// ends. A first process stays until its container is removed.
     pub(crate) fn forget_if_over(&mut self, id: &str, process: &str) {
         if let Some(container) = self.containers.get_mut(id)
             && container.execs.get(process).is_some_and(|process| process.is_over())

@@ -1,6 +1,6 @@
-//! A process's terminal ([`pty(7)`](https://man7.org/linux/man-pages/man7/pty.7.html)): crun makes it in the container's own devpts and
-//! hands the agent's end over on a
-//! [console socket](https://github.com/opencontainers/runc/blob/main/docs/terminals.md#detached-new-terminal).
+//! A process's terminal ([`pty(7)`](https://man7.org/linux/man-pages/man7/pty.7.html)): crun makes
+//! it in the container's own devpts and hands the agent's end over on a [console
+//! socket](https://github.com/opencontainers/runc/blob/main/docs/terminals.md#detached-new-terminal).
 
 use std::{
     fs, io,
@@ -76,7 +76,8 @@ impl Drop for Console {
 }
 
 impl Terminal {
-    /// Its input and its output. tokio has a type for pipes alone; what it does with one is right for a terminal, too.
+    /// Its input and its output. tokio has a type for pipes alone; what it does with one is right
+    /// for a terminal, too.
     pub(crate) fn streams(&self) -> Result<(Sender, Receiver), Error> {
         let streams = || {
             ioctl_fionbio(&self.0, true)?;

@@ -1,4 +1,5 @@
-//! What the harness waits for, as its trace events tell it ([`vm_harness::AWAITS`]), for the progress line.
+//! What the harness waits for, as its trace events tell it ([`vm_harness::AWAITS`]), for the
+//! progress line.
 
 use std::{
     fmt,

@@ -154,7 +154,8 @@ fn hints(sandbox: &Sandbox, containers: &[String], proxies: Option<&Proxies>) {
     eprintln!("\nIt ends when standard input closes, or with Ctrl-C.");
 }
 
-/// Completes when standard input ends (where it is a pipe or a terminal) or a signal asks for the end.
+/// Completes when standard input ends (where it is a pipe or a terminal) or a signal asks for the
+/// end.
 fn stop_asked() -> Result<impl Future<Output = ()>, Error> {
     let listen = |kind| {
         signal(kind).map_err(|source| Error::File {

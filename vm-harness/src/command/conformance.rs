@@ -1,4 +1,5 @@
-//! `vm-harness conformance`: does this agent, on this kernel and this QEMU, plug volumes as it should?
+//! `vm-harness conformance`: does this agent, on this kernel and this QEMU, plug volumes as it
+//! should?
 
 use std::{
     fs,
@@ -29,17 +30,19 @@ const BROKEN: u8 = 2;
                         start, the guest does not come up) or the command line is wrong."
 )]
 pub(crate) struct ConformanceCommand {
-    /// The agent's binary, with the shared libraries that it needs; it becomes PID 1 of the guest, and is never run on this machine
-    /// [default: the reference agent]
+    /// The agent's binary, with the shared libraries that it needs; it becomes PID 1 of the guest,
+    /// and is never run on this machine [default: the reference agent]
     #[arg(long, value_name = "PATH", env = "VM_HARNESS_AGENT")]
     agent: Option<PathBuf>,
     /// The agent's policy: .rego for kata-agent, .json for the reference agent
     #[arg(long, value_name = "FILE", env = "VM_HARNESS_POLICY")]
     policy: Option<PathBuf>,
-    /// The vsock port on which the agent serves the plugin, where that is not its own server's (agent_plugin::serve)
+    /// The vsock port on which the agent serves the plugin, where that is not its own server's
+    /// (agent_plugin::serve)
     #[arg(long, value_name = "PORT", env = "VM_HARNESS_PLUGIN_PORT", value_parser = clap::value_parser!(u32).range(..=LAST_PORT))]
     plugin_port: Option<u32>,
-    /// The guest's kernel: the directory of an unpacked package, or a kernel that needs no modules [default: that of ci/setup]
+    /// The guest's kernel: the directory of an unpacked package, or a kernel that needs no modules
+    /// [default: that of ci/setup]
     #[arg(long, value_name = "PATH", env = "VM_HARNESS_KERNEL")]
     kernel: Option<PathBuf>,
     /// Directory that is laid over the guest's root; shared libraries are looked for there first

@@ -1,5 +1,6 @@
-//! The least that a question to the agent can cost: a new connection over vsock, and one call that does nothing (the health
-//! check of Kata's agent). `Probe` has to come before QEMU is touched, so a hot-plug cannot do with less.
+//! The least that a question to the agent can cost: a new connection over vsock, and one call that
+//! does nothing (the health check of Kata's agent). `Probe` has to come before QEMU is touched, so
+//! a hot-plug cannot do with less.
 
 use std::time::{Duration, Instant};
 

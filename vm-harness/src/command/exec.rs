@@ -1,4 +1,5 @@
-//! `vm-harness exec`: a command in a container of a sandbox that another process holds; with `-t` on a terminal.
+//! `vm-harness exec`: a command in a container of a sandbox that another process holds; with `-t`
+//! on a terminal.
 
 use std::{path::PathBuf, process::ExitCode};
 

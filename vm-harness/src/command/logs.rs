@@ -1,4 +1,5 @@
-//! `vm-harness logs`: the last words of everybody in a sandbox: the guest's kernel, its agent, QEMU, the vsock back end.
+//! `vm-harness logs`: the last words of everybody in a sandbox: the guest's kernel, its agent,
+//! QEMU, the vsock back end.
 
 use std::{fs, path::PathBuf, process::ExitCode};
 

@@ -32,7 +32,8 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Boot a sandbox, print how to reach it as one line of JSON, and hold it until standard input closes or a signal comes
+    /// Boot a sandbox, print how to reach it as one line of JSON, and hold it until standard input
+    /// closes or a signal comes
     Boot(boot::Boot),
     /// Run a command in a container of a sandbox that `boot` holds
     Exec(exec::Exec),

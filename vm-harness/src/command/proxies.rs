@@ -1,4 +1,5 @@
-//! The proxies of `vm-harness boot`: before QEMU's socket where `ecr-runtime` looks first, and before the agent's.
+//! The proxies of `vm-harness boot`: before QEMU's socket where `ecr-runtime` looks first, and
+//! before the agent's.
 
 use std::path::PathBuf;
 
@@ -12,7 +13,8 @@ pub(super) struct ProxyOptions {
     /// Record what is said to QEMU and the agent, as JSON lines
     #[arg(long)]
     proxy: bool,
-    /// What befalls QEMU's messages, such as reply:device_add=cut or event:DEVICE_DELETED=delay:3s; may be repeated
+    /// What befalls QEMU's messages, such as reply:device_add=cut or event:DEVICE_DELETED=delay:3s;
+    /// may be repeated
     #[arg(long, value_name = "RULE")]
     qmp_rule: Vec<Rule>,
     /// What befalls the agent's, such as reply:Attach=delay:1m; may be repeated

@@ -1,5 +1,5 @@
-//! The caller's own terminal while another one is used through it: in raw mode, every key goes there
-//! ([termios(3)](https://man7.org/linux/man-pages/man3/termios.3.html)).
+//! The caller's own terminal while another one is used through it: in raw mode, every key goes
+//! there ([termios(3)](https://man7.org/linux/man-pages/man3/termios.3.html)).
 
 use std::io::{self, stdin};
 

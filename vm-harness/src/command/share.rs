@@ -1,4 +1,5 @@
-//! The plugin's share of the agent that hosts it: code, memory, and what it does while nothing is asked of it.
+//! The plugin's share of the agent that hosts it: code, memory, and what it does while nothing is
+//! asked of it.
 
 use std::{fs, path::PathBuf, time::Duration};
 

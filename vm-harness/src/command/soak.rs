@@ -1,10 +1,13 @@
-//! `vm-harness soak`: one volume comes and goes many times while another is written and read all the time.
+//! `vm-harness soak`: one volume comes and goes many times while another is written and read all
+//! the time.
 //!
-//! Each cycle gives the volume fresh bytes and reads them in the container, so that a stale disk or page shows itself. The
-//! neighbour's load writes random blocks and compares them after they were read from the disk again. Its writes come as many commands
-//! at once, as a file system's do: that is what QEMU's bug `reported-luns-changed` takes (host-trigger/src/qemu_bug.rs).
+//! Each cycle gives the volume fresh bytes and reads them in the container, so that a stale disk or
+//! page shows itself. The neighbour's load writes random blocks and compares them after they were
+//! read from the disk again. Its writes come as many commands at once, as a file system's do: that
+//! is what QEMU's bug `reported-luns-changed` takes (host-trigger/src/qemu_bug.rs).
 //!
-//! The guest's kernel says when it [recovers from an error](https://docs.kernel.org/scsi/scsi_eh.html), which nobody else would notice.
+//! The guest's kernel says when it [recovers from an
+//! error](https://docs.kernel.org/scsi/scsi_eh.html), which nobody else would notice.
 
 use std::{
     io::{Seek as _, SeekFrom, Write as _},
@@ -39,8 +42,9 @@ const RECOVERY: &str = ": waking up";
 /// Cycles after which the kernel's log is read and emptied: it holds some hundred.
 const LOG_EVERY: usize = 25;
 
-/// Writes and compares until it is told to stop. The pieces have gaps between them and are flushed together, by the last: eight commands
-/// at once. Then nobody has the device open, so that the last close empties its cache and the bytes that are read come from the disk.
+/// Writes and compares until it is told to stop. The pieces have gaps between them and are flushed
+/// together, by the last: eight commands at once. Then nobody has the device open, so that the last
+/// close empties its cache and the bytes that are read come from the disk.
 const LOAD: &str = r#"
 mkdir /dev/load && cd /dev/load && round=0 && pieces="0 1 2 3 4 5 6 7"
 while [ ! -e stop ]; do

@@ -13,8 +13,8 @@ use super::awaited;
 /// What takes less is not worth a line.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A line on a terminal that says what is done, for how long, and what the harness waits for, if it takes longer than a second.
-/// Nothing where standard error is no terminal.
+/// A line on a terminal that says what is done, for how long, and what the harness waits for, if it
+/// takes longer than a second. Nothing where standard error is no terminal.
 pub(super) struct Waiting(ProgressBar);
 
 impl Waiting {

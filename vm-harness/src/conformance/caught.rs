@@ -1,7 +1,8 @@
 //! A check's panic as a value, with the place where it was.
 //!
-//! Checks assert, as tests do. A panic hook is the only one who learns of the place ([`std::panic::set_hook`]); ours keeps what
-//! concerns a check and hands everything else on to the hook that was there before.
+//! Checks assert, as tests do. A panic hook is the only one who learns of the place
+//! ([`std::panic::set_hook`]); ours keeps what concerns a check and hands everything else on to the
+//! hook that was there before.
 
 use std::{
     any::Any,
@@ -33,7 +34,8 @@ pub(super) async fn caught(work: impl Future<Output = ()>) -> Result<(), Panic> 
     let mut work = pin!(work);
     poll_fn(|context| {
         WATCHED.set(true);
-        // A check that has panicked is never polled again, and what it borrows is the stage, which goes with it.
+        // A check that has panicked is never polled again, and what it borrows is the stage, which
+        // goes with it.
         let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context)));
         WATCHED.set(false);
         match polled {

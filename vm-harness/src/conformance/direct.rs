@@ -1,4 +1,5 @@
-//! The plugin's service without `ecr-runtime`: requests that it would never make, and disks that it knows nothing of.
+//! The plugin's service without `ecr-runtime`: requests that it would never make, and disks that it
+//! knows nothing of.
 
 use std::time::Duration;
 
@@ -29,7 +30,8 @@ pub(super) struct Disk {
     pub(super) volume: Volume,
 }
 
-/// The plugin's answer to `Probe`, or why it has none: an agent without it knows no such service, or has nobody on the plugin's port.
+/// The plugin's answer to `Probe`, or why it has none: an agent without it knows no such service,
+/// or has nobody on the plugin's port.
 pub(super) async fn probe(
     sandbox: &Sandbox,
     request: &ProbeRequest,

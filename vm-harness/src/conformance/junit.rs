@@ -1,4 +1,5 @@
-//! The report as JUnit XML, which CI systems read: a suite for each mode, `skipped` for what does not apply.
+//! The report as JUnit XML, which CI systems read: a suite for each mode, `skipped` for what does
+//! not apply.
 
 use std::time::Duration;
 

@@ -1,8 +1,9 @@
 //! The conformance suite: does an agent, on a kernel and a QEMU, plug volumes as the contract says?
 //!
-//! The host's side is the real `ecr-runtime`, the guest's a VM that boots the agent as PID 1; containers are made through Kata's own
-//! protocol, as its shims do. A [`Check`] is a small asynchronous function that panics where something is wrong, as a test does; its
-//! panic is its [`Verdict`]. All checks of a [`Mode`] share one VM, which is booted anew after a failure.
+//! The host's side is the real `ecr-runtime`, the guest's a VM that boots the agent as PID 1;
+//! containers are made through Kata's own protocol, as its shims do. A [`Check`] is a small
+//! asynchronous function that panics where something is wrong, as a test does; its panic is its
+//! [`Verdict`]. All checks of a [`Mode`] share one VM, which is booted anew after a failure.
 //!
 //! ```no_run
 //! # async fn suite() {

@@ -70,9 +70,11 @@ impl Mode {
         Some(format!("kernel {} was built without {option}", image.kernel))
     }
 
-    /// The option that this mode needs and `config` says no to. An option that it does not name is of another version's.
+    /// The option that this mode needs and `config` says no to. An option that it does not name is
+    /// of another version's.
     fn missing_in(self, config: &str) -> Option<&'static str> {
-        // Since 6.11 and 6.12 a kernel may have cgroup v1 without these two, and kata-agent does not start there.
+        // Since 6.11 and 6.12 a kernel may have cgroup v1 without these two, and kata-agent does
+        // not start there.
         let needed: &[&str] = match self {
             Self::V1 => &["CONFIG_CGROUP_DEVICE", "CONFIG_CPUSETS_V1", "CONFIG_MEMCG_V1"],
             Self::V2 | Self::V2Scan => &["CONFIG_CGROUPS"],

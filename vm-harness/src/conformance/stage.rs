@@ -58,7 +58,8 @@ impl Stage {
                 })
             }
             Err(error) => {
-                // A guest that dies prints a fault of its kernel, and its end is what the caller hears of.
+                // A guest that dies prints a fault of its kernel, and its end is what the caller
+                // hears of.
                 sandbox.fault_is_meant();
                 Err(error)
             }

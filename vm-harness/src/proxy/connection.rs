@@ -95,7 +95,8 @@ impl<P: Protocol> Connection<P> {
         }
     }
 
-    /// Takes the first whole message off `bytes`, and notes it: whoever has got an answer finds it, and its question, in the record.
+    /// Takes the first whole message off `bytes`, and notes it: whoever has got an answer finds it,
+    /// and its question, in the record.
     fn first_of(
         &self,
         from: Side,
@@ -210,7 +211,8 @@ mod tests {
     use super::*;
     use crate::proxy::{QmpProxy, Rule, command, event, greeting, reply_to};
 
-    /// A QEMU that greets, answers every command with its own line number, and has an event behind each answer.
+    /// A QEMU that greets, answers every command with its own line number, and has an event behind
+    /// each answer.
     fn qemu(path: &Path) {
         let listener = UnixListener::bind(path).unwrap();
         thread::spawn(move || {
@@ -234,7 +236,8 @@ mod tests {
         });
     }
 
-    /// What a client hears that says all of `commands` once it is greeted, until there are `lines` lines, or no more.
+    /// What a client hears that says all of `commands` once it is greeted, until there are `lines`
+    /// lines, or no more.
     fn heard(
         rules: impl IntoIterator<Item = Rule>,
         commands: &[&str],

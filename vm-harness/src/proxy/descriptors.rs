@@ -1,4 +1,5 @@
-//! Bytes and the descriptors that travel with them ([`SCM_RIGHTS`](https://man7.org/linux/man-pages/man7/unix.7.html)).
+//! Bytes and the descriptors that travel with them
+//! ([`SCM_RIGHTS`](https://man7.org/linux/man-pages/man7/unix.7.html)).
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -27,7 +28,8 @@ pub(super) fn receive(from: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize
 
 #[expect(unsafe_code, reason = "nix returns received descriptors as bare numbers")]
 fn owned(descriptor: RawFd) -> OwnedFd {
-    // SAFETY: the kernel has just made this descriptor for this process, and nobody else knows of it.
+    // SAFETY: the kernel has just made this descriptor for this process, and nobody else knows of
+    // it.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 

@@ -18,7 +18,8 @@ pub enum Fault {
     Drop,
     /// It comes twice.
     Twice,
-    /// It never comes, and the connection ends on both sides. A command that is cut was not executed; one whose reply is cut was.
+    /// It never comes, and the connection ends on both sides. A command that is cut was not
+    /// executed; one whose reply is cut was.
     Cut,
     /// So many of its bytes come, then the connection ends on both sides.
     CutAfter(usize),

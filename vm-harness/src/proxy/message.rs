@@ -1,4 +1,5 @@
-//! The kinds of messages that a rule can name, the same for both protocols: a command is a QMP command or a method of the agent.
+//! The kinds of messages that a rule can name, the same for both protocols: a command is a QMP
+//! command or a method of the agent.
 
 use std::fmt;
 
@@ -20,7 +21,8 @@ pub fn greeting() -> Message {
     Message::Greeting
 }
 
-/// A command of QMP, or a method of the agent's services; `CONNECT` is the first line to a hybrid vsock.
+/// A command of QMP, or a method of the agent's services; `CONNECT` is the first line to a hybrid
+/// vsock.
 pub fn command(name: &str) -> Message {
     Message::Command(name.to_owned())
 }

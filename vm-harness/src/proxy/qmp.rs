@@ -1,5 +1,6 @@
-//! [QMP](https://www.qemu.org/docs/master/interop/qmp-spec.html) as a proxy sees it: lines of JSON, each a greeting, a command, a reply
-//! or an event. A reply is told by its id, or by the order of the commands where they have none.
+//! [QMP](https://www.qemu.org/docs/master/interop/qmp-spec.html) as a proxy sees it: lines of JSON,
+//! each a greeting, a command, a reply or an event. A reply is told by its id, or by the order of
+//! the commands where they have none.
 
 use serde_json::Value;
 

@@ -1,5 +1,6 @@
-//! What a proxy does to which message, as a value: `Rule::on(reply_to("device_add"), Fault::Delay(time))`, or as text for the command
-//! line: `reply:device_add=delay:500ms`.
+//! What a proxy does to which message, as a value:
+//! `Rule::on(reply_to("device_add"), Fault::Delay(time))`, or as text for the command line:
+//! `reply:device_add=delay:500ms`.
 
 use std::{fmt, str::FromStr, time::Duration};
 

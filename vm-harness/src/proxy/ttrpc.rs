@@ -1,6 +1,8 @@
-//! The agent's connection as a proxy sees it: the line `CONNECT <port>` of a
-//! [hybrid vsock](https://github.com/firecracker-microvm/firecracker/blob/main/docs/vsock.md) and its answer `OK <port>`, then frames of
-//! [ttrpc](https://github.com/containerd/ttrpc/blob/main/PROTOCOL.md): a header of ten bytes (length, stream, type, flags) and a message.
+//! The agent's connection as a proxy sees it: the line `CONNECT <port>` of a [hybrid
+//! vsock](https://github.com/firecracker-microvm/firecracker/blob/main/docs/vsock.md) and its
+//! answer `OK <port>`, then frames of
+//! [ttrpc](https://github.com/containerd/ttrpc/blob/main/PROTOCOL.md): a header of ten bytes
+//! (length, stream, type, flags) and a message.
 
 use std::collections::HashMap;
 

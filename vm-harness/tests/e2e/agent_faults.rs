@@ -1,5 +1,6 @@
-//! The agent behind a proxy that is late, cut or talks twice: after a lost reply the host asks the guest to let go before it takes
-//! anything from QEMU, and what cannot be taken back is said and repaired.
+//! The agent behind a proxy that is late, cut or talks twice: after a lost reply the host asks the
+//! guest to let go before it takes anything from QEMU, and what cannot be taken back is said and
+//! repaired.
 
 use std::time::Duration;
 
@@ -19,7 +20,8 @@ use super::{
 
 const LATE: Duration = Duration::from_millis(800);
 
-/// Runs `call` with the agent behind a proxy with these rules, each of which is met; also returns the methods.
+/// Runs `call` with the agent behind a proxy with these rules, each of which is met; also returns
+/// the methods.
 async fn through_proxy(
     sandbox: &Sandbox,
     call: EcrRuntime,
@@ -45,7 +47,8 @@ async fn what_only_looks_odd_does_a_plug_no_harm(#[future(awt)] sandbox: Sandbox
         (
             "in pieces",
             vec![
-                // The other way it has to be whole: vhost-device-vsock takes what it reads first for the line.
+                // The other way it has to be whole: vhost-device-vsock takes what it reads first
+                // for the line.
                 Rule::on(reply_to("CONNECT"), Fault::Split(1)),
                 Rule::on(reply_to("Probe"), Fault::Split(3)),
                 Rule::on(command("Attach"), Fault::Split(7)),
@@ -80,7 +83,8 @@ async fn request_that_comes_twice_is_carried_out_once(#[future(awt)] sandbox_wit
     set_guest_faults(&sandbox, "attach-after-node=wait\n").await;
     let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
     let plug = through_proxy(&sandbox, call, vec![Rule::on(command("Attach"), Fault::Twice)]);
-    // System call 230 is clock_nanosleep, where the first is at the fail point, and 202 futex, where the second waits.
+    // System call 230 is clock_nanosleep, where the first is at the fail point, and 202 futex,
+    // where the second waits.
     let both =
         "until s=$(cat $(grep -lx block-volume /proc/1/task/*/comm | sed s/comm/syscall/)) &&
         echo \"$s\" | grep -q '^230 ' && echo \"$s\" | grep -q '^202 '; do sleep 0.01; done";
@@ -156,7 +160,8 @@ async fn plug_whose_answer_comes_too_late_is_a_time_out_and_is_undone(
     assert!(claim_is_free(&volume));
 }
 
-/// Neither the answer nor the undo gets through: QEMU keeps the disk that the guest has, and says so.
+/// Neither the answer nor the undo gets through: QEMU keeps the disk that the guest has, and says
+/// so.
 #[rstest]
 #[tokio::test]
 async fn undo_that_cannot_reach_the_guest_is_told_and_repaired(#[future(awt)] sandbox: Sandbox) {

@@ -11,7 +11,8 @@ use vm_harness::{
 
 use super::{MIB, boot, sandbox};
 
-/// Compares what the container reads with the host, then lets the container write and compares again.
+/// Compares what the container reads with the host, then lets the container write and compares
+/// again.
 async fn assert_same_bytes_both_ways(container: &Container, volume: &Volume, path: &str) {
     let end = volume.size();
     for range in [0..4096, end / 2..end / 2 + 65536, end - 4096..end] {

@@ -9,7 +9,8 @@ use vm_harness::{
 
 use super::{MIB, boot, make_ext4, sandbox};
 
-/// Runs `command`, which has to fail, and compares everything with `before`. Returns the reason and the message.
+/// Runs `command`, which has to fail, and compares everything with `before`. Returns the reason and
+/// the message.
 async fn refused(
     sandbox: &Sandbox,
     containers: &[&Container],

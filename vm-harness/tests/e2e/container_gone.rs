@@ -1,5 +1,5 @@
-//! What becomes of a volume when something goes without being asked: its container stops, is removed, or is started anew; the event of
-//! its device in QEMU.
+//! What becomes of a volume when something goes without being asked: its container stops, is
+//! removed, or is started anew; the event of its device in QEMU.
 
 use rstest::rstest;
 use serde_json::Value;
@@ -50,7 +50,8 @@ async fn volume_of_a_container_that_is_gone_is_freed_by_repair(
     assert_eq!(witness.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
 }
 
-/// The new container of the same id did not ask for the volume, and has neither its node nor its right.
+/// The new container of the same id did not ask for the volume, and has neither its node nor its
+/// right.
 #[rstest]
 #[tokio::test]
 async fn container_that_is_started_anew_is_served_when_it_asks(

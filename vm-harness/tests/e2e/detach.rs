@@ -16,7 +16,8 @@ async fn everything_is_as_it_was(#[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgrou
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     sandbox.unplug(&plugged).await;
     if cgroup == Cgroup::V1 {
-        // Denying the pod would take the right from its other containers, too: that entry stays until the pod goes.
+        // Denying the pod would take the right from its other containers, too: that entry stays
+        // until the pod goes.
         let entry = format!("b {} rw", plugged.device_number());
         let list = before.device_filters.get_mut(container.id()).unwrap();
         list.push(entry);

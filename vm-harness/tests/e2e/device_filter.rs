@@ -1,4 +1,5 @@
-//! Device filters: the container that a volume is for may use it, as far as it shall, and no other container may.
+//! Device filters: the container that a volume is for may use it, as far as it shall, and no other
+//! container may.
 
 use block_volume_api::block_volume::AttachRequest;
 use rstest::rstest;
@@ -18,7 +19,8 @@ fn cgroup(container: &Container) -> String {
     format!("/pod/{}", container.id())
 }
 
-/// The container makes a node of its own; whether it can read or write through it, which its filter decides.
+/// The container makes a node of its own; whether it can read or write through it, which its filter
+/// decides.
 async fn can(container: &Container, number: &str, write: bool) -> bool {
     let (major, minor) = number.split_once(':').unwrap();
     container
@@ -171,7 +173,8 @@ async fn right_that_a_reload_took_away_is_missed_and_restored(
     let third = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     assert_eq!(third.result, "unchanged");
 
-    // An update without device rules leaves the right, a group below the container's own has it, too, and `repair` restores it.
+    // An update without device rules leaves the right, a group below the container's own has it,
+    // too, and `repair` restores it.
     container.update(DeviceFilter::None).await.unwrap();
     let mount = if cgroup == Cgroup::V1 { "/sys/fs/cgroup/devices" } else { "/sys/fs/cgroup" };
     let group = format!("{mount}/pod/{}", container.id());

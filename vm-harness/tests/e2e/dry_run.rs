@@ -1,4 +1,5 @@
-//! `--dry-run` on real VMs: QEMU gets queries alone, the guest is only looked at, and what would be refused is refused.
+//! `--dry-run` on real VMs: QEMU gets queries alone, the guest is only looked at, and what would be
+//! refused is refused.
 
 use rstest::rstest;
 use vm_harness::{Container, EcrRuntime, QmpProxy, Sandbox, Snapshot, Volume};

@@ -1,5 +1,6 @@
-//! What can befall the plugin in the guest: events that never come or are lost, a node that goes while it is made, a processor that is
-//! starved. One VM for all of it; each fault is set, met, and taken away again.
+//! What can befall the plugin in the guest: events that never come or are lost, a node that goes
+//! while it is made, a processor that is starved. One VM for all of it; each fault is set, met, and
+//! taken away again.
 
 use std::time::Duration;
 
@@ -35,7 +36,8 @@ async fn what_becomes_of_a_plug_whose_guest_is_unlucky(
     unplug(&sandbox, &at(&container, "/dev/xvda")).await;
     before.assert_unchanged(&sandbox, &[&container]).await;
 
-    // Each event is lost, and nothing says so. The disk is found where it is there before the request; the plug waits for that.
+    // Each event is lost, and nothing says so. The disk is found where it is there before the
+    // request; the plug waits for that.
     if scan == Scan::None {
         set_guest_faults(&sandbox, "uevent=lost\n").await;
         let finished = plug().args(short(&sandbox)).run().await;

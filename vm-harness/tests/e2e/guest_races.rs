@@ -1,4 +1,5 @@
-//! What a guest can do in the middle of a plug: lose events, show the disk early, lose the container, hear two callers.
+//! What a guest can do in the middle of a plug: lose events, show the disk early, lose the
+//! container, hear two callers.
 
 use std::time::{Duration, Instant};
 
@@ -106,7 +107,8 @@ async fn volume_behind_an_ata_disk_and_another_controller_is_the_right_one() {
 #[rstest]
 #[tokio::test]
 async fn disk_that_is_visible_before_the_request_is_found_without_an_event() {
-    // With scan=async the kernel adds the disk by itself; the fail point lets it, before the plugin looks.
+    // With scan=async the kernel adds the disk by itself; the fail point lets it, before the plugin
+    // looks.
     let sandbox = boot_with_faults(&Machine { scan: Scan::Async, ..Machine::default() }).await;
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
@@ -205,7 +207,8 @@ async fn container_that_dies_while_its_disk_is_awaited_ends_the_wait(
     let before = Snapshot::of(&sandbox, &[&witness]).await;
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
-    // Nobody asks the kernel for the disk, so that its event never comes. The delay announces that the wait is next.
+    // Nobody asks the kernel for the disk, so that its event never comes. The delay announces that
+    // the wait is next.
     set_guest_faults(&sandbox, "scan=skip\nattach-after-scan=delay:1\n").await;
     let command =
         sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--timeout", "60s"]);
@@ -272,7 +275,8 @@ async fn caller_that_disconnects_right_after_sending_is_undone_by_the_next(
     wait_for_console(&sandbox, "fail point attach-after-lookup").await;
     command.kill().await.unwrap();
     set_guest_faults(&sandbox, "").await;
-    // The request goes on without its caller to its end: the node appears although nobody waits for it.
+    // The request goes on without its caller to its end: the node appears although nobody waits for
+    // it.
     let appears = ["sh", "-c", "until test -b /dev/xvda; do sleep 0.05; done"];
     let wait = container.exec(&appears);
     sandbox.guest().wait_for("the node", Duration::from_secs(10), wait).await.unwrap();

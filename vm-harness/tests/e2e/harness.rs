@@ -214,7 +214,8 @@ async fn snapshot_sees_everything_that_a_plug_changes() {
     let before = Snapshot::of(&sandbox, &containers).await;
     set_guest_faults(&sandbox, "attach-after-publish=wait\n").await;
     let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).start();
-    // The plug waits at its last step: all that it changes is there, and so are its thread and its connection.
+    // The plug waits at its last step: all that it changes is there, and so are its thread and its
+    // connection.
     wait_for_console(&sandbox, "fail point attach-after-publish").await;
     let during = Snapshot::of(&sandbox, &containers).await;
     for (what, changed) in [

@@ -1,4 +1,5 @@
-//! Who holds a volume in the guest: named, waited for, noticed when it slips in, and broken by force.
+//! Who holds a volume in the guest: named, waited for, noticed when it slips in, and broken by
+//! force.
 
 use std::time::{Duration, Instant};
 
@@ -39,7 +40,8 @@ async fn open_in(container: &Container, path: &str) {
     container.exec(&["sh", "-c", &script]).await;
 }
 
-/// Ends all of these processes, and returns when they have no descriptors any more (nobody reaps them in a container).
+/// Ends all of these processes, and returns when they have no descriptors any more (nobody reaps
+/// them in a container).
 const CLOSE: &str = "for pid in $(pidof tail); do kill $pid; while readlink /proc/$pid/fd/0 >/dev/null; do usleep 10000; done; done";
 
 /// What `hot-unplug` says of those who keep it from its work.
@@ -79,7 +81,8 @@ async fn ends_soon(sandbox: &Sandbox, command: Child) -> Finished {
     Finished::new(&output, began.elapsed())
 }
 
-/// A volume that is refused while it is held, shown by `inspect`, and gone as soon as `release` has run.
+/// A volume that is refused while it is held, shown by `inspect`, and gone as soon as `release` has
+/// run.
 async fn is_named_and_waited_for(
     sandbox: &Sandbox,
     plugged: &Plugged,
@@ -123,7 +126,8 @@ async fn processes_are_named_and_waited_for(#[future(awt)] sandbox: Sandbox) {
     assert_eq!((&holder["command"], &holder["detail"]), (&"tail".into(), &"/dev/xvda".into()));
     assert!(claim_is_free(&volume));
 
-    // By a node of its own making, in a container that the request does not name; and closed without an end of the process.
+    // By a node of its own making, in a container that the request does not name; and closed
+    // without an end of the process.
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let number = plugged.device_number().replace(':', " ");
     let script = format!("mknod /dev/own b {number}; mkfifo /tmp/close; ");
@@ -240,7 +244,8 @@ async fn a_wait_ends_in_time_and_by_a_signal_with_nothing_changed(#[future(awt)]
         kill(Pid::from_raw(i32::try_from(waiting.id().unwrap()).unwrap()), signal).unwrap();
         let finished = ends_soon(&sandbox, waiting).await;
         assert_eq!(finished.status, 128 + signal as i32, "{}{}", finished.stdout, finished.stderr);
-        // The guest does not go on waiting: it would take the volume later, when nobody wants that any more.
+        // The guest does not go on waiting: it would take the volume later, when nobody wants that
+        // any more.
         before.assert_unchanged(&sandbox, &[&container]).await;
     }
     sandbox.observer().shell(CLOSE).await;

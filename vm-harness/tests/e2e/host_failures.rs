@@ -84,7 +84,8 @@ async fn killed_call_is_completed_or_undone_by_the_same_call(#[future(awt)] sand
 async fn undo_that_fails_is_told_as_incomplete(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
-    // QEMU stops, and the guest with it, when the device is there and the guest has not been asked yet.
+    // QEMU stops, and the guest with it, when the device is there and the guest has not been asked
+    // yet.
     let command = sandbox.ecr_runtime_with_faults("after-device-add=delay:2000");
     let command = command
         .hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")])

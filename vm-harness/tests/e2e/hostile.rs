@@ -1,5 +1,6 @@
-//! Containers that are the enemy: whatever they do to the path while a volume comes, nothing outside of their roots is made, changed,
-//! removed or opened, no thread of the agent stays with them, and what they are called does not reach a terminal as it is.
+//! Containers that are the enemy: whatever they do to the path while a volume comes, nothing
+//! outside of their roots is made, changed, removed or opened, no thread of the agent stays with
+//! them, and what they are called does not reach a terminal as it is.
 
 use std::{
     ffi::OsStr,
@@ -94,7 +95,8 @@ async fn names_of_a_container_do_not_reach_a_terminal_as_they_are(#[future(awt)]
         }
     }
     let raw = |text: &String| {
-        // JSON is for programs: what would act on a terminal is escaped there too, what would only look odd is not.
+        // JSON is for programs: what would act on a terminal is escaped there too, what would only
+        // look odd is not.
         let odd = |c: char| c == '\u{202e}' && !text.contains(" json\n");
         text.chars().any(|c| (c.is_control() && c != '\n') || odd(c))
     };
@@ -168,7 +170,8 @@ async fn number_of_the_first_process_that_is_given_anew_leads_to_nobody(
     wait_for_console(&sandbox, "fail point attach-after-uevent-socket").await;
     container.kill().await.unwrap();
     container.remove().await.unwrap();
-    // A later container gets the number: how many processes crun makes before that one is not ours to know.
+    // A later container gets the number: how many processes crun makes before that one is not ours
+    // to know.
     let deadline = Instant::now() + sandbox.guest().scaled(Duration::from_secs(60));
     let mut back = 2;
     let successor = loop {

@@ -1,5 +1,5 @@
-//! `hot-unplug`, `list` and `inspect` on real VMs: after an unplug nobody has anything of the volume, and a word of the tool is
-//! the truth.
+//! `hot-unplug`, `list` and `inspect` on real VMs: after an unplug nobody has anything of the
+//! volume, and a word of the tool is the truth.
 
 use rstest::rstest;
 use serde_json::Value;
@@ -73,7 +73,8 @@ async fn nothing_is_left_and_the_bytes_are_right_when_it_is_plugged_again(
     assert_eq!((gone.result.as_str(), gone.id()), ("detached", plugged.id()));
     assert_eq!(gone.volume["scsi"], plugged.volume["scsi"]);
     if cgroup == Cgroup::V1 {
-        // Denying the pod would take the right from its other containers, too: that entry stays until the pod goes.
+        // Denying the pod would take the right from its other containers, too: that entry stays
+        // until the pod goes.
         let list = before.device_filters.get_mut(container.id()).unwrap();
         list.push(format!("b {} rw", plugged.device_number()));
         list.sort();

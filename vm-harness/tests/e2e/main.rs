@@ -73,7 +73,8 @@ pub(crate) async fn boot_with_faults(machine: &Machine) -> Sandbox {
 
 /// Sets the plugin's fail points in the guest (`name=action` a line).
 pub(crate) async fn set_guest_faults(sandbox: &Sandbox, faults: &str) {
-    // At a point where it waits, the plugin reads the file all the time: it must not find it empty before it is written.
+    // At a point where it waits, the plugin reads the file all the time: it must not find it empty
+    // before it is written.
     sandbox.observer().write("/run/ecr-fault.new", faults).await.expect("the guest has a /run");
     sandbox.observer().shell("mv /run/ecr-fault.new /run/ecr-fault").await;
 }
@@ -87,7 +88,8 @@ pub(crate) async fn wait_for_console(sandbox: &Sandbox, text: &str) {
     }
 }
 
-/// Waits until the plugin is at this fail point, where it was not when the console had `seen` bytes.
+/// Waits until the plugin is at this fail point, where it was not when the console had `seen`
+/// bytes.
 pub(crate) async fn wait_for_fail_point(sandbox: &Sandbox, seen: usize, point: &str) {
     let point = format!("fail point {point}");
     let arrived = async {
@@ -104,7 +106,8 @@ pub(crate) async fn wait_for_fail_point(sandbox: &Sandbox, seen: usize, point: &
     sandbox.guest().wait_for(&point, Duration::from_secs(10), arrived).await.unwrap();
 }
 
-/// Runs `call`, and `script` in the container when the plugin is at this fail point, which it may leave then.
+/// Runs `call`, and `script` in the container when the plugin is at this fail point, which it may
+/// leave then.
 pub(crate) async fn at_fail_point(
     sandbox: &Sandbox,
     container: &Container,

@@ -1,5 +1,6 @@
-//! Ways to the agent: native vsock, dialled from inside a guest over its loopback (there is no vhost-vsock where these tests run), and
-//! a vsock port that serves the plugin alone, and the host alone.
+//! Ways to the agent: native vsock, dialled from inside a guest over its loopback (there is no
+//! vhost-vsock where these tests run), and a vsock port that serves the plugin alone, and the host
+//! alone.
 
 use serde_json::Value;
 use vm_harness::{Machine, Ran, Sandbox, Volume};
@@ -60,7 +61,8 @@ async fn port_of_the_plugins_own_is_dialled_by_the_host_alone() {
         "who calls is told before what was done"
     );
 
-    // Whoever is in the guest, as a container may be, is refused, by whatever address it calls; the refusal is logged.
+    // Whoever is in the guest, as a container may be, is refused, by whatever address it calls; the
+    // refusal is logged.
     for (address, refused) in [("1".to_owned(), 1), (sandbox.guest_cid().to_string(), 2)] {
         let ran = probe(&sandbox, &format!("vsock://{address}:{port}")).await;
         assert_eq!(ran.status, 14, "{}{}", ran.stdout, ran.stderr);

@@ -1,5 +1,5 @@
-//! Paths on every kind of mount that a container can have: each works, by a node or by a mount, or has an error of its own, and
-//! nothing is left either way.
+//! Paths on every kind of mount that a container can have: each works, by a node or by a mount, or
+//! has an error of its own, and nothing is left either way.
 
 use rstest::rstest;
 use vm_harness::{Container, ContainerOptions, Machine, Sandbox, Snapshot, Volume, mount};
@@ -85,7 +85,8 @@ async fn every_kind_of_mount_works_or_says_why_not() {
         ContainerOptions { mounts: options.mounts[2..6].to_vec(), ..ContainerOptions::default() };
     let container = sandbox.start_container_with(&options).await;
     let sibling = sandbox.start_container_with(&pod).await;
-    // crun leaves no mount that spreads: the container makes one itself, and a copy that would get what is mounted there.
+    // crun leaves no mount that spreads: the container makes one itself, and a copy that would get
+    // what is mounted there.
     let spread =
         "mkdir /dev/copy && mount --make-shared /dev/shared && mount -o bind /dev/shared /dev/copy";
     container.exec(&["sh", "-c", spread]).await;
@@ -159,7 +160,8 @@ async fn container_in_a_chroot_is_served(#[case] user_namespace: bool, #[case] w
     works(&sandbox, &[&container], "/tmp/xvda", "bind").await;
 }
 
-/// Behind the look, the container makes a mount that spreads of the one that the volume's node goes to: the kernel itself refuses it then.
+/// Behind the look, the container makes a mount that spreads of the one that the volume's node goes
+/// to: the kernel itself refuses it then.
 #[rstest]
 #[tokio::test]
 async fn mount_that_begins_to_spread_behind_the_look_gets_no_node(

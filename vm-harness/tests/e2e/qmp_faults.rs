@@ -1,5 +1,5 @@
-//! A real QEMU behind a proxy that is late, silent, talkative or gone: what only looks odd does no harm, what breaks a plug is undone,
-//! and an unplug goes by what is there.
+//! A real QEMU behind a proxy that is late, silent, talkative or gone: what only looks odd does no
+//! harm, what breaks a plug is undone, and an unplug goes by what is there.
 
 use std::time::Duration;
 
@@ -19,7 +19,8 @@ use super::{
 
 const LATE: Duration = Duration::from_millis(800);
 
-/// Runs `call` with QEMU behind a proxy with these rules, each of which is met; also returns the commands.
+/// Runs `call` with QEMU behind a proxy with these rules, each of which is met; also returns the
+/// commands.
 pub(crate) async fn through_proxy(
     sandbox: &Sandbox,
     call: EcrRuntime,
@@ -207,7 +208,8 @@ async fn unplug_goes_by_what_is_there_however_it_is_told(#[future(awt)] sandbox:
             LATE,
         ),
         (
-            // QEMU says so of PCI devices whose guest refuses; what counts is whether the device goes.
+            // QEMU says so of PCI devices whose guest refuses; what counts is whether the device
+            // goes.
             "after an error of the guest",
             vec![Rule::on(
                 reply_to("device_del"),

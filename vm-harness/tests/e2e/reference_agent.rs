@@ -26,7 +26,8 @@ async fn one_reaper_leaves_no_zombie_and_steals_no_exit_status(#[future(awt)] sa
     for _ in 0..3 {
         // The orphan is reparented to the container's first process, or to the agent.
         container.exec(&["sh", "-c", "(sleep 0.1 &) ; exit 0"]).await;
-        // This one surely becomes the agent's, and so does a crowd that ends at the same time: one SIGCHLD for many.
+        // This one surely becomes the agent's, and so does a crowd that ends at the same time: one
+        // SIGCHLD for many.
         let crowd = "for i in 1 2 3 4 5 6 7 8; do (sleep 0.1 &) ; done >/dev/null 2>&1";
         sandbox.observer().shell(crowd).await;
     }
@@ -124,7 +125,8 @@ async fn idle_agent_sleeps(#[future(awt)] sandbox: Sandbox) {
         Reply::AgentState(agent) => agent.voluntary_switches,
         other => panic!("{other:?}"),
     };
-    // What the calls before left behind (threads of a pool) ends within seconds; then nothing happens any more.
+    // What the calls before left behind (threads of a pool) ends within seconds; then nothing
+    // happens any more.
     tokio::time::sleep(sandbox.guest().scaled(std::time::Duration::from_secs(3))).await;
     let before = switches().await;
     tokio::time::sleep(std::time::Duration::from_secs(5)).await;

@@ -1,4 +1,5 @@
-//! `repair` on real VMs: whatever a killed run left ends wholly plugged or wholly gone, and what is somebody else's stays.
+//! `repair` on real VMs: whatever a killed run left ends wholly plugged or wholly gone, and what is
+//! somebody else's stays.
 
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -164,7 +165,8 @@ async fn volume_in_use_is_left_and_told(#[future(awt)] sandbox: Sandbox) {
     assert_eq!(only(&repaired), ["stale: container gone", "undone", "gone"], "{repaired}");
 }
 
-/// A node, a device and a set of somebody else's, some with names much like ours; and no command to QEMU but queries.
+/// A node, a device and a set of somebody else's, some with names much like ours; and no command to
+/// QEMU but queries.
 #[rstest]
 #[tokio::test]
 async fn what_is_somebody_elses_is_not_touched(#[future(awt)] sandbox: Sandbox) {

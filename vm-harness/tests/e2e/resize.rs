@@ -1,5 +1,5 @@
-//! `resize` on real VMs: a file system that is in use grows, the guest follows with and without events of its controller, and what
-//! cannot follow leaves the volume as it was.
+//! `resize` on real VMs: a file system that is in use grows, the guest follows with and without
+//! events of its controller, and what cannot follow leaves the volume as it was.
 
 use std::process::Command;
 

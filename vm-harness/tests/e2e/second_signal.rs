@@ -1,5 +1,5 @@
-//! A second signal ends an unplug, a repair or an undo at once, in the middle of its work: it says what is left, `list` shows it,
-//! and `repair` ends it.
+//! A second signal ends an unplug, a repair or an undo at once, in the middle of its work: it says
+//! what is left, `list` shows it, and `repair` ends it.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! A source that is gone on the host, wholly or for writing: the container gets I/O errors, nobody else does, both sides count them, and
-//! the volume can be unplugged.
+//! A source that is gone on the host, wholly or for writing: the container gets I/O errors, nobody
+//! else does, both sides count them, and the volume can be unplugged.
 
 use std::fs::OpenOptions;
 
@@ -65,7 +65,8 @@ async fn what_cannot_be_saved_is_told_before_it_is_lost(#[future(awt)] sandbox: 
     // All but the inode's number.
     let node = ["stat", "-c", "%f %t:%T %u:%g", "/dev/xvda"];
     let was = container.exec(&node).await;
-    // The device ends earlier than QEMU believes. The write is in the guest's cache, and fails when it is written back.
+    // The device ends earlier than QEMU believes. The write is in the guest's cache, and fails when
+    // it is written back.
     volume.resize(MIB);
     let write = "dd if=/dev/zero of=/dev/xvda bs=4k seek=400 count=1 conv=notrunc 2>&1";
     container.exec(&["sh", "-c", write]).await;

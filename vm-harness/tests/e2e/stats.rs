@@ -1,4 +1,5 @@
-//! `stats` on real VMs: what a container did with a volume is what both sides count, errors as well.
+//! `stats` on real VMs: what a container did with a volume is what both sides count, errors as
+//! well.
 
 use rstest::rstest;
 use serde_json::Value;

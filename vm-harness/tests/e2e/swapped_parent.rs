@@ -1,5 +1,5 @@
-//! A parent of the volume's path that the container exchanges for something else: all the time, or at the one moment that counts. Nothing
-//! outside of its root is made, changed or removed.
+//! A parent of the volume's path that the container exchanges for something else: all the time, or
+//! at the one moment that counts. Nothing outside of its root is made, changed or removed.
 
 use std::collections::BTreeSet;
 
@@ -21,8 +21,8 @@ pub(crate) async fn armed_pair(sandbox: &Sandbox, user_namespace: bool) -> (Cont
 pub(crate) struct GuestFiles(BTreeSet<String>);
 
 impl GuestFiles {
-    /// Everything of them, with what tells that one was changed. The containers' common root is left out, and what the kernel, the
-    /// agent and the observer write themselves.
+    /// Everything of them, with what tells that one was changed. The containers' common root is
+    /// left out, and what the kernel, the agent and the observer write themselves.
     pub(crate) async fn of(sandbox: &Sandbox) -> Self {
         let skipped = ["/proc", "/sys", "/run", "/ctr/rootfs", "/sys/fs/cgroup"];
         let prune: Vec<String> =
@@ -32,7 +32,8 @@ impl GuestFiles {
             prune.join(" ")
         );
         let all = sandbox.observer().shell(&list).await;
-        // A terminal's time is that of its last use, crun works in /tmp, and the kernel makes and removes the guest's own nodes.
+        // A terminal's time is that of its last use, crun works in /tmp, and the kernel makes and
+        // removes the guest's own nodes.
         let moves = |line: &&str| {
             ["/dev/console ", "/dev ", "/tmp "].iter().any(|name| line.starts_with(name))
         };
@@ -58,7 +59,8 @@ pub(crate) struct Swapper {
 impl Swapper {
     /// `/dev/arena/a` is a directory, and in the next moment what `b` is made to be.
     pub(crate) async fn start(container: &Container, b: &str) -> Self {
-        // What an earlier attack has hidden from its own detach is a mount, perhaps, and cannot be removed.
+        // What an earlier attack has hidden from its own detach is a mount, perhaps, and cannot be
+        // removed.
         let aside = "test ! -e /dev/arena || mv /dev/arena $(mktemp -d /dev/old.XXXXXX)";
         // It is empty, as those are that are made for a volume, and must not go with them.
         let script = format!("{aside}; mkdir -p /dev/arena/a; cd /dev/arena; {b}");
@@ -92,8 +94,8 @@ pub(crate) const TRAPS: [&str; 5] = [
     "echo file > b",
 ];
 
-/// The node step alone, as often as `times`, while the container exchanges the parent for `trap`. Says what came of it, and returns how
-/// often the container did.
+/// The node step alone, as often as `times`, while the container exchanges the parent for `trap`.
+/// Says what came of it, and returns how often the container did.
 pub(crate) async fn attach_beside_swaps(
     sandbox: &Sandbox,
     container: &Container,
@@ -113,7 +115,8 @@ pub(crate) async fn attach_beside_swaps(
     swaps
 }
 
-/// Takes a disk that is there to a node and back, without the disk: the node step alone. Counts what came of it.
+/// Takes a disk that is there to a node and back, without the disk: the node step alone. Counts
+/// what came of it.
 async fn attach_and_detach(
     sandbox: &Sandbox,
     attach: &AttachRequest,
@@ -169,7 +172,8 @@ async fn parent_that_is_swapped_all_the_time_leads_nowhere_else(
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
 }
 
-/// The same at the one moment that counts, and without a race: behind the look at the path, before anything is made or removed.
+/// The same at the one moment that counts, and without a race: behind the look at the path, before
+/// anything is made or removed.
 #[rstest]
 #[case::mknod(false, "mknod")]
 #[case::bind(true, "bind")]

@@ -1,5 +1,6 @@
-//! `vm-harness exec -it` as a person has it: a real terminal on this side ([pty(7)](https://man7.org/linux/man-pages/man7/pty.7.html)),
-//! one in the container on the other, and the one here as it was when all is over.
+//! `vm-harness exec -it` as a person has it: a real terminal on this side
+//! ([pty(7)](https://man7.org/linux/man-pages/man7/pty.7.html)), one in the container on the other,
+//! and the one here as it was when all is over.
 
 use std::{
     fs::File,

@@ -1,5 +1,5 @@
-//! `throttle` on real VMs: the rate that a container gets is the one that was asked for, as QEMU counts it on the host's clock, whether
-//! it was asked for at the plug or later, in use or not.
+//! `throttle` on real VMs: the rate that a container gets is the one that was asked for, as QEMU
+//! counts it on the host's clock, whether it was asked for at the plug or later, in use or not.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,8 @@ use super::{
 /// How long a rate is measured, and in how many parts.
 const WINDOW: Duration = Duration::from_secs(6);
 const PARTS: u32 = 30;
-/// A limit that was just set lets a tenth of a second's worth pass at once, and requests that wait are of the time before.
+/// A limit that was just set lets a tenth of a second's worth pass at once, and requests that wait
+/// are of the time before.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// What is limited.
@@ -62,14 +63,17 @@ fn put_under_load(container: &Container, subject: Subject) {
 struct Rate {
     /// Over the whole window.
     mean: f64,
-    /// Of its parts. Where the whole VM has to wait for a busy host, a limit does not make up for it; this is the rate without that.
+    /// Of its parts. Where the whole VM has to wait for a busy host, a limit does not make up for
+    /// it; this is the rate without that.
     median: f64,
-    /// The share of the window that QEMU's threads together had to wait for one of the host's processors: as much may be lost.
+    /// The share of the window that QEMU's threads together had to wait for one of the host's
+    /// processors: as much may be lost.
     starved: f64,
 }
 
 /// How long QEMU's threads could have run and did not, so far
-/// ([`/proc/PID/schedstat`](https://docs.kernel.org/scheduler/sched-stats.html#proc-pid-schedstat), the second number).
+/// ([`/proc/PID/schedstat`](https://docs.kernel.org/scheduler/sched-stats.html#proc-pid-schedstat),
+/// the second number).
 fn starved(sandbox: &Sandbox) -> Duration {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", sandbox.guest().qemu_id())).unwrap();
     // A thread that ends meanwhile takes its figures along.

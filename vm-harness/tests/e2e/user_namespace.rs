@@ -1,4 +1,5 @@
-//! Containers with a user namespace, where no device node can be opened: they get theirs by a mount.
+//! Containers with a user namespace, where no device node can be opened: they get theirs by a
+//! mount.
 
 use rstest::rstest;
 use vm_harness::{ContainerOptions, DeviceFilter, Sandbox, Snapshot, Volume};

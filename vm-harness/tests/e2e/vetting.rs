@@ -1,5 +1,6 @@
-//! The vetting of volumes on a "host" that has what the host of these tests may not: device mapper, md, partitions, and a root file
-//! system on device mapper. The guest stands for it: what it has are disks like any other.
+//! The vetting of volumes on a "host" that has what the host of these tests may not: device mapper,
+//! md, partitions, and a root file system on device mapper. The guest stands for it: what it has
+//! are disks like any other.
 
 use serde_json::Value;
 use vm_harness::{Machine, Observer, Volume};
@@ -53,7 +54,8 @@ async fn disks_below_device_mapper_md_and_the_root_are_refused() {
         vet(guest, &probe, &disk).await.unwrap();
     }
 
-    // A mapping and a partition are volumes as good as others; in use, they are in the way of what they are of.
+    // A mapping and a partition are volumes as good as others; in use, they are in the way of what
+    // they are of.
     let script = "dmsetup create --noudevsync made --table '0 16384 linear DISK 2048' && dmsetup mknodes &&
         printf 'o\\nn\\np\\n1\\n\\n\\nw\\n' | fdisk OTHER >/dev/null && mkfs.ext4 -q /dev/mapper/made && mkdir -p /mnt &&
         mount -t ext4 /dev/mapper/made /mnt && mkswap OTHER1 && swapon OTHER1";

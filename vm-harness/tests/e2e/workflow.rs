@@ -1,4 +1,5 @@
-//! The public workflow runs what people run: each recipe that it calls is in the justfile, and it may do little else.
+//! The public workflow runs what people run: each recipe that it calls is in the justfile, and it
+//! may do little else.
 
 use std::{fs, path::Path};
 

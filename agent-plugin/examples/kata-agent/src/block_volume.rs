@@ -1,4 +1,5 @@
-//! The glue between kata-agent and agent-plugin: which container there is, and what the policy says.
+//! The glue between kata-agent and agent-plugin: which container there is, and what the policy
+//! says.
 
 use std::collections::HashMap;
 use std::convert::TryFrom;
@@ -72,14 +73,16 @@ fn handles(container: &LinuxContainer) -> Result<Container, ContainerError> {
     )
 }
 
-/// kata-agent 4.x holds the namespaces of a container open, and has the paths of its descriptors in the specification.
+/// kata-agent 4.x holds the namespaces of a container open, and has the paths of its descriptors in
+/// the specification.
 fn mount_namespace(spec: &Spec) -> Option<PathBuf> {
     let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
     let mount = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Mount)?;
     mount.path().clone().filter(|path| !path.as_os_str().is_empty())
 }
 
-/// The manager knows the whole path; the plugin wants the part below the mount point (v2's root has a `cgroup.controllers`).
+/// The manager knows the whole path; the plugin wants the part below the mount point (v2's root has
+/// a `cgroup.controllers`).
 fn below_hierarchy(path: &str) -> PathBuf {
     let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     let mount_point = if unified { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/devices" };

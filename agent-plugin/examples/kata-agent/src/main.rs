@@ -1,8 +1,9 @@
-//! The glue between kata-agent and agent-plugin, compiled and run: `block_volume.rs` is the file that the builder's guide
-//! (`agent-plugin/README.md`) adds to kata-agent, all others are as little of kata-agent as it needs.
+//! The glue between kata-agent and agent-plugin, compiled and run: `block_volume.rs` is the file
+//! that the builder's guide (`agent-plugin/README.md`) adds to kata-agent, all others are as little
+//! of kata-agent as it needs.
 //!
-//! `kata-agent-example ADDRESS PID [PORT]` serves a sandbox with one container, `c1`, whose first process is PID, and the plugin
-//! once more on a vsock port of its own.
+//! `kata-agent-example ADDRESS PID [PORT]` serves a sandbox with one container, `c1`, whose first
+//! process is PID, and the plugin once more on a vsock port of its own.
 
 // The glue names two crates of kata-agent's workspace. This one stands in for both.
 extern crate self as runtime_spec;

@@ -1,4 +1,5 @@
-//! The stub's `rpc.rs`: the agent's server with its own service, of which one method is there, and the plugin's.
+//! The stub's `rpc.rs`: the agent's server with its own service, of which one method is there, and
+//! the plugin's.
 
 use std::sync::Arc;
 

@@ -290,7 +290,8 @@ async fn the_agents_server_serves_both_services_and_logs_each_operation() {
         "the agent's policy refuses this request: AttachBlockVolumeRequest is blocked by policy";
     assert_eq!(reply.failure.message, denied);
 
-    // The line of an answered Probe is written after its answer; those that were refused before, before theirs.
+    // The line of an answered Probe is written after its answer; those that were refused before,
+    // before theirs.
     let lines = LINES.lock().unwrap();
     assert!(lines.iter().all(|line| line.starts_with("INFO ")), "{:?}", lines);
     assert!(lines.iter().any(|line| line.contains("REASON_CONTAINER_NOT_RUNNING")), "{:?}", lines);

@@ -1,4 +1,5 @@
-//! `vm-harness bench --boot`: how long until the agent answers, with a guest that is booted and one that is restored.
+//! `vm-harness bench --boot`: how long until the agent answers, with a guest that is booted and one
+//! that is restored.
 
 use std::time::Duration;
 

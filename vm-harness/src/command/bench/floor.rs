@@ -1,6 +1,7 @@
-//! The least that a plug and an unplug could take: a client that is already connected sends the QMP commands of ours, as a
-//! recording has them, and a bare program in the guest has its uevent socket open, writes `0 T L` to the host's `scan` file and
-//! answers at the block event; to unplug it writes to the device's `delete` file.
+//! The least that a plug and an unplug could take: a client that is already connected sends the QMP
+//! commands of ours, as a recording has them, and a bare program in the guest has its uevent socket
+//! open, writes `0 T L` to the host's `scan` file and answers at the block event; to unplug it
+//! writes to the device's `delete` file.
 
 use std::{
     ffi::OsStr,
@@ -111,7 +112,8 @@ impl Floor<'_> {
         Ok((set, watch.end()))
     }
 
-    /// The least that an unplug could take: no question who holds the disk, no node, no filter, no flush.
+    /// The least that an unplug could take: no question who holds the disk, no node, no filter, no
+    /// flush.
     async fn unplug(&mut self, address: Address) -> Result<Stages, Error> {
         let device = format!("ecrblk-{}", self.commands.volume_id);
         // The events of our own unplug, before this round.

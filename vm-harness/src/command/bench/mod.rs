@@ -1,6 +1,7 @@
-//! `vm-harness bench`: hot-plug and hot-unplug beside the least that they could take, in the same VM and alternating with it.
-//! The process's start is measured by itself, with a call that does nothing. So is what comes on top of the floor whatever the
-//! code is like: a connection to the agent, and an empty call on it.
+//! `vm-harness bench`: hot-plug and hot-unplug beside the least that they could take, in the same
+//! VM and alternating with it. The process's start is measured by itself, with a call that does
+//! nothing. So is what comes on top of the floor whatever the code is like: a connection to the
+//! agent, and an empty call on it.
 
 mod boot;
 mod floor;

@@ -1,5 +1,5 @@
-//! `vm-harness crash`: every step of a plug and an unplug × what can come in the way × the ways out, as a table. No volume is
-//! ever between attached and gone after a way out was taken.
+//! `vm-harness crash`: every step of a plug and an unplug × what can come in the way × the ways
+//! out, as a table. No volume is ever between attached and gone after a way out was taken.
 
 mod actor;
 mod scene;

@@ -1,5 +1,5 @@
-//! A sandbox in which one trial follows the other, and the judgement of what there is in it: a volume that is fully attached,
-//! one that is fully gone, or something between.
+//! A sandbox in which one trial follows the other, and the judgement of what there is in it: a
+//! volume that is fully attached, one that is fully gone, or something between.
 
 use std::{fmt, os::unix::fs::OpenOptionsExt as _, time::Duration};
 
@@ -42,8 +42,8 @@ pub(super) struct Scene {
 
 impl Scene {
     pub(super) async fn boot() -> Result<Self, Error> {
-        // A QEMU that was stopped lets its guest believe that a processor stood still: for longer than the kernel takes for a fault
-        // (21 and 20 s) where time-outs are long.
+        // A QEMU that was stopped lets its guest believe that a processor stood still: for longer
+        // than the kernel takes for a fault (21 and 20 s) where time-outs are long.
         let patience =
             ["rcupdate.rcu_cpu_stall_timeout=300", "watchdog_thresh=60"].map(str::to_owned);
         let machine = Machine { kernel_parameters: patience.to_vec(), ..Machine::default() };

@@ -1,4 +1,5 @@
-//! The steps of a plug and an unplug behind which a run can be stopped: the fail points of `ecr-runtime` and of the plugin.
+//! The steps of a plug and an unplug behind which a run can be stopped: the fail points of
+//! `ecr-runtime` and of the plugin.
 
 use super::scene::State;
 
@@ -68,8 +69,8 @@ pub(super) const STEPS: [Step; 12] = [
     unplug("after-remove", State::Gone),
 ];
 
-/// The steps of the plugin in the guest, within one step of `ecr-runtime`. It takes back a failed attach by itself, and stops
-/// in a failed detach where it is.
+/// The steps of the plugin in the guest, within one step of `ecr-runtime`. It takes back a failed
+/// attach by itself, and stops in a failed detach where it is.
 pub(super) const GUEST_STEPS: [Step; 15] = [
     plug("attach-after-uevent-socket", State::Gone),
     plug("attach-after-lookup", State::Gone),

@@ -1,5 +1,5 @@
-//! One row of the table: a run is disturbed behind one step, `list` tells what there is, a way out is taken, and what there is
-//! then is judged.
+//! One row of the table: a run is disturbed behind one step, `list` tells what there is, a way out
+//! is taken, and what there is then is judged.
 
 use std::time::Duration;
 

@@ -80,7 +80,8 @@ async fn disk_that_never_appears_times_out(stage: &Stage) {
     const LIMIT: Duration = Duration::from_millis(1500);
     let before = stage.snapshot().await;
     let disk = stage.nowhere();
-    // By the guest's clock: one that was set while the machine was busy was seen to run twice as fast as the host's.
+    // By the guest's clock: one that was set while the machine was busy was seen to run twice as
+    // fast as the host's.
     let start = uptime(stage).await;
     let answer = stage.attach(vec![disk.to(&stage.container, PATH)], LIMIT).await;
     let elapsed = uptime(stage).await - start;

@@ -112,8 +112,8 @@ async fn agent(stage: &Stage) -> AgentState {
 /// How long the agent is watched at a time.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// Of the agent's threads, in the quietest window: what was asked of it before leaves threads of its pools for some seconds. An
-/// agent that is silent is watched for one window.
+/// Of the agent's threads, in the quietest window: what was asked of it before leaves threads of
+/// its pools for some seconds. An agent that is silent is watched for one window.
 async fn fewest_wakeups(stage: &Stage) -> u64 {
     let end = Instant::now() + stage.soon().max(Duration::from_secs(15));
     let mut fewest = u64::MAX;

@@ -1,4 +1,5 @@
-//! The checks, one file a subject, in the order in which they run: what others depend on comes first.
+//! The checks, one file a subject, in the order in which they run: what others depend on comes
+//! first.
 
 mod address;
 mod agent;

@@ -97,7 +97,8 @@ async fn taken_path_is_refused(stage: &Stage) {
 }
 
 async fn links_stay_inside_the_container(stage: &Stage) {
-    // For the agent itself the link leads to a directory of the guest's own /dev, which it has, too.
+    // For the agent itself the link leads to a directory of the guest's own /dev, which it has,
+    // too.
     let observer = stage.sandbox().observer();
     let prepare =
         "mkdir /dev/conformance && ln -s /../../../../../../dev/conformance /dev/conformance-link";

@@ -1,4 +1,5 @@
-//! All or nothing: what a request did before it failed is undone, and nothing cuts it in the middle.
+//! All or nothing: what a request did before it failed is undone, and nothing cuts it in the
+//! middle.
 
 use std::time::{Duration, Instant};
 

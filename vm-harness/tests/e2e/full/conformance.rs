@@ -1,4 +1,5 @@
-//! The conformance suite at length: every kind of guest, and every broken variant of the reference agent.
+//! The conformance suite at length: every kind of guest, and every broken variant of the reference
+//! agent.
 
 use std::collections::HashSet;
 
@@ -49,8 +50,8 @@ async fn reference_agent_conforms_with_the_plugin_on_a_port_of_its_own() {
     assert_eq!(report.subject.unwrap().plugin_port, Some(1040));
 }
 
-/// One binary, which the kernel's command line breaks in one way; the whole suite; the check that is meant for it is among those that
-/// fail.
+/// One binary, which the kernel's command line breaks in one way; the whole suite; the check that
+/// is meant for it is among those that fail.
 #[rstest]
 #[case::no_scan("scan=skip", "plug::container_reads_what_the_host_wrote")]
 #[case::wrong_address("address=skip", "plug::container_reads_what_the_host_wrote")]

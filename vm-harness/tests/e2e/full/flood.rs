@@ -1,4 +1,5 @@
-//! The kernel's events come in floods: thousands wait in the plugin's socket before that of the disk, or are lost with it.
+//! The kernel's events come in floods: thousands wait in the plugin's socket before that of the
+//! disk, or are lost with it.
 
 use rstest::rstest;
 use vm_harness::{Sandbox, Snapshot, Volume};
@@ -45,7 +46,8 @@ async fn flood(sandbox: &Sandbox, count: u32, length: usize) {
         .await;
 }
 
-/// Plugs a volume while `flooded` goes on, between the opening of the socket and the look for the disk.
+/// Plugs a volume while `flooded` goes on, between the opening of the socket and the look for the
+/// disk.
 async fn plug_in_flood(sandbox: &Sandbox, flooded: impl Future<Output = ()>) {
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(4 * MIB);

@@ -1,7 +1,8 @@
 //! What a plug costs does not grow with the volumes that are there.
 //!
-//! Two sandboxes stand for the first and the last of 256: in the one the measured plugs come after 32, in the other after 224.
-//! They are measured in turns, one here and one there, so that a machine that gets slower gets slower for both.
+//! Two sandboxes stand for the first and the last of 256: in the one the measured plugs come after
+//! 32, in the other after 224. They are measured in turns, one here and one there, so that a
+//! machine that gets slower gets slower for both.
 
 use vm_harness::{Container, Sandbox, Volume};
 

@@ -1,5 +1,5 @@
-//! Paths on a directory of the host that the guest has by 9p or by virtio-fs: the container gets a mount, and whoever else sees that
-//! directory, the host first of all, an empty file.
+//! Paths on a directory of the host that the guest has by 9p or by virtio-fs: the container gets a
+//! mount, and whoever else sees that directory, the host first of all, an empty file.
 
 use std::{
     ffi::OsStr,
@@ -151,7 +151,8 @@ async fn volume_on_a_directory_of_the_host_is_a_mount_and_the_host_has_an_empty_
     before.assert_unchanged(sandbox, &all).await;
 }
 
-/// 9p tells the guest what the host's directory is on: a tmpfs, it says here, and the guest itself has it nowhere.
+/// 9p tells the guest what the host's directory is on: a tmpfs, it says here, and the guest itself
+/// has it nowhere.
 #[rstest]
 #[tokio::test]
 async fn tmpfs_of_the_host_that_the_container_alone_has_gets_no_node(
@@ -200,8 +201,8 @@ async fn link_that_the_host_puts_in_the_files_place_stays_and_is_followed_by_nob
     sandbox.hot_plug(&container, &volume, "/dev/share/xvda").await;
     put_link(scene.host(), "xvda");
     if guest_has_noticed {
-        // The names that virtiofsd tells are good for a second. Linux then takes mounts away from a name that is another's; by 9p it
-        // asks for no name that it has.
+        // The names that virtiofsd tells are good for a second. Linux then takes mounts away from a
+        // name that is another's; by 9p it asks for no name that it has.
         let (kind, state) = match protocol {
             Protocol::NineP => ("block special file\n", "attached"),
             Protocol::VirtioFs => ("symbolic link\n", "incomplete"),

@@ -1,4 +1,5 @@
-//! The level `full`: what takes minutes and prints tables and figures. `just full` runs it, `ci/test` leaves it out.
+//! The level `full`: what takes minutes and prints tables and figures. `just full` runs it,
+//! `ci/test` leaves it out.
 
 mod conformance;
 mod flood;

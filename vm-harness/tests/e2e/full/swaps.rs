@@ -1,4 +1,5 @@
-//! A container that exchanges the path's parent for a trap as fast as it can: long enough for every interleaving.
+//! A container that exchanges the path's parent for a trap as fast as it can: long enough for every
+//! interleaving.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -71,7 +72,8 @@ async fn two_hundred_plugs_beside_a_racing_container(
     before.assert_unchanged(&sandbox, &[&sibling]).await;
 }
 
-/// What a plug may say of a parent that is exchanged under it: errors of its own, and none that leaves something.
+/// What a plug may say of a parent that is exchanged under it: errors of its own, and none that
+/// leaves something.
 fn is_refusal(status: i32, reason: &str, message: &str) -> bool {
     match (status, reason) {
         (1, "guest_system") => message.contains("was moved or replaced by the container meanwhile"),

@@ -1,4 +1,5 @@
-//! The commands of `vm-harness` that print tables and figures, as a person runs them; each judges by itself.
+//! The commands of `vm-harness` that print tables and figures, as a person runs them; each judges
+//! by itself.
 
 use std::process::Command;
 
