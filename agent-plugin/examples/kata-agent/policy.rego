@@ -8,7 +8,7 @@ default InspectBlockVolumeRequest := true
 default DetachBlockVolumeRequest := true
 default ResizeBlockVolumeRequest := true
 
-# Volumes that root alone can open, at /dev/xvd*.
+# Volumes at /dev/xvd* that only root can open.
 default AttachBlockVolumeRequest := false
 
 AttachBlockVolumeRequest if {

@@ -1,5 +1,4 @@
-//! The glue between kata-agent and agent-plugin: which container there is, and what the policy
-//! says.
+//! The glue between kata-agent and agent-plugin: looks up containers and asks the policy.
 
 use std::collections::HashMap;
 use std::convert::TryFrom;
@@ -15,12 +14,12 @@ use tokio::sync::Mutex;
 
 use crate::sandbox::Sandbox;
 
-/// For `Server::register_service`.
+/// Returns the plugin's service, for `Server::register_service`.
 pub(crate) fn service(sandbox: Arc<Mutex<Sandbox>>) -> HashMap<String, ttrpc::r#async::Service> {
     agent_plugin::service(Arc::new(BlockVolume { sandbox }))
 }
 
-/// What the plugin may ask of this agent.
+/// What the plugin needs from this agent.
 pub(crate) struct BlockVolume {
     pub(crate) sandbox: Arc<Mutex<Sandbox>>,
 }
@@ -28,14 +27,14 @@ pub(crate) struct BlockVolume {
 #[async_trait]
 impl Agent for BlockVolume {
     async fn container(&self, id: &str) -> Result<Container, ContainerError> {
-        // Nothing is awaited while the lock is held.
+        // No await while the lock is held.
         let sandbox = self.sandbox.lock().await;
         let container = sandbox.containers.get(id).ok_or(ContainerError::Unknown)?;
         match container.status() {
             ContainerState::Creating | ContainerState::Created => Err(ContainerError::Created),
             ContainerState::Paused => Err(ContainerError::Paused),
             ContainerState::Stopped => Err(ContainerError::Stopped),
-            // Or it was, when the agent last looked: the plugin sees whether its process has ended.
+            // As of the agent's last check. The plugin detects that the process has ended.
             ContainerState::Running => handles(container),
         }
     }
@@ -49,7 +48,7 @@ impl Agent for BlockVolume {
         })
     }
 
-    /// An agent without a policy allows everything, as it does with its own methods.
+    /// An agent without a policy allows everything, as it does for its own methods.
     #[cfg(not(feature = "agent-policy"))]
     async fn authorize(&self, _: &str, _: &serde_json::Value) -> Result<(), Denied> {
         Ok(())
@@ -73,16 +72,16 @@ fn handles(container: &LinuxContainer) -> Result<Container, ContainerError> {
     )
 }
 
-/// kata-agent 4.x holds the namespaces of a container open, and has the paths of its descriptors in
-/// the specification.
+/// kata-agent 4.x keeps the namespaces of a container open; the specification holds the paths of
+/// its descriptors.
 fn mount_namespace(spec: &Spec) -> Option<PathBuf> {
     let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
     let mount = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Mount)?;
     mount.path().clone().filter(|path| !path.as_os_str().is_empty())
 }
 
-/// The manager knows the whole path; the plugin wants the part below the mount point (v2's root has
-/// a `cgroup.controllers`).
+/// The manager returns the full path; the plugin expects the part below the mount point. Only the
+/// root of cgroup v2 has a `cgroup.controllers`.
 fn below_hierarchy(path: &str) -> PathBuf {
     let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     let mount_point = if unified { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/devices" };
@@ -104,7 +103,7 @@ fn device_rule(rule: &LinuxDeviceCgroup) -> Option<DeviceRule> {
         // Not a device.
         Some(LinuxDeviceType::P) => return None,
     };
-    // -1, too, stands for every number.
+    // -1 also means all numbers.
     let number = |number: Option<i64>| number.and_then(|number| u32::try_from(number).ok());
     Some(DeviceRule {
         allow: rule.allow(),

@@ -1,4 +1,5 @@
-//! The stub of the crates `rustjail` and `runtime-spec`: of a container what the glue reads.
+//! The stub of the crates `rustjail` and `runtime-spec`: the parts of a container that the glue
+//! reads.
 
 use std::fmt::Debug;
 use std::io;
@@ -9,36 +10,36 @@ use runtime_spec::ContainerState;
 
 /// `rustjail::cgroups::Manager`.
 pub trait Manager: Debug {
-    /// The whole path of the container's group in a controller's hierarchy.
+    /// Returns the full path of the container's cgroup in a controller's hierarchy.
     ///
     /// # Errors
-    /// There is none (kata-agent's error is anyhow's).
+    /// The container has no cgroup. (kata-agent returns an `anyhow::Error`.)
     fn get_cgroup_path(&self, cg: &str) -> io::Result<String>;
 }
 
 /// `rustjail::specconv::CreateOpts`.
 #[derive(Debug, Default)]
 pub struct Config {
-    /// As the agent was given it, with the namespaces that the container got.
+    /// As passed to the agent, with the namespaces that the container got.
     pub spec: Option<Spec>,
 }
 
-/// The methods are a trait's in kata-agent, too.
+/// A trait with this method, as in kata-agent.
 pub trait BaseContainer {
-    /// What the agent last did to it.
+    /// Returns the state after the agent's last action on the container.
     fn status(&self) -> ContainerState;
 }
 
 /// A container.
 #[derive(Debug)]
 pub struct LinuxContainer {
-    /// What it was made from.
+    /// The configuration that it was created with.
     pub config: Config,
-    /// Of its group.
+    /// The manager of its cgroup.
     pub cgroup_manager: Arc<dyn Manager + Send + Sync>,
     /// A `pid_t`.
     pub init_process_pid: libc::pid_t,
-    /// kata-agent has a type of its own here.
+    /// kata-agent has its own type here.
     pub status: ContainerState,
 }
 

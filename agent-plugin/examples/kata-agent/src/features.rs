@@ -1,4 +1,4 @@
-//! The stub's `features.rs`: what `GetGuestDetails` tells of the build.
+//! The stub's `features.rs`: what `GetGuestDetails` reports about the build.
 
 /// The optional features that the agent was built with.
 pub(crate) fn get_build_features() -> Vec<String> {

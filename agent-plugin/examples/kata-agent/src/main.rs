@@ -1,9 +1,9 @@
-//! The glue between kata-agent and agent-plugin, compiled and run: `block_volume.rs` is the file
-//! that the builder's guide (`agent-plugin/README.md`) adds to kata-agent, all others are as little
-//! of kata-agent as it needs.
+//! The glue between kata-agent and agent-plugin, compiled and run. `block_volume.rs` is the file
+//! that the builder's guide (`docs/builders-guide.md`) adds to kata-agent. The other files are a
+//! stub of kata-agent: only what the glue needs.
 //!
 //! `kata-agent-example ADDRESS PID [PORT]` serves a sandbox with one container, `c1`, whose first
-//! process is PID, and the plugin once more on a vsock port of its own.
+//! process is PID. With PORT it also serves the plugin on its own vsock port.
 
 // The glue names two crates of kata-agent's workspace. This one stands in for both.
 extern crate self as runtime_spec;
@@ -35,7 +35,7 @@ use tokio::sync::Mutex;
 /// `runtime_spec::ContainerState`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContainerState {
-    /// On its way.
+    /// Being created.
     Creating,
     /// Not started.
     Created,
@@ -47,7 +47,7 @@ pub enum ContainerState {
     Paused,
 }
 
-/// The root group, where this process's containers are.
+/// The root cgroup, which holds this process's containers.
 #[derive(Debug)]
 struct RootGroup;
 

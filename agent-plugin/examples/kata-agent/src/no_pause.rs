@@ -1,9 +1,9 @@
-//! The agent's own server on vsock, where a connection does not hold up the others.
+//! Binds the agent's own server on vsock so that a connection does not delay the others.
 
 use agent_plugin::tokio_vsock::{VsockAddr, VsockListener, VMADDR_CID_ANY};
 use ttrpc::r#async::Server;
 
-/// As `Server::new().bind(address)`, for `vsock://-1:1024` without the pause.
+/// As `Server::new().bind(address)`, without the pause of `accept` for `vsock://-1:PORT`.
 pub(crate) fn bind(address: &str) -> ttrpc::Result<Server> {
     let port = match address.strip_prefix("vsock://-1:").and_then(|port| port.parse().ok()) {
         Some(port) => port,

@@ -1,4 +1,4 @@
-//! A vsock port that serves the plugin alone, for an agent whose ttrpc is not the plugin's.
+//! A vsock port that serves only the plugin, for an agent whose ttrpc differs from the plugin's.
 
 use std::io;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 use crate::block_volume::BlockVolume;
 use crate::sandbox::Sandbox;
 
-/// Serves the plugin on a vsock port of its own from now on.
+/// Starts to serve the plugin on its own vsock port.
 pub(crate) fn serve(sandbox: Arc<Mutex<Sandbox>>, port: u32) -> io::Result<()> {
     let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
     tokio::spawn(async move {

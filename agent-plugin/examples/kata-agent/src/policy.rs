@@ -1,26 +1,27 @@
-//! The stub's `policy.rs`: asks kata-agent's rego engine for `data.agent_policy.<entry point>`.
+//! The stub's `policy.rs`: evaluates `data.agent_policy.<entry point>` with kata-agent's Rego
+//! engine.
 
 use std::sync::LazyLock;
 
 use regorus::{Engine, Value};
 use tokio::sync::Mutex;
 
-/// The agent's one policy. Here it is the guide's example.
+/// The agent's policy; here the example of the guide.
 pub(crate) static AGENT_POLICY: LazyLock<Mutex<Engine>> = LazyLock::new(|| {
     let mut engine = Engine::new();
     let parsed =
         engine.add_policy("policy.rego".to_owned(), include_str!("../policy.rego").to_owned());
     if let Err(error) = parsed {
-        // kata-agent does not start with a policy that cannot be read.
+        // kata-agent does not start with a policy that it cannot parse.
         panic!("policy.rego: {}", error);
     }
     Mutex::new(engine)
 });
 
-/// Whether the policy allows `req` at the entry point `ep`.
+/// Returns `Ok` if the policy allows `req` at the entry point `ep`.
 ///
 /// # Errors
-/// It does not, or has no rule of that name.
+/// The policy denies it, or has no rule of that name.
 pub(crate) async fn is_allowed_with_entrypoint(
     ep: &str,
     req: &impl serde::Serialize,

@@ -1,5 +1,5 @@
-//! The stub's `rpc.rs`: the agent's server with its own service, of which one method is there, and
-//! the plugin's.
+//! The stub's `rpc.rs`: the agent's server with the agent's own service (only one of its methods)
+//! and the plugin's service.
 
 use std::sync::Arc;
 

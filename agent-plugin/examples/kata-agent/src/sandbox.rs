@@ -1,12 +1,12 @@
-//! The stub's `sandbox.rs`: the containers, behind the agent's one lock.
+//! The stub's `sandbox.rs`: the containers, behind the agent's single lock.
 
 use std::collections::HashMap;
 
 use rustjail::container::LinuxContainer;
 
-/// What kata-agent knows of its guest.
+/// kata-agent's state of the guest.
 #[derive(Debug, Default)]
 pub(crate) struct Sandbox {
-    /// By id.
+    /// By container ID.
     pub(crate) containers: HashMap<String, LinuxContainer>,
 }

@@ -1,4 +1,5 @@
-//! The glue against the stub, with real processes as containers, and over a real ttrpc connection.
+//! Tests of the glue against the stub, with real processes as containers and over a real ttrpc
+//! connection.
 
 use std::collections::HashMap;
 use std::convert::TryFrom as _;
@@ -26,7 +27,7 @@ use crate::block_volume::BlockVolume;
 use crate::policy::AGENT_POLICY;
 use crate::sandbox::Sandbox;
 
-/// Where the cgroup of every container is, or an error.
+/// The cgroup of every container, or an error if there is none.
 #[derive(Debug)]
 struct Group(Option<&'static str>);
 
@@ -42,10 +43,10 @@ impl Manager for Group {
     }
 }
 
-/// A process that waits, as a container's first one, and what the agent knows of it.
+/// A waiting process that plays a container's first process, and the agent's handle of it.
 struct Process {
     child: Child,
-    /// As kata-agent holds it.
+    /// Kept open, as kata-agent does.
     namespace: File,
 }
 
@@ -89,7 +90,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Fails only where the test has ended it.
+        // Fails only if the test has ended it already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -105,7 +106,10 @@ async fn a_running_container_has_handles_its_cgroup_and_its_rules() {
     let process = Process::start();
     let agent = agent(process.container(ContainerState::Running, Some(process.spec())));
     let container = agent.container("c1").await.unwrap();
-    assert!(agent.sandbox.try_lock().is_ok(), "the lock is free once the handles are there");
+    assert!(
+        agent.sandbox.try_lock().is_ok(),
+        "the lock is released before the handles are returned"
+    );
     assert_eq!(container.cgroup, PathBuf::from("/pod/c1"));
     assert!(container.user_namespace.is_none());
     let rule = |allow, kind, major, minor, access: &str| DeviceRule {
@@ -128,7 +132,7 @@ async fn a_running_container_has_handles_its_cgroup_and_its_rules() {
 #[case::no_namespaces(json!({ "ociVersion": "1.2.0", "linux": {} }))]
 #[case::nothing(json!({ "ociVersion": "1.2.0" }))]
 #[tokio::test]
-async fn an_agent_that_holds_no_namespace_open_is_served_by_the_process(#[case] spec: Value) {
+async fn an_agent_that_pins_no_namespace_uses_the_one_of_the_process(#[case] spec: Value) {
     let process = Process::start();
     let agent = agent(process.container(ContainerState::Running, Some(spec)));
     assert!(agent.container("c1").await.unwrap().device_rules.is_empty());
@@ -140,7 +144,7 @@ async fn an_agent_that_holds_no_namespace_open_is_served_by_the_process(#[case] 
 #[case(ContainerState::Paused, ContainerError::Paused)]
 #[case(ContainerState::Stopped, ContainerError::Stopped)]
 #[tokio::test]
-async fn a_container_in_another_state_is_told_apart(
+async fn a_container_that_does_not_run_is_reported_with_its_state(
     #[case] status: ContainerState,
     #[case] expected: ContainerError,
 ) {
@@ -160,7 +164,7 @@ async fn a_container_whose_process_ended_is_stopped_though_the_agent_has_not_not
 }
 
 #[tokio::test]
-async fn another_process_with_the_number_is_not_taken_for_the_container() {
+async fn another_process_with_the_same_pid_is_not_taken_for_the_container() {
     let (container, other) = (Process::start(), File::open("/proc/self/ns/net").unwrap());
     let mut spec = container.spec();
     spec["linux"]["namespaces"][1]["path"] = json!(format!("/proc/self/fd/{}", other.as_raw_fd()));
@@ -195,14 +199,14 @@ fn attachment(path: &str, mode: u32) -> Value {
 #[case("ResizeBlockVolumeRequest", json!({ "attachments": [] }), "")]
 #[case("FormatBlockVolumeRequest", json!({}), "FormatBlockVolumeRequest: ")]
 #[tokio::test]
-async fn the_policy_of_the_guide_decides(
+async fn the_policy_of_the_guide_allows_and_denies(
     #[case] method: &str,
     #[case] request: Value,
     #[case] denied: &str,
 ) {
     let agent = agent(Process::start().container(ContainerState::Running, None));
-    // Whatever the policy takes, it holds up nobody: the sandbox is not locked for it.
-    let _somebody_else = agent.sandbox.lock().await;
+    // The policy is evaluated without the sandbox's lock: another task may hold it.
+    let _other_task = agent.sandbox.lock().await;
     match agent.authorize(method, &request).await {
         Ok(()) => assert_eq!(denied, ""),
         Err(error) => assert!(!denied.is_empty() && error.0.contains(denied), "{}", error),
@@ -210,7 +214,7 @@ async fn the_policy_of_the_guide_decides(
 }
 
 #[tokio::test]
-async fn a_policy_that_takes_its_time_does_not_hold_the_sandbox() {
+async fn a_slow_policy_does_not_hold_the_sandbox_lock() {
     let agent = agent(Process::start().container(ContainerState::Running, None));
     let busy = AGENT_POLICY.lock().await;
     let request = json!({ "container_id": "", "paths": [] });
@@ -223,7 +227,7 @@ async fn a_policy_that_takes_its_time_does_not_hold_the_sandbox() {
     asking.await.unwrap();
 }
 
-/// Lines that reached the `log` facade, where kata-agent's logger listens.
+/// Records that reached the `log` facade, which kata-agent's logger receives.
 static LINES: StdMutex<Vec<String>> = StdMutex::new(Vec::new());
 
 struct Lines;
@@ -290,8 +294,8 @@ async fn the_agents_server_serves_both_services_and_logs_each_operation() {
         "the agent's policy refuses this request: AttachBlockVolumeRequest is blocked by policy";
     assert_eq!(reply.failure.message, denied);
 
-    // The line of an answered Probe is written after its answer; those that were refused before,
-    // before theirs.
+    // The line of an answered Probe is written after its reply. The line of a request that was
+    // refused earlier is written before its reply.
     let lines = LINES.lock().unwrap();
     assert!(lines.iter().all(|line| line.starts_with("INFO ")), "{:?}", lines);
     assert!(lines.iter().any(|line| line.contains("REASON_CONTAINER_NOT_RUNNING")), "{:?}", lines);

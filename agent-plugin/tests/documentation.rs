@@ -1,6 +1,6 @@
-//! The builder's guide (README.md) cannot rot: each block of code in it is the text of a file that
-//! is compiled or evaluated in `examples/kata-agent`, and each input of the policy is what the
-//! service asks with.
+//! Compares the documentation with the code: each code block in the crate's README, the builder's
+//! guide and the pages beside it is the text of a file that is compiled or evaluated in
+//! `examples/kata-agent`, and each documented input of the policy is what the service sends.
 
 use std::{
     fs,
@@ -17,8 +17,18 @@ use async_trait::async_trait;
 use serde_json::Value;
 use ttrpc::r#async::{Client, Server};
 
+/// The pages, relative to the crate.
+const PAGES: [&str; 5] = [
+    "README.md",
+    "../docs/builders-guide.md",
+    "../docs/policy.md",
+    "../docs/guest-kernel.md",
+    "../docs/conformance.md",
+];
+
 /// A fenced block, and the comments right before it.
 struct Block {
+    page: &'static str,
     origins: Vec<String>,
     language: String,
     text: String,
@@ -29,8 +39,12 @@ fn read(file: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-fn blocks() -> Vec<Block> {
-    let text = read("README.md");
+fn blocks() -> impl Iterator<Item = Block> {
+    PAGES.into_iter().flat_map(blocks_of)
+}
+
+fn blocks_of(page: &'static str) -> Vec<Block> {
+    let text = read(page);
     let (mut blocks, mut origins, mut lines) = (Vec::new(), Vec::new(), text.lines());
     while let Some(line) = lines.next() {
         if let Some(comment) = line.strip_prefix("<!-- ") {
@@ -42,45 +56,43 @@ fn blocks() -> Vec<Block> {
                 .map(|line| format!("{line}\n"))
                 .collect();
             blocks.push(Block {
+                page,
                 origins: std::mem::take(&mut origins),
                 language: language.to_owned(),
                 text,
             });
         } else {
-            assert!(origins.is_empty(), "no block after {origins:?}");
+            assert!(origins.is_empty(), "{page}: no block after {origins:?}");
         }
     }
     blocks
 }
 
 #[test]
-fn every_block_of_code_is_the_text_of_a_file_that_is_compiled() {
+fn every_code_block_is_the_text_of_a_compiled_file() {
     let mut whole = Vec::new();
-    for block in blocks()
-        .iter()
-        .filter(|block| !["console", "text", "json"].contains(&block.language.as_str()))
+    for block in
+        blocks().filter(|block| !["console", "text", "json"].contains(&block.language.as_str()))
     {
+        let page = block.page;
         let [origin] = block.origins.as_slice() else {
-            panic!("not held against a file:\n{}", block.text)
+            panic!("{page}: a code block without its file:\n{}", block.text)
         };
         if let Some(file) = origin.strip_prefix("all of ") {
-            assert!(
-                block.text == read(file),
-                "README.md does not have {file} as it is: copy it anew"
-            );
+            assert!(block.text == read(file), "{page} differs from {file}: copy the file again");
             whole.push(file.to_owned());
         } else if let Some(file) = origin.strip_prefix("lines of ") {
             let found = read(file).contains(&format!("\n{}", block.text));
-            assert!(found, "{file} does not have these lines any more:\n{}", block.text);
+            assert!(found, "{page}: {file} no longer has these lines:\n{}", block.text);
         } else {
-            panic!("{origin}");
+            panic!("{page}: {origin}");
         }
     }
     let files = ["src/block_volume.rs", "src/own_port.rs", "src/no_pause.rs", "policy.rego"];
     assert_eq!(whole, files.map(|file| format!("examples/kata-agent/{file}")));
 }
 
-/// Denies everything, and notes what it was asked.
+/// Denies everything, and records each call.
 #[derive(Default)]
 struct Policy(Mutex<Vec<(String, Value)>>);
 
@@ -111,7 +123,7 @@ fn attachment() -> wire::Attachment {
 }
 
 #[tokio::test]
-async fn every_input_of_the_policy_is_what_the_service_asks_with() {
+async fn every_documented_input_of_the_policy_is_what_the_service_sends() {
     let policy = Arc::new(Policy::default());
     let directory = tempfile::tempdir().unwrap();
     let address = format!("unix://{}/agent.sock", directory.path().display());
@@ -142,16 +154,15 @@ async fn every_input_of_the_policy_is_what_the_service_asks_with() {
     let resize = wire::ResizeRequest { attachments, timeout_ms, ..Default::default() };
     client.resize(context(), &resize).await.unwrap();
 
-    let documented =
-        blocks().into_iter().filter(|block| block.language == "json").flat_map(|block| {
-            let input: Value = serde_json::from_str(&block.text).expect("JSON");
-            block.origins.into_iter().map(move |origin| {
-                (
-                    origin.strip_prefix("input of ").expect("an input of the policy").to_owned(),
-                    input.clone(),
-                )
-            })
-        });
+    let documented = blocks().filter(|block| block.language == "json").flat_map(|block| {
+        let input: Value = serde_json::from_str(&block.text).expect("JSON");
+        block.origins.into_iter().map(move |origin| {
+            (
+                origin.strip_prefix("input of ").expect("an input of the policy").to_owned(),
+                input.clone(),
+            )
+        })
+    });
     let asked = policy.0.lock().unwrap();
     assert_eq!(*asked, documented.collect::<Vec<_>>());
 }
