@@ -1,5 +1,5 @@
-//! Nodes that are mounted into a container, where it could not open one of its own or others could
-//! see it. Needs root, util-linux and the loop driver.
+//! Bind nodes: device nodes that are mounted into a container because the container could not open
+//! a mknod node or others could see it. Needs root, util-linux and the loop driver.
 
 mod container;
 
@@ -23,10 +23,10 @@ use rstest::rstest;
 
 const OPTIONS: NodeOptions = NodeOptions { uid: 1234, gid: 5678, mode: 0o640 };
 
-/// The file systems that a node of its own must not be on, each at `/dev/there`.
+/// File systems on which the plugin must not make a mknod node, each at `/dev/there`.
 const NODEV: &str = "mkdir $root/dev/there; mount -t tmpfs -o nodev t $root/dev/there";
-// Its image is on none of the container's own mounts: they would keep each other for ever where
-// they are detached in one piece.
+// Its image is on none of the container's own mounts: where they are detached in one piece, they
+// would keep each other alive for ever.
 const FOREIGN: &str = "mkdir $root/dev/there; image=$(mktemp)
     truncate -s 8M $image; mkfs.ext4 -q -F $image; mount -o loop,nosuid $image $root/dev/there
     rm $image; rmdir $root/dev/there/lost+found";
@@ -49,7 +49,7 @@ fn found(container: &Fixture, path: &str) -> Place {
     let find = move |root: &_, mounts| Place::find(root, &path, &mounts);
     let visit =
         container.target.enter_with(move || Mounts::read(&of), find, drop).expect("a thread");
-    visit.finish(soon()).expect("the parent is there")
+    visit.finish(soon()).expect("the parent exists")
 }
 
 fn make(container: &Fixture, path: &str) -> Result<Node> {
@@ -72,7 +72,7 @@ fn make_for(
     thread::scope(|scope| scope.spawn(work).join().expect("no panic"))
 }
 
-/// The lines of a process's mounts, without the numbers that differ each time.
+/// The lines of a process's mountinfo, without the IDs that differ each time.
 fn mounts(path: &str) -> Vec<String> {
     let text = fs::read_to_string(path).expect("/proc");
     text.lines().map(|line| line.split(' ').skip(2).collect::<Vec<_>>().join(" ")).collect()
@@ -82,14 +82,14 @@ fn mounts(path: &str) -> Vec<String> {
 #[case::nodev(NODEV)]
 #[case::a_disk(FOREIGN)]
 #[case::overlay(OVERLAY)]
-fn a_node_is_mounted_where_none_can_be_made(#[case] extra: &str) {
+fn a_node_is_mounted_where_mknod_cannot_be_used(#[case] extra: &str) {
     let container = start(extra);
     let of_container = format!("/proc/{}/mountinfo", container.pid());
     let before = (mounts("/proc/self/mountinfo"), mounts(&of_container));
     let mut node = make(&container, "/dev/there/x").expect("a node");
     assert_eq!(node.way(), Way::Bind);
     assert!(node.prove().expect("the loop device opens"));
-    assert!(container.list("/dev/there").is_empty(), "nothing is there before it can be used");
+    assert!(container.list("/dev/there").is_empty(), "no name appears before the node is usable");
     node.publish(soon()).expect("published");
     assert_eq!(
         container.stat("%F %u:%g %a %t:%T", "/dev/there/x"),
@@ -101,9 +101,9 @@ fn a_node_is_mounted_where_none_can_be_made(#[case] extra: &str) {
     assert!(
         matches!(place.occupant().unwrap(), Some(Occupant::Block(number, _)) if number == loop0())
     );
-    assert_eq!(mounts("/proc/self/mountinfo"), before.0, "our own namespace has nothing of it");
+    assert_eq!(mounts("/proc/self/mountinfo"), before.0, "nothing is mounted in our own namespace");
     assert_eq!(mounts(&of_container).len(), before.1.len() + 1);
-    // By one who finds it there, as a detach does.
+    // Found anew, as a detach does.
     assert_eq!(place.remove(&container.target, loop0(), soon()).unwrap(), Some(Way::Bind));
     assert!(container.list("/dev/there").is_empty());
     assert_eq!(mounts(&of_container), before.1);
@@ -114,7 +114,7 @@ fn a_node_is_mounted_where_none_can_be_made(#[case] extra: &str) {
 }
 
 #[test]
-fn a_container_with_a_user_namespace_gets_a_node_of_its_own_root() {
+fn a_container_with_a_user_namespace_gets_a_node_owned_by_its_root() {
     let container = start_with_user_namespace("");
     let root = NodeOptions { uid: 100_000, gid: 100_000, mode: 0o660 };
     let mut node = make_for(&container, "/dev/new/x", root, false).expect("a node");
@@ -128,7 +128,7 @@ fn a_container_with_a_user_namespace_gets_a_node_of_its_own_root() {
 }
 
 #[test]
-fn a_node_for_reading_is_on_a_mount_for_reading() {
+fn a_read_only_node_is_on_a_read_only_mount() {
     let container = start(NODEV);
     let mut node = make_for(&container, "/dev/there/x", OPTIONS, true).expect("a node");
     node.publish(soon()).expect("published");
@@ -137,14 +137,14 @@ fn a_node_for_reading_is_on_a_mount_for_reading() {
 }
 
 #[test]
-fn a_file_system_that_others_have_mounted_gets_no_node() {
-    // Ours: whatever the container has there, we see.
+fn a_file_system_that_is_mounted_elsewhere_gets_no_mknod_node() {
+    // Our own /dev: whatever the container has there is visible to us.
     let container = start("mkdir $root/dev/there; mount --bind /dev $root/dev/there");
     let mut node = make(&container, "/dev/there/ecr-test-x").expect("a node");
     assert_eq!(node.way(), Way::Bind);
     node.publish(soon()).expect("published");
     container.run(&["test", "-b", "/dev/there/ecr-test-x"]);
-    let seen = fs::symlink_metadata("/dev/ecr-test-x").expect("the empty file below");
+    let seen = fs::symlink_metadata("/dev/ecr-test-x").expect("the empty file under the node");
     assert!(seen.is_file() && seen.len() == 0);
     node.remove(soon()).expect("removed");
     assert!(!fs::exists("/dev/ecr-test-x").unwrap());
@@ -154,11 +154,13 @@ fn a_file_system_that_others_have_mounted_gets_no_node() {
 #[case("touch $root/dev/there/x", "file")]
 #[case("mkdir $root/dev/there/x", "directory")]
 #[case("ln -s /nowhere $root/dev/there/x", "symbolic link")]
-fn what_is_in_the_way_is_named_and_stays(#[case] extra: &str, #[case] expected: &str) {
+fn an_existing_file_at_the_path_is_named_and_kept(#[case] extra: &str, #[case] expected: &str) {
     let container = start(&format!("{NODEV}; {extra}"));
     let before = container.stat("%i", "/dev/there/x");
-    let error =
-        make(&container, "/dev/there/x").expect("a node, nowhere yet").publish(soon()).unwrap_err();
+    let error = make(&container, "/dev/there/x")
+        .expect("a node, not published yet")
+        .publish(soon())
+        .unwrap_err();
     assert!(matches!(&error, Error::PathTaken { by, .. } if by == expected), "{error}");
     assert_eq!(container.stat("%i", "/dev/there/x"), before);
 }
@@ -175,14 +177,14 @@ fn a_full_file_system_leaves_nothing() {
 }
 
 #[test]
-fn a_kernels_own_file_system_is_named() {
+fn a_file_system_of_the_kernel_is_named() {
     let container = start("");
     let error = found(&container, "/proc/x").check(&container.target).unwrap_err();
     assert!(error.to_string().contains("is on proc, which takes no file"), "{error}");
 }
 
 #[test]
-fn a_mount_that_would_spread_is_refused_early_and_by_the_kernel_late() {
+fn shared_propagation_is_refused_by_the_check_and_later_by_the_kernel() {
     let container = start(&format!("{NODEV}; mount --make-shared $root/dev/there"));
     let error = found(&container, "/dev/there/x").check(&container.target).unwrap_err();
     assert!(matches!(error, Error::Unsupported(Unsupported::Shared { .. })), "{error}");
@@ -195,7 +197,7 @@ fn a_mount_that_would_spread_is_refused_early_and_by_the_kernel_late() {
 }
 
 #[test]
-fn a_directory_that_is_swapped_for_a_link_after_the_look_is_not_followed() {
+fn a_directory_that_is_replaced_by_a_link_after_the_lookup_is_not_followed() {
     let container = start(&format!("{NODEV}; mkdir $root/dev/there/sub"));
     let mut node = make(&container, "/dev/there/sub/x").expect("a node");
     container.run(&["sh", "-c", "mv /dev/there/sub /dev/there/old; ln -s /srv /dev/there/sub"]);
@@ -207,13 +209,13 @@ fn a_directory_that_is_swapped_for_a_link_after_the_look_is_not_followed() {
 }
 
 #[test]
-fn what_the_container_wrote_below_the_node_is_left_to_it() {
+fn data_that_the_container_wrote_to_the_file_under_the_node_is_kept() {
     // perl reads its program from /dev/null.
     let container = start(&format!("{NODEV}; mknod $root/dev/null c 1 3"));
     let mut node = make(&container, "/dev/there/x").expect("a node");
     node.publish(soon()).expect("published");
-    // It unmounts the node, uses the file, and mounts another node of the number over it.
-    // umount(8) takes a device for what is to be unmounted.
+    // The container unmounts the node, writes to the file, and mounts another node with the same
+    // device number over it. umount(8) would take the device for the thing to unmount.
     let umount2 = "perl -e '$path = \"/dev/there/x\"; exit(syscall(166, $path, 2) != 0)'";
     container.run(&[
         "sh",
@@ -230,7 +232,7 @@ fn what_the_container_wrote_below_the_node_is_left_to_it() {
 }
 
 #[test]
-fn another_mount_over_the_node_is_left_alone() {
+fn another_mount_over_the_node_is_kept() {
     let container = start(NODEV);
     let mut node = make(&container, "/dev/there/x").expect("a node");
     node.publish(soon()).expect("published");
@@ -245,11 +247,11 @@ fn another_mount_over_the_node_is_left_alone() {
 }
 
 #[test]
-fn the_disk_of_a_container_that_has_ended_is_free() {
+fn the_disk_of_an_ended_container_is_released() {
     let container = start(FOREIGN);
     let device = container.run(&["findmnt", "--noheadings", "--output", "SOURCE", "/dev/there"]);
     let device = String::from_utf8(device.stdout).unwrap().trim().replace("/dev/", "/sys/block/");
-    // Whoever gets the loop device next makes another disk of it.
+    // The next user of the loop device changes its sequence number.
     let disk = || {
         (
             fs::exists(format!("{device}/loop")).unwrap(),
@@ -259,21 +261,21 @@ fn the_disk_of_a_container_that_has_ended_is_free() {
     let before = disk();
     assert!(before.0, "{device} is a loop device");
     drop(container);
-    // A process that another test has just forked may hold the namespace until it is a program of
-    // its own.
+    // A process that another test has just forked may hold the namespace until it has called
+    // execve(2).
     let is_free = || {
         let after = disk();
         !after.0 || after.1.unwrap() != before.1.as_deref().unwrap()
     };
     let deadline = soon();
     while !is_free() {
-        assert!(Instant::now() < deadline, "{device} is left behind");
+        assert!(Instant::now() < deadline, "{device} is still in use");
         thread::sleep(Duration::from_millis(10));
     }
 }
 
 #[test]
-fn a_container_that_ends_leaves_no_file_on_what_outlives_it() {
+fn an_ended_container_leaves_no_file_on_a_file_system_that_outlives_it() {
     let outside = tempfile::tempdir().unwrap();
     let bind =
         format!("mkdir $root/dev/there; mount --bind {} $root/dev/there", outside.path().display());

@@ -1,4 +1,4 @@
-//! The device filter in real groups of cgroup v1. Needs root and the devices controller below
+//! The device filter in real cgroups of cgroup v1. Needs root and the devices controller below
 //! /sys/fs/cgroup/devices (hybrid or v1).
 
 mod container;
@@ -16,7 +16,8 @@ use container::{Fixture, needs_root, start_in};
 const HIERARCHY: &str = "/sys/fs/cgroup/devices";
 const DISK: DeviceNumber = DeviceNumber { major: 7, minor: 0 };
 
-/// A pod's group that denies everything, and a container's group in it, as kata-agent makes them.
+/// A pod's cgroup that denies everything, with containers' cgroups in it, as kata-agent makes
+/// them.
 struct Groups {
     pod: PathBuf,
     name: String,
@@ -52,8 +53,8 @@ impl Groups {
         start_in("", &PathBuf::from(format!("/{}/c1", self.name)), rules)
     }
 
-    /// Whether a process in the group can open the disk; it must be refused by the filter
-    /// otherwise.
+    /// Whether a process in the cgroup can open the disk. Asserts that a failure comes from the
+    /// filter.
     fn opens(&self, group: &str) -> bool {
         let script = format!(
             "echo $$ >{}/{group}/cgroup.procs; exec dd if=/dev/loop0 count=0",
@@ -71,7 +72,7 @@ impl Drop for Groups {
         for child in ["c1/nested/deeper", "c1/nested", "c1", "sibling", ""] {
             match fs::remove_dir(self.pod.join(child)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    eprintln!("{child:?} is left: {error}")
+                    eprintln!("cannot remove {child:?}: {error}")
                 }
                 _ => {}
             }
@@ -88,7 +89,7 @@ const WITHOUT: [&str; 1] = ["b *:* m"];
 const READ_WRITE: [&str; 2] = ["b *:* m", "b 7:0 rw"];
 
 #[test]
-fn a_right_goes_from_the_pod_down_and_only_the_container_loses_it() {
+fn allow_goes_from_the_pod_down_and_revoke_changes_only_the_container() {
     let groups = Groups::new("down");
     let container = groups.container(Vec::new());
     let filter = Filter::of(&container.target).unwrap();
@@ -109,49 +110,45 @@ fn a_right_goes_from_the_pod_down_and_only_the_container_loses_it() {
         assert_eq!(groups.list(group), WITHOUT, "{group:?}");
     }
     assert!(!groups.opens("c1"));
-    assert_eq!(
-        groups.list(""),
-        READ_WRITE,
-        "the pod keeps it: a sibling may have the disk as well"
-    );
-    assert!(filter.revoke(DISK).unwrap().is_empty(), "a second time there is nothing to revoke");
+    assert_eq!(groups.list(""), READ_WRITE, "the pod keeps it: a sibling may have the disk, too");
+    assert!(filter.revoke(DISK).unwrap().is_empty(), "a second revoke changes nothing");
 }
 
 #[test]
-fn the_undo_takes_back_what_was_added_and_no_more() {
-    let groups = Groups::new("undo");
+fn the_rollback_removes_only_what_was_added() {
+    let groups = Groups::new("rollback");
     let container = groups.container(Vec::new());
     let filter = Filter::of(&container.target).unwrap();
     let first = allow(&filter, Rights::READ_WRITE).unwrap();
     let repeated = allow(&filter, Rights::READ_WRITE).unwrap();
     assert!(
         repeated.added.is_empty() && !repeated.allowed_before,
-        "our own rule is no right from elsewhere"
+        "a rule of our own is not a right from elsewhere"
     );
     repeated.undo().unwrap();
     assert_eq!(groups.list("c1"), READ_WRITE);
     first.undo().unwrap();
     assert_eq!(groups.list("c1"), WITHOUT);
-    assert_eq!(groups.list(""), WITHOUT, "of a failed attempt the pod keeps nothing either");
+    assert_eq!(groups.list(""), WITHOUT, "after a failed attempt the pod keeps nothing either");
 }
 
 #[test]
-fn what_was_done_before_a_failure_is_known_and_taken_back() {
-    let groups = Groups::new("half");
+fn changes_before_a_failure_are_known_and_rolled_back() {
+    let groups = Groups::new("incomplete");
     let mut container = groups.container(Vec::new());
-    let half = &mut Arc::get_mut(&mut container.target.container).unwrap().cgroup;
-    half.push("gone");
+    let cgroup = &mut Arc::get_mut(&mut container.target.container).unwrap().cgroup;
+    cgroup.push("gone");
     let filter = Filter::of(&container.target).unwrap();
     let mut grant = Grant::default();
     filter.allow(DISK, Rights::READ_WRITE, &mut grant).unwrap_err();
-    assert_eq!(groups.list("c1"), READ_WRITE, "the failure came in the middle");
+    assert_eq!(groups.list("c1"), READ_WRITE, "the failure came after the first group");
     grant.undo().unwrap();
     assert_eq!(groups.list("c1"), WITHOUT);
     assert_eq!(groups.list(""), WITHOUT);
 }
 
 #[test]
-fn read_only_is_not_widened_by_what_an_earlier_disk_of_this_number_left() {
+fn read_only_is_not_widened_by_a_leftover_rule_for_the_same_number() {
     let groups = Groups::new("stale");
     groups.write("devices.allow", "b 7:0 rw");
     groups.write("c1/devices.allow", "b 7:0 rw");
@@ -161,7 +158,7 @@ fn read_only_is_not_widened_by_what_an_earlier_disk_of_this_number_left() {
 }
 
 #[test]
-fn what_the_specification_grants_stays() {
+fn a_right_from_the_specification_is_kept() {
     let groups = Groups::new("specification");
     groups.write("devices.allow", "b 7:0 r");
     groups.write("c1/devices.allow", "b 7:0 r");
@@ -182,7 +179,7 @@ fn what_the_specification_grants_stays() {
 }
 
 #[test]
-fn a_container_that_may_open_everything_is_left_as_it_is() {
+fn a_container_that_may_open_everything_is_not_changed() {
     let groups = Groups::new("all");
     groups.write("devices.allow", "b *:* rwm");
     groups.write("c1/devices.allow", "b *:* rwm");
@@ -195,7 +192,7 @@ fn a_container_that_may_open_everything_is_left_as_it_is() {
 }
 
 #[test]
-fn a_group_that_is_gone_needs_no_undo_and_no_revoke() {
+fn a_removed_cgroup_needs_no_rollback_and_no_revoke() {
     let groups = Groups::new("gone");
     let container = groups.container(Vec::new());
     let filter = Filter::of(&container.target).unwrap();
@@ -220,9 +217,9 @@ fn the_root_group_is_never_changed() {
 }
 
 #[test]
-fn on_a_hybrid_system_the_list_is_changed_and_programs_are_asked_too() {
+fn on_a_hybrid_system_the_list_is_changed_and_programs_are_checked() {
     let Some(unified) = Hierarchies::mounted().unwrap().unified else {
-        eprintln!("not a hybrid system: there are no programs beside the list");
+        eprintln!("not a hybrid system: there are no programs besides the list");
         return;
     };
     let groups = Groups::new("hybrid");
@@ -245,7 +242,7 @@ fn on_a_hybrid_system_the_list_is_changed_and_programs_are_asked_too() {
     let refused = filter.check().unwrap_err().message();
     assert!(refused.contains(&format!("of cgroup /{} refuses disks", groups.name)), "{refused}");
     assert!(allow(&filter, Rights::READ).is_err());
-    assert_eq!(groups.list("c1"), WITHOUT, "and then the list is not changed either");
+    assert_eq!(groups.list("c1"), WITHOUT, "the list is not changed either");
     drop(container);
     fs::remove_dir(other).unwrap();
 }

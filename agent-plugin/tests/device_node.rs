@@ -1,4 +1,4 @@
-//! Nodes in a container's `/dev`, made for real. Needs root, util-linux and the loop driver.
+//! Real device nodes in a container's `/dev`. Needs root, util-linux and the loop driver.
 
 mod container;
 
@@ -38,7 +38,8 @@ fn find(container: &Fixture, path: &str) -> Result<Place> {
     container.target.enter_with(move || Mounts::read(&of), find, drop)?.finish(soon())
 }
 
-/// On a thread of its own, as the plugin does: the umask belongs to the whole process otherwise.
+/// Makes a node on a separate thread, as the plugin does: otherwise the umask is shared by the
+/// whole process.
 fn make(container: &Fixture, place: Place) -> Result<Node> {
     let work = || {
         unshare(CloneFlags::CLONE_FS).expect("unshare");
@@ -50,11 +51,11 @@ fn make(container: &Fixture, place: Place) -> Result<Node> {
 }
 
 fn found(container: &Fixture, path: &str) -> Place {
-    find(container, path).expect("the parent is there")
+    find(container, path).expect("the parent exists")
 }
 
 #[test]
-fn a_node_appears_with_its_owner_and_mode_and_opens() {
+fn a_published_node_has_its_owner_and_mode_and_can_be_opened() {
     let container = start("");
     let place = found(&container, "/dev/sub/xvda");
     assert_eq!(place.check(&container.target).expect("tmpfs"), Way::Mknod);
@@ -79,12 +80,12 @@ fn a_node_appears_with_its_owner_and_mode_and_opens() {
 #[case("ln -s /nowhere $root/dev/x", Occupant::Other("symbolic link"))]
 #[case("mknod $root/dev/x c 1 3", Occupant::Other("character device"))]
 #[case("mkfifo $root/dev/x", Occupant::Other("named pipe"))]
-fn what_is_in_the_way_is_named_and_stays(#[case] extra: &str, #[case] expected: Occupant) {
+fn an_existing_file_at_the_path_is_named_and_kept(#[case] extra: &str, #[case] expected: Occupant) {
     let container = start(extra);
     let before = container.stat("%i", "/dev/x");
     let place = found(&container, "/dev/x");
     assert_eq!(place.occupant().unwrap(), Some(expected));
-    // Even where it slips in after that look.
+    // Also if it appears after that check.
     let mut node = make(&container, place).expect("a temporary node");
     let error = node.publish(soon()).unwrap_err();
     assert!(
@@ -102,7 +103,7 @@ fn another_block_device_is_named_with_its_number() {
     let occupant = found(&container, "/dev/x").occupant().unwrap().unwrap();
     assert_eq!(occupant.to_string(), "block device 8:16");
     let removed = found(&container, "/dev/x").remove(&container.target, loop0(), soon()).unwrap();
-    assert!(removed.is_none(), "it is not ours to remove");
+    assert!(removed.is_none(), "it is not ours");
     assert_eq!(container.list("/dev"), ["sub", "x"]);
 }
 
@@ -117,7 +118,7 @@ fn links_stay_inside_the_root() {
         assert_eq!(
             container.list("/srv"),
             ["inside", "x"],
-            "/srv of the container is a tmpfs of its own"
+            "the container has its own tmpfs at /srv"
         );
         node.remove(soon()).expect("removed");
     }
@@ -144,7 +145,7 @@ fn too_many_missing_directories_are_refused() {
 }
 
 #[test]
-fn a_link_to_nowhere_as_parent_is_named_and_not_followed() {
+fn a_dangling_link_as_parent_is_named_and_not_followed() {
     let container = start("ln -s /dev/nowhere $root/dev/link");
     let error = make(&container, found(&container, "/dev/link/x")).unwrap_err();
     assert!(matches!(&error, Error::ParentMissing { path } if path == "/dev/link"), "{error}");
@@ -159,7 +160,7 @@ fn a_file_as_parent_is_named() {
 }
 
 #[test]
-fn a_read_only_or_full_file_system_is_refused_and_left_as_it_was() {
+fn a_read_only_or_full_file_system_is_refused_and_not_changed() {
     let container = start(
         "mkdir $root/dev/full $root/dev/ro; mount -t tmpfs -o nr_inodes=1 t $root/dev/full
          mount -t tmpfs -o ro t $root/dev/ro",
@@ -174,7 +175,7 @@ fn a_read_only_or_full_file_system_is_refused_and_left_as_it_was() {
 }
 
 #[test]
-fn missing_directories_are_made_and_go_with_the_node() {
+fn missing_directories_are_made_and_removed_with_the_node() {
     let container = start("ln -s /srv $root/dev/link");
     for (path, parents, top) in [
         ("/dev/a/b/x", vec!["/dev/a", "/dev/a/b"], "/dev"),
@@ -193,7 +194,7 @@ fn missing_directories_are_made_and_go_with_the_node() {
 }
 
 #[test]
-fn a_directory_that_the_container_made_after_the_look_is_the_containers() {
+fn a_directory_that_the_container_made_after_the_lookup_is_kept() {
     let container = start("");
     let place = found(&container, "/dev/a/b/c/x");
     container.run(&["mkdir", "-p", "/dev/a/b"]);
@@ -205,7 +206,7 @@ fn a_directory_that_the_container_made_after_the_look_is_the_containers() {
 }
 
 #[test]
-fn directories_that_became_somebodys_stay() {
+fn directories_that_the_container_uses_are_kept() {
     let container = start("");
     let mut node = make(&container, found(&container, "/dev/a/b/x")).expect("a node");
     node.publish(soon()).expect("published");
@@ -222,7 +223,7 @@ fn directories_that_became_somebodys_stay() {
 }
 
 #[test]
-fn a_leftover_of_ours_is_replaced_and_a_foreign_one_is_not() {
+fn a_leftover_of_ours_is_replaced_and_a_foreign_file_is_not() {
     let container = start(
         "mknod $root/dev/.ecrblk-0123456789abcdef b 7 1; mkdir $root/srv/.ecrblk-0123456789abcdef",
     );
@@ -239,31 +240,27 @@ fn a_leftover_of_ours_is_replaced_and_a_foreign_one_is_not() {
 }
 
 #[test]
-fn a_container_that_moves_our_node_is_noticed() {
+fn a_node_that_the_container_moved_is_detected() {
     let container = start("");
     let mut node = make(&container, found(&container, "/dev/x")).expect("a node");
     container.run(&["mv", "/dev/.ecrblk-0123456789abcdef", "/dev/stolen"]);
     assert!(matches!(node.publish(soon()).unwrap_err(), Error::NodeMoved { .. }));
     assert!(
         matches!(node.remove(soon()).unwrap_err(), Error::NodeMoved { .. }),
-        "a node is left, and that is said"
+        "the error reports that a node remains"
     );
     assert_eq!(container.list("/dev"), ["stolen", "sub"]);
 }
 
 #[test]
-fn a_node_that_the_container_put_in_place_of_ours_is_not_taken_for_ours() {
+fn a_node_that_the_container_put_in_place_of_ours_is_recognized() {
     let container = start("");
     let mut node = make(&container, found(&container, "/dev/x")).expect("a node");
     container.run(&["rm", "/dev/.ecrblk-0123456789abcdef"]);
     container.run(&["mknod", "/dev/.ecrblk-0123456789abcdef", "b", "7", "0"]);
     assert!(matches!(node.publish(soon()).unwrap_err(), Error::NodeMoved { .. }));
     node.remove(soon()).expect("ours is gone");
-    assert_eq!(
-        container.list("/dev"),
-        ["sub", "x"],
-        "the container's own node stays the container's"
-    );
+    assert_eq!(container.list("/dev"), ["sub", "x"], "the container's own node is kept");
 }
 
 #[test]
@@ -278,7 +275,7 @@ fn a_container_that_has_ended_is_not_entered() {
 }
 
 #[test]
-fn a_file_system_that_never_answers_costs_a_time_out_and_no_more() {
+fn a_file_system_that_never_answers_causes_only_a_time_out() {
     let mut container = start(
         "mkdir $root/dev/hang; exec 5<>/dev/fuse
          mount -i -t fuse -o fd=5,rootmode=40000,user_id=0,group_id=0 hang $root/dev/hang",
@@ -289,7 +286,7 @@ fn a_file_system_that_never_answers_costs_a_time_out_and_no_more() {
     let error = visit.finish(Instant::now() + Duration::from_millis(300)).unwrap_err();
     assert_eq!(error.to_string(), "timed out waiting for a file system of container c1");
     found(&container, "/dev/sub/x");
-    // The thread is released with the file system's owner.
+    // The thread continues when the file system's owner ends.
     let stuck = || {
         let names =
             container::threads().into_iter().map(|thread| fs::read_to_string(thread.join("comm")));
@@ -298,13 +295,13 @@ fn a_file_system_that_never_answers_costs_a_time_out_and_no_more() {
     container.kill();
     let deadline = soon();
     while stuck() > 0 && container::thread_namespaces().len() > 1 {
-        assert!(Instant::now() < deadline, "the thread is still there");
+        assert!(Instant::now() < deadline, "the thread still runs");
         thread::yield_now();
     }
 }
 
 #[test]
-fn a_file_system_of_another_kind_is_asked_only_while_the_path_is_looked_for() {
+fn a_file_system_of_another_type_is_accessed_only_during_the_path_lookup() {
     let outside = tempfile::tempdir().unwrap();
     let container = start(&format!(
         "mkdir $root/dev/bind; mount --bind {} $root/dev/bind",
@@ -318,8 +315,8 @@ fn a_file_system_of_another_kind_is_asked_only_while_the_path_is_looked_for() {
     );
     fs::write(&there, "").unwrap();
     fs::write(outside.path().join(".ecrblk-0123456789abcdef"), "").unwrap();
-    // It may be one of the container's own making, which never answers: by now nothing would end
-    // the wait.
+    // It may be a file system that the container provides and that never answers: at this point
+    // nothing would end the wait.
     assert_eq!(before.occupant().unwrap(), None);
     assert_eq!(before.leftover("0123456789abcdef").unwrap(), None);
     assert!(!before.remove_leftover("0123456789abcdef").unwrap());

@@ -1,5 +1,5 @@
-//! What is put in front of a device program, in the model: it allows one device more than before,
-//! and nothing else.
+//! The prologue in front of a device program, run by the interpreter: it allows exactly one more
+//! device.
 
 mod runtimes;
 
@@ -17,7 +17,7 @@ use runtimes::{BLOCK, CHAR, RUNTIMES, Rule, Runtime, USUAL, constant, crun_1_8_1
 
 const DISK: DeviceNumber = DeviceNumber { major: 8, minor: 16 };
 
-/// Numbers, small and reproducible ([xorshift](https://en.wikipedia.org/wiki/Xorshift)).
+/// Reproducible pseudo-random numbers ([xorshift](https://en.wikipedia.org/wiki/Xorshift)).
 struct Random(u64);
 
 impl Random {
@@ -47,7 +47,7 @@ impl Random {
 
 const NUMBERS: [u32; 10] = [0, 1, 7, 8, 15, 16, 17, 259, 4095, (1 << 20) - 1];
 
-/// Every kind, access, and pair of numbers that could matter.
+/// Every combination of kind, access and pair of numbers that can make a difference.
 fn questions() -> impl Iterator<Item = Question> {
     let each = |kind| {
         (0..8).flat_map(move |access| {
@@ -78,12 +78,12 @@ fn assert_allows_only_more(base: &[Instruction], devices: &[(DeviceNumber, Right
         assert_eq!(run(&whole, question), Some(expected), "{question:?} with {devices:?}");
     }
     let (found, rest) = Prologue::split(&whole);
-    assert_eq!((&found, rest), (&prologue, base), "it is found again, and so is what is behind");
-    Program::read(whole).expect("what is written is understood");
+    assert_eq!((&found, rest), (&prologue, base), "prologue and program are found again");
+    Program::read(whole).expect("our own program is understood");
 }
 
 #[rstest]
-fn the_usual_programs_allow_one_device_more(
+fn a_prologue_on_the_usual_programs_allows_one_more_device(
     #[values(Runtime::Crun, Runtime::Runc, Runtime::OldRunc, Runtime::Systemd)] runtime: Runtime,
     #[values("r", "w", "rw", "rwm")] rights: &str,
 ) {
@@ -93,7 +93,7 @@ fn the_usual_programs_allow_one_device_more(
 }
 
 #[rstest]
-fn a_program_of_a_real_runtime_allows_one_device_more(#[values("r", "rw")] rights: &str) {
+fn a_prologue_on_a_real_runtimes_program_allows_one_more_device(#[values("r", "rw")] rights: &str) {
     let base = crun_1_8_1();
     assert_eq!(base.len(), 64);
     assert_allows_only_more(&base, &[(DISK, Rights::parse(rights))]);
@@ -109,7 +109,7 @@ fn a_program_of_a_real_runtime_allows_one_device_more(#[values("r", "rw")] right
 }
 
 #[rstest]
-fn any_program_allows_any_devices_more(#[values(1, 2, 3, 4)] seed: u64) {
+fn a_prologue_on_random_programs_allows_random_devices(#[values(1, 2, 3, 4)] seed: u64) {
     let mut random = Random(seed << 32 | 0x9e37);
     for _ in 0..25 {
         let runtime = random.pick(&RUNTIMES);
@@ -127,7 +127,7 @@ fn any_program_allows_any_devices_more(#[values(1, 2, 3, 4)] seed: u64) {
 }
 
 #[test]
-fn the_model_reads_rules_as_their_runtime_means_them() {
+fn the_interpreter_decides_as_the_runtimes_rules_do() {
     for runtime in [Runtime::Crun, Runtime::Runc, Runtime::Systemd] {
         let base = program(runtime, &USUAL);
         for question in questions() {
@@ -144,7 +144,7 @@ fn the_model_reads_rules_as_their_runtime_means_them() {
 }
 
 #[test]
-fn devices_come_and_go_in_any_order_and_the_last_leaves_the_program_as_it_was() {
+fn devices_are_removed_in_any_order_and_the_last_restores_the_program() {
     let base = program(Runtime::Crun, &USUAL);
     let disk = |minor| DeviceNumber { major: 8, minor };
     let all = (0..16)
@@ -161,13 +161,13 @@ fn devices_come_and_go_in_any_order_and_the_last_leaves_the_program_as_it_was() 
 }
 
 #[test]
-fn other_rights_on_a_device_take_the_place_of_the_first() {
+fn new_rights_on_a_device_replace_the_old_ones() {
     let prologue = Prologue::default().with(DISK, Rights::READ_WRITE).with(DISK, Rights::READ);
     assert_eq!(prologue, Prologue::default().with(DISK, Rights::READ));
 }
 
 #[test]
-fn a_program_that_only_looks_similar_has_no_prologue() {
+fn a_similar_program_has_no_prologue() {
     let whole = Prologue::default().with(DISK, Rights::READ).before(&constant(0));
     for index in 0..4 {
         let mut other = whole.clone();
@@ -180,11 +180,11 @@ fn a_program_that_only_looks_similar_has_no_prologue() {
         let (prologue, rest) = Prologue::split(&other);
         assert!(prologue.is_empty() && rest == &other[4..], "instruction {index}");
     }
-    assert!(Prologue::split(&whole[..10]).0.is_empty(), "cut short");
+    assert!(Prologue::split(&whole[..10]).0.is_empty(), "truncated");
     assert_eq!(Prologue::split(&[]).1, []);
 }
 
-/// One instruction in front of an exit.
+/// Whether a program of one instruction and an exit is refused.
 fn refused(instruction: Instruction) -> bool {
     Program::read([vec![instruction], constant(1)].concat()).is_err()
 }
@@ -208,12 +208,12 @@ fn refused(instruction: Instruction) -> bool {
 #[case::exit_of_the_wrong_class(Instruction::new(0x96, 0, 0, 0, 0))]
 #[case::indirect_jump(Instruction::new(0x0d, 1, 0, 0, 0))]
 #[case::unused_code(Instruction::new(0xe5, 0, 0, 0, 0))]
-fn what_cannot_be_loaded_again_as_it_is_is_not_understood(#[case] instruction: Instruction) {
+fn an_instruction_that_cannot_be_reloaded_unchanged_is_refused(#[case] instruction: Instruction) {
     assert!(refused(instruction));
 }
 
 #[test]
-fn the_place_that_is_not_understood_is_told() {
+fn the_error_has_the_index_of_the_unknown_instruction() {
     let long = [Instruction::new(0x18, 6, 0, 0, 1), Instruction::new(0, 0, 0, 0, 2)];
     let call = Instruction::new(0x85, 0, 0, 0, 7);
     let unknown = Program::read([long.to_vec(), vec![call], constant(0)].concat()).unwrap_err();
@@ -229,7 +229,7 @@ fn the_place_that_is_not_understood_is_told() {
 #[case::jump_before_the_program(vec![Instruction::new(0x05, 0, 0, -9, 0)])]
 #[case::endless_loop(vec![Instruction::new(0x05, 0, 0, -1, 0)])]
 #[case::register_that_does_not_exist(vec![Instruction::new(0xb7, 13, 0, 0, 0)])]
-fn what_no_verifier_lets_pass_has_no_answer(#[case] start: Vec<Instruction>) {
+fn a_program_that_the_verifier_refuses_has_no_answer(#[case] start: Vec<Instruction>) {
     let question = Question { kind: 1, access: 2, major: 8, minor: 0 };
     assert_eq!(run(&[start, constant(1)].concat(), question), None);
 }
@@ -254,7 +254,7 @@ fn what_no_verifier_lets_pass_has_no_answer(#[case] start: Vec<Instruction>) {
 #[case(0xa7, 6, 3, 5)]
 #[case(0xb7, 6, -3, -3)]
 #[case(0xb4, 6, -3, 0xffff_fffd)]
-fn arithmetic_is_the_kernels(
+fn arithmetic_matches_the_kernel(
     #[case] code: u8,
     #[case] old: i32,
     #[case] operand: i32,
@@ -290,7 +290,7 @@ fn arithmetic_is_the_kernels(
 #[case(0xd5, -7, -7, true)]
 #[case(0x16, -1, -1, true)]
 #[case(0x66, -1, 0, false)]
-fn jumps_are_the_kernels(
+fn jumps_match_the_kernel(
     #[case] code: u8,
     #[case] left: i32,
     #[case] right: i32,

@@ -1,5 +1,5 @@
-//! What is left in the agent after requests: no thread, no descriptor, nobody in another namespace.
-//! One test only: it counts what the whole process has.
+//! Requests leave nothing in the agent: no thread, no descriptor, no thread in another namespace.
+//! Only one test, because it counts the threads and descriptors of the whole process.
 
 mod container;
 
@@ -30,7 +30,7 @@ impl Agent for TestAgent {
     }
 }
 
-/// Waits for the end of the plugin's threads: they send their answer a moment before.
+/// Waits for the end of the plugin's threads: they send their reply shortly before they end.
 async fn settle() {
     let deadline = Instant::now() + Duration::from_secs(10);
     let ours = || {
@@ -39,12 +39,12 @@ async fn settle() {
         names.filter(|name| name.starts_with("block-volume")).count()
     };
     while ours() > 0 {
-        assert!(Instant::now() < deadline, "{} threads of the plugin are still there", ours());
+        assert!(Instant::now() < deadline, "{} threads of the plugin still run", ours());
         tokio::task::yield_now().await;
     }
 }
 
-/// Threads, and descriptors by what they lead to.
+/// The number of threads, and the targets of all descriptors.
 fn state() -> (usize, Vec<String>) {
     let entries = fs::read_dir("/proc/self/fd").expect("/proc").flatten();
     let mut descriptors: Vec<String> = entries
@@ -87,10 +87,7 @@ async fn requests_leave_no_thread_and_no_descriptor() {
         ..Default::default()
     };
 
-    client
-        .probe(context(), &probe)
-        .await
-        .expect("a first request, after which everything is set up");
+    client.probe(context(), &probe).await.expect("a first request, which initializes everything");
     settle().await;
     let namespaces = thread_namespaces();
     assert_eq!(namespaces.len(), 1);
@@ -108,15 +105,15 @@ async fn requests_leave_no_thread_and_no_descriptor() {
             timeout_ms: 10_000,
             ..Default::default()
         };
-        // There is no such controller here, or no such disk: what matters is what the failure
-        // leaves.
+        // There is no such controller, or no such disk. The test is about what the failure leaves
+        // behind.
         let mut attach = attach;
         attach.attachments[0].controller = "0000:ff:1f.7".into();
         let reply = client.attach(context(), &attach).await.expect("a reply");
         assert!(reply.failure.undone, "{reply:?}");
         client.probe(context(), &probe).await.expect("a reply");
     }
-    // A caller that goes away right after sending.
+    // Callers that disconnect right after they have sent the request.
     for lun in 1..=10 {
         let gone = BlockVolumeClient::new(Client::connect(&address).await.expect("connect"));
         let detach = wire::DetachRequest {
@@ -127,7 +124,7 @@ async fn requests_leave_no_thread_and_no_descriptor() {
         let _ =
             tokio::time::timeout(Duration::from_micros(200), gone.detach(context(), &detach)).await;
     }
-    // The server notices a caller that went away only when it gets to it.
+    // The server detects a disconnected caller only when it serves that connection.
     let deadline = Instant::now() + Duration::from_secs(10);
     while state() != before {
         assert!(Instant::now() < deadline, "before: {before:?}\nafter: {:?}", state());

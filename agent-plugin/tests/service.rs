@@ -1,4 +1,4 @@
-//! The service on a ttrpc server, over a unix socket, with an agent of a few lines. Needs root and
+//! The service on a ttrpc server, over a Unix socket, with a minimal agent. Needs root and
 //! util-linux.
 
 mod container;
@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use ttrpc::r#async::{Client, Server};
 use wire::Reason;
 
-/// Knows one running container, `c1`.
+/// An agent with one running container, `c1`.
 struct TestAgent {
     container: Mutex<Option<Fixture>>,
     denies: bool,
@@ -47,7 +47,7 @@ impl Agent for TestAgent {
     }
 }
 
-/// A server with the service, and a client of it.
+/// A server with the service, and a client.
 struct Guest {
     agent: Arc<TestAgent>,
     client: BlockVolumeClient,
@@ -102,7 +102,7 @@ fn reason(failure: &protobuf::MessageField<wire::Failure>) -> Reason {
 }
 
 #[tokio::test]
-async fn probe_tells_what_the_guest_can_do() {
+async fn probe_reports_the_guests_capabilities() {
     let guest = guest(None, false).await;
     let reply = guest.client.probe(context(), &wire::ProbeRequest::default()).await.unwrap();
     assert_eq!(reason(&reply.failure), Reason::REASON_UNSPECIFIED);
@@ -117,7 +117,7 @@ async fn probe_tells_what_the_guest_can_do() {
 }
 
 #[tokio::test]
-async fn probe_tells_what_is_at_a_path() {
+async fn probe_reports_what_exists_at_a_path() {
     let guest =
         guest(Some(start("mknod $root/dev/x b 8 16; ln -s /proc/self/root $root/dev/evil")), false)
             .await;
@@ -144,8 +144,8 @@ async fn probe_tells_what_is_at_a_path() {
     assert_eq!(container.paths[4].taken_by, "file");
     use wire::NodeWay::{NODE_WAY_BIND, NODE_WAY_MKNOD, NODE_WAY_UNSPECIFIED};
     let ways: Vec<_> = container.paths.iter().map(|path| path.way.unwrap()).collect();
-    // The root is one that others see, too; a directory that is missing can be made; a link out of
-    // the container leads nowhere.
+    // The root is a file system that others see, too. A missing directory can be made. A link out
+    // of the container is not followed.
     assert_eq!(
         ways,
         [NODE_WAY_MKNOD, NODE_WAY_MKNOD, NODE_WAY_BIND, NODE_WAY_UNSPECIFIED, NODE_WAY_BIND]
@@ -159,7 +159,7 @@ async fn probe_tells_what_is_at_a_path() {
 #[case("paused", Reason::REASON_CONTAINER_NOT_RUNNING)]
 #[case("broken", Reason::REASON_SYSTEM)]
 #[tokio::test]
-async fn a_container_that_cannot_be_worked_on_is_told_apart(
+async fn a_container_that_cannot_be_used_has_its_reason(
     #[case] id: &str,
     #[case] expected: Reason,
 ) {
@@ -175,7 +175,7 @@ async fn a_container_that_cannot_be_worked_on_is_told_apart(
     let request = wire::ProbeRequest { container_id: id.into(), ..Default::default() };
     let reply = guest.client.probe(context(), &request).await.unwrap();
     assert_eq!(reason(&reply.failure), expected);
-    assert_eq!(reply.api_level, 1, "whatever fails, the level is told");
+    assert_eq!(reply.api_level, 1, "the API level is reported even if the request fails");
 }
 
 #[tokio::test]
@@ -196,7 +196,7 @@ async fn a_container_whose_process_has_just_ended_is_not_running() {
 }
 
 #[tokio::test]
-async fn the_policy_is_asked_for_each_method_and_obeyed() {
+async fn the_policy_is_asked_for_each_method_and_can_deny_it() {
     let guest = guest(None, true).await;
     let client = &guest.client;
     let item = || attachment("c1");
@@ -259,7 +259,7 @@ async fn a_wait_beyond_the_time_out_is_refused() {
 }
 
 #[tokio::test]
-async fn a_resize_of_a_disk_that_is_not_there_is_refused_whatever_the_container() {
+async fn a_resize_of_a_missing_disk_is_refused_whatever_the_container() {
     let guest = guest(None, false).await;
     let mut item = attachment("unknown");
     item.controller = "0000:ff:1f.7".into();
@@ -275,7 +275,11 @@ async fn a_resize_of_a_disk_that_is_not_there_is_refused_whatever_the_container(
     request.attachments[0].size = 513;
     let reply = guest.client.resize(context(), &request).await.unwrap();
     assert_eq!(reason(&reply.failure), Reason::REASON_INVALID_REQUEST);
-    assert_eq!(guest.agent.asked.lock().unwrap().len(), 1, "the policy is asked for what is valid");
+    assert_eq!(
+        guest.agent.asked.lock().unwrap().len(),
+        1,
+        "the policy is asked only about valid requests"
+    );
 }
 
 #[rstest]
@@ -283,7 +287,7 @@ async fn a_resize_of_a_disk_that_is_not_there_is_refused_whatever_the_container(
 #[case("stopped")]
 #[case("unknown")]
 #[tokio::test]
-async fn a_detach_of_what_is_not_there_changes_nothing(#[case] id: &str) {
+async fn a_detach_of_a_missing_volume_changes_nothing(#[case] id: &str) {
     let guest = guest(Some(start("")), false).await;
     let reply = guest.client.detach(context(), &detach(attachment(id))).await.unwrap();
     assert_eq!(reason(&reply.failure), Reason::REASON_UNSPECIFIED, "{:?}", reply.failure);
@@ -294,14 +298,14 @@ async fn a_detach_of_what_is_not_there_changes_nothing(#[case] id: &str) {
 }
 
 #[tokio::test]
-async fn a_detach_leaves_a_paused_container_alone() {
+async fn a_detach_does_not_change_a_paused_container() {
     let guest = guest(None, false).await;
     let reply = guest.client.detach(context(), &detach(attachment("paused"))).await.unwrap();
     assert_eq!(reason(&reply.failure), Reason::REASON_CONTAINER_NOT_RUNNING);
 }
 
 #[tokio::test]
-async fn a_detach_removes_the_dead_node_of_a_disk_that_is_gone() {
+async fn a_detach_removes_the_dead_node_of_a_removed_disk() {
     let script = "mknod $root/dev/xvda b 8 240; mknod $root/dev/.ecrblk-0123456789abcdef b 8 240";
     let guest = guest(Some(start(script)), false).await;
     let list = || guest.agent.container.lock().unwrap().as_ref().unwrap().list("/dev");
@@ -322,7 +326,7 @@ async fn a_detach_removes_the_dead_node_of_a_disk_that_is_gone() {
 }
 
 #[tokio::test]
-async fn inspect_tells_what_is_left() {
+async fn inspect_reports_leftovers() {
     let script = "mknod $root/dev/.ecrblk-0123456789abcdef b 8 240";
     let guest = guest(Some(start(script)), false).await;
     let request = wire::InspectRequest {
@@ -343,7 +347,7 @@ async fn inspect_tells_what_is_left() {
 }
 
 #[tokio::test]
-async fn a_guest_without_the_controller_says_so() {
+async fn a_guest_without_the_controller_reports_it() {
     let guest = guest(Some(start("")), false).await;
     let mut item = attachment("c1");
     item.controller = "0000:ff:1f.7".into();

@@ -1,4 +1,4 @@
-//! The uevent socket with events of the running kernel. Needs root and the loop driver.
+//! The uevent socket with events from the running kernel. Needs root and the loop driver.
 
 use std::{
     fs,
@@ -12,17 +12,17 @@ use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_KOBJECT_UEVENT};
 
 const LOOP: &str = "/sys/class/block/loop0/uevent";
 
-/// Makes the kernel send a `change` event of loop0 that carries `mark`.
+/// Makes the kernel send a `change` event of loop0 that contains `mark`.
 fn trigger(mark: &str) {
     let id = format!("change 6ba7b810-9dad-11d1-80b4-00c04fd430c8 MARK={mark}");
     fs::write(LOOP, id).expect("a test of the uevent socket needs root and the loop driver");
 }
 
-/// The next message that waits, or comes within ten seconds.
+/// Receives messages until `take` returns a value, for at most ten seconds.
 fn next<T>(socket: &mut UeventSocket, mut take: impl FnMut(Received<'_>) -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        assert!(Instant::now() < deadline, "the event did not come");
+        assert!(Instant::now() < deadline, "the event did not arrive");
         let received = socket.receive().expect("the socket");
         let nothing = received == Received::Nothing;
         if let Some(taken) = take(received) {
@@ -40,7 +40,7 @@ fn of_loop0(event: &Uevent<'_>) -> bool {
 }
 
 #[test]
-fn an_event_of_the_kernel_arrives() {
+fn an_event_from_the_kernel_arrives() {
     let mut socket = UeventSocket::open().expect("a socket");
     trigger("arrives");
     let number = next(&mut socket, |received| match received {
@@ -52,9 +52,9 @@ fn an_event_of_the_kernel_arrives() {
 }
 
 #[test]
-fn a_storm_overflows_a_small_buffer_and_the_socket_lives_on() {
+fn a_burst_overflows_a_small_buffer_and_the_socket_stays_usable() {
     let mut socket = UeventSocket::with_receive_buffer(2048).expect("a socket");
-    (0..200).for_each(|_| trigger("storm"));
+    (0..200).for_each(|_| trigger("burst"));
     next(&mut socket, |received| (received == Received::Overflow).then_some(()));
     next(&mut socket, |received| (received == Received::Nothing).then_some(()));
     trigger("afterwards");
@@ -64,31 +64,31 @@ fn a_storm_overflows_a_small_buffer_and_the_socket_lives_on() {
 }
 
 #[test]
-fn what_is_lost_without_a_word_behind_an_overflow_is_told_when_the_buffer_is_empty() {
+fn events_that_are_lost_silently_after_an_overflow_are_reported_when_the_buffer_is_empty() {
     let mut socket = UeventSocket::with_receive_buffer(4096).expect("a socket");
-    (0..200).for_each(|_| trigger("storm"));
+    (0..200).for_each(|_| trigger("burst"));
     next(&mut socket, |received| (received == Received::Overflow).then_some(()));
-    // There is room again, but the kernel drops all that comes until nothing waits any more, and
-    // does not say so again.
+    // There is space again, but the kernel drops every event until the buffer is empty, and does
+    // not report that a second time.
     next(&mut socket, |received| matches!(received, Received::Event(_)).then_some(()));
     fs::write("/sys/class/block/loop1/uevent", "change").expect("the loop driver");
-    let (mut seen, mut told) = (false, false);
+    let (mut seen, mut reported) = (false, false);
     next(&mut socket, |received| {
         match &received {
             Received::Event(event) => seen |= event.devpath.ends_with("/loop1"),
-            Received::Overflow => told = true,
+            Received::Overflow => reported = true,
             Received::Foreign | Received::Nothing => {}
         }
         (received == Received::Nothing).then_some(())
     });
-    assert!(!seen, "the kernel has lost the event, or this test shows nothing");
-    assert!(told, "the event of loop1 is lost, and nobody says so");
+    assert!(!seen, "the kernel did not lose the event, so this test proves nothing");
+    assert!(reported, "the event of loop1 is lost, and the socket does not report it");
 }
 
 #[test]
-fn the_ordinary_buffer_takes_a_storm() {
+fn the_default_buffer_holds_a_burst() {
     let mut socket = UeventSocket::open().expect("a socket");
-    (0..2000).for_each(|_| trigger("storm"));
+    (0..2000).for_each(|_| trigger("burst"));
     let mut events = 0;
     next(&mut socket, |received| match received {
         Received::Overflow => panic!("events were lost"),
@@ -101,7 +101,7 @@ fn the_ordinary_buffer_takes_a_storm() {
 }
 
 #[test]
-fn a_process_cannot_pretend_to_be_the_kernel() {
+fn an_event_forged_by_a_process_is_ignored() {
     let mut socket = UeventSocket::open().expect("a socket");
     let mut forger = Socket::new(NETLINK_KOBJECT_UEVENT).expect("a socket");
     forger.bind(&SocketAddr::new(0, 0)).expect("bind");
@@ -110,7 +110,7 @@ fn a_process_cannot_pretend_to_be_the_kernel() {
     forger.send_to(forged, &SocketAddr::new(0, 1), 0).expect("root may send to the group");
     next(&mut socket, |received| match received {
         Received::Event(event) => {
-            assert!(!event.devpath.ends_with("sdz"), "a forged event was taken: {event:?}");
+            assert!(!event.devpath.ends_with("sdz"), "a forged event was accepted: {event:?}");
             None
         }
         Received::Foreign => Some(()),

@@ -1,10 +1,10 @@
-//! A container's device program, as an agent would find it attached: with a prologue for one device
-//! in front of it, run in the model, it allows exactly this device with exactly these rights more
-//! than before, is found again, and can be taken back.
+//! A container's device program, as an agent would find it attached. With a prologue for one device
+//! in front of it, the interpreter must allow exactly one more device with exactly these rights.
+//! The prologue must be recognized again, and removing it must restore the program.
 //!
-//! Input: major and minor (4 bytes each), rights and flags (1 byte each), 6 bytes of no meaning,
-//! then instructions of 8 bytes as the kernel has them. With flag 1 what cannot be an instruction
-//! is mended, so that changes of bytes lead to other programs.
+//! Input: major and minor (4 bytes each), rights and flags (1 byte each), 6 unused bytes, then
+//! instructions of 8 bytes in the kernel's format. With flag 1, bytes that are not a valid
+//! instruction are mapped to one, so that changed bytes lead to other programs.
 
 #![no_main]
 
@@ -20,7 +20,7 @@ use agent_plugin::{
 use libfuzzer_sys::fuzz_target;
 
 const HEAD: usize = 16;
-const MEND: u8 = 1;
+const REPAIR: u8 = 1;
 
 fuzz_target!(|input: &[u8]| {
     let Some((head, code)) = input.split_at_checked(HEAD) else { return };
@@ -31,10 +31,10 @@ fuzz_target!(|input: &[u8]| {
     let instructions: Vec<Instruction> = code
         .chunks_exact(8)
         .enumerate()
-        .map(|(index, bytes)| instruction(bytes, (head[9] & MEND != 0).then_some(count - index)))
+        .map(|(index, bytes)| instruction(bytes, (head[9] & REPAIR != 0).then_some(count - index)))
         .collect();
 
-    // Also what no kernel would have loaded ends.
+    // The interpreter also terminates for programs that no kernel would load.
     let first = Question::block(number, rights);
     let answered = run(&instructions, first).is_some();
     if Program::read(instructions.clone()).is_err() || (!answered && has_loop(code)) {
@@ -44,25 +44,25 @@ fuzz_target!(|input: &[u8]| {
     let wider = prologue.with(number, rights);
     let changed = wider.before(own);
     let narrower = wider.with(number, Rights::default());
-    let taken_back = narrower.before(own);
+    let restored = narrower.before(own);
 
     let granted = |devices: &Prologue, question: Question| {
         let all = devices.rights(DeviceNumber { major: question.major, minor: question.minor });
         question.kind == BLOCK && question.access & !bits(all) == 0 && !all.is_empty()
     };
-    let mut sound = false;
+    let mut valid = false;
     for question in questions(number) {
-        // What no path leads to the end of, no kernel has loaded.
-        let Some(by_itself) = run(own, question) else { continue };
-        sound = true;
+        // No kernel loads a program in which a path does not reach an exit.
+        let Some(alone) = run(own, question) else { continue };
+        valid = true;
         assert_eq!(
             run(&changed, question),
-            Some(granted(&wider, question) || by_itself),
+            Some(granted(&wider, question) || alone),
             "{question:?}"
         );
         assert_eq!(
-            run(&taken_back, question),
-            Some(granted(&narrower, question) || by_itself),
+            run(&restored, question),
+            Some(granted(&narrower, question) || alone),
             "{question:?}"
         );
         let other = question.kind != BLOCK
@@ -71,23 +71,24 @@ fuzz_target!(|input: &[u8]| {
             assert_eq!(granted(&wider, question), granted(&prologue, question), "{question:?}");
         }
     }
-    if !sound {
+    if !valid {
         return;
     }
     assert_eq!((wider.rights(number), narrower.rights(number)), (rights, Rights::default()));
-    assert_eq!(Prologue::split(&changed), (wider, own), "what is in front is found again");
+    assert_eq!(Prologue::split(&changed), (wider, own), "the prologue is recognized");
     assert_eq!(Program::read(own.to_vec()).is_ok(), Program::read(changed.clone()).is_ok());
     if let Ok(changed) = Program::read(changed) {
         assert!(run(own, first).is_none() || changed.allows_block(number, rights));
     }
     if !narrower.is_empty() {
-        assert_eq!(Prologue::split(&taken_back), (narrower, own));
+        assert_eq!(Prologue::split(&restored), (narrower, own));
     } else {
-        assert_eq!(taken_back, own);
+        assert_eq!(restored, own);
     }
 });
 
-/// As the kernel has it; mended where `left`, the instructions up to the end, is told.
+/// Decodes an instruction. With `left`, the number of instructions up to the end, bytes that are
+/// not a valid instruction are mapped to one.
 fn instruction(bytes: &[u8], left: Option<usize>) -> Instruction {
     const CODES: [u8; 40] = [
         0x61, 0x69, 0x71, 0x18, 0x95, 0x05, 0x06, 0xb7, 0xbf, 0xb4, 0xbc, 0x07, 0x0f, 0x04, 0x17,
@@ -123,7 +124,8 @@ fn instruction(bytes: &[u8], left: Option<usize>) -> Instruction {
     }
 }
 
-/// May a path go back? It could be as long as the model lets it be.
+/// Whether the program may contain a backward jump. Such a path could take all the steps that the
+/// interpreter allows.
 fn has_loop(code: &[u8]) -> bool {
     code.chunks_exact(8).any(|bytes| {
         matches!(bytes[0] & 7, 5 | 6) && (bytes[3] & 0x80 != 0 || bytes[7] & 0x80 != 0)
@@ -135,7 +137,7 @@ fn bits(rights: Rights) -> u16 {
     each.into_iter().filter(|(_, right)| rights.cover(*right)).map(|(bit, _)| bit).sum()
 }
 
-/// About the device, its neighbours, and some that every container has.
+/// Questions about the device, its neighbours, and devices that every container has.
 fn questions(number: DeviceNumber) -> impl Iterator<Item = Question> {
     let DeviceNumber { major, minor } = number;
     let devices =

@@ -1,7 +1,7 @@
-//! Files of /proc with names that a container chose: mounts of every namespace, cgroups.
+//! Files in /proc that contain names chosen by a container: mounts of every namespace, cgroups.
 //!
-//! The first byte chooses: `m` a mountinfo, `p` a path that the kernel writes into one, `c` a
-//! `/proc/cgroups`, `g` a `/proc/PID/cgroup`.
+//! The first byte selects the parser: `m` for a mountinfo, `p` for a path in a mountinfo, `c` for
+//! `/proc/cgroups`, `g` for `/proc/PID/cgroup`.
 
 #![no_main]
 
@@ -47,7 +47,7 @@ fn mountinfo(text: &str) {
     }
 }
 
-/// The kernel's own way to write a path, and back.
+/// Escapes a path as the kernel does and parses it.
 fn path(path: &[u8]) {
     if path.is_empty() || path.contains(&0) {
         return;
@@ -62,7 +62,7 @@ fn path(path: &[u8]) {
         }
     }
     let path = String::from_utf8_lossy(path);
-    // A mount point is absolute, what was mounted is any text.
+    // A mount point is absolute; a source is any text.
     let line = format!("33 28 8:16 / /{escaped} rw,relatime shared:9 - cgroup2 {escaped} rw");
     let found = Hierarchies::parse(&line).unified.expect("a mount of all of v2");
     assert_eq!(found, Path::new(&format!("/{path}")), "{line:?}");

@@ -1,6 +1,6 @@
-//! Requests as they come in over vsock: what passes keeps every bound of the contract, and what
-//! does not is refused with a message that is safe to show. The first byte chooses the method, the
-//! rest is the message.
+//! Requests as they arrive over vsock. An accepted request is within every limit of the protocol; a
+//! refused one gets a message that is safe to print. The first byte selects the method, the rest is
+//! the message.
 
 #![no_main]
 
@@ -61,11 +61,11 @@ fn assert_bounded(request: &Request, asked: &Value) {
     let serials: HashSet<_> = attachments.iter().map(|item| &item.serial).collect();
     assert_eq!(serials.len(), attachments.len(), "{attachments:?}");
     let asked = asked["attachments"].as_array().expect("a list");
-    assert_eq!(asked.len(), attachments.len(), "the policy sees all of them");
+    assert_eq!(asked.len(), attachments.len(), "the policy gets all of them");
     attachments.iter().zip(asked).for_each(|(item, asked)| assert_kept(item, asked));
 }
 
-/// What the policy is asked about is what was requested, and that is within its bounds.
+/// Asserts that the policy's input is what was requested, and that it is within the limits.
 fn assert_kept(item: &Attachment, asked: &Value) {
     let simple = |text: &str, others: &[u8]| {
         text.bytes().all(|byte| byte.is_ascii_alphanumeric() || others.contains(&byte))

@@ -1,7 +1,7 @@
-//! Attributes and links of sysfs: identity, address and counters of a disk. What the disk says of
-//! itself (VPD) is QEMU's word.
+//! Attributes and links of sysfs: identity, address and counters of a disk. QEMU supplies the VPD
+//! pages.
 //!
-//! The first byte chooses the parser.
+//! The first byte selects the parser.
 
 #![no_main]
 
@@ -64,7 +64,7 @@ fn number(text: &str) {
 
 fn counters(text: &str) {
     let Some(stats) = DiskStats::parse(text) else { return };
-    // Columns in their order are read back as themselves.
+    // The columns, written in their order, are read back unchanged.
     let sectors = |bytes: u64| bytes / 512;
     let mut line = String::new();
     let columns = [

@@ -1,5 +1,5 @@
-//! The kernel's device events: whatever comes in through the netlink socket, also from other
-//! processes.
+//! The kernel's device events: any message that the netlink socket receives, including those of
+//! other processes.
 
 #![no_main]
 
@@ -12,9 +12,10 @@ fuzz_target!(|message: &[u8]| {
     assert!(parts.iter().all(|part| !part.contains('\0')), "{event:?}");
     let head = format!("{}@{}", event.action, event.devpath);
     assert!(message.starts_with(head.as_bytes()), "{event:?}");
-    let says = |pair: &str| message.split(|&byte| byte == 0).any(|part| part == pair.as_bytes());
+    let contains =
+        |pair: &str| message.split(|&byte| byte == 0).any(|part| part == pair.as_bytes());
     if event.adds_disk() || event.changes_disk() {
-        assert!(says("SUBSYSTEM=block") && says("DEVTYPE=disk"), "{event:?}");
+        assert!(contains("SUBSYSTEM=block") && contains("DEVTYPE=disk"), "{event:?}");
     }
     if event.number.is_some() {
         let has = |key: &[u8]| message.split(|&byte| byte == 0).any(|part| part.starts_with(key));

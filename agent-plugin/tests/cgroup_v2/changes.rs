@@ -1,5 +1,5 @@
-//! What is given and taken, by the shape of the programs that are there: each runtime's, several,
-//! none, one that is exchanged meanwhile.
+//! Allow and revoke with different attached programs: those of each runtime, several, none, and one
+//! that is replaced meanwhile.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use crate::{
 };
 
 #[rstest]
-fn one_container_gets_the_device_and_loses_it_again(
+fn one_container_gets_the_device_and_loses_it(
     #[values(Runtime::Crun, Runtime::Runc, Runtime::OldRunc, Runtime::Systemd)] runtime: Runtime,
 ) {
     let groups = Groups::with(&format!("one-{runtime:?}"), &program(runtime, &USUAL));
@@ -33,22 +33,28 @@ fn one_container_gets_the_device_and_loses_it_again(
     assert!(groups.reads("c1") && groups.writes("c1"));
     assert!(!groups.reads("sibling") && !groups.writes("sibling"));
     assert!(!groups.can("c1", "exec dd if=/dev/loop1 count=0"), "another disk");
-    assert!(groups.can("c1", "exec dd if=/dev/zero of=/dev/null count=1"), "what it could before");
+    assert!(
+        groups.can("c1", "exec dd if=/dev/zero of=/dev/null count=1"),
+        "what was allowed before"
+    );
     assert_eq!(groups.instructions("c1").len(), 1);
 
     assert_eq!(group.revoke(DISK).unwrap(), Rights::READ_WRITE);
     assert!(!groups.reads("c1") && !group.allows(DISK, Rights::READ).unwrap());
-    assert_eq!(groups.instructions("c1"), before, "the runtime's own program is back");
-    assert!(group.revoke(DISK).unwrap().is_empty(), "a second time there is nothing to revoke");
+    assert_eq!(groups.instructions("c1"), before, "the runtime's own program is restored");
+    assert!(group.revoke(DISK).unwrap().is_empty(), "a second revoke changes nothing");
 }
 
 #[test]
-fn a_repetition_changes_nothing() {
+fn a_repeated_allow_changes_nothing() {
     let groups = Groups::with("again", &runtimes::crun_1_8_1());
     allow(&groups.container(), DISK, Rights::READ_WRITE).unwrap();
     let ids = groups.ids("c1");
     let again = allow(&groups.container(), DISK, Rights::READ_WRITE).unwrap();
-    assert!(again.added.is_empty() && !again.allowed_before, "our own is no right from elsewhere");
+    assert!(
+        again.added.is_empty() && !again.allowed_before,
+        "a rule of our own is not a right from elsewhere"
+    );
     assert_eq!(groups.ids("c1"), ids);
     again.undo().unwrap();
     assert!(groups.reads("c1"));
@@ -57,7 +63,7 @@ fn a_repetition_changes_nothing() {
 }
 
 #[test]
-fn a_read_only_right_is_read_only_and_takes_the_place_of_a_wider_one() {
+fn a_read_only_right_is_read_only_and_replaces_a_wider_one() {
     let groups = Groups::with("read", &usual());
     let group = groups.container();
     allow(&group, DISK, Rights::READ).unwrap();
@@ -66,17 +72,17 @@ fn a_read_only_right_is_read_only_and_takes_the_place_of_a_wider_one() {
     let first = allow(&group, DISK, Rights::READ_WRITE).unwrap();
     assert!(groups.writes("c1"));
     first.undo().unwrap();
-    assert!(groups.reads("c1") && !groups.writes("c1"), "the undo goes back to what was there");
+    assert!(groups.reads("c1") && !groups.writes("c1"), "the rollback restores the earlier right");
     allow(&group, DISK, Rights::READ_WRITE).unwrap();
     allow(&group, DISK, Rights::READ).unwrap();
     assert!(
         groups.reads("c1") && !groups.writes("c1"),
-        "what an earlier disk of this number left is no excess"
+        "a leftover right for the same number does not widen it"
     );
 }
 
 #[test]
-fn hundreds_of_flips_leave_one_program_and_refuse_nothing_meanwhile() {
+fn hundreds_of_changes_leave_one_program_and_never_refuse_an_open() {
     let groups = Groups::with("flips", &usual());
     let before = groups.instructions("c1");
     let group = groups.container();
@@ -88,12 +94,12 @@ fn hundreds_of_flips_leave_one_program_and_refuse_nothing_meanwhile() {
         group.revoke(number).unwrap();
         assert_eq!(groups.ids("c1").len(), 1);
     }
-    assert!(opener.stop() > 300, "the loop ran beside them");
+    assert!(opener.stop() > 300, "the loop ran during the changes");
     assert_eq!(groups.instructions("c1"), before);
 }
 
 #[test]
-fn volumes_stack_in_one_prologue() {
+fn several_volumes_share_one_prologue() {
     let groups = Groups::with("stack", &usual());
     let group = groups.container();
     let length = || groups.instructions("c1")[0].len();
@@ -123,7 +129,7 @@ fn without_a_program_none_is_attached() {
 }
 
 #[test]
-fn what_the_program_itself_grants_stays_its_own() {
+fn a_right_that_the_program_grants_is_kept() {
     let groups = Groups::with("own", &with_rule((BLOCK, 2, Some(7), None, true)));
     let group = groups.container();
     let ids = groups.ids("c1");
@@ -137,20 +143,24 @@ fn what_the_program_itself_grants_stays_its_own() {
 }
 
 #[test]
-fn every_program_of_the_group_is_handled() {
+fn every_program_of_the_cgroup_is_changed_as_needed() {
     let groups = Groups::with("two", &usual());
     groups.attach("c1", &program(Runtime::Systemd, &USUAL));
     groups.attach("c1", &constant(1));
     let (before, ids) = (groups.instructions("c1"), groups.ids("c1"));
     let grant = allow(&groups.container(), DISK, Rights::READ_WRITE).unwrap();
     assert!(groups.reads("c1") && !grant.allowed_before);
-    assert_eq!((groups.ids("c1").len(), groups.ids("c1")[2]), (3, ids[2]), "one allows it anyway");
+    assert_eq!(
+        (groups.ids("c1").len(), groups.ids("c1")[2]),
+        (3, ids[2]),
+        "the third program already allows it"
+    );
     grant.undo().unwrap();
     assert_eq!(groups.instructions("c1"), before);
 }
 
 #[test]
-fn a_reload_takes_the_right_away_and_the_next_attach_restores_it() {
+fn a_reload_removes_the_right_and_the_next_attach_restores_it() {
     let groups = Groups::with("reload", &usual());
     let group = groups.container();
     allow(&group, DISK, Rights::READ_WRITE).unwrap();
@@ -162,7 +172,7 @@ fn a_reload_takes_the_right_away_and_the_next_attach_restores_it() {
 }
 
 #[test]
-fn two_volumes_at_once_lose_neither() {
+fn concurrent_allows_are_all_kept() {
     let groups = Groups::with("both", &usual());
     std::thread::scope(|scope| {
         for minor in 0..8 {
@@ -179,7 +189,7 @@ fn two_volumes_at_once_lose_neither() {
 }
 
 #[test]
-fn a_group_that_is_gone_needs_no_undo_and_no_revoke() {
+fn a_removed_cgroup_needs_no_rollback_and_no_revoke() {
     let groups = Groups::with("gone", &usual());
     let group = groups.container();
     let grant = allow(&group, DISK, Rights::READ).unwrap();

@@ -1,5 +1,6 @@
-//! Groups of [cgroup v2](https://docs.kernel.org/admin-guide/cgroup-v2.html) as a pod has them,
-//! processes in them, and programs on them.
+//! Fixtures: the cgroups of a pod ([cgroup
+//! v2](https://docs.kernel.org/admin-guide/cgroup-v2.html)), processes in them, and programs
+//! attached to them.
 
 use std::{
     fs::{self, File},
@@ -28,7 +29,7 @@ use crate::{
 pub(crate) const DISK: DeviceNumber = DeviceNumber { major: 7, minor: 0 };
 pub(crate) const OTHER: DeviceNumber = DeviceNumber { major: 7, minor: 1 };
 
-/// A pod's group with two containers' groups in it.
+/// A pod's cgroup with two containers' cgroups in it.
 pub(crate) struct Groups {
     pub(crate) root: PathBuf,
     pub(crate) name: String,
@@ -45,7 +46,7 @@ impl Groups {
         Groups { root, name }
     }
 
-    /// The same, with a program on both containers' groups.
+    /// Creates the cgroups and attaches a program to those of both containers.
     pub(crate) fn with(test: &str, program: &[Instruction]) -> Groups {
         let groups = Groups::new(test);
         groups.attach("c1", program);
@@ -65,7 +66,7 @@ impl Groups {
         runtimes::attach(&self.open(group), &runtimes::load(program), ALLOW_MULTI);
     }
 
-    /// What a runtime does for new rules.
+    /// Replaces the first program, as a runtime does for new rules.
     pub(crate) fn replace(&self, program: &[Instruction]) {
         runtimes::replace(&self.open("c1"), &runtimes::load(program), self.ids("c1")[0]);
     }
@@ -83,8 +84,8 @@ impl Groups {
         self.ids(group).into_iter().map(dump).collect()
     }
 
-    /// Whether a process in the group can do that with the disk; it must be refused by the filter
-    /// otherwise.
+    /// Whether the shell command `how` succeeds for a process in the cgroup. Asserts that a failure
+    /// comes from the filter.
     pub(crate) fn can(&self, group: &str, how: &str) -> bool {
         let script = format!("echo $$ >{}/cgroup.procs; {how}", self.path(group).display());
         let output = Command::new("sh").args(["-c", &script]).output().unwrap();
@@ -101,8 +102,8 @@ impl Groups {
         self.can(group, "exec dd of=/dev/loop0 count=0 conv=notrunc if=/dev/null")
     }
 
-    /// A process in the group that opens /dev/null all the time, and ends with an error when it is
-    /// refused.
+    /// Starts a process in the cgroup that opens /dev/null in a loop and ends with an error when an
+    /// open is refused.
     pub(crate) fn opens_null(&self) -> Opener {
         let script = format!(
             "echo $$ >{}/cgroup.procs; n=0; trap 'echo $n; exit 0' TERM; echo ready
@@ -123,7 +124,7 @@ impl Groups {
 pub(crate) struct Opener(Child);
 
 impl Opener {
-    /// How often it could; it never could not.
+    /// Stops it, asserts that no open was refused, and returns the number of opens.
     pub(crate) fn stop(mut self) -> u64 {
         let pid = self.0.id().to_string();
         assert!(Command::new("kill").arg(pid).status().unwrap().success());
@@ -137,7 +138,7 @@ impl Opener {
 
 impl Drop for Opener {
     fn drop(&mut self) {
-        // Both fail where it has ended.
+        // Both fail if it has ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -148,7 +149,7 @@ impl Drop for Groups {
         for group in ["c1", "sibling", ""] {
             match fs::remove_dir(self.path(group)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    eprintln!("{group:?} is left: {error}")
+                    eprintln!("cannot remove {group:?}: {error}")
                 }
                 _ => {}
             }

@@ -1,4 +1,4 @@
-//! The model of the kernel's interpreter against the kernel itself.
+//! Compares the plugin's BPF interpreter with the kernel.
 
 use agent_plugin::cgroup::{
     Rights,
@@ -11,9 +11,9 @@ use crate::{
     runtimes::{BLOCK, CHAR, Runtime, program},
 };
 
-/// The kernel is asked through real nodes what the model was asked.
+/// Each question goes to the interpreter and, through real device nodes, to the kernel.
 #[rstest]
-fn the_model_and_the_kernel_agree(
+fn the_interpreter_and_the_kernel_agree(
     #[values(Runtime::Crun, Runtime::Runc, Runtime::OldRunc, Runtime::Systemd)] runtime: Runtime,
 ) {
     let rules = [
@@ -21,7 +21,7 @@ fn the_model_and_the_kernel_agree(
         (CHAR, 6, Some(1), None, true),
         (BLOCK, 1, None, None, true),
     ];
-    let groups = Groups::with(&format!("model-{runtime:?}"), &program(runtime, &rules));
+    let groups = Groups::with(&format!("interpreter-{runtime:?}"), &program(runtime, &rules));
     allow(&groups.container(), OTHER, Rights::READ).unwrap();
     let program = groups.instructions("c1").remove(0);
     let node = std::env::temp_dir().join(format!("ecr-node-{}-{runtime:?}", std::process::id()));

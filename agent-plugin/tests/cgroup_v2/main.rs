@@ -1,4 +1,4 @@
-//! The device filter in real groups of cgroup v2, with programs as runtimes attach them. Needs
+//! The device filter in real cgroups of cgroup v2, with programs as runtimes attach them. Needs
 //! root, a mounted cgroup2 hierarchy (v2 or hybrid) and the loop driver.
 
 #[path = "../container/mod.rs"]

@@ -1,5 +1,5 @@
-//! What is not safe to change, not ours to change, or not shown: refused with its reason, and left
-//! as it is.
+//! Programs that the plugin refuses to change (not safe to change, not its own, or not readable):
+//! the error has the reason, and nothing is changed.
 
 use std::{os::fd::OwnedFd, path::Path, process::Command};
 
@@ -16,7 +16,7 @@ use crate::{
 };
 
 #[test]
-fn a_program_above_is_never_changed() {
+fn a_program_of_an_ancestor_is_never_changed() {
     let groups = Groups::with("above", &usual());
     groups.attach(
         "",
@@ -38,7 +38,7 @@ fn a_program_above_is_never_changed() {
 }
 
 #[test]
-fn a_shared_group_is_only_looked_at() {
+fn a_shared_cgroup_is_only_read() {
     let groups = Groups::with("shared", &with_rule((BLOCK, 6, Some(8), None, true)));
     let ids = groups.ids("c1");
     let group = Group::shared(&groups.root, &Path::new(&groups.name).join("c1"));
@@ -76,7 +76,7 @@ type Prepare = fn(&Groups) -> Option<OwnedFd>;
     groups.attach("c1", &runtimes::with_map(&map));
     Some(map)
 })]
-fn what_is_not_safe_to_change_is_refused_with_its_reason_and_left(
+fn an_unsafe_change_is_refused_with_its_reason(
     #[case] test: &str,
     #[case] reason: &str,
     #[case] prepare: Prepare,
@@ -98,7 +98,7 @@ fn what_is_not_safe_to_change_is_refused_with_its_reason_and_left(
 }
 
 #[test]
-fn a_program_that_is_attached_above_as_well_counts_twice() {
+fn a_program_that_is_also_attached_to_an_ancestor_is_refused() {
     let groups = Groups::new("twice");
     let loaded = runtimes::load(&usual());
     runtimes::attach(&groups.open(""), &loaded, ALLOW_MULTI);
@@ -109,9 +109,9 @@ fn a_program_that_is_attached_above_as_well_counts_twice() {
     assert_eq!(groups.ids("c1"), ids);
 }
 
-/// The body of the next test, for a process without rights.
+/// The body of the next test, run by a process without capabilities.
 #[test]
-fn without_rights() {
+fn without_capabilities() {
     let Some(name) = std::env::var_os("ECR_TEST_GROUP") else { return };
     let root = Hierarchies::mounted().unwrap().unified.unwrap();
     let group = Group::new(&root, Path::new(&name));
@@ -122,13 +122,13 @@ fn without_rights() {
 }
 
 #[test]
-fn without_the_right_to_read_programs_that_is_the_reason() {
+fn a_missing_capability_to_read_programs_is_the_reason() {
     let groups = Groups::with("rights", &usual());
     let ids = groups.ids("c1");
     let output = Command::new("setpriv")
         .args(["--bounding-set", "-sys_admin,-bpf,-perfmon,-net_admin"])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "refusals::without_rights"])
+        .args(["--exact", "refusals::without_capabilities"])
         .env("ECR_TEST_GROUP", format!("{}/c1", groups.name))
         .output()
         .expect("setpriv of util-linux");

@@ -1,5 +1,5 @@
-//! A container as small as can be: a process with a mount namespace, a root and a `/dev` of its
-//! own. Needs root, util-linux and a kernel with the loop driver.
+//! A minimal container: a process with its own mount namespace, root and `/dev`. Needs root,
+//! util-linux and a kernel with the loop driver.
 
 #![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses a part of it")]
 
@@ -18,7 +18,7 @@ use std::{
 use agent_plugin::{Container, DeviceRule, namespace::Target};
 use tempfile::TempDir;
 
-/// Fails a test that was not started by root, with a reason.
+/// Fails the test, with a reason, if it does not run as root.
 pub(crate) fn needs_root() {
     assert!(
         nix::unistd::Uid::effective().is_root(),
@@ -26,27 +26,27 @@ pub(crate) fn needs_root() {
     );
 }
 
-/// A process that waits, chrooted into a bind mount of the host's root with its own tmpfs on /dev
-/// and /srv.
+/// A waiting process, chrooted into a bind mount of the host's root with its own tmpfs on /dev and
+/// /srv.
 pub(crate) struct Fixture {
     process: Child,
     pub(crate) target: Target,
-    /// The last to go: as long as there is the namespace, a removal detaches what is mounted there
-    /// in one piece, and the kernel never frees a piece in which a loop device's file system is
+    /// Dropped last: while the namespace exists, a removal of the directory detaches its mounts in
+    /// one piece, and the kernel never frees a piece in which a loop device's file system is
     /// mounted beside its image.
     directory: TempDir,
 }
 
-/// What a fixture mounts beyond its own `/dev` and `/srv` (run in its namespace; `$root` is its
-/// root).
+/// Starts a fixture. The shell script `extra` runs in its namespace and can mount more than `/dev`
+/// and `/srv`; `$root` is the fixture's root.
 pub(crate) fn start(extra: &str) -> Fixture {
     start_in(extra, Path::new("/"), Vec::new())
 }
 
-/// The same with a user namespace whose root is our user 100000.
+/// Starts a fixture with a user namespace whose root is our user 100000.
 pub(crate) fn start_with_user_namespace(extra: &str) -> Fixture {
     needs_root();
-    // It keeps the namespace until the fixture's own process is in there.
+    // The keeper keeps the namespace alive until the fixture's own process has entered it.
     let mut keeper = Command::new("unshare")
         .args(["--user", "cat"])
         .stdin(Stdio::piped())
@@ -65,14 +65,14 @@ pub(crate) fn start_with_user_namespace(extra: &str) -> Fixture {
     let enter =
         ["nsenter", &format!("--user={}", of_keeper("ns/user")), "--setuid=0", "--setgid=0"]
             .map(str::to_owned);
-    // It sees the mounts that it came with as one piece only, and may not mount a proc of its own.
+    // The fixture's inherited mounts are locked together, and it may not mount its own proc.
     let fixture = start_by(&enter, "rbind", "true", extra, Path::new("/"), Vec::new());
     keeper.kill().expect("kill");
     keeper.wait().expect("wait");
     fixture
 }
 
-/// The same in a cgroup, with the device rules of a specification.
+/// Starts a fixture with a cgroup and the device rules of a specification.
 pub(crate) fn start_in(extra: &str, cgroup: &Path, device_rules: Vec<DeviceRule>) -> Fixture {
     start_by(&[], "bind", "mount -t proc proc $root/proc", extra, cgroup, device_rules)
 }
@@ -94,7 +94,7 @@ fn start_by(
          echo ready; exec chroot $root cat"
     );
     let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(directory.path(), permissions).expect("a directory of ours");
+    std::fs::set_permissions(directory.path(), permissions).expect("our own directory");
     let mut words = enter.iter().map(String::as_str).chain(["unshare"]);
     let mut process = Command::new(words.next().expect("at least one"))
         .args(words)
@@ -110,7 +110,7 @@ fn start_by(
     let stdout = process.stdout.as_mut().expect("piped");
     BufReader::new(stdout).read_line(&mut line).expect("the container's first line");
     assert_eq!(line, "ready\n", "the container's script failed, see its error above");
-    // cat answers only once it is chrooted.
+    // cat replies only after the chroot.
     let stdin = process.stdin.as_mut().expect("piped");
     stdin.write_all(b"here\n").expect("the container's stdin");
     line.clear();
@@ -143,7 +143,7 @@ impl Fixture {
         output
     }
 
-    /// The same for a command that has to fail; what it says.
+    /// Runs a command that has to fail and returns its standard error.
     pub(crate) fn fails(&self, command: &[&str]) -> String {
         let output = self.try_run(command);
         assert!(!output.status.success(), "{command:?}: {output:?}");
@@ -162,19 +162,19 @@ impl Fixture {
             .expect("nsenter of util-linux")
     }
 
-    /// `stat` in the container.
+    /// Runs `stat` in the container.
     pub(crate) fn stat(&self, format: &str, path: &str) -> String {
         let output = self.run(&["stat", "-c", format, path]);
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
-    /// The names in a directory of the container.
+    /// Returns the names in a directory of the container.
     pub(crate) fn list(&self, path: &str) -> Vec<String> {
         let output = self.run(&["ls", "-A", path]);
         String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
     }
 
-    /// A copy of the handles, as an agent makes one for each request.
+    /// Duplicates the handles, as an agent does for each request.
     pub(crate) fn handles(&self) -> Container {
         let container = &self.target.container;
         let clone = |fd: &OwnedFd| fd.try_clone().expect("dup");
@@ -204,7 +204,7 @@ impl Fixture {
 
 impl Drop for Fixture {
     fn drop(&mut self) {
-        // Both fail only where the process has ended already; its mounts go with its namespace.
+        // Both fail only if the process has ended already. Its mounts end with its namespace.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -215,13 +215,13 @@ fn pidfd(pid: u32) -> OwnedFd {
     // SAFETY: the call takes two numbers and returns a new descriptor or -1.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     assert!(fd >= 0, "pidfd_open: {}", std::io::Error::last_os_error());
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the descriptor is new, nothing else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).expect("a descriptor")) };
     assert!(fd.as_fd().try_clone_to_owned().is_ok());
     fd
 }
 
-/// Inode numbers of the mount namespaces of this process's threads.
+/// The mount namespaces of this process's threads, without duplicates.
 pub(crate) fn thread_namespaces() -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = threads()
         .iter()
@@ -232,7 +232,7 @@ pub(crate) fn thread_namespaces() -> Vec<PathBuf> {
     found
 }
 
-/// `/proc/self/task/*`
+/// The directories `/proc/self/task/*`.
 pub(crate) fn threads() -> Vec<PathBuf> {
     let entries = std::fs::read_dir("/proc/self/task").expect("/proc");
     entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect()

@@ -1,5 +1,5 @@
-//! Device programs in the shapes in which runtimes write them, and what a test needs to attach
-//! them: `bpf(2)` once more, written apart from the library's.
+//! Device programs as the container runtimes generate them, and the calls to attach them: `bpf(2)`
+//! again, independent of the library's code.
 
 #![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses a part of it")]
 
@@ -31,12 +31,13 @@ pub(crate) const USUAL: [Rule; 10] = [
     (CHAR, 1, None, None, true),
 ];
 
-/// Who wrote a program.
+/// The runtime that generated a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Runtime {
     Crun,
-    /// 1.1 tests for a subset as crun does; releases up to 1.0.0-rc92 for one common bit.
+    /// runc 1.1 tests for a subset, as crun does.
     Runc,
+    /// runc up to 1.0.0-rc92 tests for one common bit.
     OldRunc,
     /// Jumps to one common end.
     Systemd,
@@ -45,7 +46,8 @@ pub(crate) enum Runtime {
 pub(crate) const RUNTIMES: [Runtime; 4] =
     [Runtime::Crun, Runtime::Runc, Runtime::OldRunc, Runtime::Systemd];
 
-/// The program of a runtime for rules of which the first match decides; others are refused.
+/// Returns the runtime's program for `rules`. The first match decides; without a match the access
+/// is refused.
 pub(crate) fn program(runtime: Runtime, rules: &[Rule]) -> Vec<Instruction> {
     let i = Instruction::new;
     // r2 type, r3 access, r4 major, r5 minor
@@ -82,7 +84,7 @@ pub(crate) fn program(runtime: Runtime, rules: &[Rule]) -> Vec<Instruction> {
         };
         let last = tests.len() + end.len();
         for (index, (code, to, from, constant, jumps)) in tests.into_iter().enumerate() {
-            // What does not match goes on behind the rule's end.
+            // Without a match, continue after the rule's end.
             let skip = i16::try_from(last - index - 1).unwrap();
             program.push(i(code, to, from, if jumps { skip } else { 0 }, constant));
         }
@@ -106,8 +108,8 @@ pub(crate) fn program(runtime: Runtime, rules: &[Rule]) -> Vec<Instruction> {
     program
 }
 
-/// What crun 1.8.1 attaches for a list that denies all but its default devices, as Linux 6.1 shows
-/// it.
+/// The program that crun 1.8.1 attaches for a list that denies all but its default devices, as
+/// Linux 6.1 returns it.
 pub(crate) fn crun_1_8_1() -> Vec<Instruction> {
     let instruction = |line: &str| {
         let number = u64::from_str_radix(line, 16).expect("sixteen digits").to_be_bytes();
@@ -124,7 +126,7 @@ pub(crate) fn crun_1_8_1() -> Vec<Instruction> {
     include_str!("../programs/crun-1.8.1.hex").lines().map(instruction).collect()
 }
 
-/// A program that answers the same to everything.
+/// A program that always returns `answer`.
 pub(crate) fn constant(answer: i32) -> Vec<Instruction> {
     vec![Instruction::new(0xb7, 0, 0, 0, answer), Instruction::new(0x95, 0, 0, 0, 0)]
 }
@@ -137,7 +139,7 @@ fn bpf(command: i32, fields: &[u32]) -> i64 {
     for (index, field) in fields.iter().enumerate() {
         attribute[index / 2] |= u64::from(*field) << (index % 2 * 32);
     }
-    // SAFETY: callers pass pointers to what outlives the call only.
+    // SAFETY: callers only pass pointers to data that outlives the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attribute.as_mut_ptr(), 256) };
     assert!(result >= 0, "bpf({command}): {}", io::Error::last_os_error());
     result
@@ -148,9 +150,9 @@ fn low_high<T>(pointer: *const T) -> [u32; 2] {
     [address as u32, (address >> 32) as u32]
 }
 
-#[expect(unsafe_code, reason = "a descriptor comes out of the kernel as a number")]
+#[expect(unsafe_code, reason = "the kernel returns a descriptor as a number")]
 fn owned(fd: i64) -> OwnedFd {
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the descriptor is new, nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).unwrap()) }
 }
 
@@ -167,28 +169,28 @@ pub(crate) fn load(program: &[Instruction]) -> OwnedFd {
     ))
 }
 
-/// Attaches one to a cgroup, beside what is there.
+/// Attaches a program to a cgroup, in addition to the attached ones.
 pub(crate) fn attach(cgroup: &File, program: &OwnedFd, flags: u32) {
     bpf(8, &[raw(cgroup), raw(program), 6, flags]);
 }
 
-/// Attaches one in the place of another, as runtimes do for new rules.
+/// Replaces the attached program `old`, as runtimes do for new rules.
 pub(crate) fn replace(cgroup: &File, program: &OwnedFd, old: u32) {
     let old = owned(bpf(13, &[old]));
     bpf(8, &[raw(cgroup), raw(program), 6, ALLOW_MULTI | 4, raw(&old)]);
 }
 
-/// Attaches one by a link, which keeps it for as long as it is held.
+/// Attaches a program by a bpf_link. It stays attached until the link is closed.
 pub(crate) fn link(cgroup: &File, program: &OwnedFd) -> OwnedFd {
     owned(bpf(28, &[raw(program), raw(cgroup), 6]))
 }
 
-/// A map of the smallest kind.
+/// Creates a minimal map.
 pub(crate) fn map() -> OwnedFd {
     owned(bpf(0, &[2, 4, 4, 1]))
 }
 
-/// A program that mentions a map, and allows everything.
+/// A program that refers to a map and refuses everything.
 pub(crate) fn with_map(map: &OwnedFd) -> Vec<Instruction> {
     let fd = map.as_raw_fd();
     [vec![Instruction::new(0x18, 1, 1, 0, fd), Instruction::default()], constant(0)].concat()
