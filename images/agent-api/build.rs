@@ -1,4 +1,4 @@
-//! Generates the protocol's Rust code, in pure Rust: no protoc.
+//! Generates the protocol's Rust code without protoc.
 
 use std::{env, error::Error, fs, path::Path};
 

@@ -1,4 +1,4 @@
-//! What goes into the guest, and where.
+//! The contents of the initramfs: which files, and their paths in the guest.
 
 use std::{
     fs,
@@ -17,12 +17,12 @@ use crate::{
     module::{Module, Modules},
 };
 
-/// Loaded at every boot, in this order, after what each depends on.
+/// Modules that are loaded at every boot, in this order, each after its dependencies.
 const MODULES: [&str; 4] = ["virtio_pci", "virtio_scsi", "sd_mod", "vmw_vsock_virtio_transport"];
-/// Loaded only where the kernel's command line says so (`guest.modules=ata_piix`), and left out
-/// where the kernel has no such module (Debian's cloud kernels have no `ahci`, no 9p and no
-/// virtio-fs): other kinds of SCSI hosts, what can be made of a disk, file systems that a
-/// container's path can be on, and vsock within the guest.
+/// Modules that are loaded only if the kernel command line lists them (`guest.modules=ata_piix`).
+/// The image leaves out those that the kernel does not have (Debian's cloud kernels have no `ahci`,
+/// no 9p and no virtio-fs). They provide other kinds of SCSI hosts, devices on top of a disk, file
+/// systems for a container's paths, and vsock within the guest.
 const ON_DEMAND: [&str; 12] = [
     "9p",
     "9pnet_virtio",
@@ -38,7 +38,7 @@ const ON_DEMAND: [&str; 12] = [
     "vsock_loopback",
 ];
 
-/// The applets that containers find in `/bin`.
+/// The busybox applets in a container's `/bin`.
 const APPLETS: [&str; 58] = [
     "awk",
     "blkid",
@@ -100,16 +100,16 @@ const APPLETS: [&str; 58] = [
     "wc",
 ];
 
-/// The files of the host that an image is made of, beside the kernel.
+/// The host's files that an image contains, except the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Programs {
-    /// PID 1 until the agent takes its place; static.
+    /// PID 1 until it executes the agent; static.
     pub init: PathBuf,
-    /// The agent under test. It may need shared libraries, which are added.
+    /// The agent under test. Shared libraries that it needs are added.
     pub agent: PathBuf,
-    /// Looks at the guest for the harness; static.
+    /// Inspects the guest for the harness; static.
     pub observer: PathBuf,
-    /// Dials an agent from inside the guest; static.
+    /// Connects to an agent from inside the guest; static.
     pub probe: Option<PathBuf>,
     /// The container runtime, with its libraries.
     pub crun: PathBuf,
@@ -117,11 +117,11 @@ pub struct Programs {
     pub busybox: PathBuf,
     /// Further programs, put at `/usr/sbin`, with their libraries.
     pub tools: Vec<PathBuf>,
-    /// Unpacked packages, whose libraries come before this machine's.
+    /// Unpacked packages, whose libraries take precedence over this machine's.
     pub trees: Vec<PathBuf>,
-    /// Directories whose files are laid over the guest's root.
+    /// Directories whose files are copied over the guest's root.
     pub extra: Vec<PathBuf>,
-    /// Single files: where each goes, and what it is.
+    /// Single files: the path in the guest, and the file on the host.
     #[serde(default)]
     pub files: Vec<(String, PathBuf)>,
 }
@@ -129,7 +129,7 @@ pub struct Programs {
 /// Collects the initramfs.
 ///
 /// # Errors
-/// A file is missing or is not what it should be.
+/// A file is missing or has the wrong type.
 pub fn initramfs(kernel: &Kernel, programs: &Programs) -> Result<Archive, Error> {
     let mut archive = Archive::default();
     for directory in ["dev", "etc", "n", "proc", "root", "run", "sys"] {
@@ -147,7 +147,7 @@ pub fn initramfs(kernel: &Kernel, programs: &Programs) -> Result<Archive, Error>
     static_program(&mut archive, "bin/busybox", &programs.busybox)?;
     archive.link("bin/sh", "busybox");
     let trees = &programs.trees;
-    // Whoever builds an agent elsewhere lays its libraries over the root.
+    // An agent that was built on another machine brings its libraries in `extra`.
     let for_agent: Vec<PathBuf> = programs.extra.iter().chain(trees).cloned().collect();
     dynamic_program(&mut archive, "usr/bin/agent", &programs.agent, &for_agent)?;
     dynamic_program(&mut archive, "usr/bin/crun", &programs.crun, trees)?;
@@ -213,7 +213,7 @@ fn module_list(archive: &mut Archive, kernel: &Kernel, list: &str, modules: Vec<
     archive.file(list, 0o644, lines);
 }
 
-/// A root file system for containers: busybox and what its applets want to find.
+/// Adds a root file system for containers: busybox and the files that its applets need.
 fn container_root(archive: &mut Archive, root: &str, busybox: &Path) -> Result<(), Error> {
     for directory in ["dev", "proc", "sys", "root", "mnt"] {
         archive.directory(&format!("{root}/{directory}"), 0o755);
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dynamic_program_is_refused_where_a_static_one_is_needed() {
+    fn a_dynamic_program_is_refused_where_a_static_one_is_required() {
         let own = std::env::current_exe().unwrap();
         let error = static_program(&mut Archive::default(), "init", &own).unwrap_err();
         assert!(error.to_string().contains("is not a static program"), "{error}");

@@ -1,7 +1,7 @@
 //! The archive format of an initramfs, "newc"
 //! ([`initramfs buffer format`](https://docs.kernel.org/driver-api/early-userspace/buffer-format.html)).
 //!
-//! The same entries always give the same bytes: no time, no owner, no order but the paths'.
+//! The same entries always give the same bytes: no time stamps, no owners, sorted by path.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ const FILE: u32 = 0o100_000;
 const LINK: u32 = 0o120_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 
-/// What is at a path.
+/// The entry at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Entry {
     Directory { mode: u32 },
@@ -56,14 +56,14 @@ impl Archive {
         self.entries.insert(path.to_owned(), entry);
     }
 
-    /// The archive's bytes.
+    /// Encodes the archive.
     ///
     /// # Errors
     /// A file is larger than the format's 32 bits.
     pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::new();
         let mut inode = 0;
-        // A parent sorts before what it holds: the kernel makes entries in order.
+        // A parent sorts before its contents: the kernel creates the entries in order.
         for (path, entry) in &self.entries {
             inode += 1;
             let (mode, contents, device): (u32, &[u8], (u32, u32)) = match entry {
@@ -126,7 +126,7 @@ mod tests {
         Read { path: path.to_owned(), mode, contents: contents.to_vec(), device }
     }
 
-    /// Reads an archive back.
+    /// Decodes an archive.
     fn parse(bytes: &[u8]) -> Vec<Read> {
         let mut entries = Vec::new();
         let mut at = 0;
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_come_back_with_their_parents_before_them() {
+    fn entries_are_preceded_by_their_parents() {
         let mut archive = Archive::default();
         archive.file("/usr/bin/agent", 0o755, *b"\x7fELF!");
         archive.link("bin/sh", "busybox");

@@ -1,4 +1,4 @@
-//! What can go wrong while an image is built.
+//! Errors of building an image.
 
 use std::{
     io,
@@ -9,15 +9,15 @@ use std::{
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file or directory of the host.
+    /// An I/O error of a file or directory of the host.
     #[error("{}: {source}", path.display())]
     Path {
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// No kernel where one was expected, or several.
+    /// A directory with no kernel or several, where one was expected.
     #[error("{} holds {found} kernels (boot/vmlinuz-*, usr/lib/modules/*/vmlinuz), expected one: unpack a kernel package there with dpkg -x", path.display())]
     Kernel {
         /// The directory of the unpacked package.
@@ -25,7 +25,7 @@ pub enum Error {
         /// How many were found.
         found: usize,
     },
-    /// A kernel image of another kind.
+    /// A file that is not an x86 kernel image.
     #[error("{}: not an x86 kernel image: {what}", path.display())]
     NotAKernel {
         /// The file.
@@ -33,15 +33,15 @@ pub enum Error {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// Its payload is broken, or compressed in a way that is not read here.
+    /// A corrupt payload, or an unsupported compression.
     #[error("{}: cannot decompress: {what}", path.display())]
     Decompress {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         what: String,
     },
-    /// A module that is neither a file nor built in.
+    /// A missing module: neither a file nor built in.
     #[error("kernel {release} has no module {module}, neither as a file nor built in")]
     NoModule {
         /// The kernel.
@@ -49,31 +49,31 @@ pub enum Error {
         /// The module.
         module: String,
     },
-    /// Modules that depend on each other.
+    /// Modules that depend on each other in a cycle.
     #[error("module {0} depends on itself")]
     ModuleLoop(String),
-    /// A file that is no ELF file.
+    /// A file that is not an ELF file.
     #[error("{}: {source}", path.display())]
     Elf {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: goblin::error::Error,
     },
-    /// A shared library that is in none of the known directories.
+    /// A shared library that is in none of the searched directories.
     #[error("{} needs {library}, which is in none of {searched}", path.display())]
     NoLibrary {
         /// The file that needs it.
         path: PathBuf,
-        /// Its name.
+        /// The library's name.
         library: String,
-        /// Where it was looked for.
+        /// The searched directories.
         searched: String,
     },
     /// A program for the guest that needs shared libraries.
     #[error("{} is not a static program: build it with -C target-feature=+crt-static", .0.display())]
     NotStatic(PathBuf),
-    /// The archive's entry sizes have 32 bits.
+    /// A file whose size does not fit into the archive's 32 bits.
     #[error("{0} is too large for the archive")]
     TooLarge(String),
 }

@@ -1,5 +1,5 @@
-//! The three files of an image: `vmlinux`, `initramfs.cpio`, and `image.json` that tells what they
-//! are made of.
+//! The three files of an image: `vmlinux`, `initramfs.cpio`, and `image.json`, which describes what
+//! they were built from.
 
 use std::{
     fs,
@@ -16,31 +16,31 @@ use crate::{
     kernel::Kernel,
 };
 
-/// The file with the [`Image`].
+/// Name of the file with the [`Image`].
 pub const DESCRIPTION: &str = "image.json";
-/// The kernel.
+/// Name of the kernel file.
 pub const VMLINUX: &str = "vmlinux";
-/// The root file system.
+/// Name of the initramfs file.
 pub const INITRAMFS: &str = "initramfs.cpio";
 
-/// The host's files that an image is made of. Another agent's image is made by the same recipe with
-/// that agent in it.
+/// The host's files that an image is built from. The image of another agent uses the same recipe
+/// with that agent in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recipe {
     /// An unpacked kernel package, or a kernel that needs no modules.
     pub kernel: PathBuf,
-    /// Everything else.
+    /// All other files.
     pub programs: Programs,
 }
 
-/// What an image is made of: the contents of `image.json`.
+/// The description of an image: the contents of `image.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
-    /// Where it came from; absolute paths.
+    /// The files that it was built from; absolute paths.
     pub recipe: Recipe,
-    /// The kernel's release.
+    /// The kernel release.
     pub kernel: String,
-    /// SHA-256 of the package's `vmlinuz`, from which `vmlinux` is made.
+    /// SHA-256 of the package's `vmlinuz`, from which `vmlinux` is extracted.
     pub vmlinuz_sha256: String,
     /// SHA-256 of `initramfs.cpio`.
     pub initramfs_sha256: String,
@@ -48,18 +48,18 @@ pub struct Image {
     pub agent: String,
     /// SHA-256 of the agent.
     pub agent_sha256: String,
-    /// Sizes in bytes, by file name.
+    /// Size of `vmlinux` in bytes.
     pub vmlinux_bytes: u64,
-    /// Size in bytes.
+    /// Size of `initramfs.cpio` in bytes.
     pub initramfs_bytes: u64,
 }
 
-/// Builds the image in `directory`. Files that are up to date already are left alone.
+/// Builds the image in `directory`. Files that are up to date are not written again.
 ///
 /// Returns whether anything was written.
 ///
 /// # Errors
-/// An input is missing or is not what it should be, or a file cannot be written.
+/// An input is missing or has the wrong type, or a file cannot be written.
 pub fn build(recipe: &Recipe, directory: &Path) -> Result<bool, Error> {
     fs::create_dir_all(directory).map_err(at(directory))?;
     let Recipe { kernel, programs } = recipe;
@@ -100,21 +100,22 @@ pub fn build(recipe: &Recipe, directory: &Path) -> Result<bool, Error> {
     if described.as_ref() == Some(&image) && kernel_is_current && initramfs_is_current {
         return Ok(false);
     }
-    // Last: it vouches for the other two.
+    // Last, because it states that the other two files are complete.
     let mut text = serde_json::to_vec_pretty(&image).expect("strings and numbers are always JSON");
     text.push(b'\n');
     replace(&directory.join(DESCRIPTION), &text)?;
     Ok(true)
 }
 
-/// What the image in `directory` is made of; `None` where there is no image, or one of another
-/// version of this program.
+/// Reads the description of the image in `directory`. Returns `None` if there is no image, or one
+/// of another version of this program.
 #[must_use]
 pub fn read(directory: &Path) -> Option<Image> {
     serde_json::from_slice(&fs::read(directory.join(DESCRIPTION)).ok()?).ok()
 }
 
-/// Replaces a file at once, so that a VM that boots from it meanwhile sees one or the other.
+/// Replaces a file atomically, so that a VM that boots from it meanwhile reads either the old file
+/// or the new one.
 fn replace(path: &Path, contents: &[u8]) -> Result<(), Error> {
     let mut new: PathBuf = path.to_owned();
     new.add_extension("new");
@@ -131,12 +132,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hash_is_written_as_usual() {
+    fn a_hash_is_lower_case_hexadecimal() {
         assert_eq!(sha256(b""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
     }
 
     #[test]
-    fn a_description_of_another_version_is_no_description() {
+    fn a_description_of_another_version_is_ignored() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(read(directory.path()), None);
         fs::write(directory.path().join(DESCRIPTION), r#"{"kernel":"6.1"}"#).unwrap();
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_replaced_and_nothing_is_left_beside_it() {
+    fn a_file_is_replaced_without_a_temporary_file_left() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(INITRAMFS);
         replace(&path, b"one").unwrap();

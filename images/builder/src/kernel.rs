@@ -1,10 +1,11 @@
-//! A kernel package that was unpacked (`dpkg -x`), and the `vmlinux` inside its `vmlinuz`; or a
-//! kernel alone, with all that the guest needs built in, as Kata's are.
+//! The guest's kernel: an unpacked kernel package (`dpkg -x`) with the `vmlinux` inside its
+//! `vmlinuz`, or a single file with everything that the guest needs built in, as Kata's kernels
+//! are.
 //!
-//! A `vmlinuz` is a bzImage: a setup part whose header ([boot
-//! protocol](https://docs.kernel.org/arch/x86/boot.html), `payload_offset`, `payload_length`) says
-//! where the compressed kernel is. QEMU boots the ELF file directly (PVH), which spares the guest
-//! the decompression: a second or two of every boot without KVM.
+//! A `vmlinuz` is a bzImage: a setup part, whose header ([boot
+//! protocol](https://docs.kernel.org/arch/x86/boot.html), `payload_offset`, `payload_length`) gives
+//! the position of the compressed kernel. QEMU boots the ELF file directly (PVH). That saves the
+//! guest the decompression: one or two seconds of every boot without KVM.
 
 use std::{
     fs,
@@ -19,16 +20,16 @@ const ELF: &[u8] = b"\x7fELF";
 /// A kernel for the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kernel {
-    /// `6.1.0-50-cloud-amd64`; of a kernel that came alone the file's name.
+    /// The release, such as `6.1.0-50-cloud-amd64`; for a single file, its name.
     pub release: String,
     /// A bzImage, or a `vmlinux`.
     pub image: PathBuf,
-    /// `lib/modules/RELEASE`; `None` where everything is built in.
+    /// `lib/modules/RELEASE`; `None` if everything is built in.
     pub modules: Option<PathBuf>,
 }
 
 impl Kernel {
-    /// The kernel below the directory `path`, or that file itself.
+    /// Finds the kernel below the directory `path`; a `path` to a file is the kernel itself.
     ///
     /// # Errors
     /// There is none, there are several, or its modules are missing.
@@ -42,13 +43,13 @@ impl Kernel {
 
     fn in_package(directory: &Path) -> Result<Self, Error> {
         let mut found = in_boot(&directory.join("boot"))?;
-        // Debian 14's packages have it beside its modules.
+        // Debian 14's packages have the kernel beside its modules.
         found.extend(beside_modules(&directory.join("usr/lib/modules"))?);
         if found.len() != 1 {
             return Err(Error::Kernel { path: directory.to_owned(), found: found.len() });
         }
         let (release, image) = found.remove(0);
-        // Debian's packages carry the modules in usr/lib since the merge of /usr.
+        // Since the merge of /usr, Debian's packages have the modules in usr/lib.
         let modules = [directory.join("lib/modules"), directory.join("usr/lib/modules")]
             .map(|parent| parent.join(&release))
             .into_iter()
@@ -60,10 +61,10 @@ impl Kernel {
         Ok(Self { release, image, modules: Some(modules) })
     }
 
-    /// The kernel as an ELF file, decompressed where it is not one yet.
+    /// Returns the kernel as an ELF file, decompressed if necessary.
     ///
     /// # Errors
-    /// The file is no kernel, or its compression is none of lz4, zstd and xz.
+    /// The file is not a kernel, or its compression is none of lz4, zstd and xz.
     pub fn vmlinux(&self) -> Result<Vec<u8>, Error> {
         let image = fs::read(&self.image).map_err(at(&self.image))?;
         if image.starts_with(ELF) {
@@ -83,7 +84,7 @@ impl Kernel {
     }
 }
 
-/// `boot/vmlinuz-RELEASE`: releases with their files.
+/// Returns the release and path of each `boot/vmlinuz-RELEASE`.
 fn in_boot(boot: &Path) -> Result<Vec<(String, PathBuf)>, Error> {
     let kernels = entries(boot)?.into_iter().filter_map(|(name, path)| {
         let release = name.strip_prefix("vmlinuz-")?;
@@ -92,14 +93,14 @@ fn in_boot(boot: &Path) -> Result<Vec<(String, PathBuf)>, Error> {
     Ok(kernels.collect())
 }
 
-/// `RELEASE/vmlinuz` below a directory of modules.
+/// Returns the release and path of each `RELEASE/vmlinuz` in a directory of modules.
 fn beside_modules(modules: &Path) -> Result<Vec<(String, PathBuf)>, Error> {
     let kernels =
         entries(modules)?.into_iter().map(|(release, path)| (release, path.join("vmlinuz")));
     Ok(kernels.filter(|(_, vmlinuz)| vmlinuz.exists()).collect())
 }
 
-/// Names and paths in a directory; none where there is no such directory.
+/// Returns the names and paths in a directory; none if the directory does not exist.
 fn entries(directory: &Path) -> Result<Vec<(String, PathBuf)>, Error> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -112,7 +113,7 @@ fn entries(directory: &Path) -> Result<Vec<(String, PathBuf)>, Error> {
     named.collect()
 }
 
-/// The compressed kernel in a bzImage.
+/// Returns the compressed kernel in a bzImage.
 fn payload(image: &[u8]) -> Result<&[u8], &'static str> {
     let word = |at: usize| {
         let bytes = image.get(at..at + 4).ok_or("too short")?;
@@ -121,7 +122,7 @@ fn payload(image: &[u8]) -> Result<&[u8], &'static str> {
     if image.get(0x202..0x206) != Some(b"HdrS") {
         return Err("no HdrS header");
     }
-    // A count of 0 means 4, for historic reasons; the boot sector itself is not counted.
+    // A count of 0 means 4, for historical reasons. The count excludes the boot sector.
     let setup_sectors = match image[0x1f1] {
         0 => 4,
         count => usize::from(count),
@@ -130,7 +131,7 @@ fn payload(image: &[u8]) -> Result<&[u8], &'static str> {
     image.get(start..start + word(0x24c)?).ok_or("the payload reaches beyond the file")
 }
 
-/// Decompresses a payload: the compressed stream, then four bytes with the size of what is in it.
+/// Decompresses a payload: the compressed stream, then four bytes with the decompressed size.
 fn decompress(payload: &[u8]) -> Result<Vec<u8>, String> {
     let (stream, size) = payload.split_last_chunk::<4>().ok_or("no payload")?;
     let size = u32::from_le_bytes(*size) as usize;
@@ -141,12 +142,12 @@ fn decompress(payload: &[u8]) -> Result<Vec<u8>, String> {
         _ => return Err("its compression is none of lz4, zstd and xz".into()),
     };
     if contents.len() != size {
-        return Err(format!("{} bytes came out, {size} were promised", contents.len()));
+        return Err(format!("decompressed to {} bytes instead of {size}", contents.len()));
     }
     Ok(contents)
 }
 
-/// The legacy frame format of lz4: blocks of 8 MiB, each with its compressed size before it.
+/// Decompresses lz4's legacy frame format: blocks of 8 MiB, each preceded by its compressed size.
 fn lz4_legacy(mut blocks: &[u8], size: usize) -> Result<Vec<u8>, String> {
     const BLOCK: usize = 8 << 20;
     let mut contents = Vec::with_capacity(size);
@@ -164,7 +165,7 @@ fn lz4_legacy(mut blocks: &[u8], size: usize) -> Result<Vec<u8>, String> {
     Ok(contents)
 }
 
-/// Decompresses an xz stream, filters for machine code included.
+/// Decompresses an xz stream, including its filters for machine code.
 pub(crate) fn xz(stream: &[u8]) -> Result<Vec<u8>, String> {
     let mut contents = Vec::new();
     lzma_rust2::XzReader::new(stream, false)
@@ -186,7 +187,7 @@ pub(crate) fn zstd(stream: &[u8]) -> Result<Vec<u8>, String> {
 mod tests {
     use super::*;
 
-    /// A bzImage with one setup sector, `gap` bytes before the payload, and some bytes behind it.
+    /// A bzImage with one setup sector, `gap` bytes before the payload, and some bytes after it.
     fn image(payload: &[u8], gap: usize) -> Vec<u8> {
         let mut image = vec![0; 1024 + gap];
         image[0x1f1] = 1;
@@ -198,7 +199,7 @@ mod tests {
         image
     }
 
-    /// An lz4 block of literals alone: a token, the rest of the length in steps of 255, the bytes.
+    /// An lz4 block of literals only: a token, the rest of the length in steps of 255, the bytes.
     fn lz4_literals(bytes: &[u8]) -> Vec<u8> {
         assert!(bytes.len() >= 15);
         let mut block = vec![0xf0];
@@ -212,19 +213,19 @@ mod tests {
         block
     }
 
-    fn legacy_payload(parts: &[&[u8]], promised: u32) -> Vec<u8> {
+    fn legacy_payload(parts: &[&[u8]], size: u32) -> Vec<u8> {
         let mut payload = vec![0x02, 0x21, 0x4c, 0x18];
         for part in parts {
             let block = lz4_literals(part);
             payload.extend_from_slice(&(block.len() as u32).to_le_bytes());
             payload.extend_from_slice(&block);
         }
-        payload.extend_from_slice(&promised.to_le_bytes());
+        payload.extend_from_slice(&size.to_le_bytes());
         payload
     }
 
     #[test]
-    fn a_kernel_may_come_alone_and_as_it_is() {
+    fn a_single_uncompressed_kernel_file_is_accepted() {
         let file = tempfile::NamedTempFile::with_prefix("vmlinux-").unwrap();
         fs::write(file.path(), b"\x7fELF and the rest").unwrap();
         let kernel = Kernel::find(file.path()).unwrap();
@@ -236,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn the_payload_is_where_the_header_says() {
+    fn the_payload_is_found_by_the_header() {
         assert_eq!(payload(&image(b"PAYLOAD", 7)).unwrap(), b"PAYLOAD");
         let mut short = image(b"PAYLOAD", 0);
         short.truncate(1026);
@@ -250,14 +251,12 @@ mod tests {
         let contents = decompress(&legacy_payload(&[&one, &two], 320)).unwrap();
         assert_eq!(contents, [one.as_slice(), two.as_slice()].concat());
         assert!(
-            decompress(&legacy_payload(&[&one, &two], 321))
-                .unwrap_err()
-                .contains("321 were promised")
+            decompress(&legacy_payload(&[&one, &two], 321)).unwrap_err().contains("instead of 321")
         );
     }
 
     #[test]
-    fn an_unknown_compression_is_told() {
+    fn an_unknown_compression_is_an_error() {
         assert!(
             decompress(b"\x1f\x8b gzip is not among them")
                 .unwrap_err()

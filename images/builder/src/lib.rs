@@ -1,12 +1,12 @@
-//! Builds the guest of the tests: an uncompressed kernel for PVH boot and an initramfs, by this
-//! code alone (no `cpio`, no `kmod`, no `xz`).
+//! Builds the test guest: an uncompressed kernel for PVH boot and an initramfs. It runs no other
+//! program (no `cpio`, no `kmod`, no `xz`).
 //!
-//! - [`kernel`]: a Debian kernel package that was unpacked, and the `vmlinux` in its `vmlinuz`
-//! - [`module`]: kernel modules and the order in which they have to be loaded
+//! - [`kernel`]: an unpacked Debian kernel package, and the `vmlinux` in its `vmlinuz`
+//! - [`module`]: kernel modules and the order in which to load them
 //! - [`library`]: the shared libraries that a program of the host needs
-//! - [`cpio`]: the archive
-//! - [`contents`]: what goes into the guest, and where
-//! - [`image`]: writes the three files of an image, unless nothing changed
+//! - [`cpio`]: the archive format
+//! - [`contents`]: the contents of the initramfs
+//! - [`image`]: writes the three files of an image, unless they are up to date
 
 pub mod contents;
 pub mod cpio;

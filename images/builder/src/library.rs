@@ -1,10 +1,11 @@
-//! The shared libraries of a program, as
-//! [`ld.so(8)`](https://man7.org/linux/man-pages/man8/ld.so.8.html) finds them: the dynamic
-//! section's `NEEDED` entries, looked for where `RPATH` and `RUNPATH` say (with `$ORIGIN`), in
-//! unpacked packages, in the directories of `/etc/ld.so.conf`, and in the system's own. Nothing is
-//! run for it.
+//! Finds the shared libraries of a program as
+//! [`ld.so(8)`](https://man7.org/linux/man-pages/man8/ld.so.8.html) does, without running anything.
+//! It reads the `NEEDED` entries of the dynamic section and searches the directories of `RPATH` and
+//! `RUNPATH` (with `$ORIGIN`), unpacked packages, the directories of `/etc/ld.so.conf`, and the
+//! system's directories.
 //!
-//! What a program opens by itself (`dlopen(3)`: NSS, plug-ins) is in no table and is not found.
+//! Libraries that a program opens itself (`dlopen(3)`: NSS, plug-ins) are in no table and are not
+//! found.
 
 use std::{
     collections::BTreeMap,
@@ -16,32 +17,33 @@ use goblin::elf::{Elf, Header};
 
 use crate::{Error, error::at};
 
-/// Where Debian keeps libraries, in ld.so's order. Its ld.so looks there without
-/// `/etc/ld.so.cache`, which the guest has not.
+/// Debian's directories for libraries, in the order of ld.so. Its ld.so searches them without
+/// `/etc/ld.so.cache`, which the guest does not have.
 const DIRECTORIES: [&str; 4] =
     ["/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib", "/usr/lib"];
 
-/// Where the guest finds a library of a directory that only the cache knows.
+/// The guest's directory for libraries whose directory on this machine is only in the cache.
 const FALLBACK: &str = "/usr/lib";
 
-/// A program or a library: on this machine, and in the guest.
+/// A program or a library: its path on this machine, and in the guest.
 #[derive(Debug, Clone)]
 struct Object {
     file: PathBuf,
     inside: PathBuf,
-    /// `RPATH` of those that led here, as places on this machine and in the guest.
-    inherited: Vec<Place>,
+    /// The `RPATH` of the objects that need this one.
+    inherited: Vec<SearchDirectory>,
 }
 
-/// A directory to look in: on this machine, and in the guest.
-type Place = (PathBuf, PathBuf);
+/// A directory of a search path: on this machine, and in the guest.
+type SearchDirectory = (PathBuf, PathBuf);
 
-/// The files that `program` needs to run at `inside`: its interpreter and its libraries with
-/// theirs, not the program itself. Each path in the guest, with the file on this machine: in one of
-/// `trees` (packages that were unpacked, not installed) or under the same path.
+/// Returns the files that `program` needs to run at the guest path `inside`, without the program
+/// itself: its interpreter, its libraries and their libraries. The map has the path in the guest
+/// and the file on this machine, which is in one of `trees` (unpacked packages that are not
+/// installed) or has the same path.
 ///
 /// # Errors
-/// A file is no ELF file, or a library is missing.
+/// A file is not an ELF file, or a library is missing.
 pub fn needed_by(
     program: &Path,
     inside: &Path,
@@ -60,10 +62,10 @@ pub fn needed_by(
             let file = trees.iter().map(|tree| in_tree(tree, &path)).find(|file| file.exists());
             found.insert(path.clone(), file.unwrap_or(path));
         }
-        let (first, rpath) = searched_first(&object, &elf);
+        let (first, rpath) = own_directories(&object, &elf);
         for library in &elf.libraries {
-            let places = first.iter().cloned().chain(system(trees, &configured));
-            let (inside, file) = find(&object.file, &elf.header, library, places)?;
+            let directories = first.iter().cloned().chain(system(trees, &configured));
+            let (inside, file) = find(&object.file, &elf.header, library, directories)?;
             if found.insert(inside.clone(), file.clone()).is_none() {
                 open.push(Object { file, inside, inherited: rpath.clone() });
             }
@@ -75,7 +77,7 @@ pub fn needed_by(
 /// Whether `program` runs without any other file.
 ///
 /// # Errors
-/// It cannot be read or is no ELF file.
+/// The file cannot be read or is not an ELF file.
 pub fn is_static(program: &Path) -> Result<bool, Error> {
     let contents = fs::read(program).map_err(at(program))?;
     let elf =
@@ -83,33 +85,34 @@ pub fn is_static(program: &Path) -> Result<bool, Error> {
     Ok(elf.interpreter.is_none() && elf.libraries.is_empty())
 }
 
-/// What the object itself says: where to look before the system's directories, and what its
-/// libraries inherit of that.
-fn searched_first(object: &Object, elf: &Elf<'_>) -> (Vec<Place>, Vec<Place>) {
-    let places = |lists: &[&str]| {
+/// Returns the directories that the object itself names, which precede the system's directories,
+/// and the part of them that its libraries inherit.
+fn own_directories(object: &Object, elf: &Elf<'_>) -> (Vec<SearchDirectory>, Vec<SearchDirectory>) {
+    let expanded = |lists: &[&str]| {
         let directories =
             lists.iter().flat_map(|list| list.split(':')).filter(|path| !path.is_empty());
-        directories.map(|path| place(object, path)).collect::<Vec<_>>()
+        directories.map(|path| expand(object, path)).collect::<Vec<_>>()
     };
-    // With a RUNPATH every RPATH is ignored, and a RUNPATH is its own object's alone.
+    // A RUNPATH disables every RPATH, and applies only to its own object.
     if !elf.runpaths.is_empty() {
-        return (places(&elf.runpaths), object.inherited.clone());
+        return (expanded(&elf.runpaths), object.inherited.clone());
     }
-    let mut rpath = places(&elf.rpaths);
+    let mut rpath = expanded(&elf.rpaths);
     rpath.extend(object.inherited.iter().cloned());
     (rpath.clone(), rpath)
 }
 
-/// A directory of a search path; `$ORIGIN` is the object's own, here and there.
-fn place(object: &Object, path: &str) -> Place {
-    let expand = |at: &Path| {
+/// Expands `$ORIGIN` in a directory of a search path to the object's directory: on this machine,
+/// and in the guest.
+fn expand(object: &Object, path: &str) -> SearchDirectory {
+    let with_origin_of = |at: &Path| {
         let origin = at.parent().unwrap_or(Path::new("/")).to_string_lossy();
         PathBuf::from(path.replace("${ORIGIN}", &origin).replace("$ORIGIN", &origin))
     };
-    (expand(&object.file), without_dots(&expand(&object.inside)))
+    (with_origin_of(&object.file), without_dots(&with_origin_of(&object.inside)))
 }
 
-/// `/usr/bin/../lib` as `/usr/lib`: an archive has no links that the kernel could follow.
+/// Resolves `.` and `..`: `/usr/bin/../lib` becomes `/usr/lib`, as a path in the archive must be.
 fn without_dots(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for component in path.components() {
@@ -122,9 +125,9 @@ fn without_dots(path: &Path) -> PathBuf {
     plain
 }
 
-/// The system's directories: first in the trees, then on this machine, the configured ones before
-/// the built-in ones.
-fn system(trees: &[PathBuf], configured: &[PathBuf]) -> impl Iterator<Item = Place> {
+/// Returns the system's directories: first those in the trees, then those of this machine, the
+/// configured ones before the built-in ones.
+fn system(trees: &[PathBuf], configured: &[PathBuf]) -> impl Iterator<Item = SearchDirectory> {
     let built_in = || DIRECTORIES.iter().map(PathBuf::from);
     let in_trees =
         trees.iter().flat_map(move |tree| built_in().map(|path| (in_tree(tree, &path), path)));
@@ -137,21 +140,21 @@ fn system(trees: &[PathBuf], configured: &[PathBuf]) -> impl Iterator<Item = Pla
     in_trees.chain(configured).chain(built_in().map(|path| (path.clone(), path)))
 }
 
-/// Every directory begins with a slash, which joining would take for a path of its own.
+/// Joins without the leading slash: `join` would replace `tree` by an absolute path.
 fn in_tree(tree: &Path, path: &Path) -> PathBuf {
     tree.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// The first library of that name that is for the same machine: its path in the guest, and its
+/// Finds the first library of that name for the same architecture: its path in the guest, and its
 /// file.
 fn find(
     path: &Path,
     header: &Header,
     library: &str,
-    places: impl Iterator<Item = Place>,
-) -> Result<Place, Error> {
+    directories: impl Iterator<Item = SearchDirectory>,
+) -> Result<(PathBuf, PathBuf), Error> {
     let mut searched = Vec::new();
-    for (directory, inside) in places {
+    for (directory, inside) in directories {
         let file = directory.join(library);
         if is_for(&file, header) {
             return Ok((inside.join(library), file));
@@ -178,7 +181,7 @@ fn is_for(file: &Path, header: &Header) -> bool {
     })
 }
 
-/// The directories that `ldconfig(8)` would put into the cache, in their order.
+/// Returns the directories that `ldconfig(8)` would put into the cache, in their order.
 fn configured(file: &Path) -> Vec<PathBuf> {
     let mut directories = Vec::new();
     for line in fs::read_to_string(file).unwrap_or_default().lines() {
@@ -196,7 +199,8 @@ fn configured(file: &Path) -> Vec<PathBuf> {
     directories
 }
 
-/// The files that `/etc/ld.so.conf.d/*.conf` stands for; a name without a star stands for itself.
+/// Expands a pattern such as `/etc/ld.so.conf.d/*.conf`; a name without a star is returned as it
+/// is.
 fn included(pattern: &Path) -> Vec<PathBuf> {
     let name = pattern.file_name().unwrap_or_default().to_string_lossy();
     let Some((begin, end)) = name.split_once('*') else { return vec![pattern.to_owned()] };
@@ -240,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_library_is_named_with_who_needs_it_and_where_it_is_not() {
+    fn a_missing_library_is_named_with_the_program_and_the_searched_directories() {
         let (own, contents) = own();
         let header = Elf::parse_header(&contents).unwrap();
         let error =
@@ -249,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unpacked_package_comes_before_this_machine_and_what_is_no_library_does_not_count() {
+    fn an_unpacked_package_takes_precedence_and_files_that_are_no_library_are_skipped() {
         let (own, contents) = own();
         let header = Elf::parse_header(&contents).unwrap();
         let tree = tempfile::tempdir().unwrap();
@@ -266,15 +270,15 @@ mod tests {
     }
 
     #[test]
-    fn the_origin_is_the_objects_own_directory_here_and_in_the_guest() {
+    fn the_origin_is_the_objects_directory_on_this_machine_and_in_the_guest() {
         let object = Object {
             file: "/build/out/agent".into(),
             inside: "/usr/bin/agent".into(),
             inherited: Vec::new(),
         };
-        let (here, inside) = place(&object, "$ORIGIN/../lib");
+        let (here, inside) = expand(&object, "$ORIGIN/../lib");
         assert_eq!((here, inside), ("/build/out/../lib".into(), "/usr/lib".into()));
-        assert_eq!(place(&object, "/opt/lib"), ("/opt/lib".into(), "/opt/lib".into()));
+        assert_eq!(expand(&object, "/opt/lib"), ("/opt/lib".into(), "/opt/lib".into()));
     }
 
     #[test]

@@ -19,7 +19,7 @@ struct Arguments {
     /// Directory of an unpacked kernel package, with boot/vmlinuz-* and lib/modules
     #[arg(long, value_parser = absolute, value_name = "DIR")]
     kernel: PathBuf,
-    /// The agent that becomes PID 1; shared libraries that it needs are taken from this machine
+    /// The agent that becomes PID 1; shared libraries that it needs are copied from this machine
     #[arg(long, value_parser = absolute, value_name = "PATH")]
     agent: PathBuf,
     /// The guest's init (static)
@@ -28,7 +28,7 @@ struct Arguments {
     /// The harness's observer (static)
     #[arg(long, value_parser = absolute, value_name = "PATH")]
     observer: PathBuf,
-    /// A program that dials an agent, put at /usr/bin/agent-probe (static)
+    /// A program that connects to an agent, installed at /usr/bin/agent-probe (static)
     #[arg(long, value_parser = absolute, value_name = "PATH")]
     probe: Option<PathBuf>,
     /// The container runtime
@@ -37,21 +37,22 @@ struct Arguments {
     /// Busybox (static)
     #[arg(long, value_parser = absolute, value_name = "PATH", default_value = "/bin/busybox")]
     busybox: PathBuf,
-    /// Further program, put at /usr/sbin with its libraries; may be repeated
+    /// Additional program, installed in /usr/sbin with its libraries; may be repeated
     #[arg(long, value_parser = absolute, value_name = "PATH")]
     tool: Vec<PathBuf>,
-    /// Directory of unpacked packages, whose libraries come before this machine's; may be repeated
+    /// Directory of unpacked packages, whose libraries take precedence over this machine's; may be
+    /// repeated
     #[arg(long, value_parser = absolute, value_name = "DIR")]
     tree: Vec<PathBuf>,
-    /// Directory whose files are laid over the guest's root; may be repeated
+    /// Directory whose files are copied over the guest's root; may be repeated
     #[arg(long, value_parser = absolute, value_name = "DIR")]
     extra: Vec<PathBuf>,
-    /// Where the image goes
+    /// Directory for the image
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
 
-/// The recipe is for others, too, who stand in another directory.
+/// The recipe is also read by programs that run in another directory.
 fn absolute(path: &str) -> io::Result<PathBuf> {
     path::absolute(path)
 }

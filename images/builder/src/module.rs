@@ -1,9 +1,9 @@
-//! Kernel modules of an unpacked package: which there are, what each depends on, and the order in
-//! which to load them.
+//! The kernel modules of an unpacked package, their dependencies, and the order in which to load
+//! them.
 //!
-//! A module file is ELF (perhaps compressed with xz or zstd); its section `.modinfo` holds
-//! `key=value` strings, of which `depends` lists the modules that have to be loaded before. The
-//! kernel writes names with underscores, files are named either way
+//! A module is an ELF file, possibly compressed with xz or zstd. Its section `.modinfo` holds
+//! `key=value` strings; `depends` lists the modules that have to be loaded before. The kernel
+//! writes names with underscores; file names have underscores or hyphens
 //! ([`modinfo`](https://man7.org/linux/man-pages/man8/modinfo.8.html)).
 
 use std::{
@@ -20,19 +20,19 @@ use crate::{
     kernel::{xz, zstd},
 };
 
-/// What a module file may be compressed with: the suffix behind `.ko`, and the way back.
+/// The supported compressions: the suffix after `.ko`, and the function that decompresses.
 const COMPRESSIONS: [(&str, Decompress); 2] = [(".xz", xz), (".zst", zstd)];
 type Decompress = fn(&[u8]) -> Result<Vec<u8>, String>;
 
-/// A module, ready to be loaded.
+/// A module that is ready to be loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Module {
-    /// With underscores.
+    /// The name, with underscores.
     pub name: String,
-    /// Below `/lib/modules/RELEASE`, without a suffix for compression:
+    /// The path below `/lib/modules/RELEASE`, without a suffix for compression:
     /// `kernel/drivers/scsi/sd_mod.ko`.
     pub path: String,
-    /// The module itself, decompressed.
+    /// The decompressed module.
     pub contents: Vec<u8>,
 }
 
@@ -46,7 +46,7 @@ pub struct Modules {
 }
 
 impl Modules {
-    /// Lists the modules of the kernel `release` in `directory`; reads none yet.
+    /// Lists the modules of the kernel `release` in `directory`, without reading them.
     ///
     /// # Errors
     /// The directory cannot be read.
@@ -63,17 +63,17 @@ impl Modules {
         })
     }
 
-    /// Whether there is a file of this module; built-in ones have none.
+    /// Whether the module has a file. Built-in modules have none.
     #[must_use]
     pub fn has_file(&self, name: &str) -> bool {
         self.files.contains_key(&normalized(name))
     }
 
-    /// The modules that `wanted` need, themselves included, each after those that it depends on.
-    /// Built-in ones are left out.
+    /// Returns the modules `wanted` and all of their dependencies, each after those that it depends
+    /// on. Built-in modules are left out.
     ///
     /// # Errors
-    /// One does not exist, cannot be read, or depends on itself.
+    /// A module does not exist, cannot be read, or depends on itself.
     pub fn in_load_order(&self, wanted: &[&str]) -> Result<Vec<Module>, Error> {
         let mut order =
             Order { modules: self, done: HashSet::new(), open: HashSet::new(), list: Vec::new() };
@@ -102,7 +102,7 @@ impl Modules {
 struct Order<'a> {
     modules: &'a Modules,
     done: HashSet<String>,
-    /// The path from a wanted module to where the walk is.
+    /// The path from a wanted module to the current position of the walk.
     open: HashSet<String>,
     list: Vec<Module>,
 }
@@ -142,7 +142,7 @@ fn modinfo<'a>(elf: &Elf<'_>, contents: &'a [u8]) -> &'a [u8] {
         .unwrap_or_default()
 }
 
-/// The names in `depends=a,b`, with underscores.
+/// Returns the names in `depends=a,b`, with underscores.
 fn depends(modinfo: &[u8]) -> Vec<String> {
     modinfo
         .split(|&byte| byte == 0)
@@ -166,8 +166,8 @@ fn collect(directory: &Path, files: &mut HashMap<String, PathBuf>) -> Result<(),
     Ok(())
 }
 
-/// `sd_mod.ko`, `sd_mod.ko.xz`. One that is compressed otherwise is not there: its name comes up
-/// where it is needed.
+/// Whether the file name is that of a module: `sd_mod.ko`, `sd_mod.ko.xz`. Modules with another
+/// compression are ignored; the error names one if it is needed.
 fn is_module(file: &str) -> bool {
     let suffixes = COMPRESSIONS.iter().map(|(suffix, _)| *suffix);
     suffixes
@@ -197,13 +197,13 @@ mod tests {
     }
 
     #[test]
-    fn names_come_from_files_whatever_their_suffix() {
+    fn a_modules_name_is_its_file_name_without_suffixes() {
         assert_eq!(name_of(Path::new("kernel/net/vmw_vsock/vmw-vsock.ko.xz")), "vmw_vsock");
         assert_eq!(name_of(Path::new("kernel/drivers/scsi/sd_mod.ko")), "sd_mod");
     }
 
     #[test]
-    fn modules_are_told_by_their_suffix() {
+    fn modules_are_recognized_by_their_suffix() {
         for (file, expected) in [
             ("virtio_scsi.ko", true),
             ("virtio_scsi.ko.xz", true),
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compressed_module_is_read_as_what_is_in_it() {
+    fn a_compressed_module_is_decompressed() {
         // printf 'a module' | zstd
         let stream = b"\x28\xb5\x2f\xfd\x04\x58\x41\0\0a module\x65\xaf\xab\xf2";
         let root = tempfile::tempdir().unwrap();

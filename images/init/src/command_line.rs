@@ -13,12 +13,12 @@ pub(crate) struct CommandLine {
 }
 
 impl CommandLine {
-    /// Reads the running kernel's.
+    /// Reads the command line of the running kernel.
     pub(crate) fn read() -> Result<Self, Error> {
         Ok(Self::parse(&fs::read_to_string(PATH).map_err(at(PATH))?))
     }
 
-    /// Splits at white space, but not within double quotes, which are dropped.
+    /// Splits at white space outside of double quotes, and removes the quotes.
     pub(crate) fn parse(text: &str) -> Self {
         let mut quoted = false;
         let parameters = text
@@ -36,7 +36,7 @@ impl CommandLine {
         Self { parameters }
     }
 
-    /// The modules of `guest.modules=a,b`, to be loaded before the image's own list.
+    /// Returns the modules of `guest.modules=a,b`, which are loaded before the image's own list.
     pub(crate) fn extra_modules(&self) -> impl Iterator<Item = &str> {
         self.parameters
             .iter()
@@ -46,8 +46,9 @@ impl CommandLine {
             .filter(|module| !module.is_empty())
     }
 
-    /// The parameters of `module`, as `finit_module(2)` wants them. Only modprobe copies
-    /// `module.parameter=value` from the command line; the kernel does so for built-in code alone.
+    /// Returns the parameters of `module` in the format of `finit_module(2)`. For modules, modprobe
+    /// copies `module.parameter=value` from the command line; the kernel does so only for built-in
+    /// code.
     pub(crate) fn module_parameters(&self, module: &str) -> String {
         let mut text = String::new();
         for (name, value) in &self.parameters {
@@ -89,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn extra_modules_are_split_at_commas_and_repeatable() {
+    fn extra_modules_are_separated_by_commas_and_the_parameter_can_be_repeated() {
         let line = CommandLine::parse(
             "guest.modules=ahci,,vsock_loopback guest.modules guest.modules=loop",
         );

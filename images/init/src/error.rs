@@ -1,30 +1,30 @@
-//! What can go wrong before the agent runs.
+//! Errors before the agent runs.
 
 use std::io;
 
-/// An error of `guest-init`; it ends the guest.
+/// An error of `guest-init`. It powers the guest off.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// A file or a mount point.
+    /// An I/O error of a file or a mount point.
     #[error("{path}: {source}")]
     At {
-        /// What was worked on.
+        /// The file or mount point.
         path: String,
         source: io::Error,
     },
-    /// A module that the kernel refuses.
+    /// A module that the kernel refused.
     #[error(
-        "loading module {path} with parameters {parameters:?}: {source} (the kernel's log says more)"
+        "loading module {path} with parameters {parameters:?}: {source} (see the kernel's log)"
     )]
     Module { path: String, parameters: String, source: io::Error },
-    /// `guest.modules` names a module that the image does not hold.
-    #[error("guest.modules names {0:?}, which this image does not hold")]
+    /// A module in `guest.modules` that the image does not have.
+    #[error("guest.modules names {0:?}, which this image does not have")]
     UnknownModule(String),
-    /// The loopback interface.
+    /// An error of the loopback interface.
     #[error("bringing lo up: {0}")]
     Loopback(#[from] rtnetlink::Error),
-    /// A string with a NUL byte where the kernel takes a C string.
-    #[error("a name or parameter holds a NUL byte")]
+    /// A NUL byte in a string that the kernel takes as a C string.
+    #[error("a name or parameter contains a NUL byte")]
     NulByte,
 }
 

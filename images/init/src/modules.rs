@@ -1,8 +1,8 @@
 //! Kernel modules, by
 //! [`finit_module(2)`](https://man7.org/linux/man-pages/man2/finit_module.2.html).
 //!
-//! The image holds `/etc/modules.list`, one `path [parameters]` a line in the order in which they
-//! have to be loaded, and one such list per module that is loaded on demand alone,
+//! The image has `/etc/modules.list` with one `path [parameters]` per line, in the order in which
+//! to load them. It has one such list for each module that is only loaded on demand,
 //! `/etc/modules-on-demand/NAME`.
 
 use std::{
@@ -23,12 +23,12 @@ use crate::{
 const LIST: &str = "/etc/modules.list";
 const ON_DEMAND: &str = "/etc/modules-on-demand";
 
-/// Loads the modules that `guest.modules` names, then the image's own list. The extra ones come
-/// first so that a test can put another SCSI host before the virtio one.
+/// Loads the modules of `guest.modules`, then the image's own list. The extra modules come first so
+/// that a test can put another SCSI host before the virtio-scsi controller.
 pub(crate) fn load(command_line: &CommandLine) -> Result<(), Error> {
     let mut loaded = HashSet::new();
     for module in command_line.extra_modules() {
-        // The name becomes a file name: nothing but a module's own characters.
+        // The name becomes a file name: allow only the characters of a module name.
         let name = normalized(module);
         if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
             return Err(Error::UnknownModule(module.to_owned()));
@@ -72,7 +72,7 @@ fn load_list(
     Ok(())
 }
 
-/// The lines of a list: path and parameters. Empty lines and those that start with `#` are skipped.
+/// Returns path and parameters of each line. Empty lines and lines that start with `#` are skipped.
 fn entries(list: &str) -> impl Iterator<Item = (&str, &str)> {
     list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(
         |line| {
@@ -82,7 +82,7 @@ fn entries(list: &str) -> impl Iterator<Item = (&str, &str)> {
     )
 }
 
-/// `virtio_scsi` of `/lib/modules/…/virtio-scsi.ko`: the kernel writes a module's name with
+/// Returns `virtio_scsi` for `/lib/modules/…/virtio-scsi.ko`: the kernel writes module names with
 /// underscores.
 fn module_name(path: &str) -> String {
     let file = path.rsplit('/').next().unwrap_or(path);

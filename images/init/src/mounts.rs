@@ -1,8 +1,8 @@
 //! The guest's mounts, by [`mount(2)`](https://man7.org/linux/man-pages/man2/mount.2.html).
 //!
 //! The kernel's `rootfs` cannot be the old root of `pivot_root(2)`, which container runtimes call.
-//! Binding `/` over itself, moving that mount to `/` and changing root into it gives an ordinary
-//! mount, without a copy of the image.
+//! A bind mount of `/` that is moved to `/` and entered with `chroot(2)` is an ordinary mount, and
+//! needs no copy of the image.
 
 use std::{env, fs};
 
@@ -13,10 +13,10 @@ use nix::{
 
 use crate::error::{Error, at};
 
-/// An empty directory of the image, where the root is bound for a moment.
+/// An empty directory of the image, the temporary mount point of the new root.
 const NEW_ROOT: &str = "/n";
 
-/// Makes the root an ordinary mount, then mounts what every program expects.
+/// Makes the root an ordinary mount, then mounts the file systems that every program expects.
 pub(crate) fn prepare() -> Result<(), Error> {
     mount_at(Some("/"), NEW_ROOT, None, MsFlags::MS_BIND)?;
     env::set_current_dir(NEW_ROOT).map_err(at(NEW_ROOT))?;

@@ -5,10 +5,11 @@ use rtnetlink::LinkUnspec;
 
 use crate::error::{Error, at};
 
-/// The kernel makes `lo` first, so that it has the same index in every network namespace.
+/// The kernel creates `lo` first, so it has the same index in every network namespace.
 const LOOPBACK_INDEX: u32 = 1;
 
-/// Brings `lo` up. The runtime that rtnetlink needs is gone afterwards, and so are its descriptors.
+/// Brings `lo` up. The tokio runtime that rtnetlink needs, and its descriptors, are dropped on
+/// return.
 pub(crate) fn bring_loopback_up() -> Result<(), Error> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(at("tokio"))?;

@@ -1,4 +1,4 @@
-//! PID 1 seen through [`proc(5)`](https://man7.org/linux/man-pages/man5/proc.5.html).
+//! The state of PID 1, from [`proc(5)`](https://man7.org/linux/man-pages/man5/proc.5.html).
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use std::{
 
 use guest_observer::{AgentState, Thread};
 
-/// Reads the state of PID 1. Threads and descriptors that go while this looks are left out.
+/// Reads the state of PID 1. Threads and descriptors that end meanwhile are left out.
 pub(crate) fn read() -> io::Result<AgentState> {
     read_of(Path::new("/proc/1"))
 }
@@ -31,7 +31,7 @@ fn read_of(process: &Path) -> io::Result<AgentState> {
         }
     }
     fds.sort();
-    // Not the status file's sums: those lag behind by what each thread has not told yet.
+    // Not the sums in the status file: they lack what each thread has not added yet.
     let memory = fs::read_to_string(process.join("smaps_rollup"))?;
     let rss_anon_kb = number(&memory, "Anonymous")?;
     Ok(AgentState {
@@ -47,7 +47,7 @@ fn read_thread(path: &Path) -> io::Result<(Thread, u64)> {
     let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
     let thread = Thread {
         tid: name.ok_or_else(|| {
-            io::Error::new(ErrorKind::InvalidData, format!("{}: no thread", path.display()))
+            io::Error::new(ErrorKind::InvalidData, format!("{} is not a thread", path.display()))
         })?,
         mount_namespace: fs::metadata(path.join("ns/mnt"))?.ino(),
         comm: fs::read_to_string(path.join("comm"))?.trim_end().to_owned(),
@@ -56,7 +56,7 @@ fn read_thread(path: &Path) -> io::Result<(Thread, u64)> {
     Ok((thread, number(&status, "voluntary_ctxt_switches")?))
 }
 
-/// `NotFound` comes from opening, `ESRCH` from reading what was opened in time.
+/// `NotFound` comes from an open, `ESRCH` from a read after the process or thread has ended.
 fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
@@ -69,13 +69,13 @@ fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// The number in `key:\tNUMBER [kB]`.
+/// Returns the number in the line `key:\tNUMBER [kB]`.
 fn number(text: &str, key: &str) -> io::Result<u64> {
     text.lines()
         .filter_map(|line| line.split_once(':'))
         .find(|(name, _)| *name == key)
         .and_then(|(_, value)| value.split_whitespace().next()?.parse().ok())
-        .ok_or_else(|| io::Error::new(ErrorKind::InvalidData, format!("there is no {key}")))
+        .ok_or_else(|| io::Error::new(ErrorKind::InvalidData, format!("no line {key}")))
 }
 
 #[cfg(test)]
@@ -85,8 +85,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_shows_its_threads_descriptors_and_memory() {
-        // A thread gives itself its name: it has one once it says that it runs.
+    fn the_state_has_threads_descriptors_and_memory() {
+        // A thread sets its name itself: it has the name once it sends its message.
         let ((runs, running), (end, ended)) = (mpsc::channel::<()>(), mpsc::channel::<()>());
         let observed = move || {
             runs.send(()).unwrap();

@@ -1,5 +1,5 @@
-//! The floor of the speed comparison: a SCSI scan and the wait for its block event, with nothing
-//! around them.
+//! The floor of the speed comparison, the least that a hot-plug can take: only a SCSI scan and the
+//! wait for its block event.
 //!
 //! Interfaces: `/sys/class/scsi_host/hostN/scan` and uevents over
 //! [`netlink(7)`](https://man7.org/linux/man-pages/man7/netlink.7.html), `NETLINK_KOBJECT_UEVENT`.
@@ -23,9 +23,9 @@ use nix::{
     },
 };
 
-/// How long a block event may take to come.
+/// The time limit for a block event.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// The kernel limits an event's environment to 2 KiB, its header to a path.
+/// The kernel limits an event's environment to 2 KiB and its header to a path.
 const LARGEST_EVENT: usize = 8192;
 
 /// An open uevent socket.
@@ -40,12 +40,12 @@ impl Uevents {
             SockProtocol::NetlinkKObjectUEvent,
         )?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::new(DEADLINE.as_secs() as i64, 0))?;
-        // Group 1 is the kernel's own.
+        // Group 1: events from the kernel.
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 1))?;
         Ok(Self(fd))
     }
 
-    /// Reads away what came before: among it may be an earlier event of the same address.
+    /// Drains the socket: it may hold an earlier event of the same address.
     fn drain(&mut self) -> io::Result<()> {
         let mut buffer = [0; LARGEST_EVENT];
         loop {
@@ -88,8 +88,8 @@ pub(crate) fn delete(address: Address) -> io::Result<()> {
     fs::write(format!("/sys/class/scsi_device/{host}:0:{target}:{lun}/device/delete"), "1")
 }
 
-/// The name in an event's header, `add@/devices/…/H:0:T:L/block/NAME`; not for partitions, which
-/// are below it.
+/// Returns NAME of an event's header `add@/devices/…/H:0:T:L/block/NAME`. Partitions, which are
+/// below that path, give `None`.
 fn added_block<'a>(event: &'a [u8], marker: &str) -> Option<&'a str> {
     let header = str::from_utf8(event.split(|&byte| byte == 0).next()?).ok()?;
     let (_, name) = header.strip_prefix("add@")?.split_once(marker)?;
@@ -110,12 +110,12 @@ mod tests {
     }
 
     #[test]
-    fn the_disk_of_the_address_is_taken() {
+    fn the_disk_at_the_address_is_accepted() {
         assert_eq!(name(&format!("add@{PATH}")).as_deref(), Some("sda"));
     }
 
     #[test]
-    fn partitions_other_actions_and_other_addresses_are_not() {
+    fn partitions_other_actions_and_other_addresses_are_ignored() {
         assert_eq!(name(&format!("add@{PATH}/sda1")), None);
         assert_eq!(name(&format!("remove@{PATH}")), None);
         assert_eq!(name(&format!("add@{}", PATH.replace("0:0:5:3", "0:0:5:33"))), None);

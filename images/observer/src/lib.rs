@@ -1,67 +1,67 @@
-//! The protocol between the harness and the observer, a small program that lives beside the agent
-//! in the test guest and looks at the guest without the agent's help.
+//! The protocol between the harness and the observer, a small program that runs beside the agent in
+//! the test guest and inspects the guest without the agent's help.
 //!
-//! The observer listens on vsock port [`PORT`]. A request is one line of JSON, and so is its reply;
-//! a connection serves any number of them, in order. It is for tests only: it runs whatever it is
-//! asked to, as root.
+//! The observer listens on vsock port [`PORT`]. Request and reply are one line of JSON each. A
+//! connection serves any number of requests, in order. The observer is for tests only: it runs any
+//! program that a request names, as root.
 
 use serde::{Deserialize, Serialize};
 
 /// The observer's vsock port.
 pub const PORT: u32 = 1030;
 
-/// What the harness asks.
+/// A request of the harness.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     /// Runs a program in the agent's namespaces and waits until it has ended and its output is
-    /// closed. A name without `/` that is no program of the image is taken as an applet of busybox.
+    /// closed. A name without `/` that is not a program of the image runs as an applet of busybox.
     Run {
         /// The program and its arguments.
         argv: Vec<String>,
-        /// What it reads; nothing where absent.
+        /// Its standard input; empty if absent.
         stdin: Option<String>,
     },
-    /// Writes `contents` to `path` with one `write(2)`, as kernel interfaces want it; makes or
-    /// truncates an ordinary file.
+    /// Writes `contents` to `path` with one `write(2)`, as kernel interfaces require. An ordinary
+    /// file is created or truncated.
     Write {
-        /// In the guest.
+        /// The path in the guest.
         path: String,
-        /// All of it.
+        /// The new contents.
         contents: String,
     },
-    /// Reads the whole of `path`.
+    /// Reads the file `path`.
     Read {
-        /// In the guest.
+        /// The path in the guest.
         path: String,
     },
-    /// The device programs that are attached to a cgroup itself, not to its ancestors.
+    /// Lists the device programs that are attached to a cgroup itself, not to its ancestors.
     Programs {
-        /// Below the root of the unified hierarchy: `/pod/c1`.
+        /// The path below the root of the unified hierarchy: `/pod/c1`.
         cgroup: String,
     },
-    /// Attaches one more device program to a cgroup.
+    /// Attaches another device program to a cgroup.
     AttachProgram {
         /// As for [`Request::Programs`].
         cgroup: String,
-        /// In hexadecimal digits, sixteen an instruction.
+        /// Hexadecimal digits, sixteen for each instruction.
         instructions: String,
     },
-    /// How PID 1 looks from outside.
+    /// Reads the state of PID 1.
     AgentState,
-    /// Opens a uevent socket that the later [`Request::Scan`]s of this connection use.
+    /// Opens a uevent socket for the later [`Request::Scan`]s of this connection.
     OpenUevents,
-    /// Scans one address and waits for its block device: the floor that the product's speed is
-    /// compared with.
+    /// Scans one address and waits for its block device: the floor with which the speed of a
+    /// hot-plug is compared.
     Scan(Address),
     /// Removes one SCSI device.
     Delete(Address),
-    /// Tells a guest that was restored from a file what it cannot know: the time, and that its
-    /// random numbers are not its own.
+    /// Updates a guest that was restored from a file: sets its clock, and reseeds its random number
+    /// generator, whose state is the same in every guest that is restored from that file.
     Restored {
-        /// The time since 1970.
+        /// Seconds since 1970.
         seconds: i64,
-        /// The part of a second.
+        /// Nanoseconds of the current second.
         nanoseconds: i64,
         /// Random bytes for the kernel's generator.
         seed: Vec<u8>,
@@ -79,7 +79,7 @@ pub struct Address {
     pub lun: u32,
 }
 
-/// What the observer answers.
+/// A reply of the observer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
@@ -92,7 +92,7 @@ pub enum Reply {
         /// As UTF-8, with replacement characters.
         stderr: String,
     },
-    /// Where there is nothing to tell.
+    /// The request succeeded and has no result.
     Done,
     /// To [`Request::Read`].
     Contents {
@@ -101,7 +101,7 @@ pub enum Reply {
     },
     /// To [`Request::Programs`].
     Programs {
-        /// In the order in which they are attached.
+        /// In the order of attachment.
         programs: Vec<Program>,
     },
     /// To [`Request::AgentState`].
@@ -111,42 +111,42 @@ pub enum Reply {
         /// The kernel's name: `sda`.
         name: String,
     },
-    /// The request failed; nothing is promised about what it did until then.
+    /// The request failed. Parts of it may have been done.
     Error {
-        /// What failed.
+        /// The reason.
         message: String,
     },
 }
 
-/// A program in the kernel.
+/// A BPF program in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program {
-    /// Its id, which no later one gets.
+    /// Its ID, which the kernel does not reuse.
     pub id: u32,
-    /// As the kernel has them, in hexadecimal digits.
+    /// The instructions in the kernel's format, as hexadecimal digits.
     pub instructions: String,
 }
 
-/// PID 1, which is the agent.
+/// The state of PID 1, which is the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentState {
-    /// In the order of their ids.
+    /// Sorted by thread ID.
     pub threads: Vec<Thread>,
-    /// What its descriptors are open on (`/proc/1/fd/*`), sorted.
+    /// The targets of its descriptors (`/proc/1/fd/*`), sorted.
     pub fds: Vec<String>,
-    /// Voluntary context switches so far, summed over the threads: a count that stands still is an
-    /// agent that sleeps.
+    /// Voluntary context switches so far, summed over the threads. The count does not change while
+    /// the agent sleeps.
     pub voluntary_switches: u64,
     /// Resident anonymous memory.
     pub rss_anon_kb: u64,
-    /// Resident memory of mapped files; in an initramfs that is the binary.
+    /// Resident memory of mapped files. In an initramfs that is the binary.
     pub rss_file_kb: u64,
 }
 
 /// One thread of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Thread {
-    /// Thread id.
+    /// Thread ID.
     pub tid: u32,
     /// Inode number of its mount namespace.
     pub mount_namespace: u64,
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_carries_its_address_flat() {
+    fn the_address_of_a_scan_is_not_nested() {
         let line = r#"{"scan":{"host":0,"target":255,"lun":3}}"#;
         let request = Request::Scan(Address { host: 0, target: 255, lun: 3 });
         assert_eq!(serde_json::from_str::<Request>(line).unwrap(), request);

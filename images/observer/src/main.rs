@@ -1,8 +1,7 @@
-//! The observer: a thread per connection of the harness, nothing else. See the library for the
-//! protocol.
+//! The observer: one thread for each connection of the harness. The library documents the protocol.
 //!
-//! It is started by the guest's init and lives beside the agent. A panic ends one connection, not
-//! the observer. In a container it plays the attacker (see `swap`).
+//! The guest's init starts it, and it runs beside the agent. A panic ends one connection, not the
+//! observer. In a container it plays the attacker (see `swap`).
 
 mod agent_state;
 mod floor;

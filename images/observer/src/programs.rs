@@ -1,8 +1,8 @@
 //! Device programs of a cgroup, by [`bpf(2)`](https://man7.org/linux/man-pages/man2/bpf.2.html):
-//! which are attached and what they consist of; and one more, as somebody in the guest could attach
-//! it.
+//! lists the attached programs with their instructions, and attaches another one, as any process in
+//! the guest could.
 //!
-//! Written apart from the product's own code on purpose: it checks it.
+//! It shares no code with the plugin on purpose, because it checks the plugin.
 
 use std::{
     fmt::Write as _,
@@ -23,13 +23,13 @@ const PROG_QUERY: libc::c_int = 16;
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const BPF_CGROUP_DEVICE: u32 = 6;
 const BPF_F_ALLOW_MULTI: u32 = 2;
-const MOST: usize = 64;
-/// Of an instruction.
+const MAX_PROGRAMS: usize = 64;
+/// Size of an instruction in bytes.
 const SIZE: usize = 8;
 
-/// Words of `union bpf_attr` or of what the kernel tells, and then zeros: newer kernels write
-/// behind the part that they document, so that it has to be as large as that of any of them.
-/// Kernels with a smaller one accept zeros.
+/// Words of `union bpf_attr` or of the kernel's reply, followed by zeros. Newer kernels write
+/// behind the documented part, so this is as large as in any kernel. Kernels with a smaller union
+/// accept zeros.
 #[repr(C, align(8))]
 struct Words([u32; 64]);
 
@@ -49,8 +49,8 @@ impl Words {
 
 #[expect(unsafe_code, reason = "no safe wrapper of bpf(2) exists")]
 fn bpf(command: libc::c_int, attribute: &mut Words) -> io::Result<i64> {
-    // SAFETY: the attribute lives until the call returns, and so does what the callers below point
-    // to; all sizes are told.
+    // SAFETY: the attribute, and the data to which the callers below point, live until the call
+    // returns. All sizes are passed.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attribute, size_of::<Words>()) };
     if result < 0 {
@@ -60,9 +60,9 @@ fn bpf(command: libc::c_int, attribute: &mut Words) -> io::Result<i64> {
     Ok(result)
 }
 
-#[expect(unsafe_code, reason = "a descriptor comes out of the kernel as a number")]
+#[expect(unsafe_code, reason = "the kernel returns a descriptor as a number")]
 fn owned(fd: i64) -> OwnedFd {
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the descriptor is new, nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(fd as i32) }
 }
 
@@ -72,14 +72,14 @@ fn open(cgroup: &str) -> io::Result<File> {
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
-/// The programs that are attached to `cgroup` itself.
+/// Returns the programs that are attached to `cgroup` itself.
 pub(crate) fn attached(cgroup: &str) -> io::Result<Vec<Program>> {
     let directory = open(cgroup)?;
-    let mut ids = [0u32; MOST];
-    let head = [directory.as_raw_fd() as u32, BPF_CGROUP_DEVICE, 0, 0, 0, 0, MOST as u32];
+    let mut ids = [0u32; MAX_PROGRAMS];
+    let head = [directory.as_raw_fd() as u32, BPF_CGROUP_DEVICE, 0, 0, 0, 0, MAX_PROGRAMS as u32];
     let mut query = Words::new(&head).pointing(4, ids.as_mut_ptr());
     bpf(PROG_QUERY, &mut query)?;
-    let count = (query.0[6] as usize).min(MOST);
+    let count = (query.0[6] as usize).min(MAX_PROGRAMS);
     ids[..count].iter().map(|&id| Ok(Program { id, instructions: instructions(id)? })).collect()
 }
 
@@ -92,20 +92,21 @@ fn instructions(id: u32) -> io::Result<String> {
     bpf(OBJ_GET_INFO_BY_FD, &mut Words::new(&head).pointing(2, &raw mut info))?;
     bytes.truncate(info.0[5] as usize);
     Ok(bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String does not fail.
+        // A write to a String does not fail.
         let _ = write!(text, "{byte:02x}");
         text
     }))
 }
 
-/// Attaches a program to `cgroup`, beside what is there.
+/// Attaches a program to `cgroup`, in addition to the attached ones.
 pub(crate) fn attach(cgroup: &str, instructions: &str) -> io::Result<()> {
     let byte = |at: usize| {
         instructions.get(at..at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok())
     };
     let bytes: Option<Vec<u8>> = (0..instructions.len()).step_by(2).map(byte).collect();
     let bytes = bytes.filter(|bytes| bytes.len() % SIZE == 0);
-    let bytes = bytes.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program"))?;
+    let bytes =
+        bytes.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a program"))?;
     let head = [BPF_PROG_TYPE_CGROUP_DEVICE, (bytes.len() / SIZE) as u32];
     let mut load = Words::new(&head).pointing(2, bytes.as_ptr()).pointing(4, c"GPL".as_ptr());
     let program = owned(bpf(PROG_LOAD, &mut load)?);

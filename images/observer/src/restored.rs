@@ -1,11 +1,11 @@
-//! What a guest has to be told after it was restored from a file: the time
-//! ([`clock_settime(2)`](https://man7.org/linux/man-pages/man2/clock_settime.2.html)) and new
-//! random numbers (`RNDADDENTROPY` and `RNDRESEEDCRNG` of
+//! Updates a guest that was restored from a file: sets the clock
+//! ([`clock_settime(2)`](https://man7.org/linux/man-pages/man2/clock_settime.2.html)) and reseeds
+//! the kernel's random number generator (`RNDADDENTROPY` and `RNDRESEEDCRNG` of
 //! [`random(4)`](https://man7.org/linux/man-pages/man4/random.4.html)).
 //!
-//! Every guest that is restored from one file has the same state of the kernel's generator, and
-//! would give the same "random" ids and seeds. Kata does the same with guests that it starts from a
-//! template (`SetGuestDateTime`, `ReseedRandomDev`).
+//! All guests that are restored from one file have the same generator state, and would produce the
+//! same "random" IDs and seeds. Kata does the same with guests that it starts from a template
+//! (`SetGuestDateTime`, `ReseedRandomDev`).
 
 use std::{
     fs::{File, OpenOptions},
@@ -27,36 +27,35 @@ const HEADER: usize = 8;
 nix::ioctl_write_ptr!(rnd_add_entropy, b'R', 3, [libc::c_int; 2]);
 nix::ioctl_none!(rnd_reseed, b'R', 7);
 
-/// Sets the clock that people read; the monotonic one goes on where it stood.
+/// Sets the realtime clock. The monotonic clock continues from its saved value.
 pub(crate) fn set_clock(seconds: i64, nanoseconds: i64) -> io::Result<()> {
     Ok(clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::new(seconds, nanoseconds))?)
 }
 
-/// Mixes `seed` into the kernel's generator, counts it as entropy, and has the generator begin anew
-/// with it.
+/// Adds `seed` to the kernel's generator, credits it as entropy, and reseeds the generator with it.
 pub(crate) fn reseed(seed: &[u8]) -> io::Result<()> {
     let generator = OpenOptions::new().write(true).open(GENERATOR)?;
     add_entropy(&generator, seed)?;
-    begin_anew(&generator)
+    reseed_generator(&generator)
 }
 
 #[expect(unsafe_code, reason = "nix has no wrapper for this ioctl")]
 fn add_entropy(generator: &File, seed: &[u8]) -> io::Result<()> {
     let info = pool_info(seed)?;
-    // SAFETY: the kernel reads two integers and as many bytes behind them as the second says, which
-    // is the vector's rest.
+    // SAFETY: the kernel reads two integers and then as many bytes as the second one says, which is
+    // the rest of the vector.
     unsafe { rnd_add_entropy(generator.as_raw_fd(), info.as_ptr().cast()) }?;
     Ok(())
 }
 
 #[expect(unsafe_code, reason = "nix has no wrapper for this ioctl")]
-fn begin_anew(generator: &File) -> io::Result<()> {
+fn reseed_generator(generator: &File) -> io::Result<()> {
     // SAFETY: this ioctl takes no argument.
     unsafe { rnd_reseed(generator.as_raw_fd()) }?;
     Ok(())
 }
 
-/// `struct rand_pool_info`: how many bits of entropy, how many bytes, the bytes.
+/// Encodes `struct rand_pool_info`: the number of bits of entropy, the number of bytes, the bytes.
 fn pool_info(seed: &[u8]) -> io::Result<Vec<u8>> {
     let size = i32::try_from(seed.len()).map_err(io::Error::other)?;
     let bits = size.checked_mul(8).ok_or_else(|| io::Error::other("too many bytes"))?;
@@ -72,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seed_is_preceded_by_its_bits_and_bytes() {
+    fn the_seed_is_preceded_by_its_size_in_bits_and_bytes() {
         let info = pool_info(b"seed").unwrap();
         assert_eq!(info[..4], 32_i32.to_ne_bytes());
         assert_eq!(info[4..8], 4_i32.to_ne_bytes());

@@ -30,8 +30,8 @@ pub(crate) fn run(argv: &[String], stdin: Option<String>) -> Result<Reply, Box<d
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| format!("running {program}: {error}"))?;
-    // A thread of its own: the program may fill its output before it has read its input. It need
-    // not read all of it either, so that a broken pipe is no error.
+    // On a separate thread, because the program may fill its output before it has read its input.
+    // It need not read all of its input, so a broken pipe is not an error.
     let writer = stdin.zip(child.stdin.take()).map(|(text, mut pipe)| {
         thread::spawn(move || {
             let _ = pipe.write_all(text.as_bytes());
@@ -69,20 +69,20 @@ mod tests {
     }
 
     #[test]
-    fn output_error_and_status_come_back() {
+    fn the_reply_has_output_error_output_and_status() {
         let script = "read line; echo \"$line\"; echo oops >&2; exit 3";
         let expected = Reply::Ran { status: 3, stdout: "hello\n".into(), stderr: "oops\n".into() };
         assert_eq!(ran(&["sh", "-c", script], Some("hello\n")), expected);
     }
 
     #[test]
-    fn a_signal_is_128_and_its_number() {
+    fn the_status_after_a_signal_is_128_plus_its_number() {
         let expected = Reply::Ran { status: 137, stdout: String::new(), stderr: String::new() };
         assert_eq!(ran(&["sh", "-c", "kill -9 $$"], None), expected);
     }
 
     #[test]
-    fn input_that_is_not_read_is_no_error() {
+    fn unread_input_is_not_an_error() {
         let input = "x".repeat(1 << 20);
         let expected = Reply::Ran { status: 0, stdout: String::new(), stderr: String::new() };
         assert_eq!(ran(&["sh", "-c", "exec <&-; exit 0"], Some(&input)), expected);

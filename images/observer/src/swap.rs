@@ -1,19 +1,21 @@
-//! What a hostile container does while a volume comes: it exchanges two names as fast as it can
-//! ([renameat2(2)](https://man7.org/linux/man-pages/man2/renameat2.2.html), `RENAME_EXCHANGE`).
+//! The attack of a hostile container while a volume is attached: it exchanges two names as fast as
+//! it can ([renameat2(2)](https://man7.org/linux/man-pages/man2/renameat2.2.html),
+//! `RENAME_EXCHANGE`).
 //!
-//! The observer's program is mounted into the container for that, as `observer swap DIRECTORY A B`.
+//! The observer is mounted into the container and run as `observer swap DIRECTORY A B`.
 
 use std::{fs::File, io, path::Path};
 
 use nix::fcntl::{RenameFlags, renameat2};
 
-/// The attack ends where a file of this name appears in the directory.
+/// The attack ends when a file of this name appears in the directory.
 const STOP: &str = "stop";
 
-/// Exchanges `first` and `second` in `directory` until it is told to stop, and returns how often.
+/// Exchanges `first` and `second` in `directory` until the file `stop` appears, and returns the
+/// number of exchanges.
 ///
 /// # Errors
-/// There is no such directory, or an exchange fails.
+/// The directory does not exist, or an exchange fails.
 pub(crate) fn swap(directory: &Path, first: &str, second: &str) -> io::Result<u64> {
     let open = File::open(directory)?;
     let mut exchanges = 0_u64;
@@ -43,6 +45,6 @@ mod tests {
         });
         assert!(exchanges > 0 && exchanges % 64 == 0, "{exchanges}");
         assert!(directory.path().join("a").is_file() && directory.path().join("b").is_dir());
-        assert!(swap(directory.path(), "a", "none").is_ok(), "it was told to stop before it began");
+        assert!(swap(directory.path(), "a", "none").is_ok(), "it stops before the first exchange");
     }
 }

@@ -1,4 +1,4 @@
-//! The glue between this agent and agent-plugin: what a builder of kata-agent writes, too.
+//! The glue between this agent and agent-plugin, as in kata-agent with the plugin.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{policy::Policy, sandbox::SharedSandbox};
 
-/// What the plugin may ask of this agent.
+/// What the plugin needs from this agent.
 pub(crate) struct BlockVolumeAgent {
     pub(crate) sandbox: SharedSandbox,
     pub(crate) policy: Arc<Policy>,

@@ -1,6 +1,6 @@
 //! A container's bundle: a directory with the `config.json` that crun reads ([OCI runtime
-//! specification](https://github.com/opencontainers/runtime-spec/blob/main/config.md)), made of the
-//! message that came over the wire.
+//! specification](https://github.com/opencontainers/runtime-spec/blob/main/config.md)), generated
+//! from the request.
 
 use std::{
     fs,
@@ -15,14 +15,14 @@ use crate::error::{Error, at};
 
 const BUNDLES: &str = "/run/agent";
 
-/// The directory; it goes with the value.
+/// The directory. It is removed when the value is dropped.
 #[derive(Debug)]
 pub(crate) struct Bundle {
     directory: PathBuf,
 }
 
 impl Bundle {
-    /// Makes the bundle of container `id`.
+    /// Creates the bundle of container `id`.
     pub(crate) fn create(id: &str, config: &Value) -> Result<Self, Error> {
         Self::create_in(Path::new(BUNDLES), id, config)
     }
@@ -30,17 +30,17 @@ impl Bundle {
     fn create_in(parent: &Path, id: &str, config: &Value) -> Result<Self, Error> {
         let bundle = Self { directory: parent.join(id) };
         fs::create_dir_all(&bundle.directory)
-            .map_err(at(format!("making {}", bundle.directory.display())))?;
+            .map_err(at(format!("creating {}", bundle.directory.display())))?;
         bundle.write("config.json", config)?;
         Ok(bundle)
     }
 
-    /// Where it is.
+    /// Returns its path.
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Writes a file of JSON for crun, and returns its path.
+    /// Writes a JSON file for crun, and returns its path.
     pub(crate) fn write(&self, name: &str, value: &Value) -> Result<PathBuf, Error> {
         let path = self.directory.join(name);
         fs::write(&path, value.to_string()).map_err(at(format!("writing {}", path.display())))?;
@@ -56,7 +56,7 @@ impl Drop for Bundle {
     }
 }
 
-/// The `config.json` of a container.
+/// Returns the `config.json` of a container.
 pub(crate) fn config(spec: &Spec, device_rules: &[DeviceRule]) -> Result<Value, Error> {
     let process = spec.Process.as_ref().ok_or(Error::Missing("OCI.Process"))?;
     if process.Terminal {
@@ -84,7 +84,7 @@ pub(crate) fn config(spec: &Spec, device_rules: &[DeviceRule]) -> Result<Value, 
     }))
 }
 
-/// A process, of a container or for `crun exec --process`.
+/// Returns the configuration of a process, for `config.json` or `crun exec --process`.
 pub(crate) fn process_config(process: &Process) -> Result<Value, Error> {
     let capabilities =
         process.Capabilities.as_ref().ok_or(Error::Missing("process capabilities"))?;
@@ -100,9 +100,9 @@ pub(crate) fn process_config(process: &Process) -> Result<Value, Error> {
     }))
 }
 
-/// The `resources` that crun takes, in `config.json` and for `crun update -r`. Without rules there
-/// is no list at all: with an empty one too crun would attach no program on cgroup v2, but a list
-/// that is there makes it write its own default devices.
+/// Returns the `resources` for crun, in `config.json` and for `crun update -r`. Without rules there
+/// is no list at all. With an empty list crun would not attach a program on cgroup v2 either, but
+/// any list makes it write its own default devices.
 pub(crate) fn resources(device_rules: &[DeviceRule]) -> Value {
     if device_rules.is_empty() {
         return json!({});
@@ -134,7 +134,7 @@ fn linux(linux: &Linux, device_rules: &[DeviceRule]) -> Value {
             path => json!({ "type": namespace.Type, "path": path }),
         })
         .collect();
-    // Shims send none: whether a container shares the sandbox's is the agent's to decide.
+    // Shims send no pid namespace: the agent decides whether a container shares the sandbox's.
     if !linux.Namespaces.iter().any(|namespace| namespace.Type == "pid") {
         namespaces.push(json!({ "type": "pid" }));
     }
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn the_agent_adds_a_pid_namespace_to_those_of_the_caller() {
+    fn the_agent_adds_a_pid_namespace_to_the_requested_ones() {
         let config = config(&spec(), &[]).unwrap();
         assert_eq!(config["linux"]["namespaces"], json!([{ "type": "mount" }, { "type": "pid" }]));
         assert_eq!(config["linux"]["cgroupsPath"], "/pod/c1");
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_leaves_out_the_numbers_that_stand_for_all() {
+    fn a_rule_omits_numbers_that_mean_all() {
         let deny =
             DeviceRule { allow: false, kind: 'a', major: None, minor: None, access: "rwm".into() };
         let allow = DeviceRule {
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_is_gone_with_its_container() {
+    fn a_bundle_is_removed_with_its_container() {
         let parent = tempfile::tempdir().unwrap();
         let bundle = Bundle::create_in(parent.path(), "c1", &json!({ "x": 1 })).unwrap();
         assert_eq!(fs::read_to_string(parent.path().join("c1/config.json")).unwrap(), r#"{"x":1}"#);

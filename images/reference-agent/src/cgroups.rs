@@ -2,8 +2,8 @@
 //! [cgroup v1](https://docs.kernel.org/admin-guide/cgroup-v1/devices.html).
 //!
 //! On v1 the pod's cgroup denies every device but the usual ones before the first container is
-//! made, so that a container below it cannot be given more than the pod has. On v2 nobody filters
-//! but crun, where the specification has device rules.
+//! created, so a container below it cannot get more than the pod has. On v2 only crun installs a
+//! filter, if the specification has device rules.
 
 use std::{
     fs, io,
@@ -18,8 +18,8 @@ use crate::error::{Error, at};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// What kata-agent allows every pod: null, zero, full, tty, random, urandom, all mknod, console,
-/// pts, ptmx, tun.
+/// The devices that kata-agent allows every pod: null, zero, full, tty, random, urandom, mknod of
+/// all, console, pts, ptmx, tun.
 const DEFAULT_DEVICES: [&str; 12] = [
     "c 1:3 rwm",
     "c 1:5 rwm",
@@ -35,7 +35,7 @@ const DEFAULT_DEVICES: [&str; 12] = [
     "c 10:200 rwm",
 ];
 
-/// Which version is mounted.
+/// The mounted cgroup version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cgroups {
     V1,
@@ -43,7 +43,7 @@ pub(crate) enum Cgroups {
 }
 
 impl Cgroups {
-    /// Mounts one of the versions.
+    /// Mounts v2 or v1.
     pub(crate) fn mount(v2: bool) -> Result<Self, Error> {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         let mount_at = |kind: &str, target: &Path, flags, options: Option<&str>| {
@@ -59,8 +59,8 @@ impl Cgroups {
         let controllers = fs::read_to_string("/proc/cgroups").map_err(at("/proc/cgroups"))?;
         for controller in v1_controllers(&controllers) {
             let target = Path::new(ROOT).join(controller);
-            fs::create_dir(&target).map_err(at(format!("making {}", target.display())))?;
-            // Newer kernels list controllers that they have for v2 alone.
+            fs::create_dir(&target).map_err(at(format!("creating {}", target.display())))?;
+            // Newer kernels also list controllers that they only have for v2.
             if let Err(error) = mount_at("cgroup", &target, flags, Some(controller)) {
                 tracing::warn!("{error}");
                 fs::remove_dir(&target).map_err(at(format!("removing {}", target.display())))?;
@@ -69,9 +69,9 @@ impl Cgroups {
         Ok(Self::V1)
     }
 
-    /// Sees to it that the pod of container `cgroup` exists and has, beside the usual devices,
-    /// those that `rules` allow. Nothing is taken from a pod: that would take it from every
-    /// container in it.
+    /// Creates the pod's cgroup of the container `cgroup` if necessary, and allows it the devices
+    /// of `rules` in addition to the usual ones. Nothing is denied to a pod: that would affect
+    /// every container in it.
     pub(crate) fn allow_in_pod(self, cgroup: &Path, rules: &[DeviceRule]) -> Result<(), Error> {
         match (self, cgroup.parent()) {
             (Self::V1, Some(pod)) => allow_below(&Path::new(ROOT).join("devices"), pod, rules),
@@ -79,8 +79,8 @@ impl Cgroups {
         }
     }
 
-    /// The rules as this version takes them: on v1 a list that denies by default takes no "all",
-    /// but all of both kinds.
+    /// Converts rules for this version. On v1 a list that denies by default does not accept a rule
+    /// of type `a`, but one rule each for `b` and `c`.
     pub(crate) fn expand(self, rules: Vec<DeviceRule>) -> Vec<DeviceRule> {
         let split = |rule: DeviceRule| match (self, rule.allow, rule.kind) {
             (Self::V1, true, 'a') => {
@@ -106,7 +106,7 @@ fn allow_below(devices: &Path, pod: &Path, rules: &[DeviceRule]) -> Result<(), E
             }
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(at(format!("making {}", directory.display()))(error)),
+        Err(error) => return Err(at(format!("creating {}", directory.display()))(error)),
     }
     for rule in rules.iter().filter(|rule| rule.allow) {
         write("devices.allow", &line(rule))?;
@@ -114,13 +114,13 @@ fn allow_below(devices: &Path, pod: &Path, rules: &[DeviceRule]) -> Result<(), E
     Ok(())
 }
 
-/// A rule as `devices.allow` takes it: `b 8:* rw`.
+/// Formats a rule for `devices.allow`: `b 8:* rw`.
 fn line(rule: &DeviceRule) -> String {
     let number = |number: Option<u32>| number.map_or("*".to_owned(), |number| number.to_string());
     format!("{} {}:{} {}", rule.kind, number(rule.major), number(rule.minor), rule.access)
 }
 
-/// The device rules of a request.
+/// Converts the device rules of a request.
 pub(crate) fn device_rules(messages: &[LinuxDeviceCgroup]) -> Result<Vec<DeviceRule>, Error> {
     messages
         .iter()
@@ -131,7 +131,7 @@ pub(crate) fn device_rules(messages: &[LinuxDeviceCgroup]) -> Result<Vec<DeviceR
                 "c" | "u" => 'c',
                 other => return Err(Error::DeviceKind(other.to_owned())),
             };
-            // A negative number stands for all of them.
+            // A negative number means all numbers.
             let number = |number: i64| u32::try_from(number).ok().filter(|_| kind != 'a');
             Ok(DeviceRule {
                 allow: message.Allow,
@@ -148,7 +148,7 @@ pub(crate) fn device_rules(messages: &[LinuxDeviceCgroup]) -> Result<Vec<DeviceR
         .collect()
 }
 
-/// Checks a `CgroupsPath`: it becomes part of paths here.
+/// Validates a `CgroupsPath`, which becomes part of file paths.
 pub(crate) fn checked_path(path: &str) -> Result<PathBuf, Error> {
     let wrong = || Error::CgroupPath(path.to_owned());
     let mut components = Path::new(path).components();
@@ -164,7 +164,8 @@ pub(crate) fn checked_path(path: &str) -> Result<PathBuf, Error> {
     Ok(PathBuf::from(path))
 }
 
-/// The enabled controllers of `/proc/cgroups`: name, hierarchy, number, enabled.
+/// Returns the enabled controllers of `/proc/cgroups`. Its columns: name, hierarchy, number of
+/// cgroups, enabled.
 fn v1_controllers(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
         let mut words = line.split_whitespace();
@@ -182,18 +183,18 @@ mod tests {
     }
 
     #[test]
-    fn controllers_are_those_that_are_enabled() {
+    fn disabled_controllers_are_left_out() {
         let text = "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t0\t1\t1\nmemory\t0\t1\t0\ndevices\t4\t1\t1\n";
         assert_eq!(v1_controllers(text).collect::<Vec<_>>(), ["cpu", "devices"]);
     }
 
     #[test]
-    fn a_pod_denies_first_and_then_allows_and_a_second_container_only_adds() {
+    fn a_new_pod_denies_all_then_allows_and_a_second_container_only_adds() {
         let devices = tempfile::tempdir().unwrap();
         let pod = devices.path().join("pod");
         let rules = [rule(false, 'a', None, None), rule(true, 'b', Some(8), None)];
         allow_below(devices.path(), Path::new("/pod"), &rules).unwrap();
-        // A plain file keeps the last write alone.
+        // A plain file keeps only the last write.
         assert_eq!(fs::read_to_string(pod.join("devices.deny")).unwrap(), "a");
         assert_eq!(fs::read_to_string(pod.join("devices.allow")).unwrap(), "b 8:* rw");
         fs::write(pod.join("devices.deny"), "untouched").unwrap();
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn only_v1_splits_an_allowance_of_everything() {
+    fn only_v1_splits_a_rule_that_allows_everything() {
         let all = vec![rule(false, 'a', None, None), rule(true, 'a', None, None)];
         assert_eq!(Cgroups::V2.expand(all.clone()), all);
         let split = vec![
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn negative_numbers_and_the_kind_a_stand_for_all_devices() {
+    fn negative_numbers_and_type_a_mean_all_devices() {
         let message = |kind: &str, major, minor| LinuxDeviceCgroup {
             Type: kind.into(),
             Major: major,
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_path_is_absolute_with_one_parent_and_nothing_else() {
+    fn a_cgroup_path_is_absolute_with_exactly_one_parent() {
         assert_eq!(checked_path("/pod/c1").unwrap(), Path::new("/pod/c1"));
         for wrong in ["pod/c1", "/c1", "/pod/../c1", "/a/b/c", "", "system.slice:cri:c1"] {
             assert!(matches!(checked_path(wrong), Err(Error::CgroupPath(_))), "{wrong}");

@@ -5,24 +5,24 @@ use std::{fs, io};
 
 const PATH: &str = "/proc/cmdline";
 
-/// What the command line says.
+/// The parameters of the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Config {
-    /// `agent.server_addr=vsock://-1:PORT`: where the agent listens.
+    /// `agent.server_addr=vsock://-1:PORT`: the port on which the agent listens.
     pub(crate) port: u32,
-    /// `agent.block_volume=off`: an agent that was built without the plugin.
+    /// `agent.block_volume=off`: behave as an agent that was built without the plugin.
     pub(crate) block_volume: bool,
-    /// `agent.block_volume_port`: serves the plugin on a vsock port of its own alone, as an agent
-    /// with another ttrpc has to.
+    /// `agent.block_volume_port`: serve the plugin only on its own vsock port, as an agent with
+    /// another ttrpc has to.
     pub(crate) block_volume_port: Option<u32>,
-    /// `agent.deny`: methods that the policy denies beside those of its file.
+    /// `agent.deny`: methods that the policy denies in addition to those of its file.
     pub(crate) denied: Vec<String>,
-    /// `agent.no_pivot_root=on`: containers are put into their roots by chroot, as kata-agent does
-    /// where its own root is an initramfs.
+    /// `agent.no_pivot_root=on`: containers enter their roots by chroot, as in kata-agent if its
+    /// own root is an initramfs.
     pub(crate) no_pivot_root: bool,
-    /// `agent.log`: how much goes to the console.
+    /// `agent.log`: the log level of the console.
     pub(crate) log: tracing::Level,
-    /// Which cgroup hierarchy the agent mounts, by the same parameters as kata-agent.
+    /// The cgroup hierarchy that the agent mounts, by the same parameters as kata-agent.
     pub(crate) cgroup_v2: bool,
 }
 
@@ -30,7 +30,7 @@ impl Config {
     /// Reads the running kernel's command line.
     ///
     /// # Errors
-    /// It cannot be read, or a value is wrong.
+    /// The command line cannot be read, or a value is invalid.
     pub(crate) fn read() -> io::Result<Self> {
         Self::parse(&fs::read_to_string(PATH)?)
     }
@@ -47,10 +47,7 @@ impl Config {
         };
         for (name, value) in text.split_whitespace().filter_map(|word| word.split_once('=')) {
             let wrong = || {
-                io::Error::new(
-                    io::ErrorKind::InvalidInput,
-                    format!("{name}={value} is not understood"),
-                )
+                io::Error::new(io::ErrorKind::InvalidInput, format!("{name}={value} is not valid"))
             };
             match name {
                 "agent.server_addr" => {
@@ -95,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn every_parameter_is_taken() {
+    fn every_parameter_is_parsed() {
         let text = "agent.server_addr=vsock://-1:9 agent.block_volume=off agent.block_volume_port=1025 \
                     agent.deny=A,B agent.deny=C agent.no_pivot_root=on agent.log=debug cgroup_no_v1=all";
         let expected = Config {
@@ -112,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_not_understood_is_named() {
+    fn an_invalid_value_is_named() {
         for wrong in [
             "agent.server_addr=unix:///a",
             "agent.block_volume=no",

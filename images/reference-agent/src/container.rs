@@ -1,9 +1,9 @@
-//! A container: its bundle, its first process and those that were started in it, and the handles
-//! that the plugin gets.
+//! A container: its bundle, its first process, the processes that were started in it, and the
+//! handles for the plugin.
 //!
-//! Namespaces are pinned by descriptors from the start on
-//! ([`namespaces(7)`](https://man7.org/linux/man-pages/man7/namespaces.7.html)): a process number
-//! can be used again, they cannot.
+//! Descriptors pin the namespaces before the start
+//! ([`namespaces(7)`](https://man7.org/linux/man-pages/man7/namespaces.7.html)): a process ID can
+//! be reused, a descriptor cannot refer to another namespace.
 
 use std::{
     collections::HashMap,
@@ -27,11 +27,11 @@ use crate::{
 pub(crate) struct Container {
     pub(crate) bundle: Bundle,
     pub(crate) cgroup: PathBuf,
-    /// As in its specification, and as its last update left them.
+    /// The rules of its specification, or of its last update.
     pub(crate) device_rules: Vec<DeviceRule>,
     pub(crate) init: Arc<Process>,
     init_pid: u32,
-    /// Once it has been started.
+    /// Set once it has been started.
     pinned: Option<Pinned>,
     pub(crate) execs: HashMap<String, Arc<Process>>,
 }
@@ -40,12 +40,12 @@ pub(crate) struct Container {
 #[derive(Debug)]
 struct Pinned {
     mount: OwnedFd,
-    /// Where it is not the agent's own.
+    /// `None` if it is the agent's own.
     user: Option<OwnedFd>,
 }
 
 impl Container {
-    /// A container that waits to be started.
+    /// A container that has not been started.
     pub(crate) fn created(
         bundle: Bundle,
         cgroup: PathBuf,
@@ -57,8 +57,8 @@ impl Container {
         Self { bundle, cgroup, device_rules, init, init_pid, pinned: None, execs: HashMap::new() }
     }
 
-    /// Pins its namespaces. They are those that it was created with: it cannot leave them, so that
-    /// this comes before the start, while the first process is sure to be there.
+    /// Pins its namespaces. A container stays in the namespaces that it was created with, so this
+    /// is done before the start, while the first process certainly exists.
     pub(crate) fn pin(&mut self) -> Result<(), Error> {
         let pinned = pin(Path::new("/proc"), self.init_pid)
             .map_err(at(format!("opening the namespaces of process {}", self.init_pid)))?;
@@ -66,12 +66,12 @@ impl Container {
         Ok(())
     }
 
-    /// Forgets that it was started: the start failed.
+    /// Reverts `pin` after a failed start.
     pub(crate) fn unpin(&mut self) {
         self.pinned = None;
     }
 
-    /// `Ok` where it runs.
+    /// Returns `Ok` if it runs.
     pub(crate) fn running(&self) -> Result<(), ContainerError> {
         if self.init.has_ended() {
             return Err(ContainerError::Stopped);
@@ -79,7 +79,7 @@ impl Container {
         self.pinned.as_ref().map(|_| ()).ok_or(ContainerError::Created)
     }
 
-    /// What the plugin gets.
+    /// Returns the handles for the plugin.
     pub(crate) fn handles(&self) -> Result<agent_plugin::Container, ContainerError> {
         self.running()?;
         let pinned = self.pinned.as_ref().ok_or(ContainerError::Created)?;
@@ -96,7 +96,8 @@ impl Container {
         })
     }
 
-    /// Its first process by the container's own id or none, or one that was started in it.
+    /// Returns a process: the first one by the container's own ID or an empty ID, or one that was
+    /// started in it.
     pub(crate) fn process(&self, id: &str, process: &str) -> Option<&Arc<Process>> {
         match process {
             "" => Some(&self.init),
@@ -120,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_of_our_own_user_namespace_has_none_pinned() {
+    fn our_own_user_namespace_is_not_pinned() {
         let pinned = pin(Path::new("/proc"), std::process::id()).unwrap();
         let own = fs::metadata("/proc/self/ns/mnt").unwrap().ino();
         assert_eq!(File::from(pinned.mount).metadata().unwrap().ino(), own);
@@ -128,8 +129,8 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_gone_cannot_be_pinned() {
-        // No process has this number: it is above the kernel's limit.
+    fn the_namespaces_of_an_ended_process_cannot_be_pinned() {
+        // No process has this ID: it is above the kernel's limit.
         assert_eq!(pin(Path::new("/proc"), 1 << 23).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

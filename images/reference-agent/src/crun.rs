@@ -1,6 +1,6 @@
 //! The container runtime, [`crun`](https://github.com/containers/crun/blob/main/crun.1.md), as a
-//! child of the agent. Its exit status comes from the reaper, its messages from its log file: its
-//! standard streams are the container's.
+//! child of the agent. Its exit status comes from the reaper and its messages from its log file,
+//! because its standard streams are the container's.
 
 use std::{
     ffi::OsStr,
@@ -18,7 +18,7 @@ use crate::{
 };
 
 const CRUN: &str = "/usr/bin/crun";
-/// A guest without KVM takes half a second for the slowest command.
+/// The slowest command takes half a second in a guest without KVM.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Runs crun.
@@ -28,17 +28,17 @@ pub(crate) struct Crun {
 }
 
 impl Crun {
-    /// With the reaper that gets its children.
+    /// Uses `reaper` for its children.
     pub(crate) fn new(reaper: Arc<Reaper>) -> Self {
         Self { reaper }
     }
 
-    /// Runs a command to its end. `directory` takes the log. The expectation that is returned has
-    /// been held since before crun started, so that a process which crun left to the agent can
-    /// still be watched.
+    /// Runs a command to its end, with its log in `directory`. The returned expectation has been
+    /// held since before crun started, so a process that crun left to the agent can still be
+    /// watched.
     ///
     /// # Errors
-    /// crun cannot be started, fails, or hangs.
+    /// crun cannot be started, fails, or does not end.
     pub(crate) async fn run<S: AsRef<OsStr>>(
         &self,
         directory: &Path,
@@ -47,7 +47,7 @@ impl Crun {
         streams: Option<ChildStreams>,
     ) -> Result<Expectation, Error> {
         let log = directory.join("crun.log");
-        // What crun appends is this command's alone.
+        // crun appends to its log; keep only the messages of this command.
         match fs::remove_file(&log) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(at("removing crun's log")(error));
@@ -64,8 +64,7 @@ impl Crun {
         };
         let expectation = self.reaper.expect();
         let child = crun.spawn().map_err(at(format!("starting {CRUN}")))?;
-        // The pipes' ends of the container belong to the container alone from here on, or a reader
-        // never sees their end.
+        // Close the container's ends of the pipes here, or a reader never reads end of file.
         drop(crun);
         let mut exit = expectation.watch(child.id());
         let status = tokio::time::timeout(LIMIT, ended(&mut exit)).await.map_err(|_| {
@@ -83,7 +82,7 @@ impl Crun {
     }
 }
 
-/// crun's last line, which is the reason.
+/// Returns crun's last line, which is the reason.
 fn last_message(log: &str) -> &str {
     log.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("its log is empty")
 }
@@ -93,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reason_is_the_last_line() {
+    fn the_last_line_is_the_reason() {
         assert_eq!(last_message("first\nopen `x`: No such file\n\n"), "open `x`: No such file");
         assert_eq!(last_message(""), "its log is empty");
     }

@@ -1,4 +1,4 @@
-//! What can go wrong in a request, and the status code that the caller gets.
+//! Errors of a request, and the status code for the caller.
 
 use std::{io, time::Duration};
 
@@ -35,7 +35,7 @@ pub(crate) enum Error {
     TimedOut { awaited: String, limit: Duration },
     #[error("the process has no terminal")]
     NoTerminal,
-    /// The words are kata-agent's.
+    /// The message is kata-agent's.
     #[error("read meet eof")]
     EndOfFile,
     #[error("{what}: {source}")]
@@ -51,7 +51,7 @@ impl Error {
             | Self::DeviceKind(_)
             | Self::EndOfFile
             | Self::NoTerminal
-            // kata-agent answers so for a container that it does not know.
+            // The code of kata-agent for an unknown container.
             | Self::UnknownContainer(_)
             | Self::UnknownProcess { .. } => Code::INVALID_ARGUMENT,
             Self::Exists(_) => Code::ALREADY_EXISTS,
@@ -70,7 +70,7 @@ impl From<Error> for ttrpc::Error {
     }
 }
 
-/// Says what was worked on: `fs::write(path, text).map_err(at("writing the configuration"))`.
+/// Adds the operation: `fs::write(path, text).map_err(at("writing the configuration"))`.
 pub(crate) fn at(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     let what = what.into();
     move |source| Error::Io { what, source }

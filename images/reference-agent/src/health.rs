@@ -1,4 +1,4 @@
-//! `grpc.Health`: tells that the agent answers, and its version.
+//! `grpc.Health`: reports that the agent responds, and its version.
 
 use agent_api::{agent, agent_ttrpc};
 use async_trait::async_trait;

@@ -1,9 +1,10 @@
-//! A small agent for the project's own guest image. It hosts agent-plugin as kata-agent does, and
-//! behaves as kata-agent where the plugin can notice: one reaper for all children, one lock over
-//! the sandbox, pinned namespaces, a policy, cgroups of its own mounting. Containers are run by
-//! crun.
+//! A small agent for the project's own guest image. It embeds agent-plugin as kata-agent does, and
+//! behaves like kata-agent where that matters to the plugin: one reaper for all children, one lock
+//! for the sandbox, pinned namespaces, a policy, cgroups that it mounts itself. crun runs the
+//! containers.
 //!
-//! It is PID 1. The runtime has one thread: the guest has one processor, and nothing here computes.
+//! It is PID 1. The tokio runtime has one thread: the guest has one processor, and the agent does
+//! no computation.
 
 mod block_volume;
 mod bundle;
@@ -101,7 +102,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
     tracing::info!("serving at vsock port {}, cgroup {cgroups:?}", config.port);
 
     destroyed.notified().await;
-    // Waits until the last reply is on its way.
+    // Wait until the last reply is on its way.
     server.shutdown().await?;
     Ok(())
 }

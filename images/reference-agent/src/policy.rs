@@ -1,11 +1,11 @@
-//! The agent's policy: which requests it refuses. A stand-in for kata-agent's, with the same two
-//! inputs: the request's message name and the request as JSON.
+//! The agent's policy: the requests that it denies. It replaces kata-agent's policy and has the
+//! same two inputs: the request's message name and the request as JSON.
 //!
-//! `/etc/agent-policy.json`, where the image has it:
+//! The file is `/etc/agent-policy.json`, if the image has it:
 //! `{"deny": [{"method": "AttachBlockVolumeRequest", "where": {"/attachments/0/path":
-//! "/dev/xvdb"}}]}`. An entry denies its method where each [JSON
-//! pointer](https://www.rfc-editor.org/rfc/rfc6901) has the value that is given; without `where`
-//! always.
+//! "/dev/xvdb"}}]}`. An entry denies its method if each [JSON
+//! pointer](https://www.rfc-editor.org/rfc/rfc6901) has the given value; without `where` it always
+//! does.
 
 use std::{collections::BTreeMap, fs, io};
 
@@ -19,7 +19,7 @@ use crate::{
 
 const FILE: &str = "/etc/agent-policy.json";
 
-/// What is denied.
+/// The denied requests.
 #[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Policy {
@@ -35,7 +35,7 @@ struct Entry {
 }
 
 impl Policy {
-    /// The policy of the image, where there is one, and of the command line.
+    /// Reads the policy of the image, if there is one, and of the command line.
     pub(crate) fn read(config: &Config) -> Result<Self, Error> {
         let mut policy: Self = match fs::read_to_string(FILE) {
             Ok(text) => serde_json::from_str(&text).map_err(|error| at(FILE)(error.into()))?,
@@ -48,7 +48,7 @@ impl Policy {
         Ok(policy)
     }
 
-    /// Decides on a request.
+    /// Returns `Ok` if the request is allowed.
     pub(crate) fn check(&self, method: &str, request: &Value) -> Result<(), Error> {
         let denies = |entry: &Entry| {
             entry.method == method
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_method_without_conditions_is_always_denied_and_others_never() {
+    fn an_entry_without_conditions_always_denies_its_method_and_no_other() {
         let policy = policy(json!({ "deny": [{ "method": "Attach" }] }));
         assert_eq!(
             policy.check("Attach", &json!({})).unwrap_err().to_string(),
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn conditions_must_all_hold() {
+    fn an_entry_denies_only_if_all_conditions_hold() {
         let policy = policy(
             json!({ "deny": [{ "method": "Attach", "where": { "/a/0/path": "/dev/x", "/b": 1 } }] }),
         );
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_with_unknown_words_is_refused() {
+    fn a_policy_with_unknown_keys_is_refused() {
         for wrong in [json!({ "allow": [] }), json!({ "deny": [{ "method": "A", "when": {} }] })] {
             assert!(serde_json::from_value::<Policy>(wrong).is_err());
         }

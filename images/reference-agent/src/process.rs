@@ -1,7 +1,7 @@
-//! A process of a container: its handle, its end, and its three streams
-//! ([`pidfd_open(2)`](https://man7.org/linux/man-pages/man2/pidfd_open.2.html),
-//! [`pipe(7)`](https://man7.org/linux/man-pages/man7/pipe.7.html)), or its terminal in their place
-//! ([`pty(7)`](https://man7.org/linux/man-pages/man7/pty.7.html)).
+//! A process of a container: its handle
+//! ([`pidfd_open(2)`](https://man7.org/linux/man-pages/man2/pidfd_open.2.html)), its exit status,
+//! and its three streams ([`pipe(7)`](https://man7.org/linux/man-pages/man7/pipe.7.html)) or its
+//! terminal ([`pty(7)`](https://man7.org/linux/man-pages/man7/pty.7.html)).
 
 use std::{
     io::{self, PipeReader, PipeWriter},
@@ -24,22 +24,22 @@ use crate::{
     terminal::Terminal,
 };
 
-/// The largest answer to a read, whatever the caller asks for.
+/// The maximum size of a reply to a read, whatever the caller requests.
 const LARGEST_READ: usize = 1 << 20;
 
 /// A process that crun started, in the agent's pid namespace.
 #[derive(Debug)]
 pub(crate) struct Process {
-    /// None where it had ended before a handle could be taken.
+    /// `None` if it had ended before a handle could be opened.
     handle: Option<OwnedFd>,
     exit: Exit,
-    /// Whether somebody has been told how it ended.
+    /// Whether a caller has received its exit status.
     waited_for: AtomicBool,
     streams: Streams,
 }
 
-/// The agent's ends of a process's pipes. A stream at its end is closed at once; each has a lock of
-/// its own, so that a read that waits holds up nothing else.
+/// The agent's ends of a process's pipes. A stream is closed as soon as it is at its end. Each has
+/// its own lock, so that a waiting read does not block the others.
 #[derive(Debug)]
 pub(crate) struct Streams {
     stdin: Mutex<Option<Sender>>,
@@ -48,7 +48,7 @@ pub(crate) struct Streams {
     terminal: Option<Terminal>,
 }
 
-/// The process's ends.
+/// The process's ends of the pipes.
 #[derive(Debug)]
 pub(crate) struct ChildStreams {
     pub(crate) stdin: PipeReader,
@@ -56,7 +56,7 @@ pub(crate) struct ChildStreams {
     pub(crate) stderr: PipeWriter,
 }
 
-/// Which output.
+/// One of the two outputs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Output {
     Stdout,
@@ -64,7 +64,7 @@ pub(crate) enum Output {
 }
 
 impl Streams {
-    /// Three pipes.
+    /// Creates three pipes.
     pub(crate) fn new() -> Result<(Self, ChildStreams), Error> {
         Self::pipes().map_err(at("making pipes"))
     }
@@ -82,7 +82,7 @@ impl Streams {
         Ok((ours, ChildStreams { stdin, stdout, stderr }))
     }
 
-    /// A terminal: it takes the input and gives the output; there is no second one.
+    /// Uses a terminal for input and standard output. There is no standard error.
     pub(crate) fn terminal(terminal: Terminal) -> Result<Self, Error> {
         let (input, output) = terminal.streams()?;
         Ok(Self {
@@ -106,7 +106,7 @@ impl Streams {
             match receiver.try_read(&mut bytes) {
                 Ok(length) => break length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                // Nobody has the terminal open any more.
+                // No process has the terminal open any more.
                 Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => break 0,
                 Err(error) => return Err(at("reading output")(error)),
             }
@@ -119,7 +119,7 @@ impl Streams {
         Ok(bytes)
     }
 
-    /// Writes what the pipe takes now, at least one byte: the caller learns how much that was.
+    /// Writes as much as the pipe accepts now, at least one byte, and returns the number of bytes.
     pub(crate) async fn write(&self, bytes: &[u8]) -> Result<usize, Error> {
         let stream = self.stdin.lock().await;
         let sender = stream.as_ref().ok_or(Error::EndOfFile)?;
@@ -141,7 +141,7 @@ impl Streams {
         self.terminal.as_ref().ok_or(Error::NoTerminal)?.resize(rows, columns)
     }
 
-    /// Whether both outputs are at their end and closed.
+    /// Whether both outputs are at end of file and closed.
     pub(crate) fn drained(&self) -> bool {
         let closed = |stream: &Mutex<Option<Receiver>>| {
             stream.try_lock().is_ok_and(|stream| stream.is_none())
@@ -151,8 +151,8 @@ impl Streams {
 }
 
 impl Process {
-    /// Takes a handle of `pid`, which crun left to the agent. As long as `exit` tells of no end,
-    /// the agent has not reaped it and the number is still its own.
+    /// Opens a handle of `pid`, which crun left to the agent. As long as `exit` has no status, the
+    /// agent has not reaped the process and its ID cannot have been reused.
     pub(crate) fn new(pid: u32, exit: Exit, streams: Streams) -> Result<Self, Error> {
         let waited_for = AtomicBool::new(false);
         if exit.borrow().is_some() {
@@ -166,7 +166,7 @@ impl Process {
         Ok(Self { handle: Some(handle), exit, waited_for, streams })
     }
 
-    /// Its pidfd, unless it had ended before one could be opened.
+    /// Returns its pidfd, unless it had ended before one could be opened.
     pub(crate) fn handle(&self) -> Option<&OwnedFd> {
         self.handle.as_ref()
     }
@@ -176,14 +176,14 @@ impl Process {
         self.exit.borrow().is_some()
     }
 
-    /// Waits for its end.
+    /// Waits for its end and returns its exit status.
     pub(crate) async fn wait(&self) -> i32 {
         let status = reaper::ended(&mut self.exit.clone()).await;
         self.waited_for.store(true, Ordering::Relaxed);
         status
     }
 
-    /// Sends it a signal. One that has ended needs none.
+    /// Sends it a signal. Succeeds without effect if it has ended.
     pub(crate) fn signal(&self, number: u32) -> Result<(), Error> {
         let signal = i32::try_from(number)
             .ok()
@@ -196,7 +196,7 @@ impl Process {
         }
     }
 
-    /// Reads what is there, or waits for it.
+    /// Reads available output, or waits for it.
     pub(crate) async fn read(&self, output: Output, length: usize) -> Result<Vec<u8>, Error> {
         self.streams.read(output, length).await
     }
@@ -206,7 +206,7 @@ impl Process {
         self.streams.write(bytes).await
     }
 
-    /// Gives its terminal another size.
+    /// Sets the size of its terminal.
     pub(crate) fn resize(&self, rows: u32, columns: u32) -> Result<(), Error> {
         self.streams.resize(rows, columns)
     }
@@ -216,7 +216,7 @@ impl Process {
         self.streams.close_stdin().await;
     }
 
-    /// Whether there is nothing left to learn of it.
+    /// Whether a caller has its exit status and all of its output.
     pub(crate) fn is_over(&self) -> bool {
         self.waited_for.load(Ordering::Relaxed) && self.streams.drained()
     }
@@ -229,7 +229,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn output_is_read_in_pieces_and_its_end_is_an_error_from_then_on() {
+    async fn output_is_read_in_pieces_and_reads_after_its_end_fail() {
         let (streams, mut child) = Streams::new().unwrap();
         child.stdout.write_all(b"hello").unwrap();
         drop(child);
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_read_that_waits_does_not_hold_up_the_other_streams() {
+    async fn a_waiting_read_does_not_block_the_other_streams() {
         let (streams, mut child) = Streams::new().unwrap();
         let streams = std::sync::Arc::new(streams);
         let waiting = tokio::spawn({
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn input_ends_when_it_is_closed_and_takes_no_more() {
+    async fn closed_input_is_at_its_end_and_accepts_no_more() {
         let (streams, mut child) = Streams::new().unwrap();
         assert_eq!(streams.write(b"line").await.unwrap(), 4);
         streams.close_stdin().await;
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_write_larger_than_the_pipe_tells_how_much_went() {
+    async fn a_write_larger_than_the_pipe_returns_how_much_was_written() {
         let (streams, _child) = Streams::new().unwrap();
         let written = streams.write(&vec![0; 1 << 20]).await.unwrap();
         assert!((1..1 << 20).contains(&written), "{written}");

@@ -1,9 +1,9 @@
-//! The one reaper of all the agent's children, by
+//! The single reaper of all the agent's children, by
 //! [`waitpid(2)`](https://man7.org/linux/man-pages/man2/waitpid.2.html).
 //!
-//! The agent is PID 1 and a child subreaper: orphans of containers become its children too. So that
-//! no exit status goes to the wrong place, nothing else in this process waits for children, crun
-//! included; whoever starts one asks here.
+//! The agent is PID 1 and a child subreaper: orphans of containers become its children, too. So
+//! that no exit status is lost, no other code in this process waits for children, crun included;
+//! code that starts a process gets its exit status here.
 
 use std::{
     collections::HashMap,
@@ -20,8 +20,7 @@ use tokio::{
     sync::watch,
 };
 
-/// An exit status that is there once the process has ended: its code, or 128 and the signal's
-/// number.
+/// An exit status, set once the process has ended: its exit code, or 128 plus the signal's number.
 pub(crate) type Exit = watch::Receiver<Option<i32>>;
 
 /// Reaps every child when SIGCHLD comes.
@@ -33,20 +32,20 @@ pub(crate) struct Reaper {
 #[derive(Debug, Default)]
 struct Table {
     watched: HashMap<u32, watch::Sender<Option<i32>>>,
-    /// Ends of processes that nobody watched yet, kept while somebody expects one.
+    /// Exit statuses of processes that are not watched yet, kept while an expectation exists.
     early: HashMap<u32, i32>,
     expecting: usize,
 }
 
-/// While it is held, no child that ends is forgotten: take it before a process is started, then
-/// watch the process.
+/// While it exists, the exit status of every child is kept. Take it before you start a process,
+/// then watch the process.
 #[derive(Debug)]
 pub(crate) struct Expectation {
     reaper: Arc<Reaper>,
 }
 
 impl Reaper {
-    /// Reaps from now on.
+    /// Starts to reap.
     ///
     /// # Errors
     /// SIGCHLD cannot be handled.
@@ -55,7 +54,7 @@ impl Reaper {
         let reaper = Arc::new(Self::default());
         let this = Arc::clone(&reaper);
         tokio::spawn(async move {
-            // Once without a signal: init's children may have ended before.
+            // First without a signal: children of init may have ended before.
             loop {
                 this.reap();
                 if signals.recv().await.is_none() {
@@ -66,13 +65,13 @@ impl Reaper {
         Ok(reaper)
     }
 
-    /// Announces that a child is about to be started.
+    /// Call it before a child is started.
     pub(crate) fn expect(self: &Arc<Self>) -> Expectation {
         self.table().expecting += 1;
         Expectation { reaper: Arc::clone(self) }
     }
 
-    /// One signal may stand for many children.
+    /// Reaps all ended children: one signal may be for several.
     fn reap(&self) {
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
@@ -100,13 +99,13 @@ impl Reaper {
     }
 
     fn table(&self) -> std::sync::MutexGuard<'_, Table> {
-        // The table is consistent after every statement: a panic elsewhere does not spoil it.
+        // The table is consistent after every statement, so a poisoned lock is usable.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Expectation {
-    /// The end of `pid`, even where it has come already.
+    /// Returns the exit status of `pid`, even if it has ended already.
     pub(crate) fn watch(&self, pid: u32) -> Exit {
         let mut table = self.reaper.table();
         let status = table.early.remove(&pid);
@@ -128,7 +127,7 @@ impl Drop for Expectation {
     }
 }
 
-/// Waits for an end.
+/// Waits for an exit status.
 pub(crate) async fn ended(exit: &mut Exit) -> i32 {
     match exit.wait_for(Option::is_some).await {
         Ok(status) => status.unwrap_or_default(),
@@ -144,10 +143,10 @@ mod tests {
     use super::*;
 
     #[expect(clippy::zombie_processes, reason = "waiting for them is what is tested")]
-    /// One test, since a reaper takes every child of its process: two at a time would take each
+    /// One test, because a reaper reaps every child of its process: two tests would reap each
     /// other's.
     #[tokio::test]
-    async fn every_child_is_reaped_and_its_status_goes_to_whoever_expects_it() {
+    async fn every_child_is_reaped_and_its_status_goes_to_its_watcher() {
         let reaper = Reaper::start().unwrap();
         let shell = |script: &str| {
             let expectation = reaper.expect();
@@ -162,15 +161,15 @@ mod tests {
             let (expectation, pid) = shell("kill -9 $$");
             assert_eq!(ended(&mut expectation.watch(pid)).await, 137);
 
-            // Watched too late: the end of the second child tells that the first one's has been
-            // handled.
+            // Watched after its end: the end of the second child shows that the first one has been
+            // reaped.
             let (expectation, early) = shell("exit 3");
             let (_, pid) = shell(&format!("while kill -0 {early} 2>/dev/null; do :; done"));
             ended(&mut expectation.watch(pid)).await;
             assert_eq!(ended(&mut expectation.watch(early)).await, 3);
         }
         {
-            // Nobody expects this one: it is reaped, and forgotten.
+            // No expectation exists for this one: it is reaped and its status is dropped.
             let (expectation, orphan) = shell("exit 1");
             drop(expectation);
             let (expectation, pid) =

@@ -1,8 +1,8 @@
-//! The sandbox: all containers, behind the one lock of the agent.
+//! The sandbox: all containers, behind the agent's single lock.
 //!
-//! As in kata-agent this lock is global and is held for as long as a container is created, started,
-//! removed or given a process, across the awaits of those. Whoever waits for a process or its
-//! output takes the process out first and releases the lock.
+//! As in kata-agent this lock is global. It is held while a container is created, started or
+//! removed, and while a process is started in it, across awaits. A caller that waits for a process
+//! or its output first clones the process and releases the lock.
 
 use std::{collections::HashMap, fs, path::Path, sync::Arc, time::Duration};
 
@@ -21,10 +21,10 @@ use crate::{
     terminal::Console,
 };
 
-/// How everybody holds it.
+/// The sandbox as it is shared by the services.
 pub(crate) type SharedSandbox = Arc<Mutex<Sandbox>>;
 
-/// How long a killed container may take to end, where the caller gives no time.
+/// The time limit for the end of a killed container, if the caller gives none.
 const REMOVAL: Duration = Duration::from_secs(60);
 
 /// The containers of the guest.
@@ -37,7 +37,7 @@ pub(crate) struct Sandbox {
 }
 
 impl Sandbox {
-    /// An empty one.
+    /// An empty sandbox.
     pub(crate) fn new(crun: Crun, cgroups: Cgroups, no_pivot_root: bool) -> SharedSandbox {
         Arc::new(Mutex::new(Self { crun, cgroups, no_pivot_root, containers: HashMap::new() }))
     }
@@ -68,13 +68,13 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Starts a container that was created.
+    /// Starts a created container.
     pub(crate) async fn start(&mut self, id: &str) -> Result<(), Error> {
         let container =
             self.containers.get_mut(id).ok_or_else(|| Error::UnknownContainer(id.to_owned()))?;
         match container.running() {
             Err(ContainerError::Created) => {}
-            Err(_) => return Err(wrong_state(id, "not there to be started: it has stopped")),
+            Err(_) => return Err(wrong_state(id, "stopped and cannot be started")),
             Ok(()) => return Err(wrong_state(id, "running already")),
         }
         container.pin()?;
@@ -125,7 +125,7 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Gives a container new device rules; without any it is left as it is.
+    /// Sets a container's device rules. Without rules it changes nothing.
     pub(crate) async fn update(&mut self, id: &str, rules: Vec<DeviceRule>) -> Result<(), Error> {
         let container =
             self.containers.get_mut(id).ok_or_else(|| Error::UnknownContainer(id.to_owned()))?;
@@ -141,7 +141,7 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Kills a container and removes all of it.
+    /// Kills a container and removes everything of it.
     pub(crate) async fn remove(&mut self, id: &str, limit: Option<Duration>) -> Result<(), Error> {
         let container =
             self.containers.get(id).ok_or_else(|| Error::UnknownContainer(id.to_owned()))?;
@@ -166,12 +166,12 @@ impl Sandbox {
         Ok(())
     }
 
-    /// A container.
+    /// Returns a container.
     pub(crate) fn container(&self, id: &str) -> Option<&Container> {
         self.containers.get(id)
     }
 
-    /// A process, to be used without the lock.
+    /// Returns a process, for use without the lock.
     pub(crate) fn process(&self, id: &str, process: &str) -> Result<Arc<Process>, Error> {
         let container =
             self.containers.get(id).ok_or_else(|| Error::UnknownContainer(id.to_owned()))?;
@@ -180,8 +180,8 @@ impl Sandbox {
         container.process(id, process).cloned().ok_or_else(unknown)
     }
 
-    /// Lets go of a process that somebody has waited for and whose outputs have been read to their
-    /// ends. A first process stays until its container is removed.
+    /// Removes a process whose exit status has been returned and whose outputs have been read to
+    /// their ends. A first process stays until its container is removed.
     pub(crate) fn forget_if_over(&mut self, id: &str, process: &str) {
         if let Some(container) = self.containers.get_mut(id)
             && container.execs.get(process).is_some_and(|process| process.is_over())
@@ -191,14 +191,14 @@ impl Sandbox {
     }
 }
 
-/// The process that crun has left to the agent, by the file with its number.
+/// Returns the process that crun has left to the agent, by its pid file.
 fn left_by_crun(
     expectation: &Expectation,
     pid_file: &Path,
     streams: Streams,
 ) -> Result<(u32, Process), Error> {
     let wrong = || {
-        at(format!("{} holds no process number", pid_file.display()))(
+        at(format!("{} has no process ID", pid_file.display()))(
             std::io::ErrorKind::InvalidData.into(),
         )
     };
@@ -212,7 +212,7 @@ fn wrong_state(container: &str, state: &'static str) -> Error {
     Error::WrongState { container: container.to_owned(), state }
 }
 
-/// kata-agent's rule for ids, which become names of files and cgroups.
+/// kata-agent's rule for IDs, which become names of files and cgroups.
 fn check_id(id: &str) -> Result<(), Error> {
     let mut characters = id.chars();
     let starts_well = characters.next().is_some_and(|first| first.is_ascii_alphanumeric());
@@ -230,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_names_of_files_without_surprises() {
+    fn ids_are_safe_file_names() {
         for good in ["c1", "exec-1.2_3", "0"] {
             check_id(good).unwrap();
         }

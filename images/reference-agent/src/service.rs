@@ -1,4 +1,4 @@
-//! `grpc.AgentService`: decodes a request, asks the policy, calls the sandbox.
+//! `grpc.AgentService`: decodes requests, asks the policy, and calls the sandbox.
 
 use std::{fs, sync::Arc, time::Duration};
 
@@ -34,12 +34,12 @@ pub(crate) struct AgentService {
     pub(crate) sandbox: SharedSandbox,
     pub(crate) policy: Arc<Policy>,
     pub(crate) extra_features: Vec<String>,
-    /// Told when the sandbox has been destroyed.
+    /// Notified when the sandbox has been destroyed.
     pub(crate) destroyed: Arc<Notify>,
 }
 
 impl AgentService {
-    /// The policy sees of these requests what names their object.
+    /// Asks the policy. Of these requests it gets only the fields that name the object.
     fn authorize(&self, method: &str, request: &Value) -> Result<(), Error> {
         tracing::debug!("{method} {request}");
         self.policy.check(method, request)
@@ -132,7 +132,7 @@ impl agent_ttrpc::AgentService for AgentService {
     ) -> ttrpc::Result<Nil> {
         let id = &request.container_id;
         self.authorize("RemoveContainerRequest", &json!({ "container_id": id }))?;
-        // 0 stands for no limit of the caller's.
+        // 0 means that the caller gives no limit.
         let limit = (request.timeout > 0).then(|| Duration::from_secs(request.timeout.into()));
         self.sandbox.lock().await.remove(id, limit).await?;
         tracing::info!("container {id} removed");
@@ -196,7 +196,7 @@ impl agent_ttrpc::AgentService for AgentService {
         )?;
         let process = self.sandbox.lock().await.process(container, exec)?;
         let written = process.write(&request.data).await?;
-        // A message is smaller than four gigabytes.
+        // A message is smaller than 4 GiB.
         Ok(WriteStreamResponse { len: written as u32, ..Default::default() })
     }
 
@@ -266,7 +266,7 @@ impl agent_ttrpc::AgentService for AgentService {
         self.authorize("GuestDetailsRequest", &json!({}))?;
         let mut reply = GuestDetailsResponse::new();
         if request.mem_block_size {
-            // A kernel without memory hot-plug has no such file, and no such size.
+            // A kernel without memory hot-plug does not have this file.
             reply.mem_block_size_bytes = fs::read_to_string(BLOCK_SIZE)
                 .ok()
                 .and_then(|text| u64::from_str_radix(text.trim(), 16).ok())

@@ -1,5 +1,5 @@
-//! A process's terminal ([`pty(7)`](https://man7.org/linux/man-pages/man7/pty.7.html)): crun makes
-//! it in the container's own devpts and hands the agent's end over on a [console
+//! A process's terminal ([`pty(7)`](https://man7.org/linux/man-pages/man7/pty.7.html)): crun
+//! creates it in the container's own devpts and sends the agent's end over a [console
 //! socket](https://github.com/opencontainers/runc/blob/main/docs/terminals.md#detached-new-terminal).
 
 use std::{
@@ -19,7 +19,7 @@ use tokio::net::unix::pipe::{Receiver, Sender};
 
 use crate::error::{Error, at};
 
-/// The socket on which crun delivers one terminal. It goes with the value.
+/// The socket on which crun delivers one terminal. It is removed when the value is dropped.
 #[derive(Debug)]
 pub(crate) struct Console {
     listener: UnixListener,
@@ -43,7 +43,7 @@ impl Console {
         &self.path
     }
 
-    /// What crun has delivered before it ended.
+    /// Returns the terminal that crun has delivered before it ended.
     pub(crate) fn received(&self) -> Result<Terminal, Error> {
         self.receive()
             .map(Terminal)
@@ -51,7 +51,7 @@ impl Console {
     }
 
     fn receive(&self) -> io::Result<OwnedFd> {
-        // crun has ended: what it has not sent by now never comes.
+        // crun has ended: it sends nothing any more.
         self.listener.set_nonblocking(true)?;
         let (stream, _) = self.listener.accept()?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -76,8 +76,8 @@ impl Drop for Console {
 }
 
 impl Terminal {
-    /// Its input and its output. tokio has a type for pipes alone; what it does with one is right
-    /// for a terminal, too.
+    /// Returns its input and its output. tokio has a type only for pipes; what it does with a pipe
+    /// is also correct for a terminal.
     pub(crate) fn streams(&self) -> Result<(Sender, Receiver), Error> {
         let streams = || {
             ioctl_fionbio(&self.0, true)?;
@@ -87,7 +87,7 @@ impl Terminal {
         streams().map_err(at("using a terminal"))
     }
 
-    /// Gives it another size; its foreground processes hear of that by SIGWINCH.
+    /// Sets its size. Its foreground processes get SIGWINCH.
     pub(crate) fn resize(&self, rows: u32, columns: u32) -> Result<(), Error> {
         let number = |cells| u16::try_from(cells).unwrap_or(u16::MAX);
         let size =
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
     use crate::process::{Output, Streams};
 
-    /// Both ends of a new terminal.
+    /// Opens both ends of a new terminal.
     fn pair() -> (OwnedFd, fs::File) {
         let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&ours).unwrap();
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_terminal_is_received_used_sized_and_at_its_end_when_nobody_has_it() {
+    async fn a_terminal_is_received_used_resized_and_ends_when_its_last_user_closes_it() {
         let directory = tempfile::tempdir().unwrap();
         let console = Console::listen(directory.path()).unwrap();
         let (ours, mut theirs) = pair();
@@ -144,7 +144,7 @@ mod tests {
         let size = tcgetwinsize(&theirs).unwrap();
         assert_eq!((size.ws_row, size.ws_col), (40, 100));
         drop(theirs);
-        // The echo of what was typed comes first.
+        // The echo of the input comes first.
         while streams.read(Output::Stdout, 100).await.is_ok() {}
         assert!(streams.drained());
         let path = console.path().to_owned();
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_on_which_nothing_came_is_an_error() {
+    fn a_socket_without_a_terminal_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let console = Console::listen(directory.path()).unwrap();
         assert!(matches!(console.received(), Err(Error::Io { .. })));
