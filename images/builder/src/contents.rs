@@ -115,7 +115,7 @@ pub struct Programs {
     pub crun: PathBuf,
     /// A static busybox.
     pub busybox: PathBuf,
-    /// Further programs, put at `/usr/sbin`, with their libraries.
+    /// Additional programs, installed in `/usr/sbin` with their libraries.
     pub tools: Vec<PathBuf>,
     /// Unpacked packages, whose libraries take precedence over this machine's.
     pub trees: Vec<PathBuf>,

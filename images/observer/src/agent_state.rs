@@ -31,7 +31,7 @@ fn read_of(process: &Path) -> io::Result<AgentState> {
         }
     }
     fds.sort();
-    // Not the sums in the status file: they lack what each thread has not added yet.
+    // Not the sums in the status file: the kernel adds the counts of each thread late.
     let memory = fs::read_to_string(process.join("smaps_rollup"))?;
     let rss_anon_kb = number(&memory, "Anonymous")?;
     Ok(AgentState {

@@ -217,7 +217,7 @@ impl Process {
     }
 
     /// Whether a caller has its exit status and all of its output.
-    pub(crate) fn is_over(&self) -> bool {
+    pub(crate) fn is_finished(&self) -> bool {
         self.waited_for.load(Ordering::Relaxed) && self.streams.drained()
     }
 }

@@ -182,9 +182,9 @@ impl Sandbox {
 
     /// Removes a process whose exit status has been returned and whose outputs have been read to
     /// their ends. A first process stays until its container is removed.
-    pub(crate) fn forget_if_over(&mut self, id: &str, process: &str) {
+    pub(crate) fn remove_if_finished(&mut self, id: &str, process: &str) {
         if let Some(container) = self.containers.get_mut(id)
-            && container.execs.get(process).is_some_and(|process| process.is_over())
+            && container.execs.get(process).is_some_and(|process| process.is_finished())
         {
             container.execs.remove(process);
         }

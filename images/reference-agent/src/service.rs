@@ -58,7 +58,7 @@ impl AgentService {
         let process = self.sandbox.lock().await.process(container, exec)?;
         let data = process.read(output, usize::try_from(request.len).unwrap_or(usize::MAX)).await;
         if matches!(data, Err(Error::EndOfFile)) {
-            self.sandbox.lock().await.forget_if_over(container, exec);
+            self.sandbox.lock().await.remove_if_finished(container, exec);
         }
         Ok(ReadStreamResponse { data: data?, ..Default::default() })
     }
@@ -180,7 +180,7 @@ impl agent_ttrpc::AgentService for AgentService {
         )?;
         let process = self.sandbox.lock().await.process(container, exec)?;
         let status = process.wait().await;
-        self.sandbox.lock().await.forget_if_over(container, exec);
+        self.sandbox.lock().await.remove_if_finished(container, exec);
         Ok(WaitProcessResponse { status, ..Default::default() })
     }
 
