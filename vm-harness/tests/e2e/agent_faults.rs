@@ -1,6 +1,6 @@
-//! The agent behind a proxy that is late, cut or talks twice: after a lost reply the host asks the
-//! guest to let go before it takes anything from QEMU, and what cannot be taken back is said and
-//! repaired.
+//! The agent behind a proxy that delays, cuts or repeats messages. After a lost reply the host asks
+//! the guest to release the volume before it removes anything from QEMU. A rollback that fails is
+//! reported and repaired.
 
 use std::time::Duration;
 
@@ -20,8 +20,8 @@ use super::{
 
 const LATE: Duration = Duration::from_millis(800);
 
-/// Runs `call` with the agent behind a proxy with these rules, each of which is met; also returns
-/// the methods.
+/// Runs `call` with the agent behind a proxy with these rules, and checks that each rule applied.
+/// Also returns the methods that were called.
 async fn through_proxy(
     sandbox: &Sandbox,
     call: EcrRuntime,
@@ -30,7 +30,7 @@ async fn through_proxy(
     let vsock = sandbox.run_directory().vm().join("vm.vsock");
     let proxy = AgentProxy::start_with(&vsock, rules).unwrap();
     let finished = call.args(["--agent", &proxy.address(sandbox)]).run().await;
-    // A rule that nothing meets is a plug that ended before: this says why.
+    // If a rule did not apply, the command ended before. Its output shows why.
     println!("{}{}", finished.stdout, finished.stderr);
     proxy.assert_all_met();
     (finished, proxy.methods())
@@ -38,7 +38,7 @@ async fn through_proxy(
 
 #[rstest]
 #[tokio::test]
-async fn what_only_looks_odd_does_a_plug_no_harm(#[future(awt)] sandbox: Sandbox) {
+async fn unusual_but_valid_messages_do_not_break_a_plug(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
@@ -47,8 +47,8 @@ async fn what_only_looks_odd_does_a_plug_no_harm(#[future(awt)] sandbox: Sandbox
         (
             "in pieces",
             vec![
-                // The other way it has to be whole: vhost-device-vsock takes what it reads first
-                // for the line.
+                // In the other direction it must not be split: vhost-device-vsock takes the result
+                // of its first read for the whole line.
                 Rule::on(reply_to("CONNECT"), Fault::Split(1)),
                 Rule::on(reply_to("Probe"), Fault::Split(3)),
                 Rule::on(command("Attach"), Fault::Split(7)),
@@ -72,10 +72,11 @@ async fn what_only_looks_odd_does_a_plug_no_harm(#[future(awt)] sandbox: Sandbox
     }
 }
 
-/// The second one comes while the first is at work: it waits for its turn, and finds all done.
+/// The second request arrives while the first one is processed. It waits for its turn, and finds
+/// the volume attached.
 #[rstest]
 #[tokio::test]
-async fn request_that_comes_twice_is_carried_out_once(#[future(awt)] sandbox_with_faults: Sandbox) {
+async fn duplicated_request_is_executed_once(#[future(awt)] sandbox_with_faults: Sandbox) {
     let sandbox = sandbox_with_faults;
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(MIB);
@@ -83,8 +84,8 @@ async fn request_that_comes_twice_is_carried_out_once(#[future(awt)] sandbox_wit
     set_guest_faults(&sandbox, "attach-after-node=wait\n").await;
     let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
     let plug = through_proxy(&sandbox, call, vec![Rule::on(command("Attach"), Fault::Twice)]);
-    // System call 230 is clock_nanosleep, where the first is at the fail point, and 202 futex,
-    // where the second waits.
+    // The first request waits at the fail point in system call 230 (clock_nanosleep), the second
+    // one waits in 202 (futex).
     let both =
         "until s=$(cat $(grep -lx block-volume /proc/1/task/*/comm | sed s/comm/syscall/)) &&
         echo \"$s\" | grep -q '^230 ' && echo \"$s\" | grep -q '^202 '; do sleep 0.01; done";
@@ -104,7 +105,9 @@ async fn request_that_comes_twice_is_carried_out_once(#[future(awt)] sandbox_wit
 
 #[rstest]
 #[tokio::test]
-async fn plug_that_loses_the_agent_is_undone_in_the_guest_first(#[future(awt)] sandbox: Sandbox) {
+async fn plug_that_loses_the_agent_is_rolled_back_in_the_guest_first(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
@@ -116,10 +119,10 @@ async fn plug_that_loses_the_agent_is_undone_in_the_guest_first(#[future(awt)] s
         (Rule::on(reply_to("CONNECT"), Fault::CutAfter(2)), unreachable, &all[..0]),
         (Rule::on(command("Probe"), Fault::Cut), lost, &all[..1]),
         (Rule::on(reply_to("Probe"), Fault::CutAfter(11)), lost, &all[..1]),
-        // The guest never heard of it.
+        // The guest did not receive the request.
         (Rule::on(command("Attach"), Fault::Cut), lost, all),
         (Rule::on(command("Attach"), Fault::CutAfter(30)), lost, all),
-        // It has done it, and has said nothing, a part, or what nobody understands.
+        // The guest executed the request, and its reply is lost, truncated or garbled.
         (Rule::on(reply_to("Attach"), Fault::Cut), lost, all),
         (Rule::on(reply_to("Attach"), Fault::CutAfter(10)), lost, all),
         (Rule::on(reply_to("Attach"), Fault::CutAfter(25)), lost, all),
@@ -128,8 +131,8 @@ async fn plug_that_loses_the_agent_is_undone_in_the_guest_first(#[future(awt)] s
         let what = format!("{rule}");
         let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
         let (finished, methods) = through_proxy(&sandbox, call, vec![rule]).await;
-        let (told, message) = finished.failed_with(14);
-        assert_eq!(told, reason, "{what}: {message}");
+        let (reported, message) = finished.failed_with(14);
+        assert_eq!(reported, reason, "{what}: {message}");
         assert_eq!(methods, calls, "{what}");
         before.assert_unchanged(&sandbox, &[&container]).await;
         assert!(claim_is_free(&volume), "{what}");
@@ -142,7 +145,7 @@ async fn plug_that_loses_the_agent_is_undone_in_the_guest_first(#[future(awt)] s
 #[case::late(Fault::Delay(Duration::from_secs(60)))]
 #[case::never(Fault::Drop)]
 #[tokio::test]
-async fn plug_whose_answer_comes_too_late_is_a_time_out_and_is_undone(
+async fn plug_whose_reply_comes_too_late_times_out_and_is_rolled_back(
     #[future(awt)] sandbox: Sandbox,
     #[case] fault: Fault,
 ) {
@@ -160,11 +163,13 @@ async fn plug_whose_answer_comes_too_late_is_a_time_out_and_is_undone(
     assert!(claim_is_free(&volume));
 }
 
-/// Neither the answer nor the undo gets through: QEMU keeps the disk that the guest has, and says
-/// so.
+/// Neither the reply nor the rollback request gets through. QEMU keeps the disk that the guest has,
+/// and the error says so.
 #[rstest]
 #[tokio::test]
-async fn undo_that_cannot_reach_the_guest_is_told_and_repaired(#[future(awt)] sandbox: Sandbox) {
+async fn rollback_that_cannot_reach_the_guest_is_reported_and_repaired(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
@@ -179,7 +184,7 @@ async fn undo_that_cannot_reach_the_guest_is_told_and_repaired(#[future(awt)] sa
     assert!(!methods.is_empty());
     assert!(!claim_is_free(&volume), "QEMU keeps what the guest may be using");
     assert_eq!(repair(&sandbox, 0, &[]).await["result"], "repaired");
-    // The guest had done it all: repair brings the plug to its end.
+    // The guest had completed the attach: repair completes the hot-plug.
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
     unplug(&sandbox, &at(&container, "/dev/xvda")).await;
     before.assert_unchanged(&sandbox, &[&container]).await;
@@ -187,7 +192,7 @@ async fn undo_that_cannot_reach_the_guest_is_told_and_repaired(#[future(awt)] sa
 
 #[rstest]
 #[tokio::test]
-async fn unplug_that_loses_the_agent_asks_again_or_says_what_may_be_left(
+async fn unplug_that_loses_the_agent_retries_or_reports_what_may_be_left(
     #[future(awt)] sandbox: Sandbox,
 ) {
     let container = sandbox.start_container().await;

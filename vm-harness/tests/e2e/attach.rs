@@ -1,4 +1,4 @@
-//! The main job: a volume appears in a running container, and every byte is right.
+//! The main function: a volume appears in a running container, and its data is correct.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use vm_harness::{
 
 use super::{MIB, boot, sandbox};
 
-/// Compares what the container reads with the host, then lets the container write and compares
-/// again.
+/// Compares what the container reads with the volume on the host, then writes in the container and
+/// compares again.
 async fn assert_same_bytes_both_ways(container: &Container, volume: &Volume, path: &str) {
     let end = volume.size();
     for range in [0..4096, end / 2..end / 2 + 65536, end - 4096..end] {
@@ -27,7 +27,7 @@ async fn assert_same_bytes_both_ways(container: &Container, volume: &Volume, pat
     assert_eq!(volume.bytes(MIB..MIB + 128 * 1024), fresh, "container to host");
 }
 
-/// `major:minor`, type, permission bits and owner of a node as the container sees them.
+/// Returns `major:minor`, type, permission bits and owner of a node as the container sees them.
 async fn node(container: &Container, path: &str) -> (String, String, String, String) {
     let text = container.exec(&["stat", "-c", "%t:%T %F %a %u:%g", path]).await;
     let text = String::from_utf8(text).unwrap();
@@ -62,13 +62,17 @@ async fn volume_is_read_and_written_by_a_running_container(
 
 #[rstest]
 #[tokio::test]
-async fn volume_works_whatever_the_guest_is_like(
+async fn volume_works_with_each_cgroup_version_and_scan_mode(
     #[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup,
     #[values(Scan::None, Scan::Async)] scan: Scan,
 ) {
     let sandbox = boot(&Machine { cgroup, scan, ..Machine::default() }).await;
     let mode = sandbox.observer().shell("cat /sys/module/scsi_mod/parameters/scan").await;
-    assert_eq!(mode.trim() == "none", scan == Scan::None, "the guest scans as the test wants it");
+    assert_eq!(
+        mode.trim() == "none",
+        scan == Scan::None,
+        "the guest has the scan mode of the test"
+    );
     let container = sandbox.start_container().await;
     let sibling = sandbox.start_container().await;
     let volume = Volume::loop_device(8 * MIB);
@@ -77,7 +81,7 @@ async fn volume_works_whatever_the_guest_is_like(
     let expected = if cgroup == Cgroup::V1 { "v1" } else { "none" };
     assert_eq!(plugged.text("device_filter"), expected);
     if cgroup == Cgroup::V1 {
-        // The sibling may make such a node, and may not open it.
+        // The sibling may create such a node, but may not open it.
         let (major, minor) = plugged.device_number().split_once(':').unwrap();
         sibling.exec(&["mknod", "/dev/theirs", "b", major, minor]).await;
         let error = sibling.exec_fails(&["dd", "if=/dev/theirs", "of=/dev/null", "count=1"]).await;
@@ -87,7 +91,7 @@ async fn volume_works_whatever_the_guest_is_like(
 
 #[rstest]
 #[tokio::test]
-async fn sixteen_volumes_in_one_call_have_the_right_bytes_each(#[future(awt)] sandbox: Sandbox) {
+async fn sixteen_volumes_in_one_call_have_the_correct_data(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volumes: Vec<Volume> = (0..16).map(|_| Volume::image(2 * MIB)).collect();
     let paths: Vec<String> = (0..16).map(|number| format!("/dev/volume{number}")).collect();
@@ -173,7 +177,7 @@ async fn read_only_volume_cannot_be_written_by_anyone_in_the_guest(
 
 #[rstest]
 #[tokio::test]
-async fn node_has_the_owner_and_the_mode_that_were_asked(#[future(awt)] sandbox: Sandbox) {
+async fn node_has_the_requested_owner_and_mode(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(2 * MIB);
     let options = ["--uid", "1000", "--gid", "2000", "--mode", "0666"];
@@ -186,7 +190,7 @@ async fn node_has_the_owner_and_the_mode_that_were_asked(#[future(awt)] sandbox:
 
 #[rstest]
 #[tokio::test]
-async fn four_kib_sectors_stay_four_kib_sectors(#[future(awt)] sandbox: Sandbox) {
+async fn sector_size_of_four_kib_is_kept(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume =
         Volume::loop_device_with(8 * MIB, LoopOptions { sector: 4096, ..LoopOptions::default() });
@@ -222,7 +226,7 @@ async fn output_describes_the_volume(#[future(awt)] sandbox: Sandbox) {
     let target = found["scsi"]["target"].as_u64().unwrap();
     assert!(
         (1..=255).contains(&lun) && (192..=255).contains(&target),
-        "an address that Kata never takes: {found}"
+        "an address that Kata never uses: {found}"
     );
     let name = found["guest_device"].as_str().unwrap();
     let number = sandbox.observer().shell(&format!("cat /sys/block/{name}/dev")).await;
@@ -232,13 +236,13 @@ async fn output_describes_the_volume(#[future(awt)] sandbox: Sandbox) {
         .observer()
         .shell(&format!("tr -cd '[:alnum:]' < /sys/block/{name}/device/vpd_pg80"))
         .await;
-    assert!(serial.ends_with(id), "the volume's id {id} is the disk's serial {serial}");
+    assert!(serial.ends_with(id), "the volume ID {id} is the disk's serial number {serial}");
     assert!(json["timings_us"].as_object().is_some_and(|stages| !stages.is_empty()), "{json}");
 }
 
 #[rstest]
 #[tokio::test]
-async fn agent_stays_in_its_own_mount_namespace_and_starts_no_thread_that_stays(
+async fn agent_stays_in_its_own_mount_namespace_and_leaves_no_thread(
     #[future(awt)] sandbox: Sandbox,
 ) {
     let container = sandbox.start_container().await;
@@ -260,7 +264,7 @@ async fn agent_stays_in_its_own_mount_namespace_and_starts_no_thread_that_stays(
 
 #[rstest]
 #[tokio::test]
-async fn host_file_system_that_is_full_is_an_error_in_the_container_and_pauses_nothing(
+async fn full_host_file_system_is_an_error_in_the_container_and_does_not_pause_the_vm(
     #[future(awt)] sandbox: Sandbox,
 ) {
     let container = sandbox.start_container().await;
@@ -289,7 +293,7 @@ async fn host_file_system_that_is_full_is_an_error_in_the_container_and_pauses_n
     assert!(error.contains("Input/output error") || error.contains("No space left"), "{error}");
     let mut monitor = sandbox.monitor().await.unwrap();
     let status = monitor.execute("query-status", serde_json::json!({})).await.unwrap();
-    assert_eq!(status["status"], "running", "the sandbox goes on");
+    assert_eq!(status["status"], "running", "the sandbox continues to run");
     assert_eq!(container.exec(&["echo", "alive"]).await, b"alive\n");
     drop(sandbox);
 }
@@ -320,7 +324,7 @@ impl FullFileSystem {
 
 impl Drop for FullFileSystem {
     fn drop(&mut self) {
-        // Lazily: QEMU may still have the image open.
+        // Lazy unmount: QEMU may still have the image open.
         let _ =
             std::process::Command::new("umount").arg("--lazy").arg(self.directory.path()).status();
     }
@@ -328,7 +332,7 @@ impl Drop for FullFileSystem {
 
 #[rstest]
 #[tokio::test]
-async fn unique_prefixes_of_ids_are_enough_and_the_sandbox_may_be_left_out(
+async fn unique_prefixes_of_ids_are_accepted_and_the_sandbox_is_optional(
     #[future(awt)] sandbox: Sandbox,
 ) {
     let container = sandbox.start_container().await;
@@ -354,7 +358,7 @@ async fn unique_prefixes_of_ids_are_enough_and_the_sandbox_may_be_left_out(
 }
 
 #[tokio::test]
-async fn disk_that_nobody_asked_for_is_not_scanned_in() {
+async fn disk_that_was_not_requested_is_not_scanned() {
     let other = Volume::image(MIB);
     let disk =
         format!("driver=raw,node-name=other,file.driver=file,file.filename={}", other.name());
@@ -370,7 +374,7 @@ async fn disk_that_nobody_asked_for_is_not_scanned_in() {
         boot(&Machine { controller: controller.map(str::to_owned).to_vec(), ..Machine::default() })
             .await;
     let disks = async || sandbox.observer().shell("ls /sys/block").await;
-    assert_eq!(disks().await, "", "scsi_mod.scan=none: the guest does not look by itself");
+    assert_eq!(disks().await, "", "scsi_mod.scan=none: the guest does not scan by itself");
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
@@ -383,7 +387,7 @@ async fn disk_that_nobody_asked_for_is_not_scanned_in() {
 
 #[rstest]
 #[tokio::test]
-async fn second_container_keeps_its_own_view(#[future(awt)] sandbox: Sandbox) {
+async fn node_is_not_visible_in_a_second_container(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container_with(&ContainerOptions::default()).await;
     let sibling = sandbox.start_container().await;
     let volume = Volume::image(MIB);
@@ -394,14 +398,14 @@ async fn second_container_keeps_its_own_view(#[future(awt)] sandbox: Sandbox) {
 
 #[rstest]
 #[tokio::test]
-async fn extra_monitor_is_used_before_the_socket_that_the_shim_holds(
+async fn extra_monitor_is_preferred_to_the_socket_that_the_shim_holds(
     #[future(awt)] sandbox: Sandbox,
 ) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let vm = sandbox.run_directory().vm();
     std::os::unix::fs::symlink(vm.join("harness.sock"), vm.join("extra-monitor.sock")).unwrap();
-    // As a stock shim does.
+    // A stock shim holds the socket like this.
     let shim = std::os::unix::net::UnixStream::connect(sandbox.qmp_socket()).unwrap();
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     assert_eq!(container.read("/dev/xvda", 0..4096).await, volume.bytes(0..4096));
@@ -410,7 +414,7 @@ async fn extra_monitor_is_used_before_the_socket_that_the_shim_holds(
 
 #[rstest]
 #[tokio::test]
-async fn sandbox_of_the_rust_runtime_is_found_and_wants_its_monitor_named(
+async fn sandbox_of_the_rust_runtime_is_found_and_needs_the_monitor_as_an_option(
     #[future(awt)] sandbox: Sandbox,
 ) {
     let container = sandbox.start_container().await;

@@ -1,4 +1,4 @@
-//! What the guest's agent logs of each operation, also of one that is refused.
+//! The log of the guest's agent: one line for each operation, including one that is refused.
 
 use rstest::rstest;
 use vm_harness::{Machine, Sandbox, Volume};
@@ -28,7 +28,7 @@ async fn a_refusal_is_logged_with_what_was_asked_for() {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).run().await.failed_with(9);
-    // The serial is derived from the source: its sixteen digits are in the middle.
+    // The line contains the serial number of sixteen digits, which is derived from the source.
     wait_for_console(&sandbox, r#"operation="attach" about="#).await;
     let console = sandbox.guest().console().text();
     let line = console.lines().find(|line| line.contains(r#"operation="attach""#)).unwrap();

@@ -1,4 +1,4 @@
-//! Bad input: each has its own message and exit status, and nothing changes anywhere.
+//! Invalid input: each case has its own message and exit status, and nothing is changed.
 
 use std::{fs, os::unix::fs::OpenOptionsExt as _, path::PathBuf, time::Duration};
 
@@ -9,7 +9,7 @@ use vm_harness::{
 
 use super::{MIB, boot, make_ext4, sandbox};
 
-/// Runs `command`, which has to fail, and compares everything with `before`. Returns the reason and
+/// Runs `command`, which must fail, and compares everything with `before`. Returns the reason and
 /// the message.
 async fn refused(
     sandbox: &Sandbox,
@@ -50,7 +50,7 @@ fn plug(
 
 #[rstest]
 #[tokio::test]
-async fn names_that_lead_nowhere(#[future(awt)] sandbox: Sandbox) {
+async fn names_that_do_not_exist_or_are_invalid_are_refused(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let stopped = sandbox.start_container().await;
@@ -115,7 +115,7 @@ async fn names_that_lead_nowhere(#[future(awt)] sandbox: Sandbox) {
 
 #[rstest]
 #[tokio::test]
-async fn paths_that_are_taken(#[future(awt)] sandbox: Sandbox) {
+async fn device_paths_that_are_taken_are_refused(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     container.exec(&["sh", "-c", "echo x > /dev/file; mkdir /dev/directory; ln -s /dev/null /dev/link; ln -s nowhere /dev/dangling; mknod /dev/block b 8 0"]).await;
@@ -132,7 +132,7 @@ async fn paths_that_are_taken(#[future(awt)] sandbox: Sandbox) {
         let commands = proxy.commands();
         assert!(
             commands.iter().any(|command| command == "query-fdsets"),
-            "the proxy sees: {commands:?}"
+            "the proxy saw: {commands:?}"
         );
         let touched = commands.iter().any(|command| command == "add-fd");
         assert!(!touched, "{path}: the guest is asked before anything is changed: {commands:?}");
@@ -142,7 +142,7 @@ async fn paths_that_are_taken(#[future(awt)] sandbox: Sandbox) {
 
 #[rstest]
 #[tokio::test]
-async fn sources_that_are_unsafe(#[future(awt)] sandbox: Sandbox) {
+async fn sources_that_are_unsafe_are_refused(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let directory = tempfile::tempdir().unwrap();
     let empty = directory.path().join("empty");
@@ -177,7 +177,7 @@ async fn sources_that_are_unsafe(#[future(awt)] sandbox: Sandbox) {
     }
     drop(holder);
     drop(mount);
-    // The way out works: the same device, read-only.
+    // The remedy works: the same device, read-only.
     let command = plug(&sandbox, sandbox.id(), container.id(), read_only.name(), "/dev/xvda")
         .args(["--read-only"]);
     command.run().await.succeeded(sandbox.guest());
@@ -185,7 +185,7 @@ async fn sources_that_are_unsafe(#[future(awt)] sandbox: Sandbox) {
 
 #[rstest]
 #[tokio::test]
-async fn qmp_socket_that_another_client_holds_is_told_within_three_seconds(
+async fn qmp_socket_held_by_another_client_is_reported_within_three_seconds(
     #[future(awt)] sandbox: Sandbox,
 ) {
     let container = sandbox.start_container().await;
@@ -203,7 +203,7 @@ async fn qmp_socket_that_another_client_holds_is_told_within_three_seconds(
 
 #[rstest]
 #[tokio::test]
-async fn qemu_that_is_stopped_is_a_time_out(#[future(awt)] sandbox: Sandbox) {
+async fn stopped_qemu_is_a_time_out(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
@@ -219,9 +219,7 @@ async fn qemu_that_is_stopped_is_a_time_out(#[future(awt)] sandbox: Sandbox) {
 
 #[rstest]
 #[tokio::test]
-async fn agent_that_cannot_be_reached_is_told_before_qemu_is_touched(
-    #[future(awt)] sandbox: Sandbox,
-) {
+async fn unreachable_agent_is_reported_before_qemu_is_changed(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
@@ -283,7 +281,7 @@ async fn policy_of_the_agent_decides(#[case] method: &str) {
 
 #[rstest]
 #[tokio::test]
-async fn caller_without_rights_is_told_so(#[future(awt)] sandbox: Sandbox) {
+async fn caller_without_privileges_is_refused(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
@@ -291,7 +289,7 @@ async fn caller_without_rights_is_told_so(#[future(awt)] sandbox: Sandbox) {
     refused(&sandbox, &[&container], &before, command, 11).await;
 }
 
-/// A mount that goes with its test, also with one that fails.
+/// A mount that is removed at the end of its test, even if the test fails.
 struct Mount(PathBuf);
 
 impl Mount {

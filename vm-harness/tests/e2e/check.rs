@@ -1,4 +1,4 @@
-//! `check --sandbox` on sandboxes that are well, and on some that are not.
+//! `check --sandbox` on sandboxes without problems and on some with problems.
 
 use rstest::rstest;
 use serde_json::Value;
@@ -12,7 +12,7 @@ async fn check(sandbox: &Sandbox) -> Finished {
     sandbox.ecr_runtime().args(["check", "--output", "json", "--sandbox", sandbox.id()]).run().await
 }
 
-/// What was found of `name`.
+/// Returns the check `name`.
 fn named(finished: &Finished, name: &str) -> Value {
     let json = finished.json();
     let checks = json["checks"].as_array().unwrap();
@@ -26,7 +26,7 @@ fn container_name(id: &str) -> String {
 
 #[rstest]
 #[tokio::test]
-async fn sandbox_is_looked_at_and_nothing_changes(#[future(awt)] sandbox: Sandbox) {
+async fn sandbox_is_checked_and_nothing_changes(#[future(awt)] sandbox: Sandbox) {
     let open = sandbox.start_container().await;
     let filtered =
         ContainerOptions { device_filter: DeviceFilter::Bpf, ..ContainerOptions::default() };
@@ -56,15 +56,19 @@ async fn sandbox_is_looked_at_and_nothing_changes(#[future(awt)] sandbox: Sandbo
         );
     }
     let check = named(&finished, &container_name(open.id()));
-    let says = |check: &Value, text: &str| check["found"].as_str().unwrap().contains(text);
+    let found_contains =
+        |check: &Value, text: &str| check["found"].as_str().unwrap().contains(text);
     assert!(
-        check["status"] == "warning" && says(&check, "filter: none") && says(&check, "CAP_MKNOD"),
+        check["status"] == "warning"
+            && found_contains(&check, "filter: none")
+            && found_contains(&check, "CAP_MKNOD"),
         "{check}"
     );
     let check = named(&finished, &container_name(filtered.id()));
-    assert!(check["status"] == "ok" && says(&check, "bpf (programs: 1)"), "{check}");
+    assert!(check["status"] == "ok" && found_contains(&check, "bpf (programs: 1)"), "{check}");
 
-    // inspect says the same of the volume, and it is true: a sibling opens it by a node of its own.
+    // `inspect` gives the same warning, and it is true: a sibling opens the volume through a node
+    // that it creates itself.
     let inspect = ["block-volume", "inspect", "--sandbox", sandbox.id(), "--volume", plugged.id()];
     let inspected = sandbox.ecr_runtime().args(inspect).run().await;
     assert!(inspected.stdout.contains("CAP_MKNOD"), "{}", inspected.stdout);
@@ -77,7 +81,7 @@ async fn sandbox_is_looked_at_and_nothing_changes(#[future(awt)] sandbox: Sandbo
 }
 
 #[tokio::test]
-async fn every_container_is_filtered_on_cgroup_v1_and_the_kernel_scans() {
+async fn every_container_is_filtered_on_cgroup_v1_and_an_automatic_scan_is_reported() {
     let machine =
         Machine { cgroup: Cgroup::V1, scan: vm_harness::Scan::Async, ..Machine::default() };
     let sandbox = boot(&machine).await;
@@ -93,7 +97,7 @@ async fn every_container_is_filtered_on_cgroup_v1_and_the_kernel_scans() {
 }
 
 #[tokio::test]
-async fn sandbox_that_cannot_take_a_volume_is_told_why() {
+async fn reasons_why_a_sandbox_cannot_take_a_volume_are_reported() {
     let kernel_parameters = vec!["agent.block_volume=off".to_owned()];
     let machine = Machine { controller: Vec::new(), kernel_parameters, ..Machine::default() };
     let sandbox = boot(&machine).await;
@@ -101,14 +105,14 @@ async fn sandbox_that_cannot_take_a_volume_is_told_why() {
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let finished = check(&sandbox).await;
     assert_eq!(finished.status, 10, "{}", finished.stdout);
-    for (name, way_out) in [("controller", "virtio-scsi"), ("plugin", "agent-plugin")] {
+    for (name, remedy) in [("controller", "virtio-scsi"), ("plugin", "agent-plugin")] {
         let check = named(&finished, name);
         assert_eq!(
             (&check["status"], &check["exit_code"]),
             (&"problem".into(), &10.into()),
             "{check}"
         );
-        assert!(check["way_out"][0].as_str().unwrap().contains(way_out), "{check}");
+        assert!(check["way_out"][0].as_str().unwrap().contains(remedy), "{check}");
     }
     before.assert_unchanged(&sandbox, &[&container]).await;
     let other = std::os::unix::net::UnixStream::connect(sandbox.qmp_socket()).unwrap();

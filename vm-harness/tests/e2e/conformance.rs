@@ -1,4 +1,4 @@
-//! The conformance suite, as a builder of an agent runs it; and that it can fail.
+//! The conformance suite, as the developer of an agent runs it, and tests that it can fail.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,7 +13,8 @@ use vm_harness::{
     conformance::{Conformance, GROUPS, Mode, Report, Verdict},
 };
 
-/// `vm-harness conformance`, and nothing of what this run's own variables say about the agent.
+/// Runs `vm-harness conformance` without the environment variables of this test run that select an
+/// agent.
 fn conformance(arguments: &[&str]) -> Output {
     let mut command = Command::new(Environment::from_variables().vm_harness().unwrap());
     for variable in ["AGENT", "POLICY", "INITRD_EXTRA", "PLUGIN_PORT"] {
@@ -26,19 +27,19 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The reference agent as a program that needs shared libraries, which `ci/build` makes for this.
+/// The reference agent as a dynamically linked program, which `ci/build` builds for this test.
 fn dynamic_agent() -> PathBuf {
     Environment::from_variables().target.join("release/reference-agent")
 }
 
 #[test]
-fn agent_that_is_given_by_its_path_conforms_and_is_reported() {
+fn agent_that_is_given_by_path_conforms_and_is_reported() {
     let agent = dynamic_agent();
     let needed =
         image_builder::library::needed_by(&agent, Path::new("/usr/bin/agent"), &[]).unwrap();
     assert!(
         needed.keys().any(|path| path.ends_with("libgcc_s.so.1")),
-        "{needed:?}: nothing else in the guest needs it"
+        "libgcc_s.so.1 is needed by this agent only: {needed:?}"
     );
     let directory = tempfile::tempdir().unwrap();
     let report = directory.path().join("report");
@@ -94,22 +95,23 @@ fn agent_without_the_plugin_is_named_in_the_first_line_and_fails() {
     assert!(table.lines().last().unwrap().starts_with("1 run, 1 failed, "), "{table}");
 }
 
-/// The reference agent with the plugin on a vsock port of its own, and not on its own server.
-pub(crate) const OWN_PORT: (&str, &str) = ("1040", "agent.block_volume_port=1040");
+/// The parameters for a reference agent that serves the plugin on a separate vsock port, and not on
+/// the agent's own server.
+pub(crate) const SEPARATE_PORT: (&str, &str) = ("1040", "agent.block_volume_port=1040");
 
-/// The environment of such an agent.
-pub(crate) fn with_own_port() -> Environment {
+/// The environment for such an agent.
+pub(crate) fn with_separate_port() -> Environment {
     let mut environment = Environment::from_variables();
-    environment.plugin_port = Some(OWN_PORT.0.to_owned());
+    environment.plugin_port = Some(SEPARATE_PORT.0.to_owned());
     environment
 }
 
 #[test]
-fn plugin_on_a_port_of_its_own_is_named_in_the_first_line_and_checked_there() {
+fn plugin_on_a_separate_port_is_named_in_the_first_line_and_checked_there() {
     let checks = ["agent::", "plug::container_reads", "undo::failure_of_one"];
     let checks = checks.iter().flat_map(|check| ["--check", check]);
-    let (port, word) = OWN_PORT;
-    let arguments = ["--mode", "v2", "--plugin-port", port, "--kernel-param", word];
+    let (port, parameter) = SEPARATE_PORT;
+    let arguments = ["--mode", "v2", "--plugin-port", port, "--kernel-param", parameter];
     let run = conformance(&arguments.into_iter().chain(checks).collect::<Vec<_>>());
     let table = text(&run.stdout);
     assert_eq!(run.status.code(), Some(0), "{table}{}", text(&run.stderr));
@@ -123,8 +125,8 @@ fn plugin_on_a_port_of_its_own_is_named_in_the_first_line_and_checked_there() {
 }
 
 #[test]
-fn port_that_nobody_serves_is_named_in_the_first_line_and_fails() {
-    let arguments = ["--mode", "v2", "--plugin-port", "1041", "--kernel-param", OWN_PORT.1];
+fn port_without_a_server_is_named_in_the_first_line_and_fails() {
+    let arguments = ["--mode", "v2", "--plugin-port", "1041", "--kernel-param", SEPARATE_PORT.1];
     let run = conformance(&arguments);
     let table = text(&run.stdout);
     assert_eq!(run.status.code(), Some(1), "{table}{}", text(&run.stderr));
@@ -135,7 +137,7 @@ fn port_that_nobody_serves_is_named_in_the_first_line_and_fails() {
 }
 
 #[test]
-fn policy_of_the_callers_own_is_the_agents() {
+fn policy_that_the_caller_gives_is_used_by_the_agent() {
     let directory = tempfile::tempdir().unwrap();
     let policy = directory.path().join("policy.json");
     std::fs::write(&policy, r#"{"deny": [{"method": "ProbeBlockVolumeRequest"}]}"#).unwrap();
@@ -151,15 +153,15 @@ fn policy_of_the_callers_own_is_the_agents() {
 
 #[rstest]
 #[case::no_agent(&["--agent", "/no/such/agent"], "/no/such/agent")]
-#[case::no_program(&["--agent", "/etc/passwd"], "/etc/passwd")]
-#[case::no_policy(&["--policy", "/etc/passwd"], ".rego")]
+#[case::agent_that_is_no_program(&["--agent", "/etc/passwd"], "/etc/passwd")]
+#[case::policy_that_is_no_policy(&["--policy", "/etc/passwd"], ".rego")]
 #[case::no_kernel(&["--kernel", "/no/such/kernel"], "/no/such/kernel")]
 #[case::no_qemu(&["--qemu", "/no/such/qemu"], "/no/such/qemu")]
-#[case::no_qemu_at_all(&["--qemu", "/bin/false"], "QEMU ended")]
-#[case::no_check(&["--check", "no such check"], "--list")]
-#[case::no_port(&["--plugin-port", "4294967295"], "4294967295")]
-#[case::no_mode(&["--mode", "v3"], "v2-scan")]
-fn broken_environment_is_told_from_a_failed_check(
+#[case::program_that_is_not_qemu(&["--qemu", "/bin/false"], "QEMU ended")]
+#[case::unknown_check(&["--check", "no such check"], "--list")]
+#[case::invalid_port(&["--plugin-port", "4294967295"], "4294967295")]
+#[case::unknown_mode(&["--mode", "v3"], "v2-scan")]
+fn broken_environment_is_distinguished_from_a_failed_check(
     #[case] arguments: &[&str],
     #[case] expected: &str,
 ) {
@@ -169,7 +171,8 @@ fn broken_environment_is_told_from_a_failed_check(
     assert!(error.contains(expected), "{error}");
 }
 
-/// The reference agent, broken in one way, and the check that has to notice.
+/// Runs the suite, or the checks that `only` selects, on a reference agent that is broken in one
+/// way.
 pub(crate) async fn run_broken(fault: &str, only: Option<&str>) -> Report {
     let mut environment = Environment::from_variables();
     environment.parts = environment.parts.without_agent();
@@ -184,7 +187,7 @@ pub(crate) async fn run_broken(fault: &str, only: Option<&str>) -> Report {
     suite.run(&mut |_| ()).await
 }
 
-/// Names of the checks that failed, with their reasons.
+/// Returns the names of the failed checks, with their reasons.
 pub(crate) fn failed(report: &Report) -> Vec<(&'static str, String)> {
     assert_eq!(report.broken(), None);
     let checks = report.modes.iter().flat_map(|mode| &mode.checks);
@@ -196,13 +199,13 @@ pub(crate) fn failed(report: &Report) -> Vec<(&'static str, String)> {
 }
 
 #[rstest]
-#[case::no_fault_at_all("none=skip", "address::disk_with_another_serial_is_refused", None)]
+#[case::no_fault("none=skip", "address::disk_with_another_serial_is_refused", None)]
 #[case::wrong_serial_accepted(
     "serial=skip",
     "address::disk_with_another_serial_is_refused",
     Some("it succeeded")
 )]
-#[case::no_undo(
+#[case::no_rollback(
     "undo=skip",
     "undo::failure_of_one_volume_undoes_the_others",
     Some("not as it was before")
@@ -213,14 +216,14 @@ pub(crate) fn failed(report: &Report) -> Vec<(&'static str, String)> {
     Some("no node in the container")
 )]
 #[tokio::test]
-async fn broken_agent_is_caught_by_the_check_that_is_meant_for_it(
+async fn broken_agent_is_caught_by_the_check_for_this_defect(
     #[case] fault: &str,
     #[case] check: &str,
     #[case] expected: Option<&str>,
 ) {
     let failed = failed(&run_broken(fault, Some(check)).await);
     match expected {
-        None => assert_eq!(failed, [], "the same check passes where nothing is broken"),
+        None => assert_eq!(failed, [], "the check passes if nothing is broken"),
         Some(expected) => {
             assert_eq!(failed.len(), 1, "{fault}: {failed:?}");
             assert!(failed[0].0 == check && failed[0].1.contains(expected), "{failed:?}");

@@ -1,5 +1,5 @@
-//! What becomes of a volume when something goes without being asked: its container stops, is
-//! removed, or is started anew; the event of its device in QEMU.
+//! What happens to a volume when something disappears unexpectedly: its container stops, is removed
+//! or is restarted, or the event of its device in QEMU is missed.
 
 use rstest::rstest;
 use serde_json::Value;
@@ -41,7 +41,7 @@ async fn volume_of_a_container_that_is_gone_is_freed_by_repair(
     let (reason, message) = refused.failed_with(4);
     assert!(
         reason == "volume_taken" && message.contains(container.id()),
-        "it names who has it: {message}"
+        "it names the holder: {message}"
     );
     let repaired = repair(&sandbox, 0, &[]).await;
     assert_eq!(only(&repaired), ["stale: container gone", "undone", "gone"], "{repaired}");
@@ -50,13 +50,13 @@ async fn volume_of_a_container_that_is_gone_is_freed_by_repair(
     assert_eq!(witness.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
 }
 
-/// The new container of the same id did not ask for the volume, and has neither its node nor its
-/// right.
+/// The new container with the same ID did not request the volume, and has neither its node nor its
+/// device right.
 #[rstest]
 #[tokio::test]
-async fn container_that_is_started_anew_is_served_when_it_asks(
+async fn volume_of_a_restarted_container_is_stale_until_a_command_handles_it(
     #[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup,
-    #[values("hot-plug", "hot-unplug", "repair")] way: &str,
+    #[values("hot-plug", "hot-unplug", "repair")] command: &str,
 ) {
     let sandbox = boot(&Machine { cgroup, ..Machine::default() }).await;
     let (container, volume) = (sandbox.start_container().await, Volume::loop_device(MIB));
@@ -66,7 +66,7 @@ async fn container_that_is_started_anew_is_served_when_it_asks(
     let container = sandbox.start_anew(&container).await.unwrap();
     assert_eq!(state(&sandbox).await, "stale: container restarted");
     let fresh = Snapshot::of(&sandbox, &[&container]).await;
-    match way {
+    match command {
         "hot-plug" => {
             let again = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
             assert_eq!((again.result.as_str(), again.id()), ("attached", plugged.id()));
@@ -97,10 +97,10 @@ async fn container_that_is_started_anew_is_served_when_it_asks(
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
 }
 
-/// The command is killed between `device_del` and its event, which nobody hears then.
+/// The command is killed between `device_del` and its event, which is not received then.
 #[rstest]
 #[tokio::test]
-async fn device_that_went_while_nobody_listened_is_noticed(
+async fn device_that_was_removed_without_a_listener_is_detected(
     #[future(awt)] sandbox: Sandbox,
     #[values(true, false)] by_repair: bool,
 ) {
@@ -112,7 +112,7 @@ async fn device_that_went_while_nobody_listened_is_noticed(
     let killed = sandbox.ecr_runtime_with_faults("remove-before-device-deleted=kill");
     let killed = verb(killed, &sandbox, "hot-unplug", &at).run().await;
     assert_eq!(killed.status, 128 + 9, "{}{}", killed.stdout, killed.stderr);
-    // QEMU goes on by itself; whoever comes next finds the device there still, or gone.
+    // QEMU continues by itself. The next command finds that the device still exists, or is gone.
     if by_repair {
         let repaired = repair(&sandbox, 0, &[]).await;
         assert_eq!(only(&repaired), ["incomplete", "completed", "gone"], "{repaired}");

@@ -1,4 +1,4 @@
-//! `Detach` of an idle volume: what a host needs to undo a plug whose reply it lost.
+//! `Detach` of an idle volume: what a host needs to roll back a hot-plug whose reply it lost.
 
 use block_volume_api::block_volume::Reason;
 use rstest::rstest;
@@ -8,7 +8,7 @@ use super::{MIB, boot, ext4_image, mount_in_guest, sandbox};
 
 #[rstest]
 #[tokio::test]
-async fn everything_is_as_it_was(#[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup) {
+async fn detach_restores_the_previous_state(#[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup) {
     let sandbox = boot(&Machine { cgroup, ..Machine::default() }).await;
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(2 * MIB);
@@ -16,8 +16,8 @@ async fn everything_is_as_it_was(#[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgrou
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     sandbox.unplug(&plugged).await;
     if cgroup == Cgroup::V1 {
-        // Denying the pod would take the right from its other containers, too: that entry stays
-        // until the pod goes.
+        // Denying the device to the pod would also deny it to the other containers. The pod's entry
+        // stays until the pod is removed.
         let entry = format!("b {} rw", plugged.device_number());
         let list = before.device_filters.get_mut(container.id()).unwrap();
         list.push(entry);
@@ -25,13 +25,13 @@ async fn everything_is_as_it_was(#[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgrou
     }
     before.assert_unchanged(&sandbox, &[&container]).await;
     let again = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
-    assert_eq!(again.id(), plugged.id(), "the same volume has the same id again");
+    assert_eq!(again.id(), plugged.id(), "the same volume gets the same ID again");
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
 }
 
 #[rstest]
 #[tokio::test]
-async fn second_time_is_unchanged(#[future(awt)] sandbox: Sandbox) {
+async fn second_detach_is_unchanged(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
@@ -43,11 +43,11 @@ async fn second_time_is_unchanged(#[future(awt)] sandbox: Sandbox) {
 
 #[rstest]
 #[tokio::test]
-async fn volume_that_somebody_holds_stays_as_it_is(#[future(awt)] sandbox: Sandbox) {
+async fn volume_with_a_holder_is_not_detached(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = ext4_image(8 * MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
-    // An exclusive holder in the guest: what a mount is to the block layer.
+    // An exclusive holder in the guest. For the block layer a mount is one.
     mount_in_guest(&sandbox, &plugged).await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let answer = sandbox.detach(&plugged).await.unwrap();

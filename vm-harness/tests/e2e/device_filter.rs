@@ -1,5 +1,5 @@
-//! Device filters: the container that a volume is for may use it, as far as it shall, and no other
-//! container may.
+//! Device filters: the container of an attachment may use the volume with the access that was
+//! requested, and no other container may use it.
 
 use block_volume_api::block_volume::AttachRequest;
 use rstest::rstest;
@@ -19,8 +19,8 @@ fn cgroup(container: &Container) -> String {
     format!("/pod/{}", container.id())
 }
 
-/// The container makes a node of its own; whether it can read or write through it, which its filter
-/// decides.
+/// Creates a device node in the container, and returns whether the container can read or write
+/// through it. The device filter decides that.
 async fn can(container: &Container, number: &str, write: bool) -> bool {
     let (major, minor) = number.split_once(':').unwrap();
     container
@@ -36,7 +36,8 @@ async fn can(container: &Container, number: &str, write: bool) -> bool {
     output.status == 0
 }
 
-/// What `inspect` says of the container's only volume: state, and whether the filter allows it.
+/// Returns what `inspect` reports of the container's only volume: its state, and whether the filter
+/// allows it.
 async fn inspect(sandbox: &Sandbox, container: &Container, path: &str) -> (String, bool) {
     let arguments = ["block-volume", "inspect", "--output", "json", "--sandbox", sandbox.id()];
     let which = ["--container", container.id(), "--device-path", path];
@@ -53,7 +54,7 @@ async fn hot_unplug(sandbox: &Sandbox, container: &Container, path: &str) {
 
 #[rstest]
 #[tokio::test]
-async fn container_can_and_its_sibling_cannot(#[future(awt)] sandbox: Sandbox) {
+async fn container_can_use_its_volume_and_its_sibling_cannot(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container_with(&filtered()).await;
     let sibling = sandbox.start_container_with(&filtered()).await;
     let both = [&container, &sibling];
@@ -74,7 +75,7 @@ async fn container_can_and_its_sibling_cannot(#[future(awt)] sandbox: Sandbox) {
     before.assert_unchanged(&sandbox, &both).await;
     assert_eq!(volume.bytes(MIB..MIB + 65536), fresh, "what the container wrote is on the volume");
 
-    // The next disk has the same number, and is the sibling's.
+    // The next disk has the same device number, and belongs to the sibling.
     let next = Volume::image(MIB);
     let plugged = sandbox.hot_plug(&sibling, &next, "/dev/xvda").await;
     assert_eq!(plugged.device_number(), number);
@@ -87,7 +88,7 @@ async fn container_can_and_its_sibling_cannot(#[future(awt)] sandbox: Sandbox) {
 
 #[rstest]
 #[tokio::test]
-async fn hundreds_of_attachments_leave_one_program_and_refuse_nothing_meanwhile(
+async fn hundreds_of_attachments_leave_one_program_and_never_deny_other_devices(
     #[future(awt)] sandbox: Sandbox,
 ) {
     let container = sandbox.start_container_with(&filtered()).await;
@@ -97,7 +98,7 @@ async fn hundreds_of_attachments_leave_one_program_and_refuse_nothing_meanwhile(
     let script =
         "n=0; while [ ! -e /dev/stop ]; do : </dev/null || exit 3; n=$((n+1)); done; echo $n";
     let opener = container.clone();
-    // The guest has one processor: the loop has what the attachments leave of it.
+    // The guest has one processor: the loop gets what the attachments leave of it.
     sandbox.observer().write("/sys/fs/cgroup/pod/cpu.weight", "1").await.unwrap();
     let opener =
         tokio::spawn(async move { opener.try_exec(&["sh", "-c", script], b"").await.unwrap() });
@@ -121,17 +122,23 @@ async fn hundreds_of_attachments_leave_one_program_and_refuse_nothing_meanwhile(
     container.exec(&["touch", "/dev/stop"]).await;
     let opened = opener.await.unwrap();
     assert_eq!(opened.status, 0, "/dev/null was refused: {}", opened.error_text());
-    assert!(opened.text().trim().parse::<u64>().unwrap() > 300, "the loop ran beside them");
+    assert!(
+        opened.text().trim().parse::<u64>().unwrap() > 300,
+        "the loop must run during the attachments"
+    );
     sandbox.detach(&plugged).await.unwrap();
     let after = sandbox.observer().programs(&cgroup(&container)).await.unwrap();
     assert_eq!(after.len(), 1);
-    assert_eq!(after[0].instructions, before[0].instructions, "the runtime's own program is back");
+    assert_eq!(
+        after[0].instructions, before[0].instructions,
+        "the runtime's own program is restored"
+    );
     assert_ne!(after[0].id, before[0].id);
 }
 
 #[rstest]
 #[tokio::test]
-async fn read_only_volume_cannot_be_opened_for_writing_by_a_node_of_ones_own(
+async fn read_only_volume_cannot_be_opened_for_writing_through_another_node(
     #[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup,
 ) {
     let sandbox = boot(&Machine { cgroup, ..Machine::default() }).await;
@@ -153,7 +160,7 @@ async fn read_only_volume_cannot_be_opened_for_writing_by_a_node_of_ones_own(
 
 #[rstest]
 #[tokio::test]
-async fn right_that_a_reload_took_away_is_missed_and_restored(
+async fn right_that_an_update_removed_is_detected_and_restored(
     #[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup,
 ) {
     let sandbox = boot(&Machine { cgroup, ..Machine::default() }).await;
@@ -173,13 +180,13 @@ async fn right_that_a_reload_took_away_is_missed_and_restored(
     let third = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     assert_eq!(third.result, "unchanged");
 
-    // An update without device rules leaves the right, a group below the container's own has it,
+    // An update without device rules keeps the right, a cgroup below the container's own has it,
     // too, and `repair` restores it.
     container.update(DeviceFilter::None).await.unwrap();
     let mount = if cgroup == Cgroup::V1 { "/sys/fs/cgroup/devices" } else { "/sys/fs/cgroup" };
     let group = format!("{mount}/pod/{}", container.id());
     let reader = container.clone();
-    // It waits without a child, whose number would be gone before it is moved.
+    // The shell waits without a child process, whose PID would be gone before it is moved.
     let script = "mkfifo /dev/go; read go < /dev/go; dd if=/dev/xvda of=/dev/null count=1";
     let reader =
         tokio::spawn(async move { reader.try_exec(&["sh", "-c", script], b"").await.unwrap() });
@@ -194,7 +201,7 @@ async fn right_that_a_reload_took_away_is_missed_and_restored(
     container.exec(&["sh", "-c", "echo > /dev/go"]).await;
     let nested = reader.await.unwrap();
     assert_eq!(nested.status, 0, "{}", nested.error_text());
-    // A list of v1 cannot be written anew while there is a group below.
+    // On v1 the allow-list cannot be replaced while there is a cgroup below.
     sandbox
         .observer()
         .shell(&format!("cd {group} && {} && rmdir nested", all("nested/", "")))
@@ -213,7 +220,7 @@ async fn right_that_a_reload_took_away_is_missed_and_restored(
 
 #[rstest]
 #[tokio::test]
-async fn volumes_of_a_batch_come_and_go_one_by_one(#[future(awt)] sandbox: Sandbox) {
+async fn volumes_of_a_batch_can_be_unplugged_one_by_one(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container_with(&filtered()).await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let volumes: Vec<Volume> = (0..4).map(|_| Volume::image(MIB)).collect();
@@ -232,7 +239,7 @@ async fn volumes_of_a_batch_come_and_go_one_by_one(#[future(awt)] sandbox: Sandb
 
 #[rstest]
 #[tokio::test]
-async fn failure_behind_the_filter_gives_the_program_back(
+async fn failure_after_the_filter_step_restores_the_program(
     #[future(awt)] sandbox_with_faults: Sandbox,
 ) {
     let sandbox = sandbox_with_faults;
@@ -250,7 +257,7 @@ async fn failure_behind_the_filter_gives_the_program_back(
 
 #[rstest]
 #[tokio::test]
-async fn what_the_specification_grants_stays(#[future(awt)] sandbox: Sandbox) {
+async fn right_from_the_specification_is_kept(#[future(awt)] sandbox: Sandbox) {
     // The first disk of the guest.
     let options = ContainerOptions { block_devices: vec![(8, 0)], ..filtered() };
     let container = sandbox.start_container_with(&options).await;
@@ -262,17 +269,17 @@ async fn what_the_specification_grants_stays(#[future(awt)] sandbox: Sandbox) {
     assert_eq!(
         sandbox.observer().programs(&cgroup(&container)).await.unwrap(),
         before,
-        "nothing was needed"
+        "no change was needed"
     );
     hot_unplug(&sandbox, &container, "/dev/xvda").await;
     let sibling = sandbox.start_container_with(&filtered()).await;
     sandbox.hot_plug(&sibling, &next, "/dev/xvda").await;
-    assert!(can(&container, "8:0", true).await, "its own specification says so");
+    assert!(can(&container, "8:0", true).await, "its own specification allows it");
 }
 
 #[rstest]
 #[tokio::test]
-async fn right_in_the_place_of_one_that_was_lost_goes_with_the_volume(
+async fn right_that_replaces_a_lost_one_is_removed_with_the_volume(
     #[future(awt)] sandbox: Sandbox,
 ) {
     let options = ContainerOptions { block_devices: vec![(8, 0)], ..filtered() };
@@ -280,7 +287,7 @@ async fn right_in_the_place_of_one_that_was_lost_goes_with_the_volume(
     let sibling = sandbox.start_container_with(&filtered()).await;
     let (volume, next) = (Volume::image(MIB), Volume::image(MIB));
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
-    // New rules without the disk: it is allowed by the volume alone from the second call on.
+    // New rules without the disk: from the second call on, only the attachment allows it.
     container.update(DeviceFilter::Bpf).await.unwrap();
     assert_eq!(sandbox.hot_plug(&container, &volume, "/dev/xvda").await.result, "attached");
     assert!(can(&container, "8:0", true).await);
@@ -290,12 +297,12 @@ async fn right_in_the_place_of_one_that_was_lost_goes_with_the_volume(
     assert!(!can(&container, "8:0", false).await);
 }
 
-/// `r0 = 0; exit`
-const REFUSES_ALL: &str = "b7000000000000009500000000000000";
+/// A program that denies every access: `r0 = 0; exit`.
+const DENY_ALL: &str = "b7000000000000009500000000000000";
 
 #[rstest]
 #[tokio::test]
-async fn filter_that_cannot_be_changed_safely_is_refused_before_anything_is(
+async fn filter_that_cannot_be_changed_safely_is_refused_before_any_change(
     #[future(awt)] sandbox: Sandbox,
 ) {
     const HARDEN: &str = "/proc/sys/net/core/bpf_jit_harden";
@@ -308,11 +315,11 @@ async fn filter_that_cannot_be_changed_safely_is_refused_before_anything_is(
         let command = sandbox.hot_plug_command(container, &[(&volume, "/dev/xvda")]);
         let finished = command.args(["--qmp", socket.to_str().unwrap()]).run().await;
         let (_, message) = finished.failed_with(10);
-        let told = proxy.commands();
+        let commands = proxy.commands();
         let changes = ["add-fd", "blockdev-add", "device_add"];
         assert!(
-            !told.iter().any(|command| changes.contains(&command.as_str())),
-            "QEMU was told {told:?}"
+            !commands.iter().any(|command| changes.contains(&command.as_str())),
+            "QEMU got {commands:?}"
         );
         assert!(message.contains(expected), "{message}");
         before.assert_unchanged(&sandbox, &[container]).await;
@@ -322,7 +329,7 @@ async fn filter_that_cannot_be_changed_safely_is_refused_before_anything_is(
     let blinded = sandbox.start_container_with(&filtered()).await;
     sandbox.observer().write(HARDEN, "1").await.unwrap();
     refused(&blinded, "net.core.bpf_jit_harden").await;
-    // The other program can be read now, and so can the one that takes its place.
+    // The program of the other container can be read now, and so can the one that replaces it.
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     sandbox.observer().write(HARDEN, "2").await.unwrap();
     assert_eq!(inspect(&sandbox, &container, "/dev/xvda").await, ("attached".to_owned(), true));
@@ -332,7 +339,7 @@ async fn filter_that_cannot_be_changed_safely_is_refused_before_anything_is(
     let third = sandbox.start_container_with(&filtered()).await;
     let attach = guest_observer::Request::AttachProgram {
         cgroup: "/pod".to_owned(),
-        instructions: REFUSES_ALL.to_owned(),
+        instructions: DENY_ALL.to_owned(),
     };
     sandbox.observer().ask(&attach).await.unwrap();
     let error =

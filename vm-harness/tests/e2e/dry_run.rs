@@ -1,4 +1,4 @@
-//! `--dry-run` on real VMs: QEMU gets queries alone, the guest is only looked at, and what would be
+//! `--dry-run` on real VMs: QEMU gets only queries, the guest is only inspected, and what would be
 //! refused is refused.
 
 use rstest::rstest;
@@ -10,26 +10,27 @@ fn at(container: &Container) -> [&str; 5] {
     ["--container", container.id(), "--device-path", "/dev/xvda", "--dry-run"]
 }
 
-/// A call through a proxy that changes nothing; its exit status and result.
-async fn look(sandbox: &Sandbox, containers: &[&Container], call: EcrRuntime) -> (i32, String) {
+/// Runs a command through a proxy and checks that it changes nothing. Returns its exit status and
+/// its result, or the reason of its error.
+async fn dry_run(sandbox: &Sandbox, containers: &[&Container], call: EcrRuntime) -> (i32, String) {
     let before = Snapshot::of(sandbox, containers).await;
     let proxy = QmpProxy::start(&sandbox.qmp_socket()).unwrap();
     let finished = call.args(["--qmp", proxy.path().to_str().unwrap()]).run().await;
-    let looks = |name: &String| {
+    let is_query = |name: &String| {
         name.starts_with("query-")
             || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name.as_str())
     };
     let commands = proxy.commands();
-    assert!(commands.len() > 2 && commands.iter().all(looks), "{commands:?}");
+    assert!(commands.len() > 2 && commands.iter().all(is_query), "{commands:?}");
     before.assert_unchanged(sandbox, containers).await;
     let json = finished.json();
-    let told = if finished.status == 0 { &json["result"] } else { &json["error"]["reason"] };
-    (finished.status, told.as_str().unwrap().to_owned())
+    let reported = if finished.status == 0 { &json["result"] } else { &json["error"]["reason"] };
+    (finished.status, reported.as_str().unwrap().to_owned())
 }
 
 #[rstest]
 #[tokio::test]
-async fn what_would_be_done_is_said_and_not_done(#[future(awt)] sandbox: Sandbox) {
+async fn dry_run_reports_the_result_and_changes_nothing(#[future(awt)] sandbox: Sandbox) {
     let (container, other) = (sandbox.start_container().await, sandbox.start_container().await);
     let containers = [&container, &other];
     let volume = Volume::loop_device(MIB);
@@ -39,35 +40,38 @@ async fn what_would_be_done_is_said_and_not_done(#[future(awt)] sandbox: Sandbox
             .args(["--dry-run"])
             .args(more)
     };
-    let look = async |call: EcrRuntime| look(&sandbox, &containers, call).await;
-    let said = |text: &str| (0, text.to_owned());
-    assert_eq!(look(plug(&container, &[])).await, said("would attach"));
+    let dry_run = async |call: EcrRuntime| dry_run(&sandbox, &containers, call).await;
+    let succeeds = |text: &str| (0, text.to_owned());
+    assert_eq!(dry_run(plug(&container, &[])).await, succeeds("would attach"));
     assert!(claim_is_free(&volume));
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
-    assert_eq!(look(plug(&container, &[])).await, said("unchanged"));
-    assert_eq!(look(plug(&other, &[])).await, (4, "volume_taken".to_owned()));
-    assert_eq!(look(plug(&other, &["--shared"])).await, said("would attach"));
+    assert_eq!(dry_run(plug(&container, &[])).await, succeeds("unchanged"));
+    assert_eq!(dry_run(plug(&other, &[])).await, (4, "volume_taken".to_owned()));
+    assert_eq!(dry_run(plug(&other, &["--shared"])).await, succeeds("would attach"));
     let unplug = |more: &[&str]| {
         verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container)).args(more)
     };
-    assert_eq!(look(unplug(&[])).await, said("would detach"));
-    let in_use = |command: &str, more: &[&str]| {
+    assert_eq!(dry_run(unplug(&[])).await, succeeds("would detach"));
+    let command_for = |command: &str, more: &[&str]| {
         verb(sandbox.ecr_runtime(), &sandbox, command, &at(&container)).args(more)
     };
-    assert_eq!(look(in_use("throttle", &["--iops", "100"])).await, said("would throttle"));
-    assert_eq!(look(in_use("throttle", &["--iops", "0"])).await, said("unchanged"));
-    assert_eq!(look(in_use("resize", &[])).await, said("unchanged"));
+    assert_eq!(
+        dry_run(command_for("throttle", &["--iops", "100"])).await,
+        succeeds("would throttle")
+    );
+    assert_eq!(dry_run(command_for("throttle", &["--iops", "0"])).await, succeeds("unchanged"));
+    assert_eq!(dry_run(command_for("resize", &[])).await, succeeds("unchanged"));
     volume.resize(2 * MIB);
-    assert_eq!(look(in_use("resize", &[])).await, said("would resize"));
-    // Somebody has it open.
+    assert_eq!(dry_run(command_for("resize", &[])).await, succeeds("would resize"));
+    // A process in the container has it open.
     container.exec(&["sh", "-c", "sleep 1000 < /dev/xvda > /dev/null 2>&1 &"]).await;
-    assert_eq!(look(unplug(&[])).await, (5, "busy".to_owned()));
-    assert_eq!(look(unplug(&["--force"])).await, said("would detach"));
+    assert_eq!(dry_run(unplug(&[])).await, (5, "busy".to_owned()));
+    assert_eq!(dry_run(unplug(&["--force"])).await, succeeds("would detach"));
 }
 
 #[rstest]
 #[tokio::test]
-async fn repair_says_what_it_would_do(#[future(awt)] sandbox: Sandbox) {
+async fn dry_run_of_repair_reports_what_it_would_do(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(MIB);
     let killed = sandbox.ecr_runtime_with_faults("after-device-add=kill");
@@ -76,12 +80,12 @@ async fn repair_says_what_it_would_do(#[future(awt)] sandbox: Sandbox) {
     assert_eq!(killed.status, 128 + 9);
     let containers = [&container];
     let call = || verb(sandbox.ecr_runtime(), &sandbox, "repair", &["--dry-run"]);
-    let would = look(&sandbox, &containers, call()).await;
-    assert_eq!(would, (0, "would repair".to_owned()));
+    let predicted = dry_run(&sandbox, &containers, call()).await;
+    assert_eq!(predicted, (0, "would repair".to_owned()));
     let plug = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--dry-run"]);
-    assert_eq!(look(&sandbox, &containers, plug).await, (0, "would attach".to_owned()));
+    assert_eq!(dry_run(&sandbox, &containers, plug).await, (0, "would attach".to_owned()));
     let unplug = verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container));
-    assert_eq!(look(&sandbox, &containers, unplug).await, (0, "would detach".to_owned()));
+    assert_eq!(dry_run(&sandbox, &containers, unplug).await, (0, "would detach".to_owned()));
     assert_eq!(repair(&sandbox, 0, &[]).await["result"], "repaired");
-    assert_eq!(look(&sandbox, &containers, call()).await, (0, "unchanged".to_owned()));
+    assert_eq!(dry_run(&sandbox, &containers, call()).await, (0, "unchanged".to_owned()));
 }

@@ -2,10 +2,10 @@ use vm_harness::{Machine, Sandbox, Snapshot, Volume};
 
 #[tokio::test]
 async fn volume_is_the_same_in_the_container_and_gone_afterwards() {
-    // A VM with an agent in it, and a container that runs. It ends with the test.
+    // A VM with an agent, and a running container. The VM ends with the test.
     let sandbox = Sandbox::boot(&Machine::default()).await.expect("a sandbox");
     let container = sandbox.start_container().await;
-    // Everything that a plug touches, in QEMU and in the guest.
+    // Everything that a hot-plug can change, in QEMU and in the guest.
     let before = Snapshot::of(&sandbox, &[&container]).await;
 
     // A raw image of random bytes, and the command under test.
@@ -14,7 +14,7 @@ async fn volume_is_the_same_in_the_container_and_gone_afterwards() {
     assert_eq!(plugged.result, "attached");
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
 
-    // A call that is refused says why, by its exit status (4, a conflict) and in JSON.
+    // A refused call reports the reason in its exit status (4, a conflict) and in JSON.
     let other = Volume::image(1 << 20);
     let refused = sandbox.hot_plug_command(&container, &[(&other, "/dev/xvda")]).run().await;
     let (reason, message) = refused.failed_with(4);

@@ -1,6 +1,6 @@
-//! What can befall the plugin in the guest: events that never come or are lost, a node that goes
-//! while it is made, a processor that is starved. One VM for all of it; each fault is set, met, and
-//! taken away again.
+//! Faults that can hit the plugin in the guest: events that never come or are lost, a node that is
+//! removed while it is created, a busy processor. One VM for all of them. Each fault is set, takes
+//! effect, and is removed.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::{
 
 #[rstest]
 #[tokio::test]
-async fn what_becomes_of_a_plug_whose_guest_is_unlucky(
+async fn plug_succeeds_or_is_rolled_back_with_each_fault_in_the_guest(
     #[values(Scan::None, Scan::Async)] scan: Scan,
 ) {
     let sandbox = boot_with_faults(&vm_harness::Machine { scan, ..Default::default() }).await;
@@ -25,19 +25,19 @@ async fn what_becomes_of_a_plug_whose_guest_is_unlucky(
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let plug = || sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
 
-    // Each event is lost, and the kernel says so: the disk is found in sysfs.
+    // Each event is lost, and the kernel reports it: the disk is found in sysfs.
     set_guest_faults(&sandbox, "uevent=overflow\n").await;
     plug().run().await.succeeded(sandbox.guest());
-    // With another scan the disk is there before anybody waits for its event.
+    // With another scan mode the disk exists before the plugin waits for its event.
     let noticed = sandbox.guest().console().text().contains("uevents were lost");
-    assert!(noticed || scan == Scan::Async, "the plugin never heard that events were lost");
+    assert!(noticed || scan == Scan::Async, "the plugin did not notice that events were lost");
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
     set_guest_faults(&sandbox, "").await;
     unplug(&sandbox, &at(&container, "/dev/xvda")).await;
     before.assert_unchanged(&sandbox, &[&container]).await;
 
-    // Each event is lost, and nothing says so. The disk is found where it is there before the
-    // request; the plug waits for that.
+    // Each event is lost, and the kernel does not report it. The disk would be found if it existed
+    // before the request. Here the hot-plug waits for the event.
     if scan == Scan::None {
         set_guest_faults(&sandbox, "uevent=lost\n").await;
         let finished = plug().args(short(&sandbox)).run().await;
@@ -48,10 +48,11 @@ async fn what_becomes_of_a_plug_whose_guest_is_unlucky(
     }
 
     for (stage, fault, status, reason, awaited) in [
-        // A processor that others have for ten minutes: when the request goes on, its time is over.
+        // Other processes use the processor for ten minutes: when the request continues, its
+        // deadline has passed.
         ("lookup", "clock=value:600000", 7, "timed_out", "the look-up"),
         ("filter", "clock=value:600000", 7, "timed_out", "the device filter"),
-        // The container takes the node away before it gets its name, or has it under another one.
+        // The container removes the temporary node before it is published.
         ("node", "rm /dev/.ecrblk-*", 1, "guest_system", "/dev/xvda"),
         ("filter", "rm /dev/.ecrblk-*", 1, "guest_system", "/dev/xvda"),
     ] {
@@ -67,8 +68,8 @@ async fn what_becomes_of_a_plug_whose_guest_is_unlucky(
             set_guest_faults(&sandbox, &format!("{fault}\n")).await;
         }
         let finished = Finished::new(&command.wait_with_output().await.unwrap(), Duration::ZERO);
-        let (told, message) = finished.failed_with(status);
-        assert!(told == reason && message.contains(awaited), "{what}: {told}: {message}");
+        let (reported, message) = finished.failed_with(status);
+        assert!(reported == reason && message.contains(awaited), "{what}: {reported}: {message}");
         set_guest_faults(&sandbox, "").await;
         before.assert_unchanged(&sandbox, &[&container]).await;
     }

@@ -1,5 +1,5 @@
-//! What a guest can do in the middle of a plug: lose events, show the disk early, lose the
-//! container, hear two callers.
+//! Races in the guest during a hot-plug: events are lost, the disk appears early, the container
+//! ends, two callers send requests.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use super::{
 
 #[rstest]
 #[tokio::test]
-async fn concurrent_calls_all_succeed(#[future(awt)] sandbox: Sandbox) {
+async fn concurrent_hot_plugs_all_succeed(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volumes: Vec<Volume> = (0..4).map(|_| Volume::image(MIB)).collect();
     let paths: Vec<String> = (0..4).map(|number| format!("/dev/volume{number}")).collect();
@@ -38,7 +38,7 @@ async fn concurrent_calls_all_succeed(#[future(awt)] sandbox: Sandbox) {
 
 #[rstest]
 #[tokio::test]
-async fn two_calls_for_the_same_volume_at_once_plug_it_once(#[future(awt)] sandbox: Sandbox) {
+async fn concurrent_calls_for_the_same_volume_plug_it_once(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
@@ -85,7 +85,7 @@ async fn volume_behind_an_ata_disk_and_another_controller_is_the_right_one() {
     );
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
-    // scsi0 is there: it is the one that is used.
+    // scsi0 exists, and so it is used.
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     assert_eq!(plugged.volume["scsi"]["controller"], "scsi0");
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
@@ -107,8 +107,8 @@ async fn volume_behind_an_ata_disk_and_another_controller_is_the_right_one() {
 #[rstest]
 #[tokio::test]
 async fn disk_that_is_visible_before_the_request_is_found_without_an_event() {
-    // With scan=async the kernel adds the disk by itself; the fail point lets it, before the plugin
-    // looks.
+    // With scan=async the kernel adds the disk by itself. The fail point gives it time to do so
+    // before the request.
     let sandbox = boot_with_faults(&Machine { scan: Scan::Async, ..Machine::default() }).await;
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
@@ -120,12 +120,11 @@ async fn disk_that_is_visible_before_the_request_is_found_without_an_event() {
 
 #[rstest]
 #[tokio::test]
-async fn lost_uevents_are_made_up_for_by_looking_again(
-    #[future(awt)] sandbox_with_faults: Sandbox,
-) {
+async fn disk_is_found_in_sysfs_if_uevents_are_lost(#[future(awt)] sandbox_with_faults: Sandbox) {
     let sandbox = sandbox_with_faults;
     let container = sandbox.start_container().await;
-    // A buffer for a handful of events, and a storm that begins before the scan and outlasts it.
+    // A buffer for a few events, and a storm of events that begins before the scan and lasts
+    // longer.
     set_guest_faults(
         &sandbox,
         "uevent-receive-buffer=value:2048\nattach-after-lookup=delay:300\nattach-after-scan=delay:1500\n",
@@ -141,13 +140,13 @@ async fn lost_uevents_are_made_up_for_by_looking_again(
     storm.await.unwrap();
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
     let log = sandbox.guest().console().text();
-    assert!(log.contains("uevents were lost"), "the overflow happened, and was noticed: {log}");
+    assert!(log.contains("uevents were lost"), "the overflow must be detected: {log}");
 }
 
 #[rstest]
 #[case::scan_none(Scan::None)]
 #[tokio::test]
-async fn disk_that_never_shows_up_is_a_time_out_and_is_undone(#[case] scan: Scan) {
+async fn disk_that_never_appears_is_a_time_out_and_is_rolled_back(#[case] scan: Scan) {
     let sandbox = boot_with_faults(&Machine { scan, ..Machine::default() }).await;
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
@@ -160,7 +159,7 @@ async fn disk_that_never_shows_up_is_a_time_out_and_is_undone(#[case] scan: Scan
     assert_eq!(reason, "timed_out", "{message}");
     assert!(
         finished.elapsed < Duration::from_secs(9),
-        "the time-out is the whole command's: {:?}",
+        "the timeout covers the whole command: {:?}",
         finished.elapsed
     );
     set_guest_faults(&sandbox, "").await;
@@ -170,7 +169,7 @@ async fn disk_that_never_shows_up_is_a_time_out_and_is_undone(#[case] scan: Scan
 
 #[rstest]
 #[tokio::test]
-async fn container_that_dies_in_the_middle_leaves_nothing(
+async fn container_that_ends_during_a_hot_plug_leaves_nothing(
     #[future(awt)] sandbox_with_faults: Sandbox,
     #[values(false, true)] user_namespace: bool,
 ) {
@@ -184,7 +183,7 @@ async fn container_that_dies_in_the_middle_leaves_nothing(
         let fault = format!("attach-after-{point}=wait\n");
         set_guest_faults(&sandbox, &fault).await;
         let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).start();
-        // The fail point announces on the console that it was reached.
+        // The fail point prints a line on the console when it is reached.
         wait_for_console(&sandbox, &format!("fail point attach-after-{point}")).await;
         container.kill().await.unwrap();
         set_guest_faults(&sandbox, "").await;
@@ -199,7 +198,7 @@ async fn container_that_dies_in_the_middle_leaves_nothing(
 
 #[rstest]
 #[tokio::test]
-async fn container_that_dies_while_its_disk_is_awaited_ends_the_wait(
+async fn container_that_ends_while_its_disk_is_awaited_ends_the_wait(
     #[future(awt)] sandbox_with_faults: Sandbox,
 ) {
     let sandbox = sandbox_with_faults;
@@ -207,14 +206,14 @@ async fn container_that_dies_while_its_disk_is_awaited_ends_the_wait(
     let before = Snapshot::of(&sandbox, &[&witness]).await;
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
-    // Nobody asks the kernel for the disk, so that its event never comes. The delay announces that
-    // the wait is next.
+    // The scan is skipped, so the event of the disk never comes. The fail point with the delay
+    // prints a line before the wait begins.
     set_guest_faults(&sandbox, "scan=skip\nattach-after-scan=delay:1\n").await;
     let command =
         sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--timeout", "60s"]);
     let command = command.start();
     wait_for_console(&sandbox, "fail point attach-after-scan").await;
-    // System call 7 is poll: the request sleeps in its wait now.
+    // System call 7 is poll: now the request waits.
     let asleep = "until grep -q '^7 ' $(grep -lx block-volume /proc/1/task/*/comm | sed s/comm/syscall/); do sleep 0.01; done";
     let wait = sandbox.observer().shell(asleep);
     sandbox
@@ -240,7 +239,7 @@ async fn container_that_dies_while_its_disk_is_awaited_ends_the_wait(
 
 #[rstest]
 #[tokio::test]
-async fn path_that_the_container_takes_in_the_middle_is_left_to_it(
+async fn path_that_the_container_takes_during_a_hot_plug_is_left_to_it(
     #[future(awt)] sandbox_with_faults: Sandbox,
 ) {
     let sandbox = sandbox_with_faults;
@@ -250,7 +249,10 @@ async fn path_that_the_container_takes_in_the_middle_is_left_to_it(
     let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).start();
     wait_for_console(&sandbox, "fail point attach-after-filter").await;
     let error = container.exec_fails(&["ls", "/dev/xvda"]).await;
-    assert!(error.contains("No such file"), "nothing is there before it can be used: {error}");
+    assert!(
+        error.contains("No such file"),
+        "nothing exists at the path before it is usable: {error}"
+    );
     container.exec(&["sh", "-c", "echo theirs > /dev/xvda"]).await;
     set_guest_faults(&sandbox, "").await;
     let finished =
@@ -264,7 +266,7 @@ async fn path_that_the_container_takes_in_the_middle_is_left_to_it(
 
 #[rstest]
 #[tokio::test]
-async fn caller_that_disconnects_right_after_sending_is_undone_by_the_next(
+async fn attachment_of_a_caller_that_disconnects_is_found_by_the_next(
     #[future(awt)] sandbox_with_faults: Sandbox,
 ) {
     let sandbox = sandbox_with_faults;
@@ -275,12 +277,11 @@ async fn caller_that_disconnects_right_after_sending_is_undone_by_the_next(
     wait_for_console(&sandbox, "fail point attach-after-lookup").await;
     command.kill().await.unwrap();
     set_guest_faults(&sandbox, "").await;
-    // The request goes on without its caller to its end: the node appears although nobody waits for
-    // it.
+    // The request completes without its caller: the node appears although no caller waits for it.
     let appears = ["sh", "-c", "until test -b /dev/xvda; do sleep 0.05; done"];
     let wait = container.exec(&appears);
     sandbox.guest().wait_for("the node", Duration::from_secs(10), wait).await.unwrap();
-    // The same command finds whatever is there, and ends attached.
+    // The same command finds what exists, and succeeds.
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
     let mut monitor = sandbox.monitor().await.unwrap();
@@ -312,7 +313,7 @@ async fn disk_with_another_serial_is_refused(#[future(awt)] sandbox: Sandbox) {
 
 #[rstest]
 #[tokio::test]
-async fn guest_takes_back_a_failed_attach_by_itself(
+async fn guest_rolls_back_a_failed_attach_by_itself(
     #[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup,
 ) {
     let serial = "0123456789abcdef";
@@ -347,7 +348,7 @@ async fn guest_takes_back_a_failed_attach_by_itself(
         ..DetachRequest::default()
     };
     let service = sandbox.block_volume_service().await.unwrap();
-    // What the pod is given once stays: it is there before the comparison.
+    // A device right that the pod gets once stays: it must exist before the comparison.
     let attached = service.attach(sandbox.agent().context(), &request).await.unwrap();
     assert!(attached.failure.is_none(), "{attached}");
     let detached = service.detach(sandbox.agent().context(), &detach).await.unwrap();
@@ -355,7 +356,7 @@ async fn guest_takes_back_a_failed_attach_by_itself(
     let before = Snapshot::of(&sandbox, &[&container]).await;
     for point in ["uevent-socket", "lookup", "scan", "wait", "verify", "node", "filter", "publish"]
     {
-        // QEMU keeps its disk here, so that nobody but the plugin can have taken it from the guest.
+        // QEMU keeps its disk here, so only the plugin can have removed it from the guest.
         set_guest_faults(&sandbox, &format!("attach-after-{point}=error\n")).await;
         let answer = service.attach(sandbox.agent().context(), &request).await.unwrap();
         assert!(answer.failure.is_some() && answer.failure.undone, "{point}: {answer}");
@@ -387,7 +388,7 @@ async fn disk_of_another_size_is_refused(#[future(awt)] sandbox: Sandbox) {
         "{answer}"
     );
     assert!(answer.failure.message.contains("size"), "{answer}");
-    // The disk was attached before, so the refusal must not take it away.
+    // The disk was attached before, so the refusal must not detach it.
     before.assert_unchanged(&sandbox, &[&container]).await;
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
 }

@@ -1,4 +1,4 @@
-//! The harness itself: what it promises to people, scripts and other tests.
+//! The harness itself: what users, scripts and other tests rely on.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -17,7 +17,7 @@ fn vm_harness() -> Command {
 }
 
 #[test]
-fn boot_holds_a_sandbox_that_other_processes_can_use_until_its_input_ends() {
+fn boot_keeps_a_sandbox_for_other_processes_until_its_input_ends() {
     let mut boot = vm_harness()
         .args([
             "boot",
@@ -87,12 +87,12 @@ fn boot_holds_a_sandbox_that_other_processes_can_use_until_its_input_ends() {
     assert_eq!(exec(&["sh", "-c", "exit 42"]).status.code(), Some(42));
     drop(boot.stdin.take());
     assert!(boot.wait().unwrap().success());
-    assert!(!std::path::Path::new(run_dir).exists(), "nothing is left behind");
+    assert!(!std::path::Path::new(run_dir).exists(), "the run directory is removed");
     assert!(!std::path::Path::new(&format!("/proc/{}", report["qemu_pid"])).exists());
 }
 
 #[test]
-fn person_who_boots_by_hand_finds_the_logs_the_console_and_the_proxies() {
+fn manual_boot_provides_logs_console_and_proxies() {
     let mut boot = vm_harness()
         .args(["boot", "--qmp-rule", "reply:device_add=cut", "--agent-rule", "reply:Probe=split:1"])
         .stdin(Stdio::piped())
@@ -133,7 +133,7 @@ fn person_who_boots_by_hand_finds_the_logs_the_console_and_the_proxies() {
             String::from_utf8_lossy(&plugged.stderr)
         );
     };
-    // The proxy before QEMU is found without being told, and its rule holds once.
+    // The proxy in front of QEMU is found without an option, and its rule applies once.
     plug(14);
     plug(0);
     for (record, words) in
@@ -144,8 +144,8 @@ fn person_who_boots_by_hand_finds_the_logs_the_console_and_the_proxies() {
     }
     let logs = run(environment.vm_harness().unwrap(), &["logs", "--run-dir", &run_dir, "-n", "5"]);
     let logs = String::from_utf8(logs.stdout).unwrap();
-    for whose in ["==> console", "==> agent and programs", "==> QEMU", "==> vhost-device-vsock"] {
-        assert!(logs.contains(whose), "{logs}");
+    for heading in ["==> console", "==> agent and programs", "==> QEMU", "==> vhost-device-vsock"] {
+        assert!(logs.contains(heading), "{logs}");
     }
     let console = vm_harness()
         .args(["console", "--run-dir", &run_dir])
@@ -161,7 +161,7 @@ fn person_who_boots_by_hand_finds_the_logs_the_console_and_the_proxies() {
     {
         assert!(hints.contains(hint), "{hint}: {hints}");
     }
-    // It follows to the end, and ends with the sandbox.
+    // The command follows the console to its end, and ends with the sandbox.
     let console = console.wait_with_output().unwrap();
     assert!(console.status.success(), "{console:?}");
     let shown = String::from_utf8(console.stdout).unwrap();
@@ -170,11 +170,13 @@ fn person_who_boots_by_hand_finds_the_logs_the_console_and_the_proxies() {
 
 #[rstest]
 #[tokio::test]
-async fn guest_that_dies_fails_a_wait_at_once_with_its_console(#[future(awt)] sandbox: Sandbox) {
+async fn guest_that_crashes_fails_a_wait_immediately_with_its_console(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let observer = sandbox.observer().clone();
     let start = Instant::now();
     let crash = tokio::spawn(async move {
-        // It cannot answer any more.
+        // The guest cannot answer any more.
         let _ = observer.write("/proc/sysrq-trigger", "c").await;
     });
     let waited = sandbox
@@ -182,19 +184,22 @@ async fn guest_that_dies_fails_a_wait_at_once_with_its_console(#[future(awt)] sa
         .wait_for("an answer", Duration::from_secs(600), std::future::pending::<()>())
         .await;
     crash.abort();
-    let error = waited.expect_err("the guest is dead");
+    let error = waited.expect_err("the guest has crashed");
     assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
     assert!(matches!(error, Error::Ended { program: "QEMU", .. }), "{error:?}");
-    assert!(error.to_string().contains("sysrq_handle_crash"), "the console is part of it: {error}");
-    assert!(error.to_string().contains("-kernel"), "and so is the command: {error}");
+    assert!(
+        error.to_string().contains("sysrq_handle_crash"),
+        "the error contains the console: {error}"
+    );
+    assert!(error.to_string().contains("-kernel"), "the error contains the command: {error}");
     assert!(sandbox.guest().console().splat().is_some());
-    // A dead guest fails its test when it is dropped, too. That is what this test wants.
+    // A crashed guest also fails its test when it is dropped. This test expects that.
     let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(sandbox)));
     assert!(dropped.is_err());
 }
 
 #[tokio::test]
-async fn guest_that_cannot_boot_fails_at_once() {
+async fn guest_that_cannot_boot_fails_immediately() {
     let start = Instant::now();
     let kernel_parameters = vec!["rdinit=/nothing".to_owned(), "root=/dev/nothing".to_owned()];
     let error = Sandbox::boot(&Machine { kernel_parameters, ..Machine::default() })
@@ -206,7 +211,7 @@ async fn guest_that_cannot_boot_fails_at_once() {
 }
 
 #[tokio::test]
-async fn snapshot_sees_everything_that_a_plug_changes() {
+async fn snapshot_covers_everything_that_a_hot_plug_changes() {
     let sandbox = boot_with_faults(&Machine { cgroup: Cgroup::V1, ..Machine::default() }).await;
     let container = sandbox.start_container().await;
     let containers = [&container];
@@ -214,8 +219,8 @@ async fn snapshot_sees_everything_that_a_plug_changes() {
     let before = Snapshot::of(&sandbox, &containers).await;
     set_guest_faults(&sandbox, "attach-after-publish=wait\n").await;
     let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).start();
-    // The plug waits at its last step: all that it changes is there, and so are its thread and its
-    // connection.
+    // The hot-plug waits after its last step: all its changes are made, and its thread and its
+    // connection exist.
     wait_for_console(&sandbox, "fail point attach-after-publish").await;
     let during = Snapshot::of(&sandbox, &containers).await;
     for (what, changed) in [
@@ -232,7 +237,7 @@ async fn snapshot_sees_everything_that_a_plug_changes() {
     }
     set_guest_faults(&sandbox, "").await;
     assert!(command.wait_with_output().await.unwrap().status.success());
-    // On a task of its own, which may panic.
+    // In a separate task, because it panics.
     let compared =
         tokio::spawn(async move { before.assert_unchanged(&sandbox, &[&container]).await });
     assert!(compared.await.is_err_and(|error| error.is_panic()), "a plugged volume is a change");
@@ -240,7 +245,7 @@ async fn snapshot_sees_everything_that_a_plug_changes() {
 
 #[rstest]
 #[tokio::test]
-async fn proxy_records_what_a_plug_says_to_qemu(#[future(awt)] sandbox: Sandbox) {
+async fn proxy_records_the_commands_of_a_hot_plug(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let proxy = QmpProxy::start(&sandbox.qmp_socket()).unwrap();
@@ -255,14 +260,16 @@ async fn proxy_records_what_a_plug_says_to_qemu(#[future(awt)] sandbox: Sandbox)
 
 #[rstest]
 #[tokio::test]
-async fn client_that_goes_without_reading_leaves_no_connection(#[future(awt)] sandbox: Sandbox) {
+async fn client_that_disconnects_without_reading_leaves_no_connection(
+    #[future(awt)] sandbox: Sandbox,
+) {
     use tokio::io::AsyncWriteExt as _;
     let before = Snapshot::of(&sandbox, &[]).await;
     for _ in 0..4 {
         let vsock = sandbox.run_directory().vm().join("vm.vsock");
         let mut client = tokio::net::UnixStream::connect(vsock).await.unwrap();
         client.write_all(b"CONNECT 1024\n").await.unwrap();
-        // The answer is there, and nobody takes it.
+        // The reply has arrived, and the client does not read it.
         sandbox
             .guest()
             .wait_for("an answer", Duration::from_secs(10), client.readable())

@@ -1,5 +1,5 @@
-//! Who holds a volume in the guest: named, waited for, noticed when it slips in, and broken by
-//! force.
+//! Holders of a volume in the guest: they are named, waited for, detected when they appear during a
+//! detach, and broken by `--force`.
 
 use std::time::{Duration, Instant};
 
@@ -21,30 +21,30 @@ use vm_harness::{
 use super::{
     MIB, boot, boot_with_faults, ext4_image,
     host_failures::claim_is_free,
-    hot_unplug::{at, look, rules, unplug, verb},
+    hot_unplug::{at, query_volumes, rules, unplug, verb},
     sandbox, set_guest_faults, wait_for_console,
 };
 
-/// How far an event may be from its cause, on a busy machine.
+/// How late an event may arrive after its cause, on a busy machine.
 const SOON: Duration = Duration::from_secs(5);
 
-/// A machine with all that can be made of a disk.
+/// Boots a machine with everything that can be built on a disk: device mapper, md, loop devices.
 async fn boot_with_tools() -> Sandbox {
     let modules = "guest.modules=dm_mod,raid1,loop".to_owned();
     boot(&Machine { kernel_parameters: vec![modules], ..Machine::default() }).await
 }
 
-/// A process in `container` that has `path` open and does nothing.
+/// Starts a process in `container` that has `path` open and does nothing.
 async fn open_in(container: &Container, path: &str) {
     let script = format!("exec 3<{path}; tail -f /dev/null </dev/null >/dev/null 2>&1 &");
     container.exec(&["sh", "-c", &script]).await;
 }
 
-/// Ends all of these processes, and returns when they have no descriptors any more (nobody reaps
-/// them in a container).
+/// Ends all of these processes, and returns when they have no descriptors any more (in a container
+/// they are not reaped).
 const CLOSE: &str = "for pid in $(pidof tail); do kill $pid; while readlink /proc/$pid/fd/0 >/dev/null; do usleep 10000; done; done";
 
-/// What `hot-unplug` says of those who keep it from its work.
+/// Returns the holders that `hot-unplug` reports.
 async fn holders(sandbox: &Sandbox, plugged: &Plugged) -> Vec<Value> {
     let finished =
         verb(sandbox.ecr_runtime(), sandbox, "hot-unplug", &["--volume", plugged.id()]).run().await;
@@ -58,7 +58,8 @@ async fn holders(sandbox: &Sandbox, plugged: &Plugged) -> Vec<Value> {
     holders
 }
 
-/// Starts a command, and returns when the guest says that it waits for those who hold the volume.
+/// Starts a command, and returns when the guest reports that it waits for the holders of the
+/// volume.
 async fn start_and_wait(sandbox: &Sandbox, command: &EcrRuntime) -> Child {
     let waits =
         || sandbox.guest().console().text().matches("waits for those who hold volume").count();
@@ -66,13 +67,13 @@ async fn start_and_wait(sandbox: &Sandbox, command: &EcrRuntime) -> Child {
     let child = command.start();
     let deadline = Instant::now() + sandbox.guest().scaled(SOON);
     while waits() == before {
-        assert!(Instant::now() < deadline, "the guest waits");
+        assert!(Instant::now() < deadline, "the guest does not wait");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     child
 }
 
-/// The end of a command that nothing keeps any more.
+/// Waits for the end of a command that has nothing to wait for any more.
 async fn ends_soon(sandbox: &Sandbox, command: Child) -> Finished {
     let began = Instant::now();
     let ended =
@@ -81,9 +82,9 @@ async fn ends_soon(sandbox: &Sandbox, command: Child) -> Finished {
     Finished::new(&output, began.elapsed())
 }
 
-/// A volume that is refused while it is held, shown by `inspect`, and gone as soon as `release` has
-/// run.
-async fn is_named_and_waited_for(
+/// Checks that the unplug of a volume is refused while it is held, that `inspect` shows the holder,
+/// and that an unplug that waits ends as soon as `release` has run. Returns the holder.
+async fn assert_named_and_waited_for(
     sandbox: &Sandbox,
     plugged: &Plugged,
     kind: &str,
@@ -92,16 +93,16 @@ async fn is_named_and_waited_for(
     let found = holders(sandbox, plugged).await;
     assert_eq!((found.len(), &found[0]["kind"]), (1, &Value::from(kind)), "{found:?}");
     let id = plugged.id();
-    let inspected = look(sandbox, "inspect", &["--volume", id]).await;
+    let inspected = query_volumes(sandbox, "inspect", &["--volume", id]).await;
     assert_eq!(inspected[0]["state"], "attached");
-    // To notice a claim takes one, and inspect changes nothing.
+    // A claim can only be detected by another claim, and `inspect` changes nothing.
     let seen = if kind == "unknown" { Vec::new() } else { found.clone() };
     assert_eq!(inspected[0]["guest"]["holders"], Value::from(seen), "{kind}");
 
     let waiting =
         verb(sandbox.ecr_runtime(), sandbox, "hot-unplug", &["--volume", id, "--wait", "100s"]);
     let mut waiting = start_and_wait(sandbox, &waiting).await;
-    assert!(waiting.try_wait().unwrap().is_none(), "{kind}: it waits");
+    assert!(waiting.try_wait().unwrap().is_none(), "{kind}: the command must wait");
     let pid = found[0]["pid"].as_u64().unwrap_or_default().to_string();
     sandbox.observer().shell(&release.replace("PID", &pid)).await;
     // An event ends the wait.
@@ -121,20 +122,20 @@ async fn processes_are_named_and_waited_for(#[future(awt)] sandbox: Sandbox) {
     let before = Snapshot::of(&sandbox, &[&container]).await;
     holders(&sandbox, &plugged).await;
     before.assert_unchanged(&sandbox, &[&container]).await;
-    let holder = is_named_and_waited_for(&sandbox, &plugged, "process", "kill PID").await;
+    let holder = assert_named_and_waited_for(&sandbox, &plugged, "process", "kill PID").await;
     assert_eq!(holder["container"], container.id());
     assert_eq!((&holder["command"], &holder["detail"]), (&"tail".into(), &"/dev/xvda".into()));
     assert!(claim_is_free(&volume));
 
-    // By a node of its own making, in a container that the request does not name; and closed
-    // without an end of the process.
+    // Held through another device node, in a container that the request does not name, and closed
+    // without the end of the process.
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let number = plugged.device_number().replace(':', " ");
     let script = format!("mknod /dev/own b {number}; mkfifo /tmp/close; ");
     let hold = "exec 3</dev/own; (read line </tmp/close; exec 3<&-; sleep 100000) </dev/null >/dev/null 2>&1 &";
     sibling.exec(&["sh", "-c", &(script + hold)]).await;
     let close = "echo now > /proc/PID/root/tmp/close";
-    let holder = is_named_and_waited_for(&sandbox, &plugged, "process", close).await;
+    let holder = assert_named_and_waited_for(&sandbox, &plugged, "process", close).await;
     assert_eq!(
         (&holder["container"], &holder["detail"]),
         (&sibling.id().into(), &"/dev/own".into())
@@ -150,7 +151,7 @@ async fn mounts_are_named_and_waited_for() {
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     container.exec(&["mount", "-t", "ext4", "/dev/xvda", "/mnt"]).await;
     let umount = "nsenter --mount=/proc/PID/ns/mnt --root=/proc/PID/root /bin/umount /mnt";
-    let holder = is_named_and_waited_for(&sandbox, &plugged, "mount", umount).await;
+    let holder = assert_named_and_waited_for(&sandbox, &plugged, "mount", umount).await;
     assert_eq!(
         (&holder["container"], &holder["detail"]),
         (&container.id().into(), &"/mnt (ext4)".into())
@@ -159,10 +160,10 @@ async fn mounts_are_named_and_waited_for() {
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let device = format!("/dev/{}", plugged.guest_device());
     sandbox.observer().shell(&format!("mkdir -p /mnt && mount -t ext4 {device} /mnt")).await;
-    let holder = is_named_and_waited_for(&sandbox, &plugged, "mount", "umount /mnt").await;
+    let holder = assert_named_and_waited_for(&sandbox, &plugged, "mount", "umount /mnt").await;
     assert_eq!((&holder["container"], &holder["detail"]), (&"".into(), &"/mnt (ext4)".into()));
 
-    // A partition; and a mount that nobody sees any more.
+    // A partition, and a mount that no process sees any more.
     let volume = Volume::image(8 * MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let device = format!("/dev/{}", plugged.guest_device());
@@ -170,19 +171,19 @@ async fn mounts_are_named_and_waited_for() {
         "printf 'o\\nn\\np\\n1\\n\\n\\nw\\n' | fdisk {device} >/dev/null && mkfs.ext4 -q {device}1 && mount -t ext4 {device}1 /mnt"
     );
     sandbox.observer().shell(&script).await;
-    is_named_and_waited_for(&sandbox, &plugged, "mount", "umount /mnt").await;
+    assert_named_and_waited_for(&sandbox, &plugged, "mount", "umount /mnt").await;
     let plugged = sandbox.hot_plug(&container, &ext4_image(8 * MIB), "/dev/xvda").await;
     let device = format!("/dev/{}", plugged.guest_device());
     let script = format!(
         "mount -t ext4 {device} /mnt && tail -f /dev/null </dev/null >/mnt/file 2>&1 & until test -e /mnt/file; do usleep 10000; done; umount -l /mnt"
     );
     sandbox.observer().shell(&script).await;
-    is_named_and_waited_for(&sandbox, &plugged, "unknown", CLOSE).await;
+    assert_named_and_waited_for(&sandbox, &plugged, "unknown", CLOSE).await;
 }
 
 #[rstest]
 #[tokio::test]
-async fn devices_made_of_it_are_named_and_waited_for() {
+async fn devices_on_top_of_it_are_named_and_waited_for() {
     let sandbox = boot_with_tools().await;
     let container = sandbox.start_container().await;
     for (kind, detail, hold, release) in [
@@ -208,7 +209,7 @@ async fn devices_made_of_it_are_named_and_waited_for() {
         sandbox.observer().shell(&format!("{} 2>&1", on_device(hold))).await;
         let release = on_device(release);
         let holder =
-            is_named_and_waited_for(&sandbox, &plugged, kind, &format!("{release} 2>&1")).await;
+            assert_named_and_waited_for(&sandbox, &plugged, kind, &format!("{release} 2>&1")).await;
         assert_eq!(holder["detail"], on_device(detail));
         assert!(claim_is_free(&volume), "{kind}");
     }
@@ -216,7 +217,9 @@ async fn devices_made_of_it_are_named_and_waited_for() {
 
 #[rstest]
 #[tokio::test]
-async fn a_wait_ends_in_time_and_by_a_signal_with_nothing_changed(#[future(awt)] sandbox: Sandbox) {
+async fn a_wait_ends_at_its_deadline_or_by_a_signal_and_changes_nothing(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
@@ -244,8 +247,8 @@ async fn a_wait_ends_in_time_and_by_a_signal_with_nothing_changed(#[future(awt)]
         kill(Pid::from_raw(i32::try_from(waiting.id().unwrap()).unwrap()), signal).unwrap();
         let finished = ends_soon(&sandbox, waiting).await;
         assert_eq!(finished.status, 128 + signal as i32, "{}{}", finished.stdout, finished.stderr);
-        // The guest does not go on waiting: it would take the volume later, when nobody wants that
-        // any more.
+        // The guest must stop waiting. Otherwise it would detach the volume later, when that is no
+        // longer wanted.
         before.assert_unchanged(&sandbox, &[&container]).await;
     }
     sandbox.observer().shell(CLOSE).await;
@@ -271,7 +274,7 @@ async fn a_container_that_ends_is_waited_for(#[future(awt)] sandbox: Sandbox) {
 
 #[rstest]
 #[tokio::test]
-async fn whoever_slips_in_is_noticed_and_all_is_put_back(
+async fn a_holder_that_appears_during_a_detach_is_detected_and_the_volume_stays_attached(
     #[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup,
 ) {
     let sandbox = boot_with_faults(&Machine { cgroup, ..Machine::default() }).await;
@@ -279,12 +282,12 @@ async fn whoever_slips_in_is_noticed_and_all_is_put_back(
     let volume = Volume::loop_device(MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     container.exec(&["sh", "-c", "chown 7:8 /dev/xvda; chmod 604 /dev/xvda"]).await;
-    // All but the inode's number.
+    // Everything except the inode number.
     let node = ["stat", "-c", "%f %t:%T %u:%g", "/dev/xvda"];
-    let (was, before) = (container.exec(&node).await, Snapshot::of(&sandbox, &[]).await);
+    let (original, before) = (container.exec(&node).await, Snapshot::of(&sandbox, &[]).await);
     let allowed = if cgroup == Cgroup::V1 { rules(&sandbox, &container).await } else { Vec::new() };
     for point in ["release", "unlink", "revoke", "flush"] {
-        // Opened early, by a node of the container's own, so that it can be held once ours is gone.
+        // A second device node of the container, so that the disk can be opened after ours is gone.
         container.exec(&["sh", "-c", &format!("cp -a /dev/xvda /dev/own-{point}")]).await;
         set_guest_faults(&sandbox, &format!("detach-after-{point}=wait\n")).await;
         let command =
@@ -302,7 +305,7 @@ async fn whoever_slips_in_is_noticed_and_all_is_put_back(
         set_guest_faults(&sandbox, "").await;
         let finished = ends_soon(&sandbox, command).await;
         if denied {
-            // Without the right nobody can slip in, and so it went.
+            // Without the device right no process can open the disk, and so the detach succeeds.
             assert_eq!(finished.succeeded(sandbox.guest())[0].result, "detached");
             return;
         }
@@ -314,21 +317,25 @@ async fn whoever_slips_in_is_noticed_and_all_is_put_back(
             (&"process".into(), &path.as_str().into()),
             "{point}"
         );
-        assert_eq!(container.exec(&node).await, was, "{point}: the node is put back as it was");
+        assert_eq!(container.exec(&node).await, original, "{point}: the node is restored");
         if cgroup == Cgroup::V1 {
-            assert_eq!(rules(&sandbox, &container).await, allowed, "{point}: and so is the right");
+            assert_eq!(
+                rules(&sandbox, &container).await,
+                allowed,
+                "{point}: the device right is restored"
+            );
         }
         sandbox.observer().shell(CLOSE).await;
         before.assert_unchanged(&sandbox, &[]).await;
         assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
-        assert_eq!(look(&sandbox, "list", &[]).await[0]["state"], "attached");
+        assert_eq!(query_volumes(&sandbox, "list", &[]).await[0]["state"], "attached");
     }
     assert_eq!(unplug(&sandbox, &["--volume", plugged.id()]).await.result, "detached");
 }
 
 #[rstest]
 #[tokio::test]
-async fn force_breaks_a_mounted_file_system_under_writes_and_tells_so(
+async fn force_breaks_a_mounted_file_system_under_writes_and_reports_it(
     #[future(awt)] sandbox: Sandbox,
 ) {
     let container = sandbox.start_container_with(&ContainerOptions::privileged()).await;
@@ -357,9 +364,9 @@ async fn force_breaks_a_mounted_file_system_under_writes_and_tells_so(
         finished.json()["broke"].as_array().unwrap().iter().map(|it| it["kind"].clone()).collect();
     kinds.sort_by_key(Value::to_string);
     assert_eq!(kinds, ["mount", "process"], "{}", finished.stdout);
-    assert!(claim_is_free(&volume), "the host has it back");
+    assert!(claim_is_free(&volume), "the host can claim it again");
 
-    // The writer gets its errors, the rest of the guest goes on.
+    // The writer gets errors, the rest of the guest continues.
     let output = sandbox
         .guest()
         .wait_for("the writer's end", Duration::from_secs(20), writer)
@@ -372,7 +379,7 @@ async fn force_breaks_a_mounted_file_system_under_writes_and_tells_so(
     assert_eq!(witness.read("/dev/xvda", 0..MIB).await, other.bytes(0..MIB));
     before.assert_unchanged(&sandbox, &[&witness]).await;
 
-    // What was written back before is there.
+    // Data that was written back before the detach is on the volume.
     let checked =
         std::process::Command::new("e2fsck").args(["-fy", volume.name()]).output().unwrap();
     assert!(checked.status.code().unwrap() < 4, "{}", String::from_utf8_lossy(&checked.stdout));
@@ -385,7 +392,7 @@ async fn force_breaks_a_mounted_file_system_under_writes_and_tells_so(
 
 #[rstest]
 #[tokio::test]
-async fn one_container_s_part_goes_while_another_uses_the_disk(
+async fn one_attachment_is_removed_while_another_container_uses_the_disk(
     #[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup,
 ) {
     let sandbox = boot(&Machine { cgroup, ..Machine::default() }).await;
@@ -418,7 +425,7 @@ async fn one_container_s_part_goes_while_another_uses_the_disk(
     };
     let detach =
         DetachRequest { detachments: vec![detachment], timeout_ms: 20_000, ..Default::default() };
-    // The other one's use does not count, this one's does.
+    // A holder in the other container does not prevent the detach, a holder in this one does.
     open_in(&first, "/dev/xvda").await;
     open_in(&second, "/dev/shared").await;
     let refused = service.detach(context(), &detach).await.unwrap();

@@ -1,4 +1,4 @@
-//! A failure at every step of the host's part: everything is undone, and the next call works.
+//! A failure at every step on the host: everything is rolled back, and the next call works.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use super::{MIB, boot_with_faults, sandbox, set_guest_faults};
 
 #[rstest]
 #[tokio::test]
-async fn failure_after_each_step_of_the_host_is_undone(#[future(awt)] sandbox: Sandbox) {
+async fn failure_after_each_step_of_the_host_is_rolled_back(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
@@ -39,7 +39,7 @@ async fn failure_after_each_step_of_the_host_is_undone(#[future(awt)] sandbox: S
 
 #[rstest]
 #[tokio::test]
-async fn failure_after_each_step_of_the_guest_is_undone(
+async fn failure_after_each_step_of_the_guest_is_rolled_back(
     #[values((Cgroup::V1, Scan::None), (Cgroup::V2, Scan::Async))] (cgroup, scan): (Cgroup, Scan),
 ) {
     let sandbox = boot_with_faults(&Machine { cgroup, scan, ..Machine::default() }).await;
@@ -61,7 +61,7 @@ async fn failure_after_each_step_of_the_guest_is_undone(
 
 #[rstest]
 #[tokio::test]
-async fn killed_call_is_completed_or_undone_by_the_same_call(#[future(awt)] sandbox: Sandbox) {
+async fn killed_call_is_recovered_by_the_same_call(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     for (number, point) in
         ["after-add-fd", "after-blockdev-add", "after-device-add", "after-attach", "after-outcome"]
@@ -81,11 +81,11 @@ async fn killed_call_is_completed_or_undone_by_the_same_call(#[future(awt)] sand
 
 #[rstest]
 #[tokio::test]
-async fn undo_that_fails_is_told_as_incomplete(#[future(awt)] sandbox: Sandbox) {
+async fn failed_rollback_is_reported_as_incomplete(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
-    // QEMU stops, and the guest with it, when the device is there and the guest has not been asked
-    // yet.
+    // QEMU is stopped, and the guest with it, when the device exists and the guest has not been
+    // asked yet.
     let command = sandbox.ecr_runtime_with_faults("after-device-add=delay:2000");
     let command = command
         .hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")])
@@ -98,7 +98,7 @@ async fn undo_that_fails_is_told_as_incomplete(#[future(awt)] sandbox: Sandbox) 
     kill(qemu, Signal::SIGCONT).unwrap();
     let (reason, message) = finished.failed_with(8);
     assert_eq!(reason, "incomplete", "{message}");
-    // The same command finds what was left, and ends attached.
+    // The same command finds what was left, and succeeds.
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
 }
@@ -108,7 +108,7 @@ async fn undo_that_fails_is_told_as_incomplete(#[future(awt)] sandbox: Sandbox) 
 #[case::interrupt(Signal::SIGINT)]
 #[case::hang_up(Signal::SIGHUP)]
 #[tokio::test]
-async fn call_that_a_signal_ends_is_undone_first(
+async fn call_that_is_ended_by_a_signal_is_rolled_back_first(
     #[future(awt)] sandbox: Sandbox,
     #[case] signal: Signal,
 ) {
@@ -124,7 +124,7 @@ async fn call_that_a_signal_ends_is_undone_first(
     before.assert_unchanged(&sandbox, &[&container]).await;
 }
 
-/// Waits until QEMU has a device of ours.
+/// Waits until QEMU has a device that `ecr-runtime` created.
 async fn wait_for_device(sandbox: &Sandbox) {
     let mut monitor = sandbox.monitor().await.unwrap();
     let deadline = Instant::now() + sandbox.guest().scaled(Duration::from_secs(10));
@@ -135,12 +135,12 @@ async fn wait_for_device(sandbox: &Sandbox) {
         .to_string()
         .contains("ecrblk-")
     {
-        assert!(Instant::now() < deadline, "no device of ours ever came");
+        assert!(Instant::now() < deadline, "no device of ours appeared");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// Can the host open the device for itself alone?
+/// Whether the host can claim the device (open it with `O_EXCL`).
 pub(crate) fn claim_is_free(volume: &Volume) -> bool {
     use std::os::unix::fs::OpenOptionsExt as _;
     std::fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(volume.path()).is_ok()

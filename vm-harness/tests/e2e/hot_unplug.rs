@@ -1,5 +1,5 @@
-//! `hot-unplug`, `list` and `inspect` on real VMs: after an unplug nobody has anything of the
-//! volume, and a word of the tool is the truth.
+//! `hot-unplug`, `list` and `inspect` on real VMs: after an unplug nothing of the volume is left,
+//! and the output of the commands is true.
 
 use rstest::rstest;
 use serde_json::Value;
@@ -10,7 +10,7 @@ use vm_harness::{
 
 use super::{MIB, boot, ext4_image, host_failures::claim_is_free, mount_in_guest, sandbox};
 
-/// `ecr-runtime block-volume VERB` for this sandbox, with JSON output.
+/// Returns the command `ecr-runtime block-volume VERB` for this sandbox, with JSON output.
 pub(crate) fn verb(
     runtime: EcrRuntime,
     sandbox: &Sandbox,
@@ -20,11 +20,12 @@ pub(crate) fn verb(
     runtime.args(["block-volume", verb, "--output", "json", "--sandbox", sandbox.id()]).args(more)
 }
 
+/// Returns the arguments that select the volume at the device path of the container.
 pub(crate) fn at<'a>(container: &'a Container, path: &'a str) -> [&'a str; 4] {
     ["--container", container.id(), "--device-path", path]
 }
 
-/// The call that takes away what the container has at the path.
+/// Returns the command that unplugs the volume at the device path of the container.
 pub(crate) fn unplug_command(sandbox: &Sandbox, container: &Container, path: &str) -> EcrRuntime {
     verb(sandbox.ecr_runtime(), sandbox, "hot-unplug", &at(container, path))
 }
@@ -34,8 +35,8 @@ pub(crate) async fn unplug(sandbox: &Sandbox, more: &[&str]) -> Plugged {
     finished.succeeded(sandbox.guest()).remove(0)
 }
 
-/// The volumes of `list` or `inspect`.
-pub(crate) async fn look(sandbox: &Sandbox, command: &str, more: &[&str]) -> Vec<Value> {
+/// Returns the volumes in the output of `list` or `inspect`.
+pub(crate) async fn query_volumes(sandbox: &Sandbox, command: &str, more: &[&str]) -> Vec<Value> {
     let finished = verb(sandbox.ecr_runtime(), sandbox, command, more).run().await;
     assert_eq!(finished.status, 0, "{}{}", finished.stdout, finished.stderr);
     let json = finished.json();
@@ -43,7 +44,7 @@ pub(crate) async fn look(sandbox: &Sandbox, command: &str, more: &[&str]) -> Vec
     json["volumes"].as_array().unwrap().clone()
 }
 
-/// The device rules of `container` and of its pod, as the kernel has them (cgroup v1).
+/// Returns the device rules of `container` from the kernel (cgroup v1).
 pub(super) async fn rules(sandbox: &Sandbox, container: &Container) -> Vec<String> {
     let id = container.id();
     let text = sandbox
@@ -55,7 +56,7 @@ pub(super) async fn rules(sandbox: &Sandbox, container: &Container) -> Vec<Strin
 
 #[rstest]
 #[tokio::test]
-async fn nothing_is_left_and_the_bytes_are_right_when_it_is_plugged_again(
+async fn unplug_leaves_nothing_and_the_data_is_correct_when_plugged_again(
     #[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup,
 ) {
     let sandbox = boot(&Machine { cgroup, ..Machine::default() }).await;
@@ -73,8 +74,8 @@ async fn nothing_is_left_and_the_bytes_are_right_when_it_is_plugged_again(
     assert_eq!((gone.result.as_str(), gone.id()), ("detached", plugged.id()));
     assert_eq!(gone.volume["scsi"], plugged.volume["scsi"]);
     if cgroup == Cgroup::V1 {
-        // Denying the pod would take the right from its other containers, too: that entry stays
-        // until the pod goes.
+        // Denying the device to the pod would also deny it to the other containers. The pod's entry
+        // stays until the pod is removed.
         let list = before.device_filters.get_mut(container.id()).unwrap();
         list.push(format!("b {} rw", plugged.device_number()));
         list.sort();
@@ -93,7 +94,7 @@ async fn nothing_is_left_and_the_bytes_are_right_when_it_is_plugged_again(
 
 #[rstest]
 #[tokio::test]
-async fn what_is_not_there_is_told_and_another_container_is_left_alone(
+async fn missing_volume_is_reported_and_other_containers_are_not_affected(
     #[future(awt)] sandbox: Sandbox,
 ) {
     let container = sandbox.start_container().await;
@@ -107,15 +108,18 @@ async fn what_is_not_there_is_told_and_another_container_is_left_alone(
     for (reason, status, more) in [
         ("volume_not_found", 3, &at(&container, "/dev/xvdb")[..]),
         ("volume_not_found", 3, &at(&other, "/dev/xvda")),
-        // A node that is the container's own.
+        // A device node of the container itself.
         ("volume_not_found", 3, &at(&container, "/dev/null")),
         ("other_container", 4, &in_other),
         ("usage", 2, &["--volume", "sda"]),
     ] {
         let finished = verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", more).run().await;
-        let (told, message) = finished.failed_with(status);
-        assert_eq!(told, reason, "{message}");
-        assert!(status != 3 || message.contains(more[3]), "it names what was asked: {message}");
+        let (reported, message) = finished.failed_with(status);
+        assert_eq!(reported, reason, "{message}");
+        assert!(
+            status != 3 || message.contains(more[3]),
+            "the message names what was requested: {message}"
+        );
     }
     before.assert_unchanged(&sandbox, &containers).await;
 
@@ -130,7 +134,7 @@ async fn what_is_not_there_is_told_and_another_container_is_left_alone(
 
 #[rstest]
 #[tokio::test]
-async fn volume_in_use_is_kept_and_usable(#[future(awt)] sandbox: Sandbox) {
+async fn volume_in_use_is_kept_and_remains_usable(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = ext4_image(8 * MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
@@ -144,10 +148,10 @@ async fn volume_in_use_is_kept_and_usable(#[future(awt)] sandbox: Sandbox) {
     assert_eq!(reason, "busy");
     assert!(message.contains("mount /mnt (ext4)"), "{message}");
     before.assert_unchanged(&sandbox, &[&container]).await;
-    // It goes on in use, and in the container.
+    // The mount and the container can still use it.
     sandbox.observer().shell("echo alive > /mnt/file && sync && cat /mnt/file").await;
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
-    assert_eq!(look(&sandbox, "list", &[]).await[0]["state"], "attached");
+    assert_eq!(query_volumes(&sandbox, "list", &[]).await[0]["state"], "attached");
     sandbox.observer().shell("umount /mnt").await;
     assert_eq!(unplug(&sandbox, &at(&container, "/dev/xvda")).await.result, "detached");
 }
@@ -156,7 +160,7 @@ async fn volume_in_use_is_kept_and_usable(#[future(awt)] sandbox: Sandbox) {
 #[case::killed(false)]
 #[case::removed(true)]
 #[tokio::test]
-async fn volume_of_a_container_that_is_gone_is_stale_and_is_freed(
+async fn volume_of_a_container_that_is_gone_is_stale_and_can_be_unplugged(
     #[future(awt)] sandbox: Sandbox,
     #[case] removed: bool,
 ) {
@@ -170,11 +174,11 @@ async fn volume_of_a_container_that_is_gone_is_stale_and_is_freed(
         container.remove().await.unwrap();
         sandbox.run_directory().remove_container(container.id());
     }
-    let listed = look(&sandbox, "list", &["--container", container.id()]).await;
+    let listed = query_volumes(&sandbox, "list", &["--container", container.id()]).await;
     assert_eq!(listed[0]["state"], "stale: container gone", "{listed:?}");
     assert_eq!(listed[0]["guest"]["disk_present"], true, "{listed:?}");
     assert_eq!(unplug(&sandbox, &at(&container, "/dev/xvda")).await.result, "detached");
-    assert!(look(&sandbox, "list", &[]).await.is_empty());
+    assert!(query_volumes(&sandbox, "list", &[]).await.is_empty());
     assert!(claim_is_free(&volume));
     if !removed {
         container.remove().await.unwrap();
@@ -184,7 +188,9 @@ async fn volume_of_a_container_that_is_gone_is_stale_and_is_freed(
 
 #[rstest]
 #[tokio::test]
-async fn what_a_killed_plug_or_unplug_left_is_listed_and_removed(#[future(awt)] sandbox: Sandbox) {
+async fn leftovers_of_a_killed_plug_or_unplug_are_listed_and_removed(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
     for point in
@@ -195,7 +201,7 @@ async fn what_a_killed_plug_or_unplug_left_is_listed_and_removed(#[future(awt)] 
         let killed =
             command.hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")]).run().await;
         assert_eq!(killed.status, 128 + 9, "{point}");
-        let listed = look(&sandbox, "list", &[]).await;
+        let listed = query_volumes(&sandbox, "list", &[]).await;
         let expected = if point == "after-outcome" { "attached" } else { "incomplete" };
         assert_eq!(
             (listed.len(), &listed[0]["state"]),
@@ -217,7 +223,7 @@ async fn what_a_killed_plug_or_unplug_left_is_listed_and_removed(#[future(awt)] 
         let killed =
             verb(command, &sandbox, "hot-unplug", &at(&container, "/dev/xvda")).run().await;
         assert_eq!(killed.status, 128 + 9, "{point}");
-        assert_eq!(look(&sandbox, "list", &[]).await[0]["state"], "incomplete", "{point}");
+        assert_eq!(query_volumes(&sandbox, "list", &[]).await[0]["state"], "incomplete", "{point}");
         assert_eq!(
             unplug(&sandbox, &at(&container, "/dev/xvda")).await.result,
             "detached",
@@ -230,10 +236,10 @@ async fn what_a_killed_plug_or_unplug_left_is_listed_and_removed(#[future(awt)] 
 
 #[rstest]
 #[tokio::test]
-async fn rights_that_were_there_before_or_are_a_siblings_stay() {
+async fn device_rights_that_existed_before_or_belong_to_a_sibling_are_kept() {
     let sandbox = boot(&Machine { cgroup: Cgroup::V1, ..Machine::default() }).await;
     let (without, sibling) = (sandbox.start_container().await, sandbox.start_container().await);
-    // The first SCSI disk is 8:0 in every guest. The pod's list is above its containers'.
+    // The first SCSI disk is 8:0 in every guest. The pod's cgroup is the parent of the containers'.
     for cgroup in ["pod".to_owned(), format!("pod/{}", sibling.id())] {
         let file = format!("/sys/fs/cgroup/devices/{cgroup}/devices.allow");
         sandbox.observer().write(&file, "b 8:0 rw").await.unwrap();
@@ -258,7 +264,9 @@ async fn rights_that_were_there_before_or_are_a_siblings_stay() {
 
 #[rstest]
 #[tokio::test]
-async fn list_and_inspect_tell_the_truth_and_change_nothing(#[future(awt)] sandbox: Sandbox) {
+async fn list_and_inspect_report_the_real_state_and_change_nothing(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let other = sandbox.start_container().await;
     let (volume, read_only) = (Volume::loop_device(2 * MIB), Volume::image(4 * MIB));
@@ -272,20 +280,24 @@ async fn list_and_inspect_tell_the_truth_and_change_nothing(#[future(awt)] sandb
     let proxy = QmpProxy::start(&sandbox.qmp_socket()).unwrap();
     let socket = proxy.path();
     let through_proxy = ["--qmp", socket.to_str().unwrap()];
-    let listed = look(&sandbox, "list", &through_proxy).await;
-    let of_other =
-        look(&sandbox, "list", &[&through_proxy[..], &["--container", other.id()]].concat()).await;
+    let listed = query_volumes(&sandbox, "list", &through_proxy).await;
+    let of_other = query_volumes(
+        &sandbox,
+        "list",
+        &[&through_proxy[..], &["--container", other.id()]].concat(),
+    )
+    .await;
     let by_id = [&through_proxy[..], &["--volume", plugged.id()]].concat();
-    let inspected = look(&sandbox, "inspect", &by_id).await;
+    let inspected = query_volumes(&sandbox, "inspect", &by_id).await;
     let by_path = [&through_proxy[..], &at(&container, "/dev/xvda")].concat();
-    assert_eq!(look(&sandbox, "inspect", &by_path).await, inspected);
+    assert_eq!(query_volumes(&sandbox, "inspect", &by_path).await, inspected);
 
-    // What was reported at the plug, word for word, and more.
+    // All values that the hot-plug reported, unchanged, and more.
     let listed_first = listed.iter().find(|listed| listed["id"] == plugged.id()).unwrap();
     for (key, value) in plugged.volume.as_object().unwrap() {
         assert_eq!(&listed_first[key], value, "{key}");
     }
-    // The same, and who holds it.
+    // `inspect` reports the same, and the holders.
     let mut expected = listed_first.clone();
     expected["guest"]["holders"] = Value::Array(Vec::new());
     assert_eq!((&inspected[0], inspected.len()), (&expected, 1));
@@ -302,16 +314,16 @@ async fn list_and_inspect_tell_the_truth_and_change_nothing(#[future(awt)] sandb
     );
 
     let commands = proxy.commands();
-    let only_looks = |name: &String| {
+    let is_query = |name: &String| {
         name.starts_with("query-")
             || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name.as_str())
     };
-    assert!(commands.len() > 8 && commands.iter().all(only_looks), "{commands:?}");
+    assert!(commands.len() > 8 && commands.iter().all(is_query), "{commands:?}");
     before.assert_unchanged(&sandbox, &containers).await;
 
-    // The container removes its node: that is seen, and undone like anything half done.
+    // The container removes its node. That is detected, and the incomplete attachment is unplugged.
     container.exec(&["rm", "/dev/xvda"]).await;
-    let listed = look(&sandbox, "inspect", &["--volume", plugged.id()]).await;
+    let listed = query_volumes(&sandbox, "inspect", &["--volume", plugged.id()]).await;
     assert_eq!(
         (&listed[0]["state"], &listed[0]["guest"]["node_present"]),
         (&"incomplete".into(), &false.into())
@@ -322,15 +334,15 @@ async fn list_and_inspect_tell_the_truth_and_change_nothing(#[future(awt)] sandb
 
 #[rstest]
 #[tokio::test]
-async fn without_an_agent_qemus_part_is_listed_and_nothing_is_unplugged(
+async fn without_an_agent_the_volumes_of_qemu_are_listed_and_nothing_is_unplugged(
     #[future(awt)] sandbox: Sandbox,
 ) {
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(2 * MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
-    let nobody = ["--agent", "unix:///nonexistent/agent.sock"];
-    let finished = verb(sandbox.ecr_runtime(), &sandbox, "list", &nobody).run().await;
+    let no_agent = ["--agent", "unix:///nonexistent/agent.sock"];
+    let finished = verb(sandbox.ecr_runtime(), &sandbox, "list", &no_agent).run().await;
     let json = finished.json();
     assert_eq!(
         (finished.status, &json["guest_error"]["reason"]),
@@ -341,7 +353,7 @@ async fn without_an_agent_qemus_part_is_listed_and_nothing_is_unplugged(
         (&json["volumes"][0]["id"], &json["volumes"][0]["guest"]),
         (&plugged.id().into(), &Value::Null)
     );
-    let more = [&nobody[..], &["--volume", plugged.id()]].concat();
+    let more = [&no_agent[..], &["--volume", plugged.id()]].concat();
     let finished = verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &more).run().await;
     finished.failed_with(14);
     before.assert_unchanged(&sandbox, &[&container]).await;

@@ -1,9 +1,11 @@
-//! End-to-end tests: real VMs, real containers, real disks. One binary, one file a subject.
+//! End-to-end tests with real VMs, real containers and real disks. One binary, one file per
+//! subject.
 
 mod agent_faults;
 mod attach;
 mod audit;
 mod bad_input;
+mod boot_snapshot;
 mod check;
 mod conformance;
 mod container_gone;
@@ -17,15 +19,14 @@ mod guest_races;
 mod harness;
 mod holders;
 mod host_failures;
-mod hostile;
+mod hostile_container;
 mod hot_unplug;
+mod mount_kinds;
 mod native_vsock;
-mod odd_mounts;
 mod qmp_faults;
 mod reference_agent;
 mod repair;
 mod resize;
-mod saved_boot;
 mod second_signal;
 mod shared;
 mod shipped;
@@ -55,7 +56,7 @@ async fn sandbox() -> Sandbox {
     boot(&Machine::default()).await
 }
 
-/// The same with the plugin's fail points.
+/// A booted sandbox with the default machine, from the image that has the plugin's fail points.
 #[fixture]
 async fn sandbox_with_faults() -> Sandbox {
     boot_with_faults(&Machine::default()).await
@@ -71,25 +72,25 @@ pub(crate) async fn boot_with_faults(machine: &Machine) -> Sandbox {
         .unwrap_or_else(|error| panic!("no sandbox: {}", error.chain()))
 }
 
-/// Sets the plugin's fail points in the guest (`name=action` a line).
+/// Sets the plugin's fail points in the guest, one `name=action` per line.
 pub(crate) async fn set_guest_faults(sandbox: &Sandbox, faults: &str) {
-    // At a point where it waits, the plugin reads the file all the time: it must not find it empty
-    // before it is written.
+    // At a fail point where it waits, the plugin reads the file again and again. It must never read
+    // an empty file that is still to be written.
     sandbox.observer().write("/run/ecr-fault.new", faults).await.expect("the guest has a /run");
     sandbox.observer().shell("mv /run/ecr-fault.new /run/ecr-fault").await;
 }
 
-/// Waits until the guest has printed `text`: the plugin's fail points announce themselves there.
+/// Waits until the guest's console shows `text`. The plugin prints a line there at a fail point.
 pub(crate) async fn wait_for_console(sandbox: &Sandbox, text: &str) {
     let deadline = Instant::now() + sandbox.guest().scaled(Duration::from_secs(10));
     while !sandbox.guest().console().text().contains(text) {
-        assert!(Instant::now() < deadline, "the console never said {text:?}");
+        assert!(Instant::now() < deadline, "the console never showed {text:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// Waits until the plugin is at this fail point, where it was not when the console had `seen`
-/// bytes.
+/// Waits until the plugin reaches this fail point. The first `seen` bytes of the console are
+/// ignored.
 pub(crate) async fn wait_for_fail_point(sandbox: &Sandbox, seen: usize, point: &str) {
     let point = format!("fail point {point}");
     let arrived = async {
@@ -106,8 +107,8 @@ pub(crate) async fn wait_for_fail_point(sandbox: &Sandbox, seen: usize, point: &
     sandbox.guest().wait_for(&point, Duration::from_secs(10), arrived).await.unwrap();
 }
 
-/// Runs `call`, and `script` in the container when the plugin is at this fail point, which it may
-/// leave then.
+/// Runs `call`, and runs `script` in the container when the plugin is at this fail point. The
+/// plugin then continues.
 pub(crate) async fn at_fail_point(
     sandbox: &Sandbox,
     container: &Container,
@@ -117,7 +118,7 @@ pub(crate) async fn at_fail_point(
 ) -> Finished {
     set_guest_faults(sandbox, &format!("{point}=wait\n")).await;
     let seen = sandbox.guest().console().text().len();
-    // Its time runs while the container is at work.
+    // The timeout of the call also covers the time that the script takes.
     let limit = format!("{}s", sandbox.guest().scaled(Duration::from_secs(30)).as_secs());
     let call = call.args(["--timeout", &limit]).start();
     wait_for_fail_point(sandbox, seen, point).await;
@@ -126,20 +127,20 @@ pub(crate) async fn at_fail_point(
     Finished::new(&call.wait_with_output().await.unwrap(), Duration::ZERO)
 }
 
-/// An image with an ext4 file system on it.
+/// Returns an image with an ext4 file system.
 pub(crate) fn ext4_image(size: u64) -> Volume {
     let volume = Volume::image(size);
     make_ext4(&volume);
     volume
 }
 
-/// Makes an ext4 file system on the volume.
+/// Creates an ext4 file system on the volume.
 pub(crate) fn make_ext4(volume: &Volume) {
     let made = Command::new("mkfs.ext4").args(["-q", "-F", volume.name()]).status().unwrap();
-    assert!(made.success(), "mkfs.ext4 fails");
+    assert!(made.success(), "mkfs.ext4 failed");
 }
 
-/// Mounts the volume's ext4 at `/mnt` of the guest itself, beside the container.
+/// Mounts the volume's ext4 file system at `/mnt` of the guest itself, outside the container.
 pub(crate) async fn mount_in_guest(sandbox: &Sandbox, plugged: &Plugged) {
     let device = format!("/dev/{}", plugged.guest_device());
     sandbox.observer().shell(&format!("mkdir -p /mnt && mount -t ext4 {device} /mnt")).await;

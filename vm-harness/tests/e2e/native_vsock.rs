@@ -1,23 +1,23 @@
-//! Ways to the agent: native vsock, dialled from inside a guest over its loopback (there is no
-//! vhost-vsock where these tests run), and a vsock port that serves the plugin alone, and the host
-//! alone.
+//! Connections to the agent by native vsock, from inside a guest over its loopback (the hosts of
+//! these tests have no vhost-vsock), and a separate vsock port that serves only the plugin, and
+//! only to the host.
 
 use serde_json::Value;
 use vm_harness::{Machine, Ran, Sandbox, Volume};
 
 use super::{
     MIB, boot,
-    conformance::{OWN_PORT, with_own_port},
+    conformance::{SEPARATE_PORT, with_separate_port},
     wait_for_console,
 };
 
-/// With native vsock inside, and `word` on the kernel's command line.
-fn machine(word: Option<&str>) -> Machine {
-    let words = ["guest.modules=vsock_loopback"].into_iter().chain(word);
-    Machine { kernel_parameters: words.map(str::to_owned).collect(), ..Machine::default() }
+/// A machine with native vsock in the guest, and `parameter` on the kernel's command line.
+fn machine(parameter: Option<&str>) -> Machine {
+    let parameters = ["guest.modules=vsock_loopback"].into_iter().chain(parameter);
+    Machine { kernel_parameters: parameters.map(str::to_owned).collect(), ..Machine::default() }
 }
 
-/// Asks the plugin at `address` from inside the guest.
+/// Sends a probe to the plugin at `address` from inside the guest.
 async fn probe(sandbox: &Sandbox, address: &str) -> Ran {
     sandbox
         .observer()
@@ -27,7 +27,7 @@ async fn probe(sandbox: &Sandbox, address: &str) -> Ran {
 }
 
 #[tokio::test]
-async fn agents_own_server_is_dialled_over_native_vsock() {
+async fn server_of_the_agent_is_reachable_over_native_vsock() {
     let sandbox = boot(&machine(None)).await;
     let ran = probe(&sandbox, "vsock://1:1024").await;
     assert_eq!(ran.status, 0, "{}{}", ran.stdout, ran.stderr);
@@ -35,34 +35,35 @@ async fn agents_own_server_is_dialled_over_native_vsock() {
         serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {}", ran.stdout));
     assert_eq!(answer["api_level"], 1, "{answer}");
     assert_eq!(answer["scan_mode"], "none", "{answer}");
-    let nobody = probe(&sandbox, "vsock://1:1999").await;
-    assert_eq!(nobody.status, 14, "{}{}", nobody.stdout, nobody.stderr);
-    assert!(nobody.stderr.contains("not reachable"), "{}", nobody.stderr);
+    let unserved = probe(&sandbox, "vsock://1:1999").await;
+    assert_eq!(unserved.status, 14, "{}{}", unserved.stdout, unserved.stderr);
+    assert!(unserved.stderr.contains("not reachable"), "{}", unserved.stderr);
 }
 
 #[tokio::test]
-async fn port_of_the_plugins_own_is_dialled_by_the_host_alone() {
-    let (port, word) = OWN_PORT;
-    let sandbox = Sandbox::boot_in(&with_own_port(), "default", &machine(Some(word))).await;
+async fn separate_port_of_the_plugin_serves_only_the_host() {
+    let (port, parameter) = SEPARATE_PORT;
+    let sandbox =
+        Sandbox::boot_in(&with_separate_port(), "default", &machine(Some(parameter))).await;
     let sandbox = sandbox.unwrap_or_else(|error| panic!("no sandbox: {}", error.chain()));
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     assert_eq!(container.read("/dev/xvda", 0..4096).await, volume.bytes(0..4096));
-    // The agent answers first, and writes then.
+    // The agent sends the reply before it writes the log line.
     wait_for_console(&sandbox, r#"operation="attach""#).await;
-    let said = sandbox.guest().console().text();
-    assert!(!said.contains("refused a caller"), "the host is no stranger");
+    let console = sandbox.guest().console().text();
+    assert!(!console.contains("refused a caller"), "the host must not be refused");
     let at = |text: &str| {
-        said.find(text).unwrap_or_else(|| panic!("no {text:?} in the guest's log: {said}"))
+        console.find(text).unwrap_or_else(|| panic!("no {text:?} in the guest's log: {console}"))
     };
     assert!(
         at("a caller cid=2 port=") < at(r#"operation="attach""#),
-        "who calls is told before what was done"
+        "the caller is logged before the operation"
     );
 
-    // Whoever is in the guest, as a container may be, is refused, by whatever address it calls; the
-    // refusal is logged.
+    // A caller inside the guest, such as a container, is refused at each address, and the refusal
+    // is logged.
     for (address, refused) in [("1".to_owned(), 1), (sandbox.guest_cid().to_string(), 2)] {
         let ran = probe(&sandbox, &format!("vsock://{address}:{port}")).await;
         assert_eq!(ran.status, 14, "{}{}", ran.stdout, ran.stderr);
@@ -74,7 +75,8 @@ async fn port_of_the_plugins_own_is_dialled_by_the_host_alone() {
         .await;
     }
 
-    // There is no second way in: what the shim names is the agent without the plugin.
+    // The plugin is reachable on this port only: the address from the shim is the agent without the
+    // plugin.
     let other = Volume::image(MIB);
     let plug = sandbox.hot_plug_command(&container, &[(&other, "/dev/xvdb")]);
     let refused = plug.args(["--agent", sandbox.agent_url()]).run().await.failed_with(10);

@@ -1,5 +1,6 @@
-//! A real QEMU behind a proxy that is late, silent, talkative or gone: what only looks odd does no
-//! harm, what breaks a plug is undone, and an unplug goes by what is there.
+//! A real QEMU behind a proxy that delays, drops, adds or cuts messages. Unusual but valid messages
+//! do no harm, a hot-plug that fails is rolled back, and an unplug depends on the objects that QEMU
+//! has, not on events.
 
 use std::time::Duration;
 
@@ -19,8 +20,8 @@ use super::{
 
 const LATE: Duration = Duration::from_millis(800);
 
-/// Runs `call` with QEMU behind a proxy with these rules, each of which is met; also returns the
-/// commands.
+/// Runs `call` with QEMU behind a proxy with these rules, and checks that each rule applied. Also
+/// returns the commands that were sent.
 pub(crate) async fn through_proxy(
     sandbox: &Sandbox,
     call: EcrRuntime,
@@ -28,13 +29,13 @@ pub(crate) async fn through_proxy(
 ) -> (Finished, Vec<String>) {
     let proxy = QmpProxy::start_with(&sandbox.qmp_socket(), rules).unwrap();
     let finished = call.args(["--qmp", proxy.path().to_str().unwrap()]).run().await;
-    // A rule that nothing meets is a plug that ended before: this says why.
+    // If a rule did not apply, the command ended before. Its output shows why.
     println!("{}{}", finished.stdout, finished.stderr);
     proxy.assert_all_met();
     (finished, proxy.commands())
 }
 
-/// The plug of `volume` at /dev/xvda worked, and it can be unplugged.
+/// Checks that the hot-plug of `volume` at /dev/xvda worked, and that it can be unplugged.
 pub(crate) async fn assert_plugged(
     finished: &Finished,
     what: &str,
@@ -47,19 +48,19 @@ pub(crate) async fn assert_plugged(
     unplug(sandbox, &at(container, "/dev/xvda")).await;
 }
 
-/// A `--timeout` that a plug on this machine keeps, and that is soon over.
+/// A short `--timeout` that is still long enough for a hot-plug on this machine.
 pub(crate) fn short(sandbox: &Sandbox) -> [String; 2] {
     ["--timeout".to_owned(), format!("{}s", sandbox.guest().time_scale().max(2))]
 }
 
-/// What no connection to QEMU is to mistake for its answer.
-fn answer_to_another() -> Fault {
+/// A reply to another client, which must not be taken for a reply to this one.
+fn reply_to_another_client() -> Fault {
     Fault::Inject(b"{\"return\": {\"to\": \"another\"}, \"id\": 1}\r\n".to_vec())
 }
 
 #[rstest]
 #[tokio::test]
-async fn what_only_looks_odd_does_a_plug_no_harm(#[future(awt)] sandbox: Sandbox) {
+async fn unusual_but_valid_messages_do_not_break_a_plug(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
@@ -67,7 +68,7 @@ async fn what_only_looks_odd_does_a_plug_no_harm(#[future(awt)] sandbox: Sandbox
     for (what, rules) in [
         ("late greeting", vec![Rule::on(greeting(), Fault::Delay(LATE))]),
         (
-            "answers in pieces",
+            "replies in pieces",
             vec![
                 Rule::on(greeting(), Fault::Split(1)),
                 Rule::on(reply_to("query-pci"), Fault::Split(64)),
@@ -76,7 +77,7 @@ async fn what_only_looks_odd_does_a_plug_no_harm(#[future(awt)] sandbox: Sandbox
             ],
         ),
         (
-            "events that nobody knows",
+            "unknown events",
             vec![
                 Rule::on(command("blockdev-add"), unknown()),
                 Rule::on(command("device_add"), unknown()),
@@ -84,7 +85,7 @@ async fn what_only_looks_odd_does_a_plug_no_harm(#[future(awt)] sandbox: Sandbox
             ],
         ),
         (
-            "answers twice",
+            "duplicated replies",
             vec![
                 Rule::on(reply_to("add-fd"), Fault::Twice).each(),
                 Rule::on(reply_to("blockdev-add"), Fault::Twice),
@@ -92,16 +93,16 @@ async fn what_only_looks_odd_does_a_plug_no_harm(#[future(awt)] sandbox: Sandbox
             ],
         ),
         (
-            "answers to another client",
+            "replies to another client",
             vec![
-                Rule::on(greeting(), answer_to_another()),
-                // Right before the one that has the numbers of the descriptor.
-                Rule::on(command("add-fd"), answer_to_another()),
-                Rule::on(reply_to("device_add"), answer_to_another()),
+                Rule::on(greeting(), reply_to_another_client()),
+                // Right before the reply that has the numbers of the descriptor.
+                Rule::on(command("add-fd"), reply_to_another_client()),
+                Rule::on(reply_to("device_add"), reply_to_another_client()),
             ],
         ),
         (
-            "late answers",
+            "late replies",
             vec![
                 Rule::on(reply_to("blockdev-add"), Fault::Delay(LATE)),
                 Rule::on(reply_to("device_add"), Fault::Delay(LATE)),
@@ -117,32 +118,32 @@ async fn what_only_looks_odd_does_a_plug_no_harm(#[future(awt)] sandbox: Sandbox
 
 #[rstest]
 #[tokio::test]
-async fn plug_that_loses_qemu_in_the_middle_is_undone(#[future(awt)] sandbox: Sandbox) {
+async fn plug_that_loses_qemu_in_the_middle_is_rolled_back(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let other_driver =
         || Fault::edit_json(|command| command["arguments"]["driver"] = json!("no-such-driver"));
     for (rule, status, reason) in [
-        // QEMU did it, and nobody hears of it.
+        // QEMU executed the command, and the reply is lost.
         (Rule::on(reply_to("add-fd"), Fault::Cut), 14, "qmp_lost"),
         (Rule::on(reply_to("blockdev-add"), Fault::Cut), 14, "qmp_lost"),
         (Rule::on(reply_to("device_add"), Fault::Cut), 14, "qmp_lost"),
         (Rule::on(reply_to("device_add"), Fault::CutAfter(9)), 14, "qmp_lost"),
-        // The guest has the volume by then: it is asked to let go first.
+        // The guest has the volume by then: it is asked to release it first.
         (Rule::on(reply_to("add-fd"), Fault::Cut).nth(2), 14, "qmp_lost"),
-        // QEMU never heard of it.
+        // QEMU did not receive the command.
         (Rule::on(command("device_add"), Fault::Cut), 14, "qmp_lost"),
         (Rule::on(command("device_add"), Fault::CutAfter(40)), 14, "qmp_lost"),
-        // QEMU refuses when there is a descriptor, and when there is a node, too.
+        // QEMU refuses, once with a descriptor added, and once with a block node added, too.
         (Rule::on(command("blockdev-add"), other_driver()), 1, "qemu_refused"),
         (Rule::on(command("device_add"), other_driver()), 1, "qemu_refused"),
     ] {
         let what = format!("{rule}");
         let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
         let (finished, _) = through_proxy(&sandbox, call, vec![rule]).await;
-        let (told, message) = finished.failed_with(status);
-        assert_eq!(told, reason, "{what}: {message}");
+        let (reported, message) = finished.failed_with(status);
+        assert_eq!(reported, reason, "{what}: {message}");
         before.assert_unchanged(&sandbox, &[&container]).await;
         assert!(claim_is_free(&volume), "{what}");
     }
@@ -152,7 +153,7 @@ async fn plug_that_loses_qemu_in_the_middle_is_undone(#[future(awt)] sandbox: Sa
 
 #[rstest]
 #[tokio::test]
-async fn plug_whose_answer_never_comes_is_a_time_out_and_is_undone(
+async fn plug_whose_reply_never_comes_times_out_and_is_rolled_back(
     #[future(awt)] sandbox: Sandbox,
 ) {
     let container = sandbox.start_container().await;
@@ -161,7 +162,7 @@ async fn plug_whose_answer_never_comes_is_a_time_out_and_is_undone(
     for rule in [
         Rule::on(greeting(), Fault::Drop).each(),
         Rule::on(reply_to("device_add"), Fault::Drop),
-        // It comes when the connection has long been given up.
+        // The reply comes long after the connection was closed.
         Rule::on(reply_to("blockdev-add"), Fault::Delay(Duration::from_secs(60))),
     ] {
         let what = rule.to_string();
@@ -175,10 +176,10 @@ async fn plug_whose_answer_never_comes_is_a_time_out_and_is_undone(
     }
 }
 
-/// A real QEMU tells once, some fifty milliseconds after its answer.
+/// A real QEMU sends the event once, about fifty milliseconds after its reply.
 #[rstest]
 #[tokio::test]
-async fn unplug_goes_by_what_is_there_however_it_is_told(#[future(awt)] sandbox: Sandbox) {
+async fn unplug_succeeds_whenever_and_however_the_event_arrives(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
@@ -197,7 +198,7 @@ async fn unplug_goes_by_what_is_there_however_it_is_told(#[future(awt)] sandbox:
         ("twice", vec![Rule::on(deleted(), Fault::Twice)], Duration::ZERO),
         ("by its path alone", vec![Rule::on(deleted(), path_alone())], Duration::ZERO),
         (
-            "after another's",
+            "after the event of another device",
             vec![
                 Rule::on(
                     command("device_del"),
@@ -208,8 +209,8 @@ async fn unplug_goes_by_what_is_there_however_it_is_told(#[future(awt)] sandbox:
             LATE,
         ),
         (
-            // QEMU says so of PCI devices whose guest refuses; what counts is whether the device
-            // goes.
+            // QEMU sends this for PCI devices whose guest refuses. Whether the device is removed is
+            // decisive.
             "after an error of the guest",
             vec![Rule::on(
                 reply_to("device_del"),
@@ -218,7 +219,7 @@ async fn unplug_goes_by_what_is_there_however_it_is_told(#[future(awt)] sandbox:
             Duration::ZERO,
         ),
         (
-            "cut behind the command",
+            "cut after the command",
             vec![Rule::on(reply_to("device_del"), Fault::Cut)],
             Duration::ZERO,
         ),
@@ -228,17 +229,17 @@ async fn unplug_goes_by_what_is_there_however_it_is_told(#[future(awt)] sandbox:
             Duration::ZERO,
         ),
         (
-            "cut before the node goes",
+            "cut before the node is removed",
             vec![Rule::on(command("blockdev-del"), Fault::Cut)],
             Duration::ZERO,
         ),
         (
-            "cut when the node has gone",
+            "cut after the node was removed",
             vec![Rule::on(reply_to("blockdev-del"), Fault::Cut)],
             Duration::ZERO,
         ),
         (
-            "cut when the record has gone",
+            "cut after the record was removed",
             vec![Rule::on(reply_to("remove-fd"), Fault::Cut)],
             Duration::ZERO,
         ),
@@ -249,11 +250,11 @@ async fn unplug_goes_by_what_is_there_however_it_is_told(#[future(awt)] sandbox:
         assert!(finished.elapsed >= at_least, "{what}: {:?}", finished.elapsed);
         if !what.starts_with("cut") {
             let attempts = commands.iter().filter(|command| *command == "blockdev-del").count();
-            assert_eq!(attempts, 1, "{what}: the node is free when it is taken away: {commands:?}");
+            assert_eq!(attempts, 1, "{what}: the node is free when it is removed: {commands:?}");
             assert_eq!(
-                behind_device_del(&commands)[0],
+                after_device_del(&commands)[0],
                 "blockdev-del",
-                "{what}: the event is heard: {commands:?}"
+                "{what}: the event is received: {commands:?}"
             );
         }
         before.assert_unchanged(&sandbox, &[&container]).await;
@@ -263,9 +264,7 @@ async fn unplug_goes_by_what_is_there_however_it_is_told(#[future(awt)] sandbox:
 
 #[rstest]
 #[tokio::test]
-async fn unplug_that_hears_nothing_looks_whether_the_device_is_there(
-    #[future(awt)] sandbox: Sandbox,
-) {
+async fn unplug_without_an_event_checks_whether_the_device_exists(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
@@ -273,48 +272,46 @@ async fn unplug_that_hears_nothing_looks_whether_the_device_is_there(
     let lost = Rule::on(event("DEVICE_DELETED"), Fault::Drop);
     let (finished, commands) = unplug_through(&sandbox, &container, vec![lost]).await;
     assert_eq!(finished.status, 0, "{}{}", finished.stdout, finished.stderr);
-    let behind = behind_device_del(&commands);
-    let position = |name: &str| behind.iter().position(|command| command == name).expect(name);
+    let after = after_device_del(&commands);
+    let position = |name: &str| after.iter().position(|command| command == name).expect(name);
     assert!(
         position("qom-list") < position("blockdev-del"),
-        "it looks before the node goes: {commands:?}"
+        "it checks before the node is removed: {commands:?}"
     );
     assert!(
-        !behind.contains(&"qmp_capabilities".to_owned()),
+        !after.contains(&"qmp_capabilities".to_owned()),
         "one connection is enough: {commands:?}"
     );
     before.assert_unchanged(&sandbox, &[&container]).await;
 
-    // QEMU never hears the command: the device stays, and that is said.
+    // QEMU never receives the command: the device stays, and that is reported.
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
-    let pretends = |name| {
-        let becomes = |command: &mut Value| {
+    let suppress = |name| {
+        let replace = |command: &mut Value| {
             command["execute"] = json!("query-status");
             command["arguments"] = json!({});
         };
-        vec![Rule::on(command(name), Fault::edit_json(becomes)).each()]
+        vec![Rule::on(command(name), Fault::edit_json(replace)).each()]
     };
-    let (finished, _) = unplug_through(&sandbox, &container, pretends("device_del")).await;
+    let (finished, _) = unplug_through(&sandbox, &container, suppress("device_del")).await;
     let (reason, message) = finished.failed_with(8);
     assert!(reason == "incomplete" && message.contains("device_del"), "{message}");
     unplug(&sandbox, &at(&container, "/dev/xvda")).await;
     before.assert_unchanged(&sandbox, &[&container]).await;
 
-    // QEMU says that the record is removed, and keeps it.
+    // QEMU reports that the record is removed, and keeps it.
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
-    let (finished, _) = unplug_through(&sandbox, &container, pretends("remove-fd")).await;
+    let (finished, _) = unplug_through(&sandbox, &container, suppress("remove-fd")).await;
     let (reason, message) = finished.failed_with(8);
     assert!(reason == "incomplete" && message.contains("QEMU to let go of volume"), "{message}");
     unplug(&sandbox, &at(&container, "/dev/xvda")).await;
     before.assert_unchanged(&sandbox, &[&container]).await;
 }
 
-/// What QEMU was told after `device_del`.
-fn behind_device_del(commands: &[String]) -> &[String] {
-    let at = commands
-        .iter()
-        .position(|command| command == "device_del")
-        .expect("the device is taken away");
+/// Returns the commands that QEMU got after `device_del`.
+fn after_device_del(commands: &[String]) -> &[String] {
+    let at =
+        commands.iter().position(|command| command == "device_del").expect("the device is removed");
     &commands[at + 1..]
 }
 

@@ -1,4 +1,4 @@
-//! The reference agent behaves as kata-agent does, where the plugin can notice.
+//! The reference agent behaves as kata-agent does in everything that the plugin depends on.
 
 use guest_observer::{Reply, Request};
 use rstest::rstest;
@@ -8,7 +8,7 @@ use super::{MIB, boot, sandbox};
 
 #[rstest]
 #[tokio::test]
-async fn streams_and_exit_statuses_of_a_process_arrive_whole(#[future(awt)] sandbox: Sandbox) {
+async fn streams_and_exit_status_of_a_process_are_complete(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let input = vm_harness::random_bytes(1 << 20);
     let output =
@@ -26,10 +26,10 @@ async fn one_reaper_leaves_no_zombie_and_steals_no_exit_status(#[future(awt)] sa
     for _ in 0..3 {
         // The orphan is reparented to the container's first process, or to the agent.
         container.exec(&["sh", "-c", "(sleep 0.1 &) ; exit 0"]).await;
-        // This one surely becomes the agent's, and so does a crowd that ends at the same time: one
-        // SIGCHLD for many.
-        let crowd = "for i in 1 2 3 4 5 6 7 8; do (sleep 0.1 &) ; done >/dev/null 2>&1";
-        sandbox.observer().shell(crowd).await;
+        // These processes become children of the agent for certain. They end at the same time, with
+        // one SIGCHLD for several of them.
+        let orphans = "for i in 1 2 3 4 5 6 7 8; do (sleep 0.1 &) ; done >/dev/null 2>&1";
+        sandbox.observer().shell(orphans).await;
     }
     let statuses = tokio::join!(
         container.try_exec(&["sh", "-c", "exit 1"], b""),
@@ -50,13 +50,13 @@ async fn one_reaper_leaves_no_zombie_and_steals_no_exit_status(#[future(awt)] sa
 
 #[rstest]
 #[tokio::test]
-async fn container_life_is_what_kata_says(#[future(awt)] sandbox: Sandbox) {
+async fn container_life_cycle_is_that_of_kata(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let first = container.exec(&["sh", "-c", "cat /proc/1/cmdline | tr '\\0' ' '"]).await;
     assert_eq!(
         String::from_utf8(first).unwrap().trim(),
         "/bin/sleep 1000000",
-        "the agent added a pid namespace"
+        "the agent must add a PID namespace"
     );
     container.signal(libc::SIGKILL).await.unwrap();
     assert_eq!(container.wait().await.unwrap(), 128 + 9);
@@ -87,13 +87,13 @@ async fn mount_namespace_of_a_container_is_pinned(#[future(awt)] sandbox: Sandbo
 
 #[rstest]
 #[tokio::test]
-async fn pod_denies_all_but_the_usual_devices_on_cgroup_v1() {
+async fn pod_denies_all_devices_except_the_default_ones_on_cgroup_v1() {
     let sandbox = boot(&Machine { cgroup: Cgroup::V1, ..Machine::default() }).await;
     let container = sandbox.start_container().await;
     let rules = sandbox.observer().shell("cat /sys/fs/cgroup/devices/pod/devices.list").await;
     assert!(!rules.contains("a *:*"), "{rules}");
     assert!(rules.contains("c 1:3 rwm") && rules.contains("b *:* m"), "{rules}");
-    // Any block device will do: the pod has no right to a disk that nobody plugged.
+    // Any block device number will do: the pod has no right to a disk that is not plugged.
     container.exec(&["mknod", "/dev/disk", "b", "8", "0"]).await;
     let error = container.exec_fails(&["dd", "if=/dev/disk", "of=/dev/null", "count=1"]).await;
     assert!(error.contains("Operation not permitted"), "{error}");
@@ -125,8 +125,8 @@ async fn idle_agent_sleeps(#[future(awt)] sandbox: Sandbox) {
         Reply::AgentState(agent) => agent.voluntary_switches,
         other => panic!("{other:?}"),
     };
-    // What the calls before left behind (threads of a pool) ends within seconds; then nothing
-    // happens any more.
+    // What the calls before left behind (threads of a pool) ends within seconds. After that the
+    // agent must not wake up.
     tokio::time::sleep(sandbox.guest().scaled(std::time::Duration::from_secs(3))).await;
     let before = switches().await;
     tokio::time::sleep(std::time::Duration::from_secs(5)).await;

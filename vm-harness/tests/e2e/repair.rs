@@ -1,5 +1,5 @@
-//! `repair` on real VMs: whatever a killed run left ends wholly plugged or wholly gone, and what is
-//! somebody else's stays.
+//! `repair` on real VMs: what a killed command left becomes completely attached or completely
+//! removed, and objects that `ecr-runtime` does not own are not touched.
 
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -11,14 +11,14 @@ use super::{
     MIB, boot, ext4_image, host_failures::claim_is_free, hot_unplug::verb, mount_in_guest, sandbox,
 };
 
-/// Runs `repair`, which ends with `status`.
+/// Runs `repair` and checks that it exits with `status`.
 pub(crate) async fn repair(sandbox: &Sandbox, status: i32, more: &[&str]) -> Value {
     let finished = verb(sandbox.ecr_runtime(), sandbox, "repair", more).run().await;
     assert_eq!(finished.status, status, "{}{}", finished.stdout, finished.stderr);
     finished.json()
 }
 
-/// What `repair` says of its only volume: what it was, what was done, what is there now.
+/// Returns what `repair` reports of its only volume: the state before, the action, the state after.
 pub(crate) fn only(repaired: &Value) -> [&str; 3] {
     let volumes = repaired["volumes"].as_array().unwrap();
     assert_eq!(volumes.len(), 1, "{repaired}");
@@ -47,7 +47,7 @@ fn path_of(container: &Container) -> [&str; 4] {
 
 #[rstest]
 #[tokio::test]
-async fn killed_plug_is_completed_or_undone(#[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup) {
+async fn killed_plug_is_completed_or_rolled_back(#[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup) {
     let sandbox = boot(&Machine { cgroup, ..Machine::default() }).await;
     let container = sandbox.start_container().await;
     let neighbour = Volume::image(MIB);
@@ -66,27 +66,31 @@ async fn killed_plug_is_completed_or_undone(#[values(Cgroup::V1, Cgroup::V2)] cg
         })
         .await;
         let left = Snapshot::of(&sandbox, &[&container]).await;
-        let would = repair(&sandbox, 0, &["--dry-run"]).await;
+        let predicted = repair(&sandbox, 0, &["--dry-run"]).await;
         left.assert_unchanged(&sandbox, &[&container]).await;
         let repaired = repair(&sandbox, 0, &[]).await;
-        let of_it = |told: &Value| {
-            let volumes = told["volumes"].as_array().unwrap().clone();
-            let is_kept = |told: &&Value| told["device_path"] == "/dev/neighbour";
-            let kept: Vec<_> = volumes.iter().filter(is_kept).collect();
-            assert!(kept.len() == 1 && kept[0]["did"] == "kept", "{told}");
-            volumes.into_iter().find(|told| told["device_path"] == "/dev/xvda").unwrap()
+        let of_volume = |report: &Value| {
+            let volumes = report["volumes"].as_array().unwrap().clone();
+            let is_neighbour = |volume: &&Value| volume["device_path"] == "/dev/neighbour";
+            let kept: Vec<_> = volumes.iter().filter(is_neighbour).collect();
+            assert!(kept.len() == 1 && kept[0]["did"] == "kept", "{report}");
+            volumes.into_iter().find(|volume| volume["device_path"] == "/dev/xvda").unwrap()
         };
-        let (told, would) = (of_it(&repaired), of_it(&would));
-        assert_eq!((&told["did"], &told["now"]), (&did.into(), &now.into()), "{point}: {told}");
-        let outlook = match did {
+        let (actual, predicted) = (of_volume(&repaired), of_volume(&predicted));
+        assert_eq!(
+            (&actual["did"], &actual["now"]),
+            (&did.into(), &now.into()),
+            "{point}: {actual}"
+        );
+        let dry_run_did = match did {
             "undone" => "would undo",
             "completed" => "would complete",
             other => other,
         };
         assert_eq!(
-            (&would["did"], &would["now"]),
-            (&outlook.into(), &now.into()),
-            "{point}: {would}"
+            (&predicted["did"], &predicted["now"]),
+            (&dry_run_did.into(), &now.into()),
+            "{point}: {predicted}"
         );
         if now == "attached" {
             assert_eq!(
@@ -131,7 +135,7 @@ async fn killed_unplug_is_completed(#[future(awt)] sandbox: Sandbox) {
 
 #[rstest]
 #[tokio::test]
-async fn node_that_the_container_lost_is_made_again(#[future(awt)] sandbox: Sandbox) {
+async fn node_that_the_container_removed_is_created_again(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(MIB);
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
@@ -139,7 +143,8 @@ async fn node_that_the_container_lost_is_made_again(#[future(awt)] sandbox: Sand
     let repaired = repair(&sandbox, 0, &[]).await;
     assert_eq!(only(&repaired), ["incomplete", "completed", "attached"], "{repaired}");
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
-    // What the container has in its place is the container's: then all of ours goes.
+    // A file that the container creates at the path belongs to the container. Then the volume is
+    // removed completely.
     container.exec(&["sh", "-c", "rm /dev/xvda && echo mine > /dev/xvda"]).await;
     let repaired = repair(&sandbox, 0, &[]).await;
     assert_eq!(only(&repaired), ["incomplete", "undone", "gone"], "{repaired}");
@@ -149,7 +154,7 @@ async fn node_that_the_container_lost_is_made_again(#[future(awt)] sandbox: Sand
 
 #[rstest]
 #[tokio::test]
-async fn volume_in_use_is_left_and_told(#[future(awt)] sandbox: Sandbox) {
+async fn volume_in_use_is_kept_and_reported(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = ext4_image(8 * MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
@@ -165,11 +170,11 @@ async fn volume_in_use_is_left_and_told(#[future(awt)] sandbox: Sandbox) {
     assert_eq!(only(&repaired), ["stale: container gone", "undone", "gone"], "{repaired}");
 }
 
-/// A node, a device and a set of somebody else's, some with names much like ours; and no command to
-/// QEMU but queries.
+/// A block node, a device and descriptor sets that `ecr-runtime` does not own, some with names that
+/// resemble its own. QEMU must receive queries only.
 #[rstest]
 #[tokio::test]
-async fn what_is_somebody_elses_is_not_touched(#[future(awt)] sandbox: Sandbox) {
+async fn objects_that_ecr_runtime_does_not_own_are_not_touched(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let mut monitor = sandbox.monitor().await.unwrap();
@@ -184,16 +189,16 @@ async fn what_is_somebody_elses_is_not_touched(#[future(awt)] sandbox: Sandbox) 
     let device = json!({"driver": "scsi-hd", "id": "ecrblk-theirs", "drive": "ecrblk-theirs-n", "bus": "scsi0.0",
         "scsi-id": 1, "lun": 1, "serial": "0123456789abcdef"});
     monitor.execute("device_add", device).await.unwrap();
-    // The harness's socket serves one client, too.
+    // The harness's socket serves one client at a time, too.
     drop(monitor);
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let proxy = QmpProxy::start(&sandbox.qmp_socket()).unwrap();
     let repaired = repair(&sandbox, 0, &["--qmp", proxy.path().to_str().unwrap()]).await;
     assert_eq!((&repaired["result"], &repaired["volumes"]), (&"unchanged".into(), &json!([])));
-    let only_looks = |name: &String| {
+    let is_query = |name: &String| {
         name.starts_with("query-") || name == "qom-list" || name == "qmp_capabilities"
     };
-    assert!(proxy.commands().iter().all(only_looks), "{:?}", proxy.commands());
+    assert!(proxy.commands().iter().all(is_query), "{:?}", proxy.commands());
     before.assert_unchanged(&sandbox, &[&container]).await;
 }
 
@@ -201,20 +206,20 @@ async fn what_is_somebody_elses_is_not_touched(#[future(awt)] sandbox: Sandbox) 
 #[tokio::test]
 async fn without_an_agent_nothing_unsafe_is_done(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
-    let (volume, half) = (Volume::loop_device(MIB), Volume::loop_device(MIB));
+    let (volume, partial) = (Volume::loop_device(MIB), Volume::loop_device(MIB));
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
     killed(&sandbox, "after-blockdev-add", |runtime| {
-        runtime.hot_plug(sandbox.id(), container.id(), &[(&half, "/dev/xvdb")])
+        runtime.hot_plug(sandbox.id(), container.id(), &[(&partial, "/dev/xvdb")])
     })
     .await;
     let repaired = repair(&sandbox, 8, &["--agent", "unix:///nonexistent/agent.sock"]).await;
     assert_eq!(repaired["error"]["exit_code"], 8, "{repaired}");
-    for told in repaired["volumes"].as_array().unwrap() {
-        let expected = if told["device_path"] == "/dev/xvda" { "failed" } else { "undone" };
-        assert_eq!(told["did"], expected, "{repaired}");
+    for volume in repaired["volumes"].as_array().unwrap() {
+        let expected = if volume["device_path"] == "/dev/xvda" { "failed" } else { "undone" };
+        assert_eq!(volume["did"], expected, "{repaired}");
     }
     before.assert_unchanged(&sandbox, &[&container]).await;
-    assert!(claim_is_free(&half) && !claim_is_free(&volume));
+    assert!(claim_is_free(&partial) && !claim_is_free(&volume));
     assert_eq!(repair(&sandbox, 0, &[]).await["result"], "unchanged");
 }

@@ -1,5 +1,5 @@
-//! `resize` on real VMs: a file system that is in use grows, the guest follows with and without
-//! events of its controller, and what cannot follow leaves the volume as it was.
+//! `resize` on real VMs: a file system in use grows, the guest learns the new size with and without
+//! events from the controller, and a failed resize leaves the volume unchanged.
 
 use std::process::Command;
 
@@ -13,17 +13,17 @@ use vm_harness::{
 
 use super::{
     MIB, boot, boot_with_faults,
-    hot_unplug::{at, look, unplug, verb},
+    hot_unplug::{at, query_volumes, unplug, verb},
     make_ext4, sandbox, set_guest_faults, wait_for_console,
 };
 
 const SIZE: u64 = 16 * MIB;
 const GROWN: u64 = 48 * MIB;
 
-/// Whether the controller tells the guest's kernel of a new size by itself.
-fn controller(tells: bool) -> Machine {
+/// A machine whose controller does or does not send the guest's kernel an event for a new size.
+fn controller(events: bool) -> Machine {
     let device =
-        if tells { "virtio-scsi-pci,id=scsi0" } else { "virtio-scsi-pci,id=scsi0,hotplug=off" };
+        if events { "virtio-scsi-pci,id=scsi0" } else { "virtio-scsi-pci,id=scsi0,hotplug=off" };
     Machine { controller: ["-device", device].map(str::to_owned).to_vec(), ..Machine::default() }
 }
 
@@ -40,21 +40,21 @@ async fn shell(container: &Container, script: &str) -> String {
     String::from_utf8(container.exec(&["sh", "-c", script]).await).unwrap()
 }
 
-/// What the container's kernel takes for the size.
+/// The size of the volume as the container sees it.
 async fn size_in(container: &Container) -> u64 {
     shell(container, "blockdev --getsize64 /dev/xvda").await.trim().parse().unwrap()
 }
 
 #[rstest]
-#[case::image_whose_controller_tells(false, true)]
-#[case::image_whose_controller_is_silent(false, false)]
-#[case::block_device_whose_controller_tells(true, true)]
-#[case::block_device_whose_controller_is_silent(true, false)]
+#[case::image_with_events(false, true)]
+#[case::image_without_events(false, false)]
+#[case::block_device_with_events(true, true)]
+#[case::block_device_without_events(true, false)]
 #[tokio::test]
-async fn mounted_file_system_grows_in_its_container(#[case] device: bool, #[case] tells: bool) {
-    let sandbox = boot(&controller(tells)).await;
+async fn mounted_file_system_grows_in_the_container(#[case] device: bool, #[case] events: bool) {
+    let sandbox = boot(&controller(events)).await;
     let mut privileged = ContainerOptions::privileged();
-    // What ext4 wants of whoever makes it larger.
+    // ext4 requires this capability to grow the file system.
     privileged.capabilities.push("CAP_SYS_RESOURCE".to_owned());
     let container = sandbox.start_container_with(&privileged).await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
@@ -80,17 +80,17 @@ async fn mounted_file_system_grows_in_its_container(#[case] device: bool, #[case
     shell(&container, "/usr/sbin/resize2fs /dev/xvda 2>&1").await;
     let many: u64 = blocks().await.trim().parse().unwrap();
     assert!(many > 2 * few, "{few} KiB became {many}");
-    // More than there was room for, so that it is beyond the old end.
+    // More data than the old size had room for, so that some of it is beyond the old end.
     let new = random_bytes(24 * MIB as usize);
     container.write("/mnt/new", 0, &new).await;
     assert!(container.read("/mnt/new", 0..24 * MIB).await == new);
     assert_eq!(container.read("/mnt/old", 0..MIB).await, old);
 
-    // Everybody knows the size, and takes the volume for the one that it was.
-    let listed = look(&sandbox, "list", &[]).await;
+    // All commands report the new size, and the volume keeps its identity.
+    let listed = query_volumes(&sandbox, "list", &[]).await;
     assert_eq!((&listed[0]["size"], &listed[0]["guest"]["size"]), (&json!(GROWN), &json!(GROWN)));
     assert_eq!(listed[0]["state"], "attached");
-    let inspected = look(&sandbox, "inspect", &["--volume", plugged.id()]).await;
+    let inspected = query_volumes(&sandbox, "inspect", &["--volume", plugged.id()]).await;
     assert_eq!(inspected[0]["guest"]["size"], GROWN);
     assert_eq!(inspected[0]["guest"]["holders"][0]["kind"], "mount");
     let again = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
@@ -106,7 +106,7 @@ async fn mounted_file_system_grows_in_its_container(#[case] device: bool, #[case
 
 #[rstest]
 #[tokio::test]
-async fn bad_sizes_change_nothing(#[future(awt)] sandbox: Sandbox) {
+async fn invalid_sizes_change_nothing(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let (volume, image) = (Volume::loop_device(2 * MIB), Volume::image(2 * MIB));
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
@@ -129,15 +129,15 @@ async fn bad_sizes_change_nothing(#[future(awt)] sandbox: Sandbox) {
     ] {
         let more = [which, size, &["--qmp", socket.to_str().unwrap()]].concat();
         let finished = verb(sandbox.ecr_runtime(), &sandbox, "resize", &more).run().await;
-        let (told, message) = finished.failed_with(status);
-        assert_eq!(told, reason, "{size:?}: {message}");
+        let (reported, message) = finished.failed_with(status);
+        assert_eq!(reported, reason, "{size:?}: {message}");
     }
-    let only_looks = |name: &String| {
+    let is_query = |name: &String| {
         name.starts_with("query-")
             || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name.as_str())
     };
     let commands = proxy.commands();
-    assert!(commands.len() > 8 && commands.iter().all(only_looks), "{commands:?}");
+    assert!(commands.len() > 8 && commands.iter().all(is_query), "{commands:?}");
     before.assert_unchanged(&sandbox, &[&container]).await;
     assert_eq!((image.checksum(), image.size()), (checksum, 2 * MIB));
     assert_eq!(size_in(&container).await, 2 * MIB);
@@ -145,20 +145,20 @@ async fn bad_sizes_change_nothing(#[future(awt)] sandbox: Sandbox) {
 
 #[rstest]
 #[tokio::test]
-async fn image_is_cut_where_that_is_allowed(#[future(awt)] sandbox: Sandbox) {
+async fn image_is_shrunk_if_that_is_allowed(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(4 * MIB);
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let kept = volume.bytes(0..2 * MIB);
-    let cut = resized(&sandbox, &container, &["--size", "2MiB", "--allow-shrink"]).await;
-    assert_eq!((cut.result.as_str(), &cut.volume["size"]), ("resized", &json!(2 * MIB)));
+    let shrunk = resized(&sandbox, &container, &["--size", "2MiB", "--allow-shrink"]).await;
+    assert_eq!((shrunk.result.as_str(), &shrunk.volume["size"]), ("resized", &json!(2 * MIB)));
     assert_eq!((volume.size(), size_in(&container).await), (2 * MIB, 2 * MIB));
     assert_eq!(container.read("/dev/xvda", 0..2 * MIB).await, kept);
 }
 
 #[rstest]
 #[tokio::test]
-async fn guest_that_does_not_follow_leaves_the_volume_as_it_was() {
+async fn guest_that_keeps_the_old_size_leaves_the_volume_unchanged() {
     let sandbox = boot_with_faults(&controller(false)).await;
     let container = sandbox.start_container().await;
     let volume = Volume::image(2 * MIB);
@@ -172,7 +172,7 @@ async fn guest_that_does_not_follow_leaves_the_volume_as_it_was() {
     assert!(message.contains("to have 4194304 bytes, it has 2097152"), "{message}");
     before.assert_unchanged(&sandbox, &[&container]).await;
     assert_eq!((volume.checksum(), volume.size()), (checksum, 2 * MIB));
-    assert_eq!(look(&sandbox, "list", &[]).await[0]["size"], 2 * MIB);
+    assert_eq!(query_volumes(&sandbox, "list", &[]).await[0]["size"], 2 * MIB);
 
     set_guest_faults(&sandbox, "").await;
     assert_eq!(resized(&sandbox, &container, &["--size", "4MiB"]).await.result, "resized");
@@ -181,7 +181,7 @@ async fn guest_that_does_not_follow_leaves_the_volume_as_it_was() {
 
 #[rstest]
 #[tokio::test]
-async fn what_a_killed_resize_left_is_completed_by_the_next() {
+async fn killed_resize_is_completed_by_the_next_resize() {
     let sandbox = boot(&controller(false)).await;
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
@@ -200,8 +200,13 @@ async fn what_a_killed_resize_left_is_completed_by_the_next() {
     }
 }
 
-/// The plugin's own answer, where the host has told QEMU nothing yet.
-async fn ask(sandbox: &Sandbox, plugged: &Plugged, size: u64, timeout_ms: u64) -> ResizeResponse {
+/// Sends a resize request directly to the plugin. QEMU has not resized the volume yet.
+async fn request_resize(
+    sandbox: &Sandbox,
+    plugged: &Plugged,
+    size: u64,
+    timeout_ms: u64,
+) -> ResizeResponse {
     let attachment = Attachment { size, ..plugged.attachment() };
     let request = ResizeRequest { attachments: vec![attachment], timeout_ms, ..Default::default() };
     let service = sandbox.block_volume_service().await.unwrap();
@@ -214,7 +219,7 @@ fn reason(reply: &ResizeResponse) -> Reason {
 
 #[rstest]
 #[tokio::test]
-async fn guest_waits_for_the_event_of_a_size_that_is_still_to_come() {
+async fn guest_waits_for_the_event_of_a_new_size() {
     let sandbox = boot_with_faults(&controller(true)).await;
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
@@ -227,13 +232,13 @@ async fn guest_waits_for_the_event_of_a_size_that_is_still_to_come() {
         monitor.execute("block_resize", json!({"node-name": node, "size": 2 * MIB})).await.unwrap();
         set_guest_faults(&sandbox, "").await;
     };
-    let (reply, ()) = tokio::join!(ask(&sandbox, &plugged, 2 * MIB, 60_000), grow);
+    let (reply, ()) = tokio::join!(request_resize(&sandbox, &plugged, 2 * MIB, 60_000), grow);
     assert!(reply.failure.is_none(), "{:?}", reply.failure);
     assert_eq!((reply.resized[0].size, reply.resized[0].unchanged), (2 * MIB, false));
-    let again = ask(&sandbox, &plugged, 2 * MIB, 60_000).await;
+    let again = request_resize(&sandbox, &plugged, 2 * MIB, 60_000).await;
     assert!(again.resized[0].unchanged);
 
-    let late = ask(&sandbox, &plugged, 3 * MIB, 500).await;
+    let late = request_resize(&sandbox, &plugged, 3 * MIB, 500).await;
     assert_eq!(reason(&late), Reason::REASON_TIMED_OUT);
     assert!(
         late.failure.undone && late.failure.message.contains("it has 2097152"),
@@ -242,7 +247,7 @@ async fn guest_waits_for_the_event_of_a_size_that_is_still_to_come() {
     );
     let mut other = plugged.clone();
     other.volume["id"] = Value::from("0123456789abcdef");
-    let wrong = ask(&sandbox, &other, 2 * MIB, 60_000).await;
+    let wrong = request_resize(&sandbox, &other, 2 * MIB, 60_000).await;
     assert_eq!(reason(&wrong), Reason::REASON_IDENTITY_MISMATCH);
     assert!(wrong.failure.message.contains(plugged.id()), "{:?}", wrong.failure);
 }

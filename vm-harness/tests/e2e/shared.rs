@@ -1,4 +1,5 @@
-//! `--shared` on real VMs: one disk, a node for each use, and the disk goes with the last one.
+//! `--shared` on real VMs: one disk, a device node for each attachment, and the disk is removed
+//! with the last attachment.
 
 use rstest::rstest;
 use serde_json::Value;
@@ -22,7 +23,7 @@ async fn share(sandbox: &Sandbox, container: &Container, volume: &Volume, path: 
     finished.json()
 }
 
-/// The state of each use, by container and path, and whether it is shared.
+/// Returns container, device path and state of each attachment, and whether it is shared.
 async fn listed(sandbox: &Sandbox) -> Vec<(String, String, String, bool)> {
     let listed = verb(sandbox.ecr_runtime(), sandbox, "list", &[]).run().await.json();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -38,9 +39,9 @@ async fn listed(sandbox: &Sandbox) -> Vec<(String, String, String, bool)> {
 
 #[rstest]
 #[tokio::test]
-async fn two_containers_have_one_disk(
+async fn two_containers_share_one_disk(
     #[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup,
-    #[values(true, false)] first_goes_first: bool,
+    #[values(true, false)] first_is_unplugged_first: bool,
 ) {
     let sandbox = boot(&Machine { cgroup, ..Machine::default() }).await;
     let (first, second) = (sandbox.start_container().await, sandbox.start_container().await);
@@ -48,43 +49,47 @@ async fn two_containers_have_one_disk(
     let volume = Volume::loop_device(2 * MIB);
     sandbox.hot_plug(&first, &volume, "/dev/xvda").await;
     let with_one = Snapshot::of(&sandbox, &[&first, &second]).await;
-    let second_use = share(&sandbox, &second, &volume, "/dev/data").await;
+    let second_attachment = share(&sandbox, &second, &volume, "/dev/data").await;
     assert_eq!(
-        (&second_use["result"], &second_use["volumes"][0]["shared"]),
+        (&second_attachment["result"], &second_attachment["volumes"][0]["shared"]),
         (&"attached".into(), &true.into())
     );
     let with_two = Snapshot::of(&sandbox, &[&first, &second]).await;
     assert_eq!(with_two.devices, with_one.devices, "one disk");
-    let (places, of_the_disk): (Vec<_>, Vec<_>) =
+    let (reservations, of_the_disk): (Vec<_>, Vec<_>) =
         with_two.nodes.iter().cloned().partition(|node| node.contains("null-co"));
     assert_eq!(
-        (places.len(), &of_the_disk),
+        (reservations.len(), &of_the_disk),
         (1, &with_one.nodes),
-        "and what keeps the second place"
+        "and the reservation of the second path"
     );
     assert_eq!(with_two.scsi, with_one.scsi, "one disk");
 
     let fresh = random_bytes(65536);
     first.write("/dev/xvda", 0, &fresh).await;
     assert_eq!(second.read("/dev/data", 0..65536).await, fresh);
-    let uses = listed(&sandbox).await;
+    let attachments = listed(&sandbox).await;
     assert!(
-        uses.len() == 2 && uses.iter().all(|(.., state, shared)| state == "attached" && *shared),
-        "{uses:?}"
+        attachments.len() == 2
+            && attachments.iter().all(|(.., state, shared)| state == "attached" && *shared),
+        "{attachments:?}"
     );
     assert_eq!(share(&sandbox, &second, &volume, "/dev/data").await["result"], "unchanged");
     assert_eq!(repair(&sandbox, 0, &[]).await["result"], "unchanged");
 
-    let ((goes, its_path), (stays, path)) = if first_goes_first {
+    let ((removed, its_path), (stays, path)) = if first_is_unplugged_first {
         ((&first, "/dev/xvda"), (&second, "/dev/data"))
     } else {
         ((&second, "/dev/data"), (&first, "/dev/xvda"))
     };
-    unplug(&sandbox, &at(goes, its_path)).await;
+    unplug(&sandbox, &at(removed, its_path)).await;
     assert!(!claim_is_free(&volume));
-    let uses = listed(&sandbox).await;
-    assert_eq!(uses, [(stays.id().to_owned(), path.to_owned(), "attached".to_owned(), false)]);
-    goes.exec(&["test", "!", "-e", its_path]).await;
+    let attachments = listed(&sandbox).await;
+    assert_eq!(
+        attachments,
+        [(stays.id().to_owned(), path.to_owned(), "attached".to_owned(), false)]
+    );
+    removed.exec(&["test", "!", "-e", its_path]).await;
     let fresh = random_bytes(65536);
     stays.write(path, MIB, &fresh).await;
     assert_eq!(stays.read(path, MIB..MIB + 65536).await, fresh);
@@ -98,7 +103,7 @@ async fn two_containers_have_one_disk(
 
 #[rstest]
 #[tokio::test]
-async fn second_path_in_one_container_keeps_its_right(
+async fn second_path_in_one_container_keeps_its_device_right(
     #[values(Cgroup::V1, Cgroup::V2)] cgroup: Cgroup,
 ) {
     let sandbox = boot(&Machine { cgroup, ..Machine::default() }).await;
@@ -127,7 +132,7 @@ async fn second_path_in_one_container_keeps_its_right(
 
 #[rstest]
 #[tokio::test]
-async fn what_is_not_shared_is_a_conflict_that_names_the_first_use(
+async fn volume_that_is_not_shared_is_a_conflict_that_names_the_first_attachment(
     #[future(awt)] sandbox: Sandbox,
 ) {
     let (first, second) = (sandbox.start_container().await, sandbox.start_container().await);
@@ -142,13 +147,13 @@ async fn what_is_not_shared_is_a_conflict_that_names_the_first_use(
         .args(["--shared", "--read-only"]);
     let (reason, message) = read_only.run().await.failed_with(4);
     assert!(reason == "other_options" && message.contains("--read-only"), "{message}");
-    // What stands at the path is told before anything is begun.
+    // A file at the device path is reported before anything is changed.
     second.exec(&["sh", "-c", "echo mine > /dev/taken"]).await;
     let taken = sandbox.hot_plug_command(&second, &[(&volume, "/dev/taken")]).args(["--shared"]);
     assert_eq!(taken.run().await.failed_with(4).0, "path_taken");
     second.exec(&["rm", "/dev/taken"]).await;
     before.assert_unchanged(&sandbox, &[&first, &second]).await;
-    // Two sandboxes never have one volume.
+    // Two sandboxes never share a volume.
     let other = boot(&Machine::default()).await;
     let elsewhere = other.start_container().await;
     let refused = other
@@ -166,7 +171,7 @@ async fn what_is_not_shared_is_a_conflict_that_names_the_first_use(
 
 #[rstest]
 #[tokio::test]
-async fn only_the_use_of_a_container_that_is_gone_is_stale(
+async fn only_the_attachment_of_a_container_that_is_gone_is_stale(
     #[future(awt)] sandbox: Sandbox,
     #[values(true, false)] first_is_gone: bool,
 ) {
@@ -181,9 +186,9 @@ async fn only_the_use_of_a_container_that_is_gone_is_stale(
         assert_eq!((state.as_str(), shared), (expected, true));
     }
     let repaired = repair(&sandbox, 0, &[]).await;
-    for told in repaired["volumes"].as_array().unwrap() {
-        let expected = if told["container"] == gone.id() { "undone" } else { "kept" };
-        assert_eq!(told["did"], expected, "{repaired}");
+    for volume in repaired["volumes"].as_array().unwrap() {
+        let expected = if volume["container"] == gone.id() { "undone" } else { "kept" };
+        assert_eq!(volume["did"], expected, "{repaired}");
     }
     assert_eq!(stays.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
     unplug(&sandbox, &at(stays, "/dev/xvda")).await;
@@ -192,7 +197,7 @@ async fn only_the_use_of_a_container_that_is_gone_is_stale(
 
 #[rstest]
 #[tokio::test]
-async fn killed_second_use_is_completed_or_undone(
+async fn killed_second_attachment_is_completed_or_undone(
     #[future(awt)] sandbox: Sandbox,
     #[values(true, false)] by_repair: bool,
 ) {
@@ -217,9 +222,12 @@ async fn killed_second_use_is_completed_or_undone(
             share(&sandbox, &second, &volume, "/dev/xvda").await;
         }
         let attached = completes || !by_repair;
-        let uses = listed(&sandbox).await;
-        assert_eq!(uses.len(), if attached { 2 } else { 1 }, "{point}: {uses:?}");
-        assert!(uses.iter().all(|(.., state, _)| state == "attached"), "{point}: {uses:?}");
+        let attachments = listed(&sandbox).await;
+        assert_eq!(attachments.len(), if attached { 2 } else { 1 }, "{point}: {attachments:?}");
+        assert!(
+            attachments.iter().all(|(.., state, _)| state == "attached"),
+            "{point}: {attachments:?}"
+        );
         if attached {
             assert_eq!(second.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536), "{point}");
             unplug(&sandbox, &at(&second, "/dev/xvda")).await;

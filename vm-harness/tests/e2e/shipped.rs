@@ -1,4 +1,4 @@
-//! What ships is what it should be.
+//! The release builds contain no fail points.
 
 use vm_harness::Environment;
 
@@ -16,7 +16,7 @@ fn shipped_binaries_have_no_fail_points_and_the_test_builds_have_them() {
     assert!(!contains(&environment.ecr_runtime().unwrap()), "ecr-runtime has fail points");
     assert!(
         contains(&environment.ecr_runtime_with_faults().unwrap()),
-        "the test build lost its mark"
+        "the test build has no fail points"
     );
     assert!(
         !contains(&environment.image("default").unwrap().join("initramfs.cpio")),
@@ -24,6 +24,6 @@ fn shipped_binaries_have_no_fail_points_and_the_test_builds_have_them() {
     );
     assert!(
         contains(&environment.image("fault").unwrap().join("initramfs.cpio")),
-        "the fault image lost its mark"
+        "the fault image has no fail points"
     );
 }

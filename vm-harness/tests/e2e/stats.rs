@@ -1,5 +1,5 @@
-//! `stats` on real VMs: what a container did with a volume is what both sides count, errors as
-//! well.
+//! `stats` on real VMs: QEMU and the guest count the I/O of a container on a volume, and its
+//! errors.
 
 use rstest::rstest;
 use serde_json::Value;
@@ -7,7 +7,7 @@ use vm_harness::{Container, QmpProxy, Sandbox, Snapshot, Volume};
 
 use super::{MIB, hot_unplug::verb, sandbox};
 
-/// The one volume of `stats`.
+/// Returns the statistics of the only volume that `stats` reports.
 pub(crate) async fn stats(sandbox: &Sandbox, more: &[&str]) -> Value {
     let finished = verb(sandbox.ecr_runtime(), sandbox, "stats", more).run().await;
     assert_eq!(finished.status, 0, "{}{}", finished.stdout, finished.stderr);
@@ -16,7 +16,7 @@ pub(crate) async fn stats(sandbox: &Sandbox, more: &[&str]) -> Value {
     json["volumes"][0].take()
 }
 
-/// How much a counter of either side grew.
+/// Returns by how much a counter grew, in QEMU and in the guest.
 fn growth(before: &Value, after: &Value, counter: &str) -> [u64; 2] {
     ["/qemu", "/guest"].map(|side| {
         let number = |stats: &Value| {
@@ -33,7 +33,7 @@ async fn dd(container: &Container, arguments: &str) {
 
 #[rstest]
 #[tokio::test]
-async fn both_sides_count_what_a_container_did(#[future(awt)] sandbox: Sandbox) {
+async fn qemu_and_the_guest_count_the_io_of_a_container(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(4 * MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
@@ -56,27 +56,27 @@ async fn both_sides_count_what_a_container_did(#[future(awt)] sandbox: Sandbox) 
     assert_eq!(growth(&before, &after, "write/bytes"), [32 << 12, 32 << 12]);
     let [qemu_flushes, guest_flushes] = growth(&before, &after, "flush/operations");
     assert!(qemu_flushes >= 1 && guest_flushes >= 1, "{after}");
-    // The guest's kernel takes an fsync for a write of no bytes, too.
+    // The guest's kernel also counts an fsync as a write of zero bytes.
     let [qemu_writes, guest_writes] = growth(&before, &after, "write/operations");
     assert!(qemu_writes == 32 && (32..=32 + guest_flushes).contains(&guest_writes), "{after}");
     let [in_qemu, in_guest] = growth(&before, &after, "write/total_time_ns");
     assert!(
         0 < in_qemu && in_qemu < in_guest.max(1_000_000) * 2,
-        "QEMU's time is a part of the guest's: {after}"
+        "QEMU's time is part of the guest's: {after}"
     );
     let average = after["qemu"]["write"]["average_time_ns"].as_u64().unwrap();
     let (total, count) =
         (&after["qemu"]["write"]["total_time_ns"], &after["qemu"]["write"]["operations"]);
     assert_eq!(average, total.as_u64().unwrap() / count.as_u64().unwrap());
     let commands = proxy.commands();
-    let only_looks = |name: &String| {
+    let is_query = |name: &String| {
         name.starts_with("query-")
             || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name.as_str())
     };
-    assert!(commands.iter().all(only_looks), "{commands:?}");
+    assert!(commands.iter().all(is_query), "{commands:?}");
     unchanged.assert_unchanged(&sandbox, &[&container]).await;
 
-    // The same numbers, for Prometheus.
+    // The same numbers in Prometheus' text format.
     let command = sandbox.ecr_runtime().args([
         "block-volume",
         "stats",
@@ -109,12 +109,12 @@ async fn both_sides_count_what_a_container_did(#[future(awt)] sandbox: Sandbox) 
 
 #[rstest]
 #[tokio::test]
-async fn errors_of_the_host_are_counted_on_both_sides(#[future(awt)] sandbox: Sandbox) {
+async fn errors_of_the_host_are_counted_in_qemu_and_in_the_guest(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(2 * MIB);
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let before = stats(&sandbox, &[]).await;
-    // The device ends earlier than QEMU believes.
+    // The device is now smaller than QEMU assumes.
     volume.resize(MIB);
     let write = "dd if=/dev/zero of=/dev/xvda bs=4k seek=400 count=1 oflag=direct conv=notrunc";
     container.exec_fails(&["sh", "-c", write]).await;
@@ -123,9 +123,12 @@ async fn errors_of_the_host_are_counted_on_both_sides(#[future(awt)] sandbox: Sa
     assert!(before["qemu"]["write"]["failed"] == 0 && failed > 0, "{after}");
     let errors = |stats: &Value| stats["guest"]["scsi_errors"].as_u64().unwrap();
     assert!(errors(&after) > errors(&before), "{before} {after}");
-    assert_eq!(growth(&before, &after, "write/bytes")[0], 0, "what failed moved nothing");
+    assert_eq!(growth(&before, &after, "write/bytes")[0], 0, "a failed request transfers no bytes");
 
-    let nobody = ["--agent", "unix:///nonexistent/agent.sock"];
-    let alone = stats(&sandbox, &nobody).await;
-    assert!(alone["guest"].is_null() && alone["qemu"]["write"]["failed"] == failed, "{alone}");
+    let no_agent = ["--agent", "unix:///nonexistent/agent.sock"];
+    let qemu_only = stats(&sandbox, &no_agent).await;
+    assert!(
+        qemu_only["guest"].is_null() && qemu_only["qemu"]["write"]["failed"] == failed,
+        "{qemu_only}"
+    );
 }

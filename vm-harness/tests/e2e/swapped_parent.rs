@@ -1,5 +1,5 @@
-//! A parent of the volume's path that the container exchanges for something else: all the time, or
-//! at the one moment that counts. Nothing outside of its root is made, changed or removed.
+//! The container exchanges a parent directory of the device path for something else, continuously
+//! or at the decisive moment. Nothing outside of its root directory is created, changed or removed.
 
 use std::collections::BTreeSet;
 
@@ -9,20 +9,24 @@ use vm_harness::{Container, ContainerOptions, Sandbox, Snapshot, Volume, mount};
 
 use super::{MIB, at_fail_point, hot_unplug::unplug_command, sandbox, sandbox_with_faults};
 
-/// A container with the attacker's program (`observer swap`) in it, and its sibling.
-pub(crate) async fn armed_pair(sandbox: &Sandbox, user_namespace: bool) -> (Container, Container) {
+/// Starts a container that has the program for the attack (`observer swap`), and its sibling.
+pub(crate) async fn swapping_pair(
+    sandbox: &Sandbox,
+    user_namespace: bool,
+) -> (Container, Container) {
     let program = mount("/dev/observer", "bind", "/usr/bin/observer", &["bind", "ro"]);
-    let armed =
+    let options =
         ContainerOptions { user_namespace, mounts: vec![program], ..ContainerOptions::default() };
-    (sandbox.start_container_with(&armed).await, sandbox.start_container_with(&armed).await)
+    (sandbox.start_container_with(&options).await, sandbox.start_container_with(&options).await)
 }
 
-/// The guest's own files.
+/// The files of the guest itself.
 pub(crate) struct GuestFiles(BTreeSet<String>);
 
 impl GuestFiles {
-    /// Everything of them, with what tells that one was changed. The containers' common root is
-    /// left out, and what the kernel, the agent and the observer write themselves.
+    /// Lists all files with the attributes that show a change. The containers' common root
+    /// directory is left out, and so are the files that the kernel, the agent and the observer
+    /// write.
     pub(crate) async fn of(sandbox: &Sandbox) -> Self {
         let skipped = ["/proc", "/sys", "/run", "/ctr/rootfs", "/sys/fs/cgroup"];
         let prune: Vec<String> =
@@ -32,12 +36,12 @@ impl GuestFiles {
             prune.join(" ")
         );
         let all = sandbox.observer().shell(&list).await;
-        // A terminal's time is that of its last use, crun works in /tmp, and the kernel makes and
-        // removes the guest's own nodes.
-        let moves = |line: &&str| {
+        // The time of a terminal changes with each use, crun works in /tmp, and the kernel creates
+        // and removes the guest's own device nodes.
+        let changes = |line: &&str| {
             ["/dev/console ", "/dev ", "/tmp "].iter().any(|name| line.starts_with(name))
         };
-        Self(all.lines().filter(|line| !moves(line)).map(str::to_owned).collect())
+        Self(all.lines().filter(|line| !changes(line)).map(str::to_owned).collect())
     }
 
     pub(crate) async fn assert_unchanged(&self, sandbox: &Sandbox) {
@@ -45,24 +49,26 @@ impl GuestFiles {
         let (gone, new) = (Vec::from_iter(&self.0 - &now.0), Vec::from_iter(&now.0 - &self.0));
         assert!(
             gone.is_empty() && new.is_empty(),
-            "files of the guest changed: gone {gone:#?}, new {new:#?}"
+            "files of the guest changed: removed {gone:#?}, new {new:#?}"
         );
     }
 }
 
-/// Two names that the container exchanges all the time.
+/// A process in the container that continuously exchanges two names.
 pub(crate) struct Swapper {
     attack: tokio::task::JoinHandle<vm_harness::Output>,
     container: Container,
 }
 
 impl Swapper {
-    /// `/dev/arena/a` is a directory, and in the next moment what `b` is made to be.
+    /// Starts to exchange `/dev/arena/a`, a directory, and `/dev/arena/b`, which the script `b`
+    /// creates.
     pub(crate) async fn start(container: &Container, b: &str) -> Self {
-        // What an earlier attack has hidden from its own detach is a mount, perhaps, and cannot be
-        // removed.
+        // A mount that an earlier attack has hidden from its own detach may be left there, and
+        // cannot be removed.
         let aside = "test ! -e /dev/arena || mv /dev/arena $(mktemp -d /dev/old.XXXXXX)";
-        // It is empty, as those are that are made for a volume, and must not go with them.
+        // The directory is empty, like those that are created for a volume, but must not be removed
+        // with them.
         let script = format!("{aside}; mkdir -p /dev/arena/a; cd /dev/arena; {b}");
         container.exec(&["sh", "-ec", &script]).await;
         let attacker = container.clone();
@@ -75,7 +81,7 @@ impl Swapper {
         Self { attack, container: container.clone() }
     }
 
-    /// How often it did.
+    /// Stops it and returns the number of swaps.
     pub(crate) async fn stop(self) -> u64 {
         self.container.exec(&["touch", "/dev/arena/stop"]).await;
         let output = self.attack.await.unwrap();
@@ -85,8 +91,8 @@ impl Swapper {
     }
 }
 
-/// What the second name is.
-pub(crate) const TRAPS: [&str; 5] = [
+/// Scripts that create the second name.
+pub(crate) const REPLACEMENTS: [&str; 5] = [
     "ln -s /etc b",
     "ln -s ../../../../../../../../etc b",
     "ln -s /proc/1/root/etc b",
@@ -94,13 +100,13 @@ pub(crate) const TRAPS: [&str; 5] = [
     "echo file > b",
 ];
 
-/// The node step alone, as often as `times`, while the container exchanges the parent for `trap`.
-/// Says what came of it, and returns how often the container did.
-pub(crate) async fn attach_beside_swaps(
+/// Runs only the node step, `times` times, while the container exchanges the parent for
+/// `replacement`. Prints the results, and returns the number of swaps.
+pub(crate) async fn attach_during_swaps(
     sandbox: &Sandbox,
     container: &Container,
     attachment: &Attachment,
-    trap: &str,
+    replacement: &str,
     times: usize,
 ) -> u64 {
     let attach = AttachRequest {
@@ -108,15 +114,15 @@ pub(crate) async fn attach_beside_swaps(
         timeout_ms: 10_000 * u64::from(sandbox.guest().time_scale()),
         ..AttachRequest::default()
     };
-    let swapper = Swapper::start(container, trap).await;
+    let swapper = Swapper::start(container, replacement).await;
     let (attached, refused) = attach_and_detach(sandbox, &attach, times).await;
     let swaps = swapper.stop().await;
-    println!("{trap}: {attached} attached, {refused} refused, {swaps} swaps");
+    println!("{replacement}: {attached} attached, {refused} refused, {swaps} swaps");
     swaps
 }
 
-/// Takes a disk that is there to a node and back, without the disk: the node step alone. Counts
-/// what came of it.
+/// Attaches and detaches a disk that the guest already has and keeps: only the node step. Returns
+/// how often the attach succeeded and how often it was refused.
 async fn attach_and_detach(
     sandbox: &Sandbox,
     attach: &AttachRequest,
@@ -152,19 +158,19 @@ async fn attach_and_detach(
 #[case::mknod(false)]
 #[case::bind(true)]
 #[tokio::test]
-async fn parent_that_is_swapped_all_the_time_leads_nowhere_else(
+async fn parent_that_is_swapped_continuously_leads_to_no_other_directory(
     #[future(awt)] sandbox: Sandbox,
     #[case] user_namespace: bool,
 ) {
-    let (container, sibling) = armed_pair(&sandbox, user_namespace).await;
+    let (container, sibling) = swapping_pair(&sandbox, user_namespace).await;
     let volume = Volume::image(MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let (files, before) =
         (GuestFiles::of(&sandbox).await, Snapshot::of(&sandbox, &[&sibling]).await);
     let mut attachment = plugged.attachment();
-    for (trap, path) in TRAPS.iter().zip(["x", "x", "new/x", "x", "new/x"]) {
+    for (replacement, path) in REPLACEMENTS.iter().zip(["x", "x", "new/x", "x", "new/x"]) {
         attachment.path = format!("/dev/arena/a/{path}");
-        let swaps = attach_beside_swaps(&sandbox, &container, &attachment, trap, 8).await;
+        let swaps = attach_during_swaps(&sandbox, &container, &attachment, replacement, 8).await;
         assert!(swaps > 64, "{swaps}");
     }
     files.assert_unchanged(&sandbox).await;
@@ -172,21 +178,21 @@ async fn parent_that_is_swapped_all_the_time_leads_nowhere_else(
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
 }
 
-/// The same at the one moment that counts, and without a race: behind the look at the path, before
-/// anything is made or removed.
+/// The parent is exchanged at the decisive moment, and without a race: after the lookup of the path
+/// and before anything is created or removed.
 #[rstest]
 #[case::mknod(false, "mknod")]
 #[case::bind(true, "bind")]
 #[tokio::test]
-async fn parent_that_is_exchanged_behind_the_look_leads_nowhere_else(
+async fn parent_that_is_exchanged_after_the_lookup_leads_to_no_other_directory(
     #[future(awt)] sandbox_with_faults: Sandbox,
     #[case] user_namespace: bool,
-    #[case] way: &str,
+    #[case] node: &str,
 ) {
     let sandbox = sandbox_with_faults;
     let options = ContainerOptions { user_namespace, ..ContainerOptions::default() };
     let container = sandbox.start_container_with(&options).await;
-    // What the guest has at the path that the link leads to, and a detach must not remove.
+    // A file of the guest at the path that the link leads to. A detach must not remove it.
     sandbox.observer().shell("touch /etc/held").await;
     container.exec(&["sh", "-c", "mkdir -p /dev/arena/a"]).await;
     let (files, before) =
@@ -197,20 +203,20 @@ async fn parent_that_is_exchanged_behind_the_look_leads_nowhere_else(
     {
         let (path, aside) = (format!("/dev/arena/a/{name}"), format!("/dev/arena/aside/{name}"));
         let swap = format!("cd /dev/arena && mv a aside && ln -s {link} a");
-        let back = ["sh", "-c", "cd /dev/arena && rm a && mv aside a"];
+        let restore = ["sh", "-c", "cd /dev/arena && rm a && mv aside a"];
         let plug = sandbox.hot_plug_command(&container, &[(&volume, &path)]);
         let finished =
             at_fail_point(&sandbox, &container, plug, "attach-after-lookup", &swap).await;
-        assert_eq!(finished.succeeded(sandbox.guest())[0].text("node"), way, "{link}");
+        assert_eq!(finished.succeeded(sandbox.guest())[0].text("node"), node, "{link}");
         assert_eq!(container.read(&aside, 0..4096).await, volume.bytes(0..4096), "{link}");
 
-        container.exec(&back).await;
+        container.exec(&restore).await;
         let unplug = unplug_command(&sandbox, &container, &path);
         let finished =
             at_fail_point(&sandbox, &container, unplug, "detach-after-lookup", &swap).await;
         assert_eq!(finished.status, 0, "{link}: {}{}", finished.stdout, finished.stderr);
         files.assert_unchanged(&sandbox).await;
-        container.exec(&back).await;
+        container.exec(&restore).await;
         before.assert_unchanged(&sandbox, &[&container]).await;
     }
 }

@@ -1,6 +1,6 @@
-//! `vm-harness exec -it` as a person has it: a real terminal on this side
-//! ([pty(7)](https://man7.org/linux/man-pages/man7/pty.7.html)), one in the container on the other,
-//! and the one here as it was when all is over.
+//! `vm-harness exec -it` as a user runs it: a real terminal on the caller's side
+//! ([pty(7)](https://man7.org/linux/man-pages/man7/pty.7.html)), another one in the container, and
+//! the caller's terminal has its previous settings at the end.
 
 use std::{
     fs::File,
@@ -20,11 +20,11 @@ use vm_harness::Sandbox;
 
 use super::sandbox;
 
-/// A program with a controlling terminal of its own, and the person's side of that.
+/// A program with its own controlling terminal, and the user's side of this terminal.
 struct Session {
     child: Child,
     keyboard: File,
-    /// What is shown, as it comes.
+    /// The output, as it arrives.
     screen: mpsc::Receiver<Vec<u8>>,
     shown: String,
     limit: Duration,
@@ -41,7 +41,8 @@ impl Session {
         let name = ptsname(&keyboard, Vec::new()).unwrap().into_string().unwrap();
         let terminal = File::options().read(true).write(true).open(name).unwrap();
         let stdio = || Stdio::from(terminal.try_clone().unwrap());
-        // A session of its own, with this terminal: signals such as SIGWINCH come from there.
+        // A separate session with this controlling terminal, which is the origin of signals such as
+        // SIGWINCH.
         let child = Command::new("setsid")
             .args(["--ctty", "--wait"])
             .arg(sandbox.environment().vm_harness().unwrap())
@@ -91,16 +92,19 @@ fn is_raw(terminal: &File) -> bool {
 
 #[rstest]
 #[tokio::test]
-async fn terminal_has_the_size_the_keys_and_the_end_of_the_callers(
+async fn terminal_passes_size_keys_and_end_of_input_to_the_container(
     #[future(awt)] sandbox: Sandbox,
 ) {
     let _container = sandbox.start_container().await;
-    // A trap runs between two commands, whenever the signal came.
+    // The shell runs a trap between two commands, no matter when the signal arrives.
     let script = "busybox tty; read a; busybox stty size; trap 'resized=1' WINCH; echo ready; until test \"$resized\"; do sleep 0.05; \
                   done; busybox stty size; while read b; do echo got $b; done; exit 7";
     let mut session = Session::start(&sandbox, (40, 100), &["sh", "-c", script]);
     session.shows("/dev/pts/");
-    assert!(is_raw(&session.keyboard), "every key goes to the container");
+    assert!(
+        is_raw(&session.keyboard),
+        "the terminal is in raw mode: every key goes to the container"
+    );
     session.types("x\r");
     session.shows("40 100");
     session.shows("ready");
@@ -111,7 +115,7 @@ async fn terminal_has_the_size_the_keys_and_the_end_of_the_callers(
     session.types("\u{4}");
     let status = session.child.wait().unwrap();
     assert_eq!(status.code(), Some(7), "{:?}", session.shown);
-    assert!(!is_raw(&session.keyboard), "the caller's terminal is as it was");
+    assert!(!is_raw(&session.keyboard), "the settings of the caller's terminal are restored");
 }
 
 #[rstest]
@@ -128,9 +132,7 @@ async fn interrupt_key_reaches_the_command_and_not_the_harness(#[future(awt)] sa
 
 #[rstest]
 #[tokio::test]
-async fn without_a_terminal_there_is_none_and_without_i_there_is_no_input(
-    #[future(awt)] sandbox: Sandbox,
-) {
+async fn exec_needs_a_terminal_for_t_and_passes_input_only_with_i(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let run_dir = sandbox.run_dir().to_owned();
     let program = sandbox.environment().vm_harness().unwrap();
@@ -145,7 +147,7 @@ async fn without_a_terminal_there_is_none_and_without_i_there_is_no_input(
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // A command that takes none may have ended.
+        // A command that reads no input may have ended.
         let _ = child.stdin.take().unwrap().write_all(b"typed");
         child.wait_with_output().unwrap()
     };

@@ -1,5 +1,5 @@
-//! `throttle` on real VMs: the rate that a container gets is the one that was asked for, as QEMU
-//! counts it on the host's clock, whether it was asked for at the plug or later, in use or not.
+//! `throttle` on real VMs: a container gets the rate that was requested, as QEMU counts it on the
+//! host's clock, whether the limit was set at the hot-plug or later, in use or not.
 
 use std::time::{Duration, Instant};
 
@@ -9,25 +9,25 @@ use vm_harness::{Container, Plugged, Sandbox, Snapshot, Volume};
 
 use super::{
     MIB,
-    hot_unplug::{at, look, unplug, verb},
+    hot_unplug::{at, query_volumes, unplug, verb},
     sandbox,
 };
 
 /// How long a rate is measured, and in how many parts.
 const WINDOW: Duration = Duration::from_secs(6);
 const PARTS: u32 = 30;
-/// A limit that was just set lets a tenth of a second's worth pass at once, and requests that wait
-/// are of the time before.
+/// After a limit was set, requests of a tenth of a second pass immediately, and requests that wait
+/// were queued before.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// What is limited.
+/// The quantity that is limited.
 #[derive(Debug, Clone, Copy)]
 struct Subject {
     flag: &'static str,
     field: &'static str,
-    /// In `query-blockstats`.
+    /// The counter in `query-blockstats`.
     counter: &'static str,
-    /// `dd` in the container, without the guest's cache.
+    /// The `dd` command in the container, without the guest's cache.
     load: &'static str,
 }
 
@@ -50,33 +50,33 @@ const WRITTEN_BYTES: Subject = Subject {
     load: "dd if=/dev/zero of=/proc/self/fd/3 bs=64k count=1024 oflag=direct conv=notrunc",
 };
 
-/// A container that never stops to use the volume. Its load ends with the volume or the sandbox.
+/// Puts the volume under continuous load. The load ends with the volume or the sandbox.
 fn put_under_load(container: &Container, subject: Subject) {
     let container = container.clone();
-    // By a descriptor: a path that is gone would be made anew, as a file.
+    // Through a descriptor: if the path is gone, `dd` would create it again, as a file.
     let script = format!("exec 3< /dev/xvda; while {} 2>/dev/null; do :; done", subject.load);
     tokio::spawn(async move { container.try_exec(&["sh", "-c", &script], b"").await });
 }
 
-/// What the volume gets a second.
+/// The rate of the volume per second.
 #[derive(Debug, Clone, Copy)]
 struct Rate {
     /// Over the whole window.
     mean: f64,
-    /// Of its parts. Where the whole VM has to wait for a busy host, a limit does not make up for
-    /// it; this is the rate without that.
+    /// Over its parts. A limit does not compensate for the time in which the whole VM waits for a
+    /// busy host. The median is the rate without this time.
     median: f64,
-    /// The share of the window that QEMU's threads together had to wait for one of the host's
-    /// processors: as much may be lost.
+    /// The share of the window in which QEMU's threads together waited for a processor of the host.
+    /// At most this share may be lost.
     starved: f64,
 }
 
-/// How long QEMU's threads could have run and did not, so far
+/// How long QEMU's threads were runnable and did not run, so far
 /// ([`/proc/PID/schedstat`](https://docs.kernel.org/scheduler/sched-stats.html#proc-pid-schedstat),
 /// the second number).
 fn starved(sandbox: &Sandbox) -> Duration {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", sandbox.guest().qemu_id())).unwrap();
-    // A thread that ends meanwhile takes its figures along.
+    // The figures of a thread that ends in the meantime are lost.
     let statistics =
         tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok());
     let waited = statistics.map(|line| line.split(' ').nth(1).unwrap().parse::<u64>().unwrap());
@@ -115,12 +115,12 @@ async fn rate(sandbox: &Sandbox, plugged: &Plugged, subject: Subject) -> Rate {
 }
 
 #[track_caller]
-fn assert_within_a_tenth(measured: Rate, asked: u64) {
-    eprintln!("asked {asked}, measured {measured:.3?}");
-    let [mean, median] = [measured.mean, measured.median].map(|rate| rate / asked as f64);
-    assert!((0.9..=1.1).contains(&median), "{measured:.1?} a second where {asked} were asked for");
+fn assert_within_a_tenth(measured: Rate, requested: u64) {
+    eprintln!("requested {requested}, measured {measured:.3?}");
+    let [mean, median] = [measured.mean, measured.median].map(|rate| rate / requested as f64);
+    assert!((0.9..=1.1).contains(&median), "{measured:.1?} per second, {requested} were requested");
     let least = 0.9 * (1.0 - measured.starved);
-    assert!((least..=1.1).contains(&mean), "{measured:.1?} a second where {asked} were asked for");
+    assert!((least..=1.1).contains(&mean), "{measured:.1?} per second, {requested} were requested");
 }
 
 async fn throttle(sandbox: &Sandbox, container: &Container, more: &[&str]) -> Plugged {
@@ -134,7 +134,7 @@ async fn throttle(sandbox: &Sandbox, container: &Container, more: &[&str]) -> Pl
 #[case::all_operations(OPERATIONS)]
 #[case::written_bytes(WRITTEN_BYTES)]
 #[tokio::test]
-async fn measured_rate_is_the_one_that_was_asked_for(
+async fn measured_rate_is_the_requested_one(
     #[future(awt)] sandbox: Sandbox,
     #[case] subject: Subject,
 ) {
@@ -143,41 +143,44 @@ async fn measured_rate_is_the_one_that_was_asked_for(
     let free = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     put_under_load(&container, subject);
     let capacity = rate(&sandbox, &free, subject).await.median;
-    // The load goes on: it has the device open.
+    // The load continues: it has the device open.
     unplug(&sandbox, &[&at(&container, "/dev/xvda")[..], &["--force"]].concat()).await;
 
-    // At the plug. Others share this machine: what it can do may become less meanwhile.
-    let asked = (capacity / 6.0) as u64;
-    let limit = asked.to_string();
+    // With the hot-plug. Other processes share this machine: its capacity may decrease in the
+    // meantime.
+    let requested = (capacity / 6.0) as u64;
+    let limit = requested.to_string();
     let plug = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
     let plugged =
         plug.args([subject.flag, &limit]).run().await.succeeded(sandbox.guest()).remove(0);
-    assert_eq!(plugged.volume["throttle"][subject.field]["limit"], asked);
+    assert_eq!(plugged.volume["throttle"][subject.field]["limit"], requested);
     put_under_load(&container, subject);
-    assert_within_a_tenth(rate(&sandbox, &plugged, subject).await, asked);
+    assert_within_a_tenth(rate(&sandbox, &plugged, subject).await, requested);
 
-    // Changed while it is in use.
-    let asked = asked / 2;
-    let throttled = throttle(&sandbox, &container, &[subject.flag, &asked.to_string()]).await;
+    // Changed while the volume is in use.
+    let requested = requested / 2;
+    let throttled = throttle(&sandbox, &container, &[subject.flag, &requested.to_string()]).await;
     assert_eq!(throttled.result, "throttled");
-    assert_within_a_tenth(rate(&sandbox, &plugged, subject).await, asked);
-    let listed = &look(&sandbox, "list", &[]).await[0];
-    assert_eq!(listed["throttle"], json!({subject.field: {"limit": asked}}));
+    assert_within_a_tenth(rate(&sandbox, &plugged, subject).await, requested);
+    let listed = &query_volumes(&sandbox, "list", &[]).await[0];
+    assert_eq!(listed["throttle"], json!({subject.field: {"limit": requested}}));
 
-    // And unlimited again.
+    // The limit is removed.
     throttle(&sandbox, &container, &[subject.flag, "0"]).await;
     let unlimited = rate(&sandbox, &plugged, subject).await.median;
     eprintln!("capacity {capacity:.1}, unlimited again {unlimited:.1}");
-    // A limit would hold to a tenth.
+    // A limit that still applied would hold within a tenth.
     assert!(
-        unlimited > 1.5 * asked as f64,
-        "{unlimited:.1} a second, {capacity:.1} before there was a limit"
+        unlimited > 1.5 * requested as f64,
+        "{unlimited:.1} per second, {capacity:.1} before there was a limit"
     );
 }
 
 #[rstest]
 #[tokio::test]
-async fn limits_go_with_the_volume_and_bad_ones_change_nothing(#[future(awt)] sandbox: Sandbox) {
+async fn limits_are_removed_with_the_volume_and_invalid_ones_change_nothing(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let volume = Volume::loop_device(2 * MIB);
     let clean = Snapshot::of(&sandbox, &[&container]).await;
@@ -204,17 +207,17 @@ async fn limits_go_with_the_volume_and_bad_ones_change_nothing(#[future(awt)] sa
     }
     plug.clone().args(["--iops", "499"]).run().await.failed_with(4);
     before.assert_unchanged(&sandbox, &[&container]).await;
-    let inspected = &look(&sandbox, "inspect", &["--volume", plugged.id()]).await[0];
+    let inspected = &query_volumes(&sandbox, "inspect", &["--volume", plugged.id()]).await[0];
     assert_eq!(inspected["throttle"], expected);
 
-    // Also with requests that wait for their turn.
+    // The volume can also be unplugged with requests that wait because of the limit.
     throttle(&sandbox, &container, &["--iops", "5", "--burst-iops", "0"]).await;
     put_under_load(&container, READS);
     assert!(rate(&sandbox, &plugged, READS).await.mean > 0.0);
-    // The load goes on: it has the device open.
+    // The load continues: it has the device open.
     unplug(&sandbox, &[&at(&container, "/dev/xvda")[..], &["--force"]].concat()).await;
     clean.assert_unchanged(&sandbox, &[&container]).await;
     let again = plug.run().await.succeeded(sandbox.guest()).remove(0);
     assert_eq!(again.volume["throttle"], Value::Null);
-    assert_eq!(look(&sandbox, "list", &[]).await[0]["throttle"], Value::Null);
+    assert_eq!(query_volumes(&sandbox, "list", &[]).await[0]["throttle"], Value::Null);
 }

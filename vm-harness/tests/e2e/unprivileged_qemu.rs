@@ -1,4 +1,4 @@
-//! A QEMU that may open nothing by its path: it gets the volume as a descriptor.
+//! A QEMU that may not open the source by its path: it gets the volume as a descriptor.
 
 use std::{
     fs, os::unix::fs::PermissionsExt as _, os::unix::process::CommandExt as _, process::Command,
@@ -8,7 +8,7 @@ use vm_harness::{Machine, Volume};
 
 use super::{MIB, boot, host_failures::claim_is_free, hot_unplug::unplug};
 
-/// `nobody`
+/// The user `nobody`.
 const USER: u32 = 65534;
 
 #[tokio::test]
@@ -24,7 +24,7 @@ async fn volumes_that_qemu_has_no_right_to_open_are_plugged_and_unplugged() {
         let cat = Command::new("cat").arg(volume.path()).uid(USER).gid(USER).output().unwrap();
         assert!(
             !cat.status.success() && cat.stdout.is_empty(),
-            "QEMU's user cannot open {}",
+            "QEMU's user must not be able to open {}",
             volume.name()
         );
 

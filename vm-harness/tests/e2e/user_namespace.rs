@@ -1,16 +1,16 @@
-//! Containers with a user namespace, where no device node can be opened: they get theirs by a
-//! mount.
+//! Containers with a user namespace, in which device nodes on the container's file systems cannot
+//! be opened. They get a bind node.
 
 use rstest::rstest;
 use vm_harness::{ContainerOptions, DeviceFilter, Sandbox, Snapshot, Volume};
 
 use super::{MIB, hot_unplug::unplug_command, sandbox, sandbox_with_faults, set_guest_faults};
 
-fn own_users() -> ContainerOptions {
+fn with_user_namespace() -> ContainerOptions {
     ContainerOptions { user_namespace: true, ..ContainerOptions::default() }
 }
 
-/// What `list` says of the only volume, and what `repair` does about it.
+/// Returns the state that `list` reports for the only volume, and what `repair` does about it.
 async fn state_and_repair(sandbox: &Sandbox) -> (String, String) {
     let call = async |verb| {
         let arguments = ["block-volume", verb, "--output", "json", "--sandbox", sandbox.id()];
@@ -22,14 +22,16 @@ async fn state_and_repair(sandbox: &Sandbox) -> (String, String) {
 
 #[rstest]
 #[tokio::test]
-async fn volume_is_a_mount_of_the_containers_root_and_goes_without_a_trace(
+async fn volume_is_a_mount_of_the_containers_root_and_is_removed_completely(
     #[future(awt)] sandbox: Sandbox,
     #[values(DeviceFilter::None, DeviceFilter::Bpf)] device_filter: DeviceFilter,
 ) {
-    let container =
-        sandbox.start_container_with(&ContainerOptions { device_filter, ..own_users() }).await;
-    let sibling =
-        sandbox.start_container_with(&ContainerOptions { device_filter, ..own_users() }).await;
+    let container = sandbox
+        .start_container_with(&ContainerOptions { device_filter, ..with_user_namespace() })
+        .await;
+    let sibling = sandbox
+        .start_container_with(&ContainerOptions { device_filter, ..with_user_namespace() })
+        .await;
     let both = [&container, &sibling];
     let before = Snapshot::of(&sandbox, &both).await;
     let volume = Volume::loop_device(4 * MIB);
@@ -42,7 +44,7 @@ async fn volume_is_a_mount_of_the_containers_root_and_goes_without_a_trace(
         container.exec(&["stat", "-c", "%F %u:%g %a", "/dev/disks/xvda", "/dev/disks"]).await;
     assert_eq!(String::from_utf8(stat).unwrap(), "block special file 0:0 660\ndirectory 0:0 755\n");
     sibling.exec_fails(&["ls", "/dev/disks"]).await;
-    // The container may not make a node of its own, and what it could make it could not open.
+    // The container may not create a device node of its own, and could not open it either.
     let error = sibling.exec_fails(&["mknod", "/dev/own", "b", "8", "0"]).await;
     assert!(error.contains("not permitted"), "{error}");
     assert_eq!(sandbox.hot_plug(&container, &volume, "/dev/disks/xvda").await.result, "unchanged");
@@ -56,8 +58,8 @@ async fn volume_is_a_mount_of_the_containers_root_and_goes_without_a_trace(
 
 #[rstest]
 #[tokio::test]
-async fn who_holds_the_mounted_node_is_told_and_keeps_it(#[future(awt)] sandbox: Sandbox) {
-    let container = sandbox.start_container_with(&own_users()).await;
+async fn holder_of_the_mounted_node_is_reported_and_keeps_it(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container_with(&with_user_namespace()).await;
     let volume = Volume::image(MIB);
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let opener = container.clone();
@@ -86,14 +88,18 @@ async fn who_holds_the_mounted_node_is_told_and_keeps_it(#[future(awt)] sandbox:
 
 #[rstest]
 #[tokio::test]
-async fn node_that_the_container_unmounts_is_missed_and_restored(#[future(awt)] sandbox: Sandbox) {
-    let options =
-        ContainerOptions { capabilities: vec!["CAP_SYS_ADMIN".to_owned()], ..own_users() };
+async fn unmount_by_the_container_is_detected_and_the_node_is_restored(
+    #[future(awt)] sandbox: Sandbox,
+) {
+    let options = ContainerOptions {
+        capabilities: vec!["CAP_SYS_ADMIN".to_owned()],
+        ..with_user_namespace()
+    };
     let container = sandbox.start_container_with(&options).await;
     let volume = Volume::image(MIB);
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     container.exec(&["umount", "/dev/xvda"]).await;
-    // The empty file is in the way: it may be anybody's by now.
+    // The empty file blocks the path. It may belong to another process by now.
     assert_eq!(state_and_repair(&sandbox).await.0, "incomplete");
     container.exec(&["rm", "-f", "/dev/xvda"]).await;
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
@@ -104,8 +110,8 @@ async fn node_that_the_container_unmounts_is_missed_and_restored(#[future(awt)] 
 
 #[rstest]
 #[tokio::test]
-async fn owner_that_the_container_cannot_name_is_refused(#[future(awt)] sandbox: Sandbox) {
-    let container = sandbox.start_container_with(&own_users()).await;
+async fn owner_without_a_mapping_in_the_container_is_refused(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container_with(&with_user_namespace()).await;
     let volume = Volume::image(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
@@ -127,7 +133,7 @@ async fn failure_at_any_step_leaves_neither_mount_nor_file(
     #[future(awt)] sandbox_with_faults: Sandbox,
 ) {
     let sandbox = sandbox_with_faults;
-    let container = sandbox.start_container_with(&own_users()).await;
+    let container = sandbox.start_container_with(&with_user_namespace()).await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let volumes = [Volume::image(MIB), Volume::image(MIB)];
     let pairs = [(&volumes[0], "/dev/new/xvda"), (&volumes[1], "/dev/new/xvdb")];
@@ -138,7 +144,7 @@ async fn failure_at_any_step_leaves_neither_mount_nor_file(
     }
     set_guest_faults(&sandbox, "").await;
     sandbox.hot_plug_command(&container, &pairs).run().await.succeeded(sandbox.guest());
-    // A detach that fails half way puts the mounts back.
+    // A detach that fails in the middle restores the mounts.
     let plugged = Snapshot::of(&sandbox, &[&container]).await;
     for point in ["unlink", "check"] {
         set_guest_faults(&sandbox, &format!("detach-after-{point}=error\n")).await;

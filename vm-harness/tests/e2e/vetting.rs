@@ -1,13 +1,13 @@
-//! The vetting of volumes on a "host" that has what the host of these tests may not: device mapper,
-//! md, partitions, and a root file system on device mapper. The guest stands for it: what it has
-//! are disks like any other.
+//! Vetting of sources on a "host" with features that the host of these tests may not have: device
+//! mapper, md, partitions, and a root file system on device mapper. The guest acts as this host:
+//! its disks are disks like any other.
 
 use serde_json::Value;
 use vm_harness::{Machine, Observer, Volume};
 
 use super::{MIB, boot};
 
-/// What the vetting says of `path`: a volume, or a refusal with its exit status.
+/// Vets `path` in the guest. Returns the volume, or the exit status and the message of a refusal.
 async fn vet(guest: &Observer, program: &[&str], path: &str) -> Result<Value, (i32, String)> {
     let ran = guest.run(&[program, &["source", path]].concat()).await.unwrap();
     match ran.status {
@@ -33,7 +33,7 @@ async fn disks_below_device_mapper_md_and_the_root_are_refused() {
     let free = vet(guest, &probe, &disk).await.unwrap();
     assert_eq!((free["size"].as_u64(), &free["claimed"]), (Some(16 * MIB), &true.into()), "{free}");
 
-    for (who, hold, release) in [
+    for (holder, hold, release) in [
         (
             "the device dm-0 (made)",
             "dmsetup create --noudevsync made --table '0 2048 linear DISK 0'",
@@ -49,26 +49,25 @@ async fn disks_below_device_mapper_md_and_the_root_are_refused() {
         guest.shell(&format!("{} 2>&1", hold.replace("DISK", &disk))).await;
         let (status, message) = vet(guest, &probe, &disk).await.unwrap_err();
         assert_eq!(status, 6, "{message}");
-        assert!(message.contains(&format!("held by {who}")), "{message}");
+        assert!(message.contains(&format!("held by {holder}")), "{message}");
         guest.shell(&format!("{release} 2>&1")).await;
         vet(guest, &probe, &disk).await.unwrap();
     }
 
-    // A mapping and a partition are volumes as good as others; in use, they are in the way of what
-    // they are of.
+    // A mapping and a partition can be volumes. While one is in use, the disk below it is held.
     let script = "dmsetup create --noudevsync made --table '0 16384 linear DISK 2048' && dmsetup mknodes &&
         printf 'o\\nn\\np\\n1\\n\\n\\nw\\n' | fdisk OTHER >/dev/null && mkfs.ext4 -q /dev/mapper/made && mkdir -p /mnt &&
         mount -t ext4 /dev/mapper/made /mnt && mkswap OTHER1 && swapon OTHER1";
     let script = script.replace("DISK", &disk).replace("OTHER", &other);
     let partition = format!("{other}1");
     guest.shell(&format!("({script}) 2>&1")).await;
-    for (path, who) in [
+    for (path, holder) in [
         ("/dev/mapper/made", "is mounted on /mnt"),
         (partition.as_str(), "held by the kernel's swap"),
         (other.as_str(), "held by the kernel's swap"),
     ] {
         let (status, message) = vet(guest, &probe, path).await.unwrap_err();
-        assert!(status == 6 && message.contains(who), "{path}, {status}: {message}");
+        assert!(status == 6 && message.contains(holder), "{path}, {status}: {message}");
     }
     guest.shell(&format!("swapoff {partition}")).await;
     let free = vet(guest, &probe, &partition).await.unwrap();
@@ -78,7 +77,7 @@ async fn disks_below_device_mapper_md_and_the_root_are_refused() {
         "{free}"
     );
 
-    // A root file system on that mapping: the disk below it is refused by its number.
+    // With a root file system on that mapping, the disk below it is refused by its device number.
     let script = "cd /mnt && mkdir -p proc sys dev && cp /usr/bin/agent-probe . && for d in proc sys dev; do mount -o bind /$d $d; done";
     guest.shell(script).await;
     let inside = ["chroot", "/mnt", "/agent-probe"];

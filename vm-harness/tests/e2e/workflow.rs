@@ -1,5 +1,5 @@
-//! The public workflow runs what people run: each recipe that it calls is in the justfile, and it
-//! may do little else.
+//! The public workflow runs the same commands as developers: each recipe that it calls is in the
+//! justfile. Its permissions are minimal.
 
 use std::{fs, path::Path};
 
@@ -47,14 +47,17 @@ fn each_recipe_that_the_workflow_calls_is_in_the_justfile() {
 }
 
 #[test]
-fn workflow_may_read_the_source_and_nothing_else() {
+fn workflow_may_only_read_the_source() {
     let workflow = workflow();
-    let permissions = workflow["permissions"].as_hash().expect("it says what it may do");
-    let told: Vec<_> =
+    let permissions = workflow["permissions"].as_hash().expect("it lists its permissions");
+    let granted: Vec<_> =
         permissions.iter().map(|(what, how)| (what.as_str(), how.as_str())).collect();
-    assert_eq!(told, [(Some("contents"), Some("read"))]);
+    assert_eq!(granted, [(Some("contents"), Some("read"))]);
     let jobs = workflow["jobs"].as_hash().unwrap();
-    assert!(jobs.values().all(|job| job["permissions"].is_badvalue()), "no job may more");
+    assert!(
+        jobs.values().all(|job| job["permissions"].is_badvalue()),
+        "no job may have more permissions"
+    );
     for step in steps(&workflow) {
         let Some(action) = step["uses"].as_str() else { continue };
         let version = action.split_once('@').map_or("", |(_, version)| version);
@@ -66,20 +69,20 @@ fn workflow_may_read_the_source_and_nothing_else() {
             assert_eq!(
                 step["with"]["persist-credentials"].as_bool(),
                 Some(false),
-                "no token is left in the tree"
+                "no token may be left in the tree"
             );
         }
     }
 }
 
 #[test]
-fn what_a_failure_leaves_is_kept() {
+fn artifacts_of_a_failure_are_kept() {
     let workflow = workflow();
     let artifacts = "target/artifacts";
     let runs: Vec<&str> =
         steps(&workflow).into_iter().filter_map(|step| step["run"].as_str()).collect();
-    let says_where = format!("export VM_HARNESS_ARTIFACTS=\"$PWD/{artifacts}\"\njust test");
-    assert!(runs.iter().any(|run| run.contains(&says_where)), "{runs:?}");
+    let exports_path = format!("export VM_HARNESS_ARTIFACTS=\"$PWD/{artifacts}\"\njust test");
+    assert!(runs.iter().any(|run| run.contains(&exports_path)), "{runs:?}");
     let kept: Vec<_> = steps(&workflow)
         .into_iter()
         .filter(|step| {

@@ -1,4 +1,4 @@
-//! The conformance suite at length: every kind of guest, and every broken variant of the reference
+//! The complete conformance suite: every kind of guest, and every broken variant of the reference
 //! agent.
 
 use std::collections::HashSet;
@@ -9,9 +9,9 @@ use vm_harness::{
     conformance::{Conformance, Event, Mode, Report, Verdict},
 };
 
-use crate::conformance::{OWN_PORT, failed, run_broken, with_own_port};
+use crate::conformance::{SEPARATE_PORT, failed, run_broken, with_separate_port};
 
-/// Runs the suite with its table; nothing fails.
+/// Runs the suite and prints its table. No check may fail.
 async fn conforms(suite: &Conformance) -> Report {
     let report = suite
         .run(&mut |event| {
@@ -26,7 +26,7 @@ async fn conforms(suite: &Conformance) -> Report {
 }
 
 #[tokio::test]
-async fn reference_agent_conforms_in_every_mode_and_no_check_never_ran() {
+async fn reference_agent_conforms_in_every_mode_and_each_check_runs_in_some_mode() {
     let suite = Conformance::new(Environment::from_variables());
     let report = conforms(&suite).await;
     let outcomes = report.modes.iter().flat_map(|mode| &mode.checks);
@@ -40,18 +40,18 @@ async fn reference_agent_conforms_in_every_mode_and_no_check_never_ran() {
 }
 
 #[tokio::test]
-async fn reference_agent_conforms_with_the_plugin_on_a_port_of_its_own() {
+async fn reference_agent_conforms_with_the_plugin_on_a_separate_port() {
     let suite = Conformance {
         modes: vec![Mode::V2],
-        kernel_parameters: vec![OWN_PORT.1.to_owned()],
-        ..Conformance::new(with_own_port())
+        kernel_parameters: vec![SEPARATE_PORT.1.to_owned()],
+        ..Conformance::new(with_separate_port())
     };
     let report = conforms(&suite).await;
     assert_eq!(report.subject.unwrap().plugin_port, Some(1040));
 }
 
-/// One binary, which the kernel's command line breaks in one way; the whole suite; the check that
-/// is meant for it is among those that fail.
+/// A parameter on the kernel's command line breaks the reference agent in one way. The whole suite
+/// runs, and the check that covers this defect is among those that fail.
 #[rstest]
 #[case::no_scan("scan=skip", "plug::container_reads_what_the_host_wrote")]
 #[case::wrong_address("address=skip", "plug::container_reads_what_the_host_wrote")]
@@ -61,7 +61,7 @@ async fn reference_agent_conforms_with_the_plugin_on_a_port_of_its_own() {
 #[case::success_without_a_node("node=skip", "plug::container_reads_what_the_host_wrote")]
 #[case::wrong_owner("owner=skip", "plug::node_has_the_owner_and_mode_that_were_asked")]
 #[case::no_filter("filter=skip", "filter::filtered_container_uses_its_volume")]
-#[case::no_undo("undo=skip", "undo::failure_of_one_volume_undoes_the_others")]
+#[case::no_rollback("undo=skip", "undo::failure_of_one_volume_undoes_the_others")]
 #[case::node_stays("unlink=skip", "unplug::leaves_nothing")]
 #[case::never_unchanged("unchanged=skip", "plug::repeated_call_is_unchanged")]
 #[case::no_deadline("deadline=skip", "address::disk_that_never_appears_times_out")]

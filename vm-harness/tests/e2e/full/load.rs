@@ -1,4 +1,4 @@
-//! Many volumes, many callers: all bytes are right, and nothing is left afterwards.
+//! Many volumes and many callers: all data is correct, and nothing is left afterwards.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ async fn footprint(sandbox: &Sandbox) -> Footprint {
     Footprint::of(sandbox).await.unwrap()
 }
 
-/// The bytes of all volumes, as the container reads them, in a few calls.
+/// Checks the data of all volumes, as the container reads it, in a few calls.
 async fn assert_bytes(container: &Container, volumes: &[Volume]) {
     for (batch, part) in volumes.chunks(32).enumerate() {
         let paths: Vec<String> = (0..part.len()).map(|index| path(batch * 32 + index)).collect();
@@ -31,12 +31,12 @@ async fn assert_bytes(container: &Container, volumes: &[Volume]) {
 }
 
 #[tokio::test]
-async fn two_hundred_and_fifty_six_volumes_come_and_go() {
+async fn two_hundred_and_fifty_six_volumes_are_plugged_and_unplugged() {
     let sandbox = large_sandbox().await;
     let container = sandbox.start_container().await;
     let volumes = small_volumes(MANY);
     let before = Snapshot::of(&sandbox, &[&container]).await;
-    // QEMU makes itself ready for disks with the first one, and stays so.
+    // QEMU allocates some resources for disks with the first one, and keeps them.
     plug_command(&sandbox, &container, volumes.iter().enumerate().take(1))
         .run()
         .await
@@ -66,7 +66,7 @@ async fn two_hundred_and_fifty_six_volumes_come_and_go() {
     let at_last = footprint(&sandbox).await;
     println!("afterwards  {at_last}");
     assert_eq!(at_last.qemu_descriptors, at_first.qemu_descriptors);
-    // A heap keeps what it once had; a second time it must do with that.
+    // A heap keeps memory that it once had. A second round must not need more.
     let volumes = small_volumes(MANY / 2);
     plug_in_batches(&sandbox, &container, &volumes).await;
     for index in 0..volumes.len() {
@@ -78,7 +78,7 @@ async fn two_hundred_and_fifty_six_volumes_come_and_go() {
 }
 
 #[tokio::test]
-async fn sixteen_calls_at_once_all_succeed() {
+async fn sixteen_concurrent_calls_all_succeed() {
     let sandbox = large_sandbox().await;
     let container = sandbox.start_container().await;
     let volumes = small_volumes(16);
@@ -94,7 +94,7 @@ async fn sixteen_calls_at_once_all_succeed() {
             sandbox.guest().wait_for("a call", Duration::from_secs(30), command.wait_with_output());
         Finished::new(&output.await.unwrap().unwrap(), Duration::ZERO).succeeded(sandbox.guest());
     }
-    println!("16 calls of hot-plug at once: {:.1?}", start.elapsed());
+    println!("16 concurrent calls of hot-plug: {:.1?}", start.elapsed());
     assert_bytes(&container, &volumes).await;
     let start = Instant::now();
     let commands: Vec<_> = (0..volumes.len())
@@ -105,7 +105,7 @@ async fn sixteen_calls_at_once_all_succeed() {
             sandbox.guest().wait_for("a call", Duration::from_secs(30), command.wait_with_output());
         Finished::new(&output.await.unwrap().unwrap(), Duration::ZERO).succeeded(sandbox.guest());
     }
-    println!("16 calls of hot-unplug at once: {:.1?}", start.elapsed());
+    println!("16 concurrent calls of hot-unplug: {:.1?}", start.elapsed());
     before.assert_unchanged(&sandbox, &[&container]).await;
 }
 

@@ -1,19 +1,19 @@
-//! The level `full`: what takes minutes and prints tables and figures. `just full` runs it,
-//! `ci/test` leaves it out.
+//! The level `full`: tests that take minutes and print tables and figures. `just full` runs them,
+//! `ci/test` does not.
 
 mod conformance;
-mod flood;
-mod growth;
-mod host_shares;
 mod load;
-mod swaps;
+mod scaling;
+mod shared_directories;
+mod swapped_parent;
 mod tables;
+mod uevent_flood;
 
 use vm_harness::{Container, EcrRuntime, Machine, Sandbox, Volume};
 
 use super::boot;
 
-/// A guest that has memory for some hundred disks.
+/// Boots a guest with memory for several hundred disks.
 async fn large_sandbox() -> Sandbox {
     boot(&Machine { memory: 768, ..Machine::default() }).await
 }
@@ -26,7 +26,7 @@ fn path(index: usize) -> String {
     format!("/dev/volume{index}")
 }
 
-/// One `hot-plug` of volumes that stand at their index in a list.
+/// One `hot-plug` command for several volumes, each with its index in a list.
 fn plug_command<'a>(
     sandbox: &Sandbox,
     container: &Container,
@@ -34,11 +34,11 @@ fn plug_command<'a>(
 ) -> EcrRuntime {
     let volumes: Vec<_> = volumes.map(|(index, volume)| (volume, path(index))).collect();
     let volumes: Vec<_> = volumes.iter().map(|(volume, path)| (*volume, path.as_str())).collect();
-    // Some of these calls have a lot to do, and emulation is slow.
+    // Some of these calls plug many volumes, and emulation is slow.
     sandbox.hot_plug_command(container, &volumes).args(["--timeout", "10m"])
 }
 
-/// Plugs all of a list, 32 in a call.
+/// Plugs all volumes of a list, 32 per call.
 async fn plug_in_batches(sandbox: &Sandbox, container: &Container, volumes: &[Volume]) {
     for (batch, part) in volumes.chunks(32).enumerate() {
         let part = part.iter().enumerate().map(|(index, volume)| (batch * 32 + index, volume));

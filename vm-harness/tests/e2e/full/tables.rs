@@ -1,5 +1,5 @@
-//! The commands of `vm-harness` that print tables and figures, as a person runs them; each judges
-//! by itself.
+//! The commands of `vm-harness` that print tables and figures, as a user runs them. The exit status
+//! of each one is the result.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use vm_harness::Environment;
 
 fn run(arguments: &[&str]) {
     let program = Environment::from_variables().vm_harness().unwrap();
-    // Its output is the test's.
+    // Printed below as the output of the test.
     let output = Command::new(program).args(arguments).output().unwrap();
     print!(
         "{}{}",

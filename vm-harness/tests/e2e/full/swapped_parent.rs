@@ -1,5 +1,5 @@
-//! A container that exchanges the path's parent for a trap as fast as it can: long enough for every
-//! interleaving.
+//! A container that exchanges the parent directory of the device path for something else as fast as
+//! it can, long enough to hit every interleaving.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -10,25 +10,25 @@ use crate::{
     MIB,
     hot_unplug::unplug_command,
     sandbox,
-    swapped_parent::{Swapper, TRAPS, armed_pair, attach_beside_swaps},
+    swapped_parent::{REPLACEMENTS, Swapper, attach_during_swaps, swapping_pair},
 };
 
 #[rstest]
 #[case::mknod(false)]
 #[case::bind(true)]
 #[tokio::test]
-async fn ten_thousand_swaps_against_the_node_step(
+async fn ten_thousand_swaps_of_the_parent_during_the_node_step(
     #[future(awt)] sandbox: Sandbox,
     #[case] user_namespace: bool,
 ) {
-    let (container, sibling) = armed_pair(&sandbox, user_namespace).await;
+    let (container, sibling) = swapping_pair(&sandbox, user_namespace).await;
     let volume = Volume::image(MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let before = Snapshot::of(&sandbox, &[&sibling]).await;
     let mut attachment = plugged.attachment();
     attachment.path = "/dev/arena/a/new/x".to_owned();
-    for trap in TRAPS {
-        let swaps = attach_beside_swaps(&sandbox, &container, &attachment, trap, 200).await;
+    for replacement in REPLACEMENTS {
+        let swaps = attach_during_swaps(&sandbox, &container, &attachment, replacement, 200).await;
         assert!(swaps > 10_000, "{swaps}");
     }
     before.assert_unchanged(&sandbox, &[&sibling]).await;
@@ -38,15 +38,15 @@ async fn ten_thousand_swaps_against_the_node_step(
 #[case::mknod(false)]
 #[case::bind(true)]
 #[tokio::test]
-async fn two_hundred_plugs_beside_a_racing_container(
+async fn two_hundred_plugs_while_the_container_swaps_the_parent(
     #[future(awt)] sandbox: Sandbox,
     #[case] user_namespace: bool,
 ) {
-    let (container, sibling) = armed_pair(&sandbox, user_namespace).await;
+    let (container, sibling) = swapping_pair(&sandbox, user_namespace).await;
     let before = Snapshot::of(&sandbox, &[&sibling]).await;
     let volume = Volume::image(MIB);
     let start = Instant::now();
-    let swapper = Swapper::start(&container, TRAPS[0]).await;
+    let swapper = Swapper::start(&container, REPLACEMENTS[0]).await;
     let (mut plugged, mut refused) = (0, BTreeMap::<String, u32>::new());
     for _ in 0..200 {
         let path = "/dev/arena/a/x";
@@ -72,8 +72,8 @@ async fn two_hundred_plugs_beside_a_racing_container(
     before.assert_unchanged(&sandbox, &[&sibling]).await;
 }
 
-/// What a plug may say of a parent that is exchanged under it: errors of its own, and none that
-/// leaves something.
+/// Whether the error is one that a hot-plug may report when its parent directory is exchanged: a
+/// specific error, and none that leaves something behind.
 fn is_refusal(status: i32, reason: &str, message: &str) -> bool {
     match (status, reason) {
         (1, "guest_system") => message.contains("was moved or replaced by the container meanwhile"),

@@ -1,6 +1,6 @@
-//! Containers that are the enemy: whatever they do to the path while a volume comes, nothing
-//! outside of their roots is made, changed, removed or opened, no thread of the agent stays with
-//! them, and what they are called does not reach a terminal as it is.
+//! Hostile containers. Whatever they do to the device path during a hot-plug, nothing outside of
+//! their root directory is created, changed, removed or opened, no thread of the agent stays in
+//! their namespaces, and names that they choose are escaped before they reach a terminal.
 
 use std::{
     ffi::OsStr,
@@ -13,7 +13,7 @@ use vm_harness::{Container, ContainerOptions, Finished, Machine, Sandbox, Snapsh
 
 use super::{
     MIB, boot,
-    hot_unplug::{at, look, unplug},
+    hot_unplug::{at, query_volumes, unplug},
     sandbox, sandbox_with_faults, set_guest_faults,
     swapped_parent::GuestFiles,
     wait_for_console,
@@ -21,13 +21,15 @@ use super::{
 
 #[rstest]
 #[tokio::test]
-async fn links_as_parents_stay_inside_or_are_refused(#[future(awt)] sandbox: Sandbox) {
+async fn symbolic_links_as_parents_stay_in_the_container_or_are_refused(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let script = "cd /dev; mkdir real; ln -s /dev/real inside; ln -s ../../../../dev/real upwards; ln -s /proc/1/root/dev root
         ln -s /proc/self/fd/0 magic; ln -s loop loop; ln -s /nowhere dangling; echo x > file
         ln -s /ctr outside";
     container.exec(&["sh", "-ec", script]).await;
-    // To the container it dangles, and the guest has such a directory.
+    // In the container the link is dangling, but the guest has such a directory.
     sandbox.observer().shell("test -d /ctr").await;
     container.exec_fails(&["ls", "/ctr"]).await;
     let files = GuestFiles::of(&sandbox).await;
@@ -47,17 +49,17 @@ async fn links_as_parents_stay_inside_or_are_refused(#[future(awt)] sandbox: San
         let path = format!("/dev/{parent}/xvda");
         let finished =
             sandbox.hot_plug_command(&container, &[(&volume, path.as_str())]).run().await;
-        let told = finished.failed_with(status);
-        assert_eq!(told.0, reason, "{parent}: {}", told.1);
+        let (reported, message) = finished.failed_with(status);
+        assert_eq!(reported, reason, "{parent}: {message}");
         before.assert_unchanged(&sandbox, &[&container]).await;
     }
     for parent in ["inside", "upwards"] {
         let path = format!("/dev/{parent}/new/xvda");
         sandbox.hot_plug(&container, &volume, &path).await;
         assert_eq!(container.read("/dev/real/new/xvda", 0..4096).await, volume.bytes(0..4096));
-        // A look from outside goes the same way.
+        // `inspect` resolves the path in the same way.
         assert_eq!(
-            look(&sandbox, "inspect", &at(&container, &path)).await[0]["state"],
+            query_volumes(&sandbox, "inspect", &at(&container, &path)).await[0]["state"],
             "attached",
             "{path}"
         );
@@ -69,13 +71,15 @@ async fn links_as_parents_stay_inside_or_are_refused(#[future(awt)] sandbox: San
 
 #[rstest]
 #[tokio::test]
-async fn names_of_a_container_do_not_reach_a_terminal_as_they_are(#[future(awt)] sandbox: Sandbox) {
+async fn names_from_a_container_are_escaped_before_they_reach_a_terminal(
+    #[future(awt)] sandbox: Sandbox,
+) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let path = "/dev/a\nb\u{1b}[2J\u{202e}/x\u{7}";
     let plugged = sandbox.hot_plug(&container, &volume, path).await;
     assert_eq!(container.read(path, 0..4096).await, volume.bytes(0..4096));
-    // A process with such a name holds the volume by such a path.
+    // A process with a name that needs escapes holds the volume by a path that needs escapes.
     let script =
         "ln \"$1\" \"$(printf '/dev/\\377\\033]0;t\\007')\"; exec 5<\"$(printf '/dev/\\377\\033]0;t\\007')\"
         printf 'e\\033[31m' > /proc/self/comm; touch /dev/open; while :; do sleep 1; done";
@@ -89,30 +93,30 @@ async fn names_of_a_container_do_not_reach_a_terminal_as_they_are(#[future(awt)]
     for verb in ["list", "inspect", "hot-unplug", "repair", "stats"] {
         let which = if matches!(verb, "inspect" | "hot-unplug") { &which[..] } else { &which[..2] };
         for output in ["human", "json"] {
-            let words = ["block-volume", verb, "--output", output];
-            let finished = sandbox.ecr_runtime().args(words).args(which).run().await;
+            let arguments = ["block-volume", verb, "--output", output];
+            let finished = sandbox.ecr_runtime().args(arguments).args(which).run().await;
             shown.push(format!("{verb} {output}\n{}{}", finished.stdout, finished.stderr));
         }
     }
     let raw = |text: &String| {
-        // JSON is for programs: what would act on a terminal is escaped there too, what would only
-        // look odd is not.
-        let odd = |c: char| c == '\u{202e}' && !text.contains(" json\n");
-        text.chars().any(|c| (c.is_control() && c != '\n') || odd(c))
+        // JSON is for programs: control characters are escaped there too, characters that only
+        // change the appearance are not.
+        let bidi = |c: char| c == '\u{202e}' && !text.contains(" json\n");
+        text.chars().any(|c| (c.is_control() && c != '\n') || bidi(c))
     };
-    let acts = shown.iter().filter(|text| raw(text)).collect::<Vec<_>>();
-    assert!(acts.is_empty(), "these act on a terminal: {acts:#?}");
+    let unescaped = shown.iter().filter(|text| raw(text)).collect::<Vec<_>>();
+    assert!(unescaped.is_empty(), "these outputs have unescaped characters: {unescaped:#?}");
     assert!(
         shown.iter().any(|text| text.contains("\\u{1b}[31m")),
-        "the holder's name is told: {shown:?}"
+        "the holder's name is reported: {shown:?}"
     );
-    assert!(plugged.volume.to_string().contains("\\u001b"), "JSON has its own escapes");
+    assert!(plugged.volume.to_string().contains("\\u001b"), "JSON uses its own escapes");
     holder.abort();
 }
 
 #[rstest]
 #[tokio::test]
-async fn paths_beyond_every_bound_are_usage_errors(#[future(awt)] sandbox: Sandbox) {
+async fn paths_beyond_the_limits_are_usage_errors(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
@@ -125,7 +129,7 @@ async fn paths_beyond_every_bound_are_usage_errors(#[future(awt)] sandbox: Sandb
         b"/dev/.ecrblk-0123456789abcdef",
     ];
     for path in paths {
-        let words = [
+        let arguments = [
             "block-volume",
             "hot-plug",
             "--output",
@@ -134,7 +138,7 @@ async fn paths_beyond_every_bound_are_usage_errors(#[future(awt)] sandbox: Sandb
             sandbox.id(),
             "--container",
         ];
-        let command = sandbox.ecr_runtime().args(words).args([
+        let command = sandbox.ecr_runtime().args(arguments).args([
             container.id(),
             "--block-volume",
             volume.name(),
@@ -144,7 +148,7 @@ async fn paths_beyond_every_bound_are_usage_errors(#[future(awt)] sandbox: Sandb
         assert_eq!(finished.status, 2, "{}{}", finished.stdout, finished.stderr);
         before.assert_unchanged(&sandbox, &[&container]).await;
     }
-    // The longest that works: 4096 bytes, in directories that are there.
+    // A long path works: 3,225 of at most 4,096 bytes, in directories that the hot-plug creates.
     let path = format!("/dev{}/xvda", format!("/{}", "d".repeat(200)).repeat(16));
     sandbox.hot_plug(&container, &volume, &path).await;
     assert_eq!(container.read(&path, 0..4096).await, volume.bytes(0..4096));
@@ -154,7 +158,7 @@ async fn paths_beyond_every_bound_are_usage_errors(#[future(awt)] sandbox: Sandb
 
 #[rstest]
 #[tokio::test]
-async fn number_of_the_first_process_that_is_given_anew_leads_to_nobody(
+async fn reused_pid_of_the_first_process_is_not_taken_for_the_container(
     #[future(awt)] sandbox_with_faults: Sandbox,
 ) {
     let sandbox = sandbox_with_faults;
@@ -170,12 +174,12 @@ async fn number_of_the_first_process_that_is_given_anew_leads_to_nobody(
     wait_for_console(&sandbox, "fail point attach-after-uevent-socket").await;
     container.kill().await.unwrap();
     container.remove().await.unwrap();
-    // A later container gets the number: how many processes crun makes before that one is not ours
-    // to know.
+    // A later container gets the PID. It is not known how many processes crun creates before the
+    // container's first one.
     let deadline = Instant::now() + sandbox.guest().scaled(Duration::from_secs(60));
     let mut back = 2;
     let successor = loop {
-        assert!(Instant::now() < deadline, "no container got the number {pid}");
+        assert!(Instant::now() < deadline, "no container got the PID {pid}");
         sandbox
             .observer()
             .write("/proc/sys/kernel/ns_last_pid", &format!("{}", pid - back))
@@ -196,16 +200,18 @@ async fn number_of_the_first_process_that_is_given_anew_leads_to_nobody(
     assert_eq!(reason, "container_not_running", "{message}");
     let after = Snapshot::of(&sandbox, &[&successor]).await;
     assert_eq!(after.container_devices, before);
-    assert_eq!(after.agent_namespaces.len(), 1, "no thread of the agent is anywhere else");
+    assert_eq!(after.agent_namespaces.len(), 1, "no thread of the agent is in another namespace");
 }
 
 #[rstest]
 #[case::mknod(false)]
 #[case::bind(true)]
 #[tokio::test]
-async fn container_that_executes_itself_all_the_time_is_served(#[case] user_namespace: bool) {
+async fn container_whose_first_process_repeatedly_executes_itself_is_served(
+    #[case] user_namespace: bool,
+) {
     let sandbox = boot(&Machine::default()).await;
-    // Its first process is another program every few milliseconds, and the same process.
+    // The first process executes a new program every few milliseconds and keeps its PID.
     let script = "sleep 0.01; exec /bin/sh -c \"$0\" \"$0\"";
     let command = ["/bin/sh", "-c", script, script].map(str::to_owned).to_vec();
     let options = ContainerOptions { command, user_namespace, ..ContainerOptions::default() };

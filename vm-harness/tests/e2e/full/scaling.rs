@@ -1,8 +1,8 @@
-//! What a plug costs does not grow with the volumes that are there.
+//! The cost of a hot-plug does not grow with the number of attached volumes.
 //!
-//! Two sandboxes stand for the first and the last of 256: in the one the measured plugs come after
-//! 32, in the other after 224. They are measured in turns, one here and one there, so that a
-//! machine that gets slower gets slower for both.
+//! Two sandboxes represent the first and the last of 256 volumes: in one the measured hot-plugs
+//! come after 32 others, in the other after 224. The measurements alternate between the two, so
+//! that a machine that becomes slower affects both.
 
 use vm_harness::{Container, Sandbox, Volume};
 
@@ -13,29 +13,30 @@ const WARM_UP: usize = 32;
 const MEASURED: usize = 32;
 const ALL: usize = 256;
 const RUNS: usize = 5;
-/// How much more the last may cost at the median.
-const MOST: f64 = 1.1;
+/// The most that the last hot-plugs may cost, relative to the first, at the median.
+const MAX_RATIO: f64 = 1.1;
 
-/// A sandbox with volumes in it, and what was measured.
-struct Place {
+/// A sandbox with some volumes attached, and the volumes to measure.
+struct MeasuredSandbox {
     sandbox: Sandbox,
     container: Container,
-    there: Vec<Volume>,
+    existing: Vec<Volume>,
     measured: Vec<Volume>,
 }
 
-impl Place {
+impl MeasuredSandbox {
     async fn with(count: usize) -> Self {
         let sandbox = large_sandbox().await;
         let container = sandbox.start_container().await;
-        let there = small_volumes(count);
-        plug_in_batches(&sandbox, &container, &there).await;
-        Self { sandbox, container, there, measured: small_volumes(MEASURED) }
+        let existing = small_volumes(count);
+        plug_in_batches(&sandbox, &container, &existing).await;
+        Self { sandbox, container, existing, measured: small_volumes(MEASURED) }
     }
 
-    /// The time of one plug, and of the stages that it tells.
+    /// Plugs one volume and returns the time of each stage that the command reports, and of the
+    /// whole process.
     async fn plug(&self, index: usize) -> Vec<(String, u64)> {
-        let one = std::iter::once((self.there.len() + index, &self.measured[index]));
+        let one = std::iter::once((self.existing.len() + index, &self.measured[index]));
         let finished = plug_command(&self.sandbox, &self.container, one).run().await;
         finished.succeeded(self.sandbox.guest());
         let timings = finished.json()["timings_us"].as_object().unwrap().clone();
@@ -48,7 +49,7 @@ impl Place {
     async fn unplug_measured(&self) -> Vec<u64> {
         let mut times = Vec::new();
         for index in 0..MEASURED {
-            let path = path(self.there.len() + index);
+            let path = path(self.existing.len() + index);
             let start = std::time::Instant::now();
             unplug(&self.sandbox, &at(&self.container, &path)).await;
             times.push(u64::try_from(start.elapsed().as_micros()).unwrap());
@@ -63,8 +64,9 @@ fn median(mut times: Vec<u64>) -> u64 {
 }
 
 #[tokio::test]
-async fn cost_of_a_plug_does_not_grow() {
-    let (few, many) = (Place::with(WARM_UP).await, Place::with(ALL - MEASURED).await);
+async fn cost_of_a_hot_plug_does_not_grow_with_the_number_of_volumes() {
+    let (few, many) =
+        (MeasuredSandbox::with(WARM_UP).await, MeasuredSandbox::with(ALL - MEASURED).await);
     let mut ratios = Vec::new();
     let mut unplug_ratios = Vec::new();
     for run in 1..=RUNS {
@@ -110,5 +112,5 @@ async fn cost_of_a_plug_does_not_grow() {
         unplug_ratios[0],
         unplug_ratios[RUNS - 1]
     );
-    assert!(ratios[RUNS / 2] <= MOST, "the cost of a plug grows: {ratios:?}");
+    assert!(ratios[RUNS / 2] <= MAX_RATIO, "the cost of a hot-plug grows: {ratios:?}");
 }

@@ -1,5 +1,5 @@
-//! The kernel's events come in floods: thousands wait in the plugin's socket before that of the
-//! disk, or are lost with it.
+//! Floods of kernel events (uevents): thousands wait in the plugin's socket before the event of the
+//! disk, or are lost together with it.
 
 use rstest::rstest;
 use vm_harness::{Sandbox, Snapshot, Volume};
@@ -10,15 +10,16 @@ use crate::{
     sandbox_with_faults, set_guest_faults, wait_for_console,
 };
 
-/// An attach that has its socket, and has not looked yet, is held for as long as this is set.
+/// While this fail point is set, an attach waits after it opened its socket and before it looks for
+/// the disk.
 const HELD: &str = "attach-after-lookup=wait\n";
 
-/// The plugin's socket for events, as `/proc/net/netlink` has it.
+/// The plugin's socket for uevents, from `/proc/net/netlink`.
 #[derive(Debug)]
 struct Socket {
-    /// Bytes that wait in it.
+    /// Bytes in the receive queue.
     waiting: u64,
-    /// Events that found no room.
+    /// Events that were dropped because the queue was full.
     lost: u64,
 }
 
@@ -26,16 +27,16 @@ impl Socket {
     async fn of_the_attach(sandbox: &Sandbox) -> Self {
         let table = sandbox.observer().shell("cat /proc/net/netlink").await;
         let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        // NETLINK_KOBJECT_UEVENT; the first socket is the kernel's own.
+        // Protocol 15 is NETLINK_KOBJECT_UEVENT. The first socket is the kernel's own.
         let sockets: Vec<_> =
             fields.filter(|fields| fields[1] == "15" && fields[3] != "00000000").collect();
-        assert_eq!(sockets.len(), 1, "nobody else listens: {table}");
+        assert_eq!(sockets.len(), 1, "no other process listens: {table}");
         let number = |field: usize| sockets[0][field].parse().unwrap();
         Self { waiting: number(4), lost: number(8) }
     }
 }
 
-/// `count` events of `length` bytes and some more.
+/// Sends `count` events, each slightly longer than `length` bytes.
 async fn flood(sandbox: &Sandbox, count: u32, length: usize) {
     let event = format!("change 6ba7b810-9dad-11d1-80b4-00c04fd430c8 A={}", "a".repeat(length));
     let script =
@@ -46,7 +47,7 @@ async fn flood(sandbox: &Sandbox, count: u32, length: usize) {
         .await;
 }
 
-/// Plugs a volume while `flooded` goes on, between the opening of the socket and the look for the
+/// Plugs a volume. `flooded` runs after the plugin opened its socket and before it looks for the
 /// disk.
 async fn plug_in_flood(sandbox: &Sandbox, flooded: impl Future<Output = ()>) {
     let container = sandbox.start_container().await;
@@ -54,7 +55,7 @@ async fn plug_in_flood(sandbox: &Sandbox, flooded: impl Future<Output = ()>) {
     let before = Snapshot::of(sandbox, &[&container]).await;
     set_guest_faults(sandbox, HELD).await;
     let seen = sandbox.guest().console().text().matches("fail point attach-after-lookup").count();
-    assert_eq!(seen, 0, "one flood a guest");
+    assert_eq!(seen, 0, "only one flood per guest");
     let plug =
         sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--timeout", "90s"]);
     let (finished, ()) = tokio::join!(plug.run(), async {
@@ -68,7 +69,7 @@ async fn plug_in_flood(sandbox: &Sandbox, flooded: impl Future<Output = ()>) {
     before.assert_unchanged(sandbox, &[&container]).await;
 }
 
-fn noticed(sandbox: &Sandbox) -> usize {
+fn loss_reports(sandbox: &Sandbox) -> usize {
     sandbox.guest().console().text().matches("uevents were lost").count()
 }
 
@@ -85,7 +86,7 @@ async fn disk_is_found_behind_two_thousand_events_that_wait(
         assert!(socket.waiting > 2000 * 256 && socket.lost == 0, "{socket:?}");
     })
     .await;
-    assert_eq!(noticed(&sandbox), 0, "none is lost: the plugin's buffer is larger than that");
+    assert_eq!(loss_reports(&sandbox), 0, "no event is lost: the plugin's buffer holds them all");
 }
 
 #[rstest]
@@ -103,5 +104,5 @@ async fn disk_is_found_although_its_event_is_lost_with_a_thousand_others(
         println!("{socket:?}");
     })
     .await;
-    assert!(noticed(&sandbox) > 0, "the plugin never heard that events were lost");
+    assert!(loss_reports(&sandbox) > 0, "the plugin did not notice that events were lost");
 }

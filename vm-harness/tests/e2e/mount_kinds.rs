@@ -1,5 +1,5 @@
-//! Paths on every kind of mount that a container can have: each works, by a node or by a mount, or
-//! has an error of its own, and nothing is left either way.
+//! Device paths on every kind of mount that a container can have. Each one works, with a mknod node
+//! or a bind node, or gives a specific error. Nothing is left in either case.
 
 use rstest::rstest;
 use vm_harness::{Container, ContainerOptions, Machine, Sandbox, Snapshot, Volume, mount};
@@ -10,16 +10,16 @@ use super::{
     mount_in_guest, sandbox, sandbox_with_faults,
 };
 
-/// Plugs, reads, unplugs, and compares everything with what was there before.
-async fn works(sandbox: &Sandbox, containers: &[&Container], path: &str, way: &str) {
+/// Plugs a volume, reads it and unplugs it, and compares everything with the state before.
+async fn works(sandbox: &Sandbox, containers: &[&Container], path: &str, node: &str) {
     let before = Snapshot::of(sandbox, containers).await;
     let volume = Volume::image(MIB);
     let plugged = sandbox.hot_plug(containers[0], &volume, path).await;
-    assert_eq!(plugged.text("node"), way, "{path}");
+    assert_eq!(plugged.text("node"), node, "{path}");
     assert_eq!(containers[0].read(path, 0..65536).await, volume.bytes(0..65536), "{path}");
     for sibling in &containers[1..] {
         let seen = sibling.try_exec(&["test", "-b", path], b"").await.unwrap();
-        assert_ne!(seen.status, 0, "{path}: nobody else has a node");
+        assert_ne!(seen.status, 0, "{path}: no other container has a node");
     }
     unplug(sandbox, &at(containers[0], path)).await;
     before.assert_unchanged(sandbox, containers).await;
@@ -35,19 +35,19 @@ async fn is_refused(
     let before = Snapshot::of(sandbox, containers).await;
     let volume = Volume::image(MIB);
     let plug = sandbox.hot_plug_command(containers[0], &[(&volume, path)]);
-    // All but a lack of space is known by a look, before QEMU has anything.
-    let look = (reason != "no_space").then(|| plug.clone().args(["--dry-run"]));
-    for call in look.into_iter().chain([plug]) {
-        let told = call.run().await.failed_with(status);
-        assert_eq!(told.0, reason, "{path}: {}", told.1);
-        assert!(told.1.contains(path), "{path}: {}", told.1);
+    // Everything except a lack of space is detected by the preflight, before QEMU is changed.
+    let dry_run = (reason != "no_space").then(|| plug.clone().args(["--dry-run"]));
+    for call in dry_run.into_iter().chain([plug]) {
+        let (reported, message) = call.run().await.failed_with(status);
+        assert_eq!(reported, reason, "{path}: {message}");
+        assert!(message.contains(path), "{path}: {message}");
     }
     before.assert_unchanged(sandbox, containers).await;
 }
 
 #[rstest]
 #[tokio::test]
-async fn every_kind_of_mount_works_or_says_why_not() {
+async fn every_kind_of_mount_works_or_is_refused_with_a_reason() {
     let kernel_parameters = vec!["guest.modules=overlay".to_owned()];
     let sandbox = boot(&Machine { kernel_parameters, ..Machine::default() }).await;
     let first = sandbox.start_container().await;
@@ -63,7 +63,7 @@ async fn every_kind_of_mount_works_or_says_why_not() {
         .await;
     let layers = ["lowerdir=/layers/lower,upperdir=/layers/upper,workdir=/layers/work"];
     let options = ContainerOptions {
-        // Below /dev, where a snapshot looks.
+        // Below /dev, which a snapshot covers.
         mounts: vec![
             mount("/dev/nodev", "tmpfs", "tmpfs", &["nodev"]),
             mount("/dev/overlay", "overlay", "overlay", &layers),
@@ -74,7 +74,7 @@ async fn every_kind_of_mount_works_or_says_why_not() {
             mount("/dev/readonly", "tmpfs", "tmpfs", &["ro"]),
             mount("/dev/full", "tmpfs", "tmpfs", &["nr_inodes=1"]),
             mount("/dev/full-nodev", "tmpfs", "tmpfs", &["nr_inodes=1", "nodev"]),
-            // Room for a directory, and not for what comes into it.
+            // Space for a directory, but not for a file in it.
             mount("/dev/fuller", "tmpfs", "tmpfs", &["nr_inodes=2"]),
             mount("/dev/fuller-nodev", "tmpfs", "tmpfs", &["nr_inodes=2", "nodev"]),
         ],
@@ -85,13 +85,13 @@ async fn every_kind_of_mount_works_or_says_why_not() {
         ContainerOptions { mounts: options.mounts[2..6].to_vec(), ..ContainerOptions::default() };
     let container = sandbox.start_container_with(&options).await;
     let sibling = sandbox.start_container_with(&pod).await;
-    // crun leaves no mount that spreads: the container makes one itself, and a copy that would get
-    // what is mounted there.
-    let spread =
+    // crun leaves no mount with shared propagation. The container makes one shared itself, and
+    // makes a bind mount of it that would receive each new mount.
+    let share =
         "mkdir /dev/copy && mount --make-shared /dev/shared && mount -o bind /dev/shared /dev/copy";
-    container.exec(&["sh", "-c", spread]).await;
+    container.exec(&["sh", "-c", share]).await;
     let both = [&container, &sibling];
-    for (path, way) in [
+    for (path, node) in [
         ("/dev/xvda", "mknod"),
         ("/dev/new/directory/xvda", "mknod"),
         ("/dev/nodev/xvda", "bind"),
@@ -101,10 +101,10 @@ async fn every_kind_of_mount_works_or_says_why_not() {
         ("/dev/disk/new/directory/xvda", "bind"),
         ("/dev/pod/xvda", "bind"),
         ("/dev/slave/xvda", "bind"),
-        // The root is the guest's initramfs, which all containers have.
+        // The root directory is on the guest's initramfs, which all containers share.
         ("/tmp/xvda", "bind"),
     ] {
-        works(&sandbox, &both, path, way).await;
+        works(&sandbox, &both, path, node).await;
     }
     for (path, status, reason) in [
         ("/dev/shared/xvda", 10, "unsupported"),
@@ -125,7 +125,7 @@ async fn every_kind_of_mount_works_or_says_why_not() {
 
 #[rstest]
 #[tokio::test]
-async fn read_only_root_takes_volumes_below_dev_alone(#[future(awt)] sandbox: Sandbox) {
+async fn read_only_root_takes_volumes_below_dev_only(#[future(awt)] sandbox: Sandbox) {
     let options = ContainerOptions { read_only_root: true, ..ContainerOptions::default() };
     let container = sandbox.start_container_with(&options).await;
     is_refused(&sandbox, &[&container], "/mnt/xvda", 9, "read_only_file_system").await;
@@ -134,7 +134,7 @@ async fn read_only_root_takes_volumes_below_dev_alone(#[future(awt)] sandbox: Sa
 
 #[rstest]
 #[tokio::test]
-async fn container_that_has_the_guests_dev_gets_a_mount_and_the_guest_nothing(
+async fn container_with_the_guests_dev_gets_a_mount_that_the_guest_does_not_see(
     #[future(awt)] sandbox: Sandbox,
 ) {
     let options = ContainerOptions {
@@ -151,20 +151,20 @@ async fn container_that_has_the_guests_dev_gets_a_mount_and_the_guest_nothing(
 #[case::mknod(false, "mknod")]
 #[case::bind(true, "bind")]
 #[tokio::test]
-async fn container_in_a_chroot_is_served(#[case] user_namespace: bool, #[case] way: &str) {
+async fn container_in_a_chroot_is_served(#[case] user_namespace: bool, #[case] node: &str) {
     let kernel_parameters = vec!["agent.no_pivot_root=on".to_owned()];
     let sandbox = boot(&Machine { kernel_parameters, ..Machine::default() }).await;
     let options = ContainerOptions { user_namespace, ..ContainerOptions::default() };
     let container = sandbox.start_container_with(&options).await;
-    works(&sandbox, &[&container], "/dev/new/xvda", way).await;
+    works(&sandbox, &[&container], "/dev/new/xvda", node).await;
     works(&sandbox, &[&container], "/tmp/xvda", "bind").await;
 }
 
-/// Behind the look, the container makes a mount that spreads of the one that the volume's node goes
-/// to: the kernel itself refuses it then.
+/// After the check, the container makes the mount of the device path shared. Then the kernel itself
+/// refuses the bind node.
 #[rstest]
 #[tokio::test]
-async fn mount_that_begins_to_spread_behind_the_look_gets_no_node(
+async fn mount_that_becomes_shared_after_the_check_gets_no_node(
     #[future(awt)] sandbox_with_faults: Sandbox,
 ) {
     let sandbox = sandbox_with_faults;
@@ -177,12 +177,12 @@ async fn mount_that_begins_to_spread_behind_the_look_gets_no_node(
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let volume = Volume::image(MIB);
     let plug = sandbox.hot_plug_command(&container, &[(&volume, "/dev/nodev/xvda")]);
-    let spread =
+    let share =
         "mount --make-shared /dev/nodev && mkdir /dev/copy && mount -o bind /dev/nodev /dev/copy";
-    let finished = at_fail_point(&sandbox, &container, plug, "attach-after-filter", spread).await;
+    let finished = at_fail_point(&sandbox, &container, plug, "attach-after-filter", share).await;
     let (reason, message) = finished.failed_with(10);
     assert!(reason == "unsupported" && message.contains("shared propagation"), "{message}");
-    let back = "umount /dev/copy && rmdir /dev/copy && mount --make-private /dev/nodev && ls -A /dev/nodev";
-    assert_eq!(container.exec(&["sh", "-c", back]).await, b"", "nothing is left");
+    let restore = "umount /dev/copy && rmdir /dev/copy && mount --make-private /dev/nodev && ls -A /dev/nodev";
+    assert_eq!(container.exec(&["sh", "-c", restore]).await, b"", "nothing is left");
     before.assert_unchanged(&sandbox, &[&container]).await;
 }

@@ -1,4 +1,4 @@
-//! Guests that begin where another one was saved.
+//! Guests that are restored from the saved state of another guest.
 
 use std::{
     collections::HashSet,
@@ -12,7 +12,7 @@ use vm_harness::{Accelerator, Environment, Machine, Origin, Sandbox, Volume};
 
 use super::MIB;
 
-/// The usual environment, with a cache of its own.
+/// The usual environment with a separate cache.
 fn environment(cache: &tempfile::TempDir) -> Environment {
     let mut environment = Environment::from_variables();
     symlink(environment.cache.join("bin"), cache.path().join("bin")).unwrap();
@@ -37,7 +37,7 @@ fn now() -> u64 {
 }
 
 #[tokio::test]
-async fn restored_guests_have_the_time_and_random_numbers_of_their_own_and_a_broken_file_is_given_up()
+async fn restored_guests_have_the_right_time_and_their_own_random_numbers_and_a_broken_file_is_not_used()
  {
     if Accelerator::choose().unwrap().accelerator != Accelerator::Tcg {
         return;
@@ -60,7 +60,7 @@ async fn restored_guests_have_the_time_and_random_numbers_of_their_own_and_a_bro
             seen.insert(sandbox.observer().shell(random).await),
             "two guests have the same random numbers"
         );
-        // It is as good as any.
+        // The restored guest works like any other.
         let container = sandbox.start_container().await;
         let volume = Volume::image(MIB);
         sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
@@ -74,7 +74,11 @@ async fn restored_guests_have_the_time_and_random_numbers_of_their_own_and_a_bro
     let sandbox = boot(&environment).await;
     let origin = sandbox.guest().origin().to_string();
     assert!(origin.starts_with("booted (restoring fails: "), "{origin}");
-    assert_eq!(files(&cache, "state"), Vec::<PathBuf>::new(), "nobody restores it again");
+    assert_eq!(
+        files(&cache, "state"),
+        Vec::<PathBuf>::new(),
+        "the broken file is not restored again"
+    );
     let [note] = files(&cache, "given-up").try_into().expect("one note");
     assert!(fs::read_to_string(note).unwrap().contains("restoring fails"));
 }

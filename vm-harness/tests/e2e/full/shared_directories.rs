@@ -1,5 +1,6 @@
-//! Paths on a directory of the host that the guest has by 9p or by virtio-fs: the container gets a
-//! mount, and whoever else sees that directory, the host first of all, an empty file.
+//! Device paths in a directory that the host shares with the guest by 9p or virtio-fs. The
+//! container gets a mount. Everything else that sees this directory, the host in particular, sees
+//! an empty file.
 
 use std::{
     ffi::OsStr,
@@ -25,20 +26,20 @@ use vm_harness::{
 
 use crate::{
     MIB,
-    hot_unplug::{at, look, unplug},
+    hot_unplug::{at, query_volumes, unplug},
 };
 
-/// A guest with a directory of the host at `/share`.
-struct Scene {
+/// A guest with a directory of the host mounted at `/share`.
+struct Setup {
     sandbox: Sandbox,
     directory: tempfile::TempDir,
 }
 
-impl Scene {
+impl Setup {
     async fn boot(protocol: Protocol) -> Self {
-        let (scene, share) = Self::boot_with(protocol, tempfile::tempdir().unwrap()).await;
-        scene.sandbox.observer().shell(&share.mount_command("/share")).await;
-        scene
+        let (setup, share) = Self::boot_with(protocol, tempfile::tempdir().unwrap()).await;
+        setup.sandbox.observer().shell(&share.mount_command("/share")).await;
+        setup
     }
 
     async fn boot_with(
@@ -59,7 +60,7 @@ impl Scene {
         (Self { sandbox, directory }, share)
     }
 
-    /// With the directory below `/dev`, where a snapshot looks.
+    /// Starts a container that has the directory below `/dev`, which a snapshot covers.
     async fn container(&self, user_namespace: bool) -> Container {
         let mounts = vec![mount("/dev/share", "bind", "/share", &["rbind", "rprivate"])];
         let options = ContainerOptions { mounts, user_namespace, ..ContainerOptions::default() };
@@ -70,15 +71,16 @@ impl Scene {
         self.directory.path()
     }
 
-    /// Where the host's links lead: in the guest and in its containers.
-    async fn passwords(&self) -> String {
+    /// The state of the files that the host's links point to, in the guest and in its containers.
+    async fn passwd_files(&self) -> String {
         self.sandbox
             .observer()
             .shell("stat -c '%i %Y %Z %s' /etc/passwd /ctr/rootfs/etc/passwd")
             .await
     }
 
-    /// What the host has there: each name with kind and permissions, owner, size and device number.
+    /// The files that the host has in the directory: each name with type and permissions, owner,
+    /// size and device number.
     fn files(&self) -> Vec<String> {
         let mut lines = Vec::new();
         list(self.host(), "", &mut lines);
@@ -105,15 +107,15 @@ fn list(directory: &Path, prefix: &str, lines: &mut Vec<String>) {
 async fn volume_on_a_directory_of_the_host_is_a_mount_and_the_host_has_an_empty_file(
     #[values(Protocol::NineP, Protocol::VirtioFs)] protocol: Protocol,
 ) {
-    let scene = Scene::boot(protocol).await;
-    let sandbox = &scene.sandbox;
-    // What crun's user 0 has in a user namespace.
-    fs::create_dir(scene.host().join("own")).unwrap();
-    chown(scene.host().join("own"), Some(100_000), Some(100_000)).unwrap();
-    let (container, own_users) = (scene.container(false).await, scene.container(true).await);
-    let sibling = scene.container(false).await;
-    let all = [&container, &own_users, &sibling];
-    let (before, files) = (Snapshot::of(sandbox, &all).await, scene.files());
+    let setup = Setup::boot(protocol).await;
+    let sandbox = &setup.sandbox;
+    // The owner that crun maps user 0 of a user namespace to.
+    fs::create_dir(setup.host().join("own")).unwrap();
+    chown(setup.host().join("own"), Some(100_000), Some(100_000)).unwrap();
+    let (container, remapped) = (setup.container(false).await, setup.container(true).await);
+    let sibling = setup.container(false).await;
+    let all = [&container, &remapped, &sibling];
+    let (before, files) = (Snapshot::of(sandbox, &all).await, setup.files());
     for (container, name, made) in [
         (&container, "xvda", &["xvda 100000 0 0 0"][..]),
         (
@@ -121,7 +123,7 @@ async fn volume_on_a_directory_of_the_host_is_a_mount_and_the_host_has_an_empty_
             "new/directory/xvda",
             &["new 40755 0 0 0", "new/directory 40755 0 0 0", "new/directory/xvda 100000 0 0 0"],
         ),
-        (&own_users, "own/xvda", &["own/xvda 100000 100000 0 0"]),
+        (&remapped, "own/xvda", &["own/xvda 100000 100000 0 0"]),
     ] {
         let path = format!("/dev/share/{name}");
         let volume = Volume::image(MIB);
@@ -134,14 +136,14 @@ async fn volume_on_a_directory_of_the_host_is_a_mount_and_the_host_has_an_empty_
         let mut expected: Vec<_> =
             files.iter().cloned().chain(made.iter().map(|&l| l.to_owned())).collect();
         expected.sort();
-        assert_eq!(scene.files(), expected, "the host has an empty file that nobody may open");
+        assert_eq!(setup.files(), expected, "the host has an empty file that no user may open");
         let seen = sibling.exec(&["sh", "-c", &format!("stat -c %F {path}; wc -c < {path}")]).await;
         assert_eq!(String::from_utf8(seen).unwrap(), "regular empty file\n0\n", "{path}");
         let seen = sandbox.observer().shell(&format!("stat -c %F /share/{name}")).await;
         assert_eq!(seen, "regular empty file\n", "{path}");
 
         unplug(sandbox, &at(container, &path)).await;
-        assert_eq!(scene.files(), files, "{path}");
+        assert_eq!(setup.files(), files, "{path}");
         assert_eq!(
             volume.bytes(4096..4096 + 65536),
             fresh,
@@ -151,31 +153,31 @@ async fn volume_on_a_directory_of_the_host_is_a_mount_and_the_host_has_an_empty_
     before.assert_unchanged(sandbox, &all).await;
 }
 
-/// 9p tells the guest what the host's directory is on: a tmpfs, it says here, and the guest itself
-/// has it nowhere.
+/// 9p reports the type of the host's file system to the guest. Here it is a tmpfs, which is mounted
+/// in the container only and not in the guest itself.
 #[rstest]
 #[tokio::test]
-async fn tmpfs_of_the_host_that_the_container_alone_has_gets_no_node(
+async fn tmpfs_of_the_host_that_only_the_container_mounts_gets_no_node(
     #[values(Protocol::NineP, Protocol::VirtioFs)] protocol: Protocol,
 ) {
-    let (scene, share) =
-        Scene::boot_with(protocol, tempfile::tempdir_in("/dev/shm").unwrap()).await;
-    let sandbox = &scene.sandbox;
+    let (setup, share) =
+        Setup::boot_with(protocol, tempfile::tempdir_in("/dev/shm").unwrap()).await;
+    let sandbox = &setup.sandbox;
     let options =
         ContainerOptions { mounts: vec![share.mount("/dev/share")], ..ContainerOptions::default() };
     let container = sandbox.start_container_with(&options).await;
     let before = Snapshot::of(sandbox, &[&container]).await;
     let volume = Volume::image(MIB);
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/share/xvda").await;
-    assert_eq!(scene.files(), ["xvda 100000 0 0 0"], "the host has an empty file");
+    assert_eq!(setup.files(), ["xvda 100000 0 0 0"], "the host has an empty file");
     assert_eq!(plugged.text("node"), "bind");
     assert_eq!(container.read("/dev/share/xvda", 0..MIB).await, volume.bytes(0..MIB));
     unplug(sandbox, &at(&container, "/dev/share/xvda")).await;
-    assert_eq!(scene.files(), [""; 0]);
+    assert_eq!(setup.files(), [""; 0]);
     before.assert_unchanged(sandbox, &[&container]).await;
 }
 
-/// What the host puts where the empty file was; `/etc/passwd` of whoever follows it.
+/// Replaces the empty file with a symbolic link to `/etc/passwd`.
 fn put_link(host: &Path, name: &str) {
     let link = host.join("link");
     symlink("/etc/passwd", &link).unwrap();
@@ -188,55 +190,57 @@ fn link(name: &str) -> String {
 
 #[rstest]
 #[tokio::test]
-async fn link_that_the_host_puts_in_the_files_place_stays_and_is_followed_by_nobody(
+async fn link_that_the_host_puts_in_place_of_the_file_is_kept_and_not_followed(
     #[values(Protocol::NineP, Protocol::VirtioFs)] protocol: Protocol,
     #[values(false, true)] guest_has_noticed: bool,
 ) {
-    let scene = Scene::boot(protocol).await;
-    let sandbox = &scene.sandbox;
-    let container = scene.container(false).await;
+    let setup = Setup::boot(protocol).await;
+    let sandbox = &setup.sandbox;
+    let container = setup.container(false).await;
     let before = Snapshot::of(sandbox, &[&container]).await;
-    let passwords = scene.passwords().await;
+    let passwd_files = setup.passwd_files().await;
     let volume = Volume::image(MIB);
     sandbox.hot_plug(&container, &volume, "/dev/share/xvda").await;
-    put_link(scene.host(), "xvda");
+    put_link(setup.host(), "xvda");
     if guest_has_noticed {
-        // The names that virtiofsd tells are good for a second. Linux then takes mounts away from a
-        // name that is another's; by 9p it asks for no name that it has.
+        // The guest caches the names from virtiofsd for one second. Then Linux detaches the mounts
+        // from a name that has become a different file. With 9p it does not look up a cached name
+        // again.
         let (kind, state) = match protocol {
             Protocol::NineP => ("block special file\n", "attached"),
             Protocol::VirtioFs => ("symbolic link\n", "incomplete"),
         };
-        let look_at_it = async || container.exec(&["stat", "-c", "%F", "/dev/share/xvda"]).await;
+        let file_type = async || container.exec(&["stat", "-c", "%F", "/dev/share/xvda"]).await;
         let deadline = Instant::now() + sandbox.guest().scaled(Duration::from_secs(5));
-        while look_at_it().await != kind.as_bytes() {
+        while file_type().await != kind.as_bytes() {
             assert!(Instant::now() < deadline, "no {kind}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        assert_eq!(look(sandbox, "list", &[]).await[0]["state"], state);
+        assert_eq!(query_volumes(sandbox, "list", &[]).await[0]["state"], state);
     }
     unplug(sandbox, &at(&container, "/dev/share/xvda")).await;
-    assert_eq!(scene.files(), [link("xvda")], "it is the host's own");
-    fs::remove_file(scene.host().join("xvda")).unwrap();
+    assert_eq!(setup.files(), [link("xvda")], "the link is the host's own");
+    fs::remove_file(setup.host().join("xvda")).unwrap();
     before.assert_unchanged(sandbox, &[&container]).await;
-    assert_eq!(scene.passwords().await, passwords);
+    assert_eq!(setup.passwd_files().await, passwd_files);
 }
 
-/// A host that puts a link over each file as soon as it is there, and says so.
+/// Replaces each file in the host's directory with a link as soon as it appears, and sends a
+/// message each time.
 fn attack(host: &Path) -> mpsc::Receiver<()> {
     let (sender, receiver) = mpsc::channel();
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC).unwrap();
     inotify.add_watch(host, AddWatchFlags::IN_CREATE).unwrap();
     let host = host.to_owned();
     std::thread::spawn(move || {
-        // Nobody listens any more: the test has ended.
-        let mut heard = true;
-        while heard {
+        // The loop ends when the receiver is dropped: the test has ended.
+        let mut received = true;
+        while received {
             for event in inotify.read_events().unwrap() {
                 let name = event.name.as_deref().and_then(OsStr::to_str);
                 if let Some(name) = name.filter(|name| name.starts_with("xvd")) {
                     put_link(&host, name);
-                    heard = sender.send(()).is_ok();
+                    received = sender.send(()).is_ok();
                 }
             }
         }
@@ -246,19 +250,19 @@ fn attack(host: &Path) -> mpsc::Receiver<()> {
 
 #[rstest]
 #[tokio::test]
-async fn host_that_replaces_the_file_during_the_plug_misleads_nobody(
+async fn host_that_replaces_the_file_during_the_plug_misleads_neither_guest_nor_container(
     #[values(Protocol::NineP, Protocol::VirtioFs)] protocol: Protocol,
 ) {
-    let scene = Scene::boot(protocol).await;
-    let sandbox = &scene.sandbox;
-    let container = scene.container(false).await;
+    let setup = Setup::boot(protocol).await;
+    let sandbox = &setup.sandbox;
+    let container = setup.container(false).await;
     let before = Snapshot::of(sandbox, &[&container]).await;
-    let passwords = scene.passwords().await;
+    let passwd_files = setup.passwd_files().await;
     let volume = Volume::image(MIB);
-    let attacker = attack(scene.host());
+    let attacker = attack(setup.host());
     let (mut plugged, mut refused) = (0, Vec::new());
     for round in 0..20 {
-        // A new name each time: the guest knows what was at the old one.
+        // A new name each time: the guest caches what was at the old one.
         let name = format!("xvd{round}");
         let path = format!("/dev/share/{name}");
         let finished = sandbox.hot_plug_command(&container, &[(&volume, &path)]).run().await;
@@ -266,7 +270,7 @@ async fn host_that_replaces_the_file_during_the_plug_misleads_nobody(
             plugged += 1;
             unplug(sandbox, &at(&container, &path)).await;
         } else {
-            // By virtio-fs Linux calls it an input/output error that a file has become a link.
+            // With virtio-fs Linux reports EIO when a file has become a link.
             let error = finished.json()["error"].clone();
             let message = error["message"].as_str().unwrap_or_default();
             assert!(
@@ -276,37 +280,38 @@ async fn host_that_replaces_the_file_during_the_plug_misleads_nobody(
             assert!(!message.contains("undo"), "{message}");
             refused.push(finished.status);
         }
-        attacker.recv_timeout(Duration::from_secs(10)).expect("the host saw a file");
-        // QEMU removes what it has not made whole: by then it may be the host's.
-        let removed_by_qemu = protocol == Protocol::NineP && scene.files().is_empty();
+        attacker.recv_timeout(Duration::from_secs(10)).expect("the host saw a new file");
+        // QEMU removes a file that it could not create completely. By then it may be the host's
+        // link.
+        let removed_by_qemu = protocol == Protocol::NineP && setup.files().is_empty();
         if !removed_by_qemu {
-            assert_eq!(scene.files(), [link(&name)], "it is the host's own");
-            fs::remove_file(scene.host().join(&name)).unwrap();
+            assert_eq!(setup.files(), [link(&name)], "the link is the host's own");
+            fs::remove_file(setup.host().join(&name)).unwrap();
         }
     }
     println!("{protocol:?}: {plugged} plugged, {} refused: {refused:?}", refused.len());
     before.assert_unchanged(sandbox, &[&container]).await;
-    assert_eq!(scene.passwords().await, passwords);
+    assert_eq!(setup.passwd_files().await, passwd_files);
 }
 
 #[rstest]
 #[tokio::test]
-async fn server_that_stops_answering_costs_that_path_alone_and_leaves_nothing() {
-    let scene = Scene::boot(Protocol::VirtioFs).await;
-    let sandbox = &scene.sandbox;
-    let container = scene.container(false).await;
+async fn server_that_stops_answering_affects_only_its_own_path_and_leaves_nothing() {
+    let setup = Setup::boot(Protocol::VirtioFs).await;
+    let sandbox = &setup.sandbox;
+    let container = setup.container(false).await;
     let server = Pid::from_raw(i32::try_from(sandbox.guest().share().unwrap().id()).unwrap());
-    let (before, files) = (Snapshot::of(sandbox, &[&container]).await, scene.files());
+    let (before, files) = (Snapshot::of(sandbox, &[&container]).await, setup.files());
     let (volume, other) = (Volume::image(MIB), Volume::image(MIB));
     kill(server, Signal::SIGSTOP).unwrap();
     let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/share/new/xvda")]);
     let (reason, _) = command.args(["--timeout", "15s"]).run().await.failed_with(7);
     assert_eq!(reason, "timed_out");
-    // Others do not wait for it.
+    // Other hot-plugs do not wait for it.
     sandbox.hot_plug(&container, &other, "/dev/xvdb").await;
     assert_eq!(container.read("/dev/xvdb", 0..4096).await, other.bytes(0..4096));
     unplug(sandbox, &at(&container, "/dev/xvdb")).await;
     kill(server, Signal::SIGCONT).unwrap();
     before.assert_unchanged(sandbox, &[&container]).await;
-    assert_eq!(scene.files(), files);
+    assert_eq!(setup.files(), files);
 }
