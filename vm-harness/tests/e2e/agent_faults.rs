@@ -43,9 +43,9 @@ async fn unusual_but_valid_messages_do_not_break_a_plug(#[future(awt)] sandbox: 
     let volume = Volume::loop_device(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
     for (what, rules) in [
-        ("connected late", vec![Rule::on(reply_to("CONNECT"), Fault::Delay(LATE))]),
+        ("late connection", vec![Rule::on(reply_to("CONNECT"), Fault::Delay(LATE))]),
         (
-            "in pieces",
+            "messages in pieces",
             vec![
                 // In the other direction it must not be split: vhost-device-vsock takes the result
                 // of its first read for the whole line.
@@ -55,15 +55,15 @@ async fn unusual_but_valid_messages_do_not_break_a_plug(#[future(awt)] sandbox: 
                 Rule::on(reply_to("Attach"), Fault::Split(1)),
             ],
         ),
-        ("answered late", vec![Rule::on(reply_to("Attach"), Fault::Delay(LATE))]),
+        ("late reply", vec![Rule::on(reply_to("Attach"), Fault::Delay(LATE))]),
         (
-            "answered twice",
+            "duplicated replies",
             vec![
                 Rule::on(reply_to("Probe"), Fault::Twice),
                 Rule::on(reply_to("Attach"), Fault::Twice),
             ],
         ),
-        ("asked twice", vec![Rule::on(command("Attach"), Fault::Twice)]),
+        ("duplicated request", vec![Rule::on(command("Attach"), Fault::Twice)]),
     ] {
         let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
         let (finished, _) = through_proxy(&sandbox, call, rules).await;
@@ -99,7 +99,7 @@ async fn duplicated_request_is_executed_once(#[future(awt)] sandbox_with_faults:
         set_guest_faults(&sandbox, "").await;
     };
     let ((finished, _), ()) = tokio::join!(plug, release);
-    assert_plugged(&finished, "asked twice", &sandbox, &container, &volume).await;
+    assert_plugged(&finished, "duplicated request", &sandbox, &container, &volume).await;
     before.assert_unchanged(&sandbox, &[&container]).await;
 }
 

@@ -7,7 +7,7 @@ use super::{MIB, boot, hot_unplug::unplug, sandbox, wait_for_console};
 
 #[rstest]
 #[tokio::test]
-async fn the_guests_log_names_each_volume_and_its_device(#[future(awt)] sandbox: Sandbox) {
+async fn log_of_the_guest_names_each_volume_and_its_device(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     let plugged = sandbox.hot_plug(&container, &Volume::image(MIB), "/dev/xvda").await;
     let (id, container) = (plugged.id(), container.id());
@@ -22,7 +22,7 @@ async fn the_guests_log_names_each_volume_and_its_device(#[future(awt)] sandbox:
 }
 
 #[tokio::test]
-async fn a_refusal_is_logged_with_what_was_asked_for() {
+async fn refusal_is_logged_with_the_requested_volume() {
     let kernel_parameters = vec!["agent.deny=AttachBlockVolumeRequest".to_owned()];
     let sandbox = boot(&Machine { kernel_parameters, ..Machine::default() }).await;
     let container = sandbox.start_container().await;

@@ -12,7 +12,7 @@ async fn check(sandbox: &Sandbox) -> Finished {
     sandbox.ecr_runtime().args(["check", "--output", "json", "--sandbox", sandbox.id()]).run().await
 }
 
-/// Returns the check `name`.
+/// Returns the result of the check `name`.
 fn named(finished: &Finished, name: &str) -> Value {
     let json = finished.json();
     let checks = json["checks"].as_array().unwrap();

@@ -181,7 +181,7 @@ async fn guest_that_crashes_fails_a_wait_immediately_with_its_console(
     });
     let waited = sandbox
         .guest()
-        .wait_for("an answer", Duration::from_secs(600), std::future::pending::<()>())
+        .wait_for("a reply", Duration::from_secs(600), std::future::pending::<()>())
         .await;
     crash.abort();
     let error = waited.expect_err("the guest has crashed");
@@ -272,7 +272,7 @@ async fn client_that_disconnects_without_reading_leaves_no_connection(
         // The reply has arrived, and the client does not read it.
         sandbox
             .guest()
-            .wait_for("an answer", Duration::from_secs(10), client.readable())
+            .wait_for("a reply", Duration::from_secs(10), client.readable())
             .await
             .unwrap()
             .unwrap();

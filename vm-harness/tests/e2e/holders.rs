@@ -40,8 +40,8 @@ async fn open_in(container: &Container, path: &str) {
     container.exec(&["sh", "-c", &script]).await;
 }
 
-/// Ends all of these processes, and returns when they have no descriptors any more (in a container
-/// they are not reaped).
+/// A script that kills all processes that [`open_in`] started, and waits until they have no
+/// descriptors any more (in a container they are not reaped).
 const CLOSE: &str = "for pid in $(pidof tail); do kill $pid; while readlink /proc/$pid/fd/0 >/dev/null; do usleep 10000; done; done";
 
 /// Returns the holders that `hot-unplug` reports.

@@ -197,7 +197,7 @@ async fn only_the_attachment_of_a_container_that_is_gone_is_stale(
 
 #[rstest]
 #[tokio::test]
-async fn killed_second_attachment_is_completed_or_undone(
+async fn killed_further_attachment_is_completed_or_rolled_back(
     #[future(awt)] sandbox: Sandbox,
     #[values(true, false)] by_repair: bool,
 ) {

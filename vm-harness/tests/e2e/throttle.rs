@@ -16,8 +16,8 @@ use super::{
 /// How long a rate is measured, and in how many parts.
 const WINDOW: Duration = Duration::from_secs(6);
 const PARTS: u32 = 30;
-/// After a limit was set, requests of a tenth of a second pass immediately, and requests that wait
-/// were queued before.
+/// A new limit immediately lets as many requests pass as it allows in a tenth of a second, and
+/// requests that wait were queued before.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// The quantity that is limited.

@@ -75,7 +75,7 @@ fn loss_reports(sandbox: &Sandbox) -> usize {
 
 #[rstest]
 #[tokio::test]
-async fn disk_is_found_behind_two_thousand_events_that_wait(
+async fn disk_is_found_behind_two_thousand_queued_events(
     #[future(awt)] sandbox_with_faults: Sandbox,
 ) {
     let sandbox = sandbox_with_faults;
