@@ -1,17 +1,18 @@
-# Debian packages of any suite: installed nowhere, unpacked below the cache. Sourced by the scripts of this directory:
+# Debian packages of any suite: unpacked below the cache, not installed. Sourced by the scripts of
+# this directory:
+#
 #   . ci/debian.sh NAME    in the root of the tree; NAME begins every message
 #
-# Everything that apt writes stays in the cache, so the machine's own lists and sources are not touched. The sources are the
-# machine's own, with the suite replaced: no mirror is named here, and what is fetched is checked with the machine's keyring.
-script=$1
+# Everything that apt writes stays in the cache; the machine's lists and sources are not touched. The
+# sources are the machine's own with the suite replaced: no mirror is named here, and apt verifies
+# what it fetches with the machine's keyring.
+# shellcheck shell=bash
+. ci/progress.sh "$1"
 cache=${VM_HARNESS_CACHE:-$PWD/target/cache}
 mkdir -p "$cache"
 
-say() { echo "$script: $*" >&2; }
-die() { say "$*"; exit 1; }
-
 for needed in apt-get dpkg; do
-  command -v "$needed" >/dev/null || die "$needed is missing: this script needs a Debian machine"
+  command -v "$needed" >/dev/null || die "$needed is missing: this script needs Debian"
 done
 
 apt_dir=$cache/apt
@@ -19,70 +20,83 @@ machine_sources() {
   if [ -f /etc/apt/sources.list.d/debian.sources ]; then
     cat /etc/apt/sources.list.d/debian.sources
   else
-    die "/etc/apt/sources.list.d/debian.sources is missing: this script takes Debian's mirror from there"
+    die "/etc/apt/sources.list.d/debian.sources is missing: this script reads Debian's mirror from it"
   fi
 }
-apt_for() { # apt_for SUITE COMMAND...: the apt command with SUITE's private lists
+apt_for() { # apt_for SUITE COMMAND...: run the apt command with SUITE's private lists
   local suite=$1 tool=$2; shift 2
   local dir=$apt_dir/$suite
   "$tool" -qq -o Dir::Etc::sourcelist="$dir/suite.sources" -o Dir::Etc::sourceparts=/dev/null \
     -o Dir::State::lists="$dir/lists" -o Dir::Cache="$dir/cache" -o DPkg::Lock::Timeout=300 "$@"
 }
-apt_lists() { # apt_lists SUITE, or SUITE-source: fetch its lists of packages, or of sources, once a day
+# apt_lists SUITE: fetch its package lists once a day. SUITE-source: its lists of source packages.
+apt_lists() {
   local suite=${1%-source} dir=$apt_dir/$1 types=deb
   if [ "$suite" != "$1" ]; then types=deb-src; fi
   mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
   if [ -n "$(find "$dir/fetched" -mmin -1440 2>/dev/null)" ]; then return; fi
-  # The first stanza is the main archive (the second holds security updates, under other suite names).
+  # The first stanza is the main archive. The second one is that of security updates, whose suites
+  # have other names.
   machine_sources | awk -v suite="$suite" -v types="$types" 'BEGIN { RS = ""; ORS = "\n\n" } NR == 1 {
       gsub(/(^|\n)Types:[^\n]*/, "\nTypes: " types); gsub(/(^|\n)Suites:[^\n]*/, "\nSuites: " suite)
       sub(/^\n/, ""); print }' >"$dir/suite.sources"
-  apt_for "$1" apt-get update
+  timed "fetching the package lists of $1" apt_for "$1" apt-get update || return
   touch "$dir/fetched"
 }
 
-unpack() { # unpack SUITE DIRECTORY PACKAGE...: these packages alone
+unpack() { # unpack SUITE DIRECTORY PACKAGE...: only these packages, without what they depend on
   local suite=$1 directory=$2; shift 2
   if [ -d "$directory" ]; then return; fi
   apt_lists "$suite"
-  say "fetching $* of $suite"
   rm -rf "$directory.new" && mkdir -p "$directory.new"
-  (cd "$directory.new" && apt_for "$suite" apt-get -o APT::Sandbox::User=root download "$@" >&2)
+  timed "fetching $* of $suite" download "$suite" "$directory.new" "$@"
   for package in "$directory.new"/*.deb; do dpkg -x "$package" "$directory.new"; done
   rm "$directory.new"/*.deb
   mv "$directory.new" "$directory"
 }
 
+download() { # download SUITE DIRECTORY PACKAGE...: the .deb files
+  local suite=$1 directory=$2; shift 2
+  (cd "$directory" && apt_for "$suite" apt-get -o APT::Sandbox::User=root download "$@" >&2)
+}
+
 kernel() { # kernel SUITE: the suite's cloud kernel, in $cache/kernels/SUITE
   kernel_of "$1" linux-image-cloud-amd64 "$1"
 }
-generic_kernel() { # generic_kernel SUITE: its kernel with every module, in $cache/kernels/generic: the cloud kernels have no 9p and no virtio-fs
+# generic_kernel SUITE: its kernel with all modules, in $cache/kernels/generic. The cloud kernels have
+# neither 9p nor virtio-fs.
+generic_kernel() {
   kernel_of "$1" linux-image-amd64 generic
 }
-kernel_of() { # kernel_of SUITE PACKAGE NAME: the kernel that PACKAGE stands for, in $cache/kernels/NAME
+# kernel_of SUITE PACKAGE NAME: the kernel that the metapackage PACKAGE depends on, in
+# $cache/kernels/NAME
+kernel_of() {
   local suite=$1 package=$2 name=$3 image parts
   if [ -e "$cache/kernels/$name/usr" ] || [ -e "$cache/kernels/$name/boot" ]; then return; fi
   apt_lists "$suite"
   mkdir -p "$cache/kernels"
-  image=$(depends "$suite" "$package" | grep '^linux-image-') || die "$package names no kernel in $suite"
-  # Since 7.x the kernel, its modules and their lists are packages of their own, which the image's package depends on.
+  image=$(depends "$suite" "$package" | grep '^linux-image-') || die "$package of $suite depends on no kernel"
+  # Since 7.x the kernel, its modules and their lists are separate packages, which the package of the
+  # image depends on.
   parts=$(depends "$suite" "$image" | grep -E '^linux-(base|binary|modules)-') || parts=$image
-  # One package a word.
+  # Unquoted: one package a word.
+  # shellcheck disable=SC2086
   unpack "$suite" "$cache/kernels/$image" $parts
   ln -sfn "$image" "$cache/kernels/$name"
 }
-depends() { # depends SUITE PACKAGE: the packages that it depends on, one a line
+depends() { # depends SUITE PACKAGE: the packages that PACKAGE depends on, one a line
   apt_for "$1" apt-cache depends "$2" | awk '/Depends: / { print $2 }'
 }
 
-unpack_all() { # unpack_all SUITE DIRECTORY PACKAGE...: these packages with all that they need, down to the C library
+# unpack_all SUITE DIRECTORY PACKAGE...: these packages with all their dependencies, including the C
+# library
+unpack_all() {
   local suite=$1 directory=$2 dir=$apt_dir/$1; shift 2
   apt_lists "$suite"
   rm -rf "$directory" && mkdir -p "$directory" "$dir/state"
-  # A machine on which nothing is installed needs everything.
+  # An empty status file: apt assumes that nothing is installed, and fetches all dependencies.
   : >"$dir/state/status"
-  apt_for "$suite" apt-get -o Dir::State="$dir/state" -o Dir::State::status="$dir/state/status" -o APT::Sandbox::User=root \
-    install --yes --download-only --no-install-recommends "$@" >&2
+  timed "fetching $* of $suite with their dependencies" download_all "$suite" "$dir" "$@"
   for package in "$dir/cache/archives"/*.deb; do
     dpkg -x "$package" "$directory"
     dpkg-deb --show "$package" >>"$directory/packages"
@@ -90,14 +104,21 @@ unpack_all() { # unpack_all SUITE DIRECTORY PACKAGE...: these packages with all 
   rm "$dir/cache/archives"/*.deb
 }
 
-qemu() { # qemu SUITE: the suite's QEMU with all that it needs, to be run as $cache/qemu/SUITE/qemu-system-x86_64
+download_all() { # download_all SUITE DIRECTORY PACKAGE...: the .deb files, in DIRECTORY/cache
+  local suite=$1 dir=$2; shift 2
+  apt_for "$suite" apt-get -o Dir::State="$dir/state" -o Dir::State::status="$dir/state/status" \
+    -o APT::Sandbox::User=root install --yes --download-only --no-install-recommends "$@" >&2
+}
+
+# qemu SUITE: the suite's QEMU with its dependencies; the program is
+# $cache/qemu/SUITE/qemu-system-x86_64
+qemu() {
   local suite=$1 tree=$cache/qemu/$1 version
   if [ -x "$tree/qemu-system-x86_64" ]; then return; fi
-  say "fetching QEMU of $suite with its libraries"
   unpack_all "$suite" "$tree.new" qemu-system-x86
   version=$(awk '$1 == "qemu-system-x86" { print $2 }' "$tree.new/packages")
-  # A newer suite's C library needs its own loader; QEMU looks for modules and firmware where it was built for, and beside the program
-  # that is run.
+  # The C library of a newer suite needs its own loader. QEMU searches modules and firmware in the
+  # directories that it was built for, and beside the program.
   cat >"$tree.new/qemu-system-x86_64" <<EOF
 #!/bin/sh
 # QEMU $version
@@ -108,17 +129,19 @@ exec "\$tree/lib64/ld-linux-x86-64.so.2" \\
   "\$tree/usr/bin/qemu-system-x86_64" -L "\$tree/usr/share/qemu" -L "\$tree/usr/share/seabios" "\$@"
 EOF
   chmod 755 "$tree.new/qemu-system-x86_64"
-  # Since the merge of /usr a package's files are all there.
+  # Since /lib64 was merged into /usr the packages have their files in /usr/lib64 only.
   if [ ! -e "$tree.new/lib64/ld-linux-x86-64.so.2" ]; then ln -sfn usr/lib64 "$tree.new/lib64"; fi
-  echo quit | "$tree.new/qemu-system-x86_64" -machine none -accel tcg -display none -serial none -monitor stdio >/dev/null || die "QEMU $version of $suite does not start here"
+  echo quit | "$tree.new/qemu-system-x86_64" -machine none -accel tcg -display none -serial none \
+    -monitor stdio >/dev/null || die "QEMU $version of $suite does not start here"
   rm -rf "$tree" && mv "$tree.new" "$tree"
 }
 
-virtiofsd() { # virtiofsd: the server of virtio-fs, with the libraries that it needs, to be run as $cache/virtiofsd/virtiofsd
+# virtiofsd: the server of virtio-fs with its libraries; the program is $cache/virtiofsd/virtiofsd
+virtiofsd() {
   local tree=$cache/virtiofsd
   if [ -x "$tree/virtiofsd" ]; then return; fi
   rm -rf "$tree"
-  # Debian 12 has none, and its C library is too old for that of Debian 13.
+  # Debian 12 has no virtiofsd, and its C library is too old for that of Debian 13.
   unpack trixie "$tree" virtiofsd libc6 libcap-ng0 libgcc-s1 libseccomp2
   cat >"$tree/virtiofsd" <<'EOF'
 #!/bin/sh
