@@ -14,11 +14,11 @@ build:
 demo:
     ci/demo
 
-# Format, lints, unit, documentation and end-to-end tests
+# Everything that must pass before a change lands: format, lints, all tests
 test *arguments:
     ci/test {{arguments}}
 
-# End-to-end tests only, of a tree that is built
+# Only the end-to-end tests (needs `just build`)
 e2e *arguments:
     cargo nextest run -p vm-harness {{arguments}}
 
@@ -26,44 +26,44 @@ e2e *arguments:
 slowest *arguments:
     ci/slowest {{arguments}}
 
-# The level full, of a tree that is built: many volumes, many callers, the crash table, a short soak (some ten minutes)
+# The level full: many volumes, many callers, the crash table (ten minutes; needs `just build`)
 full *arguments:
     ci/setup --full
     cargo nextest run --profile full {{arguments}}
 
-# Every step of plug and unplug, what can come in the way, the ways out: the table alone
+# The crash table: each step of plug and unplug, disturbances, and the remedies
 crash *arguments:
     target/release/vm-harness crash {{arguments}}
 
-# Check that an agent plugs volumes as it should: the reference agent, or yours (--agent PATH)
+# Check that an agent attaches and detaches volumes correctly: the reference agent, or --agent PATH
 conformance *arguments:
     target/release/vm-harness conformance {{arguments}}
 
-# Plug and unplug a volume a thousand times beside one that is under load
+# Hot-plug and hot-unplug a volume a thousand times beside a volume under load
 soak *arguments:
     target/release/vm-harness soak {{arguments}}
 
-# Run fuzz targets: all, or those named, ten seconds each or `--seconds N`
+# Run fuzz targets: all, or the named ones, ten seconds each or `--seconds N`
 fuzz *arguments:
     ci/fuzz {{arguments}}
 
-# All fuzz targets for some seconds each
+# All fuzz targets for five seconds each
 fuzz-smoke:
     ci/fuzz --seconds 5
 
-# The conformance suite over kernels 5.10 to 7.x and QEMU 7.2 to 11.x of Debian's suites, as a table (an hour without KVM)
+# The conformance suite on kernels 5.10 to 7.x and QEMU 7.2 to 11.x: a table (an hour without KVM)
 matrix *arguments:
     ci/matrix {{arguments}}
 
-# Build a QEMU with the bug reported-luns-changed, and see it fail where the mended one passes (half an hour without KVM)
+# Show that the soak finds QEMU's bug reported-luns-changed (builds QEMU; half an hour without KVM)
 affected-qemu *arguments:
     ci/affected-qemu {{arguments}}
 
-# Build and test agent-plugin against the other ttrpc
+# Build and test agent-plugin with ttrpc 0.10
 ttrpc:
     ci/ttrpc-0.10
 
-# Measure hot-plug and hot-unplug beside the least that they could take
+# Measure hot-plug and hot-unplug beside the least time that they could take
 bench *arguments:
     ci/bench {{arguments}}
 
@@ -75,6 +75,14 @@ boot *arguments:
 format:
     cargo fmt --all
 
-# Write the man pages anew
+# List comments and Markdown lines that are wider than 100 columns
+line-length *files:
+    ci/line-length {{files}}
+
+# List imports against the direction of the folders
+layers *arguments:
+    ci/layers {{arguments}}
+
+# Write the man pages again
 man:
     ECR_RUNTIME_WRITE_MAN=1 cargo test --quiet -p host-trigger --test man_page

@@ -3,9 +3,9 @@
 #
 #   . ci/debian.sh NAME    in the root of the tree; NAME begins every message
 #
-# Everything that apt writes stays in the cache; the machine's lists and sources are not touched. The
-# sources are the machine's own with the suite replaced: no mirror is named here, and apt verifies
-# what it fetches with the machine's keyring.
+# Everything that apt writes stays in the cache; the machine's lists and sources are not touched.
+# The sources are the machine's own with the suite replaced: no mirror is named here, and apt
+# verifies what it fetches with the machine's keyring.
 # shellcheck shell=bash
 . ci/progress.sh "$1"
 cache=${VM_HARNESS_CACHE:-$PWD/target/cache}
@@ -63,8 +63,8 @@ download() { # download SUITE DIRECTORY PACKAGE...: the .deb files
 kernel() { # kernel SUITE: the suite's cloud kernel, in $cache/kernels/SUITE
   kernel_of "$1" linux-image-cloud-amd64 "$1"
 }
-# generic_kernel SUITE: its kernel with all modules, in $cache/kernels/generic. The cloud kernels have
-# neither 9p nor virtio-fs.
+# generic_kernel SUITE: its kernel with all modules, in $cache/kernels/generic. The cloud kernels
+# have neither 9p nor virtio-fs.
 generic_kernel() {
   kernel_of "$1" linux-image-amd64 generic
 }
@@ -76,8 +76,8 @@ kernel_of() {
   apt_lists "$suite"
   mkdir -p "$cache/kernels"
   image=$(depends "$suite" "$package" | grep '^linux-image-') || die "$package of $suite depends on no kernel"
-  # Since 7.x the kernel, its modules and their lists are separate packages, which the package of the
-  # image depends on.
+  # Since 7.x the kernel, its modules and their lists are separate packages, which the package of
+  # the image depends on.
   parts=$(depends "$suite" "$image" | grep -E '^linux-(base|binary|modules)-') || parts=$image
   # Unquoted: one package a word.
   # shellcheck disable=SC2086
