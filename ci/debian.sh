@@ -96,7 +96,7 @@ unpack_all() {
   rm -rf "$directory" && mkdir -p "$directory" "$dir/state"
   # An empty status file: apt assumes that nothing is installed, and fetches all dependencies.
   : >"$dir/state/status"
-  timed "fetching $* of $suite with their dependencies" download_all "$suite" "$dir" "$@"
+  timed "fetching $* of $suite with dependencies" download_all "$suite" "$dir" "$@"
   for package in "$dir/cache/archives"/*.deb; do
     dpkg -x "$package" "$directory"
     dpkg-deb --show "$package" >>"$directory/packages"
