@@ -1,7 +1,11 @@
 //! The harness itself: what users, scripts and other tests rely on.
 
 use std::{
+    ffi::OsStr,
+    fs,
     io::{BufRead as _, BufReader},
+    os::unix::{ffi::OsStrExt as _, net::UnixStream},
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -278,4 +282,42 @@ async fn client_that_disconnects_without_reading_leaves_no_connection(
             .unwrap();
     }
     before.assert_unchanged(&sandbox, &[]).await;
+}
+
+/// The open descriptors of the sandbox's vhost-device-vsock, which listens on `vsock`.
+fn descriptors_of_vsock_device(vsock: &Path) -> usize {
+    let is_it = |process: &Path| {
+        let command = fs::read(process.join("cmdline")).unwrap_or_default();
+        let mut words = command.split(|byte| *byte == 0).map(OsStr::from_bytes);
+        words.next().is_some_and(|program| program.as_bytes().ends_with(b"/vhost-device-vsock"))
+            && words.any(|word| word == vsock)
+    };
+    let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+    let device = processes.into_iter().find(|process| is_it(process)).expect("it runs");
+    fs::read_dir(device.join("fd")).unwrap().count()
+}
+
+/// The device used to keep such a client, and to spend a processor on its event until the VM ended.
+#[rstest]
+#[tokio::test]
+async fn vsock_device_closes_clients_that_hang_up_before_they_are_read(
+    #[future(awt)] sandbox: Sandbox,
+) {
+    let vsock = sandbox.run_directory().vm().join("vm.vsock");
+    let before = descriptors_of_vsock_device(&vsock);
+    for _ in 0..20 {
+        drop(UnixStream::connect(&vsock).unwrap());
+    }
+    // A connection that is accepted after them: the device has seen them all.
+    Snapshot::of(&sandbox, &[]).await;
+    let closed = async {
+        while descriptors_of_vsock_device(&vsock) > before {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    sandbox
+        .guest()
+        .wait_for("the clients' descriptors to be closed", Duration::from_secs(10), closed)
+        .await
+        .unwrap();
 }
