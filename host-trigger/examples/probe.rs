@@ -1,10 +1,10 @@
-//! What `ecr-runtime` finds out before it changes anything, a part at a time, as one line of JSON:
+//! Runs single preflight checks of `ecr-runtime` and prints the result as one line of JSON:
 //!
-//! - `probe <agent address> [container]` dials an agent and prints its answer to Probe;
-//! - `probe source <path>` vets a volume.
+//! - `probe <agent address> [container]` connects to an agent and prints its reply to `Probe`;
+//! - `probe source <path>` vets a source.
 //!
-//! For use where no sandbox is at hand, for instance inside a guest: there it shows that an agent
-//! is reached over native vsock, and what becomes of a disk below device mapper.
+//! For use without a sandbox, for instance inside a guest. There it shows that an agent is reached
+//! over native vsock, and how a disk below device mapper is judged.
 
 use std::{path::Path, process::ExitCode, time::Duration};
 
@@ -35,10 +35,11 @@ fn main() -> ExitCode {
     finish(runtime.block_on(probe(&address, &second)))
 }
 
-fn finish(done: Result<serde_json::Value, Error>) -> ExitCode {
-    match done {
-        Ok(answer) => {
-            println!("{answer}");
+/// Prints the result or the error, and returns the exit code.
+fn finish(result: Result<serde_json::Value, Error>) -> ExitCode {
+    match result {
+        Ok(value) => {
+            println!("{value}");
             ExitCode::SUCCESS
         }
         Err(e) => {
@@ -48,7 +49,7 @@ fn finish(done: Result<serde_json::Value, Error>) -> ExitCode {
     }
 }
 
-/// What it would be plugged as. That it is free is a part of it.
+/// Vets the source at `path` and claims it. Returns how it would be plugged.
 fn vet(path: &Path) -> Result<serde_json::Value, Error> {
     let source = Source::open(path, false)?;
     source.claim()?;
@@ -60,15 +61,15 @@ fn vet(path: &Path) -> Result<serde_json::Value, Error> {
 async fn probe(address: &str, container: &str) -> Result<serde_json::Value, Error> {
     let deadline = Deadline::after(Duration::from_secs(10));
     let address: AgentAddress = address.parse()?;
-    let answer = Agent::new(agent::dial(&address, deadline).await?)
+    let reply = Agent::new(agent::dial(&address, deadline).await?)
         .probe(container, Vec::new(), deadline)
         .await?;
-    let hosts: Vec<_> = answer
+    let hosts: Vec<_> = reply
         .scsi_hosts
         .iter()
         .map(|host| json!({"number": host.number, "controller": host.controller}))
         .collect();
-    let container = answer.container.as_ref().map(|state| {
+    let container = reply.container.as_ref().map(|state| {
         let filter = state.filter.as_ref().map(|filter| {
             json!({"mode": format!("{:?}", filter.mode.enum_value_or_default()), "programs": filter.programs,
                 "refused": filter.refused})
@@ -76,11 +77,11 @@ async fn probe(address: &str, container: &str) -> Result<serde_json::Value, Erro
         json!({"user_namespace": state.user_namespace, "filter": filter})
     });
     Ok(json!({
-        "api_level": answer.api_level,
-        "plugin_version": answer.plugin_version,
-        "capabilities": answer.capabilities,
+        "api_level": reply.api_level,
+        "plugin_version": reply.plugin_version,
+        "capabilities": reply.capabilities,
         "scsi_hosts": hosts,
-        "scan_mode": answer.scan_mode,
+        "scan_mode": reply.scan_mode,
         "container": container,
     }))
 }

@@ -1,5 +1,4 @@
-//! What an auditor gets to read: a line for each operation, successful or not, in a file or by
-//! syslog.
+//! The audit log: one line for each operation, successful or not, in a file or in syslog.
 
 mod common;
 
@@ -18,7 +17,7 @@ fn lines(file: &Path) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn every_operation_leaves_a_line_with_who_what_which_and_the_result() {
+async fn every_operation_writes_a_line_with_caller_arguments_volume_and_result() {
     let host = Host::boot().await;
     let (first, second, log) = (Loop::of(MIB), Loop::of(MIB), host.path("audit.log"));
     let to_log = ["--audit-log", log.to_str().unwrap()];
@@ -31,7 +30,7 @@ async fn every_operation_leaves_a_line_with_who_what_which_and_the_result() {
         .report();
 
     let lines = lines(&log);
-    let told: Vec<_> = lines
+    let results: Vec<_> = lines
         .iter()
         .map(|line| (line["result"].as_str().unwrap(), line["volume"]["device_path"].as_str()))
         .collect();
@@ -44,7 +43,7 @@ async fn every_operation_leaves_a_line_with_who_what_which_and_the_result() {
         ("listed", b),
         ("detached", a),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(results, expected);
     for line in &lines {
         assert_eq!(line["uid"], 0, "{line}");
         assert!(
@@ -62,7 +61,7 @@ async fn every_operation_leaves_a_line_with_who_what_which_and_the_result() {
     assert_eq!(plugged["volume"]["source_device"], first.path().to_str().unwrap());
     assert_eq!(plugged["volume"]["device_number"], report.volumes[0].device_number);
     assert_eq!((&lines[2]["reason"], &lines[2]["exit_code"]), (&"source_kind".into(), &6.into()));
-    // What was asked for is escaped, and never a second line.
+    // Arguments are escaped, so that they never make a second line.
     assert!(
         lines[2]["arguments"].as_array().unwrap().contains(&"/dev/x\\n".into()),
         "{}",
@@ -71,7 +70,7 @@ async fn every_operation_leaves_a_line_with_who_what_which_and_the_result() {
 }
 
 #[tokio::test]
-async fn syslog_gets_the_same_with_a_priority() {
+async fn syslog_gets_the_same_lines_with_a_priority() {
     let host = Host::boot().await;
     let (volume, socket) = (Loop::of(MIB), host.path("log"));
     let syslog = UnixDatagram::bind(&socket).unwrap();
@@ -98,7 +97,7 @@ async fn syslog_gets_the_same_with_a_priority() {
 }
 
 #[tokio::test]
-async fn nothing_is_done_where_the_auditor_cannot_be_told() {
+async fn nothing_is_changed_if_the_audit_log_cannot_be_written() {
     let mut host = Host::boot().await;
     let before = host.snapshot().await;
     let volume = Loop::of(MIB);

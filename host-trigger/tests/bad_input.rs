@@ -1,5 +1,5 @@
-//! Each bad input has its own reason and exit code, and changes nothing in QEMU. (What the command
-//! line and the ids alone tell is tested beside the code.)
+//! Each kind of bad input has its own reason and exit code, and changes nothing in QEMU. (What can
+//! be checked with the command line and the IDs alone has unit tests beside the code.)
 
 mod common;
 
@@ -30,7 +30,7 @@ async fn assert_refused(
     let ran = host.plug(volume, "/dev/xvda", more).await;
     ran.assert_fails(reason, exit_code);
     assert_eq!(host.snapshot().await, before);
-    assert!(host.guest.attached_paths().is_empty());
+    assert!(host.agent.attached_paths().is_empty());
 }
 
 #[rstest]
@@ -62,7 +62,7 @@ async fn a_wrong_command_line_changes_nothing(
 #[case("/dev/")]
 #[case("/dev/.ecrblk-0123456789abcdef")]
 #[tokio::test]
-async fn a_path_in_the_container_is_absolute_and_normal(#[case] path: &str) {
+async fn a_device_path_must_be_absolute_and_normalized(#[case] path: &str) {
     let host = Host::boot().await;
     let image = Image::of(MIB);
     host.plug(image.path(), path, &[]).await.assert_fails("invalid_device_path", 2);
@@ -73,7 +73,7 @@ async fn a_path_in_the_container_is_absolute_and_normal(#[case] path: &str) {
 #[case("/dev", "source_kind", 6)]
 #[case("/dev/null", "source_kind", 6)]
 #[tokio::test]
-async fn what_is_no_volume_is_refused(
+async fn a_source_that_is_neither_device_nor_image_is_refused(
     #[case] volume: &str,
     #[case] reason: &str,
     #[case] exit_code: u8,
@@ -83,7 +83,7 @@ async fn what_is_no_volume_is_refused(
 }
 
 #[tokio::test]
-async fn an_empty_device_and_an_empty_image_are_refused() {
+async fn an_empty_or_unaligned_source_is_refused() {
     let mut host = Host::boot().await;
     assert_refused(&mut host, Image::of(0).path(), &[], "source_empty", 6).await;
     assert_refused(&mut host, Image::of(513).path(), &[], "source_unaligned", 6).await;
@@ -91,12 +91,12 @@ async fn an_empty_device_and_an_empty_image_are_refused() {
     let detached = volume.path().to_owned();
     drop(volume);
     let ran = host.plug(&detached, "/dev/xvda", &[]).await;
-    // Another test may have taken the device's number meanwhile.
+    // Another test may have attached this loop device in the meantime.
     assert_eq!(ran.failure().error.exit_code, 6, "{ran:?}");
 }
 
 #[tokio::test]
-async fn a_read_only_device_is_not_for_writing() {
+async fn a_read_only_device_is_refused_for_writing() {
     let mut host = Host::boot().await;
     let volume = Loop::with(MIB, &["--read-only"]);
     assert_refused(&mut host, volume.path(), &[], "source_read_only", 6).await;
@@ -104,7 +104,7 @@ async fn a_read_only_device_is_not_for_writing() {
 }
 
 #[tokio::test]
-async fn a_mounted_device_is_named_with_its_mount_point() {
+async fn a_mounted_device_is_refused_with_its_mount_point() {
     let mut host = Host::boot().await;
     let volume = Loop::of(16 * MIB);
     let mount_point = tempfile::tempdir().unwrap();
@@ -122,7 +122,7 @@ async fn a_mounted_device_is_named_with_its_mount_point() {
 }
 
 #[tokio::test]
-async fn a_device_that_somebody_claims_is_named_with_who() {
+async fn a_claimed_device_is_refused_with_the_claiming_process() {
     use std::os::unix::fs::OpenOptionsExt;
     let mut host = Host::boot().await;
     let volume = Loop::of(MIB);
@@ -137,7 +137,7 @@ async fn a_device_that_somebody_claims_is_named_with_who() {
 }
 
 #[tokio::test]
-async fn an_image_below_a_loop_device_is_held_by_it() {
+async fn an_image_behind_a_loop_device_is_held_by_the_loop_device() {
     let mut host = Host::boot().await;
     let volume = Loop::of(MIB);
     let backing =
@@ -151,7 +151,7 @@ fn name(device: &Path) -> &str {
 }
 
 #[tokio::test]
-async fn a_volume_of_another_vm_is_held_by_it() {
+async fn a_volume_of_another_vm_is_held_by_the_qemu_of_that_vm() {
     let mut host = Host::boot().await;
     let other = Host::boot().await;
     let (device, image) = (Loop::of(MIB), Image::of(MIB));
@@ -168,7 +168,7 @@ async fn a_volume_of_another_vm_is_held_by_it() {
 #[tokio::test]
 async fn a_taken_path_is_refused_before_anything_changes() {
     let mut host = Host::boot().await;
-    host.guest.taken.lock().unwrap().push("/dev/xvda".into());
+    host.agent.taken_paths.lock().unwrap().push("/dev/xvda".into());
     assert_refused(&mut host, Image::of(MIB).path(), &[], "path_taken", 4).await;
 }
 
@@ -177,35 +177,35 @@ async fn a_taken_path_is_refused_before_anything_changes() {
 #[case(Reason::REASON_CONTAINER_NOT_RUNNING, "container_not_running", 3)]
 #[case(Reason::REASON_DENIED, "denied_by_guest", 9)]
 #[tokio::test]
-async fn what_the_guest_refuses_at_once_changes_nothing(
+async fn a_refusal_of_the_guest_at_probe_changes_nothing(
     #[case] refused: Reason,
     #[case] reason: &str,
     #[case] exit_code: u8,
 ) {
     let mut host = Host::boot().await;
-    *host.guest.probe_failure.lock().unwrap() = Some(refused);
+    *host.agent.probe_failure.lock().unwrap() = Some(refused);
     assert_refused(&mut host, Image::of(MIB).path(), &[], reason, exit_code).await;
 }
 
 #[tokio::test]
-async fn an_agent_that_cannot_help_is_told_by_its_kind() {
+async fn each_kind_of_unusable_agent_has_its_own_reason() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
-    *host.guest.api_level.lock().unwrap() = 2;
+    *host.agent.api_level.lock().unwrap() = 2;
     assert_refused(&mut host, image.path(), &[], "api_level", 12).await;
-    host.guest.stop().await;
+    host.agent.stop().await;
     assert_refused(&mut host, image.path(), &[], "agent_unreachable", 14).await;
-    host.guest.start_without_plugin().await;
+    host.agent.start_without_plugin().await;
     assert_refused(&mut host, image.path(), &[], "no_plugin", 10).await;
     fs::remove_file(host.path("sbs/s1/persist.json")).unwrap();
     assert_refused(&mut host, image.path(), &[], "agent_unknown", 14).await;
 }
 
 #[tokio::test]
-async fn an_agent_that_does_not_answer_has_a_deadline() {
+async fn an_agent_that_does_not_reply_times_out() {
     let mut host = Host::boot().await;
     let silent = host.path("silent.sock");
-    // Accepted by the kernel, never read.
+    // The kernel accepts the connection; no process reads from it.
     let _listener = std::os::unix::net::UnixListener::bind(&silent).unwrap();
     let image = Image::of(MIB);
     let address = format!("hvsock://{}:1024", silent.display());
@@ -232,7 +232,7 @@ async fn an_agent_that_does_not_answer_has_a_deadline() {
 #[case(&[], "no_controller", 10)]
 #[case(&["-device", "virtio-scsi-pci,id=a", "-device", "virtio-scsi-pci,id=b"], "ambiguous_controller", 2)]
 #[tokio::test]
-async fn a_vm_without_the_one_controller_is_refused(
+async fn a_vm_without_exactly_one_controller_is_refused(
     #[case] devices: &[&str],
     #[case] reason: &str,
     #[case] exit_code: u8,
@@ -242,18 +242,18 @@ async fn a_vm_without_the_one_controller_is_refused(
 }
 
 #[tokio::test]
-async fn the_controller_that_is_named_is_used() {
+async fn the_named_controller_is_used() {
     let devices = ["-device", "virtio-scsi-pci,id=a", "-device", "virtio-scsi-pci,id=b"];
     let host = Host::boot_with(&devices).await;
     let report =
         host.plug(Image::of(MIB).path(), "/dev/xvda", &["--controller", "b"]).await.report();
     assert_eq!(report.volumes[0].scsi.controller, "b");
-    let attached = host.guest.attached.lock().unwrap();
+    let attached = host.agent.attached.lock().unwrap();
     assert_eq!(attached.values().next().unwrap().controller, "0000:00:02.0");
 }
 
 #[tokio::test]
-async fn a_repeat_finds_the_volume_on_the_controller_that_it_is_on() {
+async fn a_repeated_hot_plug_finds_the_volume_on_its_controller() {
     let mut host = Host::boot_with(&[
         "-device",
         "virtio-scsi-pci,id=scsi0",
@@ -270,7 +270,7 @@ async fn a_repeat_finds_the_volume_on_the_controller_that_it_is_on() {
         (Outcome::Unchanged, "b")
     );
     assert_eq!(
-        host.guest.attached.lock().unwrap().values().next().unwrap().controller,
+        host.agent.attached.lock().unwrap().values().next().unwrap().controller,
         "0000:00:02.0"
     );
     host.plug(image.path(), "/dev/xvda", &["--controller", "scsi0"])
@@ -280,7 +280,7 @@ async fn a_repeat_finds_the_volume_on_the_controller_that_it_is_on() {
 }
 
 #[tokio::test]
-async fn a_socket_that_another_client_holds_is_told_within_three_seconds() {
+async fn a_socket_held_by_another_client_is_reported_within_three_seconds() {
     let mut host = Host::boot().await;
     let deadline = host_trigger::Deadline::after(Duration::from_secs(10));
     let held = block_volume_qmp::Qmp::connect(host.path("vm/s1/qmp.sock"), deadline).await.unwrap();
@@ -295,7 +295,7 @@ async fn a_socket_that_another_client_holds_is_told_within_three_seconds() {
 }
 
 #[tokio::test]
-async fn a_stopped_qemu_is_a_time_out_and_no_other_client() {
+async fn a_stopped_qemu_is_reported_as_a_timeout_and_not_as_another_client() {
     let host = Host::boot().await;
     let pid = Pid::from_raw(i32::try_from(host.qemu.id()).unwrap());
     kill(pid, Signal::SIGSTOP).unwrap();
@@ -306,7 +306,7 @@ async fn a_stopped_qemu_is_a_time_out_and_no_other_client() {
 }
 
 #[tokio::test]
-async fn what_is_not_qemu_is_told_by_its_kind() {
+async fn another_hypervisor_and_a_missing_qemu_have_their_own_reasons() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
     fs::write(host.path("sbs/s1/persist.json"), r#"{"HypervisorState":{"Type":"clh"}}"#).unwrap();
@@ -334,12 +334,12 @@ async fn what_is_not_qemu_is_told_by_its_kind() {
 #[case(&["stats"])]
 #[case(&["repair"])]
 #[tokio::test]
-async fn who_may_not_look_is_told_so(#[case] verb: &[&str]) {
+async fn a_user_without_permission_gets_the_reason_denied(#[case] verb: &[&str]) {
     let host = Host::boot().await;
     fs::set_permissions(host.path("vm"), fs::Permissions::from_mode(0o700)).unwrap();
     fs::set_permissions(host.path("sbs"), fs::Permissions::from_mode(0o700)).unwrap();
     fs::set_permissions(host.path(""), fs::Permissions::from_mode(0o755)).unwrap();
-    // The binary has to be where anybody can run it.
+    // The program must be where every user can run it.
     let binary = common::public_copy();
     let mut command = tokio::process::Command::new(binary.path().join("ecr-runtime"));
     command.arg("--run-dir").arg(host.path("")).arg("block-volume").args(verb);

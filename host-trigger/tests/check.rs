@@ -1,12 +1,12 @@
-//! `check` against a real QEMU: what is well, each thing that is not, with its exit status and way
-//! out; and that it changes nothing.
+//! `check` against a real QEMU: checks that pass, and each problem with its exit status and remedy.
+//! Nothing is changed.
 
 mod common;
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
 use common::{
-    Host, Ran,
+    Host, RunOutput,
     volume::{Image, Loop},
 };
 use host_trigger::checked::{Checked, Finding, Status};
@@ -14,13 +14,13 @@ use rstest::rstest;
 
 const MIB: u64 = 1 << 20;
 
-async fn check(host: &Host, more: &[&str]) -> (Ran, Checked) {
+async fn check(host: &Host, more: &[&str]) -> (RunOutput, Checked) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ecr-runtime"));
     command.arg("--run-dir").arg(host.path("")).args(["check", "--output", "json"]).args(more);
     read(common::run(&mut command).await)
 }
 
-fn read(ran: Ran) -> (Ran, Checked) {
+fn read(ran: RunOutput) -> (RunOutput, Checked) {
     let checked: Checked =
         serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:?}"));
     assert_eq!(ran.exit_code, Some(checked.exit_code().into()), "{ran:?}");
@@ -33,7 +33,7 @@ fn named<'a>(checked: &'a Checked, name: &str) -> &'a Finding {
     found.unwrap_or_else(|| panic!("no {name} in {:#?}", checked.checks))
 }
 
-const OF_A_SANDBOX: [&str; 16] = [
+const SANDBOX_CHECKS: [&str; 16] = [
     "sandbox",
     "lock",
     "qmp",
@@ -53,10 +53,10 @@ const OF_A_SANDBOX: [&str; 16] = [
 ];
 
 #[tokio::test]
-async fn a_sandbox_is_looked_at_and_left_as_it_is() {
+async fn a_check_of_a_sandbox_changes_nothing() {
     let mut host = Host::boot().await;
-    // Its processor never starts.
-    host.by_hand("cont", serde_json::json!({})).await;
+    // QEMU is started with its CPU stopped.
+    host.execute("cont", serde_json::json!({})).await;
     let (device, image) = (Loop::of(MIB), Image::of(MIB));
     host.plug(device.path(), "/dev/xvda", &[]).await.report();
     host.plug(image.path(), "/dev/xvdb", &[]).await.report();
@@ -64,7 +64,7 @@ async fn a_sandbox_is_looked_at_and_left_as_it_is() {
     let (ran, checked) = check(&host, &["--sandbox", "s"]).await;
     assert_eq!((ran.exit_code, checked.sandbox.as_deref()), (Some(0), Some("s1")), "{ran:?}");
     let names: Vec<_> = checked.checks.iter().map(|finding| finding.name.as_str()).collect();
-    assert!(names.ends_with(&OF_A_SANDBOX), "{names:?}");
+    assert!(names.ends_with(&SANDBOX_CHECKS), "{names:?}");
     assert_eq!(named(&checked, "volumes").found, "2 plugged");
     assert_eq!(named(&checked, "addresses").found, "16318 of 16320 SCSI addresses are free");
     assert_eq!(named(&checked, "controller").found, "scsi0 at 0000:00:01.0");
@@ -85,7 +85,7 @@ async fn a_sandbox_is_looked_at_and_left_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_node_without_a_sandbox_is_looked_at() {
+async fn a_host_is_checked_without_a_sandbox() {
     let host = Host::boot().await;
     let (ran, checked) = check(&host, &[]).await;
     assert_eq!((ran.exit_code, checked.sandbox.as_deref()), (Some(0), None), "{ran:?}");
@@ -112,7 +112,7 @@ async fn a_node_without_a_sandbox_is_looked_at() {
 }
 
 #[tokio::test]
-async fn a_socket_that_another_client_holds_is_a_problem_with_the_lines_that_make_another() {
+async fn a_socket_held_by_another_client_is_a_problem_whose_remedy_adds_another_socket() {
     let host = Host::boot().await;
     let deadline = host_trigger::Deadline::after(std::time::Duration::from_secs(10));
     let _held =
@@ -121,7 +121,7 @@ async fn a_socket_that_another_client_holds_is_a_problem_with_the_lines_that_mak
     assert_eq!(ran.exit_code, Some(13), "{ran:?}");
     let qmp = named(&checked, "qmp");
     assert!(qmp.way_out.iter().any(|line| line == "extra_monitor_socket = \"qmp\""), "{qmp:?}");
-    // The guest is looked at all the same.
+    // The guest is checked anyway.
     assert_eq!(named(&checked, "plugin").status, Status::Ok);
 }
 
@@ -132,14 +132,14 @@ async fn a_socket_that_another_client_holds_is_a_problem_with_the_lines_that_mak
 #[case::no_container(&["-device", "virtio-scsi-pci,id=scsi0"], &["--sandbox", "s1", "--container", "c9"], "containers", 3)]
 #[case::no_agent(&["-device", "virtio-scsi-pci,id=scsi0"], &["--sandbox", "s1", "--agent", "unix:///nonexistent"], "plugin", 14)]
 #[tokio::test]
-async fn each_problem_has_the_exit_status_of_the_hot_plug_that_it_would_end(
+async fn each_problem_has_the_exit_status_with_which_a_hot_plug_would_fail(
     #[case] devices: &[&str],
     #[case] more: &[&str],
     #[case] name: &str,
     #[case] exit_code: u8,
 ) {
     let mut host = Host::boot_with(devices).await;
-    host.by_hand("cont", serde_json::json!({})).await;
+    host.execute("cont", serde_json::json!({})).await;
     let before = host.snapshot().await;
     let (ran, checked) = check(&host, more).await;
     let finding = named(&checked, name);
@@ -153,21 +153,21 @@ async fn a_stopped_vm_an_old_agent_and_a_refusing_guest_are_problems() {
     let host = Host::boot().await;
     let (ran, checked) = check(&host, &["--sandbox", "s1"]).await;
     assert_eq!((ran.exit_code, named(&checked, "vm").exit_code), (Some(7), 7), "{ran:?}");
-    *host.guest.api_level.lock().unwrap() = 2;
+    *host.agent.api_level.lock().unwrap() = 2;
     assert_eq!(named(&check(&host, &["--sandbox", "s1"]).await.1, "plugin").exit_code, 12);
-    *host.guest.api_level.lock().unwrap() = 1;
-    *host.guest.probe_failure.lock().unwrap() =
+    *host.agent.api_level.lock().unwrap() = 1;
+    *host.agent.probe_failure.lock().unwrap() =
         Some(block_volume_api::block_volume::Reason::REASON_DENIED);
     assert_eq!(named(&check(&host, &["--sandbox", "s1"]).await.1, "plugin").exit_code, 9);
-    host.guest.stop().await;
-    host.guest.start_without_plugin().await;
+    host.agent.stop().await;
+    host.agent.start_without_plugin().await;
     assert_eq!(named(&check(&host, &["--sandbox", "s1"]).await.1, "plugin").exit_code, 10);
 }
 
 #[tokio::test]
-async fn few_descriptors_and_a_run_that_has_the_lock_are_told() {
+async fn few_descriptors_and_a_run_that_holds_the_lock_are_reported() {
     let mut host = Host::boot().await;
-    host.by_hand("cont", serde_json::json!({})).await;
+    host.execute("cont", serde_json::json!({})).await;
     let (_, checked) = check(&host, &["--sandbox", "s1"]).await;
     assert!(
         named(&checked, "descriptors")
@@ -199,9 +199,9 @@ async fn few_descriptors_and_a_run_that_has_the_lock_are_told() {
 
 #[cfg(feature = "fault")]
 #[tokio::test]
-async fn what_a_killed_run_left_is_told() {
+async fn leftovers_of_a_killed_run_are_reported() {
     let mut host = Host::boot().await;
-    host.by_hand("cont", serde_json::json!({})).await;
+    host.execute("cont", serde_json::json!({})).await;
     let volume = Loop::of(MIB);
     let mut command = host.command(&[(volume.path(), "/dev/xvda")], &[]);
     common::run(command.env("ECR_RUNTIME_FAULT", "after-device-add=kill")).await;
@@ -217,7 +217,7 @@ async fn what_a_killed_run_left_is_told() {
 }
 
 #[tokio::test]
-async fn who_has_no_rights_is_told_so() {
+async fn a_user_without_permission_gets_a_problem_and_its_remedy() {
     let host = Host::boot().await;
     fs::set_permissions(host.path(""), fs::Permissions::from_mode(0o700)).unwrap();
     let binary = common::public_copy();

@@ -1,5 +1,5 @@
-//! A run that is killed after any of its steps leaves what the same command completes. Needs fail
-//! points: `cargo test -p host-trigger --features fault --test crash`.
+//! A run that is killed after any of its steps is completed by the same command. Needs fail points:
+//! `cargo test -p host-trigger --features fault --test crash`.
 
 #![cfg(feature = "fault")]
 
@@ -7,7 +7,7 @@ mod common;
 
 use common::{
     Host,
-    guest::Behaviour,
+    fake_agent::OnAttach,
     run,
     volume::{Image, Loop},
 };
@@ -22,7 +22,7 @@ const MIB: u64 = 1 << 20;
 
 #[rstest]
 #[tokio::test]
-async fn a_killed_run_is_completed_by_the_same_command(
+async fn a_killed_hot_plug_is_completed_by_the_same_command(
     #[values(
         "after-probe",
         "after-add-fd",
@@ -46,7 +46,7 @@ async fn a_killed_run_is_completed_by_the_same_command(
     let again = run(&mut host.command(&volumes, &[])).await.report();
     let expected = if point == "after-outcome" { Outcome::Unchanged } else { Outcome::Attached };
     assert_eq!(again.result, expected);
-    assert_eq!(host.guest.attached_paths(), ["/dev/xvda", "/dev/xvdb"]);
+    assert_eq!(host.agent.attached_paths(), ["/dev/xvda", "/dev/xvdb"]);
     let snapshot = host.snapshot().await;
     assert_eq!(snapshot["query-fdsets"].as_array().unwrap().len(), 2);
     assert_eq!(snapshot["query-named-block-nodes"].as_array().unwrap().len(), 4);
@@ -54,7 +54,7 @@ async fn a_killed_run_is_completed_by_the_same_command(
 
 #[rstest]
 #[tokio::test]
-async fn a_run_that_fails_after_a_step_leaves_nothing(
+async fn a_hot_plug_that_fails_after_a_step_leaves_nothing(
     #[values(
         "after-add-fd",
         "after-blockdev-add",
@@ -71,14 +71,14 @@ async fn a_run_that_fails_after_a_step_leaves_nothing(
     let failed = run(command.env("ECR_RUNTIME_FAULT", format!("{point}=error"))).await;
     failed.assert_fails("fail_point", 1);
     assert_eq!(host.snapshot().await, before);
-    assert!(host.guest.attached_paths().is_empty());
+    assert!(host.agent.attached_paths().is_empty());
     assert!(!volume.is_claimed());
 }
 
 #[tokio::test]
-async fn another_serial_than_the_guest_is_told_of_can_be_given_to_qemu() {
+async fn a_fail_point_gives_qemu_another_serial_than_the_guest() {
     let mut host = Host::boot().await;
-    host.guest.behave(Behaviour::Works);
+    host.agent.set_on_attach(OnAttach::Succeeds);
     let image = Image::of(MIB);
     let mut command = host.command(&[(image.path(), "/dev/xvda")], &[]);
     let report = run(command.env("ECR_RUNTIME_FAULT", "device-serial=value:other")).await.report();
@@ -86,11 +86,11 @@ async fn another_serial_than_the_guest_is_told_of_can_be_given_to_qemu() {
     let serial =
         host.query("qom-get", serde_json::json!({"path": path, "property": "serial"})).await;
     assert_eq!(serial, "other");
-    assert!(host.guest.attachment(&report.volumes[0].id).is_some());
+    assert!(host.agent.attachment(&report.volumes[0].id).is_some());
 }
 
 #[tokio::test]
-async fn a_signal_in_the_middle_of_a_command_is_obeyed_after_the_undo() {
+async fn a_signal_during_a_qmp_command_takes_effect_after_the_rollback() {
     use nix::{sys::signal, unistd::Pid};
     let mut host = Host::boot().await;
     let before = host.snapshot().await;
@@ -101,8 +101,8 @@ async fn a_signal_in_the_middle_of_a_command_is_obeyed_after_the_undo() {
     let run = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
     let qemu = Pid::from_raw(i32::try_from(host.qemu.id()).unwrap());
     status_becomes(run, |status| status.contains("State:\tT")).await;
-    // When the run goes on, it sends its next command to a QEMU that doesn't answer, and finds the
-    // signal.
+    // When the run continues, it sends its next command to a QEMU that does not reply, and receives
+    // the signal.
     signal::kill(qemu, signal::SIGSTOP).unwrap();
     signal::kill(run, signal::SIGTERM).unwrap();
     signal::kill(run, signal::SIGCONT).unwrap();
@@ -114,7 +114,7 @@ async fn a_signal_in_the_middle_of_a_command_is_obeyed_after_the_undo() {
     assert!(!volume.is_claimed());
 }
 
-/// Waits until `/proc/PID/status` of a process is as it shall be.
+/// Waits until `/proc/PID/status` of a process meets `condition`.
 async fn status_becomes(process: nix::unistd::Pid, condition: impl Fn(&str) -> bool) {
     let deadline = host_trigger::Deadline::after(std::time::Duration::from_secs(30));
     let file = format!("/proc/{process}/status");
@@ -128,11 +128,11 @@ async fn status_becomes(process: nix::unistd::Pid, condition: impl Fn(&str) -> b
     }
 }
 
-/// A run that is killed after any step of an unplug is listed as incomplete, and completed by the
-/// same command.
+/// After a kill at any step of a hot-unplug the volume is listed as incomplete, and the same
+/// command completes the removal.
 #[rstest]
 #[tokio::test]
-async fn a_killed_unplug_is_completed_by_the_same_command(
+async fn a_killed_hot_unplug_is_completed_by_the_same_command(
     #[values("after-detach", "remove-after-device-del", "remove-after-blockdev-del")] point: &str,
 ) {
     let mut host = Host::boot().await;
@@ -151,10 +151,10 @@ async fn a_killed_unplug_is_completed_by_the_same_command(
     assert!(!device.is_claimed());
 }
 
-/// What a killed plug left is taken away by an unplug.
+/// A hot-unplug removes what a killed hot-plug left.
 #[rstest]
 #[tokio::test]
-async fn a_killed_plug_is_listed_and_unplugged(
+async fn a_killed_hot_plug_is_listed_and_can_be_unplugged(
     #[values(
         "after-add-fd",
         "after-blockdev-add",
@@ -178,13 +178,13 @@ async fn a_killed_plug_is_listed_and_unplugged(
     let unplug = if by_id { &named } else { &["--device-path", "/dev/xvda"] };
     assert_eq!(host.verb("hot-unplug", unplug).await.report().result, Outcome::Detached);
     assert_eq!(host.snapshot().await, clean);
-    assert!(host.guest.attached_paths().is_empty() && !device.is_claimed());
+    assert!(host.agent.attached_paths().is_empty() && !device.is_claimed());
 }
 
-/// What a killed plug left is completed where the guest had done its part, and else undone.
+/// Repair completes a killed hot-plug if the guest had done its part, and rolls it back otherwise.
 #[rstest]
 #[tokio::test]
-async fn a_killed_plug_is_repaired(
+async fn a_killed_hot_plug_is_repaired(
     #[values(
         "after-add-fd",
         "after-blockdev-add",
@@ -207,19 +207,19 @@ async fn a_killed_plug_is_repaired(
     assert_eq!(host.snapshot().await, before);
     let repaired = host.verb("repair", &[]).await.repaired();
     let attached = matches!(point, "after-attach" | "after-outcome");
-    let (result, did, outlook) = match point {
+    let (result, did, would_do) = match point {
         "after-attach" => (Whole::Repaired, Did::Completed, Did::WouldComplete),
         "after-outcome" => (Whole::Unchanged, Did::Kept, Did::Kept),
         _ => (Whole::Repaired, Did::Undone, Did::WouldUndo),
     };
     let now = if attached { Now::Attached } else { Now::Gone };
-    let told = &repaired.volumes[0];
+    let volume = &repaired.volumes[0];
     assert_eq!(
-        (repaired.result, repaired.volumes.len(), told.did, told.now),
+        (repaired.result, repaired.volumes.len(), volume.did, volume.now),
         (result, 1, did, now)
     );
-    assert_eq!((told.container.as_str(), told.device_path.as_str()), ("c1", "/dev/xvda"));
-    assert_eq!((would.volumes[0].did, would.volumes[0].now), (outlook, now));
+    assert_eq!((volume.container.as_str(), volume.device_path.as_str()), ("c1", "/dev/xvda"));
+    assert_eq!((would.volumes[0].did, would.volumes[0].now), (would_do, now));
     assert_eq!(device.is_claimed(), attached);
     if attached {
         assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Attached);
@@ -227,14 +227,14 @@ async fn a_killed_plug_is_repaired(
         assert_eq!(same.result, Outcome::Unchanged);
     } else {
         assert_eq!(host.snapshot().await, clean);
-        assert!(host.guest.attached_paths().is_empty());
+        assert!(host.agent.attached_paths().is_empty());
     }
     assert_eq!(host.verb("repair", &[]).await.repaired().result, Whole::Unchanged);
 }
 
 #[rstest]
 #[tokio::test]
-async fn a_killed_unplug_is_completed_by_repair(
+async fn a_killed_hot_unplug_is_completed_by_repair(
     #[values(
         "before-detach",
         "after-detach",
@@ -260,8 +260,8 @@ async fn a_killed_unplug_is_completed_by_repair(
         }
         "after-remove" => assert!(repaired.volumes.is_empty()),
         _ => {
-            let told = &repaired.volumes[0];
-            assert_eq!((told.did, told.now), (Did::Completed, Now::Gone), "{told:?}");
+            let volume = &repaired.volumes[0];
+            assert_eq!((volume.did, volume.now), (Did::Completed, Now::Gone), "{volume:?}");
         }
     }
     if point != "before-detach" {
@@ -270,10 +270,10 @@ async fn a_killed_unplug_is_completed_by_repair(
     }
 }
 
-/// Repair goes by what is there, so that it can be killed itself.
+/// Repair decides by what it finds, so it can be killed itself.
 #[rstest]
 #[tokio::test]
-async fn a_killed_repair_is_completed_by_a_repair(
+async fn a_killed_repair_is_completed_by_the_next_repair(
     #[values(
         "before-detach",
         "after-detach",
@@ -295,9 +295,9 @@ async fn a_killed_repair_is_completed_by_a_repair(
     assert!(!device.is_claimed());
 }
 
-/// The connection to QEMU may end, or time out, at any moment: what is there then decides.
+/// The connection to QEMU may end or time out at any moment. Then a query of QEMU is decisive.
 #[tokio::test]
-async fn an_event_that_nobody_heard_is_made_up_for_by_looking() {
+async fn a_missed_event_is_made_up_for_by_a_query() {
     let mut host = Host::boot().await;
     let clean = host.snapshot().await;
     let image = Image::of(MIB);
@@ -305,10 +305,10 @@ async fn an_event_that_nobody_heard_is_made_up_for_by_looking() {
     let mut command = host.verb_command("hot-unplug", &["--volume", &id]);
     let command = command.env("ECR_RUNTIME_FAULT", "after-detach=delay:500");
     let (ran, ()) = tokio::join!(run(command), async {
-        // The run has read its registry; the device goes by another hand.
-        host.guest.asked.notified().await;
-        host.guest.asked.notified().await;
-        host.by_hand("device_del", serde_json::json!({"id": format!("ecrblk-{id}")})).await;
+        // The run has read the inventory; another client removes the device.
+        host.agent.request_received.notified().await;
+        host.agent.request_received.notified().await;
+        host.execute("device_del", serde_json::json!({"id": format!("ecrblk-{id}")})).await;
         host.await_event("DEVICE_DELETED").await;
     });
     assert_eq!(ran.report().result, Outcome::Detached);

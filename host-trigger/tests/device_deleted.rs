@@ -1,8 +1,8 @@
-//! The removal from a QEMU that tells of it in every order there is: `DEVICE_DELETED` early, late,
-//! twice, by its path alone, or never. A real QEMU sends one event, some fifty milliseconds after
-//! its answer.
+//! The removal of a device from a QEMU that sends `DEVICE_DELETED` early, late, twice, with the
+//! path only, or never. A real QEMU sends one event, some fifty milliseconds after its reply.
 
-mod common;
+#[path = "../qmp/tests/common/scripted_peer.rs"]
+mod scripted_peer;
 
 use std::{
     sync::{Arc, Mutex},
@@ -10,24 +10,25 @@ use std::{
 };
 
 use block_volume_qmp::{Qmp, QmpError};
-use common::peer::{Peer, scripted};
 use host_trigger::{
     Deadline, Error,
     undo::{self, Whose},
     volume::VolumeId,
 };
 use rstest::rstest;
+use scripted_peer::ScriptedPeer;
 use serde_json::{Value, json};
 
 const ID: &str = "0123456789abcdef";
 const LATE: Duration = Duration::from_millis(300);
 
+/// When and how QEMU sends `DEVICE_DELETED`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tells {
+enum Event {
     Early,
     Late,
     Twice,
-    ByPathAlone,
+    WithPathOnly,
     AfterOthers,
     Never,
 }
@@ -39,44 +40,45 @@ fn deleted(data: &Value) -> String {
     )
 }
 
-fn ours() -> String {
+/// The event of our device.
+fn ours_deleted() -> String {
     let device = format!("ecrblk-{ID}");
     deleted(&json!({"device": device, "path": format!("/machine/peripheral/{device}")}))
 }
 
-async fn tell(peer: &mut Peer, command: &Value, tells: Tells) {
+async fn reply_to_device_del(peer: &mut ScriptedPeer, command: &Value, event: Event) {
     let path = format!("/machine/peripheral/ecrblk-{ID}");
-    if tells == Tells::Early {
-        peer.send(&ours()).await;
+    if event == Event::Early {
+        peer.send(&ours_deleted()).await;
     }
-    peer.answer(command, json!({})).await;
-    match tells {
-        Tells::Early | Tells::Never => {}
-        Tells::Late => {
+    peer.reply(command, json!({})).await;
+    match event {
+        Event::Early | Event::Never => {}
+        Event::Late => {
             tokio::time::sleep(LATE).await;
-            peer.send(&ours()).await;
+            peer.send(&ours_deleted()).await;
         }
-        Tells::Twice => {
-            peer.send(&ours()).await;
-            peer.send(&ours()).await;
+        Event::Twice => {
+            peer.send(&ours_deleted()).await;
+            peer.send(&ours_deleted()).await;
         }
-        Tells::ByPathAlone => peer.send(&deleted(&json!({"path": path}))).await,
-        Tells::AfterOthers => {
+        Event::WithPathOnly => peer.send(&deleted(&json!({"path": path}))).await,
+        Event::AfterOthers => {
             peer.send(&deleted(
                 &json!({"device": "ecrblk-other", "path": "/machine/peripheral/ecrblk-other"}),
             ))
             .await;
             peer.send(&deleted(&json!({"path": format!("{path}/child[0]")}))).await;
             tokio::time::sleep(LATE).await;
-            peer.send(&ours()).await;
+            peer.send(&ours_deleted()).await;
         }
     }
 }
 
-/// Removes a volume from a QEMU that `tells`, and has the device after `device_del` if it `stays`.
-/// Returns the commands that change something, and how long it took.
+/// Removes a volume from a QEMU that sends `event`. The device stays in QEMU after `device_del` if
+/// `stays`. Returns the result, the commands that change something, and how long it took.
 async fn remove(
-    tells: Tells,
+    event: Event,
     stays: bool,
     limit: Duration,
 ) -> (Result<(), Error>, Vec<String>, Duration) {
@@ -84,7 +86,7 @@ async fn remove(
     let path = directory.path().join("q");
     let commands = Arc::new(Mutex::new(Vec::new()));
     let seen = commands.clone();
-    scripted(&path, async move |mut peer| {
+    scripted_peer::start(&path, async move |mut peer| {
         let mut device = true;
         loop {
             let command = peer.command().await;
@@ -95,19 +97,19 @@ async fn remove(
             match name.as_str() {
                 "device_del" => {
                     device = stays;
-                    tell(&mut peer, &command, tells).await;
+                    reply_to_device_del(&mut peer, &command, event).await;
                 }
                 "qom-list" if device => {
                     let ours = json!([{"name": format!("ecrblk-{ID}"), "type": "child<scsi-hd>"}]);
-                    peer.answer(&command, ours).await;
+                    peer.reply(&command, ours).await;
                 }
                 "query-named-block-nodes" => {
                     let node =
                         json!([{"node-name": format!("ecrblk-{ID}-n"), "image": {"virtual-size": 1024}}]);
-                    peer.answer(&command, node).await;
+                    peer.reply(&command, node).await;
                 }
-                "blockdev-del" => peer.answer(&command, json!({})).await,
-                _ => peer.answer(&command, json!([])).await,
+                "blockdev-del" => peer.reply(&command, json!({})).await,
+                _ => peer.reply(&command, json!([])).await,
             }
         }
     })
@@ -121,27 +123,30 @@ async fn remove(
 }
 
 #[rstest]
-#[case(Tells::Early, false)]
-#[case(Tells::Late, true)]
-#[case(Tells::Twice, false)]
-#[case(Tells::ByPathAlone, false)]
-#[case(Tells::AfterOthers, true)]
+#[case(Event::Early, false)]
+#[case(Event::Late, true)]
+#[case(Event::Twice, false)]
+#[case(Event::WithPathOnly, false)]
+#[case(Event::AfterOthers, true)]
 #[tokio::test]
-async fn the_node_goes_when_the_device_is_gone(#[case] tells: Tells, #[case] late: bool) {
-    let (removed, commands, took) = remove(tells, false, Duration::from_secs(8)).await;
+async fn the_block_node_is_removed_when_the_device_is_gone(
+    #[case] event: Event,
+    #[case] late: bool,
+) {
+    let (removed, commands, took) = remove(event, false, Duration::from_secs(8)).await;
     removed.unwrap();
     assert_eq!(commands, ["device_del", "blockdev-del"]);
-    assert_eq!(took >= LATE, late, "{tells:?}: {took:?}");
-    assert!(took < Duration::from_secs(4), "{tells:?}: {took:?}");
+    assert_eq!(took >= LATE, late, "{event:?}: {took:?}");
+    assert!(took < Duration::from_secs(4), "{event:?}: {took:?}");
 }
 
 #[rstest]
 #[case::gone(false)]
-#[case::there(true)]
+#[case::present(true)]
 #[tokio::test]
-async fn without_an_event_what_counts_is_whether_the_device_is_there(#[case] stays: bool) {
-    // QEMU is asked when half the time is over.
-    let (removed, commands, _) = remove(Tells::Never, stays, Duration::from_secs(1)).await;
+async fn without_an_event_the_list_of_devices_is_decisive(#[case] stays: bool) {
+    // QEMU is queried after half of the time.
+    let (removed, commands, _) = remove(Event::Never, stays, Duration::from_secs(1)).await;
     if stays {
         assert!(matches!(removed, Err(Error::Qmp(QmpError::TimedOut { .. }))), "{removed:?}");
         assert_eq!(commands, ["device_del"]);

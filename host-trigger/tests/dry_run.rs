@@ -1,5 +1,5 @@
-//! `--dry-run` against a real QEMU: the same refusals as without it, a word on what would be done,
-//! and nothing done.
+//! `--dry-run` against a real QEMU: it fails as the real run would, reports what would be done, and
+//! changes nothing.
 
 mod common;
 
@@ -13,14 +13,14 @@ use host_trigger::output::Outcome;
 const MIB: u64 = 1 << 20;
 const C1: [&str; 5] = ["--container", "c1", "--device-path", "/dev/xvda", "--dry-run"];
 
-/// The guest was only looked at.
-fn assert_untouched(host: &Host, attached: &[&str]) {
-    assert_eq!(host.guest.attached_paths(), attached);
-    assert!(host.guest.detached.lock().unwrap().is_empty());
+/// Asserts that nothing was attached or detached in the guest.
+fn assert_guest_unchanged(host: &Host, attached: &[&str]) {
+    assert_eq!(host.agent.attached_paths(), attached);
+    assert!(host.agent.detached.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
-async fn a_plug_is_said_and_not_done() {
+async fn a_hot_plug_is_reported_and_not_done() {
     let mut host = Host::boot().await;
     let clean = host.snapshot().await;
     let device = Loop::of(MIB);
@@ -34,22 +34,22 @@ async fn a_plug_is_said_and_not_done() {
     );
     assert_eq!(host.snapshot().await, clean);
     assert!(!device.is_claimed());
-    assert_untouched(&host, &[]);
+    assert_guest_unchanged(&host, &[]);
 
     let real = host.plug(device.path(), "/dev/xvda", &[]).await.report();
     assert_eq!(real.volumes[0].id, volume.id);
     let plugged = host.snapshot().await;
     let same = host.plug(device.path(), "/dev/xvda", &["--dry-run"]).await.report();
     assert_eq!((same.result, &same.volumes[0].node), (Outcome::Unchanged, &real.volumes[0].node));
-    host.guest.nodes_lost.lock().unwrap().push("/dev/xvda".into());
+    host.agent.lost_nodes.lock().unwrap().push("/dev/xvda".into());
     let again = host.plug(device.path(), "/dev/xvda", &["--dry-run"]).await.report();
     assert_eq!(again.result, Outcome::WouldAttach);
     assert_eq!(host.snapshot().await, plugged);
-    assert_untouched(&host, &["/dev/xvda"]);
+    assert_guest_unchanged(&host, &["/dev/xvda"]);
 }
 
 #[tokio::test]
-async fn what_would_be_refused_is_refused() {
+async fn a_dry_run_is_refused_if_the_real_run_would_be() {
     let mut host = Host::boot().await;
     let device = Loop::of(MIB);
     host.plug(device.path(), "/dev/xvda", &[]).await.report();
@@ -70,13 +70,13 @@ async fn what_would_be_refused_is_refused() {
     ] {
         host.plug(volume, path, more).await.assert_fails(reason, code);
     }
-    host.guest.taken.lock().unwrap().push("/dev/xvdc".into());
+    host.agent.taken_paths.lock().unwrap().push("/dev/xvdc".into());
     host.plug(other.path(), "/dev/xvdc", &["--dry-run"]).await.assert_fails("path_taken", 4);
-    *host.guest.probe_failure.lock().unwrap() = Some(Reason::REASON_CONTAINER_NOT_RUNNING);
+    *host.agent.probe_failure.lock().unwrap() = Some(Reason::REASON_CONTAINER_NOT_RUNNING);
     host.plug(other.path(), "/dev/xvdd", &["--dry-run"])
         .await
         .assert_fails("container_not_running", 3);
-    *host.guest.probe_failure.lock().unwrap() = None;
+    *host.agent.probe_failure.lock().unwrap() = None;
     for which in [
         ["--container", "c1", "--device-path", "/dev/xvdz"],
         ["--container", "c2", "--device-path", "/dev/xvda"],
@@ -86,11 +86,11 @@ async fn what_would_be_refused_is_refused() {
             .assert_fails("volume_not_found", 3);
     }
     assert_eq!(host.snapshot().await, before);
-    assert_untouched(&host, &["/dev/xvda"]);
+    assert_guest_unchanged(&host, &["/dev/xvda"]);
 }
 
 #[tokio::test]
-async fn a_further_use_is_said_and_not_done() {
+async fn a_further_attachment_is_reported_and_not_made() {
     let mut host = Host::boot().await;
     let device = Loop::of(MIB);
     host.plug(device.path(), "/dev/xvda", &[]).await.report();
@@ -98,11 +98,11 @@ async fn a_further_use_is_said_and_not_done() {
     let would = host.plug(device.path(), "/dev/xvdb", &["--shared", "--dry-run"]).await.report();
     assert_eq!((would.result, would.volumes[0].shared), (Outcome::WouldAttach, true));
     assert_eq!(host.snapshot().await, before);
-    assert_untouched(&host, &["/dev/xvda"]);
+    assert_guest_unchanged(&host, &["/dev/xvda"]);
 }
 
 #[tokio::test]
-async fn an_unplug_is_said_and_not_done() {
+async fn a_hot_unplug_is_reported_and_not_done() {
     let mut host = Host::boot().await;
     let device = Loop::of(MIB);
     let id = host.plug(device.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
@@ -113,19 +113,19 @@ async fn an_unplug_is_said_and_not_done() {
     let unknown =
         host.verb("hot-unplug", &["--volume", "0123456789abcdef", "--dry-run"]).await.report();
     assert_eq!(unknown.result, Outcome::Unchanged);
-    host.guest.held.lock().unwrap().push("dd".into());
+    host.agent.holder_commands.lock().unwrap().push("dd".into());
     let busy = host.verb("hot-unplug", &C1).await;
     busy.assert_fails("busy", 5);
     assert!(busy.stdout.contains("dd"), "{busy:?}");
     let forced = host.verb("hot-unplug", &[&C1[..], &["--force"]].concat()).await.report();
     assert_eq!((forced.result, forced.broke.len()), (Outcome::WouldDetach, 1));
     assert_eq!(host.snapshot().await, before);
-    assert_untouched(&host, &["/dev/xvda"]);
+    assert_guest_unchanged(&host, &["/dev/xvda"]);
 }
 
 #[cfg(feature = "fault")]
 #[tokio::test]
-async fn what_a_killed_run_left_is_left() {
+async fn leftovers_of_a_killed_run_stay() {
     let mut host = Host::boot().await;
     let device = Loop::of(MIB);
     let mut command = host.command(&[(device.path(), "/dev/xvda")], &[]);
@@ -135,11 +135,11 @@ async fn what_a_killed_run_left_is_left() {
     assert_eq!(would.result, Outcome::WouldAttach);
     assert_eq!(host.verb("hot-unplug", &C1).await.report().result, Outcome::WouldDetach);
     assert_eq!(host.snapshot().await, left);
-    assert_untouched(&host, &["/dev/xvda"]);
+    assert_guest_unchanged(&host, &["/dev/xvda"]);
 }
 
 #[tokio::test]
-async fn people_read_what_would_be_done() {
+async fn the_text_output_says_what_would_be_done() {
     let host = Host::boot().await;
     let device = Loop::of(MIB);
     let call = async |verb: &str, more: &[&str]| {

@@ -1,10 +1,10 @@
-//! The verb against a real QEMU: what is plugged, what a repeat says, how it is told.
+//! `hot-plug` against a real QEMU: what is plugged, what a repeated call does, and the output.
 
 mod common;
 
 use common::{
     Host,
-    guest::Behaviour,
+    fake_agent::OnAttach,
     records, run,
     volume::{Image, Loop},
 };
@@ -35,7 +35,7 @@ async fn a_loop_device_is_plugged_claimed_and_recorded() {
     );
     assert!(volume.is_claimed());
 
-    let attachment = host.guest.attachment(&plugged.id).unwrap();
+    let attachment = host.agent.attachment(&plugged.id).unwrap();
     assert_eq!(attachment.controller, "0000:00:01.0");
     assert_eq!((attachment.uid, attachment.gid, attachment.mode), (7, 0, 0o600));
     assert_eq!(attachment.address.target, plugged.scsi.target);
@@ -76,7 +76,7 @@ async fn a_loop_device_is_plugged_claimed_and_recorded() {
 }
 
 #[tokio::test]
-async fn the_stages_are_told_in_order() {
+async fn the_stages_are_reported_in_order() {
     let host = Host::boot().await;
     let image = Image::of(MIB);
     let report = host.plug(image.path(), "/dev/xvda", &[]).await.report();
@@ -122,22 +122,22 @@ async fn a_repeat_is_unchanged_and_other_options_conflict() {
     let second = Image::of(MIB);
     host.plug(second.path(), "/dev/xvda", &[]).await.assert_fails("path_taken", 4);
     assert_eq!(host.snapshot().await, before);
-    assert_eq!(host.guest.attached_paths(), ["/dev/xvda"]);
+    assert_eq!(host.agent.attached_paths(), ["/dev/xvda"]);
 }
 
 #[tokio::test]
-async fn what_the_guest_lost_is_completed_by_a_repeat() {
+async fn what_the_guest_lost_is_restored_by_a_repeated_hot_plug() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
     let first = host.plug(image.path(), "/dev/xvda", &[]).await.report();
-    host.guest.attached.lock().unwrap().clear();
+    host.agent.attached.lock().unwrap().clear();
     let second = host.plug(image.path(), "/dev/xvda", &[]).await.report();
     assert_eq!((second.result, &second.volumes[0].id), (Outcome::Attached, &first.volumes[0].id));
     assert_eq!(records(&host.snapshot().await).len(), 2);
 }
 
 #[tokio::test]
-async fn a_device_with_blocks_of_4096_bytes_is_one_in_the_guest() {
+async fn a_device_with_4096_byte_blocks_has_them_in_the_guest() {
     let mut host = Host::boot().await;
     let volume = Loop::with(MIB, &["--sector-size", "4096"]);
     let report = host.plug(volume.path(), "/dev/xvda", &[]).await.report();
@@ -168,26 +168,26 @@ async fn sixteen_volumes_of_one_call_are_all_plugged_or_none() {
     let volumes: Vec<_> =
         images.iter().map(Image::path).zip(paths.iter().map(String::as_str)).collect();
 
-    host.guest.behave(Behaviour::TellsFewer);
+    host.agent.set_on_attach(OnAttach::ReportsFewerVolumes);
     run(&mut host.command(&volumes, &[])).await.assert_fails("agent_answer", 1);
     assert_eq!(host.snapshot().await, before);
-    assert!(host.guest.attached_paths().is_empty());
+    assert!(host.agent.attached_paths().is_empty());
 
-    host.guest.behave(Behaviour::Works);
+    host.agent.set_on_attach(OnAttach::Succeeds);
     let report = run(&mut host.command(&volumes, &[])).await.report();
     let sizes: Vec<_> = report.volumes.iter().map(|volume| volume.size / MIB).collect();
     assert_eq!(sizes, (1..=16).collect::<Vec<_>>());
-    assert_eq!(host.guest.attached_paths().len(), 16);
+    assert_eq!(host.agent.attached_paths().len(), 16);
     assert_eq!(records(&host.snapshot().await).len(), 32);
 }
 
 #[tokio::test]
-async fn volumes_of_one_call_are_distinct_and_paired() {
+async fn a_call_with_repeated_or_unpaired_volumes_is_refused() {
     let mut host = Host::boot().await;
     let before = host.snapshot().await;
     let (one, two) = (Image::of(MIB), Image::of(MIB));
     let twice = [(one.path(), "/dev/a"), (one.path(), "/dev/b")];
-    // Each of the two sees the other's descriptor, so that either answer is right.
+    // Each of the two sees the other's descriptor, so either reason is right.
     let ran = run(&mut host.command(&twice, &[])).await;
     assert!(["repeated", "source_held"].contains(&ran.failure().error.reason.as_str()), "{ran:?}");
     let same_path = [(one.path(), "/dev/a"), (two.path(), "/dev/a")];
@@ -214,12 +214,12 @@ async fn runs_on_one_sandbox_take_turns() {
 }
 
 #[tokio::test]
-async fn people_get_lines_and_programs_one_object() {
+async fn the_text_output_is_lines_and_the_json_output_one_object() {
     let host = Host::boot().await;
     let image = Image::of(MIB);
     let human = host.plug(image.path(), "/dev/xvda", &["--output", "human"]);
     let usage = human.await;
-    // The flag is there twice, which is a usage error: JSON was asked for as well.
+    // The option is given twice (the first one asks for JSON), which is a usage error.
     usage.assert_fails("usage", 2);
 
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ecr-runtime"));
@@ -243,7 +243,7 @@ async fn people_get_lines_and_programs_one_object() {
 }
 
 #[tokio::test]
-async fn a_time_out_beyond_the_contracts_is_no_error() {
+async fn a_timeout_beyond_the_limit_of_the_protocol_is_no_error() {
     let host = Host::boot().await;
     host.plug(Image::of(MIB).path(), "/dev/xvda", &["--timeout", "60m"]).await.report();
 }
@@ -263,12 +263,12 @@ async fn a_path_that_is_not_utf8_is_plugged_and_reported() {
     again.assert_fails("usage", 2);
 }
 
-/// The shim's word on the agent's address counts, whatever is noted on disk.
+/// The agent's address from the shim takes precedence over the one in `persist.json`.
 #[tokio::test]
-async fn a_state_file_that_is_out_of_date_does_no_harm() {
+async fn an_outdated_state_file_is_ignored() {
     let host = Host::boot().await;
     let silent = host.path("silent.sock");
-    // Accepted by the kernel, never read.
+    // The kernel accepts the connection; no process reads from it.
     let _listener = std::os::unix::net::UnixListener::bind(&silent).unwrap();
     let state = json!({"AgentState": {"URL": format!("unix://{}", silent.display())}});
     std::fs::write(host.path("sbs/s1/persist.json"), state.to_string()).unwrap();
@@ -278,10 +278,10 @@ async fn a_state_file_that_is_out_of_date_does_no_harm() {
         let (mut stream, _) = shim.accept().await.unwrap();
         let answer =
             format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{address}", address.len());
-        // The request comes in one piece, and a client takes no answer ahead of it.
+        // The request comes in one piece, and a client accepts no response ahead of it.
         assert_ne!(stream.read(&mut [0; 1024]).await.unwrap(), 0);
         stream.write_all(answer.as_bytes()).await.unwrap();
-        // Held open: the client ends it.
+        // Keep the connection open: the client closes it.
         std::future::pending::<()>().await;
     });
     let image = Image::of(MIB);

@@ -1,5 +1,5 @@
-//! A plug that fails against a real QEMU leaves nothing: the guest refuses, lies, hangs or dies, a
-//! signal comes, QEMU ends.
+//! A hot-plug that fails against a real QEMU leaves nothing: the guest refuses, replies wrongly,
+//! hangs or dies, a signal arrives, QEMU ends.
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 use block_volume_api::block_volume::Reason;
 use common::{
     Host,
-    guest::Behaviour,
+    fake_agent::OnAttach,
     records, run, run_and_lose_qemu,
     volume::{Image, Loop},
 };
@@ -27,60 +27,60 @@ const MIB: u64 = 1 << 20;
 #[case(Reason::REASON_UNSUPPORTED, 10)]
 #[case(Reason::REASON_SYSTEM, 1)]
 #[tokio::test]
-async fn a_refusal_of_the_guest_leaves_nothing(#[case] reason: Reason, #[case] exit_code: u8) {
+async fn a_guest_that_refuses_leaves_nothing(#[case] reason: Reason, #[case] exit_code: u8) {
     let mut host = Host::boot().await;
     let before = host.snapshot().await;
     let volume = Loop::of(MIB);
     for undone in [true, false] {
-        host.guest.behave(Behaviour::Fails { reason, undone });
+        host.agent.set_on_attach(OnAttach::Fails { reason, undone });
         let failure = host.plug(volume.path(), "/dev/xvda", &[]).await.failure();
         assert_eq!(failure.error.exit_code, exit_code);
         assert!(!failure.error.message.contains('\u{1b}'), "{failure:?}");
         assert_eq!(host.snapshot().await, before);
         assert!(!volume.is_claimed());
-        // What the guest undid by itself it is not asked to undo.
-        assert_eq!(host.guest.detached.lock().unwrap().is_empty(), undone);
+        // If the guest has rolled back by itself, it is not asked to detach.
+        assert_eq!(host.agent.detached.lock().unwrap().is_empty(), undone);
     }
 }
 
 #[tokio::test]
-async fn an_answer_about_another_disk_is_not_believed() {
+async fn a_reply_about_another_disk_is_rejected() {
     let mut host = Host::boot().await;
     let before = host.snapshot().await;
-    host.guest.behave(Behaviour::TellsAnotherSerial);
+    host.agent.set_on_attach(OnAttach::ReportsAnotherSerial);
     host.plug(Image::of(MIB).path(), "/dev/xvda", &[]).await.assert_fails("agent_answer", 1);
     assert_eq!(host.snapshot().await, before);
-    assert!(host.guest.attached_paths().is_empty());
+    assert!(host.agent.attached_paths().is_empty());
 }
 
 #[tokio::test]
-async fn a_reply_that_does_not_come_is_undone_in_the_guest_first() {
+async fn a_missing_reply_is_rolled_back_in_the_guest_first() {
     let mut host = Host::boot().await;
     let before = host.snapshot().await;
-    host.guest.behave(Behaviour::Hangs);
+    host.agent.set_on_attach(OnAttach::Hangs);
     let ran = host.plug(Image::of(MIB).path(), "/dev/xvda", &["--timeout", "2s"]).await;
     ran.assert_fails("timed_out", 7);
     assert!(ran.took < Duration::from_secs(3), "{ran:?}");
     assert_eq!(host.snapshot().await, before);
-    assert!(host.guest.attached_paths().is_empty());
-    assert_eq!(host.guest.detached.lock().unwrap().len(), 1);
+    assert!(host.agent.attached_paths().is_empty());
+    assert_eq!(host.agent.detached.lock().unwrap().len(), 1);
 }
 
 #[rstest]
 #[case(nix::sys::signal::SIGINT, 130)]
 #[case(nix::sys::signal::SIGTERM, 143)]
 #[tokio::test]
-async fn a_signal_is_obeyed_after_the_undo(
+async fn a_signal_takes_effect_after_the_rollback(
     #[case] signal: nix::sys::signal::Signal,
     #[case] exit_code: u8,
 ) {
     let mut host = Host::boot().await;
     let before = host.snapshot().await;
-    host.guest.behave(Behaviour::Hangs);
+    host.agent.set_on_attach(OnAttach::Hangs);
     let image = Image::of(MIB);
     let mut command = host.command(&[(image.path(), "/dev/xvda")], &[]);
     let child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
-    host.guest.asked.notified().await;
+    host.agent.request_received.notified().await;
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
     nix::sys::signal::kill(pid, signal).unwrap();
     let output = child.wait_with_output().await.unwrap();
@@ -88,35 +88,35 @@ async fn a_signal_is_obeyed_after_the_undo(
     let failure: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(failure["error"]["reason"], "interrupted");
     assert_eq!(host.snapshot().await, before);
-    assert!(host.guest.attached_paths().is_empty());
+    assert!(host.agent.attached_paths().is_empty());
 }
 
 #[tokio::test]
-async fn an_agent_that_dies_leaves_work_that_the_next_run_completes() {
+async fn a_hot_plug_whose_agent_died_is_completed_by_the_next_run() {
     let mut host = Host::boot().await;
-    host.guest.behave(Behaviour::Hangs);
+    host.agent.set_on_attach(OnAttach::Hangs);
     let volume = Loop::of(MIB);
     let mut command = host.command(&[(volume.path(), "/dev/xvda")], &["--timeout", "4s"]);
     let (ran, ()) = tokio::join!(run(&mut command), async {
-        host.guest.asked.notified().await;
-        host.guest.stop().await;
+        host.agent.request_received.notified().await;
+        host.agent.stop().await;
     });
-    // Without the guest's word the disk is not taken from under it.
+    // The disk is not removed before the guest has confirmed that it released it.
     ran.assert_fails("incomplete", 8);
     assert!(volume.is_claimed());
 
-    host.guest.behave(Behaviour::Works);
-    host.guest.start().await;
+    host.agent.set_on_attach(OnAttach::Succeeds);
+    host.agent.start().await;
     let report = host.plug(volume.path(), "/dev/xvda", &[]).await.report();
     assert_eq!(report.result, Outcome::Attached);
-    assert_eq!(host.guest.detached.lock().unwrap().len(), 1);
+    assert_eq!(host.agent.detached.lock().unwrap().len(), 1);
     assert_eq!(records(&host.snapshot().await).len(), 2);
 }
 
 #[tokio::test]
-async fn with_qemu_all_is_gone_and_nothing_is_left_to_undo() {
+async fn a_qemu_that_ends_leaves_nothing_to_roll_back() {
     let mut host = Host::boot().await;
-    host.guest.behave(Behaviour::Hangs);
+    host.agent.set_on_attach(OnAttach::Hangs);
     let volume = Loop::of(MIB);
     let mut command = host.command(&[(volume.path(), "/dev/xvda")], &["--timeout", "2s"]);
     let ran = run_and_lose_qemu(&mut host, &mut command).await;
@@ -125,7 +125,7 @@ async fn with_qemu_all_is_gone_and_nothing_is_left_to_undo() {
 }
 
 #[tokio::test]
-async fn a_run_that_waits_for_another_has_a_deadline() {
+async fn a_run_that_waits_for_another_run_times_out() {
     let host = Host::boot().await;
     let directory = std::fs::File::open(host.path("vm/s1")).unwrap();
     let _lock = nix::fcntl::Flock::lock(directory, nix::fcntl::FlockArg::LockExclusive).unwrap();
@@ -135,7 +135,7 @@ async fn a_run_that_waits_for_another_has_a_deadline() {
 }
 
 #[tokio::test]
-async fn another_client_of_the_table_keeps_its_sets() {
+async fn another_client_keeps_its_descriptor_sets() {
     let mut host = Host::boot().await;
     let foreign = std::fs::File::open("/dev/null").unwrap();
     let deadline = host_trigger::Deadline::after(Duration::from_secs(10));
@@ -145,17 +145,17 @@ async fn another_client_of_the_table_keeps_its_sets() {
     other.add_fd(&foreign, None, "").await.unwrap();
     drop(other);
     let before = host.snapshot().await;
-    host.guest.behave(Behaviour::Fails { reason: Reason::REASON_SYSTEM, undone: true });
+    host.agent.set_on_attach(OnAttach::Fails { reason: Reason::REASON_SYSTEM, undone: true });
     host.plug(Image::of(MIB).path(), "/dev/xvda", &[]).await.assert_fails("guest_system", 1);
     assert_eq!(host.snapshot().await, before);
     assert_eq!(before["query-fdsets"].as_array().unwrap().len(), 2);
 }
 
 #[tokio::test]
-async fn a_closed_standard_error_keeps_nothing_from_its_end() {
+async fn a_closed_standard_error_does_not_prevent_the_rollback() {
     let mut host = Host::boot().await;
     let before = host.snapshot().await;
-    host.guest.behave(Behaviour::Fails { reason: Reason::REASON_SYSTEM, undone: false });
+    host.agent.set_on_attach(OnAttach::Fails { reason: Reason::REASON_SYSTEM, undone: false });
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let image = Image::of(MIB);

@@ -1,5 +1,5 @@
-//! The verb against a real QEMU: what is taken away, in which order, and what a refusal or a broken
-//! connection leaves.
+//! `hot-unplug` against a real QEMU: what is removed, in which order, and what a refusal or a
+//! broken connection leaves.
 
 mod common;
 
@@ -22,7 +22,7 @@ const MIB: u64 = 1 << 20;
 const C1: [&str; 4] = ["--container", "c1", "--device-path", "/dev/xvda"];
 
 #[tokio::test]
-async fn a_volume_is_taken_away_and_its_claim_with_it() {
+async fn a_volume_is_removed_and_its_claim_released() {
     let mut host = Host::boot().await;
     let clean = host.snapshot().await;
     let (device, image) = (Loop::of(MIB), Image::of(2 * MIB));
@@ -40,7 +40,7 @@ async fn a_volume_is_taken_away_and_its_claim_with_it() {
     assert_eq!(is.source_device, was.source_device);
     assert!(!device.is_claimed());
     assert_eq!(host.snapshot().await, with_one);
-    assert_eq!(host.guest.attached_paths(), ["/dev/xvdb"]);
+    assert_eq!(host.agent.attached_paths(), ["/dev/xvdb"]);
     let names: Vec<_> = report.timings_us.0.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["find", "lock", "qemu", "prepare", "detach", "remove", "total"]);
 
@@ -51,20 +51,21 @@ async fn a_volume_is_taken_away_and_its_claim_with_it() {
 }
 
 #[tokio::test]
-async fn the_guest_is_told_what_it_told() {
+async fn the_guest_gets_back_what_it_reported() {
     let host = Host::boot().await;
     let image = Image::of(MIB);
     host.plug(image.path(), "/dev/xvda", &[]).await.report();
-    let attached = host.guest.attached.lock().unwrap().values().next().unwrap().clone();
+    let attached = host.agent.attached.lock().unwrap().values().next().unwrap().clone();
     host.verb("hot-unplug", &C1).await.report();
-    let mut told = host.guest.detachments.lock().unwrap().clone();
-    let told = told.pop().unwrap();
-    assert_eq!(told.attachment.as_ref(), Some(&attached));
-    assert_eq!((told.outcome.device.major, told.outcome.device.minor), (8, 0));
+    let mut detachments = host.agent.last_detachments.lock().unwrap().clone();
+    let detachment = detachments.pop().unwrap();
+    assert_eq!(detachment.attachment.as_ref(), Some(&attached));
+    let device = &detachment.outcome.device;
+    assert_eq!((device.major, device.minor), (8, 0));
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_unchanged_by_its_id_and_not_found_by_its_path() {
+async fn a_missing_volume_is_unchanged_by_its_id_and_not_found_by_its_path() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
     let plugged = host.plug(image.path(), "/dev/xvda", &[]).await.report();
@@ -79,7 +80,7 @@ async fn what_is_not_there_is_unchanged_by_its_id_and_not_found_by_its_path() {
         ran.assert_fails("volume_not_found", 3);
         assert!(
             ran.stdout.contains(more[1]) && ran.stdout.contains(more[3]),
-            "it names what was asked: {ran:?}"
+            "the message names container and path: {ran:?}"
         );
     }
     let unknown = host.verb("hot-unplug", &["--volume", "0123456789abcdef"]).await.report();
@@ -91,7 +92,7 @@ async fn what_is_not_there_is_unchanged_by_its_id_and_not_found_by_its_path() {
         .await
         .assert_fails("container_not_found", 3);
     assert_eq!(host.snapshot().await, before);
-    assert!(host.guest.detached.lock().unwrap().is_empty());
+    assert!(host.agent.detached.lock().unwrap().is_empty());
 
     host.verb("hot-unplug", &["--volume", id]).await.report();
     let again = host.verb("hot-unplug", &["--volume", id]).await.report();
@@ -100,7 +101,7 @@ async fn what_is_not_there_is_unchanged_by_its_id_and_not_found_by_its_path() {
 }
 
 #[tokio::test]
-async fn a_path_is_enough_where_one_container_has_a_volume_there() {
+async fn a_path_is_enough_if_only_one_container_has_a_volume_at_it() {
     let host = Host::boot().await;
     let (one, two) = (Image::of(MIB), Image::of(MIB));
     let first = host.plug(one.path(), "/dev/xvda", &[]).await.report();
@@ -123,24 +124,24 @@ async fn a_guest_that_refuses_keeps_the_volume(#[case] reason: Reason, #[case] e
     let device = Loop::of(MIB);
     host.plug(device.path(), "/dev/xvda", &[]).await.report();
     let before = host.snapshot().await;
-    *host.guest.detach_failure.lock().unwrap() = Some((reason, true));
+    *host.agent.detach_failure.lock().unwrap() = Some((reason, true));
     let error = host.verb("hot-unplug", &C1).await.failure().error;
     assert_eq!(error.exit_code, exit_code);
     assert!(error.message.contains("scripted") && !error.message.contains('\u{1b}'), "{error:?}");
     assert_eq!(host.snapshot().await, before);
     assert!(device.is_claimed());
 
-    // Half done in the guest is half done, and the same command completes it.
-    *host.guest.detach_failure.lock().unwrap() = Some((reason, false));
+    // A detach that is incomplete in the guest is reported so, and the same command completes it.
+    *host.agent.detach_failure.lock().unwrap() = Some((reason, false));
     host.verb("hot-unplug", &C1).await.assert_fails("incomplete", 8);
     assert_eq!(host.snapshot().await, before);
-    *host.guest.detach_failure.lock().unwrap() = None;
+    *host.agent.detach_failure.lock().unwrap() = None;
     host.verb("hot-unplug", &C1).await.report();
     assert!(!device.is_claimed());
 }
 
 #[tokio::test]
-async fn who_holds_a_volume_is_told_and_who_lost_it_by_force() {
+async fn holders_are_reported_and_so_are_those_that_force_disconnected() {
     let host = Host::boot().await;
     let device = Loop::of(MIB);
     host.plug(device.path(), "/dev/xvda", &[]).await.report();
@@ -152,8 +153,8 @@ async fn who_holds_a_volume_is_told_and_who_lost_it_by_force() {
         detail: "/dev/xvda".into(),
         ..Default::default()
     };
-    *host.guest.holders.lock().unwrap() = vec![holder];
-    *host.guest.detach_failure.lock().unwrap() = Some((Reason::REASON_BUSY, true));
+    *host.agent.detach_holders.lock().unwrap() = vec![holder];
+    *host.agent.detach_failure.lock().unwrap() = Some((Reason::REASON_BUSY, true));
     let ran = host.verb("hot-unplug", &[&C1[..], &["--wait", "3s"]].concat()).await;
     ran.assert_fails("busy", 5);
     let error = ran.failure().error;
@@ -163,29 +164,29 @@ async fn who_holds_a_volume_is_told_and_who_lost_it_by_force() {
     );
     assert!(error.hint.unwrap().contains("--force"));
     assert_eq!((error.holders.len(), error.holders[0].pid), (1, Some(57)));
-    let (force, wait) = *host.guest.terms.lock().unwrap();
+    let (force, wait) = *host.agent.detach_terms.lock().unwrap();
     assert!(!force && (2500..=3000).contains(&wait), "{wait}");
     assert!(device.is_claimed());
 
-    *host.guest.detach_failure.lock().unwrap() = None;
+    *host.agent.detach_failure.lock().unwrap() = None;
     let report = host.verb("hot-unplug", &[&C1[..], &["--force"]].concat()).await.report();
     assert_eq!((report.result, report.broke[0].kind.as_str()), (Outcome::Detached, "process"));
-    assert_eq!(*host.guest.terms.lock().unwrap(), (true, 0));
+    assert_eq!(*host.agent.detach_terms.lock().unwrap(), (true, 0));
     assert!(!device.is_claimed());
 }
 
 #[tokio::test]
-async fn without_the_guest_nothing_is_taken_from_under_it() {
+async fn nothing_is_removed_from_qemu_without_the_guest() {
     let mut host = Host::boot().await;
     let device = Loop::of(MIB);
     host.plug(device.path(), "/dev/xvda", &[]).await.report();
     let before = host.snapshot().await;
-    let nobody = [&C1[..], &["--agent", "unix:///nonexistent/agent.sock"]].concat();
-    host.verb("hot-unplug", &nobody).await.assert_fails("agent_unreachable", 14);
-    *host.guest.api_level.lock().unwrap() = 2;
+    let unreachable = [&C1[..], &["--agent", "unix:///nonexistent/agent.sock"]].concat();
+    host.verb("hot-unplug", &unreachable).await.assert_fails("agent_unreachable", 14);
+    *host.agent.api_level.lock().unwrap() = 2;
     host.verb("hot-unplug", &C1).await.assert_fails("api_level", 12);
-    host.guest.stop().await;
-    host.guest.start_without_plugin().await;
+    host.agent.stop().await;
+    host.agent.start_without_plugin().await;
     host.verb("hot-unplug", &C1).await.assert_fails("no_plugin", 10);
     assert_eq!(host.snapshot().await, before);
 }
@@ -195,74 +196,73 @@ async fn a_lost_reply_is_asked_for_again() {
     let host = Host::boot().await;
     let image = Image::of(MIB);
     host.plug(image.path(), "/dev/xvda", &[]).await.report();
-    *host.guest.loses_detach.lock().unwrap() = true;
+    *host.agent.loses_detach_reply.lock().unwrap() = true;
     let report = host.verb("hot-unplug", &C1).await.report();
     assert_eq!(report.result, Outcome::Detached);
-    assert_eq!(host.guest.detached.lock().unwrap().len(), 2);
+    assert_eq!(host.agent.detached.lock().unwrap().len(), 2);
 }
 
 #[tokio::test]
-async fn a_guest_that_never_answers_has_a_deadline_and_the_volume_is_kept() {
+async fn a_guest_that_never_replies_times_out_and_the_volume_is_kept() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
     host.plug(image.path(), "/dev/xvda", &[]).await.report();
     let before = host.snapshot().await;
-    *host.guest.hangs_at_detach.lock().unwrap() = true;
+    *host.agent.hangs_on_detach.lock().unwrap() = true;
     let ran = host.verb("hot-unplug", &[&C1[..], &["--timeout", "1s"]].concat()).await;
     ran.assert_fails("incomplete", 8);
     assert!(ran.took < Duration::from_secs(3), "{ran:?}");
     assert_eq!(host.snapshot().await, before);
 }
 
-/// Each part of what QEMU has may have been taken away by somebody else, or by a run that was
-/// killed.
+/// Another client or a killed run may have removed each part of what QEMU has.
 #[rstest]
 #[case::device(1)]
 #[case::device_and_node(2)]
 #[tokio::test]
-async fn what_is_left_in_qemu_is_taken_away(#[case] steps: usize) {
+async fn what_is_left_in_qemu_is_removed(#[case] steps: usize) {
     let mut host = Host::boot().await;
     let clean = host.snapshot().await;
     let device = Loop::of(MIB);
     let id = host.plug(device.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
-    host.by_hand("device_del", json!({"id": format!("ecrblk-{id}")})).await;
+    host.execute("device_del", json!({"id": format!("ecrblk-{id}")})).await;
     host.await_event("DEVICE_DELETED").await;
     if steps == 2 {
-        host.by_hand("blockdev-del", json!({"node-name": format!("ecrblk-{id}-n")})).await;
+        host.execute("blockdev-del", json!({"node-name": format!("ecrblk-{id}-n")})).await;
     }
     let report = host.verb("hot-unplug", &C1).await.report();
     assert_eq!((report.result, &report.volumes[0].id), (Outcome::Detached, &id));
-    // The outcome is there: the guest may still have a node.
-    assert_eq!(*host.guest.detached.lock().unwrap(), [id]);
+    // There is a commit record, so the guest may still have a device node.
+    assert_eq!(*host.agent.detached.lock().unwrap(), [id]);
     assert_eq!(host.snapshot().await, clean);
     assert!(!device.is_claimed());
 }
 
 #[tokio::test]
-async fn a_disk_without_a_record_is_not_guessed_about() {
+async fn a_disk_without_a_record_is_refused() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
     let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
     let sets = host.snapshot().await["query-fdsets"].clone();
-    host.by_hand("remove-fd", json!({"fdset-id": sets[0]["fdset-id"]})).await;
+    host.execute("remove-fd", json!({"fdset-id": sets[0]["fdset-id"]})).await;
     let before = host.snapshot().await;
     host.verb("hot-unplug", &["--volume", &id]).await.assert_fails("record_lost", 8);
     host.verb("hot-unplug", &C1).await.assert_fails("volume_not_found", 3);
     assert_eq!(host.snapshot().await, before);
-    // The way out that it names.
+    // The remedy that the error names.
     host.plug(image.path(), "/dev/xvda", &[]).await.report();
     host.verb("hot-unplug", &["--volume", &id]).await.report();
 }
 
 #[tokio::test]
-async fn what_is_not_ours_is_never_touched() {
+async fn foreign_nodes_and_devices_are_never_touched() {
     let mut host = Host::boot().await;
     let foreign = Image::of(MIB);
     let file = json!({"driver": "file", "filename": foreign.path()});
-    host.by_hand("blockdev-add", json!({"driver": "raw", "node-name": "theirs", "file": file}))
+    host.execute("blockdev-add", json!({"driver": "raw", "node-name": "theirs", "file": file}))
         .await;
     let device = json!({"driver": "scsi-hd", "id": "theirs0", "drive": "theirs", "bus": "scsi0.0", "scsi-id": 1, "lun": 1, "serial": "0123456789abcdef"});
-    host.by_hand("device_add", device).await;
+    host.execute("device_add", device).await;
     let before = host.snapshot().await;
     let unknown = host.verb("hot-unplug", &["--volume", "0123456789abcdef"]).await.report();
     assert_eq!(unknown.result, Outcome::Unchanged);
@@ -274,7 +274,7 @@ async fn what_is_not_ours_is_never_touched() {
 }
 
 #[tokio::test]
-async fn a_container_that_is_gone_from_the_disk_is_found_by_its_record() {
+async fn a_container_without_a_directory_is_found_by_its_record() {
     let mut host = Host::boot().await;
     let clean = host.snapshot().await;
     let image = Image::of(MIB);
@@ -282,19 +282,19 @@ async fn a_container_that_is_gone_from_the_disk_is_found_by_its_record() {
     std::fs::remove_dir(host.path("sbs/s1/c2")).unwrap();
     host.verb("hot-unplug", &["--container", "c2", "--device-path", "/dev/xvda"]).await.report();
     assert_eq!(host.snapshot().await, clean);
-    // Now nothing tells of it any more.
+    // Now no record names the container any more.
     host.verb("hot-unplug", &["--container", "c2", "--device-path", "/dev/xvda"])
         .await
         .assert_fails("container_not_found", 3);
 }
 
 #[tokio::test]
-async fn qemu_that_ends_in_the_middle_is_told_and_has_nothing_left() {
+async fn a_qemu_that_ends_meanwhile_is_reported_and_leaves_nothing() {
     let mut host = Host::boot().await;
     let device = Loop::of(MIB);
     host.plug(device.path(), "/dev/xvda", &[]).await.report();
-    host.guest.asked.notified().await;
-    *host.guest.hangs_at_detach.lock().unwrap() = true;
+    host.agent.request_received.notified().await;
+    *host.agent.hangs_on_detach.lock().unwrap() = true;
     let mut command = host.verb_command("hot-unplug", &[&C1[..], &["--timeout", "3s"]].concat());
     let ran = run_and_lose_qemu(&mut host, &mut command).await;
     ran.assert_fails("timed_out", 7);
@@ -302,16 +302,17 @@ async fn qemu_that_ends_in_the_middle_is_told_and_has_nothing_left() {
     host.verb("hot-unplug", &C1).await.assert_fails("qmp_unreachable", 14);
 }
 
+/// Runs `hot-unplug`, sends that many signals, and returns the exit code and the report.
 async fn interrupted(host: &Host, signals: usize) -> (Option<i32>, Value) {
     let mut command =
         host.verb_command("hot-unplug", &[&C1[..], &["--timeout", "4s", "-v"]].concat());
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
-    host.guest.asked.notified().await;
+    host.agent.request_received.notified().await;
     let mut stderr = tokio::io::BufReader::new(child.stderr.take().unwrap());
     for _ in 0..signals {
         kill(pid, Signal::SIGTERM).unwrap();
-        // It says that it took the signal.
+        // Wait until it reports that it received the signal.
         let mut line = String::new();
         while !line.contains("second signal")
             && tokio::io::AsyncBufReadExt::read_line(&mut stderr, &mut line).await.unwrap() > 0
@@ -327,19 +328,19 @@ async fn a_first_signal_waits_for_the_guest_and_a_second_does_not() {
     let host = Host::boot().await;
     let image = Image::of(MIB);
     host.plug(image.path(), "/dev/xvda", &[]).await.report();
-    // The notice of the plug is not the one that is waited for.
-    host.guest.asked.notified().await;
-    *host.guest.hangs_at_detach.lock().unwrap() = true;
-    let (code, told) = interrupted(&host, 2).await;
-    assert_eq!((code, &told["error"]["reason"]), (Some(8), &json!("incomplete")), "{told}");
-    assert!(told["error"]["message"].as_str().unwrap().contains("SIGTERM"), "{told}");
-    let (code, told) = interrupted(&host, 1).await;
-    assert_eq!((code, &told["error"]["reason"]), (Some(8), &json!("incomplete")), "{told}");
-    assert!(told["error"]["message"].as_str().unwrap().contains("in time"), "{told}");
+    // Consume the notification of the hot-plug.
+    host.agent.request_received.notified().await;
+    *host.agent.hangs_on_detach.lock().unwrap() = true;
+    let (code, report) = interrupted(&host, 2).await;
+    assert_eq!((code, &report["error"]["reason"]), (Some(8), &json!("incomplete")), "{report}");
+    assert!(report["error"]["message"].as_str().unwrap().contains("SIGTERM"), "{report}");
+    let (code, report) = interrupted(&host, 1).await;
+    assert_eq!((code, &report["error"]["reason"]), (Some(8), &json!("incomplete")), "{report}");
+    assert!(report["error"]["message"].as_str().unwrap().contains("in time"), "{report}");
 }
 
 #[tokio::test]
-async fn people_get_lines() {
+async fn the_text_output_is_lines() {
     let host = Host::boot().await;
     let image = Image::of(MIB);
     let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();

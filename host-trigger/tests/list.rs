@@ -1,5 +1,5 @@
-//! `list` and `inspect` against a real QEMU: the states, what is told where the guest does not
-//! answer, and that nothing changes.
+//! `list` and `inspect` against a real QEMU: the states, and what is reported if the guest does not
+//! reply. Nothing is changed.
 
 mod common;
 
@@ -14,7 +14,7 @@ use serde_json::json;
 const MIB: u64 = 1 << 20;
 
 #[tokio::test]
-async fn what_is_plugged_is_listed_and_nothing_changes() {
+async fn plugged_volumes_are_listed_and_nothing_changes() {
     let mut host = Host::boot().await;
     assert!(host.verb("list", &[]).await.listing().volumes.is_empty());
     let (device, image) = (Loop::of(MIB), Image::of(2 * MIB));
@@ -27,12 +27,12 @@ async fn what_is_plugged_is_listed_and_nothing_changes() {
 
     let listing = host.verb("list", &[]).await.listing();
     assert_eq!((listing.command.as_str(), listing.result.as_str()), ("list", "listed"));
-    let places: Vec<_> = listing
+    let paths: Vec<_> = listing
         .volumes
         .iter()
         .map(|listed| (listed.volume.container.as_str(), listed.volume.device_path.as_str()))
         .collect();
-    assert_eq!(places, [("c1", "/dev/xvda"), ("c1", "/dev/xvdb"), ("c2", "/dev/xvda")]);
+    assert_eq!(paths, [("c1", "/dev/xvda"), ("c1", "/dev/xvdb"), ("c2", "/dev/xvda")]);
     assert!(listing.volumes.iter().all(|listed| listed.state == State::Attached));
     let (first, second) = (&listing.volumes[0], &listing.volumes[1]);
     assert_eq!(
@@ -40,7 +40,7 @@ async fn what_is_plugged_is_listed_and_nothing_changes() {
         (&a.volumes[0].id, MIB, false)
     );
     assert_eq!((&first.volume.scsi, &first.volume.node), (&a.volumes[0].scsi, &a.volumes[0].node));
-    // The guest's word is newer than the record.
+    // What the guest reports is newer than the record.
     assert_eq!(
         (first.volume.guest_device.as_str(), first.volume.device_number.as_str()),
         ("sdz", "8:400")
@@ -54,7 +54,7 @@ async fn what_is_plugged_is_listed_and_nothing_changes() {
     host.verb("list", &["--container", "c9"]).await.assert_fails("container_not_found", 3);
 
     let by_id = host.verb("inspect", &["--volume", &b.volumes[0].id]).await.listing();
-    // The same, and who holds it.
+    // The same as listed, and the holders.
     let mut inspected = listing.volumes[1..2].to_vec();
     inspected[0].guest.as_mut().unwrap().holders = Some(Vec::new());
     assert_eq!((by_id.command.as_str(), &by_id.volumes), ("inspect", &inspected));
@@ -73,19 +73,19 @@ async fn a_container_that_is_gone_makes_its_volumes_stale() {
     let host = Host::boot().await;
     let image = Image::of(MIB);
     host.plug(image.path(), "/dev/xvda", &[]).await.report();
-    host.guest.gone.lock().unwrap().push("c1".into());
+    host.agent.gone_containers.lock().unwrap().push("c1".into());
     let listing = host.verb("list", &[]).await.listing();
     assert_eq!(listing.volumes[0].state, State::ContainerGone);
 }
 
 #[tokio::test]
-async fn a_container_that_was_started_anew_has_to_be_served_anew() {
+async fn a_restarted_container_needs_a_new_hot_plug() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
     host.plug(image.path(), "/dev/xvda", &[]).await.report();
     let plugged = host.snapshot().await;
-    *host.guest.started.lock().unwrap() = 2000;
-    host.guest.nodes_lost.lock().unwrap().push("/dev/xvda".into());
+    *host.agent.container_started.lock().unwrap() = 2000;
+    host.agent.lost_nodes.lock().unwrap().push("/dev/xvda".into());
     assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::ContainerRestarted);
     let again = host.plug(image.path(), "/dev/xvda", &[]).await.report();
     assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Attached);
@@ -96,24 +96,24 @@ async fn a_container_that_was_started_anew_has_to_be_served_anew() {
 }
 
 #[tokio::test]
-async fn what_the_guest_lost_is_incomplete() {
+async fn a_volume_that_the_guest_lost_is_incomplete() {
     let host = Host::boot().await;
     let image = Image::of(MIB);
     host.plug(image.path(), "/dev/xvda", &[]).await.report();
-    host.guest.attached.lock().unwrap().clear();
+    host.agent.attached.lock().unwrap().clear();
     assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Incomplete);
 }
 
 #[tokio::test]
-async fn a_part_that_qemu_lost_is_incomplete() {
+async fn a_volume_that_misses_a_part_in_qemu_is_incomplete() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
     let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
-    host.by_hand("device_del", json!({"id": format!("ecrblk-{id}")})).await;
+    host.execute("device_del", json!({"id": format!("ecrblk-{id}")})).await;
     host.await_event("DEVICE_DELETED").await;
     let listing = host.verb("list", &[]).await.listing();
     assert_eq!((&listing.volumes[0].volume.id, listing.volumes[0].state), (&id, State::Incomplete));
-    host.by_hand("blockdev-del", json!({"node-name": format!("ecrblk-{id}-n")})).await;
+    host.execute("blockdev-del", json!({"node-name": format!("ecrblk-{id}-n")})).await;
     assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Incomplete);
 }
 
@@ -123,7 +123,7 @@ async fn a_disk_without_a_record_is_listed_as_incomplete() {
     let image = Image::of(MIB);
     let plugged = host.plug(image.path(), "/dev/xvda", &[]).await.report();
     let sets = host.snapshot().await["query-fdsets"].clone();
-    host.by_hand("remove-fd", json!({"fdset-id": sets[0]["fdset-id"]})).await;
+    host.execute("remove-fd", json!({"fdset-id": sets[0]["fdset-id"]})).await;
     let listing = host.verb("list", &[]).await.listing();
     let listed = &listing.volumes[0];
     assert_eq!((&listed.volume.id, listed.state), (&plugged.volumes[0].id, State::Incomplete));
@@ -132,17 +132,17 @@ async fn a_disk_without_a_record_is_listed_as_incomplete() {
 }
 
 #[tokio::test]
-async fn without_a_guest_qemus_part_is_shown() {
+async fn without_the_guest_qemus_part_is_shown() {
     let host = Host::boot().await;
     let image = Image::of(MIB);
     let plugged = host.plug(image.path(), "/dev/xvda", &[]).await.report();
-    *host.guest.inspect_failure.lock().unwrap() = Some(Reason::REASON_UNSUPPORTED);
+    *host.agent.inspect_failure.lock().unwrap() = Some(Reason::REASON_UNSUPPORTED);
     let listing = host.verb("list", &[]).await.listing();
     assert_eq!(listing.guest_error, None);
     assert_eq!(listing.volumes[0].guest_error.as_ref().unwrap().reason, "unsupported");
 
-    let nobody = ["--agent", "unix:///nonexistent/agent.sock"];
-    let listing = host.verb("list", &nobody).await.listing();
+    let unreachable = ["--agent", "unix:///nonexistent/agent.sock"];
+    let listing = host.verb("list", &unreachable).await.listing();
     assert_eq!(listing.guest_error.as_ref().unwrap().reason, "agent_unreachable");
     let listed = &listing.volumes[0];
     assert_eq!((listed.state, &listed.guest), (State::Attached, &None));
@@ -152,14 +152,14 @@ async fn without_a_guest_qemus_part_is_shown() {
             .arg("--run-dir")
             .arg(host.path(""))
             .args(["block-volume", "list", "--sandbox", "s1"])
-            .args(nobody),
+            .args(unreachable),
     )
     .await;
     assert!(text.stdout.contains("\nthe guest was not asked: "), "{text:?}");
 }
 
 #[tokio::test]
-async fn a_run_that_is_at_work_is_waited_for() {
+async fn list_waits_for_a_command_that_runs() {
     let host = Host::boot().await;
     let directory = std::fs::File::open(host.path("vm/s1")).unwrap();
     let _lock = nix::fcntl::Flock::lock(directory, nix::fcntl::FlockArg::LockExclusive).unwrap();

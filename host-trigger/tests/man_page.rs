@@ -1,5 +1,5 @@
-//! The manual pages in `man/` are written by clap_mangen from the command line's definition and
-//! checked in. After a change to the command line:
+//! clap_mangen writes the manual pages in `man/` from the definition of the command line. They are
+//! checked in. After a change to the command line run
 //! `ECR_RUNTIME_WRITE_MAN=1 cargo test -p host-trigger --test man_page`.
 
 use std::{collections::BTreeMap, fs, path::Path};
@@ -22,12 +22,12 @@ fn the_manual_pages_are_current() {
     for (name, text) in &generated {
         assert!(
             checked_in[name] == *text,
-            "{name} is not what the command line is; see the head of this test"
+            "{name} differs from the command line; see the comment at the top of this test"
         );
     }
 }
 
-/// Without the `help` verbs, which say nothing of their own.
+/// Reads the pages of a directory, except those of the `help` commands, which only repeat others.
 fn pages(directory: &Path) -> BTreeMap<String, String> {
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
     let named = entries.map(|entry| (entry.file_name().into_string().unwrap(), entry.path()));

@@ -1,12 +1,12 @@
-//! `repair` against a real QEMU: what is completed, what is undone, what is left alone, and that
-//! nobody else's is touched.
+//! `repair` against a real QEMU: what is completed, what is rolled back, what is left alone.
+//! Foreign objects are never touched.
 
 mod common;
 
 use block_volume_api::block_volume::Reason;
 use common::{
     Host,
-    guest::Behaviour,
+    fake_agent::OnAttach,
     volume::{Image, Loop},
 };
 use host_trigger::{
@@ -20,22 +20,22 @@ use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 
-/// What is told of the only volume.
+/// Returns what is reported of the only volume.
 fn only(volumes: &[Mended]) -> (Found, Did, Now) {
     assert_eq!(volumes.len(), 1, "{volumes:?}");
     (volumes[0].was, volumes[0].did, volumes[0].now)
 }
 
-/// A set, a node and a device of somebody else's, and one of each that looks much like ours.
-async fn foreigners(host: &mut Host, image: &Image) {
+/// Adds descriptor sets, block nodes and devices of another client, some with names much like ours.
+async fn add_foreign_objects(host: &mut Host, image: &Image) {
     let file = json!({"driver": "file", "filename": image.path()});
     for name in ["theirs", "ecrblk-theirs-n"] {
         let node = json!({"driver": "raw", "node-name": name, "read-only": true, "file": file});
-        host.by_hand("blockdev-add", node).await;
+        host.execute("blockdev-add", node).await;
     }
     for (lun, id, node) in [(1, "theirs0", "theirs"), (2, "ecrblk-theirs", "ecrblk-theirs-n")] {
         let device = json!({"driver": "scsi-hd", "id": id, "drive": node, "bus": "scsi0.0", "scsi-id": 1, "lun": lun});
-        host.by_hand("device_add", device).await;
+        host.execute("device_add", device).await;
     }
     for opaque in [
         "serial0-source",
@@ -49,30 +49,30 @@ async fn foreigners(host: &mut Host, image: &Image) {
 }
 
 #[tokio::test]
-async fn nothing_of_anybody_elses_is_touched() {
+async fn foreign_objects_are_never_touched() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
-    foreigners(&mut host, &image).await;
-    let theirs = host.snapshot().await;
+    add_foreign_objects(&mut host, &image).await;
+    let foreign = host.snapshot().await;
     let nothing = host.verb("repair", &[]).await.repaired();
     assert_eq!((nothing.result, nothing.volumes.len()), (Whole::Unchanged, 0));
-    assert_eq!(host.snapshot().await, theirs);
+    assert_eq!(host.snapshot().await, foreign);
 
-    // Beside work of ours.
+    // The same with a volume of ours beside them.
     let ours = Image::of(MIB);
     let id = host.plug(ours.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
-    host.guest.attached.lock().unwrap().clear();
+    host.agent.attached.lock().unwrap().clear();
     let repaired = host.verb("repair", &[]).await.repaired();
     assert_eq!(
         only(&repaired.volumes),
         (Found::Volume(State::Incomplete), Did::Completed, Now::Gone)
     );
     assert_eq!(repaired.volumes[0].id, id);
-    assert_eq!(host.snapshot().await, theirs);
+    assert_eq!(host.snapshot().await, foreign);
 }
 
 #[tokio::test]
-async fn a_volume_that_is_well_is_kept_and_only_looked_at() {
+async fn an_intact_volume_is_kept_and_only_inspected() {
     let mut host = Host::boot().await;
     let (device, image) = (Loop::of(MIB), Image::of(MIB));
     host.plug(device.path(), "/dev/xvda", &[]).await.report();
@@ -83,23 +83,23 @@ async fn a_volume_that_is_well_is_kept_and_only_looked_at() {
     assert_eq!(repaired.volumes.len(), 2);
     assert!(repaired.volumes.iter().all(|kept| (kept.did, kept.now) == (Did::Kept, Now::Attached)));
     assert_eq!(host.snapshot().await, before);
-    assert!(host.guest.detached.lock().unwrap().is_empty());
+    assert!(host.agent.detached.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
-async fn a_volume_of_a_container_that_is_gone_is_freed() {
+async fn a_volume_of_a_container_that_is_gone_is_removed() {
     let mut host = Host::boot().await;
     let clean = host.snapshot().await;
     let device = Loop::of(MIB);
     host.plug(device.path(), "/dev/xvda", &[]).await.report();
-    host.guest.gone.lock().unwrap().push("c1".into());
+    host.agent.gone_containers.lock().unwrap().push("c1".into());
     let would = host.verb("repair", &["--dry-run"]).await.repaired();
     assert_eq!(would.result, Whole::WouldRepair);
     assert_eq!(
         only(&would.volumes),
         (Found::Volume(State::ContainerGone), Did::WouldUndo, Now::Gone)
     );
-    assert!(device.is_claimed() && host.guest.detached.lock().unwrap().is_empty());
+    assert!(device.is_claimed() && host.agent.detached.lock().unwrap().is_empty());
     let repaired = host.verb("repair", &[]).await.repaired();
     assert_eq!(repaired.result, Whole::Repaired);
     assert_eq!(
@@ -110,13 +110,13 @@ async fn a_volume_of_a_container_that_is_gone_is_freed() {
     assert!(!device.is_claimed());
 }
 
-/// The container, or somebody for it, took a part away: it gets it back.
+/// The container, or another process in the guest, has removed a part: repair restores it.
 #[tokio::test]
-async fn what_the_container_lost_is_made_again() {
+async fn a_device_node_that_the_container_lost_is_made_again() {
     let host = Host::boot().await;
     let image = Image::of(MIB);
     host.plug(image.path(), "/dev/xvda", &[]).await.report();
-    host.guest.nodes_lost.lock().unwrap().push("/dev/xvda".into());
+    host.agent.lost_nodes.lock().unwrap().push("/dev/xvda".into());
     assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Incomplete);
     let repaired = host.verb("repair", &[]).await.repaired();
     assert_eq!(
@@ -124,17 +124,17 @@ async fn what_the_container_lost_is_made_again() {
         (Found::Volume(State::Incomplete), Did::Completed, Now::Attached)
     );
     assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Attached);
-    assert!(host.guest.detached.lock().unwrap().is_empty());
+    assert!(host.agent.detached.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
-async fn what_the_guest_refuses_to_make_again_is_undone() {
+async fn a_volume_that_the_guest_refuses_to_complete_is_rolled_back() {
     let mut host = Host::boot().await;
     let clean = host.snapshot().await;
     let image = Image::of(MIB);
     host.plug(image.path(), "/dev/xvda", &[]).await.report();
-    host.guest.nodes_lost.lock().unwrap().push("/dev/xvda".into());
-    host.guest.behave(Behaviour::Fails { reason: Reason::REASON_PATH_TAKEN, undone: true });
+    host.agent.lost_nodes.lock().unwrap().push("/dev/xvda".into());
+    host.agent.set_on_attach(OnAttach::Fails { reason: Reason::REASON_PATH_TAKEN, undone: true });
     let repaired = host.verb("repair", &[]).await.repaired();
     assert_eq!(only(&repaired.volumes), (Found::Volume(State::Incomplete), Did::Undone, Now::Gone));
     assert!(repaired.volumes[0].why.contains("PATH_TAKEN"), "{repaired:?}");
@@ -142,12 +142,12 @@ async fn what_the_guest_refuses_to_make_again_is_undone() {
 }
 
 #[tokio::test]
-async fn a_volume_in_use_stays_and_is_told() {
+async fn a_volume_in_use_stays_and_is_reported() {
     let mut host = Host::boot().await;
     let device = Loop::of(MIB);
     host.plug(device.path(), "/dev/xvda", &[]).await.report();
-    host.guest.gone.lock().unwrap().push("c1".into());
-    *host.guest.detach_failure.lock().unwrap() = Some((Reason::REASON_BUSY, true));
+    host.agent.gone_containers.lock().unwrap().push("c1".into());
+    *host.agent.detach_failure.lock().unwrap() = Some((Reason::REASON_BUSY, true));
     let before = host.snapshot().await;
     let ran = host.verb("repair", &[]).await;
     let repaired = ran.repaired();
@@ -160,7 +160,7 @@ async fn a_volume_in_use_stays_and_is_told() {
     assert_eq!((repaired.result, host.snapshot().await), (Whole::Incomplete, before));
 }
 
-/// Without the guest's word only what it cannot have anything of is decided.
+/// Without the guest, repair removes only what the guest cannot have a part of.
 #[rstest]
 #[case::unreachable(&["--agent", "unix:///nonexistent/agent.sock"])]
 #[case::refuses(&[])]
@@ -173,34 +173,34 @@ async fn without_the_guest_only_what_is_safe_is_done(#[case] more: &[&str]) {
     let orphan = json!({"v": 1, "id": "0123456789abcdef", "container": "c1", "path": "/dev/xvdb", "source": "/dev/x",
         "size": 512, "access": "rw", "mode": 432, "tool": "0", "run": "r"});
     host.add_fd(&format!("{PREFIX}{orphan}"), None).await;
-    *host.guest.inspect_failure.lock().unwrap() = Some(Reason::REASON_DENIED);
+    *host.agent.inspect_failure.lock().unwrap() = Some(Reason::REASON_DENIED);
     let ran = host.verb("repair", more).await;
     ran.assert_fails("incomplete", 8);
     let repaired = ran.repaired();
-    let told: Vec<_> =
-        repaired.volumes.iter().map(|told| (told.device_path.as_str(), told.did)).collect();
+    let did: Vec<_> =
+        repaired.volumes.iter().map(|volume| (volume.device_path.as_str(), volume.did)).collect();
     let mut expected = vec![("/dev/xvda", Did::Failed), ("/dev/xvdb", Did::Undone)];
-    expected.sort_by_key(|(path, _)| told.iter().position(|(told, _)| told == path));
-    assert_eq!(told, expected);
+    expected.sort_by_key(|(path, _)| did.iter().position(|(at, _)| at == path));
+    assert_eq!(did, expected);
     assert!(repaired.error.unwrap().message.contains("the guest"));
     assert_eq!(host.snapshot().await, plugged);
-    assert!(host.guest.detached.lock().unwrap().is_empty());
+    assert!(host.agent.detached.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
-async fn a_disk_without_a_record_is_left_alone_and_its_way_out_is_told() {
+async fn a_disk_without_a_record_is_left_alone_and_its_remedy_is_reported() {
     let mut host = Host::boot().await;
     let clean = host.snapshot().await;
     let image = Image::of(MIB);
     host.plug(image.path(), "/dev/xvda", &[]).await.report();
     let sets = host.snapshot().await["query-fdsets"].clone();
-    host.by_hand("remove-fd", json!({"fdset-id": sets[0]["fdset-id"]})).await;
+    host.execute("remove-fd", json!({"fdset-id": sets[0]["fdset-id"]})).await;
     let before = host.snapshot().await;
     let ran = host.verb("repair", &[]).await;
     ran.assert_fails("incomplete", 8);
     assert!(ran.repaired().volumes[0].why.contains("plug it again"), "{ran:?}");
     assert_eq!(host.snapshot().await, before);
-    // Its way out.
+    // The remedy that the report names.
     host.plug(image.path(), "/dev/xvda", &[]).await.report();
     assert_eq!(
         host.verb("hot-unplug", &["--device-path", "/dev/xvda"]).await.report().result,
@@ -216,16 +216,16 @@ async fn a_node_without_device_and_record_is_removed() {
     let image = Image::of(MIB);
     let file = json!({"driver": "file", "filename": image.path()});
     let node = json!({"driver": "raw", "node-name": "ecrblk-0123456789abcdef-n", "file": file});
-    host.by_hand("blockdev-add", node).await;
+    host.execute("blockdev-add", node).await;
     let repaired = host.verb("repair", &[]).await.repaired();
     assert_eq!(only(&repaired.volumes), (Found::Volume(State::Incomplete), Did::Undone, Now::Gone));
     assert_eq!(host.snapshot().await, clean);
 }
 
-/// A second set of a volume that is plugged, an outcome that was replaced, an outcome without its
-/// intent.
+/// A second descriptor set of a plugged volume, a commit record that was replaced, a commit record
+/// without an intent record.
 #[tokio::test]
-async fn descriptors_that_nothing_uses_are_removed() {
+async fn unused_descriptors_are_removed() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
     let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
@@ -238,39 +238,42 @@ async fn descriptors_that_nothing_uses_are_removed() {
         .map(|fd| fd["opaque"].as_str().unwrap().to_owned())
         .collect();
     let with = |word: &str| opaques.iter().find(|text| text.contains(word)).unwrap().clone();
-    let (intent, outcome) = (with("\"run\""), with("\"committed\""));
+    let (intent, commit) = (with("\"run\""), with("\"committed\""));
     host.add_fd(&intent.replace("\"run\":\"", "\"run\":\"x"), None).await;
-    host.add_fd(&outcome, None).await;
-    let newer = outcome.replace("\"guest_device\":\"", "\"guest_device\":\"newer");
+    host.add_fd(&commit, None).await;
+    let newer = commit.replace("\"guest_device\":\"", "\"guest_device\":\"newer");
     host.add_fd(&newer, set).await;
     let before = host.snapshot().await;
     assert_eq!(host.verb("repair", &["--dry-run"]).await.repaired().result, Whole::WouldRepair);
     assert_eq!(host.snapshot().await, before);
     let repaired = host.verb("repair", &[]).await.repaired();
     let unused = Found::Descriptor(UnusedDescriptor::Unused);
-    let found: Vec<_> =
-        repaired.volumes.iter().map(|told| (told.id.as_str(), told.was, told.did)).collect();
+    let found: Vec<_> = repaired
+        .volumes
+        .iter()
+        .map(|volume| (volume.id.as_str(), volume.was, volume.did))
+        .collect();
     let attached = (id.as_str(), Found::Volume(State::Attached), Did::Kept);
-    let of_it = (id.as_str(), unused, Did::Undone);
-    assert_eq!(found, [attached, of_it, of_it, ("", unused, Did::Undone)]);
-    let is = host.snapshot().await;
-    // Of the two outcomes in the set the newer one counts.
+    let surplus = (id.as_str(), unused, Did::Undone);
+    assert_eq!(found, [attached, surplus, surplus, ("", unused, Did::Undone)]);
+    let after = host.snapshot().await;
+    // Of the two commit records in the set the newer one takes precedence.
     let count = |snapshot: &Value| snapshot["query-fdsets"][0]["fds"].as_array().unwrap().len();
     assert_eq!(
-        (is["query-fdsets"].as_array().unwrap().len(), count(&is), count(&plugged)),
+        (after["query-fdsets"].as_array().unwrap().len(), count(&after), count(&plugged)),
         (1, 2, 2)
     );
-    assert!(is.to_string().contains("newer"), "{is}");
+    assert!(after.to_string().contains("newer"), "{after}");
     assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Attached);
     assert_eq!(host.verb("repair", &[]).await.repaired().result, Whole::Unchanged);
 }
 
 #[tokio::test]
-async fn people_get_lines() {
+async fn the_text_output_is_lines() {
     let host = Host::boot().await;
     let image = Image::of(MIB);
     let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
-    host.guest.gone.lock().unwrap().push("c1".into());
+    host.agent.gone_containers.lock().unwrap().push("c1".into());
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ecr-runtime"));
     command.arg("--run-dir").arg(host.path("")).args(["block-volume", "repair", "--sandbox", "s1"]);
     let ran = common::run(&mut command).await;

@@ -1,5 +1,5 @@
-//! `resize` against a real QEMU: what QEMU and the guest are told, in which order, what a guest
-//! that does not follow leaves, and that bad input changes nothing.
+//! `resize` against a real QEMU: the requests to QEMU and to the guest and their order, what
+//! remains if the guest does not follow, and that bad input changes nothing.
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 use block_volume_api::block_volume::Reason;
 use common::{
     Host,
-    guest::OnResize,
+    fake_agent::OnResize,
     run,
     volume::{Image, Loop},
 };
@@ -36,7 +36,7 @@ async fn size_in_qemu(host: &mut Host, id: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn an_image_is_grown_by_qemu_and_known_to_all() {
+async fn an_image_is_grown_by_qemu_and_the_guest_follows() {
     let mut host = Host::boot().await;
     let clean = host.snapshot().await;
     let image = Image::of(2 * MIB);
@@ -48,14 +48,17 @@ async fn an_image_is_grown_by_qemu_and_known_to_all() {
     assert_eq!((report.result, report.volumes[0].size), (Outcome::WouldResize, 8 * MIB));
     assert_eq!(resize(&host, &["--size", "2MiB", "--dry-run"]).await.result, Outcome::Unchanged);
     assert_eq!((host.changes(), image.size()), (changes, 2 * MIB));
-    assert!(host.guest.sizes.lock().unwrap().is_empty(), "the guest is only looked at");
+    assert!(
+        host.agent.requested_sizes.lock().unwrap().is_empty(),
+        "the guest gets no request to resize"
+    );
 
     let report = resize(&host, &["--size", "8MiB"]).await;
     assert_eq!((report.command.as_str(), report.result), ("resize", Outcome::Resized));
     assert_eq!((report.volumes[0].id.as_str(), report.volumes[0].size), (id, 8 * MIB));
     assert_eq!((image.size(), size_in_qemu(&mut host, id).await), (8 * MIB, 8 * MIB));
-    // First what it has: it can follow.
-    assert_eq!(*host.guest.sizes.lock().unwrap(), [2 * MIB, 8 * MIB]);
+    // The first request has the old size: it shows whether the guest can follow.
+    assert_eq!(*host.agent.requested_sizes.lock().unwrap(), [2 * MIB, 8 * MIB]);
     let names: Vec<_> = report.timings_us.0.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["find", "lock", "prepare", "ask_guest", "block_resize", "guest", "total"]);
 
@@ -73,7 +76,7 @@ async fn an_image_is_grown_by_qemu_and_known_to_all() {
 }
 
 #[tokio::test]
-async fn what_others_have_grown_is_read_again() {
+async fn a_source_that_was_resized_by_others_is_read_again() {
     let mut host = Host::boot().await;
     let (device, image) = (Loop::of(2 * MIB), Image::of(2 * MIB));
     let plugged = host.plug(device.path(), "/dev/xvda", &[]).await.report();
@@ -94,7 +97,7 @@ async fn what_others_have_grown_is_read_again() {
 }
 
 #[tokio::test]
-async fn a_volume_shrinks_only_where_that_is_allowed() {
+async fn a_volume_shrinks_only_if_that_is_allowed() {
     let mut host = Host::boot().await;
     let image = Image::of(4 * MIB);
     let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
@@ -131,13 +134,16 @@ async fn a_bad_size_changes_nothing(
     ran.assert_fails(reason, exit_code);
     assert_eq!(host.snapshot().await, before);
     assert_eq!(image.size(), MIB);
-    // Only QEMU can tell what the image's file system takes.
-    let told: Vec<_> =
+    // Only QEMU finds out the largest file of the image's file system.
+    let new_changes: Vec<_> =
         host.changes().drain(changes.len()..).map(|change| change["execute"].clone()).collect();
-    assert_eq!(told, if reason == "image_limit" { vec![json!("block_resize")] } else { vec![] });
+    assert_eq!(
+        new_changes,
+        if reason == "image_limit" { vec![json!("block_resize")] } else { vec![] }
+    );
 }
 
-/// Like [`a_bad_size_changes_nothing`], of a volume that is not what it was.
+/// Asserts that a resize of `/dev/xvda` fails and changes nothing. Returns the error message.
 async fn assert_refused(host: &mut Host, more: &[&str], reason: &str, exit_code: u8) -> String {
     let (before, changes) = (host.snapshot().await, host.changes());
     let ran = host.verb("resize", &with(more)).await;
@@ -147,7 +153,7 @@ async fn assert_refused(host: &mut Host, more: &[&str], reason: &str, exit_code:
 }
 
 #[tokio::test]
-async fn a_block_device_is_taken_as_it_is() {
+async fn a_block_device_is_used_with_the_size_that_it_has() {
     let mut host = Host::boot().await;
     let device = Loop::of(4 * MIB);
     host.plug(device.path(), "/dev/xvda", &[]).await.report();
@@ -163,7 +169,7 @@ async fn a_block_device_is_taken_as_it_is() {
 }
 
 #[tokio::test]
-async fn another_volume_in_its_place_is_noticed() {
+async fn a_replaced_source_is_refused() {
     let mut host = Host::boot().await;
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("image");
@@ -178,7 +184,7 @@ async fn another_volume_in_its_place_is_noticed() {
 }
 
 #[tokio::test]
-async fn an_image_of_odd_length_and_one_that_is_read_only_are_refused() {
+async fn an_unaligned_image_and_a_read_only_volume_are_refused() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
     host.plug(image.path(), "/dev/xvda", &["--read-only"]).await.report();
@@ -189,11 +195,11 @@ async fn an_image_of_odd_length_and_one_that_is_read_only_are_refused() {
 }
 
 #[tokio::test]
-async fn a_volume_that_is_half_plugged_is_refused() {
+async fn an_incomplete_volume_is_refused() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
     let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
-    host.by_hand("device_del", json!({"id": format!("ecrblk-{id}")})).await;
+    host.execute("device_del", json!({"id": format!("ecrblk-{id}")})).await;
     host.await_event("DEVICE_DELETED").await;
     assert_refused(&mut host, &["--size", "2MiB"], "half_plugged", 8).await;
     assert_eq!(image.size(), MIB);
@@ -203,7 +209,7 @@ async fn a_volume_that_is_half_plugged_is_refused() {
 #[case(Reason::REASON_DENIED, "denied_by_guest", 9)]
 #[case(Reason::REASON_IDENTITY_MISMATCH, "identity_mismatch", 9)]
 #[tokio::test]
-async fn a_guest_that_will_not_follow_is_asked_before_anything_is_changed(
+async fn a_guest_that_refuses_is_asked_before_anything_is_changed(
     #[case] refusal: Reason,
     #[case] reason: &str,
     #[case] exit_code: u8,
@@ -211,40 +217,42 @@ async fn a_guest_that_will_not_follow_is_asked_before_anything_is_changed(
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
     host.plug(image.path(), "/dev/xvda", &[]).await.report();
-    *host.guest.on_resize.lock().unwrap() = OnResize::Refuses(refusal);
+    *host.agent.on_resize.lock().unwrap() = OnResize::Refuses(refusal);
     assert_refused(&mut host, &["--size", "2MiB"], reason, exit_code).await;
-    let nobody = ["--size", "2MiB", "--agent", "unix:///nonexistent/agent.sock"];
-    assert_refused(&mut host, &nobody, "agent_unreachable", 14).await;
+    let unreachable = ["--size", "2MiB", "--agent", "unix:///nonexistent/agent.sock"];
+    assert_refused(&mut host, &unreachable, "agent_unreachable", 14).await;
     assert_eq!(image.size(), MIB);
 }
 
 #[tokio::test]
-async fn an_image_gets_its_length_back_where_the_guest_did_not_follow() {
+async fn an_image_gets_its_size_back_if_the_guest_did_not_follow() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
     let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
-    *host.guest.on_resize.lock().unwrap() = OnResize::Stays;
+    *host.agent.on_resize.lock().unwrap() = OnResize::KeepsSize;
     host.verb("resize", &with(&["--size", "2MiB"])).await.assert_fails("timed_out", 7);
     assert_eq!((image.size(), size_in_qemu(&mut host, &id).await), (MIB, MIB));
-    assert_eq!(*host.guest.sizes.lock().unwrap(), [MIB, 2 * MIB]);
+    assert_eq!(*host.agent.requested_sizes.lock().unwrap(), [MIB, 2 * MIB]);
 
-    // Where others had written into the new part, cutting it off would lose that.
+    // If others have grown the image and written to the new part, truncation would lose data.
     image.resize(3 * MIB);
     host.verb("resize", &C1).await.assert_fails("incomplete", 8);
     assert_eq!((image.size(), size_in_qemu(&mut host, &id).await), (3 * MIB, 3 * MIB));
-    *host.guest.on_resize.lock().unwrap() = OnResize::Follows;
-    assert_eq!(resize(&host, &[]).await.result, Outcome::Resized, "a repetition completes it");
+    *host.agent.on_resize.lock().unwrap() = OnResize::Follows;
+    assert_eq!(resize(&host, &[]).await.result, Outcome::Resized, "a repeated resize completes it");
 }
 
 #[rstest]
 #[case(OnResize::FollowsAndFails)]
-#[case(OnResize::TellsAnotherSize)]
+#[case(OnResize::ReportsAnotherSize)]
 #[tokio::test]
-async fn what_the_guest_may_have_used_is_not_cut_off(#[case] behaviour: OnResize) {
+async fn an_image_is_not_truncated_if_the_guest_may_have_used_the_new_size(
+    #[case] behaviour: OnResize,
+) {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
     let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
-    *host.guest.on_resize.lock().unwrap() = behaviour;
+    *host.agent.on_resize.lock().unwrap() = behaviour;
     let error = {
         let ran = host.verb("resize", &with(&["--size", "2MiB"])).await;
         ran.assert_fails("incomplete", 8);
@@ -252,33 +260,35 @@ async fn what_the_guest_may_have_used_is_not_cut_off(#[case] behaviour: OnResize
     };
     assert!(error.message.contains("2097152 bytes"), "{}", error.message);
     assert_eq!((image.size(), size_in_qemu(&mut host, &id).await), (2 * MIB, 2 * MIB));
-    *host.guest.on_resize.lock().unwrap() = OnResize::Follows;
+    *host.agent.on_resize.lock().unwrap() = OnResize::Follows;
     assert_eq!(resize(&host, &["--size", "2MiB"]).await.volumes[0].size, 2 * MIB);
 }
 
 #[tokio::test]
-async fn a_signal_in_the_middle_tells_what_holds_and_a_repetition_completes_it() {
+async fn a_signal_during_a_resize_leaves_what_a_repeated_resize_completes() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
     let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
-    // It was told of the plug.
-    host.guest.asked.notified().await;
-    *host.guest.on_resize.lock().unwrap() = OnResize::Hangs;
+    // Consume the notification of the hot-plug.
+    host.agent.request_received.notified().await;
+    *host.agent.on_resize.lock().unwrap() = OnResize::Hangs;
     let mut command = host.verb_command("resize", &with(&["--size", "2MiB"]));
     let child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
-    tokio::time::timeout(Duration::from_secs(30), host.guest.asked.notified()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), host.agent.request_received.notified())
+        .await
+        .unwrap();
     kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), Signal::SIGINT).unwrap();
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(8), "{output:?}");
-    let told = String::from_utf8(output.stdout).unwrap();
-    assert!(told.contains("interrupted by SIGINT; and the undo is incomplete"), "{told}");
+    let report = String::from_utf8(output.stdout).unwrap();
+    assert!(report.contains("interrupted by SIGINT; and the undo is incomplete"), "{report}");
     assert_eq!((image.size(), size_in_qemu(&mut host, &id).await), (2 * MIB, 2 * MIB));
-    *host.guest.on_resize.lock().unwrap() = OnResize::Follows;
+    *host.agent.on_resize.lock().unwrap() = OnResize::Follows;
     assert_eq!(resize(&host, &[]).await.result, Outcome::Unchanged);
 }
 
 #[tokio::test]
-async fn people_read_the_new_size() {
+async fn the_text_output_has_the_new_size() {
     let host = Host::boot().await;
     let image = Image::of(MIB);
     host.plug(image.path(), "/dev/xvda", &[]).await.report();

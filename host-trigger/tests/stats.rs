@@ -1,16 +1,16 @@
-//! `stats` against a real QEMU: which volumes, whose counters, and what is told where the guest
-//! does not answer.
+//! `stats` against a real QEMU: which volumes, whose counters, and what is reported if the guest
+//! does not reply.
 
 mod common;
 
 use block_volume_api::block_volume::{BlockStats, Reason};
-use common::{Host, Ran, run, volume::Image};
+use common::{Host, RunOutput, run, volume::Image};
 use host_trigger::stats::Counted;
 
 const MIB: u64 = 1 << 20;
 
 #[track_caller]
-fn counted(ran: &Ran) -> Counted {
+fn counted(ran: &RunOutput) -> Counted {
     assert_eq!(ran.exit_code, Some(0), "{ran:?}");
     serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:?}"))
 }
@@ -19,7 +19,8 @@ async fn stats(host: &Host, more: &[&str]) -> Counted {
     counted(&host.verb("stats", more).await)
 }
 
-async fn as_text(host: &Host, more: &[&str]) -> Ran {
+/// Runs `stats` without JSON output.
+async fn as_text(host: &Host, more: &[&str]) -> RunOutput {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ecr-runtime"));
     command.arg("--run-dir").arg(host.path("")).args(["block-volume", "stats", "--sandbox", "s1"]);
     run(command.args(more)).await
@@ -35,7 +36,7 @@ async fn each_volume_has_its_counters_and_nothing_changes() {
         .plug(two.path(), "/dev/xvda", &["--sandbox", "s1", "--container", "c2"])
         .await
         .report();
-    let told = BlockStats {
+    let guest_stats = BlockStats {
         reads: 3,
         read_bytes: 4096,
         read_ms: 6,
@@ -43,7 +44,7 @@ async fn each_volume_has_its_counters_and_nothing_changes() {
         in_flight: 2,
         ..Default::default()
     };
-    *host.guest.stats.lock().unwrap() = Some(told);
+    *host.agent.stats.lock().unwrap() = Some(guest_stats);
     let (before, changes) = (host.snapshot().await, host.changes());
 
     let all = stats(&host, &[]).await;
@@ -83,26 +84,26 @@ async fn each_volume_has_its_counters_and_nothing_changes() {
 }
 
 #[tokio::test]
-async fn without_a_guest_qemus_part_is_shown() {
+async fn without_the_guest_qemus_counters_are_shown() {
     let host = Host::boot().await;
     let image = Image::of(MIB);
     host.plug(image.path(), "/dev/xvda", &[]).await.report();
-    *host.guest.inspect_failure.lock().unwrap() = Some(Reason::REASON_DENIED);
+    *host.agent.inspect_failure.lock().unwrap() = Some(Reason::REASON_DENIED);
     let refused = stats(&host, &[]).await;
     assert_eq!(refused.guest_error, None);
     assert_eq!(refused.volumes[0].guest_error.as_ref().unwrap().reason, "denied_by_guest");
     assert!(refused.volumes[0].qemu.is_some() && refused.volumes[0].guest.is_none());
 
-    let nobody = ["--agent", "unix:///nonexistent/agent.sock"];
-    let alone = stats(&host, &nobody).await;
+    let unreachable = ["--agent", "unix:///nonexistent/agent.sock"];
+    let alone = stats(&host, &unreachable).await;
     assert_eq!(alone.guest_error.as_ref().unwrap().reason, "agent_unreachable");
     assert!(alone.volumes[0].qemu.is_some() && alone.volumes[0].guest.is_none());
-    let text = as_text(&host, &nobody).await;
+    let text = as_text(&host, &unreachable).await;
     assert!(
         text.stdout.contains("  qemu  ") && text.stdout.contains("\nthe guest was not asked: "),
         "{text:?}"
     );
-    let page = as_text(&host, &[&nobody[..], &["--prometheus"]].concat()).await;
+    let page = as_text(&host, &[&unreachable[..], &["--prometheus"]].concat()).await;
     assert_eq!(page.exit_code, Some(0));
     let up =
         page.stdout.lines().find(|line| line.starts_with("ecr_block_volume_guest_up{")).unwrap();

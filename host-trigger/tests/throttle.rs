@@ -1,5 +1,5 @@
-//! `throttle`, and `hot-plug` with limits, against a real QEMU: only what is given changes, QEMU
-//! itself tells what holds, nothing is left behind, and bad input changes nothing.
+//! `throttle`, and `hot-plug` with limits, against a real QEMU: only the given limits change, the
+//! limits are read from QEMU, nothing is left behind, and bad input changes nothing.
 
 mod common;
 
@@ -27,7 +27,7 @@ async fn throttle(host: &Host, more: &[&str]) -> (Outcome, Volume) {
     (report.result, report.volumes.remove(0))
 }
 
-/// The limits that QEMU has, by its own names; those of zero are left out.
+/// Returns the limits in QEMU by QEMU's names, without those that are zero.
 async fn limits_in_qemu(host: &mut Host, id: &str) -> Value {
     let medium = host.medium(id).await;
     let limits = medium.as_object().unwrap().iter().filter(|(name, value)| {
@@ -42,7 +42,7 @@ fn limit(limit: u64) -> Option<Limit> {
 }
 
 #[tokio::test]
-async fn limits_change_one_by_one_and_leave_nothing() {
+async fn limits_change_one_by_one_and_are_removed_with_the_volume() {
     let mut host = Host::boot().await;
     let clean = host.snapshot().await;
     let device = Loop::of(MIB);
@@ -92,11 +92,15 @@ async fn limits_change_one_by_one_and_leave_nothing() {
     assert_eq!(host.snapshot().await, clean);
     let again = host.plug(device.path(), "/dev/xvda", &[]).await.report();
     assert!(again.volumes[0].throttle.is_unlimited());
-    assert_eq!(limits_in_qemu(&mut host, id).await, json!({}), "the limits went with the volume");
+    assert_eq!(
+        limits_in_qemu(&mut host, id).await,
+        json!({}),
+        "the limits were removed with the volume"
+    );
 }
 
 #[tokio::test]
-async fn volumes_are_plugged_with_limits_each() {
+async fn each_volume_of_a_hot_plug_gets_the_limits() {
     let mut host = Host::boot().await;
     let (one, two) = (Image::of(MIB), Image::of(MIB));
     let more = ["--iops", "100", "--burst-iops", "300", "--bps-write", "2MiB"];
@@ -111,16 +115,16 @@ async fn volumes_are_plugged_with_limits_each() {
         let expected = json!({
             "iops": 100, "iops_max": 300, "iops_max_length": 1, "bps_wr": 2 * MIB, "group": group,
         });
-        assert_eq!(in_qemu, expected, "a group of its own");
+        assert_eq!(in_qemu, expected, "each volume has its own group");
     }
-    // They hold before the guest could make anything of the disk.
+    // The limits are in force before the guest can use the disk.
     let names: Vec<_> = plugged.timings_us.0.iter().map(|(name, _)| name.as_str()).collect();
     let at = |stage| names.iter().position(|name| *name == stage).unwrap();
     assert!(at("throttle") < at("attach"), "{names:?}");
 }
 
 #[tokio::test]
-async fn a_repeated_plug_minds_the_limits_that_it_names() {
+async fn a_repeated_hot_plug_checks_the_limits_that_it_names() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
     let plug = async |host: &Host, more: &[&str]| host.plug(image.path(), "/dev/xvda", more).await;
@@ -190,15 +194,15 @@ async fn nothing_is_plugged_with_bad_limits(#[case] more: &[&str], #[case] reaso
 }
 
 #[tokio::test]
-async fn only_a_volume_that_has_a_disk_is_limited_and_no_guest_is_needed() {
+async fn throttle_needs_a_disk_but_no_guest() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
     let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
-    let nobody = ["--iops", "5", "--agent", "unix:///nonexistent/agent.sock"];
-    assert_eq!(throttle(&host, &nobody).await.0, Outcome::Throttled);
+    let unreachable = ["--iops", "5", "--agent", "unix:///nonexistent/agent.sock"];
+    assert_eq!(throttle(&host, &unreachable).await.0, Outcome::Throttled);
     let elsewhere = ["--container", "c2", "--device-path", "/dev/xvda", "--iops", "5"];
     host.verb("throttle", &elsewhere).await.assert_fails("volume_not_found", 3);
-    host.by_hand("device_del", json!({"id": format!("ecrblk-{id}")})).await;
+    host.execute("device_del", json!({"id": format!("ecrblk-{id}")})).await;
     host.await_event("DEVICE_DELETED").await;
     let changes = host.changes();
     host.verb("throttle", &with(&["--iops", "6"])).await.assert_fails("half_plugged", 8);

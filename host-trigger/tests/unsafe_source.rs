@@ -1,5 +1,5 @@
-//! Volumes that somebody on this host uses, in every way that an exclusive open sees and in those
-//! that it does not: each is refused, with who it is, and nothing changes. What is fit is plugged.
+//! Sources that are in use on this host, whether an exclusive open detects the use or not: each is
+//! refused, the error names the holder, and nothing changes. A source that is free is plugged.
 
 mod common;
 
@@ -17,7 +17,7 @@ use serde_json::json;
 
 const MIB: u64 = 1 << 20;
 
-/// A child that has something open; it ends with its test.
+/// A child process with an open descriptor. It ends with its test.
 struct Holder(Child);
 
 impl Holder {
@@ -46,15 +46,15 @@ fn name(device: &Path) -> &str {
     device.file_name().unwrap().to_str().unwrap()
 }
 
-/// It is refused for this reason, `who` is named, and nothing changes.
-async fn assert_refused(host: &mut Host, volume: &Path, reason: &str, who: &str) {
+/// Asserts that `volume` is refused for `reason`, the error names `holder`, and nothing changes.
+async fn assert_refused(host: &mut Host, volume: &Path, reason: &str, holder: &str) {
     let before = host.snapshot().await;
     let ran = host.plug(volume, "/dev/xvda", &[]).await;
     ran.assert_fails(reason, 6);
     let message = ran.failure().error.message;
-    assert!(message.contains(who), "{who:?} is not in {message:?}");
+    assert!(message.contains(holder), "{holder:?} is not in {message:?}");
     assert_eq!(host.snapshot().await, before);
-    assert!(host.guest.attached_paths().is_empty());
+    assert!(host.agent.attached_paths().is_empty());
 }
 
 #[tokio::test]
@@ -76,31 +76,31 @@ async fn swap_is_refused() {
 }
 
 #[tokio::test]
-async fn a_device_below_a_loop_device_is_refused() {
+async fn a_device_behind_a_loop_device_is_refused() {
     let mut host = Host::boot().await;
     let volume = Loop::of(MIB);
     let above = Loop::over(volume.path());
-    assert!(!volume.is_claimed(), "an exclusive open does not see it");
-    let who = format!("loop device {}", name(above.path()));
-    assert_refused(&mut host, volume.path(), "source_held", &who).await;
+    assert!(!volume.is_claimed(), "an exclusive open does not detect it");
+    let holder = format!("loop device {}", name(above.path()));
+    assert_refused(&mut host, volume.path(), "source_held", &holder).await;
     above.detach();
     host.plug(volume.path(), "/dev/xvda", &[]).await.report();
 }
 
 #[tokio::test]
-async fn an_image_below_a_loop_device_is_found_whatever_its_name_is_by_now() {
+async fn a_renamed_image_behind_a_loop_device_is_refused() {
     let mut host = Host::boot().await;
     let volume = Loop::of(MIB);
     let directory = tempfile::tempdir_in(volume.image().parent().unwrap()).unwrap();
     let moved = directory.path().join("moved");
     fs::rename(volume.image(), &moved).unwrap();
-    let who = format!("loop device {}", name(volume.path()));
-    assert_refused(&mut host, &moved, "source_held", &who).await;
+    let holder = format!("loop device {}", name(volume.path()));
+    assert_refused(&mut host, &moved, "source_held", &holder).await;
     fs::rename(&moved, volume.image()).unwrap();
 }
 
 #[tokio::test]
-async fn a_mount_in_another_mount_namespace_is_named_with_its_process() {
+async fn a_mount_in_another_mount_namespace_is_reported_with_its_process() {
     let mut host = Host::boot().await;
     let volume = Loop::of(16 * MIB);
     run("mkfs.ext4", &["-q", text(volume.path())]);
@@ -111,53 +111,53 @@ async fn a_mount_in_another_mount_namespace_is_named_with_its_process() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut told = [0; 8];
-    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut told).unwrap();
-    let holder = Holder(child);
-    let who = format!("mount namespace of process {}", holder.0.id());
-    assert_refused(&mut host, volume.path(), "source_mounted", &who).await;
+    let mut line = [0; 8];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
+    let process = Holder(child);
+    let holder = format!("mount namespace of process {}", process.0.id());
+    assert_refused(&mut host, volume.path(), "source_mounted", &holder).await;
 }
 
 #[tokio::test]
-async fn a_qemu_that_opened_the_device_by_its_path_is_named_though_it_claims_nothing() {
+async fn a_qemu_that_opened_the_device_without_a_claim_is_reported() {
     let mut host = Host::boot().await;
     let mut other = Host::boot().await;
     let volume = Loop::of(MIB);
     for (read_only, node) in [(false, "a"), (true, "b")] {
         let add = json!({"driver": "host_device", "filename": volume.path(), "node-name": node, "read-only": read_only});
-        other.by_hand("blockdev-add", add).await;
+        other.execute("blockdev-add", add).await;
         assert!(!volume.is_claimed());
-        let who = format!("process {} (qemu-system-x86, sandbox-s1)", other.qemu.id());
-        assert_refused(&mut host, volume.path(), "source_held", &who).await;
+        let holder = format!("process {} (qemu-system-x86, sandbox-s1)", other.qemu.id());
+        assert_refused(&mut host, volume.path(), "source_held", &holder).await;
         if read_only {
             let second = host.plug(volume.path(), "/dev/xvda", &["--read-only"]).await.report();
-            assert!(second.volumes[0].read_only, "two readers are in nobody's way");
+            assert!(second.volumes[0].read_only, "two readers do not conflict");
         }
-        other.by_hand("blockdev-del", json!({"node-name": node})).await;
+        other.execute("blockdev-del", json!({"node-name": node})).await;
     }
 }
 
 #[tokio::test]
-async fn a_process_that_has_the_device_open_for_a_look_is_in_nobodys_way() {
+async fn a_process_that_only_opened_the_device_does_not_prevent_a_hot_plug() {
     let host = Host::boot().await;
     let volume = Loop::of(MIB);
-    let _looks = Holder::of(OpenOptions::new().write(true).open(volume.path()).unwrap());
+    let _opener = Holder::of(OpenOptions::new().write(true).open(volume.path()).unwrap());
     host.plug(volume.path(), "/dev/xvda", &[]).await.report();
 }
 
 #[tokio::test]
-async fn a_node_of_the_root_file_systems_device_is_refused_wherever_it_is() {
+async fn a_device_node_of_the_root_file_system_is_refused_in_any_directory() {
     let mut host = Host::boot().await;
     let root = fs::metadata("/").unwrap().dev();
-    assert_ne!(major(root), 0, "this test needs a host whose root is on a device with a number");
+    assert_ne!(major(root), 0, "this test needs a root file system on a block device");
     let directory = tempfile::tempdir().unwrap();
-    let node = directory.path().join("innocent");
+    let node = directory.path().join("another-name");
     mknod(&node, SFlag::S_IFBLK, Mode::S_IRUSR, root).unwrap();
     assert_refused(&mut host, &node, "source_is_root", "root file system").await;
 }
 
 #[tokio::test]
-async fn partitions_are_plugged_and_in_the_way_of_their_disk() {
+async fn a_plugged_partition_holds_its_disk_and_a_plugged_disk_its_partitions() {
     let mut host = Host::boot().await;
     let disk = Loop::partitioned(4 * MIB);
     let part = |number: u32| PathBuf::from(format!("{}p{number}", disk.path().display()));
@@ -181,7 +181,7 @@ async fn partitions_are_plugged_and_in_the_way_of_their_disk() {
 }
 
 #[tokio::test]
-async fn a_link_is_followed_and_the_device_behind_it_reported() {
+async fn a_symbolic_link_is_followed_and_its_device_reported() {
     let host = Host::boot().await;
     let volume = Loop::of(MIB);
     let directory = tempfile::tempdir().unwrap();
@@ -190,13 +190,13 @@ async fn a_link_is_followed_and_the_device_behind_it_reported() {
     let report = host.plug(&link, "/dev/xvda", &[]).await.report();
     let plugged = &report.volumes[0];
     assert_eq!((&plugged.source, plugged.source_device.as_path()), (&link, volume.path()));
-    // Both names are the same volume.
+    // Both names denote the same volume.
     let again = host.plug(volume.path(), "/dev/xvda", &[]).await.report();
     assert_eq!(again.result, host_trigger::output::Outcome::Unchanged);
 }
 
 #[test]
-fn a_device_that_changes_after_the_look_is_not_handed_on() {
+fn a_device_that_changes_after_it_was_vetted_is_refused() {
     let volume = Loop::of(MIB);
     let source = Source::open(volume.path(), false).unwrap();
     source.claim().unwrap();
@@ -207,7 +207,7 @@ fn a_device_that_changes_after_the_look_is_not_handed_on() {
 
 #[cfg(feature = "fault")]
 #[tokio::test]
-async fn a_volume_that_changes_before_its_use_is_refused() {
+async fn a_source_that_changes_before_it_is_passed_on_is_refused() {
     use nix::sys::{
         signal::{Signal, kill},
         wait::{Id, WaitPidFlag, waitid},
@@ -219,7 +219,7 @@ async fn a_volume_that_changes_before_its_use_is_refused() {
     command.env("ECR_RUNTIME_FAULT", "after-probe=stop");
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
-    // The agent in this process goes on meanwhile.
+    // Do not block the agent, which runs in this process.
     let stopped = move || waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT);
     tokio::task::spawn_blocking(stopped).await.unwrap().unwrap();
     image.resize(2 * MIB);

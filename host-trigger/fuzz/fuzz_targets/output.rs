@@ -1,8 +1,8 @@
-//! What a terminal gets to see of names that a container, a guest or somebody with QEMU's socket
-//! chose: lines, and nothing that moves a cursor or turns text around.
+//! Terminal output with names that a container, a guest or another QMP client chose: it is
+//! printable lines, without characters that move the cursor or change the direction of text.
 //!
-//! The first byte chooses: `p` a string, else JSON of a result: `r` of a verb that changes, `l` of
-//! list and inspect, `s` of stats, `m` of repair.
+//! The first byte of the input selects the kind of the rest: `p` a string, or the JSON result `r`
+//! of a command that changes something, `l` of list and inspect, `s` of stats, `m` of repair.
 
 #![no_main]
 
@@ -19,77 +19,82 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|input: &[u8]| {
     let Some((&kind, bytes)) = input.split_first() else { return };
     match kind {
-        b'p' => string(&String::from_utf8_lossy(bytes)),
+        b'p' => check_string(&String::from_utf8_lossy(bytes)),
         b'r' => {
             let Ok(mut report) = serde_json::from_slice::<Report>(bytes) else { return };
-            report.broke.iter_mut().for_each(enter);
-            report.volumes.iter_mut().for_each(|volume| (volume.id, volume.device_number) = ours());
-            assert_lines(&fuzz::report(&report));
+            report.broke.iter_mut().for_each(escape_holder);
+            report
+                .volumes
+                .iter_mut()
+                .for_each(|volume| (volume.id, volume.device_number) = own_values());
+            assert_printable_lines(&fuzz::report(&report));
         }
         b'l' => {
             let Ok(mut listing) = serde_json::from_slice::<Listing>(bytes) else { return };
-            refused(&mut listing.guest_error);
+            escape_message(&mut listing.guest_error);
             for volume in &mut listing.volumes {
-                refused(&mut volume.guest_error);
-                (volume.volume.id, volume.volume.device_number) = ours();
+                escape_message(&mut volume.guest_error);
+                (volume.volume.id, volume.volume.device_number) = own_values();
                 volume
                     .guest
                     .iter_mut()
                     .flat_map(|guest| guest.holders.iter_mut().flatten())
-                    .for_each(enter);
+                    .for_each(escape_holder);
             }
-            fuzz::listing(&listing).iter().for_each(|text| assert_lines(text));
+            fuzz::listing(&listing).iter().for_each(|text| assert_printable_lines(text));
         }
         b's' => {
             let Ok(mut counted) = serde_json::from_slice::<Counted>(bytes) else { return };
-            refused(&mut counted.guest_error);
+            escape_message(&mut counted.guest_error);
             for volume in &mut counted.volumes {
-                refused(&mut volume.guest_error);
-                volume.id = ours().0;
+                escape_message(&mut volume.guest_error);
+                volume.id = own_values().0;
             }
-            let [people, prometheus] = fuzz::counted(&counted);
-            assert_lines(&people);
+            let [text, prometheus] = fuzz::counted(&counted);
+            assert_printable_lines(&text);
             assert!(
                 prometheus.lines().all(|line| line.starts_with("# ") || line.starts_with("ecr_"))
             );
         }
         b'm' => {
             let Ok(mut repaired) = serde_json::from_slice::<Repaired>(bytes) else { return };
-            repaired.volumes.iter_mut().for_each(|mended| mended.id = ours().0);
-            assert_lines(&fuzz::repaired(&repaired));
+            repaired.volumes.iter_mut().for_each(|volume| volume.id = own_values().0);
+            assert_printable_lines(&fuzz::repaired(&repaired));
         }
         _ => {}
     }
 });
 
-fn string(text: &str) {
+/// Checks that a string is escaped and cut, and that a plain one is unchanged.
+fn check_string(text: &str) {
     let shown = fuzz::printable(text);
-    assert_lines(&shown);
+    assert_printable_lines(&shown);
     assert!(!shown.contains('\n') && shown.chars().count() <= 401 * 10, "{shown:?}");
     if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) && text.len() <= 400 {
-        assert_eq!(shown, text, "what is plain stays as it is");
+        assert_eq!(shown, text, "plain text stays as it is");
     }
 }
 
-/// An id and a device number are never anybody else's words.
-fn ours() -> (String, String) {
+/// A volume ID and a device number. `ecr-runtime` makes them itself; others cannot choose them.
+fn own_values() -> (String, String) {
     ("0123456789abcdef".to_owned(), "8:16".to_owned())
 }
 
-/// Names of holders and messages of errors are escaped where they come in.
-fn enter(holder: &mut GuestHolder) {
+/// Escapes the names of a holder. As the messages of errors, they are escaped when they are
+/// received.
+fn escape_holder(holder: &mut GuestHolder) {
     for text in [&mut holder.kind, &mut holder.command, &mut holder.container, &mut holder.detail] {
         *text = fuzz::printable(text);
     }
 }
 
-fn refused(error: &mut Option<FailureBody>) {
+fn escape_message(error: &mut Option<FailureBody>) {
     error.iter_mut().for_each(|error| error.message = fuzz::printable(&error.message));
 }
 
-fn assert_lines(text: &str) {
-    // See Unicode's property Bidi_Control.
-    let turns = |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let bad = text.chars().find(|&c| c != '\n' && (c.is_control() || turns(c)));
+fn assert_printable_lines(text: &str) {
+    // Unicode's property Bidi_Control.
+    let is_bidi_control = |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let bad = text.chars().find(|&c| c != '\n' && (c.is_control() || is_bidi_control(c)));
     assert_eq!(bad, None, "{text:?}");
 }

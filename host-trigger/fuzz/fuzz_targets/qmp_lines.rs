@@ -1,14 +1,14 @@
-//! QEMU's lines before qapi gets them: events taken out, answers to anybody else dropped, ids
-//! removed, lists kept. A parser of the whole line is the judge of what the short cuts do.
+//! QEMU's lines before qapi reads them: events are removed, replies to other clients dropped, IDs
+//! removed, lists kept. A parser of whole lines is the reference for the shortcuts.
 //!
-//! Input: the number of the last command (4 bytes), where the stream is cut in two reads (2 bytes),
-//! the stream.
+//! Input: the ID of the last command (4 bytes), the offset at which the stream is split into two
+//! reads (2 bytes), the stream.
 
 #![no_main]
 
 use std::fmt;
 
-use host_trigger::fuzz::{Passed, lines};
+use block_volume_qmp::fuzz::{Passed, lines};
 use libfuzzer_sys::fuzz_target;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
@@ -20,7 +20,7 @@ fuzz_target!(|input: &[u8]| {
     let cut = usize::from(u16::from_le_bytes([head[4], head[5]])).min(stream.len());
     let runtime = Builder::new_current_thread().build().expect("a runtime");
     let (first, second) = stream.split_at(cut);
-    let passed = runtime.block_on(lines(first.chain(second), last)).expect("all lines are short");
+    let passed = runtime.block_on(lines(first.chain(second), last)).expect("no line is too long");
 
     let whole =
         stream.iter().rposition(|&byte| byte == b'\n').map_or(&[][..], |end| &stream[..=end]);
@@ -28,37 +28,37 @@ fuzz_target!(|input: &[u8]| {
     let Passed { bytes, events, list } = passed;
     let names: Vec<_> = events.into_iter().map(|event| event.name).collect();
     assert_eq!(names, expected.events);
-    let answers: Vec<Value> = bytes
+    let replies: Vec<Value> = bytes
         .split(|&byte| byte == b'\n')
         .filter(|line| !line.trim_ascii().is_empty())
-        .map(|line| serde_json::from_slice(line).expect("an answer is JSON, as it was"))
+        .map(|line| serde_json::from_slice(line).expect("a reply is still JSON"))
         .collect();
-    assert_eq!(answers.len(), expected.answers.len(), "{answers:?}");
-    let mut cut_out = None;
-    for (answer, expected) in answers.into_iter().zip(expected.answers) {
-        let is_empty_list = answer == serde_json::json!({"return": []});
-        if answer != expected {
-            assert!(is_empty_list && expected["return"].is_array(), "{answer} for {expected}");
+    assert_eq!(replies.len(), expected.replies.len(), "{replies:?}");
+    let mut kept_list = None;
+    for (reply, expected) in replies.into_iter().zip(expected.replies) {
+        let is_empty_list = reply == serde_json::json!({"return": []});
+        if reply != expected {
+            assert!(is_empty_list && expected["return"].is_array(), "{reply} for {expected}");
         }
-        cut_out = if is_empty_list { Some(expected) } else { cut_out };
+        kept_list = if is_empty_list { Some(expected) } else { kept_list };
     }
     if let Some(list) = list {
-        let list: Value = serde_json::from_slice(&list).expect("a list is JSON, as it was");
-        assert_eq!(Some(&list["return"]), cut_out.as_ref().map(|expected| &expected["return"]));
+        let list: Value = serde_json::from_slice(&list).expect("a list is still JSON");
+        assert_eq!(Some(&list["return"]), kept_list.as_ref().map(|expected| &expected["return"]));
     }
 });
 
 #[derive(Default)]
 struct Expected {
     events: Vec<String>,
-    answers: Vec<Value>,
+    replies: Vec<Value>,
 }
 
-/// `None` where a line is no JSON object, or one that can be read in two ways.
+/// Returns what must be passed on; `None` if a line is not a JSON object or is ambiguous.
 fn expected(stream: &[u8], last: u32) -> Option<Expected> {
     let mut expected = Expected::default();
     let mut greeted = false;
-    // There is one answer to each command, and none before the first command.
+    // A command has one reply, and there is none before the first command.
     let mut answered = 0;
     for line in stream.split_inclusive(|&byte| byte == b'\n') {
         let Keys(mut keys) = serde_json::from_slice(line).ok()?;
@@ -68,7 +68,7 @@ fn expected(stream: &[u8], last: u32) -> Option<Expected> {
         }
         let mut value: Value = serde_json::from_slice(line).ok()?;
         if let Some(name) = value["event"].as_str() {
-            // A key that is written with escapes is not QEMU's.
+            // QEMU never writes a key with escapes.
             if !line.windows(7).any(|word| word == b"\"event\"") {
                 return None;
             }
@@ -77,17 +77,17 @@ fn expected(stream: &[u8], last: u32) -> Option<Expected> {
             let object = value.as_object_mut()?;
             if object.remove("id")? == last && answered != last {
                 answered = last;
-                expected.answers.push(value);
+                expected.replies.push(value);
             }
         } else if value.get("return").is_none() && value.get("error").is_none() {
             greeted = true;
-            expected.answers.push(value);
+            expected.replies.push(value);
         }
     }
     (expected.events.len() <= 1024).then_some(expected)
 }
 
-/// The keys of an object, also those that are there twice.
+/// The keys of an object, duplicates included.
 struct Keys(Vec<String>);
 
 impl<'de> Deserialize<'de> for Keys {

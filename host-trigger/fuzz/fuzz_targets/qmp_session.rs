@@ -1,16 +1,16 @@
-//! A whole conversation with a QEMU that says anything, over a real socket and through qapi:
-//! nothing of it panics, and what is made of it for people is fit for a terminal.
+//! A whole QMP session with a QEMU that sends arbitrary text, over a real socket and through qapi:
+//! nothing panics, and the text output is fit for a terminal.
 //!
-//! Input: what QEMU says, first its greeting, then one turn for each command, with NUL bytes in
-//! between. `$id` stands for the command's number. A turn that does not answer ends the connection,
-//! so that nobody waits.
+//! Input: what QEMU sends, separated by NUL bytes: the greeting, then one message for each command.
+//! `$id` stands for the ID of the command. A message without a reply ends the connection, so that
+//! no client waits for one.
 
 #![no_main]
 
 use std::{path::Path, sync::LazyLock, time::Duration};
 
 use block_volume_qmp::Qmp;
-use host_trigger::{Deadline, fuzz, };
+use host_trigger::{Deadline, fuzz};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use tokio::{
@@ -19,13 +19,14 @@ use tokio::{
     runtime::{Builder, Runtime},
 };
 
-/// Without a name in the file system: nothing is left.
+/// An abstract socket: it leaves no file.
 static SOCKET: LazyLock<String> =
     LazyLock::new(|| format!("\0ecr-fuzz-qmp-{}", std::process::id()));
 static RUNTIME: LazyLock<(Runtime, UnixListener)> = LazyLock::new(|| {
-    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let listener =
-        runtime.block_on(async { UnixListener::bind(&*SOCKET) }).expect("an abstract socket");
+    let runtime = Builder::new_current_thread().enable_all().build().expect("the runtime starts");
+    let listener = runtime
+        .block_on(async { UnixListener::bind(&*SOCKET) })
+        .expect("the abstract socket is free");
     (runtime, listener)
 });
 
@@ -40,24 +41,24 @@ fuzz_target!(|input: &[u8]| {
 async fn client() -> Option<String> {
     let deadline = Deadline::after(Duration::from_secs(1));
     let mut qmp = Qmp::connect(Path::new(&*SOCKET), deadline).await.ok()?;
-    let surveyed = fuzz::survey(&mut qmp).await;
+    let text = fuzz::survey(&mut qmp).await;
     qmp.close();
-    surveyed.ok()
+    text.ok()
 }
 
 async fn qemu(listener: &UnixListener, script: &str) {
-    let (stream, _) = listener.accept().await.expect("a client");
+    let (stream, _) = listener.accept().await.expect("the client connects");
     let mut stream = BufReader::new(stream);
-    let mut turns = script.split('\0');
-    let mut answers = |number: &Value| {
-        let turn = turns.next()?.replace("$id", &number.to_string()) + "\n";
-        let answered = turn.lines().any(|line| is_answer(line, number));
-        Some((turn, answered))
+    let mut messages = script.split('\0');
+    let mut next_message = |id: &Value| {
+        let message = messages.next()?.replace("$id", &id.to_string()) + "\n";
+        let replies = message.lines().any(|line| is_reply(line, id));
+        Some((message, replies))
     };
-    let mut number = Value::Null;
-    while let Some((turn, answered)) = answers(&number) {
-        // A client that has gone already is fine.
-        if stream.get_mut().write_all(turn.as_bytes()).await.is_err() || !answered {
+    let mut id = Value::Null;
+    while let Some((message, replies)) = next_message(&id) {
+        // The client may have disconnected already.
+        if stream.get_mut().write_all(message.as_bytes()).await.is_err() || !replies {
             return;
         }
         let mut command = String::new();
@@ -67,18 +68,18 @@ async fn qemu(listener: &UnixListener, script: &str) {
                 return;
             }
         }
-        let command: Value = serde_json::from_str(&command).expect("what is sent is JSON");
-        number = command["id"].clone();
+        let command: Value = serde_json::from_str(&command).expect("a command is JSON");
+        id = command["id"].clone();
     }
 }
 
-/// Is the line what the client waits for: a greeting while there is no command, else an answer to
-/// that?
-fn is_answer(line: &str, number: &Value) -> bool {
+/// Whether the client waits for this line: the greeting before the first command, later the reply
+/// to the command `id`.
+fn is_reply(line: &str, id: &Value) -> bool {
     let Ok(line) = serde_json::from_str::<Value>(line) else { return false };
-    let answers = line.get("return").is_some() || line.get("error").is_some();
-    match number {
-        Value::Null => line.get("QMP").is_some() && !answers,
-        number => answers && line["id"] == *number && line["event"].is_null(),
+    let replies = line.get("return").is_some() || line.get("error").is_some();
+    match id {
+        Value::Null => line.get("QMP").is_some() && !replies,
+        id => replies && line["id"] == *id && line["event"].is_null(),
     }
 }

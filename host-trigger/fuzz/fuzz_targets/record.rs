@@ -1,12 +1,11 @@
-//! The free texts beside QEMU's descriptors: others keep texts of theirs in the same table, and
-//! what is read is written back.
+//! Records: the free texts of the descriptors in QEMU's descriptor sets. Other clients keep their
+//! own texts there. A record that was read is written back unchanged.
 
 #![no_main]
 
 use block_volume_qmp::PassedFd;
 use host_trigger::{
     presence::{Presence, Use},
-    
     record::{Access, FurtherUse, Intent, PREFIX, Placement, Record},
     volume::VolumeId,
 };
@@ -17,7 +16,7 @@ fuzz_target!(|input: &[u8]| {
     if let Some(id) = VolumeId::of_name(text) {
         assert!(text == id.device() || text == id.node());
     }
-    // Texts of one set, one a line.
+    // The texts of one descriptor set, one per line.
     let mut presence = Presence { node: Some(1 << 20), device: true, ..Presence::default() };
     for (fd, line) in (0..).zip(text.lines()) {
         let Some(record) = Record::from_opaque(line) else { continue };
@@ -35,27 +34,30 @@ fuzz_target!(|input: &[u8]| {
     assert_uses(&presence);
 });
 
+/// Asserts that each record belongs to one attachment.
 fn assert_uses(presence: &Presence) {
     let uses = presence.uses();
     assert_eq!(uses.is_empty(), presence.intents.is_empty());
-    let mut places: Vec<_> =
+    let mut paths: Vec<_> =
         uses.iter().map(|used| (&used.intent.container, &used.intent.path)).collect();
-    places.sort_unstable();
-    places.dedup();
-    assert_eq!(places.len(), uses.len(), "each place is told once");
-    let of = |used: &Use| used.placements.len();
+    paths.sort_unstable();
+    paths.dedup();
+    assert_eq!(paths.len(), uses.len(), "each path is reported once");
+    let commits = |used: &Use| used.placements.len();
     assert!(
         presence.intents.is_empty()
-            || uses.iter().map(of).sum::<usize>() == presence.placements.len()
+            || uses.iter().map(commits).sum::<usize>() == presence.placements.len()
     );
     if let Some((_, intent)) = presence.intents.first() {
-        let use_of = |(_, placement): &(PassedFd, Placement)| is_place_of(placement, intent, &uses);
-        assert!(presence.placements.iter().all(use_of), "no outcome is lost");
+        let has_use =
+            |(_, placement): &(PassedFd, Placement)| is_of_a_use(placement, intent, &uses);
+        assert!(presence.placements.iter().all(has_use), "no commit record is lost");
     }
     assert_eq!(presence.plugged().is_some(), uses.iter().any(|used| used.committed().is_some()));
 }
 
-fn is_place_of(placement: &Placement, intent: &Intent, uses: &[Use]) -> bool {
+/// Whether the commit record belongs to one of the attachments.
+fn is_of_a_use(placement: &Placement, intent: &Intent, uses: &[Use]) -> bool {
     let FurtherUse { container, path, .. } =
         placement.further.clone().unwrap_or_else(|| FurtherUse::new(intent));
     let readable = matches!(intent.access, Access::ReadOnly | Access::ReadWrite);

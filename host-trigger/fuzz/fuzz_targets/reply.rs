@@ -1,5 +1,5 @@
-//! Replies of the agent in the guest, which its containers may have taken over. The first byte
-//! chooses: `a` an AttachResponse, `i` an InspectResponse, `f` a Failure.
+//! Replies of the agent in the guest, which a container may have compromised. The first byte of the
+//! input selects the message: `a` AttachResponse, `i` InspectResponse, `f` Failure.
 
 #![no_main]
 
@@ -20,7 +20,7 @@ fuzz_target!(|input: &[u8]| {
             for attached in &reply.attached {
                 let access = [Access::ACCESS_READ_WRITE, Access::ACCESS_READ_ONLY]
                     [usize::from(attached.read_only)];
-                let asked = Attachment {
+                let request = Attachment {
                     address: Some(ScsiAddress { target: 255, lun: 3, ..Default::default() }).into(),
                     serial: attached.serial.clone(),
                     size: attached.size,
@@ -28,7 +28,7 @@ fuzz_target!(|input: &[u8]| {
                     access: access.into(),
                     ..Default::default()
                 };
-                let Ok(placement) = fuzz::placement(&asked, attached) else { continue };
+                let Ok(placement) = fuzz::placement(&request, attached) else { continue };
                 assert_plain(&placement.guest_device);
                 let record = Record::Placement(placement);
                 let text = record.to_opaque();

@@ -1,5 +1,5 @@
-//! What a shim tells of its sandbox. The first byte chooses: `h` its answer to `GET /agent-url`,
-//! over a real socket; `j` its `persist.json`; `a` an address alone.
+//! What a shim reports of its sandbox. The first byte of the input selects the rest: `h` a response
+//! to `GET /agent-url`, over a real socket; `j` a `persist.json`; `a` only an address.
 
 #![no_main]
 
@@ -13,20 +13,21 @@ use tokio::{
     runtime::{Builder, Runtime},
 };
 
-/// Without a name in the file system: nothing is left.
+/// An abstract socket: it leaves no file.
 static SOCKET: LazyLock<String> =
     LazyLock::new(|| format!("\0ecr-fuzz-shim-{}", std::process::id()));
 static RUNTIME: LazyLock<(Runtime, UnixListener)> = LazyLock::new(|| {
-    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let listener =
-        runtime.block_on(async { UnixListener::bind(&*SOCKET) }).expect("an abstract socket");
+    let runtime = Builder::new_current_thread().enable_all().build().expect("the runtime starts");
+    let listener = runtime
+        .block_on(async { UnixListener::bind(&*SOCKET) })
+        .expect("the abstract socket is free");
     (runtime, listener)
 });
 
 fuzz_target!(|input: &[u8]| {
     let Some((&kind, bytes)) = input.split_first() else { return };
     match kind {
-        b'h' => assert_address(answered(bytes)),
+        b'h' => assert_address(agent_url_of(bytes)),
         b'j' => {
             let state = fuzz::state(bytes);
             assert!(state.hypervisor.is_none_or(|kind| !kind.is_empty()));
@@ -37,15 +38,16 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-fn answered(answer: &[u8]) -> Option<AgentAddress> {
+/// Requests the address from a server that sends `response`.
+fn agent_url_of(response: &[u8]) -> Option<AgentAddress> {
     let (runtime, listener) = &*RUNTIME;
     runtime.block_on(async {
         let server = async {
-            let (mut stream, _) = listener.accept().await.expect("a client");
+            let (mut stream, _) = listener.accept().await.expect("the client connects");
             let mut request = [0; 1024];
-            // A client that has gone already is fine.
+            // The client may have disconnected already.
             let _ = stream.read(&mut request).await;
-            let _ = stream.write_all(answer).await;
+            let _ = stream.write_all(response).await;
             let _ = stream.shutdown().await;
             let _ = stream.read(&mut request).await;
         };

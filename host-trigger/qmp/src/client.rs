@@ -1,4 +1,4 @@
-//! One connection to a monitor: connect, run commands, pass descriptors, take events.
+//! One connection to a monitor: connect, run commands, pass descriptors, receive events.
 
 use std::{
     io::{self, IoSlice},
@@ -19,7 +19,7 @@ use crate::{
     Deadline, QmpError,
     commands::{self, Service},
     socket_peers, unix_socket,
-    wire::{EVENTS, Event, Lines, List, Numbered, Numbers},
+    wire::{CommandIds, CommandWriter, Event, ListReply, MAX_EVENTS, ReplyReader},
 };
 
 /// The longest that any command may take.
@@ -27,10 +27,10 @@ pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest that the greeting may take.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A descriptor that QEMU keeps: `/dev/fdset/<set>`.
+/// A descriptor in a descriptor set of QEMU: `/dev/fdset/<set>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PassedFd {
-    /// The set's number.
+    /// The number of the set.
     pub set: u64,
     /// The descriptor's number in QEMU.
     pub fd: i64,
@@ -43,14 +43,14 @@ pub struct Qmp {
     socket: OwnedFd,
     deadline: Deadline,
     version: String,
-    list: List,
+    list_reply: ListReply,
     /// A command was sent and its reply has not been read.
     unanswered: bool,
 }
 
-/// An answer that is a list.
+/// A reply that is a list.
 #[derive(Deserialize)]
-struct Answer<T> {
+struct Reply<T> {
     #[serde(rename = "return")]
     list: T,
 }
@@ -65,30 +65,31 @@ impl std::fmt::Debug for Qmp {
 }
 
 impl Qmp {
-    /// Connects to the socket at `path`, awaits the greeting and leaves the negotiation mode. All
-    /// of it, and every later command, ends at `deadline`; the greeting has [`GREETING_TIMEOUT`] at
-    /// most.
+    /// Connects to the socket at `path`, waits for the greeting and leaves the negotiation mode.
+    /// All of this, and every later command, ends at `deadline`; the greeting may take
+    /// [`GREETING_TIMEOUT`].
     ///
     /// # Errors
-    /// Nobody listens, another client holds the socket, QEMU is stopped, or it is not QEMU.
+    /// No process listens, another client holds the socket, QEMU is stopped, or the server is not
+    /// QEMU.
     pub async fn connect(path: impl AsRef<Path>, deadline: Deadline) -> Result<Self, QmpError> {
         Self::connect_within(path, deadline, GREETING_TIMEOUT).await
     }
 
-    /// The same with another limit for the greeting, for a QEMU that is at work on an earlier
-    /// command.
+    /// Connects as [`connect`](Self::connect), with another limit for the greeting: a QEMU that
+    /// still executes an earlier command greets late.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
     pub async fn connect_within(
         path: impl AsRef<Path>,
         deadline: Deadline,
-        patience: Duration,
+        greeting_timeout: Duration,
     ) -> Result<Self, QmpError> {
         let path = path.as_ref();
         let stream = match unix_socket::connect(path).await {
             Ok(stream) => stream,
-            // The listener's queue is full: others wait for a greeting as well.
+            // The listener's queue is full: other clients wait for a greeting, too.
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(no_greeting(path, None)),
             Err(source) => return Err(QmpError::Connect { path: path.to_owned(), source }),
         };
@@ -96,17 +97,17 @@ impl Qmp {
             .as_fd()
             .try_clone_to_owned()
             .map_err(|source| QmpError::Connect { path: path.to_owned(), source })?;
-        let (events, taken) = mpsc::channel(EVENTS);
+        let (sender, events) = mpsc::channel(MAX_EVENTS);
         let (read, write) = stream.into_split();
-        let (numbers, list) = (Numbers::new(), List::default());
+        let (ids, list_reply) = (CommandIds::new(), ListReply::default());
         let greeting = async {
-            let lines = Lines::new(read, numbers.clone(), events, list.clone());
-            let write = Numbered::new(write, numbers);
-            let greeted = QmpStreamTokio::open_split(lines, write).await?;
+            let reader = ReplyReader::new(read, ids.clone(), sender, list_reply.clone());
+            let writer = CommandWriter::new(write, ids);
+            let greeted = QmpStreamTokio::open_split(reader, writer).await?;
             let version = greeted.capabilities.QMP.version.qemu.clone();
             Ok::<_, io::Error>((greeted.negotiate().await?, version))
         };
-        let (stream, version) = match deadline.within(patience).wait(greeting).await {
+        let (stream, version) = match deadline.within(greeting_timeout).wait(greeting).await {
             Ok(Ok(greeted)) => greeted,
             Ok(Err(_)) => return Err(QmpError::NotQmp { path: path.to_owned() }),
             Err(_) => return Err(no_greeting(path, Some(socket.as_fd()))),
@@ -114,77 +115,77 @@ impl Qmp {
         let (service, replies) = stream.into_parts();
         tokio::spawn(replies.into_future());
         let version = format!("{}.{}.{}", version.major, version.minor, version.micro);
-        Ok(Self { service, events: taken, socket, deadline, version, list, unanswered: false })
+        Ok(Self { service, events, socket, deadline, version, list_reply, unanswered: false })
     }
 
-    /// QEMU's version, `10.0.2`.
+    /// Returns QEMU's version, for instance `10.0.2`.
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// The process that made the socket: QEMU, or a shim that handed it on.
+    /// Returns the process that made the socket: QEMU, or a shim that passed it to QEMU.
     pub fn server(&self) -> Option<i32> {
         getsockopt(&self.socket, sockopt::PeerCredentials).ok().map(|peer| peer.pid())
     }
 
-    /// Later commands end at `deadline`.
+    /// Sets the deadline of later commands.
     pub fn set_deadline(&mut self, deadline: Deadline) {
         self.deadline = deadline;
     }
 
-    /// Is the connection of use for another command?
+    /// Whether the connection can be used for another command.
     pub fn is_usable(&self) -> bool {
         !self.unanswered
     }
 
-    /// Ends the connection. QEMU serves one client at a time: until then it greets nobody else, us
-    /// included.
+    /// Closes the connection. QEMU serves one client at a time: until then it greets no other
+    /// client, not even the next one of this process.
     pub fn close(&mut self) {
         self.unanswered = true;
-        // It fails where the connection has ended already.
+        // It fails if the connection has ended already.
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }
 
-    /// Runs `command`; events that arrive meanwhile are kept for [`next_event`](Self::next_event).
+    /// Runs `command`. Events that arrive meanwhile are kept for [`next_event`](Self::next_event).
     ///
     /// # Errors
-    /// QEMU refuses it, does not answer within [`COMMAND_TIMEOUT`], or is gone.
+    /// QEMU refuses the command, does not reply within [`COMMAND_TIMEOUT`], or is gone.
     pub async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
         self.query(command, arguments).await
     }
 
-    /// Runs `command` and reads its answer as `T`.
+    /// Runs `command` and reads the reply as `T`.
     ///
     /// # Errors
-    /// As [`execute`](Self::execute), or the answer has another form.
+    /// As [`execute`](Self::execute), or the reply has another form.
     pub async fn query<T: DeserializeOwned>(
         &mut self,
         command: &str,
         arguments: Value,
     ) -> Result<T, QmpError> {
-        let answer = self.answer(command, arguments).await?;
-        let read = match self.list.take() {
-            Some(list) => serde_json::from_slice(&list).map(|Answer { list }| list),
-            None => serde_json::from_value(answer),
+        let reply = self.reply(command, arguments).await?;
+        let read = match self.list_reply.take() {
+            Some(list) => serde_json::from_slice(&list).map(|Reply { list }| list),
+            None => serde_json::from_value(reply),
         };
         read.map_err(|_| QmpError::Answer { command: command.to_owned() })
     }
 
-    /// What QEMU answers; the answer is empty where it was a list.
-    async fn answer(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+    /// Returns QEMU's reply. A list is replaced by an empty one; see [`ListReply`].
+    async fn reply(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
         if std::mem::replace(&mut self.unanswered, true) {
             return Err(QmpError::Disconnected { command: command.to_owned() });
         }
         let limit = self.deadline.within(COMMAND_TIMEOUT);
-        let answer = match limit.wait(commands::send(&self.service, command, arguments)).await {
-            Ok(Some(answer)) => answer,
+        let reply = match limit.wait(commands::send(&self.service, command, arguments)).await {
+            Ok(Some(reply)) => reply,
             Ok(None) => {
                 self.unanswered = false;
                 return Err(QmpError::Unlisted { command: command.to_owned() });
             }
             Err(_) => return Err(QmpError::TimedOut { command: command.to_owned() }),
         };
-        match answer {
+        match reply {
             Ok(value) => {
                 self.unanswered = false;
                 Ok(value)
@@ -202,7 +203,7 @@ impl Qmp {
         }
     }
 
-    /// Hands `fd` to QEMU, in the set `set` or a new one, with the free text `opaque`.
+    /// Passes `fd` to QEMU, into the set `set` or a new one, with the free text `opaque`.
     ///
     /// # Errors
     /// As [`execute`](Self::execute).
@@ -218,7 +219,7 @@ impl Qmp {
         }
         let fds = [fd.as_fd().as_raw_fd()];
         let rights = [ControlMessage::ScmRights(&fds)];
-        // The socket's buffer is empty, as no command is under way: one byte does not block.
+        // No command is in flight, so the socket's buffer is empty and one byte does not block.
         let sent = sendmsg::<()>(
             self.socket.as_raw_fd(),
             &[IoSlice::new(b"\n")],
@@ -234,14 +235,14 @@ impl Qmp {
             Some(set) => json!({"fdset-id": set, "opaque": opaque}),
             None => json!({"opaque": opaque}),
         };
-        let answer = self.execute("add-fd", arguments).await?;
-        match (answer["fdset-id"].as_u64(), answer["fd"].as_i64()) {
+        let reply = self.execute("add-fd", arguments).await?;
+        match (reply["fdset-id"].as_u64(), reply["fd"].as_i64()) {
             (Some(set), Some(fd)) => Ok(PassedFd { set, fd }),
             _ => Err(QmpError::Answer { command }),
         }
     }
 
-    /// The next event that nobody has taken yet; `None` at `deadline` or when QEMU is gone.
+    /// Returns the oldest event not yet taken; `None` at `deadline` or when QEMU is gone.
     pub async fn next_event(&mut self, deadline: Deadline) -> Option<Event> {
         deadline.wait(self.events.recv()).await.ok().flatten()
     }

@@ -1,4 +1,4 @@
-//! The commands that this program knows. See the
+//! The commands that this client can send. See the
 //! [QMP reference](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html).
 
 use qapi::{
@@ -8,13 +8,13 @@ use qapi::{
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::wire::Numbered;
+use crate::wire::CommandWriter;
 
-/// The connection as qapi drives it.
-pub(crate) type Service = QapiService<QmpStreamTokio<Numbered>>;
+/// qapi's side of the connection.
+pub(crate) type Service = QapiService<QmpStreamTokio<CommandWriter>>;
 
-/// qapi wants a type for each command, with its name as a constant; the arguments and the answer
-/// stay JSON.
+/// qapi needs a type for each command, with the command's name as a constant. The arguments and the
+/// reply stay JSON.
 macro_rules! commands {
     ($($kind:ident = $name:literal,)*) => {
         $(
@@ -29,7 +29,7 @@ macro_rules! commands {
             impl qapi::qmp::QmpCommand for $kind {}
         )*
 
-        /// Sends the command of this name; `None` if it is not listed here.
+        /// Sends the command of this name; `None` if it is not listed below.
         pub(crate) async fn send(
             service: &Service,
             command: &str,

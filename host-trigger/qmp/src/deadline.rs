@@ -1,6 +1,7 @@
 //! The point in time at which a wait ends.
 //!
-//! A command has one [`Deadline`]; each single wait ends at the earlier of that and its own limit.
+//! A run has one [`Deadline`]. Each single wait ends at that or at its own limit, whichever is
+//! earlier.
 //! The clock is [`CLOCK_MONOTONIC`](https://man7.org/linux/man-pages/man2/clock_gettime.2.html).
 
 use std::{
@@ -8,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A point in time that a wait ends at.
+/// The point in time at which a wait ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Instant);
 
@@ -17,29 +18,29 @@ pub struct Deadline(Instant);
 pub struct Elapsed;
 
 impl Deadline {
-    /// From now on.
+    /// Returns the deadline that is `time` from now.
     pub fn after(time: Duration) -> Self {
         Self(Instant::now() + time)
     }
 
-    /// Whichever comes first: this one, or `limit` from now.
+    /// Returns this deadline or the one `limit` from now, whichever is earlier.
     #[must_use]
     pub fn within(self, limit: Duration) -> Self {
         self.min(Self::after(limit))
     }
 
-    /// So much later.
+    /// Returns a deadline that is `time` later.
     #[must_use]
     pub fn plus(self, time: Duration) -> Self {
         Self(self.0 + time)
     }
 
-    /// What is left; zero when it has passed.
+    /// Returns the time that is left; zero if the deadline has passed.
     pub fn remaining(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }
 
-    /// Awaits `work` until then.
+    /// Awaits `work` until the deadline.
     ///
     /// # Errors
     /// The deadline passed first; `work` is dropped.

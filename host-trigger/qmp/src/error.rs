@@ -1,60 +1,60 @@
-//! What goes wrong between this program and QEMU.
+//! The errors of the QMP client.
 
 use std::{io, path::PathBuf};
 
-/// Why QEMU could not be asked, or what it answered.
+/// Why a command got no reply, or which error QEMU replied.
 #[derive(Debug, thiserror::Error)]
 pub enum QmpError {
-    /// Nobody listens there.
+    /// No process listens on the socket.
     #[error("cannot connect to QEMU's socket {path:?}")]
     Connect {
         /// The socket.
         path: PathBuf,
-        /// What `connect` said.
+        /// The error of `connect`.
         source: io::Error,
     },
-    /// The socket is another client's, who was seen.
+    /// Another client, which was seen, holds the socket.
     #[error("QEMU's socket {path:?} is held by another client")]
     Held {
         /// The socket.
         path: PathBuf,
     },
-    /// No greeting, and no other client was seen: a stopped QEMU.
+    /// No greeting came, and no other client was seen: QEMU is stopped.
     #[error("QEMU sends no greeting on {path:?}")]
     Silent {
         /// The socket.
         path: PathBuf,
     },
-    /// It closed the connection or sent something else.
-    #[error("what listens on {path:?} is no QMP server")]
+    /// The server closed the connection or sent something else than a greeting.
+    #[error("the server on {path:?} does not speak QMP")]
     NotQmp {
         /// The socket.
         path: PathBuf,
     },
-    /// No reply in time. The connection is of no use any more.
+    /// No reply came in time. The connection cannot be used any more.
     #[error("QEMU did not answer {command} in time")]
     TimedOut {
         /// The command.
         command: String,
     },
-    /// The connection ended, or an earlier command was cut short.
+    /// The connection ended, or an earlier command was interrupted.
     #[error("the connection to QEMU ended before {command} was answered")]
     Disconnected {
         /// The command.
         command: String,
     },
-    /// QEMU refused.
+    /// QEMU refused the command.
     #[error("QEMU refuses {command}: {description}")]
     Refused {
         /// The command.
         command: String,
         /// QEMU's error class.
         class: String,
-        /// QEMU's text.
+        /// QEMU's description of the error.
         description: String,
     },
     /// The reply does not have the documented form.
-    #[error("QEMU's answer to {command} is not understood")]
+    #[error("QEMU's reply to {command} does not have the documented form")]
     Answer {
         /// The command.
         command: String,
@@ -68,12 +68,12 @@ pub enum QmpError {
 }
 
 impl QmpError {
-    /// Must the caller connect anew before the next command?
+    /// Whether the caller must connect again before the next command.
     pub fn ends_connection(&self) -> bool {
         matches!(self, Self::TimedOut { .. } | Self::Disconnected { .. })
     }
 
-    /// QEMU's text, where it refused.
+    /// Returns QEMU's description of the error if it refused the command.
     pub fn refusal(&self) -> Option<&str> {
         match self {
             Self::Refused { description, .. } => Some(description),

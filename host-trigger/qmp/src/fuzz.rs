@@ -1,4 +1,4 @@
-//! The door to `wire`, for the fuzz targets.
+//! Access to `wire` for the fuzz targets.
 
 use std::io;
 
@@ -7,29 +7,30 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::wire::{EVENTS, Event, Lines, List, Numbers};
+use crate::wire::{CommandIds, Event, ListReply, MAX_EVENTS, ReplyReader};
 
-/// What is made of QEMU's lines.
+/// What the client makes of QEMU's lines.
 #[derive(Debug)]
 pub struct Passed {
-    /// What qapi gets.
+    /// The bytes that qapi reads.
     pub bytes: Vec<u8>,
-    /// What was told unasked.
+    /// The events.
     pub events: Vec<Event>,
     /// The last list that was kept from qapi.
     pub list: Option<Vec<u8>>,
 }
 
-/// Takes QEMU's lines from `socket` to its end; the last command had the number `last`.
+/// Reads QEMU's lines from `socket` to its end; `last` is the ID of the last command.
 ///
 /// # Errors
-/// A line without an end.
+/// A line is too long.
 pub async fn lines(socket: impl AsyncRead + Unpin, last: u32) -> io::Result<Passed> {
-    let (sender, mut receiver) = mpsc::channel(EVENTS);
-    let list = List::default();
-    let mut lines = Lines::new(socket, Numbers::at(last), sender, list.clone());
+    let (sender, mut receiver) = mpsc::channel(MAX_EVENTS);
+    let list_reply = ListReply::default();
+    let ids = CommandIds::starting_after(last);
+    let mut reader = ReplyReader::new(socket, ids, sender, list_reply.clone());
     let mut bytes = Vec::new();
-    lines.read_to_end(&mut bytes).await?;
+    reader.read_to_end(&mut bytes).await?;
     let events = std::iter::from_fn(|| receiver.try_recv().ok()).collect();
-    Ok(Passed { bytes, events, list: list.take() })
+    Ok(Passed { bytes, events, list: list_reply.take() })
 }

@@ -1,29 +1,30 @@
 //! A client of QEMU's monitor, [QMP](https://www.qemu.org/docs/master/interop/qmp-spec.html), on
 //! top of [qapi](https://docs.rs/qapi). It adds what a tool needs that shares QEMU with a runtime:
 //!
-//! - A monitor socket serves one client; a second one can connect and then never gets a greeting.
-//!   The greeting has a deadline, and [`QmpError::Held`] is reported only if another connected
-//!   client was seen.
-//! - qapi 0.15 closes the connection at an event that it does not know. `wire::Lines` removes every
-//!   event before qapi reads the line.
+//! - A monitor socket serves one client. A second one can connect, but never gets a greeting. The
+//!   greeting has a deadline, and [`QmpError::Held`] is reported only if another connected client
+//!   was seen.
+//! - qapi 0.15 closes the connection when it reads an event that it does not know.
+//!   `wire::ReplyReader` removes every event before qapi reads the line.
 //! - A command that is interrupted, by its deadline or because its future is dropped, makes the
 //!   next one panic in qapi ("QAPI duplicate command id"). An interrupted command therefore ends
 //!   the use of the connection: each later command fails with [`QmpError::Disconnected`], and the
 //!   caller connects again and reads QEMU's state anew.
 //! - QEMU may send the reply to a client that has gone to the next client, ahead of its greeting
-//!   (seen with 10.0 after a client was killed), and qapi 0.15 sends no command ids.
-//!   `wire::Numbered` adds ids and `wire::Lines` checks them.
-//! - qapi parses a reply several times. `wire::Lines` keeps lists away from it, as they can be
+//!   (seen with 10.0 after a client was killed), and qapi 0.15 sends no command IDs.
+//!   `wire::CommandWriter` adds IDs and `wire::ReplyReader` checks them.
+//! - qapi parses a reply several times. `wire::ReplyReader` keeps lists from it, as they can be
 //!   long.
-//! - A descriptor is sent with a lone newline ahead of its command: qapi cannot send one.
+//! - qapi cannot send a descriptor. It is sent with a single newline ahead of its command.
 //!
-//! | module | knows |
+//! | module | contents |
 //! |---|---|
 //! | `client` | one connection: greeting, commands, descriptors, events |
 //! | `commands` | the names of the commands that are used |
-//! | `wire` | lines below qapi: ids, events, lists |
+//! | `wire` | lines below qapi: IDs, events, lists |
 //! | `socket_peers` | whether another client holds the socket |
 //! | [`unix_socket`] | connecting by a path of any length |
+//! | `deadline` | the end of a wait |
 
 mod client;
 mod commands;

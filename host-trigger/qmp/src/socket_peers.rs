@@ -1,13 +1,13 @@
-//! Does a listening unix socket serve another client while ours waits? Read from
+//! Detects that a listening unix socket serves another client while ours waits. The source is
 //! [`/proc/net/unix`](https://man7.org/linux/man-pages/man5/proc_pid_net.5.html).
 //!
 //! The server's end of a connection carries the path that the listener was bound to. A connection
 //! that still waits in the listener's queue is shown as connecting (state 02), one that the server
-//! has accepted as connected (03). QEMU's monitor accepts one client at a time: where one is
-//! accepted and ours waits, it is somebody else's. Where none waits, ours was accepted, and the
-//! server is merely silent. The table shows the reader's network namespace, and an end belongs to
-//! the namespace of the client that connected, so that the listener's own (a sandbox has one) is
-//! looked at as well.
+//! has accepted as connected (03). QEMU's monitor accepts one client at a time: if one connection
+//! is accepted and another one waits, the accepted one belongs to another client. If none waits,
+//! ours was accepted and the server is merely silent. The table shows the network namespace of its
+//! reader, and an end belongs to the namespace of the client that connected. Therefore the table of
+//! the listener's namespace (a sandbox has its own) is read, too.
 
 use std::{
     fs,
@@ -15,12 +15,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A connection whose server has not accepted it yet.
+/// The state of a connection that the server has not accepted yet.
 const CONNECTING: &str = "02";
-/// One that it has accepted.
+/// The state of a connection that the server has accepted.
 const CONNECTED: &str = "03";
 
-/// Does the server of `socket` have a client while ours waits to be accepted? `server` is the
+/// Whether the server of `socket` has a client while ours waits to be accepted. `server` is the
 /// process that listens.
 pub(crate) fn another_client(socket: &Path, server: Option<i32>) -> bool {
     let tables = ["/proc/net/unix".to_owned(), format!("/proc/{}/net/unix", server.unwrap_or(0))];
@@ -33,7 +33,7 @@ pub(crate) fn another_client(socket: &Path, server: Option<i32>) -> bool {
     any(CONNECTED) && any(CONNECTING)
 }
 
-/// The paths of server ends in this state.
+/// Returns the paths of the server ends in the state `wanted`.
 fn server_ends<'a>(table: &'a str, wanted: &str) -> impl Iterator<Item = &'a str> {
     table.lines().skip(1).filter_map(move |line| {
         // Num RefCount Protocol Flags Type St Inode Path
@@ -60,24 +60,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_client_that_is_served_while_another_waits_counts() {
+    fn another_client_is_reported_only_if_one_is_served_while_one_waits() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("monitor");
         let listener = UnixListener::bind(&path).unwrap();
         let _first = UnixStream::connect(&path).unwrap();
-        assert!(!another_client(&path, None), "ours waits, and nobody is served");
+        assert!(!another_client(&path, None), "our client waits, and no client is served");
         let _accepted = listener.accept().unwrap();
-        assert!(
-            !another_client(&path, None),
-            "ours is the one that was accepted, by a server that is silent"
-        );
+        assert!(!another_client(&path, None), "our client was accepted, and the server is silent");
         let _second = UnixStream::connect(&path).unwrap();
         assert!(another_client(&path, None));
         assert!(!another_client(&directory.path().join("other"), None));
     }
 
     #[test]
-    fn paths_are_whole() {
+    fn a_path_with_spaces_is_read_to_its_end() {
         let table = "Num\n0000: 00000003 00000000 00000000 0001 03 4711 a b/c 4711\n0000: 00000002 00000000 00010000 0001 01 4712 /l\n";
         assert_eq!(server_ends(table, CONNECTED).collect::<Vec<_>>(), ["a b/c 4711"]);
     }

@@ -1,15 +1,14 @@
-//! A sandbox as a Kata host has it, but without a guest: a real QEMU that never starts its CPU, and
-//! in place of the agent one that keeps book of what it is asked for.
+//! A sandbox as on a Kata host, but without a guest: a real QEMU that never starts its CPU, and a
+//! fake agent.
 
 #![allow(
     dead_code,
     unreachable_pub,
     clippy::allow_attributes,
-    reason = "each test binary uses a part of this"
+    reason = "each test binary uses a part of this module"
 )]
 
-pub mod guest;
-pub mod peer;
+pub mod fake_agent;
 pub mod volume;
 
 use std::{
@@ -25,7 +24,7 @@ use std::{
 };
 
 use block_volume_qmp::{PassedFd, Qmp};
-use guest::Guest;
+use fake_agent::FakeAgent;
 use host_trigger::{
     Deadline,
     listing::Listing,
@@ -36,11 +35,11 @@ use host_trigger::{
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-/// One sandbox `s1` with the container `c1`.
+/// A host with the sandbox `s1`, which has the containers `c1` and `c2`.
 pub struct Host {
     directory: tempfile::TempDir,
     pub qemu: Child,
-    pub guest: Arc<Guest>,
+    pub agent: Arc<FakeAgent>,
     control: Qmp,
 }
 
@@ -51,16 +50,16 @@ impl Drop for Host {
     }
 }
 
-/// What a run of the command told.
+/// The result of a run of the command.
 #[derive(Debug)]
-pub struct Ran {
+pub struct RunOutput {
     pub exit_code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
     pub took: Duration,
 }
 
-impl Ran {
+impl RunOutput {
     #[track_caller]
     pub fn report(&self) -> Report {
         assert_eq!(self.exit_code, Some(0), "{self:?}");
@@ -73,7 +72,7 @@ impl Ran {
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"))
     }
 
-    /// What `repair` tells; its exit code is checked against the process's.
+    /// Returns the report of `repair`. Its exit code must be the process's.
     #[track_caller]
     pub fn repaired(&self) -> Repaired {
         let repaired: Repaired =
@@ -82,7 +81,7 @@ impl Ran {
         repaired
     }
 
-    /// The reason of a failure; its exit code is checked against the process's.
+    /// Returns the report of a failure. Its exit code must be the process's.
     #[track_caller]
     pub fn failure(&self) -> Failure {
         let failure: Failure =
@@ -108,9 +107,9 @@ impl Host {
         for part in ["vm/s1", "sbs/s1/s1", "sbs/s1/c1", "sbs/s1/c2"] {
             fs::create_dir_all(directory.path().join(part)).unwrap();
         }
-        // QEMU gets its sockets as Kata's does: bound already, so that nobody has to wait for it.
-        // They come as its standard input and output, the only descriptors that no other child can
-        // inherit by accident.
+        // As with Kata, the sockets are already bound when QEMU gets them, so that a client need
+        // not wait for QEMU. They are its standard input and output, the only descriptors that no
+        // other child can inherit by accident.
         let listen =
             |name: &str| OwnedFd::from(UnixListener::bind(directory.path().join(name)).unwrap());
         let qemu = std::process::Command::new("qemu-system-x86_64")
@@ -148,22 +147,22 @@ impl Host {
             .stderr(Stdio::inherit())
             .spawn()
             .expect("qemu-system-x86_64 starts");
-        // QEMU takes a moment to start on a busy machine, longer than a greeting may take.
+        // On a busy machine QEMU starts later than the greeting's timeout.
         let control = connect(&directory.path().join("control.sock")).await;
-        let guest = Guest::serve(&directory.path().join("agent.sock")).await;
+        let agent = FakeAgent::serve(&directory.path().join("agent.sock")).await;
         let state = json!({
             "AgentState": {"URL": format!("unix://{}", directory.path().join("agent.sock").display())},
             "HypervisorState": {"Type": "qemu", "Pid": qemu.id()},
         });
         fs::write(directory.path().join("sbs/s1/persist.json"), state.to_string()).unwrap();
-        Self { directory, qemu, guest, control }
+        Self { directory, qemu, agent, control }
     }
 
     pub fn path(&self, part: &str) -> PathBuf {
         self.directory.path().join(part)
     }
 
-    /// `ecr-runtime … hot-plug` for this sandbox, with JSON output.
+    /// Returns `ecr-runtime block-volume hot-plug` for this sandbox, with JSON output.
     pub fn command(&self, volumes: &[(&Path, &str)], more: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ecr-runtime"));
         command.arg("--run-dir").arg(self.directory.path()).args([
@@ -182,12 +181,12 @@ impl Host {
         command
     }
 
-    pub async fn plug(&self, volume: &Path, path: &str, more: &[&str]) -> Ran {
+    pub async fn plug(&self, volume: &Path, path: &str, more: &[&str]) -> RunOutput {
         run(&mut self.command(&[(volume, path)], more)).await
     }
 
-    /// `ecr-runtime … VERB` for this sandbox, with JSON output.
-    pub async fn verb(&self, verb: &str, more: &[&str]) -> Ran {
+    /// Runs `ecr-runtime block-volume VERB` for this sandbox, with JSON output.
+    pub async fn verb(&self, verb: &str, more: &[&str]) -> RunOutput {
         run(&mut self.verb_command(verb, more)).await
     }
 
@@ -206,32 +205,32 @@ impl Host {
         command
     }
 
-    /// Another client of QEMU, as somebody who does our work by hand.
-    pub async fn by_hand(&mut self, command: &str, arguments: Value) {
+    /// Runs `command` in QEMU as another QMP client.
+    pub async fn execute(&mut self, command: &str, arguments: Value) {
         self.query(command, arguments).await;
     }
 
-    /// Hands QEMU a descriptor with this text, in the set `set` or one of its own.
+    /// Passes QEMU a descriptor with the text `opaque`, into the set `set` or a new one.
     pub async fn add_fd(&mut self, opaque: &str, set: Option<u64>) -> PassedFd {
         self.control.set_deadline(Deadline::after(Duration::from_secs(30)));
         let null = fs::OpenOptions::new().write(true).open("/dev/null").unwrap();
         self.control.add_fd(null, set, opaque).await.unwrap()
     }
 
-    /// What QEMU has of anybody's.
+    /// Returns all descriptor sets, block nodes and devices of QEMU, whoever added them.
     pub async fn snapshot(&mut self) -> Value {
-        let mut all = json!({});
+        let mut snapshot = json!({});
         for (query, arguments) in [
             ("query-fdsets", json!({})),
             ("query-named-block-nodes", json!({"flat": true})),
             ("qom-list", json!({"path": "/machine/peripheral"})),
         ] {
-            all[query] = self.query(query, arguments).await;
+            snapshot[query] = self.query(query, arguments).await;
         }
-        all
+        snapshot
     }
 
-    /// The commands so far, as QEMU itself has recorded them, with their arguments.
+    /// Returns the commands that QEMU has got, from its own log, with their arguments.
     pub fn commands(&self) -> Vec<Value> {
         let log = fs::read_to_string(self.path("qmp.log")).unwrap();
         let commands =
@@ -241,17 +240,17 @@ impl Host {
         commands.collect()
     }
 
-    /// Those that change anything.
+    /// Returns the commands that change anything.
     pub fn changes(&self) -> Vec<Value> {
-        let only_looks = |command: &Value| {
+        let only_reads = |command: &Value| {
             let name = command["execute"].as_str().unwrap();
             name.starts_with("query-")
                 || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name)
         };
-        self.commands().into_iter().filter(|command| !only_looks(command)).collect()
+        self.commands().into_iter().filter(|command| !only_reads(command)).collect()
     }
 
-    /// What QEMU says of the medium of volume `id`.
+    /// Returns what QEMU reports of the medium of volume `id`.
     pub async fn medium(&mut self, id: &str) -> Value {
         let drives = self.query("query-block", json!({})).await;
         let drives = drives.as_array().unwrap();
@@ -259,19 +258,21 @@ impl Host {
             .clone()
     }
 
-    /// Waits until QEMU has told of `event`.
+    /// Waits until QEMU has sent `event`.
     pub async fn await_event(&mut self, event: &str) {
         let deadline = Deadline::after(Duration::from_secs(30));
-        while self.control.next_event(deadline).await.expect("QEMU tells of it").name != event {}
+        while self.control.next_event(deadline).await.expect("QEMU sends the event").name != event {
+        }
     }
 
+    /// Runs `command` in QEMU as another QMP client and returns the reply.
     pub async fn query(&mut self, command: &str, arguments: Value) -> Value {
         self.control.set_deadline(Deadline::after(Duration::from_secs(30)));
         self.control.execute(command, arguments).await.unwrap()
     }
 }
 
-/// The program where anybody can run it.
+/// Copies the program to where every user can run it.
 pub fn public_copy() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -289,29 +290,29 @@ async fn connect(path: &Path) -> Qmp {
     }
 }
 
-/// The records in a snapshot.
+/// Returns the records in a snapshot.
 pub fn records(snapshot: &Value) -> Vec<Record> {
     let sets = snapshot["query-fdsets"].as_array().unwrap();
     let fds = sets.iter().flat_map(|set| set["fds"].as_array().unwrap());
     fds.filter_map(|fd| Record::from_opaque(fd["opaque"].as_str()?)).collect()
 }
 
-/// Runs `command`, and ends QEMU when the guest is asked.
-pub async fn run_and_lose_qemu(host: &mut Host, command: &mut Command) -> Ran {
-    let guest = host.guest.clone();
+/// Runs `command`, and ends QEMU when the agent gets a request.
+pub async fn run_and_lose_qemu(host: &mut Host, command: &mut Command) -> RunOutput {
+    let agent = host.agent.clone();
     let (ran, ()) = tokio::join!(run(command), async {
-        guest.asked.notified().await;
+        agent.request_received.notified().await;
         host.qemu.kill().unwrap();
         host.qemu.wait().unwrap();
     });
     ran
 }
 
-pub async fn run(command: &mut Command) -> Ran {
+pub async fn run(command: &mut Command) -> RunOutput {
     let start = Instant::now();
     let output = tokio::time::timeout(Duration::from_secs(60), command.output());
     let output = output.await.expect("the command ends").unwrap();
-    Ran {
+    RunOutput {
         exit_code: std::os::unix::process::ExitStatusExt::signal(&output.status)
             .map_or(output.status.code(), |signal| Some(-signal)),
         stdout: String::from_utf8(output.stdout).unwrap(),

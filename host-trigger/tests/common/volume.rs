@@ -1,4 +1,4 @@
-//! Volumes of the host: raw images and loop devices over them.
+//! Sources on the host: raw images and loop devices over them.
 
 use std::{
     path::{Path, PathBuf},
@@ -24,13 +24,13 @@ impl Image {
         std::fs::metadata(&self.0).unwrap().len()
     }
 
-    /// Gives it another length, as somebody else than QEMU.
+    /// Changes its size without QEMU.
     pub fn resize(&self, size: u64) {
         std::fs::OpenOptions::new().write(true).open(&self.0).unwrap().set_len(size).unwrap();
     }
 }
 
-/// Makes a loop device over `backing`.
+/// Attaches a loop device to `backing`.
 fn attach(backing: &Path, options: &[&str]) -> PathBuf {
     let out = Command::new("losetup")
         .args(["--find", "--show"])
@@ -42,7 +42,7 @@ fn attach(backing: &Path, options: &[&str]) -> PathBuf {
     String::from_utf8(out.stdout).unwrap().trim_end().into()
 }
 
-/// A loop device; it goes with its owner.
+/// A loop device. It is detached when it is dropped.
 pub struct Loop {
     device: PathBuf,
     image: Option<Image>,
@@ -58,28 +58,28 @@ impl Loop {
         Self { device: attach(image.path(), options), image: Some(image) }
     }
 
-    /// Over another device.
+    /// Makes a loop device over another device.
     pub fn over(device: &Path) -> Self {
         Self { device: attach(device, &[]), image: None }
     }
 
-    /// With two partitions of 1 MiB each, told to the kernel: some have no eyes for partition
-    /// tables.
+    /// Makes a loop device with two partitions of 1 MiB each. They are added by `addpart`, because
+    /// not every kernel can read partition tables.
     pub fn partitioned(size: u64) -> Self {
         let disk = Self::with(size, &["--partscan"]);
         for (number, first) in [("1", "2048"), ("2", "4096")] {
             let added =
                 Command::new("addpart").arg(disk.path()).args([number, first, "2048"]).status();
-            assert!(added.is_ok_and(|status| status.success()), "addpart fails");
+            assert!(added.is_ok_and(|status| status.success()), "addpart failed");
         }
         disk
     }
 
     fn image_of(&self) -> &Image {
-        self.image.as_ref().expect("it is over an image")
+        self.image.as_ref().expect("the loop device is over an image")
     }
 
-    /// The file with the bytes.
+    /// Returns the path of the image.
     pub fn image(&self) -> &Path {
         self.image_of().path()
     }
@@ -88,7 +88,7 @@ impl Loop {
         &self.device
     }
 
-    /// As an operator grows a device.
+    /// Changes its size, as an operator does.
     pub fn resize(&self, size: u64) {
         self.image_of().resize(size);
         let resized =
@@ -96,7 +96,7 @@ impl Loop {
         assert!(resized.success());
     }
 
-    /// Does somebody claim it?
+    /// Whether a process has claimed it.
     pub fn is_claimed(&self) -> bool {
         use std::os::unix::fs::OpenOptionsExt;
         let open =
@@ -109,18 +109,16 @@ impl Loop {
             }
         }
     }
-}
 
-impl Loop {
-    /// Detaches it, and returns when it is: while anybody looks at it, as every plug does, the
-    /// kernel puts that off to their close.
+    /// Detaches it and waits until it is detached. While a process has it open, as every hot-plug
+    /// does for a moment, the kernel defers the detach to the last close.
     pub fn detach(self) {
         let name = self.device.file_name().unwrap().to_owned();
         drop(self);
         let bound = Path::new("/sys/block").join(name).join("loop");
         let deadline = Instant::now() + Duration::from_secs(10);
         while bound.exists() {
-            assert!(Instant::now() < deadline, "{} is never detached", bound.display());
+            assert!(Instant::now() < deadline, "{} is still there", bound.display());
             std::thread::sleep(Duration::from_millis(2));
         }
     }

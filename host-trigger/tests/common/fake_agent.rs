@@ -1,5 +1,5 @@
-//! An agent that answers the contract from a book of its own: which serials are attached where. Its
-//! misbehaviour is set by a test.
+//! A fake agent of the guest. It serves the `BlockVolume` service from a table of attachments, by
+//! serial number, container and path. A test sets how it misbehaves.
 
 use std::{
     collections::HashMap,
@@ -21,32 +21,32 @@ use block_volume_api::{
 use tokio::sync::Notify;
 use ttrpc::r#async::{Server, TtrpcContext};
 
-/// What it does when it is asked to attach.
+/// What the agent does with a request to attach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Behaviour {
-    Works,
+pub enum OnAttach {
+    Succeeds,
     Fails {
         reason: Reason,
         undone: bool,
     },
-    /// It attaches and then never answers.
+    /// Attaches and then never replies.
     Hangs,
-    TellsAnotherSerial,
-    TellsFewer,
+    ReportsAnotherSerial,
+    ReportsFewerVolumes,
 }
 
-/// What it does when a disk is to have another size than before.
+/// What the agent does with a request to give a disk another size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnResize {
     Follows,
-    /// It keeps the size that it had, and says so.
-    Stays,
-    /// It takes the new size, and fails all the same.
+    /// Keeps the old size and reports a timeout.
+    KeepsSize,
+    /// Takes the new size and fails anyway.
     FollowsAndFails,
-    /// It takes the new size and never answers.
+    /// Takes the new size and never replies.
     Hangs,
-    TellsAnotherSize,
-    /// Whatever the size.
+    ReportsAnotherSize,
+    /// Fails with this reason, whatever the size.
     Refuses(Reason),
 }
 
@@ -56,82 +56,85 @@ fn key(attachment: &Attachment) -> Key {
     (attachment.serial.clone(), attachment.container_id.clone(), attachment.path.clone())
 }
 
-pub struct Guest {
-    pub behaviour: Mutex<Behaviour>,
-    /// By serial, container and path.
+/// The agent, its table, and what a test sets or reads.
+pub struct FakeAgent {
+    pub on_attach: Mutex<OnAttach>,
+    /// The attachments, by serial number, container and path.
     pub attached: Mutex<HashMap<Key, Attachment>>,
-    /// When the containers were started.
-    pub started: Mutex<u64>,
+    /// The start time of the containers.
+    pub container_started: Mutex<u64>,
+    /// The serial numbers of all detached volumes, in order.
     pub detached: Mutex<Vec<String>>,
-    /// The last request to detach.
-    pub detachments: Mutex<Vec<Detachment>>,
-    pub taken: Mutex<Vec<String>>,
+    /// The detachments of the last request to detach.
+    pub last_detachments: Mutex<Vec<Detachment>>,
+    /// Paths at which a container has a file.
+    pub taken_paths: Mutex<Vec<String>>,
     pub probe_failure: Mutex<Option<Reason>>,
     pub api_level: Mutex<u32>,
-    /// Who is told with an answer to a request to detach.
-    pub holders: Mutex<Vec<Holder>>,
-    /// The last request to detach: by force, and how many milliseconds it may wait.
-    pub terms: Mutex<(bool, u64)>,
-    /// How a request to detach fails, and whether all is as it was then.
+    /// The holders in the reply to a request to detach.
+    pub detach_holders: Mutex<Vec<Holder>>,
+    /// `force` and `wait_ms` of the last request to detach.
+    pub detach_terms: Mutex<(bool, u64)>,
+    /// How a request to detach fails, and whether it is rolled back.
     pub detach_failure: Mutex<Option<(Reason, bool)>>,
-    /// A request to detach does its work, and its connection ends without an answer.
-    pub loses_detach: Mutex<bool>,
-    /// A request to detach is never answered.
-    pub hangs_at_detach: Mutex<bool>,
+    /// Whether the next request to detach does its work and loses its connection before the reply.
+    pub loses_detach_reply: Mutex<bool>,
+    /// Whether a request to detach never gets a reply.
+    pub hangs_on_detach: Mutex<bool>,
     /// How long it takes to detach.
     pub detach_delay: Mutex<std::time::Duration>,
-    /// Containers that do not run any more.
-    pub gone: Mutex<Vec<String>>,
-    /// Processes that hold the disks.
-    pub held: Mutex<Vec<String>>,
-    /// Paths whose node the container lost, until they are attached again.
-    pub nodes_lost: Mutex<Vec<String>>,
+    /// Containers that no longer run.
+    pub gone_containers: Mutex<Vec<String>>,
+    /// The commands of the processes that hold the disks.
+    pub holder_commands: Mutex<Vec<String>>,
+    /// Paths whose device node the container lost, until they are attached again.
+    pub lost_nodes: Mutex<Vec<String>>,
     pub inspect_failure: Mutex<Option<Reason>>,
-    /// Sizes that it was asked to have, in order.
-    pub sizes: Mutex<Vec<u64>>,
+    /// The sizes of the requests to resize, in order.
+    pub requested_sizes: Mutex<Vec<u64>>,
     pub on_resize: Mutex<OnResize>,
     pub stats: Mutex<Option<BlockStats>>,
-    /// Told at each request to attach.
-    pub asked: Notify,
+    /// Notified at each request to attach, to detach, and to resize if it hangs.
+    pub request_received: Notify,
     address: PathBuf,
     this: std::sync::Weak<Self>,
     server: tokio::sync::Mutex<Option<Server>>,
 }
 
-impl Guest {
+impl FakeAgent {
     pub async fn serve(address: &Path) -> Arc<Self> {
-        let guest = Arc::new_cyclic(|this| Self {
+        let agent = Arc::new_cyclic(|this| Self {
             this: this.clone(),
-            behaviour: Mutex::new(Behaviour::Works),
+            on_attach: Mutex::new(OnAttach::Succeeds),
             attached: Mutex::default(),
-            started: Mutex::new(1000),
+            container_started: Mutex::new(1000),
             detached: Mutex::default(),
-            detachments: Mutex::default(),
-            taken: Mutex::default(),
+            last_detachments: Mutex::default(),
+            taken_paths: Mutex::default(),
             probe_failure: Mutex::default(),
             api_level: Mutex::new(1),
-            holders: Mutex::default(),
-            terms: Mutex::default(),
+            detach_holders: Mutex::default(),
+            detach_terms: Mutex::default(),
             detach_failure: Mutex::default(),
-            loses_detach: Mutex::default(),
-            hangs_at_detach: Mutex::default(),
+            loses_detach_reply: Mutex::default(),
+            hangs_on_detach: Mutex::default(),
             detach_delay: Mutex::default(),
-            gone: Mutex::default(),
-            nodes_lost: Mutex::default(),
-            held: Mutex::default(),
+            gone_containers: Mutex::default(),
+            lost_nodes: Mutex::default(),
+            holder_commands: Mutex::default(),
             inspect_failure: Mutex::default(),
-            sizes: Mutex::default(),
+            requested_sizes: Mutex::default(),
             on_resize: Mutex::new(OnResize::Follows),
             stats: Mutex::default(),
-            asked: Notify::new(),
+            request_received: Notify::new(),
             address: address.to_owned(),
             server: tokio::sync::Mutex::default(),
         });
-        guest.start().await;
-        guest
+        agent.start().await;
+        agent
     }
 
-    /// Listens, again after a [`stop`](Self::stop).
+    /// Listens, also again after [`stop`](Self::stop).
     pub async fn start(self: &Arc<Self>) {
         self.listen(block_volume_ttrpc::create_block_volume(self.clone())).await;
     }
@@ -149,19 +152,20 @@ impl Guest {
         *self.server.lock().await = Some(server);
     }
 
-    /// As if the agent died: nobody listens, and connections end. In this order: a server that ends
-    /// its connections goes on to accept new ones, and may answer a request that came with one.
+    /// Behaves as an agent that died: no process listens, and connections end. The order matters: a
+    /// server that ends its connections still accepts new ones, and may reply to a request that
+    /// came with one.
     pub async fn stop(&self) {
         std::fs::remove_file(&self.address).unwrap();
         if let Some(mut server) = self.server.lock().await.take() {
             server.stop_listen().await;
-            // It waits for handlers that hang.
+            // `disconnect` waits for handlers that hang.
             tokio::spawn(async move { server.disconnect().await });
         }
     }
 
-    pub fn behave(&self, behaviour: Behaviour) {
-        *self.behaviour.lock().unwrap() = behaviour;
+    pub fn set_on_attach(&self, on_attach: OnAttach) {
+        *self.on_attach.lock().unwrap() = on_attach;
     }
 
     fn holders(&self) -> Vec<Holder> {
@@ -171,10 +175,10 @@ impl Guest {
             command: command.clone(),
             ..Default::default()
         };
-        self.held.lock().unwrap().iter().map(holder).collect()
+        self.holder_commands.lock().unwrap().iter().map(holder).collect()
     }
 
-    /// What is attached of the volume with this serial.
+    /// Returns an attachment of the volume with this serial number.
     pub fn attachment(&self, serial: &str) -> Option<Attachment> {
         let attached = self.attached.lock().unwrap();
         attached.values().find(|attachment| attachment.serial == serial).cloned()
@@ -192,9 +196,9 @@ impl Guest {
         let is_here = |attachment: &Attachment| {
             attachment.container_id == container && attachment.path == path
         };
-        let lost = self.nodes_lost.lock().unwrap().iter().any(|lost| lost == path);
+        let lost = self.lost_nodes.lock().unwrap().iter().any(|lost| lost == path);
         let attached = !lost && self.attached.lock().unwrap().values().any(is_here);
-        let taken = attached || self.taken.lock().unwrap().iter().any(|taken| taken == path);
+        let taken = attached || self.taken_paths.lock().unwrap().iter().any(|taken| taken == path);
         let (usage, taken_by) =
             if taken { (PathUse::PATH_USE_TAKEN, "file") } else { (PathUse::PATH_USE_FREE, "") };
         PathState {
@@ -214,21 +218,21 @@ pub fn failure(reason: Reason, undone: bool) -> protobuf::MessageField<Failure> 
 }
 
 #[async_trait]
-impl BlockVolume for Guest {
+impl BlockVolume for FakeAgent {
     async fn probe(&self, _: &TtrpcContext, request: ProbeRequest) -> ttrpc::Result<ProbeResponse> {
         let filter =
             FilterState { mode: FilterMode::FILTER_MODE_NONE.into(), ..Default::default() };
         let paths =
             request.paths.iter().map(|path| self.path_state(&request.container_id, path)).collect();
         let container = ContainerState { filter: Some(filter).into(), paths, ..Default::default() };
-        let refused = *self.probe_failure.lock().unwrap();
+        let refusal = *self.probe_failure.lock().unwrap();
         let host = ScsiHost { controller: "0000:00:01.0".into(), ..Default::default() };
         Ok(ProbeResponse {
             api_level: *self.api_level.lock().unwrap(),
             scsi_hosts: vec![host],
             scan_mode: "none".into(),
             container: Some(container).into(),
-            failure: refused.map(|reason| failure(reason, true)).unwrap_or_default(),
+            failure: refusal.map(|reason| failure(reason, true)).unwrap_or_default(),
             ..Default::default()
         })
     }
@@ -242,8 +246,8 @@ impl BlockVolume for Guest {
             let failure = failure(Reason::REASON_INVALID_REQUEST, true);
             return Ok(AttachResponse { failure, ..Default::default() });
         }
-        let behaviour = *self.behaviour.lock().unwrap();
-        if let Behaviour::Fails { reason, undone } = behaviour {
+        let on_attach = *self.on_attach.lock().unwrap();
+        if let OnAttach::Fails { reason, undone } = on_attach {
             return Ok(AttachResponse { failure: failure(reason, undone), ..Default::default() });
         }
         let mut reply = AttachResponse::new();
@@ -253,12 +257,12 @@ impl BlockVolume for Guest {
                     .into(),
                 node: NodeWay::NODE_WAY_MKNOD.into(),
                 filter: FilterMode::FILTER_MODE_NONE.into(),
-                container_started: *self.started.lock().unwrap(),
+                container_started: *self.container_started.lock().unwrap(),
                 ..Default::default()
             };
             let serial = attachment.serial.clone();
             reply.attached.push(Attached {
-                serial: if behaviour == Behaviour::TellsAnotherSerial {
+                serial: if on_attach == OnAttach::ReportsAnotherSerial {
                     "other".into()
                 } else {
                     serial.clone()
@@ -270,14 +274,14 @@ impl BlockVolume for Guest {
                 read_only: attachment.access == Access::ACCESS_READ_ONLY.into(),
                 ..Default::default()
             });
-            self.nodes_lost.lock().unwrap().retain(|path| *path != attachment.path);
+            self.lost_nodes.lock().unwrap().retain(|path| *path != attachment.path);
             self.attached.lock().unwrap().insert(key(&attachment), attachment);
         }
         reply.stages.push(Stage { name: "scan".into(), micros: 5, ..Default::default() });
-        self.asked.notify_one();
-        match behaviour {
-            Behaviour::Hangs => std::future::pending::<()>().await,
-            Behaviour::TellsFewer => drop(reply.attached.pop()),
+        self.request_received.notify_one();
+        match on_attach {
+            OnAttach::Hangs => std::future::pending::<()>().await,
+            OnAttach::ReportsFewerVolumes => drop(reply.attached.pop()),
             _ => {}
         }
         Ok(reply)
@@ -288,14 +292,14 @@ impl BlockVolume for Guest {
         _: &TtrpcContext,
         request: DetachRequest,
     ) -> ttrpc::Result<DetachResponse> {
-        self.asked.notify_one();
+        self.request_received.notify_one();
         let delay = *self.detach_delay.lock().unwrap();
         tokio::time::sleep(delay).await;
-        if *self.hangs_at_detach.lock().unwrap() {
+        if *self.hangs_on_detach.lock().unwrap() {
             std::future::pending::<()>().await;
         }
-        *self.terms.lock().unwrap() = (request.force, request.wait_ms);
-        let holders = self.holders.lock().unwrap().clone();
+        *self.detach_terms.lock().unwrap() = (request.force, request.wait_ms);
+        let holders = self.detach_holders.lock().unwrap().clone();
         if let Some((reason, undone)) = *self.detach_failure.lock().unwrap() {
             return Ok(DetachResponse {
                 failure: failure(reason, undone),
@@ -303,7 +307,7 @@ impl BlockVolume for Guest {
                 ..Default::default()
             });
         }
-        (*self.detachments.lock().unwrap()).clone_from(&request.detachments);
+        (*self.last_detachments.lock().unwrap()).clone_from(&request.detachments);
         let mut reply = DetachResponse { holders, ..Default::default() };
         for detachment in request.detachments {
             let serial = detachment.attachment.serial.clone();
@@ -312,11 +316,11 @@ impl BlockVolume for Guest {
             self.detached.lock().unwrap().push(serial.clone());
             reply.detached.push(Detached { serial, unchanged, ..Default::default() });
         }
-        if std::mem::take(&mut *self.loses_detach.lock().unwrap()) {
+        if std::mem::take(&mut *self.loses_detach_reply.lock().unwrap()) {
             let mut server = self.server.lock().await.take().unwrap();
             let service = block_volume_ttrpc::create_block_volume(self.this.upgrade().unwrap());
             self.listen(service).await;
-            // It waits for this very handler.
+            // `disconnect` waits for this handler.
             tokio::spawn(async move { server.disconnect().await });
             std::future::pending::<()>().await;
         }
@@ -334,11 +338,11 @@ impl BlockVolume for Guest {
         let mut reply = InspectResponse::new();
         for subject in request.attachments {
             let attachment = subject.attachment.unwrap();
-            let running = !self.gone.lock().unwrap().contains(&attachment.container_id);
+            let running = !self.gone_containers.lock().unwrap().contains(&attachment.container_id);
             let size = self.attachment(&attachment.serial).map(|known| known.size);
             let disk = size.is_some();
             let attached = self.attached.lock().unwrap().contains_key(&key(&attachment));
-            let lost = self.nodes_lost.lock().unwrap().contains(&attachment.path);
+            let lost = self.lost_nodes.lock().unwrap().contains(&attachment.path);
             reply.inspected.push(Inspected {
                 serial: attachment.serial,
                 disk_present: disk,
@@ -352,7 +356,11 @@ impl BlockVolume for Guest {
                 allowed: attached && running,
                 filter: FilterMode::FILTER_MODE_V1.into(),
                 holders: if request.holders { self.holders() } else { Vec::new() },
-                container_started: if running { *self.started.lock().unwrap() } else { 0 },
+                container_started: if running {
+                    *self.container_started.lock().unwrap()
+                } else {
+                    0
+                },
                 ..Default::default()
             });
         }
@@ -364,15 +372,15 @@ impl BlockVolume for Guest {
         _: &TtrpcContext,
         request: ResizeRequest,
     ) -> ttrpc::Result<ResizeResponse> {
-        let behaviour = *self.on_resize.lock().unwrap();
-        if let OnResize::Refuses(reason) = behaviour {
+        let on_resize = *self.on_resize.lock().unwrap();
+        if let OnResize::Refuses(reason) = on_resize {
             return Ok(ResizeResponse { failure: failure(reason, true), ..Default::default() });
         }
         let mut reply = ResizeResponse::new();
         for Attachment { serial, size, .. } in request.attachments {
-            self.sizes.lock().unwrap().push(size);
+            self.requested_sizes.lock().unwrap().push(size);
             let before = self.attachment(&serial).unwrap().size;
-            if before != size && behaviour == OnResize::Stays {
+            if before != size && on_resize == OnResize::KeepsSize {
                 let failure = failure(Reason::REASON_TIMED_OUT, true);
                 return Ok(ResizeResponse { failure, ..Default::default() });
             }
@@ -381,23 +389,23 @@ impl BlockVolume for Guest {
             {
                 known.size = size;
             }
-            let told = match behaviour {
+            let reported = match on_resize {
                 _ if before == size => size,
                 OnResize::Hangs => {
-                    self.asked.notify_one();
+                    self.request_received.notify_one();
                     std::future::pending().await
                 }
                 OnResize::FollowsAndFails => {
                     let failure = failure(Reason::REASON_SYSTEM, false);
                     return Ok(ResizeResponse { failure, ..Default::default() });
                 }
-                OnResize::TellsAnotherSize => size + 512,
+                OnResize::ReportsAnotherSize => size + 512,
                 _ => size,
             };
             reply.resized.push(Resized {
                 serial,
                 unchanged: before == size,
-                size: told,
+                size: reported,
                 ..Default::default()
             });
         }

@@ -1,14 +1,12 @@
-//! The monitor's client: against a real QEMU where QEMU can be made to do it, and against a
-//! scripted peer for what it does only by bad luck: an event that is not known, a late reply, no
-//! greeting.
+//! The client against a real QEMU where QEMU can be made to show the case, and against a scripted
+//! peer for what QEMU does only rarely: an unknown event, a late reply, no greeting.
 
 mod common;
 
 use std::time::Duration;
 
-use block_volume_qmp::{Qmp, QmpError};
-use common::{Host, peer::scripted};
-use host_trigger::Deadline;
+use block_volume_qmp::{Deadline, Qmp, QmpError};
+use common::{qemu::Qemu, scripted_peer};
 use serde_json::json;
 use tokio::{io::AsyncWriteExt, net::UnixListener};
 
@@ -17,44 +15,44 @@ fn soon(millis: u64) -> Deadline {
 }
 
 #[tokio::test]
-async fn an_unknown_event_or_a_second_answer_does_not_end_the_connection() {
+async fn an_unknown_event_or_a_second_reply_does_not_end_the_connection() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("q");
-    scripted(&path, async |mut peer| {
+    scripted_peer::start(&path, async |mut peer| {
         let command = peer.command().await;
         let event = concat!(
-            r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "NEVER_HEARD", "#,
+            r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "UNKNOWN_EVENT", "#,
             r#""data": {"device": "d"}}"#,
             "\r\n"
         );
         let (first, second) = event.split_at(30);
         peer.send(first).await;
         peer.send(second).await;
-        peer.answer(&json!({"id": "another"}), json!({"running": false})).await;
-        peer.answer(&command, json!({"running": true, "event": 1})).await;
-        // Once more, right behind it: nobody asked.
-        peer.answer(&command, json!({"running": true, "event": 1})).await;
+        peer.reply(&json!({"id": "another"}), json!({"running": false})).await;
+        peer.reply(&command, json!({"running": true, "event": 1})).await;
+        // The same reply again, directly after the first, without a command.
+        peer.reply(&command, json!({"running": true, "event": 1})).await;
         let command = peer.command().await;
-        peer.answer(&command, json!({"fdsets": 0})).await;
+        peer.reply(&command, json!({"fdsets": 0})).await;
     })
     .await;
     let mut qmp = Qmp::connect(&path, soon(5000)).await.unwrap();
     assert_eq!(qmp.version(), "10.0.2");
     assert_eq!(qmp.execute("query-status", json!({})).await.unwrap()["running"], true);
     let event = qmp.next_event(soon(1000)).await.unwrap();
-    assert_eq!((event.name.as_str(), &event.data["device"]), ("NEVER_HEARD", &json!("d")));
+    assert_eq!((event.name.as_str(), &event.data["device"]), ("UNKNOWN_EVENT", &json!("d")));
     assert_eq!(qmp.next_event(soon(20)).await, None);
     assert_eq!(qmp.execute("query-fdsets", json!({})).await.unwrap()["fdsets"], 0);
 }
 
 #[tokio::test]
-async fn a_late_reply_answers_no_later_command() {
+async fn a_late_reply_is_not_taken_for_the_reply_to_a_later_command() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("q");
-    scripted(&path, async |mut peer| {
+    scripted_peer::start(&path, async |mut peer| {
         let command = peer.command().await;
         tokio::time::sleep(Duration::from_millis(100)).await;
-        peer.answer(&command, json!({"late": true})).await;
+        peer.reply(&command, json!({"late": true})).await;
     })
     .await;
     let mut qmp = Qmp::connect(&path, soon(5000)).await.unwrap();
@@ -67,11 +65,11 @@ async fn a_late_reply_answers_no_later_command() {
 
 #[tokio::test]
 async fn a_command_whose_future_was_dropped_ends_the_connection() {
-    let host = Host::boot().await;
-    let mut qmp = Qmp::connect(host.path("vm/s1/qmp.sock"), soon(5000)).await.unwrap();
+    let qemu = Qemu::start().await;
+    let mut qmp = Qmp::connect(qemu.socket(), soon(5000)).await.unwrap();
     {
         let command = qmp.execute("query-fdsets", json!({}));
-        tokio::select! { biased; _ = command => panic!("answered without a wait"), () = std::future::ready(()) => {} }
+        tokio::select! { biased; _ = command => panic!("the reply came immediately"), () = std::future::ready(()) => {} }
     }
     assert!(!qmp.is_usable());
     assert!(matches!(
@@ -81,20 +79,20 @@ async fn a_command_whose_future_was_dropped_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn the_next_client_is_not_confused_by_answers_to_the_last_one() {
-    let host = Host::boot().await;
+async fn the_next_client_ignores_replies_to_the_previous_one() {
+    let qemu = Qemu::start().await;
     for _ in 0..50 {
-        let mut qmp = Qmp::connect(host.path("vm/s1/qmp.sock"), soon(5000)).await.unwrap();
+        let mut qmp = Qmp::connect(qemu.socket(), soon(5000)).await.unwrap();
         let command = qmp.execute("query-fdsets", json!({}));
-        tokio::select! { biased; _ = command => panic!("answered at once"), () = std::future::ready(()) => {} }
+        tokio::select! { biased; _ = command => panic!("the reply came immediately"), () = std::future::ready(()) => {} }
     }
 }
 
 #[tokio::test]
-async fn a_peer_that_ends_the_connection_is_told_from_one_that_is_silent() {
+async fn a_peer_that_ends_the_connection_is_distinguished_from_a_silent_one() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("q");
-    scripted(&path, async |mut peer| {
+    scripted_peer::start(&path, async |mut peer| {
         peer.command().await;
         peer.0.get_mut().shutdown().await.unwrap();
     })
@@ -111,7 +109,7 @@ async fn a_peer_that_ends_the_connection_is_told_from_one_that_is_silent() {
 }
 
 #[tokio::test]
-async fn another_protocol_is_no_qmp() {
+async fn a_server_of_another_protocol_is_not_qmp() {
     let directory = tempfile::tempdir().unwrap();
     for (name, greeting) in
         [("hmp", "QEMU 10.0.2 monitor - type 'help'\r\n"), ("json", "{}\n"), ("eof", "")]
@@ -130,16 +128,16 @@ async fn another_protocol_is_no_qmp() {
 }
 
 #[tokio::test]
-async fn refusals_are_told_in_qemus_words_and_unlisted_commands_are_not_sent() {
-    let host = Host::boot().await;
-    let mut qmp = Qmp::connect(host.path("vm/s1/qmp.sock"), soon(5000)).await.unwrap();
-    let refused = qmp.execute("device_del", json!({"id": "nix"})).await.unwrap_err();
+async fn a_refusal_has_qemus_description_and_an_unlisted_command_is_not_sent() {
+    let qemu = Qemu::start().await;
+    let mut qmp = Qmp::connect(qemu.socket(), soon(5000)).await.unwrap();
+    let refused = qmp.execute("device_del", json!({"id": "missing"})).await.unwrap_err();
     assert!(
         matches!(&refused, QmpError::Refused { class, .. } if class == "DeviceNotFound"),
         "{refused:?}"
     );
-    assert_eq!(refused.refusal(), Some("Device 'nix' not found"));
-    assert!(matches!(qmp.execute("frobnicate", json!({})).await, Err(QmpError::Unlisted { .. })));
+    assert_eq!(refused.refusal(), Some("Device 'missing' not found"));
+    assert!(matches!(qmp.execute("unlisted", json!({})).await, Err(QmpError::Unlisted { .. })));
     assert!(qmp.is_usable());
     let null = std::fs::File::open("/dev/null").unwrap();
     let first = qmp.add_fd(&null, None, "x").await.unwrap();

@@ -1,4 +1,4 @@
-//! A scripted peer in the place of QEMU, for what QEMU does only by bad luck.
+//! A scripted peer in place of QEMU, for what QEMU does only rarely.
 
 use std::path::Path;
 
@@ -10,40 +10,42 @@ use tokio::{
 
 const GREETING: &str = "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 2, \"minor\": 0, \"major\": 10}, \"package\": \"\"}, \"capabilities\": [\"oob\"]}}\r\n";
 
-/// A peer that greets, accepts the capabilities, and then follows `script`.
-pub async fn scripted<F: Future<Output = ()> + Send + 'static>(
+/// Starts a peer at `path` that greets, accepts the capabilities, and then follows `script`.
+pub(crate) async fn start<F: Future<Output = ()> + Send + 'static>(
     path: &Path,
-    script: impl FnOnce(Peer) -> F + Send + 'static,
+    script: impl FnOnce(ScriptedPeer) -> F + Send + 'static,
 ) {
     let listener = UnixListener::bind(path).unwrap();
     tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
-        let mut peer = Peer(BufReader::new(stream));
-        // An answer to somebody who has gone comes first, as from a real one.
+        let mut peer = ScriptedPeer(BufReader::new(stream));
+        // As a real QEMU may do, send a reply to a client that has gone first.
         peer.send("{\"return\": [], \"id\": \"gone\"}\r\n").await;
         peer.send(GREETING).await;
         let command = peer.command().await;
         assert_eq!(command["execute"], "qmp_capabilities");
-        peer.answer(&command, json!({})).await;
+        peer.reply(&command, json!({})).await;
         script(peer).await;
         std::future::pending::<()>().await;
     });
 }
 
-pub struct Peer(pub BufReader<UnixStream>);
+/// The peer's end of the connection.
+pub(crate) struct ScriptedPeer(pub(crate) BufReader<UnixStream>);
 
-impl Peer {
-    pub async fn command(&mut self) -> Value {
+impl ScriptedPeer {
+    /// Reads the next command.
+    pub(crate) async fn command(&mut self) -> Value {
         let mut line = String::new();
         self.0.read_line(&mut line).await.unwrap();
         serde_json::from_str(&line).unwrap()
     }
 
-    pub async fn send(&mut self, text: &str) {
+    pub(crate) async fn send(&mut self, text: &str) {
         self.0.get_mut().write_all(text.as_bytes()).await.unwrap();
     }
 
-    pub async fn answer(&mut self, command: &Value, answer: Value) {
-        self.send(&format!("{}\r\n", json!({"return": answer, "id": command["id"]}))).await;
+    pub(crate) async fn reply(&mut self, command: &Value, value: Value) {
+        self.send(&format!("{}\r\n", json!({"return": value, "id": command["id"]}))).await;
     }
 }
