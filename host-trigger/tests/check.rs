@@ -55,7 +55,7 @@ const SANDBOX_CHECKS: [&str; 16] = [
 #[tokio::test]
 async fn a_check_of_a_sandbox_changes_nothing() {
     let mut host = Host::boot().await;
-    // QEMU is started with its CPU stopped.
+    // QEMU was started with -S, and a stopped VM is a problem.
     host.execute("cont", serde_json::json!({})).await;
     let (device, image) = (Loop::of(MIB), Image::of(MIB));
     host.plug(device.path(), "/dev/xvda", &[]).await.report();

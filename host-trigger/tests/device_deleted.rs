@@ -41,7 +41,7 @@ fn deleted(data: &Value) -> String {
 }
 
 /// The event of our device.
-fn ours_deleted() -> String {
+fn our_device_deleted() -> String {
     let device = format!("ecrblk-{ID}");
     deleted(&json!({"device": device, "path": format!("/machine/peripheral/{device}")}))
 }
@@ -49,18 +49,18 @@ fn ours_deleted() -> String {
 async fn reply_to_device_del(peer: &mut ScriptedPeer, command: &Value, event: Event) {
     let path = format!("/machine/peripheral/ecrblk-{ID}");
     if event == Event::Early {
-        peer.send(&ours_deleted()).await;
+        peer.send(&our_device_deleted()).await;
     }
     peer.reply(command, json!({})).await;
     match event {
         Event::Early | Event::Never => {}
         Event::Late => {
             tokio::time::sleep(LATE).await;
-            peer.send(&ours_deleted()).await;
+            peer.send(&our_device_deleted()).await;
         }
         Event::Twice => {
-            peer.send(&ours_deleted()).await;
-            peer.send(&ours_deleted()).await;
+            peer.send(&our_device_deleted()).await;
+            peer.send(&our_device_deleted()).await;
         }
         Event::WithPathOnly => peer.send(&deleted(&json!({"path": path}))).await,
         Event::AfterOthers => {
@@ -70,7 +70,7 @@ async fn reply_to_device_del(peer: &mut ScriptedPeer, command: &Value, event: Ev
             .await;
             peer.send(&deleted(&json!({"path": format!("{path}/child[0]")}))).await;
             tokio::time::sleep(LATE).await;
-            peer.send(&ours_deleted()).await;
+            peer.send(&our_device_deleted()).await;
         }
     }
 }

@@ -192,7 +192,7 @@ async fn nothing_is_removed_from_qemu_without_the_guest() {
 }
 
 #[tokio::test]
-async fn a_lost_reply_is_asked_for_again() {
+async fn a_request_whose_reply_is_lost_is_sent_again() {
     let host = Host::boot().await;
     let image = Image::of(MIB);
     host.plug(image.path(), "/dev/xvda", &[]).await.report();

@@ -237,7 +237,7 @@ async fn unused_descriptors_are_removed() {
         .iter()
         .map(|fd| fd["opaque"].as_str().unwrap().to_owned())
         .collect();
-    let with = |word: &str| opaques.iter().find(|text| text.contains(word)).unwrap().clone();
+    let with = |key: &str| opaques.iter().find(|text| text.contains(key)).unwrap().clone();
     let (intent, commit) = (with("\"run\""), with("\"committed\""));
     host.add_fd(&intent.replace("\"run\":\"", "\"run\":\"x"), None).await;
     host.add_fd(&commit, None).await;

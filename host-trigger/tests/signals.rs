@@ -67,10 +67,10 @@ async fn a_second_signal_ends_the_rollback_of_a_hot_plug(
     let (code, report) = ended(child).await;
     let message = report["error"]["message"].as_str().unwrap();
     assert_eq!((code, &report["error"]["reason"]), (Some(8), &"incomplete".into()), "{report}");
-    for word in
+    for part in
         [signal.as_str(), "descriptors, block node, device in QEMU", "what the guest has of it"]
     {
-        assert!(message.contains(word), "{word}: {message}");
+        assert!(message.contains(part), "{part}: {message}");
     }
     assert!(
         message.contains(&host.verb("list", &[]).await.listing().volumes[0].volume.id),
