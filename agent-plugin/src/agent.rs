@@ -1,5 +1,4 @@
-//! The seam: what the plugin asks of the agent that hosts it. Nothing else of the agent is known
-//! here.
+//! The interface to the agent that hosts the plugin. The plugin knows nothing else of the agent.
 
 use std::{os::fd::OwnedFd, path::PathBuf};
 
@@ -11,24 +10,24 @@ use async_trait::async_trait;
 /// never calls the agent while it works on a volume.
 #[async_trait]
 pub trait Agent: Send + Sync + 'static {
-    /// The running container `id`.
+    /// Returns the running container `id`.
     ///
     /// # Errors
-    /// Says why there is none to work on.
+    /// Why no volume can be attached to it.
     async fn container(&self, id: &str) -> Result<Container, ContainerError>;
 
-    /// The agent's policy decision on `method` (`"ProbeBlockVolumeRequest"`, …) with the request as
-    /// JSON.
+    /// Decides by the agent's policy on `method` (`"ProbeBlockVolumeRequest"`, …) with the request
+    /// as JSON.
     ///
-    /// There is no default on purpose: an agent without a policy says so in one line.
+    /// There is no default on purpose: an agent without a policy states that in one line.
     ///
     /// # Errors
-    /// The request is denied; the text goes to the caller.
+    /// The request is denied; the text is returned to the caller.
     async fn authorize(&self, method: &str, request: &serde_json::Value) -> Result<(), Denied>;
 }
 
 /// A running container, by handles that no later process can take over. [`Container::of_process`]
-/// makes them from a process's number.
+/// opens them by the pid of a process.
 #[derive(Debug)]
 pub struct Container {
     /// [`pidfd`](https://man7.org/linux/man-pages/man2/pidfd_open.2.html) of the container's first
@@ -59,10 +58,10 @@ pub struct DeviceRule {
     pub access: String,
 }
 
-/// Why there is no container to work on.
+/// Why no volume can be attached to a container.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ContainerError {
-    /// The agent knows none of this id.
+    /// The agent knows no container of this id.
     #[error("the agent knows no such container")]
     Unknown,
     /// It was created and not started.
@@ -79,7 +78,7 @@ pub enum ContainerError {
     Unreachable(String),
 }
 
-/// The agent's policy says no.
+/// The agent's policy denies a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Denied(pub String);

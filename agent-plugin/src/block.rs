@@ -1,8 +1,7 @@
-//! A SCSI disk as block device: its number, and its identity by serial, size and read-only state.
+//! A SCSI disk as a block device: its number, and its identity by serial, size and read-only state.
 //!
-//! The identity is never the kernel's name (`sda`): names are given anew. It is the unit serial
-//! number of [VPD page 0x80](https://docs.kernel.org/admin-guide/abi-testing.html) (`vpd_pg80` in
-//! sysfs).
+//! The identity is never the kernel's name (`sda`): names are reused. It is the unit serial number
+//! of [VPD page 0x80](https://docs.kernel.org/admin-guide/abi-testing.html) (`vpd_pg80` in sysfs).
 
 use std::{
     fmt, fs::File, os::fd::AsRawFd as _, os::unix::fs::MetadataExt as _, path::PathBuf,
@@ -32,7 +31,7 @@ impl DeviceNumber {
         DeviceNumber { major: libc::major(raw), minor: libc::minor(raw) }
     }
 
-    /// As `mknod` wants it.
+    /// For `mknod`.
     pub fn to_raw(self) -> u64 {
         libc::makedev(self.major, self.minor)
     }
@@ -56,7 +55,7 @@ impl FromStr for DeviceNumber {
 /// A whole SCSI disk, never a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockDevice {
-    /// Where it is on the bus.
+    /// Its SCSI device.
     pub device: ScsiDevice,
     /// The kernel's name, "sda".
     pub name: String,
@@ -81,7 +80,7 @@ impl BlockDevice {
     /// # Errors
     /// sysfs cannot be read, or the disk is gone.
     pub fn size(&self) -> Result<u64> {
-        // Sectors of 512 bytes, whatever the disk's own are.
+        // Sectors of 512 bytes, whatever the disk's sector size.
         self.attribute::<u64>("size").map(|sectors| sectors.saturating_mul(512))
     }
 
@@ -95,33 +94,29 @@ impl BlockDevice {
 
     fn attribute<T: FromStr>(&self, attribute: &str) -> Result<T> {
         let path = PathBuf::from(format!("/sys/class/block/{}/{attribute}", self.name));
-        sysfs::read(&path)?.ok_or_else(|| {
-            Error::system("read", path.display().to_string())(std::io::Error::from_raw_os_error(
-                Errno::ENOENT as i32,
-            ))
-        })
+        sysfs::required(&path, sysfs::read(&path)?)
     }
 
     /// Writes back what the guest's caches hold of the disk and its partitions, mounted file
     /// systems included, without a claim.
     ///
     /// # Errors
-    /// The disk refuses a write. Goes on with the other partitions.
+    /// The disk refuses a write. The other partitions are written back anyway.
     pub fn write_back(&self) -> Result<()> {
         let names = sysfs::names(&PathBuf::from(format!("/sys/class/block/{}", self.name)))?;
         let partitions = names.iter().filter(|name| name.starts_with(&self.name));
-        // The whole disk comes last, and empties the disk's own cache.
+        // The whole disk comes last, and flushes the disk's own cache.
         partitions.chain([&self.name]).map(|name| write_back(name)).fold(Ok(()), Result::and)
     }
 
-    /// Claims the disk for us alone, by the guest's own node in devtmpfs.
+    /// Claims the disk by an exclusive open of the guest's own node in devtmpfs.
     ///
     /// # Errors
     /// [`Error::Busy`] where it is mounted, or held by device mapper, md, swap or another claim.
     pub fn claim(&self) -> Result<Claim> {
         let path = format!("/dev/{}", self.name);
         let flags = OFlag::O_RDWR | OFlag::O_EXCL | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        // A read-only disk opens for reading only.
+        // A read-only disk can be opened for reading only.
         let opened =
             nix::fcntl::open(path.as_str(), flags, Mode::empty()).or_else(|error| match error {
                 Errno::EROFS | Errno::EACCES => {
@@ -151,7 +146,7 @@ impl BlockDevice {
     }
 }
 
-/// A disk that nobody else can mount or claim while this lives.
+/// An exclusive open of a disk: while it lives, a mount or a claim by another process fails.
 #[derive(Debug)]
 pub struct Claim {
     file: File,
@@ -159,15 +154,15 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Writes back what the guest's page cache holds, and empties the disk's own cache.
+    /// Writes back what the guest's page cache holds, and flushes the disk's own cache.
     ///
     /// # Errors
-    /// The disk refuses a write, or has refused one that nobody was told of. The kernel tells that
-    /// once.
+    /// The disk refuses a write, or has refused an earlier one that was not reported to any
+    /// process. The kernel reports that once.
     pub fn flush(&self) -> Result<()> {
         self.file.sync_all().map_err(|error| {
             let subject = format!(
-                "{}, where not all that was written is saved (force detaches it all the same),",
+                "{}, where not all that was written is saved (force detaches it anyway),",
                 self.name
             );
             Error::system("fsync", subject)(error)
@@ -182,16 +177,16 @@ fn write_back(name: &str) -> Result<()> {
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let opened = nix::fcntl::open(path.as_str(), flags, Mode::empty());
     let file = File::from(opened.map_err(Error::system("open", path.as_str()))?);
-    // Other than fsync, it writes back a file system that is mounted on the device, whatever
-    // namespace has it.
+    // Unlike fsync, it writes back a file system that is mounted on the device, in whatever
+    // namespace.
     // SAFETY: a descriptor and two numbers are passed.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKFLSBUF as _, 0) };
     Errno::result(result).map_err(Error::system("ioctl(BLKFLSBUF)", path.as_str()))?;
     file.sync_all().map_err(Error::system("fsync", path))
 }
 
-/// The serial of a SCSI disk, or `None` where it has none or is gone. The disk need not have a name
-/// yet.
+/// Reads the serial of a SCSI disk; `None` where it has none or is gone. The disk need not have a
+/// name yet.
 ///
 /// # Errors
 /// sysfs cannot be read.
@@ -200,8 +195,8 @@ pub fn serial(device: ScsiDevice) -> Result<Option<String>> {
     Ok(page.as_deref().and_then(serial_of_page_80))
 }
 
-/// The serial in that page: bytes 2 and 3 are its length, it follows, padded with blanks at either
-/// end.
+/// The serial in VPD page 0x80: its length is in bytes 2 and 3, then it follows, padded with blanks
+/// at either end.
 pub fn serial_of_page_80(page: &[u8]) -> Option<String> {
     let (header, rest) = page.split_at_checked(4)?;
     if header[1] != 0x80 {

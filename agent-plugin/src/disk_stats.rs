@@ -1,4 +1,4 @@
-//! What the kernel counts of a disk since it appeared: the block layer's
+//! The kernel's counters of a disk since it appeared: the block layer's
 //! [`stat`](https://docs.kernel.org/block/stat.html), and `ioerr_cnt` of the SCSI device below it.
 
 use std::path::Path;
@@ -9,33 +9,33 @@ use crate::{
     sysfs,
 };
 
-/// Of one disk. Times add up over requests that ran side by side.
+/// Counters of one disk. Times add up over concurrent requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DiskStats {
-    /// Reads that ended.
+    /// Completed reads.
     pub reads: u64,
     /// Bytes read.
     pub read_bytes: u64,
     /// Milliseconds that reads took.
     pub read_ms: u64,
-    /// Writes that ended.
+    /// Completed writes.
     pub writes: u64,
     /// Bytes written.
     pub written_bytes: u64,
     /// Milliseconds that writes took.
     pub write_ms: u64,
-    /// Discards that ended.
+    /// Completed discards.
     pub discards: u64,
-    /// Flushes that ended; none before Linux 5.5.
+    /// Completed flushes; none before Linux 5.5.
     pub flushes: u64,
-    /// Requests under way.
+    /// Requests in flight.
     pub in_flight: u64,
     /// SCSI commands that failed.
     pub errors: u64,
 }
 
 impl DiskStats {
-    /// As they are now.
+    /// Reads the counters.
     ///
     /// # Errors
     /// sysfs cannot be read, or the disk is gone.
@@ -51,7 +51,7 @@ impl DiskStats {
         Ok(DiskStats { errors: count.ok_or(Error::Malformed { subject, found: text })?, ..parsed })
     }
 
-    /// Columns of numbers; later kernels add some on the right. Sectors are of 512 bytes.
+    /// Parses columns of numbers. Later kernels add columns on the right. Sectors have 512 bytes.
     pub fn parse(text: &str) -> Option<DiskStats> {
         let columns: Vec<u64> =
             text.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
@@ -89,12 +89,7 @@ impl DiskStats {
 }
 
 fn text(path: &Path) -> Result<String> {
-    let bytes = sysfs::read_bytes(path)?;
-    let bytes = bytes.ok_or_else(|| {
-        Error::system("read", path.display().to_string())(std::io::Error::from_raw_os_error(
-            libc::ENOENT,
-        ))
-    })?;
+    let bytes = sysfs::required(path, sysfs::read_bytes(path)?)?;
     Ok(String::from_utf8_lossy(&bytes).trim_end().chars().take(400).collect())
 }
 
@@ -106,7 +101,7 @@ mod tests {
         40       45        6        0     4096        7        9        3";
 
     #[test]
-    fn columns_have_their_meaning() {
+    fn every_column_is_assigned() {
         let expected = DiskStats {
             reads: 71,
             read_bytes: 2432 * 512,
@@ -123,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_kernel_has_fewer_columns_and_no_fewer_than_eleven() {
+    fn an_older_kernel_has_at_least_eleven_columns() {
         let eleven = "1 2 3 4 5 6 7 8 9 10 11";
         assert_eq!(DiskStats::parse(eleven).unwrap().flushes, 0);
         assert_eq!(DiskStats::parse(&eleven[..eleven.len() - 3]), None);

@@ -1,12 +1,14 @@
-//! Everything that can go wrong, as one enum; each variant has one [`Reason`] on the wire.
+//! The library's error: one enum, in which each variant has one [`Reason`] on the wire.
 
 use std::{error::Error as _, fmt::Write as _, io};
 
 use crate::{
     agent::{ContainerError, Denied},
     api::block_volume::Reason,
-    holders::Holder,
+    holder::Holder,
 };
+
+pub(crate) use crate::unsupported::Unsupported;
 
 /// A result with this library's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -15,34 +17,34 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A field of the request breaks a rule of the contract.
+    /// A field of the request breaks a rule of the API.
     #[error("{field}: {value} {rule}")]
     InvalidRequest {
-        /// Where: `attachments[2].path`.
+        /// Which one: `attachments[2].path`.
         field: String,
-        /// What is there, escaped and shortened.
+        /// Its value, escaped and shortened.
         value: String,
-        /// What must hold.
+        /// The rule.
         rule: &'static str,
     },
-    /// The agent has no such container to work on.
+    /// The agent has no container of this id that a volume could be attached to.
     #[error("container {id}")]
     Container {
-        /// As asked for.
+        /// As requested.
         id: String,
         /// The agent's answer.
         source: ContainerError,
     },
-    /// The container's first process ended while we worked.
+    /// The container's first process ended during the request.
     #[error("container {id} ended meanwhile")]
     ContainerEnded {
         /// Of the container.
         id: String,
     },
-    /// The agent's policy.
+    /// The agent's policy denies the request.
     #[error("the agent's policy refuses this request")]
     Denied(#[from] Denied),
-    /// Something is at the path where the node should go.
+    /// Something else exists at the node's path.
     #[error("{path:?} is taken by a {by}: choose another path in the container")]
     PathTaken {
         /// In the container.
@@ -50,44 +52,45 @@ pub enum Error {
         /// "file", "directory", "block device 8:16", …
         by: String,
     },
-    /// No directory to put the node into, and none can be made.
+    /// The directory for the node does not exist and cannot be made.
     #[error(
-        "{path:?} is no directory in the container, and cannot be made one: choose another path"
+        "{path:?} is not a directory in the container, and cannot be made one: choose another path"
     )]
     ParentMissing {
         /// In the container.
         path: String,
     },
-    /// The same attachment is there with another owner, mode or access.
+    /// The same attachment exists with another owner, mode or access.
     #[error(
-        "{path:?} is this volume already, with {there} where {asked} is asked: detach it first"
+        "{path:?} is this volume already, with {existing} where {requested} is requested: detach it first"
     )]
     Conflict {
         /// In the container.
         path: String,
         /// What the attachment has.
-        there: String,
-        /// What the request wants.
-        asked: String,
+        existing: String,
+        /// What the request specifies.
+        requested: String,
     },
-    /// Somebody claims the disk, or has it open.
-    #[error("{device} is in use in the guest{}", named(.holders))]
+    /// A holder claims the disk, or has it open.
+    #[error("{device} is in use in the guest{}", list(.holders))]
     Busy {
         /// The kernel's name of the disk.
         device: String,
-        /// Who, as far as that is known.
+        /// The holders, as far as they are known.
         holders: Vec<Holder>,
     },
     /// The deadline passed.
     #[error("timed out waiting for {awaited}")]
     TimedOut {
-        /// What did not happen.
+        /// What was awaited.
         awaited: String,
     },
-    /// Another request for the same volume came in, or the caller of one that waits went away.
+    /// Another request for the same volume arrived, or the caller of a waiting request closed its
+    /// connection.
     #[error("cancelled by a later request for the same volume, or by the end of the caller")]
     Cancelled,
-    /// Not the disk that was announced.
+    /// The disk is not the one that the request describes.
     #[error("the disk at {device} has {what} {found}, expected {expected}")]
     IdentityMismatch {
         /// SCSI address in the guest.
@@ -99,13 +102,13 @@ pub enum Error {
         /// From the request.
         expected: String,
     },
-    /// The node cannot be made.
+    /// The node cannot be made on a read-only file system.
     #[error("{path:?} is on a read-only file system: choose a path below /dev")]
     ReadOnlyFileSystem {
         /// In the container.
         path: String,
     },
-    /// The node cannot be made.
+    /// The node cannot be made on a full file system.
     #[error("the file system of {path:?} has no space or no inode left")]
     NoSpace {
         /// In the container.
@@ -114,10 +117,10 @@ pub enum Error {
     /// No virtio-scsi host to scan.
     #[error("the guest has no virtio-scsi controller{}", named.as_deref().map(|name| format!(" at {name}")).unwrap_or_default())]
     NoController {
-        /// Where one was asked for.
+        /// The one that was requested, if one was.
         named: Option<String>,
     },
-    /// This version of the plugin cannot serve that.
+    /// This version of the plugin cannot serve the request.
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
     /// A system call failed.
@@ -127,10 +130,10 @@ pub enum Error {
         call: &'static str,
         /// Its object.
         subject: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// A file of the kernel does not read as it should.
+    /// The contents of a kernel file are not understood.
     #[error("{subject} reads {found:?}, which this plugin does not understand")]
     Malformed {
         /// The file.
@@ -138,17 +141,17 @@ pub enum Error {
         /// The beginning of its contents.
         found: String,
     },
-    /// Somebody else exchanges the device program of the container all the time.
+    /// Another process keeps replacing the container's device program.
     #[error(
         "the device filter of cgroup {cgroup} was changed {attempts} times meanwhile: try again"
     )]
     FilterContended {
         /// Below the root of the hierarchy.
         cgroup: String,
-        /// How often this was tried.
+        /// How often a change was tried.
         attempts: usize,
     },
-    /// The container moves our node about while we work on it.
+    /// The container moves or replaces the node during the request.
     #[error("the node for {path:?} was moved or replaced by the container meanwhile")]
     NodeMoved {
         /// In the container.
@@ -166,137 +169,8 @@ pub enum Error {
     },
 }
 
-/// What this version cannot serve, and what to use instead.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Unsupported {
-    /// A file system that takes neither a node nor a file.
-    #[error("{path:?} is on {file_system}, which takes no file: choose a path below /dev")]
-    FileSystem {
-        /// In the container.
-        path: String,
-        /// Its type.
-        file_system: String,
-    },
-    /// A mount there would be one for others, too.
-    #[error(
-        "what is mounted at {path:?} would be mounted for others, too (shared propagation): choose a path below /dev"
-    )]
-    Shared {
-        /// In the container.
-        path: String,
-    },
-    /// The container has no such user or group.
-    #[error(
-        "owner {uid}:{gid} is not mapped in the container's user namespace: choose one that is"
-    )]
-    Owner {
-        /// As asked for.
-        uid: u32,
-        /// As asked for.
-        gid: u32,
-    },
-    /// Nodes there cannot be opened, although nothing had told so.
-    #[error(
-        "{path:?} is on a mount where no device node can be opened (nodev): choose a path below /dev"
-    )]
-    NoDev {
-        /// In the container.
-        path: String,
-    },
-    /// The parent leads through `/proc/PID/root` or the like.
-    #[error("a parent of {path:?} is a link that is not safe to follow: name the real directory")]
-    MagicLink {
-        /// In the container.
-        path: String,
-    },
-    /// Its maps would have to be shared, and what it keeps in them is not known.
-    #[error("device program {program} uses maps, which this version cannot carry over")]
-    BpfMaps {
-        /// Id of the program.
-        program: u32,
-    },
-    /// The kernel gives no instructions.
-    #[error(
-        "the kernel does not show device program {program} (CAP_BPF and CAP_PERFMON, kernel.kptr_restrict)"
-    )]
-    BpfUnreadable {
-        /// Id of the program.
-        program: u32,
-    },
-    /// More than a runtime writes: a helper call, a stack.
-    #[error(
-        "instruction {index} (code {code:#04x}) of device program {program} is not one that this version understands"
-    )]
-    BpfInstruction {
-        /// Id of the program.
-        program: u32,
-        /// Where.
-        index: usize,
-        /// What.
-        code: u8,
-    },
-    /// Attached by a link, whose owner alone can exchange it.
-    #[error("device program {program} is attached by a bpf_link, which only its owner can change")]
-    BpfLink {
-        /// Id of the program.
-        program: u32,
-    },
-    /// Constants are hidden, or would be in what is loaded.
-    #[error(
-        "net.core.bpf_jit_harden hides what device programs consist of: set it to 1 or 0 and restart the container"
-    )]
-    BpfBlinded,
-    /// The kernel completed the program for this machine; it would do so again each time.
-    #[error("the kernel of this machine changes device program {program} when it is loaded again")]
-    BpfRewritten {
-        /// Id of the program.
-        program: u32,
-    },
-    /// Without a way to tell whether it is still the program that was read.
-    #[error(
-        "the device program of cgroup {cgroup} is attached without BPF_F_ALLOW_MULTI and cannot be exchanged safely"
-    )]
-    BpfExclusive {
-        /// Below the root of the hierarchy.
-        cgroup: String,
-    },
-    /// Widening it would be widening it for others.
-    #[error(
-        "device program {program} of cgroup {cgroup} refuses disks, also for other containers than this one"
-    )]
-    BpfShared {
-        /// Id of the program.
-        program: u32,
-        /// Below the root of the hierarchy.
-        cgroup: String,
-    },
-    /// A capability is missing.
-    #[error(
-        "the agent has no right to bpf({call}): CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN (before Linux 5.11 RLIMIT_MEMLOCK, too)"
-    )]
-    BpfDenied {
-        /// The command.
-        call: &'static str,
-    },
-    /// Rules of the root group belong to the whole guest.
-    #[error("the container is in the root cgroup, whose device rules are the guest's own")]
-    RootCgroup,
-    /// Not mounted by the agent.
-    #[error("no cgroup hierarchy with a devices controller is mounted below /sys/fs/cgroup")]
-    NoCgroup,
-    /// An older kernel than this needs.
-    #[error("the guest's kernel has no {call}: use Linux {since} or newer")]
-    Kernel {
-        /// The system call.
-        call: &'static str,
-        /// The version that has it.
-        since: &'static str,
-    },
-}
-
-/// The first few, for a message.
-fn named(holders: &[Holder]) -> String {
+/// The first few holders, for a message.
+fn list(holders: &[Holder]) -> String {
     const MOST: usize = 4;
     let mut text = String::new();
     for (index, holder) in holders.iter().take(MOST).enumerate() {
@@ -310,7 +184,7 @@ fn named(holders: &[Holder]) -> String {
 }
 
 impl Error {
-    /// For `map_err` on a system call.
+    /// Returns a closure for `map_err` on a system call.
     pub(crate) fn system<E: Into<io::Error>>(
         call: &'static str,
         subject: impl Into<String>,
@@ -318,7 +192,7 @@ impl Error {
         move |source| Error::System { call, subject: subject.into(), source: source.into() }
     }
 
-    /// The reason on the wire.
+    /// Returns the reason on the wire.
     pub fn reason(&self) -> Reason {
         match self {
             Error::InvalidRequest { .. } => Reason::REASON_INVALID_REQUEST,
@@ -353,7 +227,7 @@ impl Error {
         }
     }
 
-    /// The message for the caller, with its sources.
+    /// Returns the message for the caller, with its sources.
     pub fn message(&self) -> String {
         let mut text = self.to_string();
         let mut source = self.source();
@@ -390,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unreachable_container_is_no_missing_container() {
+    fn an_unreachable_container_is_not_a_missing_one() {
         let reason = |source| Error::Container { id: "c1".into(), source }.reason();
         assert_eq!(reason(ContainerError::Unknown), Reason::REASON_CONTAINER_NOT_FOUND);
         assert_eq!(reason(ContainerError::Stopped), Reason::REASON_CONTAINER_NOT_RUNNING);

@@ -1,22 +1,22 @@
-//! Named fail points, for tests: the Cargo feature `fault` compiles them in, without it every
-//! function here is empty.
+//! Named fail points, for tests: the Cargo feature `fault` compiles them in; without it every
+//! function here does nothing.
 //!
-//! The file `/run/ecr-fault` holds one `name=action` a line and is read at each point; what it does
-//! not name, the kernel's command line may: `block_volume.fault=name=action`. Actions: `error`,
-//! `delay:MS`, `wait` (until the line is gone from the file), `stay` (for ever), `panic`, and where
-//! a point says so `skip` or `value:X`, or a word of its own:
+//! The file `/run/ecr-fault` has one `name=action` per line, and is read at each point; a point
+//! that is not in the file may be on the kernel's command line: `block_volume.fault=name=action`.
+//! Actions: `error`, `delay:MS`, `wait` (until the line is removed from the file), `stay` (for
+//! ever), `panic`, and at the points below `skip`, `value:X`, or another word:
 //!
 //! | point | what happens |
 //! |---|---|
-//! | `OPERATION-after-STAGE` | any of the first four, when that stage has ended |
-//! | `scan=skip`, `rescan=skip` | the kernel is not asked to look |
-//! | `uevent=lost` | the kernel's events never come, and nothing tells of that |
-//! | `uevent=overflow` | in the place of each event the kernel says that events were lost (ENOBUFS) |
-//! | `uevent-receive-buffer=value:BYTES` | they are lost in earnest where more than so many wait |
-//! | `clock=value:MS` | so much time has passed unseen, as on a processor that is starved |
+//! | `OPERATION-after-STAGE` | `error`, `delay`, `wait`, `stay` or `panic`, when that stage has ended |
+//! | `scan=skip`, `rescan=skip` | the kernel is not asked to scan |
+//! | `uevent=lost` | the kernel's events do not arrive, without an error |
+//! | `uevent=overflow` | instead of each event the kernel reports lost events (ENOBUFS) |
+//! | `uevent-receive-buffer=value:BYTES` | the size of the receive buffer: the kernel drops what does not fit |
+//! | `clock=value:MS` | so much more time has passed, as on a machine without free CPU time |
 //!
-//! What leaves out a step for good makes an agent that is broken in one way, which the conformance
-//! suite has to notice: `address`, `scan`, `scan-one`, `serial`, `namespace`, `node`, `owner`,
+//! A point that always skips a step makes an agent with one defect, which the conformance suite has
+//! to detect: `address`, `scan`, `scan-one`, `serial`, `namespace`, `node`, `owner`,
 //! `filter`, `undo`, `unlink`, `unchanged`, `deadline` (each with `skip`), and `thread=stay`.
 
 use crate::error::Result;
@@ -75,32 +75,32 @@ mod active {
     }
 }
 
-/// The point behind a stage: `attach-after-scan`.
+/// Runs the fail point behind a stage: `attach-after-scan`.
 #[cfg(feature = "fault")]
 pub(crate) fn after(operation: &str, stage: &str) -> Result<()> {
     active::act(&format!("{operation}-after-{stage}"))
 }
 
-/// A point that belongs to no operation's stage.
+/// Runs a fail point that does not belong to a stage.
 pub(crate) fn at(_point: &str) {
     // Only a stage can fail.
     #[cfg(feature = "fault")]
     let _ = active::act(_point);
 }
 
-/// Nothing.
+/// Does nothing.
 #[cfg(not(feature = "fault"))]
 #[inline(always)]
 pub(crate) fn after(_operation: &str, _stage: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether a test wants this step left out.
+/// Whether a test skips this step.
 pub(crate) fn skips(point: &str) -> bool {
     wants(point, "skip")
 }
 
-/// Whether a test wants just this to happen.
+/// Whether a test sets this action.
 pub(crate) fn wants(_point: &str, _action: &str) -> bool {
     #[cfg(feature = "fault")]
     return active::action(_point).as_deref() == Some(_action);
@@ -108,13 +108,13 @@ pub(crate) fn wants(_point: &str, _action: &str) -> bool {
     false
 }
 
-/// What a clock shows, or what it shows to a test.
+/// The time, which a test may advance.
 pub(crate) fn now() -> std::time::Instant {
     let unseen = value("clock").and_then(|millis| u64::try_from(millis).ok()).unwrap_or_default();
     std::time::Instant::now() + std::time::Duration::from_millis(unseen)
 }
 
-/// A number that a test wants in place of the ordinary one.
+/// A number that a test sets instead of the usual one.
 pub(crate) fn value(_point: &str) -> Option<usize> {
     #[cfg(feature = "fault")]
     return active::action(_point)?.strip_prefix("value:")?.parse().ok();
@@ -122,7 +122,7 @@ pub(crate) fn value(_point: &str) -> Option<usize> {
     None
 }
 
-/// Says in the log that this is no build to ship.
+/// Logs that this is a test build.
 pub(crate) fn announce() {
     #[cfg(feature = "fault")]
     tracing::warn!("fault points are compiled in");

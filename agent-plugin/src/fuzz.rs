@@ -1,11 +1,15 @@
-//! Doors to what is private, for the fuzz targets in `fuzz/` and nobody else: the feature `fuzz` is
-//! off in every agent.
+//! Access to private parsers for the fuzz targets in `fuzz/`. The feature `fuzz` is off in every
+//! agent.
 
 use serde_json::Value;
 
 use crate::{
-    api::block_volume as wire, block::DeviceNumber, error::Error, holders::mount::Mount, policy,
-    reply, request, volume::Failed,
+    api::block_volume as wire,
+    block::DeviceNumber,
+    error::Error,
+    procfs::mountinfo::MountLine,
+    service::{policy, reply, request},
+    volume::Failed,
 };
 
 /// A request.
@@ -22,12 +26,12 @@ pub enum Request {
 /// Checks a request as the service does.
 ///
 /// # Errors
-/// What the caller gets to read.
+/// The failure that the caller gets.
 pub fn check(request: &Request) -> Result<Value, wire::Failure> {
     checked(request).map_err(|error| reply::failure(&Failed::from(error)))
 }
 
-/// What the policy is asked.
+/// Returns what the policy is asked about.
 fn checked(request: &Request) -> Result<Value, Error> {
     match request {
         Request::Probe(request) => {
@@ -43,9 +47,11 @@ fn checked(request: &Request) -> Result<Value, Error> {
         }
         Request::Detach(request) => {
             request::wait(request.wait_ms, request::timeout(request.timeout_ms)?)?;
-            Ok(policy::detach(&request::kept(&request.detachments)?, request.force))
+            Ok(policy::detach(&request::detachments(&request.detachments)?, request.force))
         }
-        Request::Inspect(request) => Ok(policy::inspect(&request::kept(&request.attachments)?)),
+        Request::Inspect(request) => {
+            Ok(policy::inspect(&request::detachments(&request.attachments)?))
+        }
         Request::Resize(request) => {
             request::timeout(request.timeout_ms)?;
             Ok(policy::attachments(&request::attachments(&request.attachments)?))
@@ -53,7 +59,11 @@ fn checked(request: &Request) -> Result<Value, Error> {
     }
 }
 
-/// A line of mountinfo: the device, where it is mounted, the file system's type, what was mounted.
+/// Parses a line of mountinfo: the device number, the mount point, the file system's type, the
+/// source.
 pub fn mount(line: &str) -> Option<(DeviceNumber, String, String, String)> {
-    Mount::parse(line).map(|mount| (mount.number, mount.point, mount.kind, mount.source))
+    let mount = MountLine::parse(line)?;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    let file_system = mount.file_system.to_owned();
+    Some((mount.number, text(mount.point()), file_system, text(mount.source())))
 }

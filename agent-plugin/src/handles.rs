@@ -1,31 +1,31 @@
-//! Handles on a running container, from its first process's number: a pidfd
+//! Handles on a running container, from the pid of its first process: a pidfd
 //! ([pidfd_open(2)](https://man7.org/linux/man-pages/man2/pidfd_open.2.html)) and its
 //! [namespaces(7)](https://man7.org/linux/man-pages/man7/namespaces.7.html).
 //!
-//! A number can be another process's by now: the agent's record is as old as its last look. So the
-//! pidfd comes first, then the process must be in the container's mount namespace, and must still
-//! be alive at the end: what was read in between was its own.
+//! The pid may have been reused since the agent recorded it. So the pidfd is opened first; then the
+//! process must be in the container's mount namespace, and must still be alive at the end. Then
+//! everything that was read in between was its own.
 
 use std::{
     fs::File,
     io,
-    os::{
-        fd::{AsFd, FromRawFd as _, OwnedFd},
-        unix::fs::MetadataExt as _,
-    },
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::errno::Errno;
 
-use crate::agent::{Container, ContainerError, DeviceRule};
+use crate::{
+    agent::{Container, ContainerError, DeviceRule},
+    pidfd,
+};
 
 impl Container {
     /// The container whose first process is `init` and whose mount namespace `mount_namespace`
     /// leads to: a path that the agent holds open (`/proc/self/fd/N`) or, where it holds none,
     /// `/proc/PID/ns/mnt`.
     ///
-    /// Waits for nothing: an agent may call it with its lock held.
+    /// Does not block: an agent may call it with its lock held.
     ///
     /// # Errors
     /// [`ContainerError::Stopped`] where the process has ended, else
@@ -36,20 +36,19 @@ impl Container {
         cgroup: PathBuf,
         device_rules: Vec<DeviceRule>,
     ) -> Result<Self, ContainerError> {
-        let pidfd = match pidfd_open(init) {
+        let pidfd = match pidfd::open(init) {
             Ok(pidfd) => pidfd,
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
-                return Err(ContainerError::Stopped);
-            }
-            Err(error) => {
+            Err(Errno::ESRCH) => return Err(ContainerError::Stopped),
+            Err(errno) => {
+                let error = io::Error::from(errno);
                 return Err(ContainerError::Unreachable(format!(
                     "pidfd_open of process {init}: {error}"
                 )));
             }
         };
         let opened = namespaces(init, mount_namespace);
-        // A process that has ended explains every error before.
-        if has_ended(&pidfd) {
+        // The end of the process explains every error before.
+        if pidfd::has_ended(&pidfd) {
             return Err(ContainerError::Stopped);
         }
         let (mount_namespace, user_namespace) = opened?;
@@ -57,20 +56,13 @@ impl Container {
     }
 }
 
-/// Whether the process of a pidfd has ended.
-pub(crate) fn has_ended(pidfd: &impl AsFd) -> bool {
-    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-    // A descriptor that cannot be polled is not the pidfd of a living process either.
-    poll(&mut fds, PollTimeout::ZERO) != Ok(0)
-}
-
-/// The mount namespace, and the user namespace where it is not ours.
+/// Opens the mount namespace, and the user namespace where it is not ours.
 fn namespaces(init: i32, mount: &Path) -> Result<(OwnedFd, Option<OwnedFd>), ContainerError> {
     let of_process = |name: &str| PathBuf::from(format!("/proc/{init}/ns/{name}"));
     let mount_namespace = open(mount)?;
     if identity(&mount_namespace, mount)? != identity(&open(&of_process("mnt"))?, mount)? {
         return Err(ContainerError::Unreachable(format!(
-            "process {init} is not in the container's mount namespace: it left it, or has ended and its number was given anew"
+            "process {init} is not in the container's mount namespace: it left it, or has ended and its pid was reused"
         )));
     }
     let (user, ours) = (of_process("user"), Path::new("/proc/self/ns/user"));
@@ -83,7 +75,7 @@ fn open(path: &Path) -> Result<File, ContainerError> {
     File::open(path).map_err(unreachable("open", path))
 }
 
-/// What tells one namespace from another.
+/// What distinguishes one namespace from another.
 fn identity(file: &File, path: &Path) -> Result<(u64, u64), ContainerError> {
     let metadata = file.metadata().map_err(unreachable("fstat", path))?;
     Ok((metadata.dev(), metadata.ino()))
@@ -93,20 +85,14 @@ fn unreachable(call: &str, path: &Path) -> impl FnOnce(io::Error) -> ContainerEr
     move |error| ContainerError::Unreachable(format!("{call} of {}: {error}", path.display()))
 }
 
-#[expect(unsafe_code, reason = "pidfd_open(2) has no safe wrapper in libc or nix")]
-fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes two numbers and returns a new descriptor or -1.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    match i32::try_from(fd) {
-        // SAFETY: the descriptor is new and nobody else's.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::process::{Child, Command, Stdio};
+    use std::{
+        os::fd::AsFd as _,
+        process::{Child, Command, Stdio},
+    };
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     use super::*;
 
@@ -134,12 +120,12 @@ mod tests {
     fn a_running_process_has_handles_and_no_user_namespace_of_its_own() {
         let (child, pid) = process("cat", &[]);
         let container = of(pid, &format!("/proc/{pid}/ns/mnt")).unwrap();
-        assert!(!has_ended(&container.init));
+        assert!(!pidfd::has_ended(&container.init));
         let ours = identity(&File::open("/proc/self/ns/mnt").unwrap(), Path::new("")).unwrap();
         assert_eq!(identity(&container.mount_namespace.into(), Path::new("")).unwrap(), ours);
         assert!(container.user_namespace.is_none());
         end(child);
-        assert!(has_ended(&container.init));
+        assert!(pidfd::has_ended(&container.init));
     }
 
     #[test]
@@ -147,7 +133,7 @@ mod tests {
         let pinned = File::open("/proc/self/ns/mnt").unwrap();
         let pinned = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&pinned));
         let (mut child, pid) = process("true", &[]);
-        let pidfd = pidfd_open(pid).unwrap();
+        let pidfd = pidfd::open(pid).unwrap();
         poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE).unwrap();
         assert_eq!(of(pid, &pinned).unwrap_err(), ContainerError::Stopped);
         child.wait().unwrap();
@@ -155,9 +141,9 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_elsewhere_is_not_taken_for_the_containers() {
+    fn a_process_in_another_namespace_is_not_taken_for_the_containers() {
         let (child, pid) = process("cat", &[]);
-        // Any other namespace: this one is of another kind even.
+        // Any other namespace will do: this one is even of another kind.
         let error = of(pid, "/proc/self/ns/net").unwrap_err().to_string();
         assert!(
             error.contains(&format!("process {pid} is not in the container's mount namespace")),
@@ -169,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_no_process_can_have_is_named() {
+    fn an_invalid_pid_is_named() {
         let error = of(0, "/proc/self/ns/mnt").unwrap_err().to_string();
         assert!(error.contains("pidfd_open of process 0: Invalid argument"), "{error}");
     }

@@ -1,10 +1,10 @@
-//! Users and groups of a container that has a user namespace, as this side numbers them:
+//! Users and groups of a container that has a user namespace, as ids of the guest:
 //! [user_namespaces(7)](https://man7.org/linux/man-pages/man7/user_namespaces.7.html),
 //! [setfsuid(2)](https://man7.org/linux/man-pages/man2/setfsuid.2.html).
 //!
-//! A file system that was mounted inside such a namespace takes nothing from a user whom it has no
-//! number for (EOVERFLOW), and root of the guest is one of these. So what we make in there is made
-//! as the container's own root.
+//! A file system that was mounted inside such a namespace refuses files of a user who has no id
+//! there (EOVERFLOW), and root of the guest is such a user. So files there are made as the
+//! container's own root.
 
 use nix::{
     errno::Errno,
@@ -16,14 +16,14 @@ use crate::{
     namespace::Target,
 };
 
-/// The numbers of one container.
+/// The id maps of one container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ids {
-    /// `None`: it has our own.
+    /// `None`: the container is in the agent's user namespace.
     maps: Option<(Map, Map)>,
 }
 
-/// One of its tables, for users or groups.
+/// One map, of users or groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Map(Vec<Range>);
 
@@ -35,10 +35,10 @@ struct Range {
 }
 
 impl Ids {
-    /// Those of `target`.
+    /// Reads the maps of `target`.
     ///
     /// # Errors
-    /// The container has ended, or `/proc` does not answer.
+    /// The container has ended, or `/proc` cannot be read.
     pub fn of(target: &Target) -> Result<Ids> {
         if target.container.user_namespace.is_none() {
             return Ok(Ids::default());
@@ -51,10 +51,10 @@ impl Ids {
         Ok(Ids { maps: Some((read("uid_map")?, read("gid_map")?)) })
     }
 
-    /// The owner that the container knows as `uid` and `gid`.
+    /// The guest's ids of the container's `uid` and `gid`.
     ///
     /// # Errors
-    /// It knows no such user or group.
+    /// The container has no such user or group.
     pub fn outside(&self, uid: u32, gid: u32) -> Result<(u32, u32)> {
         let Some((uids, gids)) = &self.maps else { return Ok((uid, gid)) };
         uids.outside(uid)
@@ -62,8 +62,8 @@ impl Ids {
             .ok_or_else(|| Unsupported::Owner { uid, gid }.into())
     }
 
-    /// From now on the calling thread, which must end soon, makes files as the container's root;
-    /// whatever else it could do it still can.
+    /// Makes the calling thread create files as the container's root. It keeps its capabilities,
+    /// and must end soon.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -73,7 +73,8 @@ impl Ids {
         let (uid, gid) = (Uid::from_raw(uids.root()), Gid::from_raw(gids.root()));
         setfsgid(gid);
         setfsuid(uid);
-        // Neither says whether it worked but by what a further call returns: the present one.
+        // Neither call reports failure: each returns the previous id, so a second call shows the
+        // new one.
         let refused = setfsuid(uid) != uid || setfsgid(gid) != gid;
         if refused {
             Err(Error::system("setfsuid", format!("{uid}"))(Errno::EPERM))
@@ -101,14 +102,14 @@ impl Map {
         })
     }
 
-    /// A namespace without a root has somebody, or it has nobody who could use anything.
+    /// The id of root, or of the first user of a namespace without a root.
     fn root(&self) -> u32 {
         self.outside(0).unwrap_or(self.0[0].outside)
     }
 }
 
-/// Without this bit, the kernel takes from a thread that is not root for files what root may do
-/// with files.
+/// Sets the bit without which the kernel removes the file capabilities of a thread whose fsuid is
+/// not root.
 #[expect(
     unsafe_code,
     reason = "prctl(2) with PR_SET_SECUREBITS has no safe wrapper in libc or nix"
@@ -128,9 +129,7 @@ mod tests {
     use super::*;
 
     fn ids() -> Ids {
-        let map = |text| {
-            Map::parse(text).unwrap_or_else(|| panic!("{text:?} is what the kernel could write"))
-        };
+        let map = |text| Map::parse(text).unwrap_or_else(|| panic!("{text:?} is a valid map"));
         Ids {
             maps: Some((
                 map("         0     100000      65536\n"),
@@ -145,7 +144,7 @@ mod tests {
     #[case(65_536, 0, None)]
     #[case(0, 1001, None)]
     #[case(u32::MAX, 0, None)]
-    fn an_owner_is_looked_up_in_both_tables(
+    fn an_owner_is_looked_up_in_both_maps(
         #[case] uid: u32,
         #[case] gid: u32,
         #[case] outside: Option<(u32, u32)>,
@@ -154,12 +153,12 @@ mod tests {
     }
 
     #[test]
-    fn without_a_user_namespace_everybody_is_who_they_are() {
+    fn without_a_user_namespace_ids_are_not_translated() {
         assert_eq!(Ids::default().outside(7, u32::MAX).unwrap(), (7, u32::MAX));
     }
 
     #[test]
-    fn a_table_that_makes_no_sense_is_none() {
+    fn an_invalid_map_is_none() {
         for text in ["", "0 1\n", "0 1 x\n", "0 1 -1\n", "0 1 4294967296\n"] {
             assert_eq!(Map::parse(text), None, "{text:?}");
         }
@@ -177,13 +176,13 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_makes_files_as_the_containers_root_and_stays_able_to() {
+    fn a_thread_makes_files_as_the_containers_root_and_keeps_its_capabilities() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         std::thread::scope(|scope| {
             let made = scope.spawn(|| {
                 ids().assume().expect("these tests need root");
-                std::fs::write(&path, "").expect("the directory is root's, and no one else's");
+                std::fs::write(&path, "").expect("the directory is root's alone");
             });
             made.join().unwrap();
         });

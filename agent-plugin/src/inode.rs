@@ -1,10 +1,10 @@
-//! What is at a name, without a word with the file system's server, unless that is asked for:
-//! [statx(2)](https://man7.org/linux/man-pages/man2/statx.2.html) with `AT_STATX_DONT_SYNC` or
-//! `AT_STATX_FORCE_SYNC`.
+//! The inode at a name: [statx(2)](https://man7.org/linux/man-pages/man2/statx.2.html) with
+//! `AT_STATX_DONT_SYNC`, which does not wait for a file system's server, or with
+//! `AT_STATX_FORCE_SYNC`, which does.
 //!
-//! A container may mount a file system of its own making (FUSE) wherever we look, at the name
-//! itself too, and such a one may never answer. Last components are never followed where they are
-//! links.
+//! A container may mount a file system that it provides itself (FUSE) at any name that is
+//! inspected, and such a file system may never answer. A last component that is a link is not
+//! followed.
 
 use std::{
     ffi::{CStr, CString},
@@ -19,7 +19,7 @@ use crate::block::DeviceNumber;
 /// What the kernel knows of an inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Inode {
-    /// What it is.
+    /// Its file type.
     pub(crate) kind: SFlag,
     /// Its permission bits.
     pub(crate) permissions: u32,
@@ -28,16 +28,16 @@ pub(crate) struct Inode {
     pub(crate) number: u64,
     pub(crate) size: u64,
     pub(crate) links: u32,
-    /// Of its file system.
+    /// The device number of its file system.
     pub(crate) file_system: DeviceNumber,
-    /// That it stands for, where it is a device node.
+    /// The device number of a device node.
     pub(crate) device: DeviceNumber,
-    /// It is the root of a mount: at this name something was mounted.
+    /// Whether it is the root of a mount: something is mounted at this name.
     pub(crate) is_mounted: bool,
 }
 
 impl Inode {
-    /// At `name` in `directory`. `None`: nothing is there.
+    /// The inode at `name` in `directory`. `None`: there is none.
     pub(crate) fn at(directory: &impl AsFd, name: &str) -> Result<Option<Inode>, Errno> {
         let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
         let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_STATX_DONT_SYNC;
@@ -47,25 +47,25 @@ impl Inode {
         }
     }
 
-    /// The same with the word of the file system's server, which may take its time: a file that
-    /// somebody else removed there is known to this kernel for a while, as it was.
-    pub(crate) fn asked_at(directory: &impl AsFd, name: &str) -> Result<Option<Inode>, Errno> {
+    /// The inode at `name` in `directory`, from the file system's server, which may take long: this
+    /// kernel caches for a while a file that the server has removed.
+    pub(crate) fn synced_at(directory: &impl AsFd, name: &str) -> Result<Option<Inode>, Errno> {
         let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
         let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_STATX_FORCE_SYNC;
         match statx(directory.as_fd().as_raw_fd(), &name, flags) {
             Err(Errno::ENOENT | Errno::ESTALE) => Ok(None),
-            // The name is another's by now, or nobody's.
+            // The file was removed; the name may belong to another one.
             Ok(inode) if inode.links == 0 => Ok(None),
             result => result.map(Some),
         }
     }
 
-    /// Of an open file.
+    /// The inode of an open file.
     pub(crate) fn of(file: &impl AsFd) -> Result<Inode, Errno> {
         statx(file.as_fd().as_raw_fd(), c"", libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC)
     }
 
-    /// Of a path that is ours to follow, such as `/proc/PID/fd/N`.
+    /// The inode behind a path that is safe to follow, such as `/proc/PID/fd/N`.
     pub(crate) fn followed(path: &CStr) -> Result<Inode, Errno> {
         statx(libc::AT_FDCWD, path, libc::AT_STATX_DONT_SYNC)
     }
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_is_itself_and_a_missing_name_is_nothing() {
+    fn a_link_is_not_followed_and_a_missing_name_is_none() {
         let directory = tempfile::tempdir().unwrap();
         symlink("/", directory.path().join("link")).unwrap();
         let open = File::open(directory.path()).unwrap();
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_root_of_a_mount_is_told() {
+    fn the_root_of_a_mount_is_recognized() {
         assert!(Inode::followed(c"/proc").unwrap().is_mounted);
         assert!(!Inode::followed(c"/proc/self/").unwrap().is_mounted);
         assert_eq!(

@@ -1,19 +1,27 @@
 //! Hot-plug of block volumes into running containers, inside the guest of a VM sandbox.
 //!
-//! An agent embeds this library: it implements [`Agent`] and registers [`service`] on its ttrpc
+//! An agent embeds this library: it implements [`Agent`] and registers [`service()`] on its ttrpc
 //! server, or calls [`serve`] for a port of its own. The API is the crate [`api`]. The builder's
 //! guide in `README.md` leads from a kata-agent source tree to a kata-agent with the plugin, by the
-//! file `examples/kata-agent/src/block_volume.rs`, and says what kernel and policy need.
+//! file `examples/kata-agent/src/block_volume.rs`, and describes the requirements on kernel and
+//! policy.
 //!
-//! It makes no child process, needs no udev, and has no thread, timer or descriptor while no
-//! request is under way.
+//! The library starts no child process, needs no udev, and has no thread, timer or descriptor while
+//! no request is under way.
 //!
-//! | module | knows |
+//! | module | does |
 //! |---|---|
-//! | `service` | the wire: decodes, asks the agent, starts a thread, encodes (with `request`, `reply`, `policy`, `audit`) |
-//! | `handles` | from a process's number to a [`Container`] that no later process can take over |
-//! | `volume` | the sequences and their undo; no encoding |
-//! | [`scsi`], [`block`], [`disk_stats`], [`uevent`], [`namespace`], [`ids`], [`mount`], [`device_node`], [`cgroup`], [`holders`] | one kernel interface each, and none of each other's |
+//! | `agent` | the interface to the agent: [`Agent`], [`Container`] |
+//! | `handles` | opens a [`Container`] by a pid, safe against a reuse of the pid |
+//! | `service` | the protocol: decodes a request, asks the agent, starts a thread, encodes the reply |
+//! | `volume` | attach, detach, resize and inspect, with rollback; no encoding |
+//! | [`scsi`], [`block`], [`disk_stats`], [`uevent`] | the disk: SCSI hosts and devices, block device, counters, events |
+//! | [`namespace`], [`ids`], [`mount`], `inode`, [`device_node`] | the container's file system, and the node in it |
+//! | [`cgroup`] | the device filter |
+//! | [`holders`], `holder` | who keeps a disk in use |
+//! | [`procfs`], `sysfs`, `pidfd` | kernel files and descriptors that several modules use |
+//! | `error`, `unsupported` | every error, each with one reason of the API |
+//! | `fault`, `fuzz` | fail points and parsers, for tests |
 //!
 //! The modules of kernel interfaces are public for tests and fuzzers; agents need none of them.
 
@@ -22,7 +30,6 @@
 extern crate self as agent_plugin;
 
 mod agent;
-mod audit;
 pub mod block;
 pub mod cgroup;
 pub mod device_node;
@@ -33,27 +40,28 @@ mod fault;
 #[doc(hidden)]
 pub mod fuzz;
 mod handles;
+mod holder;
 pub mod holders;
 pub mod ids;
 mod inode;
-mod listener;
 pub mod mount;
-mod mountinfo;
 pub mod namespace;
-mod policy;
-mod reply;
-mod request;
+mod pidfd;
+pub mod procfs;
 pub mod scsi;
 mod service;
 mod sysfs;
+mod text;
 pub mod uevent;
+mod unsupported;
 mod volume;
 
 pub use block_volume_api as api;
 
 pub use agent::{Agent, Container, ContainerError, Denied, DeviceRule};
-pub use error::{Error, Result, Unsupported};
-pub use listener::incoming;
-pub use service::{serve, service};
+pub use error::{Error, Result};
+pub use holder::{Holder, HolderKind};
+pub use service::{incoming, serve, service};
 /// For the listeners that [`serve`] and [`incoming`] take: an agent may have another version of it.
 pub use tokio_vsock;
+pub use unsupported::Unsupported;

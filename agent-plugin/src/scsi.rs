@@ -12,17 +12,18 @@ use std::{
 use crate::{
     error::{Error, Result},
     fault, sysfs,
+    text::decimal,
 };
 
 const HOSTS: &str = "/sys/class/scsi_host";
 const DEVICES: &str = "/sys/bus/scsi/devices";
 
-/// A logical unit on some virtio-scsi host; the channel is always 0.
+/// A logical unit on a virtio-scsi host; the channel is always 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ScsiAddress {
     /// 0 to 255.
     pub target: u8,
-    /// 1 to 255: from 256 on, the kernel's event and a scan by hand show the same disk twice.
+    /// 1 to 255: from 256 on, the kernel's event and a manual scan show the same disk twice.
     pub lun: u8,
 }
 
@@ -37,7 +38,7 @@ impl fmt::Display for ScsiAddress {
 pub struct ScsiDevice {
     /// Number of the host.
     pub host: u32,
-    /// Where on that host.
+    /// Address on that host.
     pub address: ScsiAddress,
 }
 
@@ -48,11 +49,10 @@ impl fmt::Display for ScsiDevice {
 }
 
 impl ScsiDevice {
-    /// The device that a disk's path in sysfs names (`…/0:0:255:3/block/sda`), with the disk's
-    /// name.
+    /// The device in a disk's path in sysfs (`…/0:0:255:3/block/sda`), with the disk's name.
     ///
-    /// `None` for every other path: a partition has one component more, a foreign disk no such
-    /// address.
+    /// `None` for every other path: a partition has one more component, a disk of another driver
+    /// has no such address.
     pub fn from_devpath(devpath: &str) -> Option<(ScsiDevice, &str)> {
         let (device, name) = devpath.rsplit_once("/block/")?;
         if name.is_empty() || name.contains('/') {
@@ -78,7 +78,7 @@ impl ScsiDevice {
         sysfs::exists(&format!("{DEVICES}/{self}"))
     }
 
-    /// Lets the kernel ask the device for its capacity again; returns when that is done.
+    /// Makes the kernel read the capacity of the device again. Returns when that is done.
     ///
     /// # Errors
     /// The kernel refuses, or the device is gone.
@@ -87,11 +87,11 @@ impl ScsiDevice {
         sysfs::write(&rescan, "1").map_err(Error::system("write", rescan.display().to_string()))
     }
 
-    /// Takes the device out of the kernel and returns when that is done. A device that is gone
+    /// Removes the device from the kernel, and returns when that is done. A device that is gone
     /// already is fine.
     ///
     /// # Errors
-    /// The kernel refuses, or the device is still there.
+    /// The kernel refuses, or the device still exists.
     pub fn delete(&self) -> Result<()> {
         let delete = self.directory().join("delete");
         let failed = || Error::system("write", delete.display().to_string());
@@ -106,18 +106,13 @@ impl ScsiDevice {
     }
 }
 
-/// Digits only: `str::parse` would take a leading plus sign.
-fn decimal<T: std::str::FromStr>(text: &str) -> Option<T> {
-    if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
-}
-
 /// A virtio-scsi host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScsiHost {
     /// N in `hostN`.
     pub number: u32,
-    /// What the virtio device sits on: a PCI address (`0000:00:01.0`), or the bus's own notation
-    /// elsewhere.
+    /// The parent of the virtio device: a PCI address (`0000:00:01.0`), or the notation of another
+    /// bus.
     pub controller: String,
 }
 
@@ -129,7 +124,7 @@ impl ScsiHost {
     pub fn all() -> Result<Vec<ScsiHost>> {
         let mut hosts = Vec::new();
         for name in sysfs::names(Path::new(HOSTS))? {
-            // The link tells it all, so no attribute needs to be read:
+            // The link has all of it, so that no attribute needs to be read:
             // "…/0000:00:01.0/virtio0/host0/scsi_host/host0".
             if let Ok(link) = fs::read_link(Path::new(HOSTS).join(&name)) {
                 hosts.extend(ScsiHost::from_link(&link.to_string_lossy()));
@@ -139,7 +134,7 @@ impl ScsiHost {
         Ok(hosts)
     }
 
-    /// Those of `hosts` that may have a volume: the named controller's, or all.
+    /// The hosts that may have a volume: that of the named controller, or all.
     ///
     /// # Errors
     /// There is none.
@@ -152,7 +147,8 @@ impl ScsiHost {
         Ok(candidates)
     }
 
-    /// virtio_scsi is the only driver that puts a SCSI host right below a virtio device.
+    /// Parses a link of `/sys/class/scsi_host`. virtio_scsi is the only driver with a SCSI host
+    /// directly below a virtio device.
     pub fn from_link(link: &str) -> Option<ScsiHost> {
         let mut parts = link.rsplit('/').skip(2);
         let number = decimal(parts.next()?.strip_prefix("host")?)?;
@@ -160,8 +156,8 @@ impl ScsiHost {
         Some(ScsiHost { number, controller: parts.next()?.to_owned() })
     }
 
-    /// Looks for one logical unit. Returns when the kernel has asked the device, before the disk
-    /// has a name.
+    /// Scans one logical unit. Returns when the kernel has probed the device, before the disk has a
+    /// name.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -179,7 +175,7 @@ impl ScsiHost {
 }
 
 /// How the kernel scans by itself: "none", "sync", "async" or "manual"; empty where scsi_mod does
-/// not tell.
+/// not show it.
 pub fn scan_mode() -> Result<String> {
     Ok(sysfs::read(Path::new("/sys/module/scsi_mod/parameters/scan"))?.unwrap_or_default())
 }
@@ -204,13 +200,13 @@ mod tests {
     #[rstest]
     #[case::partition("0:0:255:3/block/sda/sda1")]
     #[case::no_block("0:0:255:3/bsg/0:0:255:3")]
-    #[case::second_sight_of_lun_300("0:0:0:16684/block/sdb")]
+    #[case::lun_300_seen_twice("0:0:0:16684/block/sdb")]
     #[case::other_channel("0:1:255:3/block/sda")]
     #[case::signs("0:0:+255:3/block/sda")]
     #[case::five_numbers("0:0:0:255:3/block/sda")]
     #[case::virtio_blk("virtio1/block/vda")]
     #[case::no_name("0:0:255:3/block/")]
-    fn what_is_no_disk_of_ours_is_left_out(#[case] tail: &str) {
+    fn other_paths_are_left_out(#[case] tail: &str) {
         assert_eq!(ScsiDevice::from_devpath(&format!("{BUS}/{tail}")), None);
     }
 
@@ -220,7 +216,7 @@ mod tests {
     #[case("../../devices/pci0000:00/0000:00:1f.2/ata1/host0/scsi_host/host0", None)]
     #[case("../../devices/pci0000:00/0000:00:03.0/usb1/1-1/1-1:1.0/host3/scsi_host/host3", None)]
     #[case("host0", None)]
-    fn only_virtio_scsi_hosts_count(#[case] link: &str, #[case] expected: Option<(u32, &str)>) {
+    fn only_virtio_scsi_hosts_are_found(#[case] link: &str, #[case] expected: Option<(u32, &str)>) {
         let found = ScsiHost::from_link(link);
         assert_eq!(found.as_ref().map(|host| (host.number, host.controller.as_str())), expected);
     }

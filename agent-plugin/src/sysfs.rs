@@ -4,7 +4,7 @@ use std::{fs, io, io::Write as _, path::Path, str::FromStr};
 
 use crate::error::{Error, Result};
 
-/// An attribute's bytes, or `None` where the kernel has no such attribute (any more).
+/// Reads an attribute's bytes; `None` where the kernel has no such attribute (any more).
 pub(crate) fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
@@ -13,7 +13,7 @@ pub(crate) fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// An attribute's value, or `None` where the kernel has no such attribute (any more).
+/// Reads an attribute's value; `None` where the kernel has no such attribute (any more).
 pub(crate) fn read<T: FromStr>(path: &Path) -> Result<Option<T>> {
     let Some(bytes) = read_bytes(path)? else { return Ok(None) };
     let text = String::from_utf8_lossy(&bytes);
@@ -26,17 +26,23 @@ pub(crate) fn read<T: FromStr>(path: &Path) -> Result<Option<T>> {
     }
 }
 
-/// Writes an attribute, with one `write` call as the kernel wants it.
+/// The value of an attribute that must exist.
+pub(crate) fn required<T>(path: &Path, value: Option<T>) -> Result<T> {
+    let missing = || io::Error::from_raw_os_error(libc::ENOENT);
+    value.ok_or_else(|| Error::system("read", path.display().to_string())(missing()))
+}
+
+/// Writes an attribute, with one `write` call as the kernel requires.
 pub(crate) fn write(path: &Path, value: &str) -> io::Result<()> {
     fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
 }
 
-/// Whether there is such an object.
+/// Whether such an object exists.
 pub(crate) fn exists(path: &str) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
-/// The names in a directory of sysfs; none where it does not exist.
+/// Reads the names in a directory of sysfs; none where it does not exist.
 pub(crate) fn names(path: &Path) -> Result<Vec<String>> {
     let failed = || Error::system("readdir", path.display().to_string());
     let entries = match fs::read_dir(path) {
@@ -52,7 +58,7 @@ pub(crate) fn names(path: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The object went away: before the open (ENOENT) or under it (ENODEV, ENXIO).
+/// Whether the object was removed: before the open (ENOENT) or after it (ENODEV, ENXIO).
 pub(crate) fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENXIO))
 }
@@ -70,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_exist_is_none() {
+    fn a_missing_attribute_is_none() {
         assert_eq!(read::<u64>(Path::new("/sys/class/block/nope/size")).unwrap(), None);
         assert!(names(Path::new("/sys/class/nope")).unwrap().is_empty());
     }

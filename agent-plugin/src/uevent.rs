@@ -1,9 +1,10 @@
 //! The kernel's device events ([netlink(7)](https://man7.org/linux/man-pages/man7/netlink.7.html),
 //! `NETLINK_KOBJECT_UEVENT`): `add@/devices/…` and `KEY=value` pairs, separated by NUL bytes.
 //!
-//! The kernel drops events when the receive buffer is full, and from then on all of them until
-//! somebody has emptied it, also where there is room again. It says so once (ENOBUFS), when it
-//! begins: what is there at that moment may be too early to see. The socket stays usable.
+//! The kernel drops events when the receive buffer is full, and from then on all events until the
+//! buffer was emptied, even where it has room again. It reports this once (ENOBUFS), when it begins
+//! to drop: sysfs may not yet show at that moment what the dropped events are about. The socket
+//! stays usable.
 
 use std::{
     io,
@@ -19,11 +20,11 @@ use crate::{
     fault,
 };
 
-/// Room for the ten events of each of 256 disks, and for a storm beside them. It is used only while
-/// events wait in it.
+/// Room for the ten events of each of 256 disks, and for many other events. The memory is used only
+/// while events are pending.
 const RECEIVE_BUFFER: usize = 8 << 20;
 
-/// An environment is 2,048 bytes in the kernel, and the path before it at most 4,096.
+/// The kernel's environment of an event has 2,048 bytes, and the path before it at most 4,096.
 const LARGEST_EVENT: usize = 8 << 10;
 
 /// One event, borrowed from the socket's buffer.
@@ -37,13 +38,12 @@ pub struct Uevent<'a> {
     pub subsystem: &'a str,
     /// "disk" or "partition" in subsystem "block"; empty where there is none.
     pub devtype: &'a str,
-    /// Where the device has one.
+    /// The device number, if the device has one.
     pub number: Option<DeviceNumber>,
 }
 
 impl<'a> Uevent<'a> {
-    /// Parses a message of the kernel. `None` for anything else, such as what udev sends to its
-    /// listeners.
+    /// Parses a message of the kernel. `None` for anything else, such as the messages of udev.
     pub fn parse(message: &'a [u8]) -> Option<Uevent<'a>> {
         let mut parts = std::str::from_utf8(message).ok()?.split('\0');
         let (action, devpath) = parts.next()?.split_once('@')?;
@@ -67,7 +67,7 @@ impl<'a> Uevent<'a> {
         self.action == "add" && self.subsystem == "block" && self.devtype == "disk"
     }
 
-    /// Whether it tells of a whole disk that something about it, such as its size, is new.
+    /// Whether it reports a change of a whole disk, for example of its size.
     pub fn changes_disk(&self) -> bool {
         self.action == "change" && self.subsystem == "block" && self.devtype == "disk"
     }
@@ -78,11 +78,11 @@ impl<'a> Uevent<'a> {
 pub enum Received<'a> {
     /// An event of the kernel.
     Event(Uevent<'a>),
-    /// A message that the kernel did not send, or that is no event.
+    /// A message that the kernel did not send, or that is not an event.
     Foreign,
-    /// Events were lost: look in sysfs.
+    /// Events were lost: read sysfs.
     Overflow,
-    /// Nothing waits; poll the socket.
+    /// Nothing is pending: poll the socket.
     Nothing,
 }
 
@@ -91,12 +91,12 @@ pub enum Received<'a> {
 pub struct UeventSocket {
     socket: Socket,
     buffer: Vec<u8>,
-    /// Events are lost until nothing waits any more.
-    loses: bool,
+    /// Events are dropped until nothing is pending any more.
+    drops: bool,
 }
 
 impl UeventSocket {
-    /// Opens a socket with a buffer that a batch does not fill.
+    /// Opens a socket with a buffer that one request does not fill.
     ///
     /// # Errors
     /// The kernel refuses a socket.
@@ -106,7 +106,7 @@ impl UeventSocket {
         )
     }
 
-    /// Opens a socket with a receive buffer of so many bytes.
+    /// Opens a socket with a receive buffer of `bytes`.
     ///
     /// # Errors
     /// The kernel refuses a socket.
@@ -116,27 +116,27 @@ impl UeventSocket {
         setsockopt(&socket, RcvBufForce, &bytes)
             .map_err(|errno| failed("setsockopt(SO_RCVBUFFORCE)")(errno.into()))?;
         socket.bind(&SocketAddr::new(0, 1)).map_err(failed("bind"))?;
-        Ok(UeventSocket { socket, buffer: Vec::with_capacity(LARGEST_EVENT), loses: false })
+        Ok(UeventSocket { socket, buffer: Vec::with_capacity(LARGEST_EVENT), drops: false })
     }
 
-    /// The next event of the kernel, without waiting. Tells of lost events when the kernel does,
-    /// and again behind the last of those that waited: from then on none is lost.
+    /// Receives the next event of the kernel, without waiting. Reports lost events when the kernel
+    /// does, and again after the last pending event: from then on none is lost.
     ///
     /// # Errors
     /// The socket is broken.
     pub fn receive(&mut self) -> Result<Received<'_>> {
         self.buffer.clear();
         match self.socket.recv_from(&mut self.buffer, libc::MSG_DONTWAIT) {
-            // Only the kernel has port 0; processes can send to this group as well.
+            // Only the kernel has port 0. Processes can send to this group as well.
             Ok((_, sender)) if sender.port_number() != 0 => Ok(Received::Foreign),
             Ok(_) if fault::wants("uevent", "lost") => Ok(Received::Foreign),
             Ok(_) if fault::wants("uevent", "overflow") => Ok(Received::Overflow),
             Ok(_) => Ok(Uevent::parse(&self.buffer).map_or(Received::Foreign, Received::Event)),
             Err(error) => match error.raw_os_error() {
-                Some(libc::EAGAIN) if std::mem::take(&mut self.loses) => Ok(Received::Overflow),
+                Some(libc::EAGAIN) if std::mem::take(&mut self.drops) => Ok(Received::Overflow),
                 Some(libc::EAGAIN) => Ok(Received::Nothing),
                 Some(libc::ENOBUFS) => {
-                    self.loses = true;
+                    self.drops = true;
                     Ok(Received::Overflow)
                 }
                 _ => Err(Error::system("recvfrom", "the uevent socket")(error)),
@@ -173,7 +173,7 @@ mod tests {
     #[case::partition("add@/x/block/sda/sda1\0SUBSYSTEM=block\0DEVTYPE=partition\0")]
     #[case::other_action("change@/x/block/sda\0SUBSYSTEM=block\0DEVTYPE=disk\0")]
     #[case::other_subsystem("add@/x/block/sda\0SUBSYSTEM=bsg\0DEVTYPE=disk\0")]
-    #[case::nothing_said("add@/x/block/sda")]
+    #[case::no_environment("add@/x/block/sda")]
     fn other_events_add_no_disk(#[case] message: &str) {
         assert!(!Uevent::parse(message.as_bytes()).unwrap().adds_disk());
     }
@@ -191,7 +191,7 @@ mod tests {
     #[case::udev(b"libudev\0\xfe\xed\xca\xfe")]
     #[case::empty(b"")]
     #[case::not_text(b"add@/x\0A=\xff")]
-    fn what_is_no_event_is_refused(#[case] message: &[u8]) {
+    fn other_messages_are_no_events(#[case] message: &[u8]) {
         assert_eq!(Uevent::parse(message), None);
     }
 

@@ -11,7 +11,7 @@ use std::{
 use agent_plugin::{
     Error, Result, Unsupported,
     block::DeviceNumber,
-    device_node::{Device, Node, NodeOptions, NodePath, Occupant, Place, Way},
+    device_node::{Device, Existing, Location, Node, NodeKind, NodeOptions, NodePath},
     mount::Mounts,
 };
 use container::{Fixture, start, start_with_user_namespace};
@@ -43,10 +43,10 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
-fn found(container: &Fixture, path: &str) -> Place {
+fn found(container: &Fixture, path: &str) -> Location {
     let path = NodePath::new(path).expect("a valid path");
     let of = container.target.clone();
-    let find = move |root: &_, mounts| Place::find(root, &path, &mounts);
+    let find = move |root: &_, mounts| Location::find(root, &path, &mounts);
     let visit =
         container.target.enter_with(move || Mounts::read(&of), find, drop).expect("a thread");
     visit.finish(soon()).expect("the parent exists")
@@ -87,8 +87,8 @@ fn a_node_is_mounted_where_mknod_cannot_be_used(#[case] extra: &str) {
     let of_container = format!("/proc/{}/mountinfo", container.pid());
     let before = (mounts("/proc/self/mountinfo"), mounts(&of_container));
     let mut node = make(&container, "/dev/there/x").expect("a node");
-    assert_eq!(node.way(), Way::Bind);
-    assert!(node.prove().expect("the loop device opens"));
+    assert_eq!(node.kind(), NodeKind::Bind);
+    assert!(node.verify_open().expect("the loop device opens"));
     assert!(container.list("/dev/there").is_empty(), "no name appears before the node is usable");
     node.publish(soon()).expect("published");
     assert_eq!(
@@ -99,12 +99,12 @@ fn a_node_is_mounted_where_mknod_cannot_be_used(#[case] extra: &str) {
     container.run(&["chmod", "600", "/dev/there/x"]);
     let place = found(&container, "/dev/there/x");
     assert!(
-        matches!(place.occupant().unwrap(), Some(Occupant::Block(number, _)) if number == loop0())
+        matches!(place.existing().unwrap(), Some(Existing::Block(number, _)) if number == loop0())
     );
     assert_eq!(mounts("/proc/self/mountinfo"), before.0, "nothing is mounted in our own namespace");
     assert_eq!(mounts(&of_container).len(), before.1.len() + 1);
     // Found anew, as a detach does.
-    assert_eq!(place.remove(&container.target, loop0(), soon()).unwrap(), Some(Way::Bind));
+    assert_eq!(place.remove(&container.target, loop0(), soon()).unwrap(), Some(NodeKind::Bind));
     assert!(container.list("/dev/there").is_empty());
     assert_eq!(mounts(&of_container), before.1);
     assert_eq!(
@@ -118,7 +118,7 @@ fn a_container_with_a_user_namespace_gets_a_node_owned_by_its_root() {
     let container = start_with_user_namespace("");
     let root = NodeOptions { uid: 100_000, gid: 100_000, mode: 0o660 };
     let mut node = make_for(&container, "/dev/new/x", root, false).expect("a node");
-    assert_eq!(node.way(), Way::Bind);
+    assert_eq!(node.kind(), NodeKind::Bind);
     node.publish(soon()).expect("published");
     assert_eq!(container.stat("%F %u:%g %a", "/dev/new/x"), "block special file 0:0 660");
     assert_eq!(container.stat("%F %u:%g %a", "/dev/new"), "directory 0:0 755");
@@ -141,7 +141,7 @@ fn a_file_system_that_is_mounted_elsewhere_gets_no_mknod_node() {
     // Our own /dev: whatever the container has there is visible to us.
     let container = start("mkdir $root/dev/there; mount --bind /dev $root/dev/there");
     let mut node = make(&container, "/dev/there/ecr-test-x").expect("a node");
-    assert_eq!(node.way(), Way::Bind);
+    assert_eq!(node.kind(), NodeKind::Bind);
     node.publish(soon()).expect("published");
     container.run(&["test", "-b", "/dev/there/ecr-test-x"]);
     let seen = fs::symlink_metadata("/dev/ecr-test-x").expect("the empty file under the node");
@@ -226,7 +226,7 @@ fn data_that_the_container_wrote_to_the_file_under_the_node_is_kept() {
     ]);
     assert_eq!(
         found(&container, "/dev/there/x").remove(&container.target, loop0(), soon()).unwrap(),
-        Some(Way::Bind)
+        Some(NodeKind::Bind)
     );
     assert_eq!(container.stat("%F %s", "/dev/there/x"), "regular file 7");
 }

@@ -9,7 +9,7 @@ use std::{fs, io, path::PathBuf, process::Command, sync::Arc};
 use agent_plugin::{
     DeviceRule, Result,
     block::DeviceNumber,
-    cgroup::{Filter, Grant, Mode, Rights, hierarchy::Hierarchies},
+    cgroup::{Access, Filter, Grant, Mode, hierarchy::Hierarchies},
 };
 use container::{Fixture, needs_root, start_in};
 
@@ -80,7 +80,7 @@ impl Drop for Groups {
     }
 }
 
-fn allow(filter: &Filter<'_>, rights: Rights) -> Result<Grant> {
+fn allow(filter: &Filter<'_>, rights: Access) -> Result<Grant> {
     let mut grant = Grant::default();
     filter.allow(DISK, rights, &mut grant).map(|()| grant)
 }
@@ -95,9 +95,9 @@ fn allow_goes_from_the_pod_down_and_revoke_changes_only_the_container() {
     let filter = Filter::of(&container.target).unwrap();
     assert_eq!(filter.mode(), Mode::V1);
     filter.check().unwrap();
-    assert!(!filter.allows(DISK, Rights::READ).unwrap() && !groups.opens("c1"));
+    assert!(!filter.allows(DISK, Access::READ).unwrap() && !groups.opens("c1"));
 
-    let grant = allow(&filter, Rights::READ_WRITE).unwrap();
+    let grant = allow(&filter, Access::READ_WRITE).unwrap();
     assert!(!grant.allowed_before);
     for group in ["", "c1", "c1/nested", "c1/nested/deeper"] {
         assert_eq!(groups.list(group), READ_WRITE, "{group:?}");
@@ -119,15 +119,15 @@ fn the_rollback_removes_only_what_was_added() {
     let groups = Groups::new("rollback");
     let container = groups.container(Vec::new());
     let filter = Filter::of(&container.target).unwrap();
-    let first = allow(&filter, Rights::READ_WRITE).unwrap();
-    let repeated = allow(&filter, Rights::READ_WRITE).unwrap();
+    let first = allow(&filter, Access::READ_WRITE).unwrap();
+    let repeated = allow(&filter, Access::READ_WRITE).unwrap();
     assert!(
         repeated.added.is_empty() && !repeated.allowed_before,
         "a rule of our own is not a right from elsewhere"
     );
-    repeated.undo().unwrap();
+    repeated.roll_back().unwrap();
     assert_eq!(groups.list("c1"), READ_WRITE);
-    first.undo().unwrap();
+    first.roll_back().unwrap();
     assert_eq!(groups.list("c1"), WITHOUT);
     assert_eq!(groups.list(""), WITHOUT, "after a failed attempt the pod keeps nothing either");
 }
@@ -140,9 +140,9 @@ fn changes_before_a_failure_are_known_and_rolled_back() {
     cgroup.push("gone");
     let filter = Filter::of(&container.target).unwrap();
     let mut grant = Grant::default();
-    filter.allow(DISK, Rights::READ_WRITE, &mut grant).unwrap_err();
+    filter.allow(DISK, Access::READ_WRITE, &mut grant).unwrap_err();
     assert_eq!(groups.list("c1"), READ_WRITE, "the failure came after the first group");
-    grant.undo().unwrap();
+    grant.roll_back().unwrap();
     assert_eq!(groups.list("c1"), WITHOUT);
     assert_eq!(groups.list(""), WITHOUT);
 }
@@ -153,7 +153,7 @@ fn read_only_is_not_widened_by_a_leftover_rule_for_the_same_number() {
     groups.write("devices.allow", "b 7:0 rw");
     groups.write("c1/devices.allow", "b 7:0 rw");
     let container = groups.container(Vec::new());
-    allow(&Filter::of(&container.target).unwrap(), Rights::READ).unwrap();
+    allow(&Filter::of(&container.target).unwrap(), Access::READ).unwrap();
     assert_eq!(groups.list("c1"), ["b *:* m", "b 7:0 r"]);
 }
 
@@ -171,8 +171,8 @@ fn a_right_from_the_specification_is_kept() {
     };
     let container = groups.container(vec![rule]);
     let filter = Filter::of(&container.target).unwrap();
-    assert!(allow(&filter, Rights::READ).unwrap().allowed_before);
-    assert!(!allow(&filter, Rights::READ_WRITE).unwrap().allowed_before);
+    assert!(allow(&filter, Access::READ).unwrap().allowed_before);
+    assert!(!allow(&filter, Access::READ_WRITE).unwrap().allowed_before);
     assert_eq!(groups.list("c1"), READ_WRITE);
     assert!(!filter.revoke(DISK).unwrap().is_empty());
     assert_eq!(groups.list("c1"), ["b *:* m", "b 7:0 r"]);
@@ -185,7 +185,7 @@ fn a_container_that_may_open_everything_is_not_changed() {
     groups.write("c1/devices.allow", "b *:* rwm");
     let container = groups.container(Vec::new());
     let filter = Filter::of(&container.target).unwrap();
-    let grant = allow(&filter, Rights::READ_WRITE).unwrap();
+    let grant = allow(&filter, Access::READ_WRITE).unwrap();
     assert!(grant.allowed_before && grant.added.is_empty());
     assert!(filter.revoke(DISK).unwrap().is_empty());
     assert_eq!(groups.list("c1"), ["b *:* rwm"]);
@@ -196,13 +196,13 @@ fn a_removed_cgroup_needs_no_rollback_and_no_revoke() {
     let groups = Groups::new("gone");
     let container = groups.container(Vec::new());
     let filter = Filter::of(&container.target).unwrap();
-    let grant = allow(&filter, Rights::READ_WRITE).unwrap();
+    let grant = allow(&filter, Access::READ_WRITE).unwrap();
     for child in ["c1/nested/deeper", "c1/nested", "c1"] {
         fs::remove_dir(groups.pod.join(child)).unwrap();
     }
-    grant.undo().unwrap();
+    grant.roll_back().unwrap();
     assert!(filter.revoke(DISK).unwrap().is_empty());
-    assert!(allow(&filter, Rights::READ_WRITE).is_err());
+    assert!(allow(&filter, Access::READ_WRITE).is_err());
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn the_root_group_is_never_changed() {
     let container = start_in("", &PathBuf::from("/"), Vec::new());
     let before = fs::read_to_string(format!("{HIERARCHY}/devices.list")).unwrap();
     let filter = Filter::of(&container.target).unwrap();
-    let grant = allow(&filter, Rights::READ_WRITE).unwrap();
+    let grant = allow(&filter, Access::READ_WRITE).unwrap();
     assert!(grant.allowed_before && grant.added.is_empty(), "the root group allows everything");
     assert!(filter.revoke(DISK).unwrap().is_empty());
     assert_eq!(fs::read_to_string(format!("{HIERARCHY}/devices.list")).unwrap(), before);
@@ -232,8 +232,8 @@ fn on_a_hybrid_system_the_list_is_changed_and_programs_are_checked() {
     let filter = Filter::of(&container.target).unwrap();
     assert_eq!((filter.mode(), filter.programs().len()), (Mode::V1, 1));
     filter.check().unwrap();
-    let grant = allow(&filter, Rights::READ_WRITE).unwrap();
-    assert!(!grant.allowed_before && filter.allows(DISK, Rights::READ_WRITE).unwrap());
+    let grant = allow(&filter, Access::READ_WRITE).unwrap();
+    assert!(!grant.allowed_before && filter.allows(DISK, Access::READ_WRITE).unwrap());
     assert_eq!(groups.list("c1"), READ_WRITE);
     assert!(!filter.revoke(DISK).unwrap().is_empty());
 
@@ -241,7 +241,7 @@ fn on_a_hybrid_system_the_list_is_changed_and_programs_are_checked() {
     let filter = Filter::of(&container.target).unwrap();
     let refused = filter.check().unwrap_err().message();
     assert!(refused.contains(&format!("of cgroup /{} refuses disks", groups.name)), "{refused}");
-    assert!(allow(&filter, Rights::READ).is_err());
+    assert!(allow(&filter, Access::READ).is_err());
     assert_eq!(groups.list("c1"), WITHOUT, "the list is not changed either");
     drop(container);
     fs::remove_dir(other).unwrap();

@@ -10,7 +10,9 @@ use std::{
 use agent_plugin::{
     Error, Result, Unsupported,
     block::DeviceNumber,
-    device_node::{Device, Node, NodeOptions, NodePath, Occupant, Place, Way, remove_parents},
+    device_node::{
+        Device, Existing, Location, Node, NodeKind, NodeOptions, NodePath, remove_parents,
+    },
     mount::Mounts,
 };
 use container::{Fixture, start};
@@ -31,16 +33,16 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
-fn find(container: &Fixture, path: &str) -> Result<Place> {
+fn find(container: &Fixture, path: &str) -> Result<Location> {
     let path = NodePath::new(path).expect("a valid path");
     let of = container.target.clone();
-    let find = move |root: &_, mounts| Place::find(root, &path, &mounts);
+    let find = move |root: &_, mounts| Location::find(root, &path, &mounts);
     container.target.enter_with(move || Mounts::read(&of), find, drop)?.finish(soon())
 }
 
 /// Makes a node on a separate thread, as the plugin does: otherwise the umask is shared by the
 /// whole process.
-fn make(container: &Fixture, place: Place) -> Result<Node> {
+fn make(container: &Fixture, place: Location) -> Result<Node> {
     let work = || {
         unshare(CloneFlags::CLONE_FS).expect("unshare");
         umask(Mode::empty());
@@ -50,7 +52,7 @@ fn make(container: &Fixture, place: Place) -> Result<Node> {
     thread::scope(|scope| scope.spawn(work).join().expect("no panic"))
 }
 
-fn found(container: &Fixture, path: &str) -> Place {
+fn found(container: &Fixture, path: &str) -> Location {
     find(container, path).expect("the parent exists")
 }
 
@@ -58,10 +60,10 @@ fn found(container: &Fixture, path: &str) -> Place {
 fn a_published_node_has_its_owner_and_mode_and_can_be_opened() {
     let container = start("");
     let place = found(&container, "/dev/sub/xvda");
-    assert_eq!(place.check(&container.target).expect("tmpfs"), Way::Mknod);
+    assert_eq!(place.check(&container.target).expect("tmpfs"), NodeKind::Mknod);
     let mut node = make(&container, place).expect("a node");
     assert_eq!(container.list("/dev/sub"), [".ecrblk-0123456789abcdef"]);
-    assert!(node.prove().expect("the loop device opens"));
+    assert!(node.verify_open().expect("the loop device opens"));
     node.publish(soon()).expect("published");
     assert_eq!(container.list("/dev/sub"), ["xvda"]);
     assert_eq!(
@@ -75,16 +77,16 @@ fn a_published_node_has_its_owner_and_mode_and_can_be_opened() {
 }
 
 #[rstest]
-#[case("touch $root/dev/x", Occupant::Other("file"))]
-#[case("mkdir $root/dev/x", Occupant::Other("directory"))]
-#[case("ln -s /nowhere $root/dev/x", Occupant::Other("symbolic link"))]
-#[case("mknod $root/dev/x c 1 3", Occupant::Other("character device"))]
-#[case("mkfifo $root/dev/x", Occupant::Other("named pipe"))]
-fn an_existing_file_at_the_path_is_named_and_kept(#[case] extra: &str, #[case] expected: Occupant) {
+#[case("touch $root/dev/x", Existing::Other("file"))]
+#[case("mkdir $root/dev/x", Existing::Other("directory"))]
+#[case("ln -s /nowhere $root/dev/x", Existing::Other("symbolic link"))]
+#[case("mknod $root/dev/x c 1 3", Existing::Other("character device"))]
+#[case("mkfifo $root/dev/x", Existing::Other("named pipe"))]
+fn an_existing_file_at_the_path_is_named_and_kept(#[case] extra: &str, #[case] expected: Existing) {
     let container = start(extra);
     let before = container.stat("%i", "/dev/x");
     let place = found(&container, "/dev/x");
-    assert_eq!(place.occupant().unwrap(), Some(expected));
+    assert_eq!(place.existing().unwrap(), Some(expected));
     // Also if it appears after that check.
     let mut node = make(&container, place).expect("a temporary node");
     let error = node.publish(soon()).unwrap_err();
@@ -100,7 +102,7 @@ fn an_existing_file_at_the_path_is_named_and_kept(#[case] extra: &str, #[case] e
 #[test]
 fn another_block_device_is_named_with_its_number() {
     let container = start("mknod -m 600 $root/dev/x b 8 16");
-    let occupant = found(&container, "/dev/x").occupant().unwrap().unwrap();
+    let occupant = found(&container, "/dev/x").existing().unwrap().unwrap();
     assert_eq!(occupant.to_string(), "block device 8:16");
     let removed = found(&container, "/dev/x").remove(&container.target, loop0(), soon()).unwrap();
     assert!(removed.is_none(), "it is not ours");
@@ -214,7 +216,7 @@ fn directories_that_the_container_uses_are_kept() {
     let parents: Vec<_> =
         node.parents_made().iter().map(|path| NodePath::new(path).unwrap()).collect();
     let place = found(&container, "/dev/a/b/x");
-    assert_eq!(place.remove(&container.target, loop0(), soon()).unwrap(), Some(Way::Mknod));
+    assert_eq!(place.remove(&container.target, loop0(), soon()).unwrap(), Some(NodeKind::Mknod));
     remove_parents(&container.target, &parents, soon()).expect("removed");
     assert_eq!(container.list("/dev/a"), ["theirs"]);
     container.run(&["rm", "/dev/a/theirs"]);
@@ -281,7 +283,7 @@ fn a_file_system_that_never_answers_causes_only_a_time_out() {
          mount -i -t fuse -o fd=5,rootmode=40000,user_id=0,group_id=0 hang $root/dev/hang",
     );
     let path = NodePath::new("/dev/hang/deeper/x").unwrap();
-    let find = move |root: &_| Place::find(root, &path, &Mounts::default());
+    let find = move |root: &_| Location::find(root, &path, &Mounts::default());
     let visit = container.target.enter(find).expect("a thread");
     let error = visit.finish(Instant::now() + Duration::from_millis(300)).unwrap_err();
     assert_eq!(error.to_string(), "timed out waiting for a file system of container c1");
@@ -310,17 +312,17 @@ fn a_file_system_of_another_type_is_accessed_only_during_the_path_lookup() {
     let (before, there) = (found(&container, "/dev/bind/x"), outside.path().join("x"));
     assert_eq!(
         before.check(&container.target).unwrap(),
-        Way::Bind,
+        NodeKind::Bind,
         "the temporary directory must not be on a tmpfs"
     );
     fs::write(&there, "").unwrap();
     fs::write(outside.path().join(".ecrblk-0123456789abcdef"), "").unwrap();
     // It may be a file system that the container provides and that never answers: at this point
     // nothing would end the wait.
-    assert_eq!(before.occupant().unwrap(), None);
+    assert_eq!(before.existing().unwrap(), None);
     assert_eq!(before.leftover("0123456789abcdef").unwrap(), None);
     assert!(!before.remove_leftover("0123456789abcdef").unwrap());
     assert!(before.remove(&container.target, loop0(), soon()).unwrap().is_none());
-    assert_eq!(found(&container, "/dev/bind/x").occupant().unwrap(), Some(Occupant::Other("file")));
+    assert_eq!(found(&container, "/dev/bind/x").existing().unwrap(), Some(Existing::Other("file")));
     assert!(fs::exists(there).unwrap());
 }

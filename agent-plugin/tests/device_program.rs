@@ -6,9 +6,10 @@ mod runtimes;
 use agent_plugin::{
     block::DeviceNumber,
     cgroup::{
-        Rights,
-        model::{Question, run},
-        program::{Instruction, Program},
+        Access,
+        insn::Instruction,
+        interpreter::{DeviceContext, run},
+        program::Program,
         prologue::Prologue,
     },
 };
@@ -48,27 +49,27 @@ impl Random {
 const NUMBERS: [u32; 10] = [0, 1, 7, 8, 15, 16, 17, 259, 4095, (1 << 20) - 1];
 
 /// Every combination of kind, access and pair of numbers that can make a difference.
-fn questions() -> impl Iterator<Item = Question> {
+fn questions() -> impl Iterator<Item = DeviceContext> {
     let each = |kind| {
         (0..8).flat_map(move |access| {
             NUMBERS.into_iter().flat_map(move |major| {
-                NUMBERS.into_iter().map(move |minor| Question { kind, access, major, minor })
+                NUMBERS.into_iter().map(move |minor| DeviceContext { kind, access, major, minor })
             })
         })
     };
     [1, 2, 0].into_iter().flat_map(each)
 }
 
-fn grants(device: (DeviceNumber, Rights), question: Question) -> bool {
+fn grants(device: (DeviceNumber, Access), question: DeviceContext) -> bool {
     let (number, rights) = device;
-    let granted = [(1, Rights::MKNOD), (2, Rights::READ), (4, Rights::WRITE)];
+    let granted = [(1, Access::MKNOD), (2, Access::READ), (4, Access::WRITE)];
     let has = |(bit, right)| question.access & bit == 0 || rights.cover(right);
     question.kind == 1
         && (question.major, question.minor) == (number.major, number.minor)
         && granted.into_iter().all(has)
 }
 
-fn assert_allows_only_more(base: &[Instruction], devices: &[(DeviceNumber, Rights)]) {
+fn assert_allows_only_more(base: &[Instruction], devices: &[(DeviceNumber, Access)]) {
     let add = |prologue: Prologue, &(number, rights): &_| prologue.with(number, rights);
     let prologue = devices.iter().fold(Prologue::default(), add);
     let whole = prologue.before(base);
@@ -89,16 +90,16 @@ fn a_prologue_on_the_usual_programs_allows_one_more_device(
 ) {
     let base = program(runtime, &USUAL);
     Program::read(base.clone()).unwrap();
-    assert_allows_only_more(&base, &[(DISK, Rights::parse(rights))]);
+    assert_allows_only_more(&base, &[(DISK, Access::parse(rights))]);
 }
 
 #[rstest]
 fn a_prologue_on_a_real_runtimes_program_allows_one_more_device(#[values("r", "rw")] rights: &str) {
     let base = crun_1_8_1();
     assert_eq!(base.len(), 64);
-    assert_allows_only_more(&base, &[(DISK, Rights::parse(rights))]);
+    assert_allows_only_more(&base, &[(DISK, Access::parse(rights))]);
     let asked =
-        |major, minor, access| run(&base, Question { kind: 2, access, major, minor }).unwrap();
+        |major, minor, access| run(&base, DeviceContext { kind: 2, access, major, minor }).unwrap();
     assert!(
         asked(1, 3, 6)
             && asked(136, 7, 6)
@@ -115,12 +116,12 @@ fn a_prologue_on_random_programs_allows_random_devices(#[values(1, 2, 3, 4)] see
         let runtime = random.pick(&RUNTIMES);
         let rules: Vec<Rule> = (0..random.below(8)).map(|_| random.rule(runtime)).collect();
         let base = program(runtime, &rules);
-        let mut devices: Vec<(DeviceNumber, Rights)> = Vec::new();
+        let mut devices: Vec<(DeviceNumber, Access)> = Vec::new();
         for _ in 0..random.below(4) {
             let number =
                 DeviceNumber { major: random.pick(&NUMBERS), minor: random.pick(&NUMBERS) };
             devices.retain(|(device, _)| *device != number);
-            devices.push((number, random.pick(&[Rights::READ, Rights::READ_WRITE])));
+            devices.push((number, random.pick(&[Access::READ, Access::READ_WRITE])));
         }
         assert_allows_only_more(&base, &devices);
     }
@@ -148,27 +149,27 @@ fn devices_are_removed_in_any_order_and_the_last_restores_the_program() {
     let base = program(Runtime::Crun, &USUAL);
     let disk = |minor| DeviceNumber { major: 8, minor };
     let all = (0..16)
-        .fold(Prologue::default(), |prologue, minor| prologue.with(disk(minor), Rights::READ));
+        .fold(Prologue::default(), |prologue, minor| prologue.with(disk(minor), Access::READ));
     assert_eq!(all.before(&base).len(), base.len() + 4 + 16 * 7, "one head for all of them");
     let mut whole = all.before(&base);
     for minor in [3, 0, 15, 7, 8, 1, 2, 4, 5, 6, 9, 10, 11, 12, 13, 14] {
         let (prologue, rest) = Prologue::split(&whole);
-        assert_eq!(prologue.rights(disk(minor)), Rights::READ);
-        whole = prologue.with(disk(minor), Rights::default()).before(rest);
-        assert_eq!(Prologue::split(&whole).0.rights(disk(minor)), Rights::default());
+        assert_eq!(prologue.access(disk(minor)), Access::READ);
+        whole = prologue.with(disk(minor), Access::default()).before(rest);
+        assert_eq!(Prologue::split(&whole).0.access(disk(minor)), Access::default());
     }
     assert_eq!(whole, base);
 }
 
 #[test]
 fn new_rights_on_a_device_replace_the_old_ones() {
-    let prologue = Prologue::default().with(DISK, Rights::READ_WRITE).with(DISK, Rights::READ);
-    assert_eq!(prologue, Prologue::default().with(DISK, Rights::READ));
+    let prologue = Prologue::default().with(DISK, Access::READ_WRITE).with(DISK, Access::READ);
+    assert_eq!(prologue, Prologue::default().with(DISK, Access::READ));
 }
 
 #[test]
 fn a_similar_program_has_no_prologue() {
-    let whole = Prologue::default().with(DISK, Rights::READ).before(&constant(0));
+    let whole = Prologue::default().with(DISK, Access::READ).before(&constant(0));
     for index in 0..4 {
         let mut other = whole.clone();
         other[index] = Instruction::new(0xb7, 0, 0, 0, 7);
@@ -230,7 +231,7 @@ fn the_error_has_the_index_of_the_unknown_instruction() {
 #[case::endless_loop(vec![Instruction::new(0x05, 0, 0, -1, 0)])]
 #[case::register_that_does_not_exist(vec![Instruction::new(0xb7, 13, 0, 0, 0)])]
 fn a_program_that_the_verifier_refuses_has_no_answer(#[case] start: Vec<Instruction>) {
-    let question = Question { kind: 1, access: 2, major: 8, minor: 0 };
+    let question = DeviceContext { kind: 1, access: 2, major: 8, minor: 0 };
     assert_eq!(run(&[start, constant(1)].concat(), question), None);
 }
 
@@ -273,7 +274,7 @@ fn arithmetic_matches_the_kernel(
         Instruction::new(0x95, 0, 0, 0, 0),
     ];
     Program::read(program.to_vec()).unwrap();
-    assert_eq!(run(&program, Question { kind: 1, access: 2, major: 8, minor: 0 }), Some(true));
+    assert_eq!(run(&program, DeviceContext { kind: 1, access: 2, major: 8, minor: 0 }), Some(true));
 }
 
 #[rstest]
@@ -304,5 +305,8 @@ fn jumps_match_the_kernel(
         Instruction::new(0x95, 0, 0, 0, 0),
     ];
     Program::read(program.to_vec()).unwrap();
-    assert_eq!(run(&program, Question { kind: 1, access: 2, major: 8, minor: 0 }), Some(taken));
+    assert_eq!(
+        run(&program, DeviceContext { kind: 1, access: 2, major: 8, minor: 0 }),
+        Some(taken)
+    );
 }

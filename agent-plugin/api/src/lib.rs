@@ -4,7 +4,7 @@
 //!
 //! The protocol file documents each message, its limits and its defaults.
 
-/// The API level that both sides of this release speak. A host refuses a guest of another level.
+/// The API level of this release. A host refuses a guest of another level.
 pub const API_LEVEL: u32 = 1;
 
 mod generated {
@@ -13,7 +13,7 @@ mod generated {
         unreachable_pub,
         clippy::all,
         clippy::allow_attributes,
-        reason = "generated; which lints it trips depends on the generator"
+        reason = "generated; which lints apply depends on the generator"
     )]
 
     include!(concat!(env!("OUT_DIR"), "/api.rs"));

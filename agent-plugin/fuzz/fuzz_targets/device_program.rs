@@ -11,9 +11,10 @@
 use agent_plugin::{
     block::DeviceNumber,
     cgroup::{
-        Rights,
-        model::{BLOCK, Question, run},
-        program::{Instruction, Program},
+        Access,
+        insn::Instruction,
+        interpreter::{BPF_DEVCG_DEV_BLOCK, DeviceContext, run},
+        program::Program,
         prologue::Prologue,
     },
 };
@@ -26,7 +27,7 @@ fuzz_target!(|input: &[u8]| {
     let Some((head, code)) = input.split_at_checked(HEAD) else { return };
     let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
     let number = DeviceNumber { major: word(0), minor: word(4) };
-    let rights = Rights::parse(["r", "w", "rw", "m", "rm", "wm", "rwm"][usize::from(head[8] % 7)]);
+    let rights = Access::parse(["r", "w", "rw", "m", "rm", "wm", "rwm"][usize::from(head[8] % 7)]);
     let count = code.len() / 8;
     let instructions: Vec<Instruction> = code
         .chunks_exact(8)
@@ -35,7 +36,7 @@ fuzz_target!(|input: &[u8]| {
         .collect();
 
     // The interpreter also terminates for programs that no kernel would load.
-    let first = Question::block(number, rights);
+    let first = DeviceContext::block(number, rights);
     let answered = run(&instructions, first).is_some();
     if Program::read(instructions.clone()).is_err() || (!answered && has_loop(code)) {
         return;
@@ -43,12 +44,12 @@ fuzz_target!(|input: &[u8]| {
     let (prologue, own) = Prologue::split(&instructions);
     let wider = prologue.with(number, rights);
     let changed = wider.before(own);
-    let narrower = wider.with(number, Rights::default());
+    let narrower = wider.with(number, Access::default());
     let restored = narrower.before(own);
 
-    let granted = |devices: &Prologue, question: Question| {
-        let all = devices.rights(DeviceNumber { major: question.major, minor: question.minor });
-        question.kind == BLOCK && question.access & !bits(all) == 0 && !all.is_empty()
+    let granted = |devices: &Prologue, question: DeviceContext| {
+        let all = devices.access(DeviceNumber { major: question.major, minor: question.minor });
+        question.kind == BPF_DEVCG_DEV_BLOCK && question.access & !bits(all) == 0 && !all.is_empty()
     };
     let mut valid = false;
     for question in questions(number) {
@@ -65,7 +66,7 @@ fuzz_target!(|input: &[u8]| {
             Some(granted(&narrower, question) || alone),
             "{question:?}"
         );
-        let other = question.kind != BLOCK
+        let other = question.kind != BPF_DEVCG_DEV_BLOCK
             || (question.major, question.minor) != (number.major, number.minor);
         if other {
             assert_eq!(granted(&wider, question), granted(&prologue, question), "{question:?}");
@@ -74,7 +75,7 @@ fuzz_target!(|input: &[u8]| {
     if !valid {
         return;
     }
-    assert_eq!((wider.rights(number), narrower.rights(number)), (rights, Rights::default()));
+    assert_eq!((wider.access(number), narrower.access(number)), (rights, Access::default()));
     assert_eq!(Prologue::split(&changed), (wider, own), "the prologue is recognized");
     assert_eq!(Program::read(own.to_vec()).is_ok(), Program::read(changed.clone()).is_ok());
     if let Ok(changed) = Program::read(changed) {
@@ -132,20 +133,21 @@ fn has_loop(code: &[u8]) -> bool {
     })
 }
 
-fn bits(rights: Rights) -> u16 {
-    let each = [(1, Rights::MKNOD), (2, Rights::READ), (4, Rights::WRITE)];
+fn bits(rights: Access) -> u16 {
+    let each = [(1, Access::MKNOD), (2, Access::READ), (4, Access::WRITE)];
     each.into_iter().filter(|(_, right)| rights.cover(*right)).map(|(bit, _)| bit).sum()
 }
 
 /// Questions about the device, its neighbours, and devices that every container has.
-fn questions(number: DeviceNumber) -> impl Iterator<Item = Question> {
+fn questions(number: DeviceNumber) -> impl Iterator<Item = DeviceContext> {
     let DeviceNumber { major, minor } = number;
     let devices =
         [(major, minor), (major, minor ^ 1), (major ^ 1, minor), (minor, major), (8, 0), (1, 3)];
     let each = move |kind| {
-        let of =
-            move |access| devices.map(|(major, minor)| Question { kind, access, major, minor });
+        let of = move |access| {
+            devices.map(|(major, minor)| DeviceContext { kind, access, major, minor })
+        };
         (0..8).flat_map(of)
     };
-    [BLOCK, 2].into_iter().flat_map(each)
+    [BPF_DEVCG_DEV_BLOCK, 2].into_iter().flat_map(each)
 }

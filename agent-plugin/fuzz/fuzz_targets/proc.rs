@@ -8,8 +8,9 @@
 use std::path::Path;
 
 use agent_plugin::{
-    cgroup::hierarchy::{Hierarchies, unattached, unified_group},
+    cgroup::hierarchy::Hierarchies,
     fuzz::mount,
+    procfs::cgroup::{is_devices_unattached, unified_group},
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -22,7 +23,7 @@ fuzz_target!(|input: &[u8]| {
     match parser {
         b'm' => mountinfo(&text),
         b'c' => {
-            let shown = unattached(&text);
+            let shown = is_devices_unattached(&text);
             let line = text.lines().any(|line| line.trim_start().starts_with("devices"));
             assert!(!shown || line);
         }

@@ -1,55 +1,66 @@
-//! What stands in front of a container's own program and allows single devices; whatever else is
-//! asked goes on to the program.
+//! Instructions in front of a container's own program that allow single devices. Every other access
+//! is decided by the program.
 //!
 //! ```text
-//! r0 = MARK                     ; so that it is found again
+//! r0 = MARK                     ; by which the prologue is found again
 //! r2 = access_type              ; (access << 16) | type
 //! r3 = major
 //! r4 = minor
 //! ```
-//! and for each device, so that any number of them stand side by side:
+//! and for each device, so that any number of them follow each other:
 //! ```text
 //! if w3 != MAJOR goto next
 //! if w4 != MINOR goto next
 //! r5 = r2
-//! w5 &= ~(RIGHTS << 16)         ; nothing else is asked, of a block device?
+//! w5 &= ~(ACCESS << 16)         ; a block device, and no other access?
 //! if w5 != 1 goto next
 //! r0 = 1
 //! exit
 //! ```
-//! A program finds its argument in r1 and may read no other register before it has written it: what
-//! is left in r0 and r2 to r5 is nothing to it, and its jumps are relative.
+//! A program gets its argument in r1 and may read no other register before it has written it:
+//! values that are left in r0 and r2 to r5 do not matter to it, and its jumps are relative.
 
 use super::{
-    Rights,
-    model::{BLOCK, access},
-    program::Instruction,
+    access::Access,
+    insn::{
+        BPF_ALU, BPF_ALU64, BPF_AND, BPF_JMP32, BPF_JNE, BPF_K, BPF_MOV, BPF_X, EXIT, Instruction,
+        LDX_MEM_W,
+    },
+    interpreter::{BPF_DEVCG_DEV_BLOCK, acc_bits},
 };
 use crate::block::DeviceNumber;
 
 /// "ecrb"
 const MARK: i32 = 0x6563_7262;
+
+// Opcodes of the prologue.
+const MOV64: u8 = BPF_ALU64 | BPF_MOV | BPF_K;
+const MOV64_REGISTER: u8 = BPF_ALU64 | BPF_MOV | BPF_X;
+const AND32: u8 = BPF_ALU | BPF_AND | BPF_K;
+const JNE32: u8 = BPF_JMP32 | BPF_JNE | BPF_K;
+
 const HEAD: [Instruction; 4] = [
-    Instruction::new(0xb7, 0, 0, 0, MARK),
-    Instruction::new(0x61, 2, 1, 0, 0),
-    Instruction::new(0x61, 3, 1, 4, 0),
-    Instruction::new(0x61, 4, 1, 8, 0),
+    Instruction::new(MOV64, 0, 0, 0, MARK),
+    Instruction::new(LDX_MEM_W, 2, 1, 0, 0),
+    Instruction::new(LDX_MEM_W, 3, 1, 4, 0),
+    Instruction::new(LDX_MEM_W, 4, 1, 8, 0),
 ];
+/// Instructions per device.
 const EACH: usize = 7;
 
-/// The devices that a program allows beyond what it was written for, in their order.
+/// The devices that a program allows beyond its owner's rules, in their order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Prologue(Vec<(DeviceNumber, Rights)>);
+pub struct Prologue(Vec<(DeviceNumber, Access)>);
 
 impl Prologue {
-    /// Takes a program apart: what was put in front of it, and itself.
+    /// Splits a program into the prologue and the owner's program.
     pub fn split(program: &[Instruction]) -> (Prologue, &[Instruction]) {
         let Some(mut rest) = program.strip_prefix(&HEAD) else {
             return (Prologue::default(), program);
         };
         let mut devices = Vec::new();
         while let Some((block, behind)) = rest.split_at_checked(EACH)
-            && let Some(device) = read(block)
+            && let Some(device) = decode(block)
         {
             devices.push(device);
             rest = behind;
@@ -57,18 +68,18 @@ impl Prologue {
         (Prologue(devices), rest)
     }
 
-    /// The rights on one device.
-    pub fn rights(&self, number: DeviceNumber) -> Rights {
+    /// The access that it allows on one device.
+    pub fn access(&self, number: DeviceNumber) -> Access {
         let own = self.0.iter().filter(|(device, _)| *device == number);
-        own.fold(Rights::default(), |rights, (_, more)| rights.with(*more))
+        own.fold(Access::default(), |access, (_, more)| access.with(*more))
     }
 
-    /// The same with exactly these rights on one device.
-    pub fn with(&self, number: DeviceNumber, rights: Rights) -> Prologue {
+    /// A prologue with exactly this access on one device, and the other devices as they are.
+    pub fn with(&self, number: DeviceNumber, access: Access) -> Prologue {
         let mut devices = self.0.clone();
         devices.retain(|(device, _)| *device != number);
-        if !rights.is_empty() {
-            devices.push((number, rights));
+        if !access.is_empty() {
+            devices.push((number, access));
         }
         Prologue(devices)
     }
@@ -78,35 +89,35 @@ impl Prologue {
         self.0.is_empty()
     }
 
-    /// Puts it in front of a program.
+    /// Returns the prologue followed by a program.
     pub fn before(&self, program: &[Instruction]) -> Vec<Instruction> {
         if self.is_empty() {
             return program.to_vec();
         }
-        let devices = self.0.iter().flat_map(|&(number, rights)| block(number, rights));
+        let devices = self.0.iter().flat_map(|&(number, access)| encode(number, access));
         HEAD.into_iter().chain(devices).chain(program.iter().copied()).collect()
     }
 }
 
-fn block(number: DeviceNumber, rights: Rights) -> [Instruction; EACH] {
-    let others = !(u32::from(access(rights)) << 16);
+fn encode(number: DeviceNumber, access: Access) -> [Instruction; EACH] {
+    let others = !(u32::from(acc_bits(access)) << 16);
     [
-        Instruction::new(0x56, 3, 0, 6, number.major.cast_signed()),
-        Instruction::new(0x56, 4, 0, 5, number.minor.cast_signed()),
-        Instruction::new(0xbf, 5, 2, 0, 0),
-        Instruction::new(0x54, 5, 0, 0, others.cast_signed()),
-        Instruction::new(0x56, 5, 0, 2, i32::from(BLOCK)),
-        Instruction::new(0xb7, 0, 0, 0, 1),
-        Instruction::new(0x95, 0, 0, 0, 0),
+        Instruction::new(JNE32, 3, 0, 6, number.major.cast_signed()),
+        Instruction::new(JNE32, 4, 0, 5, number.minor.cast_signed()),
+        Instruction::new(MOV64_REGISTER, 5, 2, 0, 0),
+        Instruction::new(AND32, 5, 0, 0, others.cast_signed()),
+        Instruction::new(JNE32, 5, 0, 2, i32::from(BPF_DEVCG_DEV_BLOCK)),
+        Instruction::new(MOV64, 0, 0, 0, 1),
+        Instruction::new(EXIT, 0, 0, 0, 0),
     ]
 }
 
-fn read(found: &[Instruction]) -> Option<(DeviceNumber, Rights)> {
+fn decode(found: &[Instruction]) -> Option<(DeviceNumber, Access)> {
     let immediate =
         |index: usize| found.get(index).map(|instruction| instruction.immediate().cast_unsigned());
     let number = DeviceNumber { major: immediate(0)?, minor: immediate(1)? };
-    let wanted = immediate(3)?;
-    let all = ["", "r", "w", "rw", "m", "rm", "wm", "rwm"].map(Rights::parse);
-    let rights = all.into_iter().find(|&rights| !(u32::from(access(rights)) << 16) == wanted)?;
-    (found == block(number, rights)).then_some((number, rights))
+    let mask = immediate(3)?;
+    let all = ["", "r", "w", "rw", "m", "rm", "wm", "rwm"].map(Access::parse);
+    let access = all.into_iter().find(|&access| !(u32::from(acc_bits(access)) << 16) == mask)?;
+    (found == encode(number, access)).then_some((number, access))
 }

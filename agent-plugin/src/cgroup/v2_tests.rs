@@ -1,4 +1,4 @@
-//! Somebody else changes the program between our look and our change. Needs root and cgroup2.
+//! Another process changes the program between our read and our change. Needs root and cgroup2.
 
 #[path = "../../tests/runtimes/mod.rs"]
 mod runtimes;
@@ -31,7 +31,7 @@ impl Fixture {
         self.group.programs().unwrap()
     }
 
-    /// As a runtime does for new rules.
+    /// Replaces the program, as a runtime does for new rules.
     fn reload(&self) {
         replace(&self.group.open().unwrap(), &load(&usual()), self.ids()[0]);
     }
@@ -40,7 +40,7 @@ impl Fixture {
 impl Drop for Fixture {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir(&self.path) {
-            eprintln!("{} is left: {error}", self.path.display());
+            eprintln!("{} is not removed: {error}", self.path.display());
         }
     }
 }
@@ -50,12 +50,12 @@ fn usual() -> Vec<Instruction> {
 }
 
 #[test]
-fn a_program_that_changed_underneath_is_noticed_and_read_again() {
+fn a_program_that_changes_between_read_and_change_is_read_again() {
     let fixture = Fixture::new("underneath");
     let mut needs = Vec::new();
     fixture
         .group
-        .change(DISK, Rights::READ, |_, needed| {
+        .change(DISK, Access::READ, |_, needed| {
             needs.push(needed);
             if needs.len() == 1 {
                 fixture.reload();
@@ -63,25 +63,22 @@ fn a_program_that_changed_underneath_is_noticed_and_read_again() {
             Ok(())
         })
         .unwrap();
-    assert_eq!(needs, [true, true, false], "in vain, done, read back");
-    assert!(fixture.group.allows(DISK, Rights::READ).unwrap());
+    assert_eq!(needs, [true, true, false], "failed, done, read back");
+    assert!(fixture.group.allows(DISK, Access::READ).unwrap());
 }
 
 #[test]
-fn a_program_that_is_always_changed_is_given_up() {
+fn a_program_that_changes_every_time_is_an_error() {
     let fixture = Fixture::new("always");
     let error = fixture
         .group
-        .change(DISK, Rights::READ, |_, _| {
+        .change(DISK, Access::READ, |_, _| {
             fixture.reload();
             Ok(())
         })
         .unwrap_err();
     let expected = format!("the device filter of cgroup /{}", fixture.group.path.display());
     assert!(error.message().starts_with(&expected), "{}", error.message());
-    assert!(
-        !fixture.group.allows(DISK, Rights::READ).unwrap(),
-        "the runtime's program is what decides"
-    );
+    assert!(!fixture.group.allows(DISK, Access::READ).unwrap(), "the runtime's program decides");
     assert_eq!(fixture.ids().len(), 1);
 }

@@ -1,128 +1,110 @@
-//! How a container gets a device node at a path.
+//! Device nodes in containers.
 //!
-//! | way | where | how |
+//! | kind | where | how |
 //! |---|---|---|
-//! | [`Way::Mknod`] | a tmpfs or ramfs of the container alone | made under a temporary name, proved, renamed |
-//! | [`Way::Bind`] | a container with a user namespace; nodev mounts; every file system that somebody else can see | a node where nobody else is, mounted over an empty file |
+//! | [`NodeKind::Mknod`] | a tmpfs or ramfs of the container alone | made under a temporary name, opened, renamed |
+//! | [`NodeKind::Bind`] | a container with a user namespace; nodev mounts; every file system that is visible outside of the container | made on a private tmpfs, mounted over an empty file |
 //!
-//! A node carries a number and no more: seen from elsewhere, it stands for another disk. And one on
-//! a file system that was mounted in a user namespace, or without device nodes, does not open.
+//! A node holds a device number and nothing else: for another kernel (the host's, another guest's)
+//! it is another disk. And a node on a file system that was mounted in a user namespace, or with
+//! `nodev`, cannot be opened.
 //!
-//! | file | knows |
+//! | module | does |
 //! |---|---|
-//! | `path` | what a path may be |
-//! | `place` | the directory, and which way leads there |
-//! | `occupant` | what is at a path |
-//! | `made` | the first way |
-//! | `bound` | the second |
-//! | `parents` | directories that did not exist |
+//! | `path` | checks the path of a node |
+//! | `device` | what a node is for: kind, owner, mode, device number |
+//! | `location` | finds the directory for a node, and decides on the kind |
+//! | `existing` | describes what exists at a path |
+//! | `file_system` | types of file systems |
+//! | `mknod`, `bind` | make, publish and remove a node of one kind |
+//! | `open` | opens a node by descriptor |
+//! | `parents` | makes and removes directories that did not exist |
 
-mod bound;
-mod made;
-mod occupant;
+mod bind;
+mod device;
+mod existing;
+mod file_system;
+mod location;
+mod mknod;
+mod open;
 mod parents;
 mod path;
-mod place;
 
 use std::time::Instant;
 
-use crate::{
-    block::DeviceNumber,
-    error::{Error, Result},
-    namespace::Target,
-};
+use crate::{block::DeviceNumber, error::Result, namespace::Target};
 
-pub use occupant::{NodeOptions, Occupant};
+pub use device::{Device, NodeKind, NodeOptions};
+pub use existing::Existing;
+pub use location::Location;
 pub use parents::remove_parents;
 pub use path::{NodePath, TEMPORARY};
-pub use place::Place;
-
-/// How a container gets a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// Made in its own file system.
-    Mknod,
-    /// Mounted there.
-    Bind,
-}
-
-/// What a node shall be for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Device {
-    /// The disk's.
-    pub number: DeviceNumber,
-    /// As this side numbers users and groups, not as the container does.
-    pub options: NodeOptions,
-    /// The container shall not write to it.
-    pub read_only: bool,
-}
 
 /// A node that we made.
 #[derive(Debug)]
 pub enum Node {
     /// In the container's file system.
-    Made(made::Node),
-    /// Over a file of it.
-    Bound(bound::Node),
+    Mknod(mknod::MknodNode),
+    /// Mounted over a file of it.
+    Bind(bind::BindNode),
 }
 
 impl Node {
     /// How it was made.
-    pub fn way(&self) -> Way {
+    pub fn kind(&self) -> NodeKind {
         match self {
-            Node::Made(_) => Way::Mknod,
-            Node::Bound(_) => Way::Bind,
+            Node::Mknod(_) => NodeKind::Mknod,
+            Node::Bind(_) => NodeKind::Bind,
         }
     }
 
-    /// Opens that inode, not its name, as a process of the container could (as far as the mount
-    /// decides).
+    /// Opens the node's inode, not its name, as a process of the container could (as far as the
+    /// mount decides).
     ///
     /// # Errors
-    /// The node cannot be used. `Ok(false)`: the disk is announced in sysfs and not open for
-    /// business yet.
-    pub fn prove(&self) -> Result<bool> {
+    /// The node cannot be used. `Ok(false)`: the disk is in sysfs and not ready yet (ENXIO).
+    pub fn verify_open(&self) -> Result<bool> {
         match self {
-            Node::Made(node) => node.prove(),
-            Node::Bound(node) => node.prove(),
+            Node::Mknod(node) => node.verify_open(),
+            Node::Bind(node) => node.verify_open(),
         }
     }
 
-    /// Lets the node appear at its path. One that is made is usable at once; one that is mounted, a
-    /// moment later: until then the path is an empty file that nobody may open.
+    /// Makes the node appear at its path. A mknod node is usable immediately, a bind node a moment
+    /// later: until then the path is an empty file without permission bits.
     ///
     /// # Errors
     /// Something else has the name, or the container moved our node.
     pub fn publish(&mut self, deadline: Instant) -> Result<()> {
         match self {
-            Node::Made(node) => node.publish(),
-            Node::Bound(node) => node.publish(deadline),
+            Node::Mknod(node) => node.publish(),
+            Node::Bind(node) => node.publish(deadline),
         }
     }
 
-    /// The directories that were made for it, outermost first; all of them once it is published.
+    /// The directories that were made for it, outermost first; complete once it is published.
     pub fn parents_made(&self) -> Vec<String> {
         match self {
-            Node::Made(node) => node.parents_made(),
-            Node::Bound(node) => node.parents_made(),
+            Node::Mknod(node) => node.parents_made(),
+            Node::Bind(node) => node.parents_made(),
         }
     }
 
     /// Removes the node, and the directories that were made for it.
     ///
     /// # Errors
-    /// It is still somewhere: the container moved it.
+    /// The node still exists somewhere: the container moved it.
     pub fn remove(&self, deadline: Instant) -> Result<()> {
         match self {
-            Node::Made(node) => node.remove(),
-            Node::Bound(node) => node.remove(deadline),
+            Node::Mknod(node) => node.remove(),
+            Node::Bind(node) => node.remove(deadline),
         }
     }
 }
 
-impl Place {
-    /// Makes a node for this place, by the way that leads there. The calling thread's umask must be
-    /// 0.
+impl Location {
+    /// Makes a node for this location, of the kind that is possible there. The calling thread's
+    /// umask must be 0.
     ///
     /// # Errors
     /// Nothing is left behind.
@@ -134,13 +116,13 @@ impl Place {
         deadline: Instant,
     ) -> Result<Node> {
         match self.check(target)? {
-            Way::Mknod => Ok(Node::Made(made::Node::new(self, id, device)?)),
-            Way::Bind => Ok(Node::Bound(bound::Node::new(self, target, device, deadline)?)),
+            NodeKind::Mknod => Ok(Node::Mknod(mknod::MknodNode::new(self, id, device)?)),
+            NodeKind::Bind => Ok(Node::Bind(bind::BindNode::new(self, target, device, deadline)?)),
         }
     }
 
-    /// Removes the node of `number` that is at the path, by whichever way it came there. Says by
-    /// which; `None`: there was none.
+    /// Removes the node of `number` at the path, whatever its kind. Returns the kind; `None`: there
+    /// was no such node.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -149,20 +131,15 @@ impl Place {
         target: &Target,
         number: DeviceNumber,
         deadline: Instant,
-    ) -> Result<Option<Way>> {
-        let way = match self.find_node()? {
-            Some((found, way)) if found == number => way,
+    ) -> Result<Option<NodeKind>> {
+        let kind = match self.find_node()? {
+            Some((found, kind)) if found == number => kind,
             _ => return Ok(None),
         };
-        let removed = match way {
-            Way::Mknod => self.unlink(self.path().name())?,
-            Way::Bind => bound::remove(self, target, number, deadline)?,
+        let removed = match kind {
+            NodeKind::Mknod => self.unlink(self.path().name())?,
+            NodeKind::Bind => bind::remove(self, target, number, deadline)?,
         };
-        Ok(removed.then_some(way))
+        Ok(removed.then_some(kind))
     }
-}
-
-/// A path that came between a look and a change.
-fn moved(path: &NodePath) -> Error {
-    Error::NodeMoved { path: path.as_str().to_owned() }
 }

@@ -1,6 +1,6 @@
-//! Directories that did not exist: [mkdir(2)](https://man7.org/linux/man-pages/man2/mkdir.2.html)
-//! below one that did, and [rmdir(2)](https://man7.org/linux/man-pages/man2/rmdir.2.html) of what
-//! is still empty.
+//! Directories that did not exist: made by
+//! [mkdir(2)](https://man7.org/linux/man-pages/man2/mkdir.2.html), removed by
+//! [rmdir(2)](https://man7.org/linux/man-pages/man2/rmdir.2.html) where they are still empty.
 
 use std::{
     os::fd::{AsFd, OwnedFd},
@@ -14,14 +14,13 @@ use nix::{
     unistd::{UnlinkatFlags, unlinkat},
 };
 
-use super::{NodePath, Place, moved};
+use super::{location::Location, path::NodePath};
 use crate::{
     error::{Error, Result},
-    namespace::Target,
+    namespace::{Root, Target},
 };
 
-/// Directories that we made, and nobody else: one that came between the look and our `mkdirat` is
-/// its maker's.
+/// Directories that we made ourselves. One that appeared before our `mkdirat` belongs to its maker.
 #[derive(Debug, Default)]
 pub(super) struct Parents {
     /// Outermost first: the directory that each is in, and its name.
@@ -30,7 +29,7 @@ pub(super) struct Parents {
     pub(super) paths: Vec<String>,
 }
 
-impl Place {
+impl Location {
     /// Makes the directories that do not exist. The calling thread's umask must be 0.
     ///
     /// # Errors
@@ -51,7 +50,7 @@ impl Place {
             .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
         let mut directory = duplicate(self.directory())?;
-        let mut path = self.existing().to_owned();
+        let mut path = self.existing_parent().to_owned();
         for name in self.missing() {
             path = format!("{path}/{name}");
             let made = mkdirat(&directory, name.as_str(), Mode::from_bits_truncate(0o755));
@@ -60,16 +59,16 @@ impl Place {
                     parents.made.push((duplicate(&directory)?, name.clone()));
                     parents.paths.push(path.clone());
                 }
-                // The container's, or that of another volume of the same request.
+                // Made by the container, or for another volume of the same request.
                 Err(Errno::EEXIST) => {}
                 Err(errno) => return Err(self.explain("mkdirat", errno)),
             }
             directory = openat2(&directory, name.as_str(), how).map_err(|errno| match errno {
-                // A link that led nowhere before, or leads elsewhere now.
+                // A dangling link, or a link that leads elsewhere now.
                 Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR | Errno::EXDEV if made.is_err() => {
                     Error::ParentMissing { path: path.clone() }
                 }
-                Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR | Errno::EXDEV => moved(self.path()),
+                Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR | Errno::EXDEV => self.moved(),
                 other => Error::system("openat2", path.as_str())(other),
             })?;
         }
@@ -77,7 +76,7 @@ impl Place {
     }
 
     /// The path of the nearest directory that exists; empty for the root.
-    fn existing(&self) -> &str {
+    fn existing_parent(&self) -> &str {
         let below: usize = self.missing().iter().map(|name| name.len() + 1).sum();
         let parent = self.path().parent().trim_end_matches('/');
         &parent[..parent.len().saturating_sub(below)]
@@ -85,7 +84,7 @@ impl Place {
 }
 
 impl Parents {
-    /// Removes those that are empty. One that is not has become somebody's.
+    /// Removes those that are empty. Others are in use.
     pub(super) fn remove(&self) {
         for (directory, name) in self.made.iter().rev() {
             if !remove(directory, name) {
@@ -95,15 +94,15 @@ impl Parents {
     }
 }
 
-/// Removes directories that an attach had made, as far as they are empty and there.
+/// Removes directories that an attach made, as far as they exist and are empty.
 ///
 /// # Errors
 /// The container's file system does not answer.
 pub fn remove_parents(target: &Target, paths: &[NodePath], deadline: Instant) -> Result<()> {
     let paths = paths.to_vec();
-    let work = move |root: &crate::namespace::Root| {
+    let work = move |root: &Root| {
         for path in paths.iter().rev() {
-            // There is no safe way to it any more: then it is not what we had made.
+            // If it cannot be reached safely, it is not the directory that we made.
             let Ok(Some(directory)) = root.existing(path.parent()) else { break };
             if !remove(&directory, path.name()) {
                 break;
@@ -114,6 +113,7 @@ pub fn remove_parents(target: &Target, paths: &[NodePath], deadline: Instant) ->
     target.enter(work)?.finish(deadline)
 }
 
+/// Removes a directory. `false`: it stays.
 fn remove(directory: &impl AsFd, name: &str) -> bool {
     match unlinkat(directory, name, UnlinkatFlags::RemoveDir) {
         Ok(()) | Err(Errno::ENOENT) => true,

@@ -1,6 +1,6 @@
-//! The path of a node in a container, checked as text: nothing here asks the kernel.
+//! The path of a node in a container, checked as text: no system call is made here.
 
-/// Beginning of the names that a node has before it is published; no request may ask for one.
+/// Prefix of the name that a node has before it is published. No request may use such a name.
 pub const TEMPORARY: &str = ".ecrblk-";
 
 /// Absolute path of a node in a container: without `.`, `..` and empty components, and not one of
@@ -34,13 +34,13 @@ impl NodePath {
         &self.0
     }
 
-    /// Whether it leads through `other`.
+    /// Whether `other` is a parent of it.
     pub fn is_below(&self, other: &NodePath) -> bool {
         self.0.strip_prefix(&other.0).is_some_and(|rest| rest.starts_with('/'))
     }
 
     fn split(&self) -> (&str, &str) {
-        // The constructor saw to the leading slash.
+        // The constructor checked the leading slash.
         self.0.rsplit_once('/').unwrap_or(("", &self.0))
     }
 

@@ -1,33 +1,20 @@
-//! Devices that are made of a disk:
-//! [`holders`](https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-block) in sysfs (device
-//! mapper, md), and loop devices over it
-//! ([loop(4)](https://man7.org/linux/man-pages/man4/loop.4.html)), which hold no claim and are not
-//! listed there.
+//! Devices that are made of a disk: [`holders`] in sysfs (device mapper, md), and loop devices over
+//! it ([loop(4)](https://man7.org/linux/man-pages/man4/loop.4.html)), which do not claim it and are
+//! not listed there.
+//!
+//! [`holders`]: https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-block
 
 use std::{
     fs::{self, File, OpenOptions},
     os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
-use super::{Disk, Found, Kind, Trace};
-use crate::{block::DeviceNumber, error::Result, sysfs};
-
-/// The partitions of the disk `name`, with their names.
-pub(super) fn partitions(name: &str) -> Result<Vec<(String, DeviceNumber)>> {
-    let directory = directory(name);
-    let mut found = Vec::new();
-    for entry in sysfs::names(&directory)?.into_iter().filter(|entry| entry.starts_with(name)) {
-        if let Some(number) = sysfs::read(&directory.join(&entry).join("dev"))? {
-            found.push((entry, number));
-        }
-    }
-    Ok(found)
-}
-
-fn directory(name: &str) -> PathBuf {
-    Path::new("/sys/class/block").join(name)
-}
+use super::{
+    disk::{Disk, directory},
+    found::{Found, Trace},
+};
+use crate::{block::DeviceNumber, error::Result, holder::HolderKind, sysfs};
 
 /// The devices on top of `disks` that have claimed them.
 pub(super) fn above(disks: &[Disk]) -> Result<Vec<Found>> {
@@ -43,10 +30,11 @@ pub(super) fn above(disks: &[Disk]) -> Result<Vec<Found>> {
     Ok(found)
 }
 
-fn describe(name: &str) -> (Kind, String) {
+/// Its kind, and its name with that of a mapping.
+fn describe(name: &str) -> (HolderKind, String) {
     let directory = directory(name);
     if directory.join("dm").exists() {
-        // The name is a help for people, and a mapping on its way out has none any more (EINVAL).
+        // The name is for people. A mapping that is being removed has none any more (EINVAL).
         let mapped = fs::read(directory.join("dm/name")).unwrap_or_default();
         let mapped = String::from_utf8_lossy(&mapped);
         let detail = if mapped.is_empty() {
@@ -54,9 +42,9 @@ fn describe(name: &str) -> (Kind, String) {
         } else {
             format!("{name} ({})", mapped.trim_end())
         };
-        return (Kind::Dm, detail);
+        return (HolderKind::Dm, detail);
     }
-    let kind = if directory.join("md").exists() { Kind::Md } else { Kind::Device };
+    let kind = if directory.join("md").exists() { HolderKind::Md } else { HolderKind::Device };
     (kind, name.to_owned())
 }
 
@@ -72,13 +60,13 @@ pub(super) fn loops(disks: &[Disk]) -> Result<Vec<Found>> {
         }
         let backing = backing_device(&name);
         for disk in disks.iter().filter(|disk| backing.is_some_and(|number| disk.has(number))) {
-            found.push(Found::new(disk, Kind::Loop, name.clone(), Trace::Uevent));
+            found.push(Found::new(disk, HolderKind::Loop, name.clone(), Trace::Uevent));
         }
     }
     Ok(found)
 }
 
-/// `struct loop_info64`, as far as it is of interest.
+/// `struct loop_info64`, as far as it is used.
 #[repr(C)]
 struct LoopInfo {
     device: u64,
@@ -87,11 +75,11 @@ struct LoopInfo {
     rest: [u64; 26],
 }
 
-// The kernel writes as much.
+// The kernel writes this number of bytes.
 const _: () = assert!(size_of::<LoopInfo>() == 232);
 
-/// The block device below a loop device; the name in sysfs is a path in a namespace that is not
-/// told. `None` for a file, and for one that is being taken down.
+/// The block device below a loop device. (The name in sysfs is a path in an unknown namespace.)
+/// `None` for a file, and for a loop device that is being removed.
 #[expect(unsafe_code, reason = "LOOP_GET_STATUS64 has no safe wrapper in libc or nix")]
 fn backing_device(name: &str) -> Option<DeviceNumber> {
     const LOOP_GET_STATUS64: libc::c_ulong = 0x4c05;

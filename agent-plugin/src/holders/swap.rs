@@ -1,16 +1,23 @@
 //! Swap: [`/proc/swaps`](https://man7.org/linux/man-pages/man5/proc_swaps.5.html).
 //!
-//! The kernel tells a path only, as whoever turned it on called it: one of the guest's own `/dev`,
-//! or that of a container.
+//! The kernel shows only the path that was passed to swapon: one in the guest's own `/dev`, or one
+//! of a container.
 
 use std::{fs::File, io::Read as _, path::Path, rc::Rc};
 
-use super::{Disk, Found, Kind, Trace, process};
-use crate::error::{Error, Result};
+use super::{
+    disk::Disk,
+    found::{Found, Trace},
+    process,
+};
+use crate::{
+    error::{Error, Result},
+    holder::HolderKind,
+};
 
 const SWAPS: &str = "/proc/swaps";
 
-/// The swap on `disks`.
+/// Finds swap on `disks`.
 pub(super) fn swaps(disks: &[Disk]) -> Result<Vec<Found>> {
     let mut text = String::new();
     let mut file = match File::open(SWAPS) {
@@ -24,15 +31,16 @@ pub(super) fn swaps(disks: &[Disk]) -> Result<Vec<Found>> {
         path == disk.path
             || process::block_device(Path::new(path)).is_some_and(|number| disk.has(number))
     };
-    let found =
-        |disk: &Disk, path: &str| Found::new(disk, Kind::Swap, path.to_owned(), trace.clone());
+    let found = |disk: &Disk, path: &str| {
+        Found::new(disk, HolderKind::Swap, path.to_owned(), trace.clone())
+    };
     let all = devices(&text).flat_map(|path| {
         disks.iter().filter(move |disk| on(disk, path)).map(move |disk| (disk, path))
     });
     Ok(all.map(|(disk, path)| found(disk, path)).collect())
 }
 
-/// The paths of swap devices; swap files are on a file system, and that is mounted.
+/// The paths of swap devices. Swap files are on a file system, whose mount is found.
 fn devices(text: &str) -> impl Iterator<Item = &str> {
     text.lines().skip(1).filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();

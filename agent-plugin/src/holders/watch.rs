@@ -1,23 +1,21 @@
-//! Waits until something changes about those who hold a disk, by what the kernel offers for each
-//! kind:
+//! Waits until a holder may have released a disk, by what the kernel offers for each kind:
 //!
 //! | holder | event |
 //! |---|---|
-//! | a process | [inotify(7)](https://man7.org/linux/man-pages/man7/inotify.7.html) `IN_CLOSE` on the very inode that it has open; its end closes it, too |
+//! | a process | [inotify(7)](https://man7.org/linux/man-pages/man7/inotify.7.html) `IN_CLOSE` on the inode that it has open; its end closes it, too |
 //! | a mount | `POLLPRI` on [`/proc/PID/mountinfo`](https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html), and the end of the process that it was read through |
 //! | swap | `POLLPRI` on [`/proc/swaps`](https://man7.org/linux/man-pages/man5/proc_swaps.5.html) |
 //! | device mapper, md, loop | [uevents](https://man7.org/linux/man-pages/man7/netlink.7.html) of that device |
-//! | nobody who can be named | none: looked at again, after 10 ms at first and half a second in the end |
+//! | an unknown holder | none: the holders are found again, after 10 ms at first and half a second in the end |
 //!
-//! The last is also what a mount becomes for a moment: the kernel tells of an unmount before it
-//! gives up the claim.
+//! A mount is an unknown holder for a moment, too: the kernel reports an unmount before it gives up
+//! the claim.
 //!
-//! Each of these is in place before the look whose findings it is about, or is followed by a second
-//! look at the same place.
+//! Each of these is set up before the holders are found, or is followed by a second check.
 
 use std::{
     fs::File,
-    os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
     rc::Rc,
     time::{Duration, Instant},
@@ -29,16 +27,20 @@ use nix::{
     sys::inotify::{AddWatchFlags, InitFlags, Inotify},
 };
 
-use super::{Found, Trace, process};
+use super::{
+    found::{Found, Trace},
+    process,
+};
 use crate::{
     error::{Error, Result},
+    pidfd,
     uevent::{Received, UeventSocket},
 };
 
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// A wait, from before the first look on.
+/// A wait. It is created before the holders are found first.
 #[derive(Debug)]
 pub struct Watch {
     uevents: UeventSocket,
@@ -48,11 +50,11 @@ pub struct Watch {
 /// What ended a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waited {
-    /// Something may have changed: look again.
+    /// Something may have changed: find the holders again.
     Changed,
-    /// The time is over.
+    /// The deadline passed.
     TimedOut,
-    /// Nobody wants it any more.
+    /// The request was cancelled.
     Cancelled,
 }
 
@@ -67,7 +69,7 @@ impl Watch {
     /// is readable.
     ///
     /// # Errors
-    /// The kernel refuses what the wait needs.
+    /// The kernel refuses a descriptor that the wait needs.
     pub fn wait(
         &mut self,
         found: &[Found],
@@ -91,7 +93,7 @@ impl Watch {
                 PollFd::new(self.uevents.as_fd(), PollFlags::POLLIN),
                 PollFd::new(closes.as_fd(), PollFlags::POLLIN),
             ];
-            // POLLIN is always there.
+            // POLLIN is always set.
             fds.extend(files.iter().map(|file| PollFd::new(file.as_fd(), PollFlags::POLLPRI)));
             fds.extend(
                 processes.iter().map(|process| PollFd::new(process.as_fd(), PollFlags::POLLIN)),
@@ -105,7 +107,7 @@ impl Watch {
             match poll(&mut fds, timeout) {
                 Ok(0) | Err(Errno::EINTR) => continue,
                 Ok(_) => {}
-                Err(errno) => return Err(Error::system("poll", "those who hold the disk")(errno)),
+                Err(errno) => return Err(Error::system("poll", "the holders of a disk")(errno)),
             }
             let is_ready = |fd: &PollFd<'_>| fd.any() == Some(true);
             if is_ready(&fds[0]) {
@@ -113,7 +115,7 @@ impl Watch {
             }
             let uevents_only = is_ready(&fds[1]) && !fds[2..].iter().any(is_ready);
             drop(fds);
-            if !uevents_only || self.tells_of_a_holder()? {
+            if !uevents_only || self.receive_all()? {
                 self.pause = FIRST_PAUSE;
                 return Ok(Waited::Changed);
             }
@@ -128,23 +130,24 @@ impl Watch {
         Waited::Changed
     }
 
-    /// Takes all events that are there. Lost ones may have been about a holder.
-    fn tells_of_a_holder(&mut self) -> Result<bool> {
-        let mut tells = false;
+    /// Receives all pending events. Returns whether one is about a holder, as lost ones may have
+    /// been.
+    fn receive_all(&mut self) -> Result<bool> {
+        let mut is_about_holder = false;
         loop {
             match self.uevents.receive()? {
                 Received::Event(event) => {
-                    tells |= event.subsystem == "block" && is_made_of_disks(event.devpath)
+                    is_about_holder |= event.subsystem == "block" && is_made_of_disks(event.devpath)
                 }
-                Received::Overflow => tells = true,
+                Received::Overflow => is_about_holder = true,
                 Received::Foreign => {}
-                Received::Nothing => return Ok(tells),
+                Received::Nothing => return Ok(is_about_holder),
             }
         }
     }
 }
 
-/// Every such device is virtual.
+/// Whether an event is about a device that is made of disks: every such device is virtual.
 fn is_made_of_disks(devpath: &str) -> bool {
     devpath.starts_with("/devices/virtual/block/")
 }
@@ -153,7 +156,7 @@ fn is_made_of_disks(devpath: &str) -> bool {
 fn watch_closes<'a>(descriptors: impl Iterator<Item = &'a Path>) -> Result<Option<Inotify>> {
     let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
     let inotify =
-        Inotify::init(flags).map_err(Error::system("inotify_init1", "those who hold the disk"))?;
+        Inotify::init(flags).map_err(Error::system("inotify_init1", "the holders of a disk"))?;
     for path in descriptors {
         match inotify.add_watch(path, AddWatchFlags::IN_CLOSE) {
             Ok(_) => {}
@@ -162,8 +165,7 @@ fn watch_closes<'a>(descriptors: impl Iterator<Item = &'a Path>) -> Result<Optio
                 return Err(Error::system("inotify_add_watch", path.display().to_string())(errno));
             }
         }
-        // It may have been closed, and its number used for something else, before the watch was
-        // there.
+        // It may have been closed, and its number reused, before the watch was added.
         if process::block_device(path).is_none() {
             return Ok(None);
         }
@@ -171,15 +173,14 @@ fn watch_closes<'a>(descriptors: impl Iterator<Item = &'a Path>) -> Result<Optio
     Ok(Some(inotify))
 }
 
-/// The files of `/proc` that tell of changes, and the processes that keep alive what they are
-/// about.
+/// The files of `/proc` on which the kernel reports changes, and the processes that they are about.
 #[derive(Debug, Default)]
 struct Changes {
     files: Vec<Rc<File>>,
     processes: Vec<OwnedFd>,
 }
 
-/// `None`: one of the processes has ended.
+/// Collects what [`Trace::Changes`] needs. `None`: one of the processes has ended.
 fn changes(found: &[Found]) -> Result<Option<Changes>> {
     let Changes { mut files, mut processes } = Changes::default();
     for found in found {
@@ -188,7 +189,7 @@ fn changes(found: &[Found]) -> Result<Option<Changes>> {
             continue;
         }
         files.push(file.clone());
-        match process.map(pidfd).transpose() {
+        match process.map(open_process).transpose() {
             Ok(process) => processes.extend(process),
             Err(Errno::ESRCH) => return Ok(None),
             Err(errno) => {
@@ -199,14 +200,8 @@ fn changes(found: &[Found]) -> Result<Option<Changes>> {
     Ok(Some(Changes { files, processes }))
 }
 
-#[expect(unsafe_code, reason = "pidfd_open(2) has no safe wrapper in libc or nix")]
-fn pidfd(pid: u32) -> Result<OwnedFd, Errno> {
-    // SAFETY: two numbers are passed, and a new descriptor comes back.
-    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    let fd = Errno::result(result)?;
-    // SAFETY: the descriptor is new, so nobody else has it; the kernel's descriptors are within the
-    // range of an int.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
+fn open_process(pid: u32) -> Result<OwnedFd, Errno> {
+    pidfd::open(libc::pid_t::try_from(pid).map_err(|_| Errno::EINVAL)?)
 }
 
 #[cfg(test)]
@@ -218,7 +213,8 @@ mod tests {
     use super::*;
     use crate::{
         block::DeviceNumber,
-        holders::{Disk, Kind, Scope, look},
+        holder::HolderKind,
+        holders::{Disk, Scope, find},
     };
 
     const LONG: Duration = Duration::from_secs(20);
@@ -234,7 +230,7 @@ mod tests {
     }
 
     fn of_sleep(disk: &Disk) -> Vec<Found> {
-        let found = look(std::slice::from_ref(disk), &[], Scope::Opened).unwrap();
+        let found = find(std::slice::from_ref(disk), &[], Scope::Opened).unwrap();
         found.into_iter().filter(|found| found.holder.command == "sleep").collect()
     }
 
@@ -247,7 +243,7 @@ mod tests {
         let mut watch = Watch::new().unwrap();
         let found = of_sleep(&disk);
         assert_eq!(found.len(), 1, "{found:?}");
-        assert_eq!(found[0].holder.kind, Kind::Process);
+        assert_eq!(found[0].holder.kind, HolderKind::Process);
         let began = Instant::now();
         let waited = thread::scope(|scope| {
             scope.spawn(|| {
@@ -255,23 +251,23 @@ mod tests {
                 child.kill().unwrap();
                 child.wait().unwrap();
             });
-            // Others may have this device open and close it meanwhile.
+            // Other processes may open and close this device in the meantime.
             while !of_sleep(&disk).is_empty() {
                 watch.wait(&found, began + LONG, cancelled.as_fd()).unwrap();
             }
             watch.wait(&found, began + LONG, cancelled.as_fd()).unwrap()
         });
-        assert_eq!(waited, Waited::Changed, "a descriptor that is gone needs no wait");
+        assert_eq!(waited, Waited::Changed, "a closed descriptor needs no wait");
         assert!(began.elapsed() < LONG);
     }
 
     #[test]
-    fn without_an_event_it_is_looked_at_again_ever_more_rarely() {
+    fn without_an_event_the_pauses_become_longer() {
         let cancelled = EventFd::new().unwrap();
         let mut watch = Watch::new().unwrap();
         let found = [Found::unknown(&disk("loop2"))];
         let began = Instant::now();
-        // Events of this machine's other devices begin the pauses anew.
+        // Events of this machine's other devices reset the pause.
         while watch.pause < FIRST_PAUSE * 8 {
             let waited = watch.wait(&found, began + LONG, cancelled.as_fd()).unwrap();
             assert_eq!(waited, Waited::Changed, "the pauses never grow");

@@ -1,41 +1,45 @@
-//! What the guest can do and how attachments look: only looks, changes nothing.
+//! What the guest can do, and the present state of attachments. Changes nothing.
 //!
 //! Paths are resolved by descriptor on the request's own thread. A container whose file system
 //! never answers keeps that thread; the caller's time-out ends the call, and nothing else waits for
 //! it.
 
-use super::{Attachment, Departure, distinct_targets};
+use super::{
+    attachment::Attachment,
+    job::{DetachJob, distinct_targets},
+};
 use crate::{
     block::{self, BlockDevice, DeviceNumber},
     cgroup::{self, Filter},
-    device_node::{NodePath, Occupant, Place, Way},
+    device_node::{Existing, Location, NodeKind, NodePath},
     disk_stats::DiskStats,
     error::{Error, Result, Unsupported},
-    holders::{self, Disk, Holder, Scope},
+    holder::Holder,
+    holders::{self, Disk, Scope},
     mount::Mounts,
     namespace::Target,
     scsi::{self, ScsiHost},
 };
 
-/// What the guest has.
+/// What the guest has, apart from containers.
 #[derive(Debug)]
 pub(crate) struct Guest {
     pub(crate) hosts: Vec<ScsiHost>,
     pub(crate) scan_mode: String,
 }
 
-/// The guest alone.
+/// Reads what the guest has.
 pub(crate) fn probe() -> Result<Guest> {
     Ok(Guest { hosts: ScsiHost::all()?, scan_mode: scsi::scan_mode()? })
 }
 
-/// A path in a container, as it is now.
+/// The present state of a path in a container.
 #[derive(Debug)]
 pub(crate) struct PathState {
     pub(crate) path: String,
-    /// `None`: there is no safe way to its parent.
+    /// `None`: the parent cannot be reached safely.
     pub(crate) parent: Option<ParentState>,
-    pub(crate) occupant: Option<Occupant>,
+    pub(crate) existing: Option<Existing>,
 }
 
 /// The directory that would hold a node.
@@ -44,26 +48,26 @@ pub(crate) struct ParentState {
     pub(crate) file_system: String,
     pub(crate) nodev: bool,
     pub(crate) read_only: bool,
-    /// It has to be made first.
+    /// The directory has to be made first.
     pub(crate) is_missing: bool,
-    /// How a node would come there, or why it would not.
-    pub(crate) way: Result<Way>,
+    /// The kind of node that an attach would make there, or why it would make none.
+    pub(crate) kind: Result<NodeKind>,
 }
 
-/// The paths of a container.
+/// Reads the state of paths in a container.
 pub(crate) fn paths(target: &Target, paths: &[NodePath]) -> Result<Vec<PathState>> {
     let root = target.root()?;
     let mounts = if paths.is_empty() { Mounts::default() } else { Mounts::read(target)? };
     let state = |path: &NodePath| {
-        let mut state = PathState { path: path.as_str().to_owned(), parent: None, occupant: None };
-        if let Some(place) = reachable(Place::find(&root, path, &mounts))? {
-            state.occupant = place.occupant()?;
+        let mut state = PathState { path: path.as_str().to_owned(), parent: None, existing: None };
+        if let Some(location) = reachable(Location::find(&root, path, &mounts))? {
+            state.existing = location.existing()?;
             state.parent = Some(ParentState {
-                file_system: place.file_system(),
-                nodev: place.nodev(),
-                read_only: place.read_only(),
-                is_missing: !place.missing().is_empty(),
-                way: place.check(target),
+                file_system: location.file_system(),
+                nodev: location.nodev(),
+                read_only: location.read_only(),
+                is_missing: !location.missing().is_empty(),
+                kind: location.check(target),
             });
         }
         Ok(state)
@@ -71,9 +75,9 @@ pub(crate) fn paths(target: &Target, paths: &[NodePath]) -> Result<Vec<PathState
     paths.iter().map(state).collect()
 }
 
-fn reachable(place: Result<Place>) -> Result<Option<Place>> {
-    match place {
-        Ok(place) => Ok(Some(place)),
+fn reachable(location: Result<Location>) -> Result<Option<Location>> {
+    match location {
+        Ok(location) => Ok(Some(location)),
         Err(Error::ParentMissing { .. } | Error::Unsupported(Unsupported::MagicLink { .. })) => {
             Ok(None)
         }
@@ -81,9 +85,10 @@ fn reachable(place: Result<Place>) -> Result<Option<Place>> {
     }
 }
 
-/// How an attachment looks.
+/// The present state of an attachment.
 #[derive(Debug, Default)]
 pub(crate) struct Inspected {
+    pub(crate) serial: String,
     pub(crate) disk: Option<BlockDevice>,
     pub(crate) size: u64,
     pub(crate) read_only: bool,
@@ -94,31 +99,32 @@ pub(crate) struct Inspected {
     pub(crate) filter: Option<cgroup::Mode>,
     pub(crate) leftovers: Vec<String>,
     pub(crate) stats: Option<DiskStats>,
-    /// Where they were asked for.
+    /// Where they were requested.
     pub(crate) holders: Vec<Holder>,
 }
 
-/// How attachments look, in their order, and who holds the disks if that is of interest.
-pub(crate) fn inspect(subjects: &[Departure], holders: bool) -> Result<Vec<Inspected>> {
+/// Reads the state of attachments, in their order, and on request the holders of their disks.
+pub(crate) fn inspect(subjects: &[DetachJob], holders: bool) -> Result<Vec<Inspected>> {
     let hosts = ScsiHost::all()?;
     let mut all: Vec<Inspected> =
         subjects.iter().map(|subject| inspect_one(subject, &hosts)).collect::<Result<_>>()?;
     if holders {
-        look_for_holders(subjects, &mut all)?;
+        find_holders(subjects, &mut all)?;
     }
     Ok(all)
 }
 
-/// Without a claim, which somebody could run into.
-fn look_for_holders(subjects: &[Departure], all: &mut [Inspected]) -> Result<()> {
-    let disk = |(subject, inspected): (&Departure, &Inspected)| {
+/// Finds holders without a claim, which could make an open or a mount of another process fail.
+fn find_holders(subjects: &[DetachJob], all: &mut [Inspected]) -> Result<()> {
+    let disk = |(subject, inspected): (&DetachJob, &Inspected)| {
         let (attachment, disk) = (&subject.attachment, inspected.disk.as_ref()?);
         Some(Disk::new(&attachment.serial, attachment.path.as_str(), disk))
     };
     let disks: Vec<Disk> = subjects.iter().zip(&*all).filter_map(disk).collect::<Result<_>>()?;
-    let known = distinct_targets(subjects.iter().filter_map(|subject| subject.target.as_ref()));
-    for found in holders::look(&disks, &known, Scope::All)? {
-        let is_of = |subject: &Departure| subject.attachment.serial == found.holder.serial;
+    let containers =
+        distinct_targets(subjects.iter().filter_map(|subject| subject.target.as_ref()));
+    for found in holders::find(&disks, &containers, Scope::All)? {
+        let is_of = |subject: &DetachJob| subject.attachment.serial == found.holder.serial;
         if let Some(index) = subjects.iter().position(is_of) {
             all[index].holders.push(found.holder);
         }
@@ -127,10 +133,10 @@ fn look_for_holders(subjects: &[Departure], all: &mut [Inspected]) -> Result<()>
 }
 
 fn inspect_one(
-    Departure { attachment, outcome, target, .. }: &Departure,
+    DetachJob { attachment, outcome, target, .. }: &DetachJob,
     hosts: &[ScsiHost],
 ) -> Result<Inspected> {
-    let mut inspected = Inspected::default();
+    let mut inspected = Inspected { serial: attachment.serial.clone(), ..Inspected::default() };
     for host in ScsiHost::candidates(hosts, attachment.controller.as_deref()).unwrap_or_default() {
         let device = host.device(attachment.address);
         if block::serial(device)?.as_ref() == Some(&attachment.serial)
@@ -148,8 +154,8 @@ fn inspect_one(
         .map(|disk| disk.number)
         .or(outcome.as_ref().map(|outcome| outcome.device));
     if let Some(target) = target.as_ref().filter(|target| !target.has_ended()) {
-        match look_inside(attachment, number, target, &mut inspected) {
-            // It ended while we looked.
+        match inspect_container(attachment, number, target, &mut inspected) {
+            // The container ended in the meantime.
             Err(_) if target.has_ended() => {}
             result => {
                 result?;
@@ -160,7 +166,7 @@ fn inspect_one(
     Ok(inspected)
 }
 
-fn look_inside(
+fn inspect_container(
     attachment: &Attachment,
     number: Option<DeviceNumber>,
     target: &Target,
@@ -168,16 +174,16 @@ fn look_inside(
 ) -> Result<()> {
     inspected.container_started = target.started()?;
     let mounts = Mounts::read(target)?;
-    if let Some(place) = reachable(Place::find(&target.root()?, &attachment.path, &mounts))? {
-        let found = place.occupant()?;
+    if let Some(location) = reachable(Location::find(&target.root()?, &attachment.path, &mounts))? {
+        let found = location.existing()?;
         inspected.node_present =
-            matches!(found, Some(Occupant::Block(found, _)) if Some(found) == number);
-        inspected.leftovers.extend(place.leftover(&attachment.serial)?);
+            matches!(found, Some(Existing::Block(found, _)) if Some(found) == number);
+        inspected.leftovers.extend(location.leftover(&attachment.serial)?);
     }
     let filter = Filter::of(target)?;
     inspected.filter = Some(filter.mode());
     if let Some(number) = number {
-        inspected.allowed = filter.allows(number, attachment.access.rights())?;
+        inspected.allowed = filter.allows(number, attachment.access.access())?;
     }
     Ok(())
 }

@@ -1,15 +1,22 @@
 //! Resize: reads the capacity of disks again until it is the expected one.
 //!
-//! The kernel hears of a new capacity by itself where the controller tells it
-//! (`CAPACITY_DATA_HAS_CHANGED`, virtio-scsi with `hotplug=on`), and else when it is told to look
-//! (`rescan` in sysfs): so it is told. Where the capacity is another one even then, the disk's
-//! event (`change`, `RESIZE=1`) is awaited. All disks are found and identified before any is looked
-//! at again. There is no undo: the guest only mirrors what the device is; a request that fails half
-//! way may be repeated.
+//! The kernel reads a new capacity by itself where the controller reports it
+//! (`CAPACITY_DATA_HAS_CHANGED`, virtio-scsi with `hotplug=on`), and otherwise on `rescan` in
+//! sysfs, which is written here. Where the capacity is not the expected one even then, the disk's
+//! event (`change`, `RESIZE=1`) is awaited. All disks are found and identified before any is
+//! rescanned. There is no rollback: the guest only mirrors the device. A request that failed may be
+//! repeated.
 
 use std::{os::fd::AsFd as _, time::Instant};
 
-use super::{Attachment, Failed, Guard, OfVolume as _, Resized, Stages, Ticket, hunt};
+use super::{
+    attachment::Attachment,
+    discover,
+    failed::{Failed, OfVolume as _},
+    guard::Guard,
+    queue::Ticket,
+    stages::Stages,
+};
 use crate::{
     block::BlockDevice,
     fault,
@@ -17,7 +24,15 @@ use crate::{
     uevent::{Received, UeventSocket},
 };
 
-/// One disk, and its size as it was and as it is.
+/// A volume of which the kernel knows the size.
+#[derive(Debug)]
+pub(crate) struct Resized {
+    pub(crate) serial: String,
+    pub(crate) unchanged: bool,
+    pub(crate) size: u64,
+}
+
+/// One disk, with its size before the request and now.
 #[derive(Debug)]
 struct Growing<'a> {
     attachment: &'a Attachment,
@@ -27,7 +42,7 @@ struct Growing<'a> {
 }
 
 impl Growing<'_> {
-    fn look(&mut self) -> Result<(), Failed> {
+    fn read_size(&mut self) -> Result<(), Failed> {
         self.now = self.disk.size().of(&self.attachment.serial)?;
         Ok(())
     }
@@ -41,16 +56,16 @@ impl Growing<'_> {
     }
 }
 
-/// Makes the kernel know the expected sizes.
+/// Makes the kernel read the expected sizes.
 pub(crate) fn resize(
     attachments: &[Attachment],
     ticket: &Ticket,
     deadline: Instant,
     stages: &mut Stages,
 ) -> Result<Vec<Resized>, Failed> {
-    ticket.turn(deadline)?;
-    // The containers have no part in it.
-    let guard = Guard { deadline, ticket, arrivals: &[] };
+    ticket.wait_for_turn(deadline)?;
+    // The containers are not involved.
+    let guard = Guard { deadline, ticket, jobs: &[] };
     let mut all = Vec::with_capacity(attachments.len());
     let result = sequence(attachments, &guard, stages, &mut all);
     let changed = all.iter().any(|disk| disk.now != disk.before);
@@ -74,7 +89,7 @@ fn sequence<'a>(
 
     let hosts = ScsiHost::all()?;
     for attachment in attachments {
-        let disk = hunt::find(attachment, &hosts).of(&attachment.serial)?;
+        let disk = discover::find_attached(attachment, &hosts).of(&attachment.serial)?;
         let size = disk.size().of(&attachment.serial)?;
         all.push(Growing { attachment, disk, before: size, now: size });
     }
@@ -82,7 +97,7 @@ fn sequence<'a>(
 
     for disk in all.iter_mut().filter(|disk| disk.is_pending() && !fault::skips("rescan")) {
         disk.disk.device.rescan().of(&disk.attachment.serial)?;
-        disk.look()?;
+        disk.read_size()?;
     }
     stages.end("rescan")?;
 
@@ -105,12 +120,12 @@ fn next_event(
         Received::Event(event) if event.changes_disk() => {
             let device = ScsiDevice::from_devpath(event.devpath).map(|(device, _)| device);
             let of_event = |disk: &&mut Growing<'_>| Some(disk.disk.device) == device;
-            all.iter_mut().filter(of_event).try_for_each(Growing::look)
+            all.iter_mut().filter(of_event).try_for_each(Growing::read_size)
         }
         Received::Event(_) | Received::Foreign => Ok(()),
         Received::Overflow => {
-            tracing::warn!("uevents were lost, looking in sysfs");
-            all.iter_mut().try_for_each(Growing::look)
+            tracing::warn!("uevents were lost, reading sysfs");
+            all.iter_mut().try_for_each(Growing::read_size)
         }
         Received::Nothing => guard.wait(socket.as_fd(), || all[pending].awaited()).of(serial),
     }

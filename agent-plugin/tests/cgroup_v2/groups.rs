@@ -13,10 +13,10 @@ use agent_plugin::{
     Error,
     block::DeviceNumber,
     cgroup::{
-        Grant, Rights,
+        Access, Grant,
         bpf::{self, Loaded},
         hierarchy::Hierarchies,
-        program::Instruction,
+        insn::Instruction,
         v2::Group,
     },
 };
@@ -157,7 +157,7 @@ impl Drop for Groups {
     }
 }
 
-pub(crate) fn allow(group: &Group, number: DeviceNumber, rights: Rights) -> Result<Grant, Error> {
+pub(crate) fn allow(group: &Group, number: DeviceNumber, rights: Access) -> Result<Grant, Error> {
     let mut grant = Grant::default();
     group.allow(number, rights, &mut grant).map(|()| grant)
 }

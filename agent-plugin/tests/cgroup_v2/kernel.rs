@@ -1,8 +1,8 @@
 //! Compares the plugin's BPF interpreter with the kernel.
 
 use agent_plugin::cgroup::{
-    Rights,
-    model::{Question, run},
+    Access,
+    interpreter::{DeviceContext, run},
 };
 use rstest::rstest;
 
@@ -22,7 +22,7 @@ fn the_interpreter_and_the_kernel_agree(
         (BLOCK, 1, None, None, true),
     ];
     let groups = Groups::with(&format!("interpreter-{runtime:?}"), &program(runtime, &rules));
-    allow(&groups.container(), OTHER, Rights::READ).unwrap();
+    allow(&groups.container(), OTHER, Access::READ).unwrap();
     let program = groups.instructions("c1").remove(0);
     let node = std::env::temp_dir().join(format!("ecr-node-{}-{runtime:?}", std::process::id()));
     let node = node.display();
@@ -38,7 +38,7 @@ fn the_interpreter_and_the_kernel_agree(
             ),
             (6, format!(": <>/dev/{}", name(letter, minor))),
         ] {
-            let answer = run(&program, Question { kind, access, major, minor }).unwrap();
+            let answer = run(&program, DeviceContext { kind, access, major, minor }).unwrap();
             assert_eq!(groups.can("c1", &how), answer, "{runtime:?}: {how}");
         }
     }

@@ -6,7 +6,7 @@ use std::{os::fd::OwnedFd, path::Path, process::Command};
 use agent_plugin::{
     Error, Unsupported,
     block::DeviceNumber,
-    cgroup::{Rights, hierarchy::Hierarchies, v2::Group},
+    cgroup::{Access, hierarchy::Hierarchies, v2::Group},
 };
 use rstest::rstest;
 
@@ -26,7 +26,7 @@ fn a_program_of_an_ancestor_is_never_changed() {
     let group = groups.container();
     assert_eq!(group.programs().unwrap().len(), 2);
     group.check().expect("it allows SCSI disks");
-    let error = allow(&group, DISK, Rights::READ).unwrap_err();
+    let error = allow(&group, DISK, Access::READ).unwrap_err();
     let expected = Unsupported::BpfShared { program: pod[0], cgroup: format!("/{}", groups.name) };
     assert!(matches!(error, Error::Unsupported(found) if found == expected));
     assert_eq!((groups.ids(""), groups.ids("c1")), (pod.clone(), own), "nothing was changed");
@@ -43,9 +43,9 @@ fn a_shared_cgroup_is_only_read() {
     let ids = groups.ids("c1");
     let group = Group::shared(&groups.root, &Path::new(&groups.name).join("c1"));
     let disk = DeviceNumber { major: 8, minor: 0 };
-    assert!(allow(&group, disk, Rights::READ_WRITE).unwrap().added.is_empty());
+    assert!(allow(&group, disk, Access::READ_WRITE).unwrap().added.is_empty());
     assert!(matches!(
-        allow(&group, DISK, Rights::READ).unwrap_err(),
+        allow(&group, DISK, Access::READ).unwrap_err(),
         Error::Unsupported(Unsupported::BpfShared { .. })
     ));
     assert_eq!(groups.ids("c1"), ids);
@@ -85,14 +85,14 @@ fn an_unsafe_change_is_refused_with_its_reason(
     let _held = prepare(&groups);
     let ids = groups.ids("c1");
     let group = groups.container();
-    for refused in [group.check(), allow(&group, DISK, Rights::READ).map(drop)] {
+    for refused in [group.check(), allow(&group, DISK, Access::READ).map(drop)] {
         let error = refused.unwrap_err();
         assert!(
             matches!(error, Error::Unsupported(_)) && error.message().contains(reason),
             "{error}"
         );
     }
-    assert!(!group.allows(DISK, Rights::READ).unwrap());
+    assert!(!group.allows(DISK, Access::READ).unwrap());
     assert!(group.revoke(DISK).unwrap().is_empty());
     assert_eq!(groups.ids("c1"), ids);
 }
@@ -104,7 +104,7 @@ fn a_program_that_is_also_attached_to_an_ancestor_is_refused() {
     runtimes::attach(&groups.open(""), &loaded, ALLOW_MULTI);
     runtimes::attach(&groups.open("c1"), &loaded, ALLOW_MULTI);
     let ids = groups.ids("c1");
-    let error = allow(&groups.container(), DISK, Rights::READ).unwrap_err();
+    let error = allow(&groups.container(), DISK, Access::READ).unwrap_err();
     assert!(matches!(error, Error::Unsupported(Unsupported::BpfShared { .. })), "{error}");
     assert_eq!(groups.ids("c1"), ids);
 }
@@ -115,7 +115,7 @@ fn without_capabilities() {
     let Some(name) = std::env::var_os("ECR_TEST_GROUP") else { return };
     let root = Hierarchies::mounted().unwrap().unified.unwrap();
     let group = Group::new(&root, Path::new(&name));
-    for refused in [group.check(), allow(&group, DISK, Rights::READ).map(drop)] {
+    for refused in [group.check(), allow(&group, DISK, Access::READ).map(drop)] {
         let error = refused.unwrap_err();
         assert!(matches!(error, Error::Unsupported(Unsupported::BpfDenied { .. })), "{error}");
     }

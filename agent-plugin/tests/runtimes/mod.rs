@@ -9,7 +9,7 @@ use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
 };
 
-use agent_plugin::cgroup::program::Instruction;
+use agent_plugin::cgroup::insn::Instruction;
 
 /// A rule of a specification: kind, access, major, minor, allow. Access: 1 mknod, 2 read, 4 write.
 pub(crate) type Rule = (Option<u16>, u16, Option<u32>, Option<u32>, bool);

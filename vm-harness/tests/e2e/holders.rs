@@ -62,7 +62,7 @@ async fn holders(sandbox: &Sandbox, plugged: &Plugged) -> Vec<Value> {
 /// volume.
 async fn start_and_wait(sandbox: &Sandbox, command: &EcrRuntime) -> Child {
     let waits =
-        || sandbox.guest().console().text().matches("waits for those who hold volume").count();
+        || sandbox.guest().console().text().matches("waiting for the holders of volume").count();
     let before = waits();
     let child = command.start();
     let deadline = Instant::now() + sandbox.guest().scaled(SOON);

@@ -1,0 +1,23 @@
+//! A container's view of the file system: its root directory, and its mount namespace
+//! ([mount_namespaces(7)](https://man7.org/linux/man-pages/man7/mount_namespaces.7.html),
+//! [setns(2)](https://man7.org/linux/man-pages/man2/setns.2.html),
+//! [openat2(2)](https://man7.org/linux/man-pages/man2/openat2.2.html)).
+//!
+//! The container's file system is not trusted. Its links are followed inside its root only, and a
+//! file system that the container provides itself (FUSE) may never answer. So paths are resolved on
+//! a separate thread, which is abandoned when it does not return in time. A change that an
+//! abandoned thread makes later is rolled back by that thread.
+//!
+//! | module | is |
+//! |---|---|
+//! | `target` | a container, and threads inside its mount namespace |
+//! | `task` | the work of such a thread, with a deadline |
+//! | `root` | the container's root directory |
+
+mod root;
+mod target;
+mod task;
+
+pub use root::Root;
+pub use target::Target;
+pub use task::NamespaceTask;

@@ -1,0 +1,168 @@
+//! A container in a request, and threads inside its mount namespace.
+
+use std::{
+    fs,
+    os::fd::{AsRawFd as _, OwnedFd},
+    sync::Arc,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open},
+    sched::{CloneFlags, setns, unshare},
+    sys::stat::Mode,
+};
+
+use super::{root::Root, task::NamespaceTask};
+use crate::{
+    agent::Container,
+    error::{Error, Result},
+    fault, pidfd,
+    procfs::{fdinfo, stat},
+};
+
+/// A container in a request, with its id.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The agent's id of the container.
+    pub id: Arc<str>,
+    /// The agent's handles.
+    pub container: Arc<Container>,
+}
+
+impl Target {
+    /// Whether the container's first process has ended.
+    pub fn has_ended(&self) -> bool {
+        pidfd::has_ended(&self.container.init)
+    }
+
+    /// # Errors
+    /// [`Error::ContainerEnded`].
+    pub fn check_alive(&self) -> Result<()> {
+        if self.has_ended() { Err(self.ended()) } else { Ok(()) }
+    }
+
+    fn ended(&self) -> Error {
+        Error::ContainerEnded { id: self.id.to_string() }
+    }
+
+    /// The pid of the first process, which is valid only if the process has not ended afterwards.
+    fn pid(&self) -> Result<i32> {
+        let info = format!("/proc/self/fdinfo/{}", self.container.init.as_raw_fd());
+        let text = fs::read_to_string(&info).map_err(Error::system("read", info.as_str()))?;
+        fdinfo::pid(&text).ok_or_else(|| self.ended())
+    }
+
+    /// Reads a file of the first process below `/proc/PID`.
+    ///
+    /// # Errors
+    /// [`Error::ContainerEnded`], or `/proc` cannot be read.
+    pub fn proc(&self, file: &str) -> Result<String> {
+        let path = format!("/proc/{}/{file}", self.pid()?);
+        let text = fs::read_to_string(&path);
+        self.check_alive()?;
+        text.map_err(Error::system("read", path))
+    }
+
+    /// Opens the root directory of the container's first process, safe against a reuse of its pid.
+    ///
+    /// # Errors
+    /// [`Error::ContainerEnded`], or `/proc` cannot be read.
+    pub fn root(&self) -> Result<Root> {
+        let pid = self.pid()?;
+        let path =
+            if fault::skips("namespace") { "/".to_owned() } else { format!("/proc/{pid}/root") };
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let opened = open(path.as_str(), flags, Mode::empty());
+        // If the pid had been reused before the open, our process would have ended.
+        self.check_alive()?;
+        let directory: OwnedFd = opened.map_err(Error::system("open", path))?;
+        Ok(Root::new(directory))
+    }
+
+    /// When the container's first process began, in clock ticks since boot: it distinguishes a
+    /// container from a later one of the same id.
+    ///
+    /// # Errors
+    /// As [`root`](Self::root).
+    pub fn started(&self) -> Result<u64> {
+        stat::start_time(&self.proc("stat")?)
+            .ok_or_else(|| Error::system("read", "starttime")(Errno::EINVAL))
+    }
+
+    /// Runs `work` on a new thread inside the container's mount namespace. The thread ends with it.
+    ///
+    /// # Errors
+    /// The container has ended, or no thread can be started.
+    pub fn enter<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Root) -> Result<T> + Send + 'static,
+    ) -> Result<NamespaceTask<T>> {
+        self.enter_with(|| Ok(()), |root, ()| work(root), drop)
+    }
+
+    /// Runs `before` on a new thread, and then `work` inside the container's mount namespace. If
+    /// the task was abandoned by then, `abandoned` gets the result of `work`, in there.
+    ///
+    /// # Errors
+    /// As [`enter`](Self::enter).
+    pub fn enter_with<P, T: Send + 'static>(
+        &self,
+        before: impl FnOnce() -> Result<P> + Send + 'static,
+        work: impl FnOnce(&Root, P) -> Result<T> + Send + 'static,
+        abandoned: impl FnOnce(T) + Send + 'static,
+    ) -> Result<NamespaceTask<T>> {
+        let root = self.root()?;
+        let target = self.clone();
+        let enter_and_work = move || {
+            let prepared = before()?;
+            target.enter_here()?;
+            work(&root, prepared)
+        };
+        NamespaceTask::start(&self.id, enter_and_work, abandoned)
+    }
+
+    /// Runs `work` on a new thread inside the container's mount namespace, for work that uses
+    /// descriptors alone. The container may have ended: its namespace and its mounts exist as long
+    /// as our handle.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn enter_even_ended<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<NamespaceTask<T>> {
+        let target = self.clone();
+        let enter_and_work = move || {
+            target.enter_here()?;
+            work()
+        };
+        NamespaceTask::start(&self.id, enter_and_work, drop)
+    }
+
+    /// Runs `work` on a new thread that stays outside, for work that changes the thread itself for
+    /// good.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<NamespaceTask<T>> {
+        NamespaceTask::start(&self.id, work, drop)
+    }
+
+    /// Moves the calling thread into the namespace, for good: the thread must end soon.
+    fn enter_here(&self) -> Result<()> {
+        // A thread shares its root and working directory with the whole process otherwise, and
+        // setns would refuse (EINVAL).
+        unshare(CloneFlags::CLONE_FS).map_err(Error::system("unshare", "CLONE_FS"))?;
+        if fault::skips("namespace") {
+            return Ok(());
+        }
+        setns(&self.container.mount_namespace, CloneFlags::CLONE_NEWNS).map_err(Error::system(
+            "setns",
+            format!("the mount namespace of container {}", self.id),
+        ))
+    }
+}

@@ -1,0 +1,60 @@
+//! Inspect: the present state of attachments. Changes nothing.
+
+use std::time::Instant;
+
+use super::{
+    BlockVolume, audit,
+    operation::{Operation, Taken},
+    policy, reply,
+    request::{self, Detachment},
+};
+use crate::{
+    agent::Agent,
+    api::block_volume as wire,
+    error::Result,
+    volume::{self, DetachJob, Failed, Inspected, Stages},
+};
+
+pub(super) struct Inspect {
+    subjects: Vec<DetachJob>,
+    holders: bool,
+}
+
+impl Operation for Inspect {
+    const NAME: &'static str = "inspect";
+    type Request = wire::InspectRequest;
+    type Response = wire::InspectResponse;
+    type Subject = Vec<DetachJob>;
+    type Output = Vec<Inspected>;
+
+    async fn prepare<A: Agent>(
+        service: &BlockVolume<A>,
+        request: &wire::InspectRequest,
+    ) -> Result<Inspect> {
+        let detachments = request::detachments(&request.attachments)?;
+        service.agent.authorize(policy::INSPECT, &policy::inspect(&detachments)).await?;
+        let mut subjects = Vec::with_capacity(detachments.len());
+        for Detachment { attachment, outcome, keep_disk, keep_right } in detachments {
+            let target = service.target(&attachment.container_id).await.ok();
+            subjects.push(DetachJob { attachment, outcome, keep_disk, keep_right, target });
+        }
+        Ok(Inspect { subjects, holders: request.holders })
+    }
+
+    fn run(self, _: Instant, _: &mut Stages) -> (Vec<DetachJob>, Result<Vec<Inspected>, Failed>) {
+        let result = volume::inspect(&self.subjects, self.holders).map_err(Failed::from);
+        (self.subjects, result)
+    }
+
+    fn reply(result: Result<&Vec<Inspected>, &Failed>, _: &Taken) -> wire::InspectResponse {
+        reply::inspect(result.map(Vec::as_slice))
+    }
+
+    fn describe(subjects: &Vec<DetachJob>, _: Option<&Vec<Inspected>>) -> String {
+        audit::volumes(subjects.iter().map(|subject| &subject.attachment))
+    }
+
+    fn describe_request(request: &wire::InspectRequest) -> String {
+        audit::requested(request.attachments.iter().filter_map(|item| item.attachment.as_ref()))
+    }
+}

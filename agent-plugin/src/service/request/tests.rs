@@ -1,0 +1,148 @@
+//! Limits of requests: what passes, and which field is named where one does not.
+
+use rstest::rstest;
+
+use super::*;
+
+fn valid() -> wire::Attachment {
+    wire::Attachment {
+        container_id: "c1".into(),
+        controller: "0000:00:01.0".into(),
+        address: Some(wire::ScsiAddress { target: 255, lun: 1, ..Default::default() }).into(),
+        serial: "0123456789abcdef".into(),
+        size: 16 << 20,
+        path: "/dev/xvda".into(),
+        access: wire::Access::ACCESS_READ_WRITE.into(),
+        mode: 0o660,
+        ..Default::default()
+    }
+}
+
+fn error_of(change: impl FnOnce(&mut wire::Attachment)) -> String {
+    let mut item = valid();
+    change(&mut item);
+    attachments(&[item]).unwrap_err().to_string()
+}
+
+#[test]
+fn a_valid_attachment_passes() {
+    let attachment = &attachments(&[valid()]).unwrap()[0];
+    assert_eq!(attachment.controller.as_deref(), Some("0000:00:01.0"));
+    assert_eq!(attachment.address, ScsiAddress { target: 255, lun: 1 });
+    assert_eq!((attachment.path.parent(), attachment.path.name()), ("/dev", "xvda"));
+}
+
+#[rstest]
+#[case("container_id", |item: &mut wire::Attachment| item.container_id = "../c1".into())]
+#[case("container_id", |item: &mut wire::Attachment| item.container_id = "c".repeat(129))]
+#[case("container_id", |item: &mut wire::Attachment| item.container_id.clear())]
+#[case("controller", |item: &mut wire::Attachment| item.controller = "../../x".into())]
+#[case("address", |item: &mut wire::Attachment| item.address = None.into())]
+#[case("address", |item: &mut wire::Attachment| item.address.as_mut().unwrap().target = 256)]
+#[case("address", |item: &mut wire::Attachment| item.address.as_mut().unwrap().lun = 0)]
+#[case("address", |item: &mut wire::Attachment| item.address.as_mut().unwrap().lun = 256)]
+#[case("serial", |item: &mut wire::Attachment| item.serial = "s".repeat(21))]
+#[case("serial", |item: &mut wire::Attachment| item.serial = "a/b".into())]
+#[case("size", |item: &mut wire::Attachment| item.size = 0)]
+#[case("size", |item: &mut wire::Attachment| item.size = 513)]
+#[case("size", |item: &mut wire::Attachment| item.size = 1 << 63)]
+#[case("controller", |item: &mut wire::Attachment| item.controller = "0".repeat(33))]
+#[case("serial", |item: &mut wire::Attachment| item.serial.clear())]
+#[case("owner", |item: &mut wire::Attachment| item.uid = u32::MAX)]
+#[case("path", |item: &mut wire::Attachment| item.path = "dev/xvda".into())]
+#[case("path", |item: &mut wire::Attachment| item.path = "/dev/../xvda".into())]
+#[case("path", |item: &mut wire::Attachment| item.path = "/dev/".into())]
+#[case("path", |item: &mut wire::Attachment| item.path = "/dev/a\0b".into())]
+#[case("path", |item: &mut wire::Attachment| item.path = format!("/dev/{}", "a".repeat(256)))]
+#[case("path", |item: &mut wire::Attachment| item.path = "/a".repeat(2049))]
+#[case("path", |item: &mut wire::Attachment| item.path = "/dev/.ecrblk-1".into())]
+#[case("access", |item: &mut wire::Attachment| item.access = EnumOrUnknown::from_i32(0))]
+#[case("access", |item: &mut wire::Attachment| item.access = EnumOrUnknown::from_i32(7))]
+#[case("owner", |item: &mut wire::Attachment| item.mode = 0o4777)]
+#[case("owner", |item: &mut wire::Attachment| item.gid = u32::MAX)]
+fn a_field_out_of_bounds_is_named(#[case] field: &str, #[case] change: fn(&mut wire::Attachment)) {
+    let message = error_of(change);
+    assert!(message.starts_with(&format!("attachments[0].{field}: ")), "{message}");
+    assert!(message.len() < 400, "{message}");
+}
+
+#[test]
+fn a_batch_names_each_volume_address_and_path_once() {
+    let mut second = valid();
+    let error = |second: &wire::Attachment| {
+        attachments(&[valid(), second.clone()]).unwrap_err().to_string()
+    };
+    assert!(error(&second).starts_with("serial: "), "{}", error(&second));
+    second.serial = "b".into();
+    assert!(error(&second).starts_with("address: "), "{}", error(&second));
+    second.address.as_mut().unwrap().lun = 2;
+    assert!(error(&second).starts_with("path: "), "{}", error(&second));
+    second.container_id = "c2".into();
+    attachments(&[valid(), second]).unwrap();
+}
+
+#[test]
+fn counts_and_time_outs_have_bounds() {
+    assert!(attachments(&[]).is_err());
+    assert!(
+        attachments(&vec![valid(); 257]).unwrap_err().to_string().starts_with("attachments: 257")
+    );
+    assert!(paths(&[]).unwrap().is_empty());
+    assert!(timeout(0).is_err() && timeout(600_001).is_err() && timeout(u64::MAX).is_err());
+    let most = timeout(1500).unwrap();
+    assert_eq!(most, Duration::from_millis(1500));
+    assert_eq!((wait(0, most).unwrap(), wait(1500, most).unwrap()), (Duration::ZERO, most));
+    assert!(wait(1501, most).unwrap_err().to_string().starts_with("wait_ms: 1501"));
+}
+
+#[rstest]
+#[case(&[], true)]
+#[case(&["/dev/a"], true)]
+#[case(&["/dev/a", "/dev/a/b"], true)]
+#[case(&["/dev/a/b", "/dev/a"], false)]
+#[case(&["/dev/a", "/dev/a"], false)]
+#[case(&["/dev/a/b/x"], false)]
+#[case(&["/dev/a/"], false)]
+#[case(&["/dev/ab"], false)]
+#[case(&["/etc"], false)]
+#[case(&["/"], false)]
+fn only_parents_of_the_path_are_directories_that_an_attach_made(
+    #[case] made: &[&str],
+    #[case] fine: bool,
+) {
+    let made: Vec<String> = made.iter().map(|path| (*path).to_owned()).collect();
+    let path = NodePath::new("/dev/a/b/x").unwrap();
+    let result = parents_made("outcome.parents_made", &made, &path);
+    assert_eq!(result.is_ok(), fine, "{result:?}");
+}
+
+#[rstest]
+#[case("filter: 9 must", |outcome: &mut wire::Outcome| outcome.filter = EnumOrUnknown::from_i32(9))]
+#[case("filter: 0 must", |outcome: &mut wire::Outcome| outcome.filter = EnumOrUnknown::from_i32(0))]
+#[case("node: 9 must", |outcome: &mut wire::Outcome| outcome.node = EnumOrUnknown::from_i32(9))]
+#[case("node: 0 must", |outcome: &mut wire::Outcome| outcome.node = EnumOrUnknown::from_i32(0))]
+#[case("device: \"nothing\" must", |outcome: &mut wire::Outcome| outcome.device = None.into())]
+#[case("device: \"4096:16\" must", |outcome: &mut wire::Outcome| outcome.device.as_mut().unwrap().major = 4096)]
+#[case("device: \"8:1048576\" must", |outcome: &mut wire::Outcome| outcome.device.as_mut().unwrap().minor = 1 << 20)]
+fn an_outcome_is_checked_too(#[case] expected: &str, #[case] change: fn(&mut wire::Outcome)) {
+    let mut item = wire::Detachment { attachment: Some(valid()).into(), ..Default::default() };
+    assert_eq!(detachments(std::slice::from_ref(&item)).unwrap()[0].outcome, None);
+    let mut outcome = wire::Outcome {
+        device: Some(wire::DeviceNumber { major: 8, minor: 16, ..Default::default() }).into(),
+        node: wire::NodeWay::NODE_WAY_MKNOD.into(),
+        filter: wire::FilterMode::FILTER_MODE_NONE.into(),
+        ..Default::default()
+    };
+    item.outcome = Some(outcome.clone()).into();
+    assert!(detachments(std::slice::from_ref(&item)).unwrap()[0].outcome.is_some());
+    change(&mut outcome);
+    item.outcome = Some(outcome).into();
+    let message = detachments(std::slice::from_ref(&item)).unwrap_err().to_string();
+    assert!(message.starts_with(&format!("attachments[0].outcome.{expected}")), "{message}");
+}
+
+#[test]
+fn a_detachment_names_an_attachment() {
+    let message = detachments(&[wire::Detachment::default()]).unwrap_err().to_string();
+    assert!(message.starts_with("attachments[0]: \"nothing\" must"), "{message}");
+}

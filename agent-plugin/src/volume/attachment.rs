@@ -1,0 +1,62 @@
+//! One container's use of a volume.
+
+use std::fmt;
+
+use crate::{
+    block::DeviceNumber,
+    cgroup::{self, Access},
+    device_node::{NodeKind, NodeOptions, NodePath},
+    scsi::ScsiAddress,
+};
+
+/// What a container may do with a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AccessMode {
+    ReadWrite,
+    ReadOnly,
+}
+
+impl AccessMode {
+    /// The access that the device filter has to grant.
+    pub(super) fn access(self) -> Access {
+        match self {
+            AccessMode::ReadWrite => Access::READ_WRITE,
+            AccessMode::ReadOnly => Access::READ,
+        }
+    }
+}
+
+impl fmt::Display for AccessMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            AccessMode::ReadWrite => "read-write",
+            AccessMode::ReadOnly => "read-only",
+        })
+    }
+}
+
+/// One volume, and its path in a container. Every field was checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Attachment {
+    pub(crate) container_id: String,
+    pub(crate) controller: Option<String>,
+    pub(crate) address: ScsiAddress,
+    pub(crate) serial: String,
+    pub(crate) size: u64,
+    pub(crate) path: NodePath,
+    pub(crate) access: AccessMode,
+    pub(crate) options: NodeOptions,
+}
+
+/// What an attach did. The host records it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub(crate) device: DeviceNumber,
+    pub(crate) node: NodeKind,
+    /// Directories that did not exist before, outermost first.
+    pub(crate) parents_made: Vec<NodePath>,
+    pub(crate) filter: cgroup::Mode,
+    pub(crate) allowed_before: bool,
+    /// Distinguishes a container from a later one of the same id.
+    pub(crate) container_started: u64,
+}

@@ -1,0 +1,45 @@
+//! The sequences of attach, detach and resize with their rollback, and the inspection of
+//! attachments. Knows no encoding.
+//!
+//! Everything here is synchronous and runs on a thread that lives for one request: nothing
+//! interrupts it.
+//!
+//! | module | does |
+//! |---|---|
+//! | `attachment`, `job` | what a request consists of, and what the host records of it |
+//! | `attach`, `detach`, `resize`, `inspect` | one operation each |
+//! | `discover` | finds the disks of a request: sysfs, scan, uevents |
+//! | `resolve` | finds the directories of the nodes |
+//! | `progress` | what an attach has done, and its rollback |
+//! | `present` | what exists of a volume that is detached |
+//! | `busy` | holders of a disk that is detached: claim, find, wait |
+//! | `queue` | one operation at a time on a volume |
+//! | `guard` | what ends a request early |
+//! | `stages`, `failed` | the time of each stage; why a request failed |
+
+mod attach;
+mod attachment;
+mod busy;
+mod detach;
+mod discover;
+mod failed;
+mod guard;
+mod inspect;
+mod job;
+mod present;
+mod progress;
+mod queue;
+mod resize;
+mod resolve;
+mod stages;
+
+pub(crate) use attach::{Attached, attach};
+pub(crate) use attachment::{AccessMode, Attachment, Outcome};
+pub(crate) use busy::DetachPolicy;
+pub(crate) use detach::{Detached, detach};
+pub(crate) use failed::Failed;
+pub(crate) use inspect::{Guest, Inspected, PathState, inspect, paths, probe};
+pub(crate) use job::{AttachJob, DetachJob};
+pub(crate) use queue::{CancelOnDrop, Queues, Ticket};
+pub(crate) use resize::{Resized, resize};
+pub(crate) use stages::Stages;
