@@ -1,19 +1,19 @@
-//! The machine's side: where things are, and the environment variables that say otherwise.
+//! Paths and settings of this machine, and the environment variables that change them.
 //!
 //! | variable | meaning | default |
 //! |---|---|---|
-//! | `VM_HARNESS_ACCEL` | `kvm` or `tcg` | KVM where it really works, else TCG |
+//! | `VM_HARNESS_ACCEL` | `kvm` or `tcg` | KVM where a guest boots with it, else TCG |
 //! | `VM_HARNESS_QEMU` | QEMU's binary | `qemu-system-x86_64` |
 //! | `VM_HARNESS_IMAGE` | directory with `vmlinux` and `initramfs.cpio` | `target/images/default` |
 //! | `VM_HARNESS_AGENT` | the agent in the image, with the shared libraries that it needs | that of the image |
 //! | `VM_HARNESS_POLICY` | its policy: a `.rego` or `.json` file | none |
-//! | `VM_HARNESS_PLUGIN_PORT` | vsock port on which it serves the plugin, where that is not its own server's | 1024 |
-//! | `VM_HARNESS_INITRD_EXTRA` | directory that is laid over the guest's root | none |
+//! | `VM_HARNESS_PLUGIN_PORT` | vsock port on which it serves the plugin, if that is not the agent's own port | 1024 |
+//! | `VM_HARNESS_INITRD_EXTRA` | directory whose files are added to the guest's root, and replace those in it | none |
 //! | `VM_HARNESS_KERNEL` | unpacked kernel package, or a kernel that needs no modules | that of the image |
-//! | `VM_HARNESS_TIME_SCALE` | factor on every time-out | 1 with KVM, 4 with TCG |
+//! | `VM_HARNESS_TIME_SCALE` | factor on every time limit | 1 with KVM, 4 with TCG |
 //! | `VM_HARNESS_RESTORE` | `no`: boot every guest | restore the usual guests from files |
-//! | `VM_HARNESS_CACHE` | what `ci/setup` fetched | `target/cache` |
-//! | `VM_HARNESS_ARTIFACTS` | where a test that fails leaves its console and QEMU's messages | nowhere |
+//! | `VM_HARNESS_CACHE` | directory of what `ci/setup` fetched | `target/cache` |
+//! | `VM_HARNESS_ARTIFACTS` | directory in which a failed test leaves its console and QEMU's messages | none |
 //! | `VM_HARNESS_TARGET` | Cargo's target directory with the built binaries | `target` |
 
 use std::{
@@ -21,39 +21,41 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Accelerator, Error, Parts, agent};
+use crate::{Error, Overrides};
 
+/// The vsock port of the agent, in Kata and here.
+pub(crate) const AGENT_PORT: u32 = 1024;
 const PLUGIN_PORT: &str = "VM_HARNESS_PLUGIN_PORT";
 
-/// Paths of a build, found once.
+/// Paths and settings of a build, read once.
 #[derive(Debug, Clone)]
 pub struct Environment {
     /// Cargo's target directory.
     pub target: PathBuf,
-    /// What `ci/setup` fetched, and what the harness wants to keep between runs.
+    /// Directory of what `ci/setup` fetched, and of what the harness keeps between runs.
     pub cache: PathBuf,
     /// QEMU's program name or path.
     pub qemu: PathBuf,
-    /// Whether a guest may come from a file where it can.
+    /// Whether a guest may be restored from a file.
     pub restore: bool,
-    /// What is the caller's own in the image.
-    pub parts: Parts,
-    /// Where the agent of the default image serves the plugin, if on a vsock port of the plugin's
-    /// own.
+    /// What the caller changes in the image.
+    pub overrides: Overrides,
+    /// The vsock port on which the agent of the default image serves the plugin, if that is not
+    /// the agent's own port.
     pub plugin_port: Option<String>,
     /// The image that the default one is made from.
     image: Option<PathBuf>,
 }
 
 impl Environment {
-    /// Reads the variables. Nothing is checked yet: a path that is missing is an error where it is
-    /// needed.
+    /// Reads the variables. Checks nothing: a missing path is an error of the function that needs
+    /// it.
     pub fn from_variables() -> Self {
         let target = variable("VM_HARNESS_TARGET").map_or_else(default_target, PathBuf::from);
         let cache =
             variable("VM_HARNESS_CACHE").map_or_else(|| target.join("cache"), PathBuf::from);
         let path = |name| variable(name).map(PathBuf::from);
-        let parts = Parts {
+        let overrides = Overrides {
             agent: path("VM_HARNESS_AGENT"),
             policy: path("VM_HARNESS_POLICY"),
             extra: path("VM_HARNESS_INITRD_EXTRA").into_iter().collect(),
@@ -62,10 +64,11 @@ impl Environment {
         let qemu = path("VM_HARNESS_QEMU").unwrap_or_else(|| PathBuf::from("qemu-system-x86_64"));
         let restore = variable("VM_HARNESS_RESTORE").as_deref() != Some("no");
         let plugin_port = variable(PLUGIN_PORT);
-        Self { target, cache, qemu, restore, parts, plugin_port, image: path("VM_HARNESS_IMAGE") }
+        let image = path("VM_HARNESS_IMAGE");
+        Self { target, cache, qemu, restore, overrides, plugin_port, image }
     }
 
-    /// `ecr-runtime` as it ships.
+    /// Returns the path of `ecr-runtime` as it ships.
     ///
     /// # Errors
     /// It was not built.
@@ -73,7 +76,7 @@ impl Environment {
         built(self.target.join("release/ecr-runtime"))
     }
 
-    /// `ecr-runtime` with its fail points.
+    /// Returns the path of `ecr-runtime` with its fail points.
     ///
     /// # Errors
     /// It was not built.
@@ -81,7 +84,7 @@ impl Environment {
         built(self.target.join("fault/release/ecr-runtime"))
     }
 
-    /// This harness's own program.
+    /// Returns the path of this harness's own program.
     ///
     /// # Errors
     /// It was not built.
@@ -89,12 +92,12 @@ impl Environment {
         built(self.target.join("release/vm-harness"))
     }
 
-    /// The directory of the image `name` (`default`, `fault`), with the caller's own parts in it:
-    /// of `default` all of them, of others the kernel and the extra files, for their agent is what
-    /// they are made for.
+    /// Returns the directory of the image `name` (`default`, `fault`) with the caller's overrides:
+    /// all of them in `default`; in other images only the kernel and the extra files, because
+    /// these images exist for their agent.
     ///
     /// # Errors
-    /// It was not built, or a part is not what it should be.
+    /// It was not built, or an override is not valid.
     pub fn image(&self, name: &str) -> Result<PathBuf, Error> {
         let default = name == "default";
         let image = match &self.image {
@@ -102,12 +105,13 @@ impl Environment {
             _ => self.target.join("images").join(name),
         };
         let image = built(image)?;
-        let parts = if default { self.parts.clone() } else { self.parts.without_agent() };
-        parts.image(&image, &self.target.join("images"))
+        let overrides =
+            if default { self.overrides.clone() } else { self.overrides.without_agent() };
+        overrides.image(&image, &self.target.join("images"))
     }
 
-    /// The vsock port on which the agent of the image `name` serves the plugin: other images than
-    /// `default` are of this build, with the plugin on the agent's own server.
+    /// Returns the vsock port on which the agent of the image `name` serves the plugin. Images
+    /// other than `default` are of this build and serve it on the agent's own port.
     pub(crate) fn plugin_port(&self, name: &str) -> Result<u32, Error> {
         match &self.plugin_port {
             Some(port) if name == "default" => port.parse().map_err(|_| Error::Variable {
@@ -115,11 +119,11 @@ impl Environment {
                 value: port.clone(),
                 expected: "a vsock port's number",
             }),
-            _ => Ok(agent::PORT),
+            _ => Ok(AGENT_PORT),
         }
     }
 
-    /// `vhost-device-vsock`, the vsock device's back end.
+    /// Returns the path of `vhost-device-vsock`, the back end of the vsock device.
     ///
     /// # Errors
     /// `ci/setup` has not run.
@@ -128,8 +132,8 @@ impl Environment {
         if path.exists() { Ok(path) } else { Err(missing(&path, "run ci/setup")) }
     }
 
-    /// Debian's generic kernel, for guests that need what the cloud kernel has not: 9p and
-    /// virtio-fs.
+    /// Returns the path of Debian's generic kernel, for guests that need 9p or virtio-fs, which the
+    /// cloud kernel does not have.
     ///
     /// # Errors
     /// `ci/setup --full` has not run.
@@ -137,7 +141,7 @@ impl Environment {
         fetched_for_full(self.cache.join("kernels/generic"))
     }
 
-    /// `virtiofsd`, the server of virtio-fs.
+    /// Returns the path of `virtiofsd`, the server of virtio-fs.
     ///
     /// # Errors
     /// `ci/setup --full` has not run.
@@ -158,28 +162,13 @@ fn missing(path: &Path, remedy: &'static str) -> Error {
     Error::Missing { what: path.display().to_string(), remedy }
 }
 
-/// An environment variable that is set to something.
+/// Returns the value of an environment variable that is set and not empty.
 pub(crate) fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// The factor on every time-out: `VM_HARNESS_TIME_SCALE`, else the accelerator's.
-pub(crate) fn time_scale(accelerator: Accelerator) -> Result<u32, Error> {
-    match variable("VM_HARNESS_TIME_SCALE") {
-        None => Ok(accelerator.time_scale()),
-        Some(value) => match value.parse() {
-            Ok(scale) if scale > 0 => Ok(scale),
-            _ => Err(Error::Variable {
-                name: "VM_HARNESS_TIME_SCALE",
-                value,
-                expected: "1, 2, 3, …",
-            }),
-        },
-    }
-}
-
-/// `target` beside the workspace that this crate was built in, or the one that holds the running
-/// program.
+/// Returns `target` in the workspace that this crate was built in, or else the directory above the
+/// one of the running program.
 fn default_target() -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(|root| root.join("target"));
     match workspace {
@@ -196,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_of_the_plugins_own_is_that_of_the_default_images_agent_alone() {
+    fn separate_plugin_port_is_used_for_the_default_image_only() {
         let with = |port: &str| Environment {
             plugin_port: Some(port.to_owned()).filter(|port| !port.is_empty()),
             ..Environment::from_variables()

@@ -1,5 +1,5 @@
-//! What can go wrong before a test can begin: a broken environment is one thing, a guest that fails
-//! is another.
+//! The errors of the harness. An environment that lacks something and a guest that fails are
+//! different variants.
 
 use std::{io, path::PathBuf, time::Duration};
 
@@ -7,7 +7,7 @@ use std::{io, path::PathBuf, time::Duration};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The machine lacks something; the text names the way to get it.
+    /// The machine lacks something.
     #[error("{what} is missing: {remedy}")]
     Missing {
         /// A file, a program or a device.
@@ -15,19 +15,20 @@ pub enum Error {
         /// How to get it.
         remedy: &'static str,
     },
-    /// An image with the caller's own parts could not be built.
+    /// An image with the caller's overrides could not be built.
     #[error("cannot build the guest's image: {0}")]
     Image(Box<image_builder::Error>),
-    /// A filter that leaves no check.
+    /// A filter that selects no check.
     #[error("no check has {wanted} in its name: `vm-harness conformance --list` prints them")]
     NoCheck {
-        /// What was asked for.
+        /// The texts of the filter.
         wanted: String,
     },
-    /// A policy of a kind that no known agent reads.
+    /// A policy file of a type that no known agent reads.
     #[error(
-        "policy {}: a .rego file (kata-agent) or a .json file (the reference agent) was expected; for another agent lay it over the \
-         guest's root, with --initrd-extra or VM_HARNESS_INITRD_EXTRA", path.display()
+        "policy {}: a .rego file (kata-agent) or a .json file (the reference agent) was expected; \
+         for another agent put it into a directory for --initrd-extra or \
+         VM_HARNESS_INITRD_EXTRA", path.display()
     )]
     Policy {
         /// The file.
@@ -38,9 +39,9 @@ pub enum Error {
     File {
         /// A verb: "open", "create".
         action: &'static str,
-        /// What it was done to.
+        /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
     /// A program of the harness could not be started.
@@ -48,19 +49,19 @@ pub enum Error {
     Spawn {
         /// Its name.
         program: String,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
     /// QEMU, or a server of one of its devices, ended while the sandbox was needed.
     #[error("{program} ended ({status}) while the harness waited for {awaited}\n{report}")]
     Ended {
-        /// Which program.
+        /// Name of the program.
         program: &'static str,
         /// Its exit status.
         status: String,
         /// What was awaited.
         awaited: String,
-        /// Console tail, standard error and the command to repeat it.
+        /// The end of the console, standard error, and the command to repeat it.
         report: String,
     },
     /// A deadline passed.
@@ -70,23 +71,23 @@ pub enum Error {
         awaited: String,
         /// How long.
         limit: Duration,
-        /// Console tail, standard error and the command to repeat it.
+        /// The end of the console, standard error, and the command to repeat it.
         report: String,
     },
     /// The agent refused a call of Kata's agent protocol.
     #[error("the agent answered {call} with an error")]
     Agent {
-        /// The rpc.
+        /// The method.
         call: &'static str,
         /// Its answer.
         source: ttrpc::Error,
     },
-    /// No connection to the port where the plugin should be.
-    #[error("nobody serves vsock port {port} of the guest")]
-    NobodyServes {
+    /// A connection to the plugin's port failed.
+    #[error("no process serves vsock port {port} of the guest")]
+    PortNotServed {
         /// The port.
         port: u32,
-        /// What the connection ended with.
+        /// The error of the connection.
         source: io::Error,
     },
     /// The observer in the guest answered with an error.
@@ -95,14 +96,14 @@ pub enum Error {
     /// A QMP command of the harness failed.
     #[error("the harness's QMP connection failed: {0}")]
     Monitor(String),
-    /// An environment variable holds something that it cannot hold.
+    /// An environment variable has an invalid value.
     #[error("{name}={value} is not one of {expected}")]
     Variable {
         /// The variable.
         name: &'static str,
-        /// What it holds.
+        /// Its value.
         value: String,
-        /// What it may hold.
+        /// The valid values.
         expected: &'static str,
     },
 }
@@ -116,7 +117,7 @@ impl Error {
         move |source| Self::File { action, path, source }
     }
 
-    /// Whether this machine lacks something, so that no guest would do.
+    /// Whether this machine lacks something, so that every guest would fail.
     pub(crate) fn is_of_the_machine(&self) -> bool {
         matches!(
             self,
@@ -124,7 +125,7 @@ impl Error {
         )
     }
 
-    /// The whole chain on one line, as a person wants to read it.
+    /// Returns the error and all its sources on one line.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
         let mut source = std::error::Error::source(self);

@@ -2,8 +2,8 @@
 //!
 //! The kernel kills it when the harness dies
 //! ([`PR_SET_PDEATHSIG`](https://man7.org/linux/man-pages/man2/pr_set_pdeathsig.2const.html)),
-//! dropping it kills and reaps it, and a
-//! [pidfd](https://man7.org/linux/man-pages/man2/pidfd_open.2.html) tells of its end without
+//! dropping the value kills and reaps it, and a
+//! [pidfd](https://man7.org/linux/man-pages/man2/pidfd_open.2.html) reports its end without
 //! polling.
 
 use std::{
@@ -18,10 +18,9 @@ use std::{
     time::Duration,
 };
 
-use nix::unistd::{SysconfVar, sysconf};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::Error;
+use crate::{Error, ProcessStat};
 
 /// A running program of the harness.
 #[derive(Debug)]
@@ -37,7 +36,7 @@ impl Process {
     /// Starts `command`; its standard error goes to the file `stderr`.
     ///
     /// # Errors
-    /// The program or the file cannot be had.
+    /// The program cannot be started, or the file cannot be created.
     pub fn start(
         program: &'static str,
         mut command: Command,
@@ -59,52 +58,44 @@ impl Process {
         })
     }
 
-    /// Its name, for messages.
+    /// Returns its name, for messages.
     pub fn program(&self) -> &'static str {
         self.program
     }
 
-    /// Its process id.
+    /// Returns its process ID.
     pub fn id(&self) -> u32 {
         self.child().id()
     }
 
-    /// The processor's time that it took so far, in user and kernel mode
-    /// ([`/proc/PID/stat`](https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html)); nothing
-    /// once it was waited for.
+    /// Returns the processor time that it used so far, in user and kernel mode; `None` once it was
+    /// reaped.
     pub fn processor_time(&self) -> Option<Duration> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).ok()?;
-        // A program's name may hold anything, parentheses too.
-        let (_, fields) = stat.rsplit_once(')')?;
-        let mut ticks =
-            fields.split_whitespace().skip(11).map_while(|field| field.parse::<u64>().ok());
-        let ticks = ticks.next()? + ticks.next()?;
-        let per_second = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
-        Some(Duration::from_millis(ticks * 1000 / per_second))
+        ProcessStat::of(self.id())?.processor_time()
     }
 
-    /// The command line, quoted for a shell.
+    /// Returns the command line, quoted for a shell.
     pub fn command(&self) -> &str {
         &self.command
     }
 
-    /// What it wrote to its standard error so far.
+    /// Returns what it wrote to its standard error so far.
     pub fn stderr(&self) -> String {
         std::fs::read_to_string(&self.stderr).unwrap_or_default()
     }
 
-    /// Returns when it has ended.
+    /// Waits until it has ended, and returns its exit status.
     pub async fn ended(&self) -> ExitStatus {
         let _ready = self.end.readable().await.expect("a pidfd can always be watched");
         self.child().wait().expect("a child can be waited for by its parent")
     }
 
-    /// Its exit status, if it has ended.
+    /// Returns its exit status if it has ended.
     pub fn status(&self) -> Option<ExitStatus> {
         self.child().try_wait().expect("a child can be waited for by its parent")
     }
 
-    /// Ends it at once.
+    /// Kills and reaps it.
     pub fn kill(&self) {
         let mut child = self.child();
         // An error means that it has ended already.
@@ -123,7 +114,7 @@ impl Drop for Process {
     }
 }
 
-/// Starts a server; returns when `socket` can be connected to.
+/// Starts a server, and waits until its socket exists.
 ///
 /// # Errors
 /// It cannot be started, or ends, or does not listen in time.
@@ -136,7 +127,7 @@ pub(crate) async fn start_server(
     let process = Process::start(program, command, stderr)?;
     let limit = Duration::from_secs(10);
     let listening = async {
-        // The socket file appears when the server listens, and nothing announces that.
+        // The socket file appears when the server listens. No event reports that.
         while !socket.exists() && process.status().is_none() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
@@ -158,7 +149,7 @@ pub(crate) async fn start_server(
     }
 }
 
-/// Has the kernel kill the command's process when the thread that starts it ends.
+/// Makes the kernel kill the command's process when the thread that starts it ends.
 #[expect(unsafe_code, reason = "std offers no safe way to run a system call in the child")]
 pub(crate) fn die_with_parent(command: &mut Command) {
     // SAFETY: the closure runs between fork and exec and makes one async-signal-safe system call.
@@ -178,7 +169,7 @@ fn pidfd(child: &Child) -> std::io::Result<OwnedFd> {
     if descriptor < 0 {
         return Err(std::io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is new and nobody else owns it.
+    // SAFETY: the descriptor is new and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
@@ -212,7 +203,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn end_is_noticed_and_standard_error_is_kept() {
+    async fn end_is_reported_and_standard_error_is_kept() {
         let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", "echo broken >&2; exit 3"]);
@@ -223,7 +214,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn processor_time_is_what_it_worked_and_not_what_it_slept() {
+    async fn processor_time_counts_work_and_not_sleep() {
         let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new("sh");
         command.args([
@@ -251,7 +242,7 @@ mod tests {
         drop(process);
         assert!(
             !Path::new(&format!("/proc/{id}")).exists(),
-            "the process is gone, not even a zombie is left"
+            "the process is gone and no zombie is left"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Host volumes for tests: raw images and loop devices, filled with bytes that nobody can guess.
+//! Volumes on the host for tests: raw images and loop devices with random contents.
 
 use std::{
     fs,
@@ -8,11 +8,10 @@ use std::{
     process::Command,
 };
 
-use rand::{RngCore as _, SeedableRng as _, rngs::SmallRng};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempPath;
 
-/// A volume on the host; removed when dropped.
+/// A volume on the host. It is removed when the value is dropped.
 #[derive(Debug)]
 pub struct Volume {
     path: PathBuf,
@@ -20,12 +19,12 @@ pub struct Volume {
     is_loop: bool,
 }
 
-/// What a loop device is made with.
+/// Options of a loop device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoopOptions {
     /// Logical block size in bytes.
     pub sector: u32,
-    /// The kernel refuses writes.
+    /// Whether the kernel refuses writes.
     pub read_only: bool,
 }
 
@@ -36,7 +35,7 @@ impl Default for LoopOptions {
 }
 
 impl Volume {
-    /// A raw image of `size` bytes, filled with random ones.
+    /// Makes a raw image of `size` random bytes.
     ///
     /// # Panics
     /// The file cannot be written.
@@ -45,15 +44,15 @@ impl Volume {
         Self { path: image.to_path_buf(), image, is_loop: false }
     }
 
-    /// A loop device over a raw image of `size` random bytes.
+    /// Makes a loop device over a raw image of `size` random bytes.
     ///
     /// # Panics
-    /// The machine has no loop device to give; `losetup` says why.
+    /// `losetup` fails; the message has its reason.
     pub fn loop_device(size: u64) -> Self {
         Self::loop_device_with(size, LoopOptions::default())
     }
 
-    /// A loop device with other options.
+    /// Makes a loop device with other options.
     ///
     /// # Panics
     /// As [`Volume::loop_device`].
@@ -61,7 +60,7 @@ impl Volume {
         Self::loop_over(random_file(size), options)
     }
 
-    /// A loop device over a file of the caller's.
+    /// Makes a loop device over a file of the caller.
     ///
     /// # Panics
     /// As [`Volume::loop_device`].
@@ -77,33 +76,33 @@ impl Volume {
         Self { path, image, is_loop: true }
     }
 
-    /// What to name in `--block-volume`.
+    /// Returns the path for `--block-volume`.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The same as text.
+    /// Returns [`Volume::path`] as text.
     pub fn name(&self) -> &str {
         self.path.to_str().expect("the paths of the harness are UTF-8")
     }
 
-    /// The file with the bytes.
+    /// Returns the path of the image file, also for a loop device.
     pub fn image_path(&self) -> &Path {
         &self.image
     }
 
-    /// Size in bytes.
+    /// Returns the size in bytes.
     ///
     /// # Panics
-    /// The file is gone.
+    /// The file was removed.
     pub fn size(&self) -> u64 {
         fs::metadata(&self.image).expect("the volume's file exists").len()
     }
 
-    /// Gives it another size, as an operator does on the host; what is new is zeros.
+    /// Changes the size, as an operator does on the host. Added bytes are zero.
     ///
     /// # Panics
-    /// The host refuses.
+    /// The size cannot be changed.
     pub fn resize(&self, size: u64) {
         let file =
             fs::File::options().write(true).open(&self.image).expect("the host can open the image");
@@ -114,7 +113,7 @@ impl Volume {
         }
     }
 
-    /// Bytes of the volume as the host reads them from the device now.
+    /// Reads bytes of the volume on the host, from the device.
     ///
     /// # Panics
     /// They cannot be read.
@@ -130,14 +129,20 @@ impl Volume {
         bytes
     }
 
-    /// SHA-256 of the whole volume as the host reads it now, in hex.
+    /// Reads the whole volume on the host, and returns its SHA-256 in hexadecimal.
     ///
     /// # Panics
     /// It cannot be read.
     pub fn checksum(&self) -> String {
         let mut file = fs::File::open(&self.path).expect("the host can open the volume");
-        let mut hash = Sha256::new();
-        std::io::copy(&mut file, &mut hash).expect("the host can read the volume");
+        let (mut hash, mut chunk) = (Sha256::new(), vec![0; 1 << 20]);
+        loop {
+            let length = file.read(&mut chunk).expect("the host can read the volume");
+            if length == 0 {
+                break;
+            }
+            hash.update(&chunk[..length]);
+        }
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
@@ -145,20 +150,21 @@ impl Volume {
 impl Drop for Volume {
     fn drop(&mut self) {
         if self.is_loop {
-            // QEMU may still hold it: the kernel then detaches it at its last close.
+            // If QEMU still has it open, the kernel detaches it at the last close.
             let _ = Command::new("losetup").arg("--detach").arg(&self.path).status();
         }
     }
 }
 
-/// `length` bytes that nobody can guess.
+/// Returns `length` random bytes.
 pub fn random_bytes(length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
-    SmallRng::from_os_rng().fill_bytes(&mut bytes);
+    fastrand::fill(&mut bytes);
     bytes
 }
 
-/// Closed again: `ecr-runtime` refuses an image that somebody has open.
+/// Makes a file of `size` random bytes, and closes it: `ecr-runtime` refuses an image that a
+/// process has open.
 fn random_file(size: u64) -> TempPath {
     let mut file = tempfile::Builder::new()
         .prefix("volume-")

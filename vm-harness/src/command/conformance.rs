@@ -1,5 +1,4 @@
-//! `vm-harness conformance`: does this agent, on this kernel and this QEMU, plug volumes as it
-//! should?
+//! `vm-harness conformance`: checks that an agent, on a kernel and a QEMU, plugs volumes correctly.
 
 use std::{
     fs,
@@ -18,55 +17,64 @@ use vm_harness::{
 const CONFORMS: u8 = 0;
 /// A check failed.
 const FAILED: u8 = 1;
-/// The number above it stands for any port.
+/// The highest port; the number above it is `VMADDR_PORT_ANY`.
 const LAST_PORT: i64 = u32::MAX as i64 - 1;
-/// Something is missing or broken, so that checks were not run.
+/// Checks could not be run, because something is missing or broken.
 const BROKEN: u8 = 2;
 
 /// What is checked, and on what.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit status: 0 no check failed, 1 a check failed, 2 checks could not be run (a file is missing, QEMU does not \
-                        start, the guest does not come up) or the command line is wrong."
+    before_help = "Example: vm-harness conformance --agent ./kata-agent --policy ./policy.rego \
+                   --report ./report",
+    after_help = "Exit status: 0 no check failed, 1 a check failed, 2 checks could not be run (a \
+                  file is missing, QEMU does not start, the guest does not boot) or the command \
+                  line is invalid."
 )]
 pub(crate) struct ConformanceCommand {
-    /// The agent's binary, with the shared libraries that it needs; it becomes PID 1 of the guest,
-    /// and is never run on this machine [default: the reference agent]
+    /// The agent's binary, taken with the shared libraries that it needs; it becomes PID 1 of the
+    /// guest, and is never run on this machine [default: the reference agent]
     #[arg(long, value_name = "PATH", env = "VM_HARNESS_AGENT")]
     agent: Option<PathBuf>,
     /// The agent's policy: .rego for kata-agent, .json for the reference agent
     #[arg(long, value_name = "FILE", env = "VM_HARNESS_POLICY")]
     policy: Option<PathBuf>,
-    /// The vsock port on which the agent serves the plugin, where that is not its own server's
+    /// The vsock port on which the agent serves the plugin, if that is not the agent's own port
     /// (agent_plugin::serve)
-    #[arg(long, value_name = "PORT", env = "VM_HARNESS_PLUGIN_PORT", value_parser = clap::value_parser!(u32).range(..=LAST_PORT))]
+    #[arg(
+        long,
+        value_name = "PORT",
+        env = "VM_HARNESS_PLUGIN_PORT",
+        value_parser = clap::value_parser!(u32).range(..=LAST_PORT)
+    )]
     plugin_port: Option<u32>,
     /// The guest's kernel: the directory of an unpacked package, or a kernel that needs no modules
-    /// [default: that of ci/setup]
+    /// [default: the kernel that ci/setup fetched]
     #[arg(long, value_name = "PATH", env = "VM_HARNESS_KERNEL")]
     kernel: Option<PathBuf>,
-    /// Directory that is laid over the guest's root; shared libraries are looked for there first
+    /// Directory whose files are added to the guest's root; shared libraries are searched there
+    /// first
     #[arg(long, value_name = "DIR", env = "VM_HARNESS_INITRD_EXTRA")]
     initrd_extra: Option<PathBuf>,
     /// QEMU's binary
     #[arg(long, value_name = "PATH", env = "VM_HARNESS_QEMU")]
     qemu: Option<PathBuf>,
-    /// A further word of the kernel command line; may be repeated
-    #[arg(long, value_name = "WORD")]
+    /// A further parameter of the kernel command line; may be repeated
+    #[arg(long, value_name = "PARAMETER")]
     kernel_param: Vec<String>,
     /// Only this kind of guest; may be repeated
     #[arg(long, value_enum, value_name = "MODE")]
     mode: Vec<Mode>,
-    /// Only checks with this in their name; may be repeated
+    /// Only checks with this text in their name; may be repeated
     #[arg(long, value_name = "TEXT")]
     check: Vec<String>,
-    /// Time that ecr-runtime has for a plug or an unplug
+    /// The --timeout of ecr-runtime for a hot-plug or a hot-unplug
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     timeout: u64,
-    /// Writes conformance.json and conformance.xml (JUnit) there
+    /// Write conformance.json and conformance.xml (JUnit) to this directory
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
-    /// Prints the checks and what each proves, and runs none
+    /// Print the checks and what each proves, and run none
     #[arg(long)]
     list: bool,
 }
@@ -94,7 +102,7 @@ impl ConformanceCommand {
             return Err(Error::NoCheck { wanted: self.check.join(", ") });
         }
         if let Some(directory) = &self.report {
-            // Not at the end of a run of minutes.
+            // Before the run, which takes minutes, so that an error comes early.
             fs::create_dir_all(directory).map_err(|source| file("make", directory, source))?;
         }
         let start = Instant::now();
@@ -108,12 +116,12 @@ impl ConformanceCommand {
 
     fn suite(&self) -> Conformance {
         let mut environment = Environment::from_variables();
-        // Clap has looked at the variables, too.
-        environment.parts.agent.clone_from(&self.agent);
-        environment.parts.policy.clone_from(&self.policy);
-        environment.parts.kernel.clone_from(&self.kernel);
+        // Clap has read the variables, too.
+        environment.overrides.agent.clone_from(&self.agent);
+        environment.overrides.policy.clone_from(&self.policy);
+        environment.overrides.kernel.clone_from(&self.kernel);
         environment.plugin_port = self.plugin_port.map(|port| port.to_string());
-        environment.parts.extra = self.initrd_extra.iter().cloned().collect();
+        environment.overrides.extra = self.initrd_extra.iter().cloned().collect();
         if let Some(qemu) = &self.qemu {
             environment.qemu.clone_from(qemu);
         }

@@ -1,5 +1,5 @@
-//! `vm-harness console`: what the guest of a sandbox prints, from its boot on and as it comes
-//! ([`inotify(7)`](https://man7.org/linux/man-pages/man7/inotify.7.html)).
+//! `vm-harness console`: the console of a sandbox's guest, from its boot, followed with
+//! [`inotify(7)`](https://man7.org/linux/man-pages/man7/inotify.7.html).
 
 use std::{
     fs::File,
@@ -10,12 +10,13 @@ use std::{
 
 use clap::Args;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use vm_harness::{Error, Held, printable};
+use vm_harness::{Error, RunningVm, printable};
 
-/// Whose console.
+/// Which sandbox.
 #[derive(Debug, Args)]
+#[command(before_help = "Example: vm-harness console")]
 pub(crate) struct Console {
-    /// The run directory that `boot` printed; not needed where there is one sandbox alone
+    /// The run directory that `boot` printed; not needed if there is only one sandbox
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
 }
@@ -23,8 +24,8 @@ pub(crate) struct Console {
 impl Console {
     /// Ends with the sandbox, or by Ctrl-C.
     pub(crate) fn run(&self) -> Result<ExitCode, Error> {
-        let held = Held::find(self.run_dir.as_deref())?;
-        let path = held.console().path().to_owned();
+        let vm = RunningVm::find(self.run_dir.as_deref())?;
+        let path = vm.console().path().to_owned();
         follow(&path, &mut io::stdout()).map_err(|source| Error::File {
             action: "follow",
             path,
@@ -35,10 +36,11 @@ impl Console {
     }
 }
 
-/// Copies what a file has, and what is added to it, until it is removed.
+/// Copies the contents of a file, and what is appended to it, until it is removed.
 fn follow(path: &Path, to: &mut impl io::Write) -> io::Result<()> {
     let watch = Inotify::init(InitFlags::IN_CLOEXEC)?;
-    // A file that somebody has open and that is removed changes its attributes: its count of links.
+    // Removing a file that is still open changes an attribute, its link count, and is no deletion
+    // yet.
     watch.add_watch(
         path,
         AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_DELETE_SELF,
@@ -46,22 +48,22 @@ fn follow(path: &Path, to: &mut impl io::Write) -> io::Result<()> {
     let mut file = File::open(path)?;
     let mut bytes = Vec::new();
     loop {
-        let is_there = path.exists();
+        let exists = path.exists();
         file.read_to_end(&mut bytes)?;
-        // What comes next may begin in the middle of a character.
-        let whole = bytes.len() - unfinished(&bytes);
+        // The last character may be incomplete.
+        let whole = bytes.len() - incomplete(&bytes);
         to.write_all(printable(&String::from_utf8_lossy(&bytes[..whole])).as_bytes())?;
         to.flush()?;
         bytes.drain(..whole);
-        if !is_there {
+        if !exists {
             return Ok(());
         }
         watch.read_events()?;
     }
 }
 
-/// How many bytes at the end are the beginning of a character.
-fn unfinished(bytes: &[u8]) -> usize {
+/// Returns how many bytes at the end are the beginning of a UTF-8 character.
+fn incomplete(bytes: &[u8]) -> usize {
     match std::str::from_utf8(bytes) {
         Err(error) if error.error_len().is_none() => bytes.len() - error.valid_up_to(),
         _ => 0,
@@ -74,7 +76,7 @@ mod tests {
 
     use super::*;
 
-    /// Tells of each piece that is written.
+    /// Sends each piece that is written to a channel.
     struct Pieces(mpsc::Sender<String>);
 
     impl io::Write for Pieces {
@@ -89,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_and_what_comes_is_shown_until_the_file_goes() {
+    fn contents_and_additions_are_shown_until_the_file_is_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("console.log");
         fs::write(&path, "first\n").unwrap();
@@ -107,9 +109,9 @@ mod tests {
     }
 
     #[test]
-    fn a_character_that_is_not_whole_waits_and_what_is_none_does_not() {
-        assert_eq!(unfinished("aü".as_bytes()), 0);
-        assert_eq!(unfinished(&"aü".as_bytes()[..2]), 1);
-        assert_eq!(unfinished(b"a\xff"), 0);
+    fn only_an_incomplete_character_is_kept_for_later() {
+        assert_eq!(incomplete("aü".as_bytes()), 0);
+        assert_eq!(incomplete(&"aü".as_bytes()[..2]), 1);
+        assert_eq!(incomplete(b"a\xff"), 0);
     }
 }

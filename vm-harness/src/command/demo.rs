@@ -1,4 +1,4 @@
-//! `vm-harness demo`: the main job on real input, told step by step.
+//! `vm-harness demo`: hot-plugs two volumes with random bytes, and prints each step.
 
 use std::{process::ExitCode, time::Instant};
 
@@ -6,12 +6,13 @@ use clap::Args;
 use sha2::{Digest as _, Sha256};
 use vm_harness::{Container, Error, Machine, Sandbox, Volume, random_bytes};
 
-use super::step::step;
+use super::progress::step;
 
 const SIZE: u64 = 16 << 20;
 
-/// How to run the demonstration.
+/// The demonstration has no options.
 #[derive(Debug, Args)]
+#[command(before_help = "Example: vm-harness demo")]
 pub(crate) struct Demo {}
 
 impl Demo {
@@ -33,20 +34,21 @@ impl Demo {
             ("raw image", Volume::image(SIZE), "/dev/xvdb"),
         ];
         for (kind, volume, path) in &volumes {
-            eprintln!("\n{kind} {} with {} MiB of fresh random bytes:", volume.name(), SIZE >> 20);
+            eprintln!("\n{kind} {} with {} MiB of random bytes:", volume.name(), SIZE >> 20);
             if !round_trip(&sandbox, &container, volume, path).await? {
                 return Ok(ExitCode::FAILURE);
             }
         }
         eprintln!(
-            "\nBoth volumes were read and written by the running container; every byte was right ({:.1?}).",
+            "\nThe running container has read and written both volumes; every byte was right \
+             ({:.1?}).",
             start.elapsed()
         );
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// Plugs `volume` and compares checksums both ways. Says what differs.
+/// Hot-plugs `volume`, and compares checksums in both directions. Prints what differs.
 async fn round_trip(
     sandbox: &Sandbox,
     container: &Container,
@@ -67,7 +69,7 @@ async fn round_trip(
     ];
     eprintln!("$ ecr-runtime {}", command.join(" "));
     let finished = step(
-        "hot-plug, from the process's start to its end",
+        "hot-plug, from start to end of the process",
         sandbox.ecr_runtime().args(command).run(),
     )
     .await;
@@ -78,7 +80,7 @@ async fn round_trip(
     }
     let host = volume.checksum();
     let inside =
-        step("SHA-256 of the device, by the container", checksum_inside(container, path, SIZE))
+        step("SHA-256 of the device in the container", checksum_inside(container, path, SIZE))
             .await?;
     if !equal("host → container", &host, &inside) {
         return Ok(false);
@@ -88,7 +90,7 @@ async fn round_trip(
     let write = ["dd", &format!("of={path}"), "bs=64k", "iflag=fullblock", "conv=notrunc,fsync"]
         .map(str::to_owned);
     let written =
-        step("new random bytes, written by the container", container.try_exec(&write, &fresh))
+        step("new random bytes written in the container", container.try_exec(&write, &fresh))
             .await?;
     if written.status != 0 {
         eprintln!("dd in the container ended with {}: {}", written.status, written.error_text());
@@ -98,18 +100,18 @@ async fn round_trip(
 }
 
 async fn checksum_inside(container: &Container, path: &str, size: u64) -> Result<String, Error> {
-    // Exactly the volume's size: a device that is longer or shorter has another sum.
+    // A device that is longer or shorter than the volume has another checksum.
     let command = ["sha256sum", path];
     let output = container.try_exec(&command, b"").await?;
     let length = container.try_exec(&["blockdev", "--getsize64", path], b"").await?;
     if length.text().trim() != size.to_string() {
-        eprintln!("the container sees {} bytes, not {size}", length.text().trim());
+        eprintln!("the device in the container has {} bytes, not {size}", length.text().trim());
     }
     Ok(output
         .text()
         .split_whitespace()
         .next()
-        .unwrap_or("nothing: the container could not read it")
+        .unwrap_or("none (the container could not read the device)")
         .to_owned())
 }
 
@@ -117,9 +119,7 @@ fn equal(direction: &str, expected: &str, found: &str) -> bool {
     if expected == found {
         eprintln!("           {direction}: equal, {expected}");
     } else {
-        eprintln!(
-            "           {direction}: DIFFERENT, {expected} was expected and {found} was found"
-        );
+        eprintln!("           {direction}: DIFFERENT, expected {expected}, found {found}");
     }
     expected == found
 }

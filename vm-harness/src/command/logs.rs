@@ -1,30 +1,31 @@
-//! `vm-harness logs`: the last words of everybody in a sandbox: the guest's kernel, its agent,
-//! QEMU, the vsock back end.
+//! `vm-harness logs`: the last messages of the guest's kernel, its agent, QEMU, and the vsock back
+//! end of a sandbox.
 
 use std::{fs, path::PathBuf, process::ExitCode};
 
 use clap::Args;
-use vm_harness::{Error, Held, printable};
+use vm_harness::{Error, RunningVm, printable};
 
-/// Whose words, and how many.
+/// Which sandbox, and how many lines.
 #[derive(Debug, Args)]
+#[command(before_help = "Example: vm-harness logs -n 10")]
 pub(crate) struct Logs {
-    /// The run directory that `boot` printed; not needed where there is one sandbox alone
+    /// The run directory that `boot` printed; not needed if there is only one sandbox
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
-    /// The last N lines of each
+    /// How many lines of each to print
     #[arg(long, short = 'n', value_name = "N", default_value_t = 40)]
     lines: usize,
 }
 
 impl Logs {
     pub(crate) fn run(&self) -> Result<ExitCode, Error> {
-        let held = Held::find(self.run_dir.as_deref())?;
-        let console = held.console();
-        let place = console.path().display().to_string();
-        show("console", &place, &console.tail(self.lines));
-        show("agent and programs", &place, &console.tail_of_programs(self.lines));
-        for (program, path) in held.messages() {
+        let vm = RunningVm::find(self.run_dir.as_deref())?;
+        let console = vm.console();
+        let path = console.path().display().to_string();
+        show("console", &path, &console.tail(self.lines));
+        show("agent and programs", &path, &console.tail_of_programs(self.lines));
+        for (program, path) in vm.messages() {
             let text = fs::read(&path).map_err(|source| Error::File {
                 action: "read",
                 path: path.clone(),
@@ -42,8 +43,8 @@ impl Logs {
     }
 }
 
-fn show(whose: &str, place: &str, text: &str) {
-    println!("==> {whose} ({place}) <==");
+fn show(source: &str, path: &str, text: &str) {
+    println!("==> {source} ({path}) <==");
     match text.trim_end() {
         "" => println!("(nothing)\n"),
         text => println!("{}\n", printable(text)),

@@ -1,4 +1,4 @@
-//! `vm-harness matrix`: the conformance suite over kernels and QEMUs, as a table.
+//! `vm-harness matrix`: the conformance suite for each pair of a kernel and a QEMU, as a table.
 
 use std::{
     fs,
@@ -13,8 +13,10 @@ use vm_harness::{
     conformance::{Conformance, Event, Mode, Report, Verdict},
 };
 
-/// The pairs that are run, and how.
+/// The pairs to run, and the checks.
 #[derive(Debug, Args)]
+#[command(before_help = "Example: vm-harness matrix --kernel target/cache/kernels/generic \
+                   --qemu qemu-system-x86_64")]
 pub(crate) struct Matrix {
     /// Directory of an unpacked kernel package; may be repeated
     #[arg(long, value_name = "DIR", required = true)]
@@ -25,10 +27,10 @@ pub(crate) struct Matrix {
     /// Only this kind of guest; may be repeated
     #[arg(long, value_enum, value_name = "MODE")]
     mode: Vec<Mode>,
-    /// Only checks with this in their name; may be repeated
+    /// Only checks with this text in their name; may be repeated
     #[arg(long, value_name = "TEXT")]
     check: Vec<String>,
-    /// Writes each pair's report there, as KERNEL-QEMU.json and .xml (JUnit)
+    /// Write each pair's report to this directory, as KERNEL-QEMU.json and .xml (JUnit)
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
 }
@@ -59,9 +61,9 @@ impl Matrix {
 
     async fn pair(&self, kernel: &Path, qemu: &Path) -> Result<Pair, Error> {
         let mut environment = Environment::from_variables();
-        environment.parts.kernel = Some(kernel.to_owned());
+        environment.overrides.kernel = Some(kernel.to_owned());
         environment.qemu = qemu.to_owned();
-        // Whether they boot is a part of the question.
+        // The boot is a part of the test.
         environment.restore = false;
         let all = Conformance::new(environment);
         let modes = if self.mode.is_empty() { all.modes.clone() } else { self.mode.clone() };
@@ -71,7 +73,7 @@ impl Matrix {
         }
         let start = Instant::now();
         eprintln!("{} with {}", kernel.display(), qemu.display());
-        let report = suite.run(&mut |event| tell(&event)).await;
+        let report = suite.run(&mut |event| print(&event)).await;
         let (counts, broken) = (report.counts(), report.broken());
         let text = match broken {
             Some(_) => format!("broken, {} failed of {}", counts.failed, counts.run),
@@ -95,8 +97,8 @@ impl Matrix {
     }
 }
 
-/// What is worth a line while it runs: whatever is not as it should be.
-fn tell(event: &Event<'_>) {
+/// Prints what is tested, failures, and what is broken.
+fn print(event: &Event<'_>) {
     match event {
         Event::Subject(subject) => eprintln!("  {subject}"),
         Event::Outcome(mode, outcome) if matches!(outcome.verdict, Verdict::Failed { .. }) => {
@@ -120,7 +122,8 @@ fn write(report: &Report, directory: &Path, name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// A row for each kernel, a column for each QEMU, both in the order in which they ran.
+/// Returns a table with a row for each kernel and a column for each QEMU, both in the order in
+/// which they ran.
 fn table(pairs: &[Pair]) -> String {
     let (mut kernels, mut qemus): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
     for pair in pairs {
@@ -165,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_has_a_row_for_each_kernel_and_a_column_for_each_qemu() {
+    fn table_has_a_row_for_each_kernel_and_a_column_for_each_qemu() {
         let pair = |kernel: &str, qemu: &str, text: &str| Pair {
             kernel: kernel.into(),
             qemu: qemu.into(),

@@ -1,30 +1,27 @@
-//! The commands of `vm-harness`, one file each.
+//! The subcommands of `vm-harness`, one file or directory each, and the progress line that they
+//! share.
 
-mod awaited;
 mod bench;
 mod boot;
 mod conformance;
 mod console;
 mod crash;
 mod demo;
-mod empty_call;
 mod exec;
 mod logs;
 mod matrix;
-mod proxies;
-mod raw_terminal;
-mod share;
+mod progress;
 mod soak;
-mod step;
+mod wait_status;
 
 use std::process::ExitCode;
 
-pub(crate) use awaited::Awaited;
 use clap::{Parser, Subcommand};
+pub(crate) use wait_status::WaitStatus;
 
-/// Boots QEMU sandboxes with block-volume hot-plug, and tests them.
+/// Boot QEMU sandboxes, and measure and test hot-plug of block volumes in them
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version, about, before_help = "Example: vm-harness boot")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -32,26 +29,26 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Boot a sandbox, print how to reach it as one line of JSON, and hold it until standard input
+    /// Boot a sandbox, print how to reach it as one line of JSON, and run it until standard input
     /// closes or a signal comes
     Boot(boot::Boot),
-    /// Run a command in a container of a sandbox that `boot` holds
+    /// Run a command in a container of a sandbox that `boot` runs
     Exec(exec::Exec),
-    /// Follow what the guest of a sandbox that `boot` holds prints
+    /// Follow the guest's console of a sandbox that `boot` runs
     Console(console::Console),
-    /// Show the last words of a sandbox that `boot` holds: its guest, QEMU, the vsock back end
+    /// Print the last messages of a sandbox that `boot` runs: its guest, QEMU, the vsock back end
     Logs(logs::Logs),
     /// Boot a sandbox, hot-plug two volumes into a running container, and compare every byte
     Demo(demo::Demo),
-    /// Measure hot-plug and hot-unplug beside the least that they could take
+    /// Measure hot-plug and hot-unplug, and the minimum time that they could take
     Bench(bench::Bench),
-    /// Check that an agent plugs volumes as it should: yours, on your kernel and QEMU
+    /// Check that an agent plugs volumes correctly: your agent, on your kernel and QEMU
     Conformance(Box<conformance::ConformanceCommand>),
-    /// Disturb hot-plug and hot-unplug behind every step in every way, and print what comes of it
+    /// Disturb hot-plug and hot-unplug at every fault point in every way, and print the results
     Crash(crash::Crash),
-    /// Run the conformance suite over kernels and QEMUs
+    /// Run the conformance suite with several kernels and QEMU versions
     Matrix(matrix::Matrix),
-    /// Plug and unplug a volume many times beside one that is under load
+    /// Plug and unplug a volume many times beside a volume that is under load
     Soak(soak::Soak),
 }
 

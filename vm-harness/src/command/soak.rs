@@ -1,13 +1,14 @@
-//! `vm-harness soak`: one volume comes and goes many times while another is written and read all
-//! the time.
+//! `vm-harness soak`: one volume is plugged and unplugged many times while another, the neighbour,
+//! is written and read continuously.
 //!
-//! Each cycle gives the volume fresh bytes and reads them in the container, so that a stale disk or
-//! page shows itself. The neighbour's load writes random blocks and compares them after they were
-//! read from the disk again. Its writes come as many commands at once, as a file system's do: that
-//! is what QEMU's bug `reported-luns-changed` takes (host-trigger/src/qemu_bug.rs).
+//! Each cycle writes new bytes to the volume on the host and reads them in the container, which
+//! detects a stale disk or page. The neighbour's load writes random blocks, reads them from the
+//! disk again, and compares them. It writes with many SCSI commands at the same time, as a file
+//! system does: only this triggers QEMU's bug `reported-luns-changed` (`qemu_bug.rs` in
+//! `host-trigger`).
 //!
-//! The guest's kernel says when it [recovers from an
-//! error](https://docs.kernel.org/scsi/scsi_eh.html), which nobody else would notice.
+//! The guest's kernel reports when it [recovers from an
+//! error](https://docs.kernel.org/scsi/scsi_eh.html), which has no other visible effect.
 
 use std::{
     io::{Seek as _, SeekFrom, Write as _},
@@ -20,12 +21,13 @@ use vm_harness::{
     Container, ContainerOptions, Error, Footprint, Machine, Sandbox, Snapshot, Volume, random_bytes,
 };
 
-use super::step::step;
+use super::progress::step;
 
-/// How long.
+/// How long to run.
 #[derive(Debug, Args)]
+#[command(before_help = "Example: vm-harness soak --cycles 100")]
 pub(crate) struct Soak {
-    /// How often the volume comes and goes
+    /// How often the volume is plugged and unplugged
     #[arg(long, default_value_t = 1000, value_name = "N")]
     cycles: usize,
 }
@@ -34,17 +36,18 @@ const PATH: &str = "/dev/soak";
 const NEIGHBOUR: &str = "/dev/neighbour";
 /// Bytes that are compared in each cycle.
 const COMPARED: u64 = 4096;
-/// Lines of figures while it runs.
+/// Lines of figures during the run.
 const REPORTS: usize = 10;
-/// Makes the kernel tell when it recovers from a SCSI error; what it calls that.
-const TELL_OF_RECOVERY: &str = "scsi_mod.scsi_logging_level=2";
+/// Makes the kernel log that it recovers from a SCSI error.
+const LOG_RECOVERY: &str = "scsi_mod.scsi_logging_level=2";
+/// The kernel's message when it recovers.
 const RECOVERY: &str = ": waking up";
-/// Cycles after which the kernel's log is read and emptied: it holds some hundred.
+/// The kernel's log is read and emptied after this many cycles: it has space for some hundred.
 const LOG_EVERY: usize = 25;
 
-/// Writes and compares until it is told to stop. The pieces have gaps between them and are flushed
-/// together, by the last: eight commands at once. Then nobody has the device open, so that the last
-/// close empties its cache and the bytes that are read come from the disk.
+/// Writes and compares until the file `stop` exists. The pieces have gaps between them, and the
+/// last one flushes them together: eight commands at the same time. After that no process has the
+/// device open: the last close drops the page cache, so the bytes are read from the disk.
 const LOAD: &str = r#"
 mkdir /dev/load && cd /dev/load && round=0 && pieces="0 1 2 3 4 5 6 7"
 while [ ! -e stop ]; do
@@ -68,13 +71,13 @@ touch over
 impl Soak {
     pub(crate) async fn run(self) -> Result<ExitCode, Error> {
         let machine =
-            Machine { kernel_parameters: vec![TELL_OF_RECOVERY.to_owned()], ..Machine::default() };
+            Machine { kernel_parameters: vec![LOG_RECOVERY.to_owned()], ..Machine::default() };
         let sandbox = step("boot a sandbox", Sandbox::boot(&machine)).await?;
         let container = sandbox.try_start_container(&ContainerOptions::default()).await?;
         let busy = sandbox.try_start_container(&ContainerOptions::default()).await?;
         let (volume, neighbour) = (Volume::loop_device(4 << 20), Volume::loop_device(4 << 20));
         plug(&sandbox, &busy, &neighbour, NEIGHBOUR).await;
-        // Detached from the call that starts it: no stream of the agent's stays open.
+        // In its own session with its own streams, so that the call that starts it ends.
         let load = format!("setsid sh -c '{LOAD}' </dev/null >/dev/null 2>&1 &");
         busy.try_exec(&["sh", "-c", &load], b"").await?;
         let before = Snapshot::try_of(&sandbox, &[&container]).await?;
@@ -100,7 +103,8 @@ impl Soak {
                 let now = Footprint::of(&sandbox).await?;
                 let rounds = busy.try_exec(&["cat", "/dev/load/rounds"], b"").await?;
                 println!(
-                    "{cycle:>6} cycles: plug {:.1} ms, unplug {:.1} ms, {now}, neighbour compared {} times",
+                    "{cycle:>6} cycles: plug {:.1} ms, unplug {:.1} ms, {now}, \
+                     neighbour compared {} times",
                     median_ms(&plugs[cycle - report_every..]),
                     median_ms(&unplugs[cycle - report_every..]),
                     rounds.text().trim()
@@ -111,7 +115,7 @@ impl Soak {
         println!("{} cycles in {:.1?}", self.cycles, start.elapsed());
         wrong.extend(before.changes(&sandbox, &[&container]).await?);
         wrong.extend(end_load(&sandbox, &busy).await?);
-        // Caches are filled by the second report.
+        // By the second report all caches are filled.
         if let (Some(early), Some(late)) = (reports.get(1), reports.last()) {
             wrong.extend(late.growth_since(early));
         }
@@ -135,7 +139,7 @@ async fn unplug(sandbox: &Sandbox, container: &Container) -> Duration {
     finished.elapsed
 }
 
-/// Gives the volume other bytes, through the device that the host has back.
+/// Writes new bytes to the volume, through the device on the host.
 fn refresh(volume: &Volume) -> Result<Vec<u8>, Error> {
     let bytes = random_bytes(usize::try_from(COMPARED).unwrap_or(usize::MAX));
     let write = || {
@@ -152,9 +156,10 @@ fn refresh(volume: &Volume) -> Result<Vec<u8>, Error> {
     }
 }
 
-/// Stops the neighbour's load and returns what went wrong in it.
+/// Stops the neighbour's load, and returns its errors.
 async fn end_load(sandbox: &Sandbox, busy: &Container) -> Result<Vec<String>, Error> {
-    let script = "touch /dev/load/stop; until test -e /dev/load/over; do sleep 0.1; done; cat /dev/load/rounds /dev/load/wrong";
+    let script = "touch /dev/load/stop; until test -e /dev/load/over; do sleep 0.1; done; \
+                  cat /dev/load/rounds /dev/load/wrong";
     let command = ["sh", "-c", script];
     let over = busy.try_exec(&command, b"");
     let over = sandbox
@@ -167,24 +172,25 @@ async fn end_load(sandbox: &Sandbox, busy: &Container) -> Result<Vec<String>, Er
     Ok(lines.map(|line| format!("the neighbour: {line}")).collect())
 }
 
-/// What the guest's kernel has to say about disks.
+/// What the guest's kernel reports about disks.
 #[derive(Debug, Default)]
 struct KernelLog {
-    /// How often it recovered from an error, and the cycle after which that was seen first.
+    /// How often it recovered from an error.
     recoveries: usize,
+    /// The cycle after which the first recovery was read.
     first: usize,
     errors: Vec<String>,
 }
 
 impl KernelLog {
-    /// Reads what came since it was read last.
+    /// Reads the messages since the last call.
     async fn read(&mut self, sandbox: &Sandbox, cycle: usize) -> Result<(), Error> {
         let log = sandbox.observer().run(&["/bin/busybox", "dmesg", "-c"]).await?.stdout;
         let words = ["I/O error", "timing out", "rejecting I/O", "Abort", "offlined"];
-        let said = log
+        let errors = log
             .lines()
             .filter(|line| line.contains("sd") && words.iter().any(|word| line.contains(word)));
-        self.errors.extend(said.map(|line| format!("the guest's kernel: {line}")));
+        self.errors.extend(errors.map(|line| format!("the guest's kernel: {line}")));
         self.recoveries += log.lines().filter(|line| line.contains(RECOVERY)).count();
         if self.recoveries > 0 && self.first == 0 {
             self.first = cycle;
@@ -197,7 +203,8 @@ impl KernelLog {
         if self.recoveries > 0 {
             let Self { recoveries, first, .. } = self;
             wrong.push(format!(
-                "the guest's kernel recovered from SCSI errors {recoveries} times, the first time within {first} cycles"
+                "the guest's kernel recovered from SCSI errors {recoveries} times, the first time \
+                 within {first} cycles"
             ));
         }
         wrong

@@ -1,21 +1,21 @@
-//! A check: a small function with a name, a one-line purpose, and a word on when it applies.
+//! A check: a small function with a name, a purpose of one line, and a condition when it applies.
 
 use std::{fmt, pin::Pin};
 
-use super::{Facts, Stage};
+use super::{Fixture, GuestInfo};
 
-/// One check. It panics where the agent is wrong, and leaves the stage as it found it.
+/// One check. It panics if the agent is wrong, and restores the state of the fixture.
 pub struct Check {
     name: &'static str,
     purpose: &'static str,
     gate: bool,
-    applies: fn(&Facts) -> Result<(), String>,
+    applies: fn(&GuestInfo) -> Result<(), String>,
     run: Run,
 }
 
-type Run = for<'a> fn(&'a Stage) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
+type Run = for<'a> fn(&'a Fixture) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
 
-/// Checks of one subject, in their order.
+/// The checks of one subject, in their order.
 #[derive(Debug)]
 pub struct Group {
     /// The subject.
@@ -29,40 +29,40 @@ impl Check {
         Self { name, purpose, gate: false, applies: |_| Ok(()), run }
     }
 
-    /// Without it, nothing that comes behind has a meaning.
+    /// Makes it a gate: if it fails, the checks after it are not run.
     pub(super) const fn gate(mut self) -> Self {
         self.gate = true;
         self
     }
 
-    /// Only where `applies` says so; else its reason is told.
-    pub(super) const fn only_if(mut self, applies: fn(&Facts) -> Result<(), String>) -> Self {
+    /// Runs it only if `applies` returns `Ok`; otherwise the report has the reason.
+    pub(super) const fn only_if(mut self, applies: fn(&GuestInfo) -> Result<(), String>) -> Self {
         self.applies = applies;
         self
     }
 
-    /// `group::what_is_so`.
+    /// Returns `group::what_holds`.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// What it proves, in a line.
+    /// Returns what it proves, in one line.
     pub fn purpose(&self) -> &'static str {
         self.purpose
     }
 
-    /// Whether the checks behind it depend on it.
+    /// Whether the checks after it depend on it.
     pub fn is_gate(&self) -> bool {
         self.gate
     }
 
-    /// `Err` is the reason why it does not apply.
-    pub(super) fn applies(&self, facts: &Facts) -> Result<(), String> {
-        (self.applies)(facts)
+    /// Returns the reason as `Err` if it does not apply.
+    pub(super) fn applies(&self, info: &GuestInfo) -> Result<(), String> {
+        (self.applies)(info)
     }
 
-    pub(super) fn run<'a>(&self, stage: &'a Stage) -> Pin<Box<dyn Future<Output = ()> + 'a>> {
-        (self.run)(stage)
+    pub(super) fn run<'a>(&self, fixture: &'a Fixture) -> Pin<Box<dyn Future<Output = ()> + 'a>> {
+        (self.run)(fixture)
     }
 }
 
@@ -78,7 +78,7 @@ macro_rules! check {
         $crate::conformance::Check::new(
             concat!($group, "::", stringify!($function)),
             $purpose,
-            |stage| Box::pin($function(stage)),
+            |fixture| Box::pin($function(fixture)),
         )
     };
 }

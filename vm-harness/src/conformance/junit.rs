@@ -1,5 +1,5 @@
-//! The report as JUnit XML, which CI systems read: a suite for each mode, `skipped` for what does
-//! not apply.
+//! The report as JUnit XML, which CI systems read: a test suite for each mode, `skipped` for checks
+//! that do not apply.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 use super::{ModeReport, Outcome, Report, Verdict};
 
 impl Report {
-    /// The document.
+    /// Returns the XML document.
     pub fn junit(&self) -> String {
         let mut document = quick_junit::Report::new("conformance");
         document.add_test_suites(self.modes.iter().map(suite));
-        // A string takes everything that is written to it.
+        // Writing to a string does not fail.
         document.to_string().unwrap_or_default()
     }
 }
@@ -37,10 +37,10 @@ fn case(outcome: &Outcome) -> TestCase {
             status.set_message(reason.clone());
             status
         }
-        Verdict::Failed { reason, place, .. } => {
+        Verdict::Failed { reason, location, .. } => {
             let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
-            let place = place.as_deref().unwrap_or_default();
-            status.set_message(first_line(reason)).set_description(format!("{reason}\n{place}"));
+            let location = location.as_deref().unwrap_or_default();
+            status.set_message(first_line(reason)).set_description(format!("{reason}\n{location}"));
             status
         }
     };
@@ -65,7 +65,7 @@ mod tests {
     use crate::conformance::Mode;
 
     #[test]
-    fn a_failure_a_skip_and_a_broken_environment_are_three_things() {
+    fn failure_skip_and_broken_environment_are_distinguished() {
         let outcome = |name, verdict| Outcome {
             name,
             purpose: "",
@@ -74,7 +74,7 @@ mod tests {
         };
         let failed = Verdict::Failed {
             reason: "a < b\nmore".into(),
-            place: Some("f.rs:7".into()),
+            location: Some("f.rs:7".into()),
             console: "\u{1b}[1m!".into(),
         };
         let mut mode = ModeReport::new(Mode::V1);

@@ -1,4 +1,4 @@
-//! What the guest is like: a VM each.
+//! The kinds of guests that the suite runs in, a VM each.
 
 use std::{fs, path::Path};
 
@@ -11,19 +11,19 @@ use crate::{Cgroup, Machine, Scan};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// cgroup v2, disks appear only when they are asked for, as with Kata's Go runtime
+    /// cgroup v2, disks appear only on request, as with Kata's Go runtime
     V2,
-    /// cgroup v1, else the same
+    /// cgroup v1, otherwise as v2
     V1,
-    /// cgroup v2, and the kernel finds disks by itself, as with Kata's Rust runtime
+    /// cgroup v2, the kernel finds disks by itself, as with Kata's Rust runtime
     V2Scan,
 }
 
 impl Mode {
-    /// In the order in which they run.
+    /// All modes, in the order in which they run.
     pub const ALL: [Self; 3] = [Self::V2, Self::V1, Self::V2Scan];
 
-    /// As on the command line.
+    /// Returns its name, as on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::V2 => "v2",
@@ -32,7 +32,7 @@ impl Mode {
         }
     }
 
-    /// For people.
+    /// Returns its properties as text.
     pub fn description(self) -> &'static str {
         match self {
             Self::V2 => "cgroup v2, scsi_mod.scan=none",
@@ -55,32 +55,33 @@ impl Mode {
         }
     }
 
-    /// Why the kernel of the image in `directory` has no such mode, where its package tells.
+    /// Returns why the kernel of the image in `directory` does not support this mode, if the
+    /// configuration in its package shows it.
     pub(super) fn refused_by(self, directory: &Path) -> Option<String> {
         let image = image::read(directory)?;
         let package = &image.recipe.kernel;
-        // Debian 14's packages have it beside the modules.
-        let places = [
+        // Debian 14's packages have the configuration beside the modules.
+        let candidates = [
             format!("boot/config-{}", image.kernel),
             format!("usr/lib/modules/{}/config", image.kernel),
         ];
         let config =
-            places.iter().find_map(|place| fs::read_to_string(package.join(place)).ok())?;
+            candidates.iter().find_map(|path| fs::read_to_string(package.join(path)).ok())?;
         let option = self.missing_in(&config)?;
         Some(format!("kernel {} was built without {option}", image.kernel))
     }
 
-    /// The option that this mode needs and `config` says no to. An option that it does not name is
-    /// of another version's.
+    /// Returns an option that this mode needs and `config` has not set. Options that `config` does
+    /// not mention do not exist in that kernel version.
     fn missing_in(self, config: &str) -> Option<&'static str> {
-        // Since 6.11 and 6.12 a kernel may have cgroup v1 without these two, and kata-agent does
-        // not start there.
+        // Since 6.11 and 6.12 a kernel may have cgroup v1 without CPUSETS_V1 and MEMCG_V1, and
+        // kata-agent does not start with it.
         let needed: &[&str] = match self {
             Self::V1 => &["CONFIG_CGROUP_DEVICE", "CONFIG_CPUSETS_V1", "CONFIG_MEMCG_V1"],
             Self::V2 | Self::V2Scan => &["CONFIG_CGROUPS"],
         };
-        let refused = |option: &&&str| config.contains(&format!("# {option} is not set"));
-        needed.iter().find(refused).copied()
+        let not_set = |option: &&&str| config.contains(&format!("# {option} is not set"));
+        needed.iter().find(not_set).copied()
     }
 }
 
@@ -98,7 +99,7 @@ mod tests {
         "CONFIG_CGROUP_DEVICE=y\nCONFIG_CPUSETS_V1=y\nCONFIG_MEMCG_V1=y\n",
         None
     )]
-    fn a_kernel_without_cgroup_v1_has_no_such_mode(
+    fn kernel_without_cgroup_v1_does_not_support_the_mode(
         #[case] config: &str,
         #[case] expected: Option<&str>,
     ) {

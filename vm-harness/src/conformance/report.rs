@@ -1,30 +1,27 @@
-//! What came of a run: for people a table, for programs JSON.
+//! The results of a run, as text and as JSON.
 
 use std::{fmt, time::Duration};
 
 use host_trigger::printable::printable;
 use serde::Serialize;
 
-use super::{Check, Mode, Stage};
+use super::{Check, Fixture, Mode, guest_info::FEATURE};
 use crate::Console;
 
-/// By which hosts find the plugin.
-pub(super) const FEATURE: &str = "block-volume";
-
-/// Lines of the console that a failure keeps.
+/// How many lines of the console a failure keeps.
 const CONSOLE_LINES: usize = 15;
 
-/// Lines of a failure's reason that the table shows.
+/// How many lines of a failure's reason the table shows.
 const REASON_LINES: usize = 20;
 
-/// Everything.
+/// The results of all modes.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// Version of this document.
     pub schema: u32,
-    /// What was checked; absent where no VM came up.
+    /// What was checked; absent if no VM came up.
     pub subject: Option<Subject>,
-    /// In the order in which they ran.
+    /// The modes, in the order in which they ran.
     pub modes: Vec<ModeReport>,
 }
 
@@ -33,15 +30,15 @@ pub struct Report {
 pub struct Subject {
     /// File name of the agent on this machine.
     pub agent: String,
-    /// The version that it gives.
+    /// The version that it reports.
     pub version: String,
     /// `agent_details.extra_features`.
     pub features: Vec<String>,
-    /// The vsock port on which it was asked for the plugin, where that is not its own server's.
+    /// The vsock port of the plugin, if that is not the agent's own port.
     pub plugin_port: Option<u32>,
-    /// The plugin's version and API level; absent where the agent has none.
+    /// The plugin's version and API level; absent if the agent has none.
     pub plugin: Option<(String, u32)>,
-    /// Why it has none, in its words.
+    /// The agent's answer if it has none.
     pub no_plugin: Option<String>,
     /// The guest kernel's release.
     pub kernel: String,
@@ -54,54 +51,54 @@ pub struct Subject {
 /// One mode's checks.
 #[derive(Debug, Clone, Serialize)]
 pub struct ModeReport {
-    /// The guest's kind.
+    /// The kind of guest.
     pub mode: Mode,
-    /// From QEMU's start to the agent's answer, for each VM: a failed check costs one more.
+    /// Time from QEMU's start to the agent's answer, for each VM: a failed check needs one more.
     pub boots_ms: Vec<u64>,
-    /// In the order in which they ran.
+    /// The checks, in the order in which they ran.
     pub checks: Vec<Outcome>,
-    /// Why the checks that are missing could not be run.
+    /// Why the remaining checks could not be run.
     pub broken: Option<String>,
 }
 
-/// What came of a check.
+/// The result of a check.
 #[derive(Debug, Clone, Serialize)]
 pub struct Outcome {
-    /// `group::what_is_so`.
+    /// `group::what_holds`.
     pub name: &'static str,
     /// What it proves.
     pub purpose: &'static str,
     /// Passed, failed or not applicable.
     #[serde(flatten)]
     pub verdict: Verdict,
-    /// From its start to its end.
+    /// Time from its start to its end.
     #[serde(rename = "elapsed_ms", serialize_with = "milliseconds")]
     pub elapsed: Duration,
 }
 
-/// The three ends of a check.
+/// The three results of a check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "verdict", rename_all = "snake_case")]
 pub enum Verdict {
-    /// It holds.
+    /// What it checks holds.
     Passed,
-    /// It does not.
+    /// It does not hold.
     Failed {
-        /// What was found instead.
+        /// The message of the assertion.
         reason: String,
         /// `file:line` of the assertion.
-        place: Option<String>,
-        /// The guest console's last lines.
+        location: Option<String>,
+        /// The last lines of the guest's console.
         console: String,
     },
-    /// This guest or agent has nothing that it could be held against.
+    /// This guest or agent lacks what it checks.
     NotApplicable {
-        /// Why.
+        /// What is missing.
         reason: String,
     },
 }
 
-/// How many.
+/// Numbers of checks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Passed or failed.
@@ -121,7 +118,7 @@ pub enum Event<'a> {
     Booted(Mode, Duration),
     /// A check has ended.
     Outcome(Mode, &'a Outcome),
-    /// No more of this mode.
+    /// All checks of this mode have ended.
     ModeEnds(&'a ModeReport),
 }
 
@@ -130,25 +127,27 @@ impl Report {
         Self { schema: 1, subject: None, modes: Vec::new() }
     }
 
-    pub(super) fn meet(&mut self, stage: &Stage, told: &mut dyn FnMut(Event<'_>)) {
+    /// Records a VM of the last mode, and what is checked if it is the first VM.
+    pub(super) fn record_boot(&mut self, fixture: &Fixture, listener: &mut dyn FnMut(Event<'_>)) {
         if self.subject.is_none() {
-            told(Event::Subject(self.subject.insert(Subject::of(stage))));
+            listener(Event::Subject(self.subject.insert(Subject::of(fixture))));
         }
-        let booted_in = stage.sandbox().booted_in();
+        let boot_time = fixture.sandbox().boot_time();
         if let Some(mode) = self.modes.last_mut() {
-            mode.boots_ms.push(whole_milliseconds(booted_in));
-            told(Event::Booted(mode.mode, booted_in));
+            mode.boots_ms.push(whole_milliseconds(boot_time));
+            listener(Event::Booted(mode.mode, boot_time));
         }
     }
 
-    pub(super) fn record(&mut self, outcome: Outcome, told: &mut dyn FnMut(Event<'_>)) {
+    /// Records the result of a check of the last mode.
+    pub(super) fn record(&mut self, outcome: Outcome, listener: &mut dyn FnMut(Event<'_>)) {
         if let Some(mode) = self.modes.last_mut() {
-            told(Event::Outcome(mode.mode, &outcome));
+            listener(Event::Outcome(mode.mode, &outcome));
             mode.checks.push(outcome);
         }
     }
 
-    /// Over all modes.
+    /// Returns the numbers of checks in all modes.
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
         for outcome in self.modes.iter().flat_map(|mode| &mode.checks) {
@@ -164,7 +163,7 @@ impl Report {
         counts
     }
 
-    /// Why there is less in it than was asked for.
+    /// Returns why the report is incomplete, if it is.
     pub fn broken(&self) -> Option<&str> {
         self.modes.iter().find_map(|mode| mode.broken.as_deref())
     }
@@ -177,7 +176,7 @@ impl ModeReport {
 }
 
 impl Outcome {
-    /// A check that has passed in no time.
+    /// Returns a check that has passed, with no time.
     pub(super) fn of(check: &Check) -> Self {
         let (name, purpose) = (check.name(), check.purpose());
         Self { name, purpose, verdict: Verdict::Passed, elapsed: Duration::ZERO }
@@ -189,26 +188,26 @@ impl Outcome {
 }
 
 impl Verdict {
-    pub(super) fn failed(reason: String, place: Option<String>, console: &Console) -> Self {
-        Self::Failed { reason, place, console: console.tail(CONSOLE_LINES) }
+    pub(super) fn failed(reason: String, location: Option<String>, console: &Console) -> Self {
+        Self::Failed { reason, location, console: console.tail(CONSOLE_LINES) }
     }
 }
 
 impl Subject {
-    fn of(stage: &Stage) -> Self {
-        let (sandbox, facts) = (stage.sandbox(), stage.facts());
+    fn of(fixture: &Fixture) -> Self {
+        let (sandbox, info) = (fixture.sandbox(), fixture.info());
         let image = image_builder::image::read(sandbox.image());
         let (agent, kernel) = image.map(|image| (image.agent, image.kernel)).unwrap_or_default();
-        let plugin = facts.plugin.as_ref();
+        let plugin = info.plugin.as_ref();
         Self {
             agent,
-            version: printable(&facts.version),
-            features: facts.features.iter().map(|feature| printable(feature)).collect(),
+            version: printable(&info.version),
+            features: info.features.iter().map(|feature| printable(feature)).collect(),
             plugin_port: sandbox.has_own_plugin_port().then(|| sandbox.plugin_port()),
             plugin: plugin.ok().map(|plugin| (printable(&plugin.version), plugin.api_level)),
             no_plugin: plugin.err().map(|why| printable(why)),
             kernel,
-            qemu: stage.qemu.clone(),
+            qemu: fixture.qemu.clone(),
             accelerator: sandbox.guest().accelerator().to_string(),
         }
     }
@@ -227,24 +226,25 @@ impl fmt::Display for Subject {
             qemu,
             accelerator,
         } = self;
-        let place = plugin_port.map(|port| format!(" on vsock port {port}")).unwrap_or_default();
+        let port = plugin_port.map(|port| format!(" on vsock port {port}")).unwrap_or_default();
         let version = if version.is_empty() { "(no version)" } else { version };
         match plugin {
             Some((plugin, api)) => write!(
                 f,
-                "{agent} {version} with block-volume plugin {plugin} (API level {api}){place}"
+                "{agent} {version} with block-volume plugin {plugin} (API level {api}){port}"
             )?,
             None => {
                 let why = no_plugin.as_deref().unwrap_or_default();
                 if features.iter().any(|feature| feature == FEATURE) {
                     write!(
                         f,
-                        "{agent} {version} whose block-volume plugin does not serve Probe{place}: {why}"
+                        "{agent} {version} whose block-volume plugin does not serve Probe{port}: {why}"
                     )?;
                 } else {
                     write!(
                         f,
-                        "{agent} {version} WITHOUT the block-volume plugin; asked for it{place}, the agent says: {why}"
+                        "{agent} {version} WITHOUT the block-volume plugin; asked for it{port}, \
+                         the agent says: {why}"
                     )?;
                 }
             }
@@ -261,14 +261,14 @@ impl fmt::Display for Outcome {
             Verdict::NotApplicable { reason } => {
                 write!(f, "n/a              {}: {}", self.name, printable(reason))
             }
-            Verdict::Failed { reason, place, .. } => {
+            Verdict::Failed { reason, location, .. } => {
                 write!(f, "FAILED  {time:>7}  {} ({})", self.name, self.purpose)?;
                 for line in reason.lines().take(REASON_LINES) {
-                    // It may quote the guest.
+                    // It may contain text of the guest.
                     write!(f, "\n                   {}", printable(line))?;
                 }
-                match place {
-                    Some(place) => write!(f, "\n                   at {place}"),
+                match location {
+                    Some(location) => write!(f, "\n                   at {location}"),
                     None => Ok(()),
                 }
             }

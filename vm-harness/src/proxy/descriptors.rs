@@ -1,4 +1,4 @@
-//! Bytes and the descriptors that travel with them
+//! Sends and receives bytes with descriptors
 //! ([`SCM_RIGHTS`](https://man7.org/linux/man-pages/man7/unix.7.html)).
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
 
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
-/// Waits for bytes; none are the end.
+/// Waits for bytes, and returns their number and the descriptors; 0 is the end of the stream.
 pub(super) fn receive(from: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = nix::cmsg_space!([RawFd; 8]);
     let mut slices = [IoSliceMut::new(buffer)];
@@ -26,14 +26,13 @@ pub(super) fn receive(from: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize
     Ok((message.bytes, descriptors))
 }
 
-#[expect(unsafe_code, reason = "nix returns received descriptors as bare numbers")]
+#[expect(unsafe_code, reason = "nix returns received descriptors as numbers")]
 fn owned(descriptor: RawFd) -> OwnedFd {
-    // SAFETY: the kernel has just made this descriptor for this process, and nobody else knows of
-    // it.
+    // SAFETY: the kernel has just made this descriptor for this process, and it has no other owner.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 
-/// Sends all bytes, the descriptors with the first of them.
+/// Sends all bytes, and the descriptors with the first of them.
 pub(super) fn send(to: &UnixStream, mut bytes: &[u8], descriptors: &[OwnedFd]) -> io::Result<()> {
     let numbers: Vec<RawFd> = descriptors.iter().map(|descriptor| descriptor.as_raw_fd()).collect();
     let rights = [ControlMessage::ScmRights(&numbers)];

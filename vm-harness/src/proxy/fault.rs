@@ -1,52 +1,52 @@
-//! What can befall a message on its way.
+//! The faults that a proxy applies to a message.
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use serde_json::Value;
 
-use super::{Message, rule::shown};
+use super::message::Message;
 
 /// Changes a message's bytes.
 type Edit = Arc<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
 
-/// What befalls a message.
+/// What a proxy does to a message.
 #[derive(Clone)]
 pub enum Fault {
-    /// It comes so much later; what follows it may overtake it.
+    /// Delivers it after this time; later messages may overtake it.
     Delay(Duration),
-    /// It never comes; the connection goes on.
+    /// Does not deliver it; the connection stays open.
     Drop,
-    /// It comes twice.
+    /// Delivers it twice.
     Twice,
-    /// It never comes, and the connection ends on both sides. A command that is cut was not
-    /// executed; one whose reply is cut was.
+    /// Does not deliver it, and closes the connection on both sides. A command that is cut is not
+    /// executed; a command whose reply is cut was executed.
     Cut,
-    /// So many of its bytes come, then the connection ends on both sides.
+    /// Delivers this many of its bytes, and closes the connection on both sides.
     CutAfter(usize),
-    /// It comes in pieces of so many bytes, each after a moment.
+    /// Delivers it in pieces of this many bytes, with a pause between them.
     Split(usize),
-    /// It comes right behind that other message.
+    /// Delivers it directly after the other message.
     Behind(Message),
-    /// The client hears these bytes first.
+    /// Sends these bytes to the client first.
     Inject(Vec<u8>),
-    /// It comes with other bytes.
+    /// Delivers it with other bytes.
     Edit(Edit),
 }
 
 impl Fault {
-    /// The client hears the event `name` of QEMU first.
+    /// Sends QEMU's event `name` to the client first.
     pub fn inject_event(name: &str, data: &Value) -> Self {
         let timestamp = serde_json::json!({ "seconds": 1, "microseconds": 2 });
         let event = serde_json::json!({ "timestamp": timestamp, "event": name, "data": data });
         Self::Inject(format!("{event}\r\n").into_bytes())
     }
 
-    /// It comes with other bytes.
+    /// Delivers the message with other bytes.
     pub fn edit(change: impl Fn(&[u8]) -> Vec<u8> + Send + Sync + 'static) -> Self {
         Self::Edit(Arc::new(change))
     }
 
-    /// A line of QMP comes as another document.
+    /// Delivers a line of QMP with changes in its JSON document.
     pub fn edit_json(change: impl Fn(&mut Value) + Send + Sync + 'static) -> Self {
         Self::edit(move |line| {
             let Ok(mut value) = serde_json::from_slice(line) else { return line.to_vec() };
@@ -56,11 +56,12 @@ impl Fault {
     }
 }
 
-/// As a rule's text has it.
+/// As in the text of a rule.
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Delay(time) => write!(f, "delay:{}", shown(*time)),
+            // In whole milliseconds, as `parse_duration` reads it.
+            Self::Delay(time) => write!(f, "delay:{}ms", time.as_millis()),
             Self::Drop => f.write_str("drop"),
             Self::Twice => f.write_str("twice"),
             Self::Cut => f.write_str("cut"),
@@ -70,7 +71,7 @@ impl fmt::Display for Fault {
             Self::Inject(bytes) => {
                 write!(f, "inject:{}", String::from_utf8_lossy(bytes).trim_end())
             }
-            // A closure has no text; this form is for messages alone.
+            // A closure has no text form; this one is for output only.
             Self::Edit(_) => f.write_str("edit"),
         }
     }

@@ -1,38 +1,38 @@
-//! The kinds of messages that a rule can name, the same for both protocols: a command is a QMP
-//! command or a method of the agent.
+//! The kinds of messages that a rule can name. They are the same for both protocols: a command is a
+//! QMP command or a method of the agent.
 
 use std::fmt;
 
-/// A message on its way through a proxy.
+/// A message that passes a proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
     /// QEMU's first line.
     Greeting,
-    /// A question, by its name: `device_add`, `Attach`, `CONNECT`.
+    /// A command, by its name: `device_add`, `Attach`, `CONNECT`.
     Command(String),
-    /// The answer to the question of this name, be it an error.
+    /// The reply to the command of this name; it may be an error.
     Reply(String),
-    /// What QEMU tells unasked, by its name.
+    /// An event of QEMU, by its name.
     Event(String),
 }
 
-/// QEMU's greeting.
+/// Names QEMU's greeting.
 pub fn greeting() -> Message {
     Message::Greeting
 }
 
-/// A command of QMP, or a method of the agent's services; `CONNECT` is the first line to a hybrid
-/// vsock.
+/// Names a command of QMP, or a method of the agent's services; `CONNECT` is the first line to a
+/// hybrid vsock.
 pub fn command(name: &str) -> Message {
     Message::Command(name.to_owned())
 }
 
-/// The answer to it.
+/// Names the reply to a command.
 pub fn reply_to(name: &str) -> Message {
     Message::Reply(name.to_owned())
 }
 
-/// An event of QEMU.
+/// Names an event of QEMU.
 pub fn event(name: &str) -> Message {
     Message::Event(name.to_owned())
 }

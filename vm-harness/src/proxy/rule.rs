@@ -1,18 +1,19 @@
-//! What a proxy does to which message, as a value:
+//! Which fault a proxy applies to which message, as a value:
 //! `Rule::on(reply_to("device_add"), Fault::Delay(time))`, or as text for the command line:
 //! `reply:device_add=delay:500ms`.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, str::FromStr};
 
 use host_trigger::stopwatch::parse_duration;
 
-use super::{Fault, Message};
+use super::{fault::Fault, message::Message};
 
-/// The forms that a rule has as text.
-const FORM: &str = "expected MESSAGE[@N|@each]=FAULT with a MESSAGE of greeting, command:NAME, reply:NAME, event:NAME, and a FAULT of \
-                    delay:TIME, drop, twice, cut, cut:BYTES, split:BYTES, behind:MESSAGE, inject:LINE";
+/// The syntax of a rule as text.
+const SYNTAX: &str = "expected MESSAGE[@N|@each]=FAULT, where MESSAGE is greeting, command:NAME, \
+                      reply:NAME or event:NAME, and FAULT is delay:TIME, drop, twice, cut, \
+                      cut:BYTES, split:BYTES, behind:MESSAGE or inject:LINE";
 
-/// One fault at one message, the first of its kind unless said otherwise.
+/// A fault for one kind of message; without [`Rule::nth`] or [`Rule::each`] for the first one.
 #[derive(Debug, Clone)]
 pub struct Rule {
     message: Message,
@@ -27,18 +28,18 @@ enum Which {
 }
 
 impl Rule {
-    /// `fault` befalls the first `message` of this kind, on whichever connection.
+    /// Applies `fault` to the first message of this kind, on any connection.
     pub fn on(message: Message, fault: Fault) -> Self {
         Self { message, which: Which::Nth(1), fault }
     }
 
-    /// It befalls the `n`th message of this kind, counted from 1.
+    /// Applies the fault to the `n`th message of this kind, counted from 1.
     #[must_use]
     pub fn nth(self, n: usize) -> Self {
         Self { which: Which::Nth(n), ..self }
     }
 
-    /// It befalls each message of this kind.
+    /// Applies the fault to each message of this kind.
     #[must_use]
     pub fn each(self) -> Self {
         Self { which: Which::Each, ..self }
@@ -60,7 +61,7 @@ impl FromStr for Rule {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        parse(text).ok_or_else(|| format!("{FORM}; for example reply:device_add=delay:500ms"))
+        parse(text).ok_or_else(|| format!("{SYNTAX}; for example reply:device_add=delay:500ms"))
     }
 }
 
@@ -103,49 +104,47 @@ fn fault(text: &str) -> Option<Fault> {
     }
 }
 
-/// A rule that waits for its message.
+/// A rule, and how often its message was seen and its fault applied.
 #[derive(Debug)]
-struct Armed {
+struct CountedRule {
     rule: Rule,
     seen: usize,
-    fired: usize,
+    applied: usize,
 }
 
-/// The rules of one proxy, with their counts.
+/// The rules of one proxy.
 #[derive(Debug, Default)]
-pub(super) struct Rules(Vec<Armed>);
+pub(super) struct Rules(Vec<CountedRule>);
 
 impl Rules {
     pub(super) fn new(rules: impl IntoIterator<Item = Rule>) -> Self {
-        Self(rules.into_iter().map(|rule| Armed { rule, seen: 0, fired: 0 }).collect())
+        let counted = |rule| CountedRule { rule, seen: 0, applied: 0 };
+        Self(rules.into_iter().map(counted).collect())
     }
 
-    /// What befalls this message. Each rule counts it; the first whose turn it is decides.
-    pub(super) fn befall(&mut self, message: &Message) -> Option<Fault> {
-        let mut decided = None;
-        for armed in self.0.iter_mut().filter(|armed| armed.rule.message == *message) {
-            armed.seen += 1;
-            let is_due = match armed.rule.which {
+    /// Returns the fault for this message. Each rule for its kind counts it; the first rule that
+    /// applies decides.
+    pub(super) fn fault_for(&mut self, message: &Message) -> Option<Fault> {
+        let mut fault = None;
+        for counted in self.0.iter_mut().filter(|counted| counted.rule.message == *message) {
+            counted.seen += 1;
+            let applies = match counted.rule.which {
                 Which::Each => true,
-                Which::Nth(n) => armed.seen == n,
+                Which::Nth(n) => counted.seen == n,
             };
-            if is_due && decided.is_none() {
-                armed.fired += 1;
-                decided = Some(armed.rule.fault.clone());
+            if applies && fault.is_none() {
+                counted.applied += 1;
+                fault = Some(counted.rule.fault.clone());
             }
         }
-        decided
+        fault
     }
 
-    /// The rules that nothing has met so far.
+    /// Returns the rules whose fault was never applied so far.
     pub(super) fn unmet(&self) -> Vec<String> {
-        self.0.iter().filter(|armed| armed.fired == 0).map(|armed| armed.rule.to_string()).collect()
+        let unmet = self.0.iter().filter(|counted| counted.applied == 0);
+        unmet.map(|counted| counted.rule.to_string()).collect()
     }
-}
-
-/// Shown in whole milliseconds, as [`parse_duration`] reads it.
-pub(super) fn shown(time: Duration) -> String {
-    format!("{}ms", time.as_millis())
 }
 
 #[cfg(test)]
@@ -156,7 +155,7 @@ mod tests {
     use crate::proxy::{command, event, greeting, reply_to};
 
     #[rstest]
-    fn rules_are_read_and_written_alike(
+    fn rules_are_parsed_and_printed_alike(
         #[values(
             "greeting=delay:1500ms",
             "command:device_add=cut",
@@ -173,7 +172,7 @@ mod tests {
     }
 
     #[rstest]
-    fn odd_rules_are_refused_with_the_forms_that_there_are(
+    fn invalid_rules_are_refused_with_the_syntax(
         #[values(
             "",
             "device_add=cut",
@@ -191,20 +190,20 @@ mod tests {
     }
 
     #[test]
-    fn the_first_rule_whose_turn_it_is_decides_and_the_others_count() {
+    fn first_rule_that_applies_decides_and_all_rules_count() {
         let mut rules = Rules::new([
             Rule::on(command("a"), Fault::Drop),
             Rule::on(command("a"), Fault::Cut).nth(3),
             Rule::on(reply_to("a"), Fault::Twice).each(),
             Rule::on(event("E"), Fault::Drop),
         ]);
-        let mut fates = |message: &Message| rules.befall(message).map(|fault| fault.to_string());
-        let of_a: Vec<_> = (0..4).map(|_| fates(&command("a"))).collect();
+        let mut fault = |message: &Message| rules.fault_for(message).map(|fault| fault.to_string());
+        let of_a: Vec<_> = (0..4).map(|_| fault(&command("a"))).collect();
         assert_eq!(of_a, [Some("drop".to_owned()), None, Some("cut".to_owned()), None]);
-        assert_eq!(fates(&command("b")), None);
-        assert_eq!(fates(&greeting()), None);
+        assert_eq!(fault(&command("b")), None);
+        assert_eq!(fault(&greeting()), None);
         assert_eq!(
-            (fates(&reply_to("a")), fates(&reply_to("a"))),
+            (fault(&reply_to("a")), fault(&reply_to("a"))),
             (Some("twice".into()), Some("twice".into()))
         );
         assert_eq!(rules.unmet(), ["event:E=drop"]);

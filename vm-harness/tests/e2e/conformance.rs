@@ -108,7 +108,7 @@ pub(crate) fn with_separate_port() -> Environment {
 
 #[test]
 fn plugin_on_a_separate_port_is_named_in_the_first_line_and_checked_there() {
-    let checks = ["agent::", "plug::container_reads", "undo::failure_of_one"];
+    let checks = ["agent::", "plug::container_reads", "rollback::failure_of_one"];
     let checks = checks.iter().flat_map(|check| ["--check", check]);
     let (port, parameter) = SEPARATE_PORT;
     let arguments = ["--mode", "v2", "--plugin-port", port, "--kernel-param", parameter];
@@ -131,7 +131,7 @@ fn port_without_a_server_is_named_in_the_first_line_and_fails() {
     let table = text(&run.stdout);
     assert_eq!(run.status.code(), Some(1), "{table}{}", text(&run.stderr));
     let first = table.lines().next().unwrap();
-    let expected = "whose block-volume plugin does not serve Probe on vsock port 1041: nobody serves vsock port 1041";
+    let expected = "whose block-volume plugin does not serve Probe on vsock port 1041: no process serves vsock port 1041";
     assert!(first.contains(expected), "{first}");
     assert!(table.lines().last().unwrap().starts_with("1 run, 1 failed, "), "{table}");
 }
@@ -175,7 +175,7 @@ fn broken_environment_is_distinguished_from_a_failed_check(
 /// way.
 pub(crate) async fn run_broken(fault: &str, only: Option<&str>) -> Report {
     let mut environment = Environment::from_variables();
-    environment.parts = environment.parts.without_agent();
+    environment.overrides = environment.overrides.without_agent();
     let suite = Conformance {
         image: "fault".to_owned(),
         modes: vec![Mode::V2],
@@ -207,7 +207,7 @@ pub(crate) fn failed(report: &Report) -> Vec<(&'static str, String)> {
 )]
 #[case::no_rollback(
     "undo=skip",
-    "undo::failure_of_one_volume_undoes_the_others",
+    "rollback::failure_of_one_volume_rolls_back_the_others",
     Some("not as it was before")
 )]
 #[case::node_in_the_agents_namespace(

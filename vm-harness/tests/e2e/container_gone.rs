@@ -63,7 +63,7 @@ async fn volume_of_a_restarted_container_is_stale_until_a_command_handles_it(
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     assert_eq!(state(&sandbox).await, "attached");
     container.kill().await.unwrap();
-    let container = sandbox.start_anew(&container).await.unwrap();
+    let container = sandbox.restart_container(&container).await.unwrap();
     assert_eq!(state(&sandbox).await, "stale: container restarted");
     let fresh = Snapshot::of(&sandbox, &[&container]).await;
     match command {

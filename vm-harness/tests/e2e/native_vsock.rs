@@ -3,7 +3,7 @@
 //! only to the host.
 
 use serde_json::Value;
-use vm_harness::{Machine, Ran, Sandbox, Volume};
+use vm_harness::{CommandOutput, Machine, Sandbox, Volume};
 
 use super::{
     MIB, boot,
@@ -18,7 +18,7 @@ fn machine(parameter: Option<&str>) -> Machine {
 }
 
 /// Sends a probe to the plugin at `address` from inside the guest.
-async fn probe(sandbox: &Sandbox, address: &str) -> Ran {
+async fn probe(sandbox: &Sandbox, address: &str) -> CommandOutput {
     sandbox
         .observer()
         .run(&["/usr/bin/agent-probe", address])

@@ -1,14 +1,14 @@
-//! `vm-harness bench --boot`: how long until the agent answers, with a guest that is booted and one
-//! that is restored.
+//! `vm-harness bench --boot`: the time until the agent answers, of guests that are booted and of
+//! guests that are restored.
 
 use std::time::Duration;
 
 use vm_harness::{Environment, Error, Machine, Origin, Sandbox};
 
-use super::{micros, row};
-use crate::command::step::step;
+use super::times::{micros, row};
+use crate::command::progress::step;
 
-/// Wall time until the agent answers and QEMU's processor time until then, of one kind.
+/// Wall time and QEMU's processor time until the agent answers.
 #[derive(Default)]
 struct Times {
     wall: Vec<u64>,
@@ -18,7 +18,7 @@ struct Times {
 impl Times {
     async fn add(&mut self, environment: &Environment) -> Result<Origin, Error> {
         let sandbox = Sandbox::boot_in(environment, "default", &Machine::default()).await?;
-        self.wall.push(micros(sandbox.booted_in()));
+        self.wall.push(micros(sandbox.boot_time()));
         self.processor.push(micros(sandbox.guest().qemu_time().unwrap_or(Duration::ZERO)));
         Ok(sandbox.guest().origin().clone())
     }
@@ -29,13 +29,13 @@ impl Times {
     }
 }
 
-/// Boots and restores in turns.
+/// Boots and restores alternately, and prints the times.
 pub(super) async fn run(rounds: usize) -> Result<(), Error> {
     let (mut restoring, mut booting) =
         (Environment::from_variables(), Environment::from_variables());
     (restoring.restore, booting.restore) = (true, false);
     let (mut booted, mut restored) = (Times::default(), Times::default());
-    // The first one makes the file.
+    // The first boot makes the file.
     let origin = step("save a guest", Times::default().add(&restoring)).await?;
     if let Origin::Booted(reason) = origin {
         println!("no guest can be restored: {reason}");

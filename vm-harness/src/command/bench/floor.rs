@@ -1,7 +1,7 @@
-//! The least that a plug and an unplug could take: a client that is already connected sends the QMP
-//! commands of ours, as a recording has them, and a bare program in the guest has its uevent socket
-//! open, writes `0 T L` to the host's `scan` file and answers at the block event; to unplug it
-//! writes to the device's `delete` file.
+//! The floor: the minimum time that a hot-plug and a hot-unplug could take. A client that is
+//! already connected sends the QMP commands of `ecr-runtime`, from a recording. A minimal program
+//! in the guest has its uevent socket open, writes `0 TARGET LUN` to the SCSI host's `scan` file
+//! and answers at the block event; to unplug it writes to the device's `delete` file.
 
 use std::{
     ffi::OsStr,
@@ -14,11 +14,11 @@ use block_volume_qmp::{Qmp, QmpError};
 use guest_observer::{Address, Reply, Request};
 use host_trigger::Deadline;
 use serde_json::{Value, json};
-use vm_harness::{Container, Conversation, Error, QmpProxy, Sandbox, Volume};
+use vm_harness::{Container, Error, ObserverConnection, QmpProxy, Sandbox, Volume};
 
-use super::micros;
+use super::times::micros;
 
-/// The three commands that a plug gives to QEMU, word for word.
+/// The three QMP commands of a hot-plug, literally.
 pub(super) struct Commands {
     volume_id: String,
     opaque: String,
@@ -27,7 +27,7 @@ pub(super) struct Commands {
 }
 
 impl Commands {
-    /// Records those of one plug.
+    /// Records the commands of one hot-plug.
     pub(super) async fn record(
         sandbox: &Sandbox,
         container: &Container,
@@ -53,24 +53,24 @@ impl Commands {
     }
 }
 
-/// Stages of one round, in microseconds.
+/// The stages of one round, in microseconds.
 pub(super) type Stages = Vec<(&'static str, u64)>;
 
-/// The floor: one client that stays connected to both.
+/// A client that stays connected to QEMU and to the guest.
 pub(super) struct Floor<'a> {
     pub(super) monitor: &'a mut Qmp,
-    pub(super) observer: &'a mut Conversation,
+    pub(super) observer: &'a mut ObserverConnection,
     pub(super) commands: &'a Commands,
 }
 
 impl Floor<'_> {
-    /// One round: the stages of a plug and of an unplug.
+    /// Runs one round, and returns the stages of a plug and of an unplug.
     pub(super) async fn round(
         &mut self,
         volume: &Volume,
         round: usize,
     ) -> Result<(Stages, Stages), Error> {
-        // An address after the other, as ours are never the same twice.
+        // Another address in each round, as ecr-runtime uses.
         let lun = u32::try_from(round % 250 + 1).unwrap_or(1);
         let address = Address { host: 0, target: 100, lun };
         let (set, plug) = self.plug(volume, address).await?;
@@ -79,7 +79,7 @@ impl Floor<'_> {
         Ok((plug, unplug))
     }
 
-    /// The least that a plug could take on this machine: no checks, no node, no filter.
+    /// Plugs in the minimum time: without checks, device node, and device filter.
     async fn plug(&mut self, volume: &Volume, address: Address) -> Result<(u64, Stages), Error> {
         let open = OpenOptions::new()
             .read(true)
@@ -95,7 +95,7 @@ impl Floor<'_> {
         device["scsi-id"] = address.target.into();
         device["lun"] = address.lun.into();
 
-        let mut watch = Watch::start();
+        let mut watch = StageTimer::start();
         let set =
             self.monitor.add_fd(&file, None, &self.commands.opaque).await.map_err(failed)?.set;
         watch.lap("add_fd");
@@ -112,13 +112,13 @@ impl Floor<'_> {
         Ok((set, watch.end()))
     }
 
-    /// The least that an unplug could take: no question who holds the disk, no node, no filter, no
+    /// Unplugs in the minimum time: without a search for holders, device node, device filter, and
     /// flush.
     async fn unplug(&mut self, address: Address) -> Result<Stages, Error> {
         let device = format!("ecrblk-{}", self.commands.volume_id);
-        // The events of our own unplug, before this round.
+        // Discard the events of ecr-runtime's hot-unplug before this round.
         while self.monitor.next_event(Deadline::after(Duration::ZERO)).await.is_some() {}
-        let mut watch = Watch::start();
+        let mut watch = StageTimer::start();
         self.observer.ask(&Request::Delete(address)).await?;
         watch.lap("guest");
         self.execute("device_del", json!({ "id": device })).await?;
@@ -147,14 +147,14 @@ fn failed(error: QmpError) -> Error {
     Error::Monitor(error.to_string())
 }
 
-/// Tells stages apart.
-struct Watch {
+/// Measures the stages of a round.
+struct StageTimer {
     start: Instant,
     last: Instant,
     stages: Stages,
 }
 
-impl Watch {
+impl StageTimer {
     fn start() -> Self {
         let now = Instant::now();
         Self { start: now, last: now, stages: Vec::new() }

@@ -1,35 +1,42 @@
-//! `vm-harness bench`: hot-plug and hot-unplug beside the least that they could take, in the same
-//! VM and alternating with it. The process's start is measured by itself, with a call that does
-//! nothing. So is what comes on top of the floor whatever the code is like: a connection to the
-//! agent, and an empty call on it.
+//! `vm-harness bench`: measures hot-plug and hot-unplug, and their floor, the minimum time that
+//! they could take, alternately in the same VM. The start of the process is measured separately,
+//! with a call that does nothing. So is what every implementation needs beside the floor: a
+//! connection to the agent, and a call that does nothing on it.
 
 mod boot;
 mod floor;
+mod health_check;
+mod plugin_cost;
+mod times;
 
-use std::{process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
 use clap::Args;
 use guest_observer::Request;
 use serde_json::Value;
 use vm_harness::{Container, EcrRuntime, Error, Machine, Sandbox, Volume};
 
-use super::{empty_call::empty_call, share::Share, step::step};
+use super::progress::step;
 use floor::{Commands, Floor, Stages};
+use health_check::health_check;
+use plugin_cost::PluginCost;
+use times::{median, micros, row};
 
 /// What to measure.
 #[derive(Debug, Args)]
+#[command(before_help = "Example: vm-harness bench --rounds 20")]
 pub(crate) struct Bench {
-    /// Measured rounds of each, after five to warm up
+    /// Number of measured rounds, after five rounds to warm up
     #[arg(long, default_value_t = 50, value_name = "N")]
     rounds: usize,
-    /// A further word of the kernel command line; may be repeated
-    #[arg(long, value_name = "WORD")]
+    /// A further parameter of the kernel command line; may be repeated
+    #[arg(long, value_name = "PARAMETER")]
     kernel_param: Vec<String>,
-    /// Measure instead how long until the agent answers, booted and restored
+    /// Measure only the time until the agent answers, of booted and of restored guests
     #[arg(long)]
     boot: bool,
     #[command(flatten)]
-    share: Share,
+    plugin_cost: PluginCost,
 }
 
 const WARM_UP: usize = 5;
@@ -57,11 +64,11 @@ impl Bench {
         let (mut starts, mut connects, mut calls) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..WARM_UP + self.rounds {
             let plug =
-                ours(&sandbox, &sandbox.hot_plug_command(&container, &[(&volume, PATH)])).await;
-            let unplug = ours(&sandbox, &hot_unplug(&sandbox, &container)).await;
+                timed(&sandbox, &sandbox.hot_plug_command(&container, &[(&volume, PATH)])).await;
+            let unplug = timed(&sandbox, &hot_unplug(&sandbox, &container)).await;
             let (plug_floor, unplug_floor) = floor.round(&volume, round).await?;
             let start = sandbox.ecr_runtime().args(["--version"]).run().await.elapsed;
-            let (connect, call) = empty_call(&sandbox).await?;
+            let (connect, call) = health_check(&sandbox).await?;
             if round >= WARM_UP {
                 plugs.add(plug, plug_floor);
                 unplugs.add(unplug, unplug_floor);
@@ -80,7 +87,7 @@ impl Bench {
         row("a call of the agent that does nothing", &calls);
         plugs.print("hot-plug", &starts);
         unplugs.print("hot-unplug", &starts);
-        self.share.print(&sandbox).await?;
+        self.plugin_cost.print(&sandbox).await?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -90,8 +97,9 @@ fn hot_unplug(sandbox: &Sandbox, container: &Container) -> EcrRuntime {
     sandbox.ecr_runtime().args(verb).args(["--container", container.id(), "--device-path", PATH])
 }
 
-/// One command of ours, from the process's start to its end, and its own account of the time.
-async fn ours(sandbox: &Sandbox, command: &EcrRuntime) -> (u64, Value) {
+/// Runs a command of `ecr-runtime`, and returns its time from start to end and the stages that it
+/// reports itself.
+async fn timed(sandbox: &Sandbox, command: &EcrRuntime) -> (u64, Value) {
     let finished = command.run().await;
     finished.succeeded(sandbox.guest());
     (micros(finished.elapsed), finished.json()["timings_us"].clone())
@@ -112,7 +120,7 @@ impl Rounds {
         self.floor.push(floor);
     }
 
-    /// The times of one stage of the floor.
+    /// Returns the times of one stage of the floor.
     fn floor(&self, stage: &str) -> Vec<u64> {
         let stages = self.floor.iter().flatten();
         stages.filter(|(name, _)| *name == stage).map(|(_, time)| *time).collect()
@@ -120,7 +128,7 @@ impl Rounds {
 
     fn print(&self, name: &str, starts: &[u64]) {
         println!();
-        row(&format!("{name}, the process's start to its end"), &self.whole);
+        row(&format!("{name}, from start to end of the process"), &self.whole);
         let work: Vec<u64> = self
             .whole
             .iter()
@@ -128,7 +136,7 @@ impl Rounds {
             .map(|(whole, start)| whole.saturating_sub(*start))
             .collect();
         row("  without the process", &work);
-        row("  floor: connected client, bare guest", &self.floor("total"));
+        row("  floor: connected client, minimal guest", &self.floor("total"));
         let ratio = median(&work) as f64 / median(&self.floor("total")) as f64;
         println!("  {name} without the process, beside the floor: {ratio:.2} at the median");
         println!("  stages of the command, as it reports them");
@@ -147,23 +155,4 @@ impl Rounds {
             row(&format!("    {name}"), &self.floor(name));
         }
     }
-}
-
-fn row(name: &str, times: &[u64]) {
-    let mut sorted = times.to_vec();
-    sorted.sort_unstable();
-    let at = |share: usize| {
-        sorted.get(sorted.len() * share / 100).map_or(0.0, |&time| time as f64 / 1000.0)
-    };
-    println!("{name:<42} {:7.2} / {:7.2} / {:7.2}", at(0), median(times) as f64 / 1000.0, at(90));
-}
-
-fn median(times: &[u64]) -> u64 {
-    let mut sorted = times.to_vec();
-    sorted.sort_unstable();
-    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
-}
-
-pub(super) fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

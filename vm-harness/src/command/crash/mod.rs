@@ -1,84 +1,98 @@
-//! `vm-harness crash`: every step of a plug and an unplug × what can come in the way × the ways
-//! out, as a table. No volume is ever between attached and gone after a way out was taken.
+//! `vm-harness crash`: disturbs hot-plug and hot-unplug at every fault point, in every way, takes
+//! every remedy, and prints the results as a table. After a remedy a volume has to be attached or
+//! gone, and never anything between.
 
-mod actor;
-mod scene;
-mod step;
-mod trial;
+mod background_run;
+mod case;
+mod disturbance;
+mod fault_point;
+mod fixture;
+mod remedy;
+mod volume_state;
 
 use std::process::ExitCode;
 
 use clap::Args;
 use vm_harness::Error;
 
-use actor::Actor;
-use scene::Scene;
-use trial::{Told, Trial};
+use case::{Case, Row};
+use disturbance::Disturbance;
+use fixture::Fixture;
 
-/// Which rows; all without an option.
+/// The cases to run; all without an option.
 #[derive(Debug, Args)]
+#[command(
+    before_help = "Example: vm-harness crash --disturbance killed --fault-point after-device-add"
+)]
 pub(crate) struct Crash {
-    /// Only what happens with this in its name: "killed", "QEMU"
+    /// Only disturbances with this text in their name, for example "killed" or "QEMU"
     #[arg(long, value_name = "TEXT")]
-    actor: Option<String>,
-    /// Only steps with this in their name
+    disturbance: Option<String>,
+    /// Only fault points with this text in their name
     #[arg(long, value_name = "TEXT")]
-    step: Option<String>,
-    /// Only the way out of this name: hot-plug, hot-unplug, repair
+    fault_point: Option<String>,
+    /// Only the remedy of this name: hot-plug, hot-unplug, repair
     #[arg(long, value_name = "NAME")]
-    way_out: Option<String>,
+    remedy: Option<String>,
 }
 
 impl Crash {
     pub(crate) async fn run(self) -> Result<ExitCode, Error> {
         println!(
-            "| command | right after | what happens | it ends | `list` says | way out | it ends | at the end |"
+            "| command | fault point | disturbance | result | state in `list` | remedy \
+             | result of the remedy | state at the end |"
         );
         println!("|---|---|---|---|---|---|---|---|");
-        let mut scene = None;
-        let (mut rows, mut bad) = (0, 0);
-        for actor in Actor::ALL.into_iter().filter(|actor| wanted(&self.actor, actor.name())) {
-            for step in actor.steps().filter(|step| wanted(&self.step, step.point)) {
-                for &way_out in actor.ways_out(step.verb) {
-                    let way = way_out.name(step.verb);
-                    if self.way_out.as_ref().is_some_and(|wanted| wanted != way) {
+        let mut fixture = None;
+        let (mut rows, mut wrong) = (0, 0);
+        for disturbance in Disturbance::ALL {
+            if !selects(&self.disturbance, disturbance.name()) {
+                continue;
+            }
+            let points = disturbance.fault_points();
+            for point in points.filter(|point| selects(&self.fault_point, point.name)) {
+                for &remedy in disturbance.remedies(point.verb) {
+                    let remedy_name = remedy.name(point.verb);
+                    if self.remedy.as_ref().is_some_and(|wanted| wanted != remedy_name) {
                         continue;
                     }
-                    let stage = match scene.take() {
-                        Some(stage) => stage,
-                        None => Scene::boot().await?,
+                    let ready = match fixture.take() {
+                        Some(ready) => ready,
+                        None => Fixture::boot().await?,
                     };
-                    let mut told = Told::default();
-                    let result = Trial { scene: &stage, step, actor, way_out }.run(&mut told).await;
-                    let Told { run, listed, way_out, end } = told;
+                    let case = Case { fixture: &ready, point, disturbance, remedy };
+                    let mut row = Row::default();
+                    let result = case.run(&mut row).await;
+                    let Row { run, listed, remedy, end } = row;
                     let end = match &result {
                         Ok(()) => end,
                         Err(_) => format!("{end} **WRONG**"),
                     };
-                    let (verb, point, actor_name) = (step.verb.name(), step.point, actor.name());
+                    let (verb, at, what) = (point.verb.name(), point.name, disturbance.name());
                     println!(
-                        "| {verb} | {point} | {actor_name} | {run} | {listed} | {way} | {way_out} | {end} |"
+                        "| {verb} | {at} | {what} | {run} | {listed} | {remedy_name} \
+                         | {remedy} | {end} |"
                     );
                     rows += 1;
                     if let Err(why) = result {
-                        bad += 1;
+                        wrong += 1;
                         eprintln!(
-                            "{verb}, {point}, {actor_name}, {way}: {why}\n{}",
-                            stage.sandbox.guest().report()
+                            "{verb}, {at}, {what}, {remedy_name}: {why}\n{}",
+                            ready.sandbox.guest().report()
                         );
-                        // The next trial wants a clean one.
-                        stage.sandbox.fault_is_meant();
-                    } else if !actor.ends_vm() {
-                        scene = Some(stage);
+                        // The next case gets a new VM, without leftovers.
+                        ready.sandbox.expect_kernel_fault();
+                    } else if !disturbance.ends_vm() {
+                        fixture = Some(ready);
                     }
                 }
             }
         }
-        println!("\n{rows} rows, {bad} wrong");
-        Ok(if bad == 0 && rows > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        println!("\n{rows} rows, {wrong} wrong");
+        Ok(if wrong == 0 && rows > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 
-fn wanted(filter: &Option<String>, name: &str) -> bool {
+fn selects(filter: &Option<String>, name: &str) -> bool {
     filter.as_ref().is_none_or(|part| name.contains(part.as_str()))
 }

@@ -1,13 +1,13 @@
-//! Which disk it is: its address, its serial and its size have to be right.
+//! The identity of a disk: its address, its serial number and its size have to be right.
 
 use std::time::Duration;
 
 use block_volume_api::block_volume::Reason;
 
 use super::super::{
-    Facts, Stage,
+    Fixture, GuestInfo,
     check::check,
-    direct::{assert_done, assert_refused},
+    raw_client::{assert_refused, assert_succeeded},
 };
 use super::Check;
 
@@ -15,23 +15,23 @@ pub(super) const CHECKS: &[Check] = &[
     check!(
         "address",
         only_the_named_address_is_scanned,
-        "a disk that nobody asked for stays unseen by the guest"
+        "the guest does not find a disk that was not requested"
     )
-    .only_if(Facts::scans_on_demand),
+    .only_if(GuestInfo::scans_on_demand),
     check!(
         "address",
         disk_with_another_serial_is_refused,
-        "a disk at the right address with another serial is not taken"
+        "a disk at the right address with another serial number is not attached"
     ),
     check!(
         "address",
         disk_of_another_size_is_refused,
-        "a disk with the right serial and another size is not taken"
+        "a disk with the right serial number and another size is not attached"
     ),
     check!(
         "address",
         disk_that_never_appears_times_out,
-        "the wait for a disk ends at its deadline and leaves nothing"
+        "the wait for a disk ends at its deadline and leaves nothing behind"
     ),
     check!(
         "address",
@@ -42,73 +42,73 @@ pub(super) const CHECKS: &[Check] = &[
 
 const PATH: &str = "/dev/conformance";
 
-async fn only_the_named_address_is_scanned(stage: &Stage) {
-    let (wanted, other) = (stage.add_disk().await, stage.add_disk().await);
-    let attachment = wanted.to(&stage.container, PATH);
-    let answer = stage.attach(vec![attachment.clone()], stage.soon()).await;
-    assert_done(&answer.failure);
-    assert!(stage.is_visible(&wanted).await, "the disk is not at its address");
-    assert!(!stage.is_visible(&other).await, "a disk was found that nobody asked for");
-    assert_done(&stage.detach(attachment).await.failure);
-    stage.remove(&wanted).await;
-    stage.remove(&other).await;
+async fn only_the_named_address_is_scanned(fixture: &Fixture) {
+    let (wanted, other) = (fixture.add_disk().await, fixture.add_disk().await);
+    let attachment = wanted.attachment(&fixture.container, PATH);
+    let answer = fixture.attach(vec![attachment.clone()], fixture.short_limit()).await;
+    assert_succeeded(&answer.failure);
+    assert!(fixture.is_visible(&wanted).await, "the disk is not at its address");
+    assert!(!fixture.is_visible(&other).await, "the guest found a disk that was not requested");
+    assert_succeeded(&fixture.detach(attachment).await.failure);
+    fixture.remove(&wanted).await;
+    fixture.remove(&other).await;
 }
 
-async fn disk_with_another_serial_is_refused(stage: &Stage) {
-    let before = stage.snapshot().await;
-    let disk = stage.add_disk().await;
-    let mut attachment = disk.to(&stage.container, PATH);
-    attachment.serial = stage.nowhere().serial;
-    let answer = stage.attach(vec![attachment], stage.soon()).await;
+async fn disk_with_another_serial_is_refused(fixture: &Fixture) {
+    let before = fixture.snapshot().await;
+    let disk = fixture.add_disk().await;
+    let mut attachment = disk.attachment(&fixture.container, PATH);
+    attachment.serial = fixture.absent_disk().serial;
+    let answer = fixture.attach(vec![attachment], fixture.short_limit()).await;
     assert_refused(&answer.failure, Reason::REASON_IDENTITY_MISMATCH);
-    stage.remove(&disk).await;
-    stage.assert_as_before(&before).await;
+    fixture.remove(&disk).await;
+    fixture.assert_as_before(&before).await;
 }
 
-async fn disk_of_another_size_is_refused(stage: &Stage) {
-    let before = stage.snapshot().await;
-    let disk = stage.add_disk().await;
-    let mut attachment = disk.to(&stage.container, PATH);
+async fn disk_of_another_size_is_refused(fixture: &Fixture) {
+    let before = fixture.snapshot().await;
+    let disk = fixture.add_disk().await;
+    let mut attachment = disk.attachment(&fixture.container, PATH);
     attachment.size += 512;
-    let answer = stage.attach(vec![attachment], stage.soon()).await;
+    let answer = fixture.attach(vec![attachment], fixture.short_limit()).await;
     assert_refused(&answer.failure, Reason::REASON_IDENTITY_MISMATCH);
-    stage.remove(&disk).await;
-    stage.assert_as_before(&before).await;
+    fixture.remove(&disk).await;
+    fixture.assert_as_before(&before).await;
 }
 
-async fn disk_that_never_appears_times_out(stage: &Stage) {
+async fn disk_that_never_appears_times_out(fixture: &Fixture) {
     const LIMIT: Duration = Duration::from_millis(1500);
-    let before = stage.snapshot().await;
-    let disk = stage.nowhere();
-    // By the guest's clock: one that was set while the machine was busy was seen to run twice as
-    // fast as the host's.
-    let start = uptime(stage).await;
-    let answer = stage.attach(vec![disk.to(&stage.container, PATH)], LIMIT).await;
-    let elapsed = uptime(stage).await - start;
+    let before = fixture.snapshot().await;
+    let disk = fixture.absent_disk();
+    // Measured with the guest's clock: a guest whose clock was set while the host was busy was seen
+    // to run twice as fast as the host.
+    let start = uptime(fixture).await;
+    let answer = fixture.attach(vec![disk.attachment(&fixture.container, PATH)], LIMIT).await;
+    let elapsed = uptime(fixture).await - start;
     assert_refused(&answer.failure, Reason::REASON_TIMED_OUT);
     assert!(
         elapsed >= LIMIT.as_secs_f64() - 0.01,
-        "it gave up after {elapsed:.2} s, and had {LIMIT:?}"
+        "it stopped waiting after {elapsed:.2} s, its timeout was {LIMIT:?}"
     );
-    stage.assert_as_before(&before).await;
+    fixture.assert_as_before(&before).await;
 }
 
-/// In seconds, to a hundredth.
-async fn uptime(stage: &Stage) -> f64 {
-    let uptime = stage.sandbox().observer().shell("cat /proc/uptime").await;
+/// Returns the guest's uptime in seconds, with two decimals.
+async fn uptime(fixture: &Fixture) -> f64 {
+    let uptime = fixture.sandbox().observer().shell("cat /proc/uptime").await;
     let seconds = uptime.split(' ').next().and_then(|seconds| seconds.parse().ok());
-    seconds.unwrap_or_else(|| panic!("/proc/uptime says {uptime:?}"))
+    seconds.unwrap_or_else(|| panic!("/proc/uptime is {uptime:?}"))
 }
 
-async fn lun_that_is_seen_twice_is_refused(stage: &Stage) {
-    let disk = stage.nowhere();
+async fn lun_that_is_seen_twice_is_refused(fixture: &Fixture) {
+    let disk = fixture.absent_disk();
     for (target, lun) in [(150, 0), (150, 256), (256, 1)] {
-        let mut attachment = disk.to(&stage.container, PATH);
+        let mut attachment = disk.attachment(&fixture.container, PATH);
         (
             attachment.address.mut_or_insert_default().target,
             attachment.address.mut_or_insert_default().lun,
         ) = (target, lun);
-        let answer = stage.attach(vec![attachment], stage.soon()).await;
+        let answer = fixture.attach(vec![attachment], fixture.short_limit()).await;
         assert_refused(&answer.failure, Reason::REASON_INVALID_REQUEST);
     }
 }

@@ -1,8 +1,8 @@
-//! What the agent says of itself and of its guest.
+//! What the agent reports about itself and its guest.
 
 use block_volume_api::block_volume::{FilterMode, PathUse, Reason};
 
-use super::super::{Mode, Stage, check::check, direct::assert_refused, report::FEATURE};
+use super::super::{Fixture, Mode, check::check, guest_info::FEATURE, raw_client::assert_refused};
 use super::Check;
 use crate::Container;
 
@@ -10,7 +10,7 @@ pub(super) const CHECKS: &[Check] = &[
     check!(
         "agent",
         serves_the_plugin,
-        "the agent answers the plugin's Probe: it was built with it, and its policy allows it"
+        "the agent answers Probe: it was built with the plugin, and its policy allows it"
     )
     .gate(),
     check!(
@@ -25,26 +25,27 @@ pub(super) const CHECKS: &[Check] = &[
     ),
     check!(
         "agent",
-        tells_a_containers_device_filter,
-        "Probe says what stands between a container and other devices"
+        reports_a_containers_device_filter,
+        "Probe reports which device filter a container has"
     ),
     check!(
         "agent",
-        tells_what_is_at_a_path,
-        "Probe tells a free path from one that is taken, inside of the container"
+        reports_what_is_at_a_path,
+        "Probe reports whether a path of the container is free or taken"
     ),
-    check!("agent", knows_no_other_containers, "a container that does not exist is told as such"),
+    check!("agent", knows_no_other_containers, "a container that does not exist is not found"),
 ];
 
-async fn serves_the_plugin(stage: &Stage) {
-    let plugin = match &stage.facts().plugin {
+async fn serves_the_plugin(fixture: &Fixture) {
+    let plugin = match &fixture.info().plugin {
         Ok(plugin) => plugin,
         Err(why) => panic!(
-            "Probe is not served: {why}\nbuild the agent with the plugin's feature, let its policy allow ProbeBlockVolumeRequest, and \
-             name the port of a plugin that has one of its own with --plugin-port (agent-plugin/README.md)"
+            "Probe is not served: {why}\nbuild the agent with the plugin's feature, allow \
+             ProbeBlockVolumeRequest in its policy, and give the port of a plugin that has a \
+             separate one with --plugin-port (agent-plugin/README.md)"
         ),
     };
-    assert_eq!(plugin.api_level, 1, "the API level that this suite speaks");
+    assert_eq!(plugin.api_level, 1, "the API level of this suite");
     for capability in ["attach", "detach", "inspect"] {
         let capabilities = &plugin.probe.capabilities;
         assert!(
@@ -54,64 +55,65 @@ async fn serves_the_plugin(stage: &Stage) {
     }
 }
 
-async fn names_the_feature(stage: &Stage) {
-    let features = &stage.facts().features;
+async fn names_the_feature(fixture: &Fixture) {
+    let features = &fixture.info().features;
     assert!(features.iter().any(|feature| feature == FEATURE), "extra_features is {features:?}");
 }
 
-async fn finds_its_controllers(stage: &Stage) {
-    let probe = stage.probe("", &[]).await;
+async fn finds_its_controllers(fixture: &Fixture) {
+    let probe = fixture.probe("", &[]).await;
     assert!(!probe.scsi_hosts.is_empty(), "Probe names no virtio-scsi host");
     for host in &probe.scsi_hosts {
         let link = format!("readlink -f /sys/class/scsi_host/host{}", host.number);
-        let place = stage.sandbox().observer().shell(&link).await;
+        let device = fixture.sandbox().observer().shell(&link).await;
         assert!(
-            place.contains(&host.controller),
-            "host{} is at {place}, not at {}",
+            device.contains(&host.controller),
+            "host{} is at {device}, not at {}",
             host.number,
             host.controller
         );
     }
-    let mode = stage.sandbox().observer().shell("cat /sys/module/scsi_mod/parameters/scan").await;
+    let mode = fixture.sandbox().observer().shell("cat /sys/module/scsi_mod/parameters/scan").await;
     assert_eq!(probe.scan_mode, mode.trim());
 }
 
-async fn tells_a_containers_device_filter(stage: &Stage) {
-    for container in [&stage.container, &stage.ruled] {
-        let probe = stage.probe(container.id(), &[]).await;
+async fn reports_a_containers_device_filter(fixture: &Fixture) {
+    for container in [&fixture.container, &fixture.filtered] {
+        let probe = fixture.probe(container.id(), &[]).await;
         assert!(probe.failure.is_none(), "{}", probe.failure.message);
         assert!(!probe.container.user_namespace, "it has no user namespace");
-        let told = probe.container.filter.mode.enum_value().unwrap_or_default();
-        assert_eq!(told, filter_of(stage, container).await, "container {}", container.id());
+        let reported = probe.container.filter.mode.enum_value().unwrap_or_default();
+        assert_eq!(reported, filter_of(fixture, container).await, "container {}", container.id());
     }
 }
 
-/// As the kernel has it.
-async fn filter_of(stage: &Stage, container: &Container) -> FilterMode {
-    if stage.facts().mode == Mode::V1 {
+/// Returns the device filter of a container, as the kernel reports it.
+async fn filter_of(fixture: &Fixture, container: &Container) -> FilterMode {
+    if fixture.info().mode == Mode::V1 {
         return FilterMode::FILTER_MODE_V1;
     }
     let cgroup = container.exec(&["cat", "/proc/self/cgroup"]).await;
     let in_own_namespace = String::from_utf8_lossy(&cgroup).trim().ends_with("::/");
-    let programs = stage.sandbox().observer().programs(&format!("/pod/{}", container.id())).await;
+    let programs = fixture.sandbox().observer().programs(&format!("/pod/{}", container.id())).await;
     match programs {
         Ok(programs) if programs.is_empty() => FilterMode::FILTER_MODE_NONE,
         Ok(_) => FilterMode::FILTER_MODE_BPF,
         Err(error) => panic!(
-            "its cgroup is not /pod/ID, as the request said (a cgroup namespace of its own: {in_own_namespace}): {}",
+            "its cgroup is not /pod/ID, which was requested (it has its own cgroup namespace: \
+             {in_own_namespace}): {}",
             error.chain()
         ),
     }
 }
 
-async fn tells_what_is_at_a_path(stage: &Stage) {
-    let container = &stage.container;
+async fn reports_what_is_at_a_path(fixture: &Fixture) {
+    let container = &fixture.container;
     container.exec(&["touch", "/dev/conformance-file"]).await;
     let paths = ["/dev/conformance-free", "/dev/conformance-file", "/no/such/directory"];
-    let probe = stage.probe(container.id(), &paths).await;
+    let probe = fixture.probe(container.id(), &paths).await;
     container.exec(&["rm", "/dev/conformance-file"]).await;
     assert!(probe.failure.is_none(), "{}", probe.failure.message);
-    let told: Vec<_> = probe
+    let reported: Vec<_> = probe
         .container
         .paths
         .iter()
@@ -119,15 +121,15 @@ async fn tells_what_is_at_a_path(stage: &Stage) {
         .collect();
     let expected =
         [PathUse::PATH_USE_FREE, PathUse::PATH_USE_TAKEN, PathUse::PATH_USE_PARENT_MISSING];
-    assert_eq!(told, expected, "{paths:?}");
+    assert_eq!(reported, expected, "{paths:?}");
 }
 
-async fn knows_no_other_containers(stage: &Stage) {
-    let probe = stage.probe("conformance-unknown", &[]).await;
+async fn knows_no_other_containers(fixture: &Fixture) {
+    let probe = fixture.probe("conformance-unknown", &[]).await;
     let failure = probe.failure.as_ref().map(|failure| failure.reason.enum_value());
     assert_eq!(failure, Some(Ok(Reason::REASON_CONTAINER_NOT_FOUND)), "{:?}", probe.failure);
-    let mut attachment = stage.nowhere().to(&stage.container, "/dev/conformance");
+    let mut attachment = fixture.absent_disk().attachment(&fixture.container, "/dev/conformance");
     attachment.container_id = "conformance-unknown".to_owned();
-    let answer = stage.attach(vec![attachment], stage.soon()).await;
+    let answer = fixture.attach(vec![attachment], fixture.short_limit()).await;
     assert_refused(&answer.failure, Reason::REASON_CONTAINER_NOT_FOUND);
 }

@@ -1,18 +1,18 @@
-//! The checks, one file a subject, in the order in which they run: what others depend on comes
+//! The checks, one file a subject, in the order in which they run: those that others depend on come
 //! first.
 
 mod address;
 mod agent;
-mod beside;
 mod filter;
 mod node;
 mod plug;
-mod undo;
+mod rollback;
+mod side_effects;
 mod unplug;
 
 use super::{Check, Group};
 
-/// All of them.
+/// All checks.
 pub const GROUPS: &[Group] = &[
     Group { name: "agent", checks: agent::CHECKS },
     Group { name: "plug", checks: plug::CHECKS },
@@ -20,8 +20,8 @@ pub const GROUPS: &[Group] = &[
     Group { name: "address", checks: address::CHECKS },
     Group { name: "filter", checks: filter::CHECKS },
     Group { name: "unplug", checks: unplug::CHECKS },
-    Group { name: "undo", checks: undo::CHECKS },
-    Group { name: "beside", checks: beside::CHECKS },
+    Group { name: "rollback", checks: rollback::CHECKS },
+    Group { name: "side_effects", checks: side_effects::CHECKS },
 ];
 
 #[cfg(test)]
@@ -31,12 +31,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_check_has_a_name_of_its_own_in_its_group_and_a_purpose_of_one_line() {
+    fn every_check_has_a_unique_name_in_its_group_and_a_purpose_of_one_line() {
         let mut names = HashSet::new();
         for group in GROUPS {
             for check in group.checks {
                 assert!(check.name().starts_with(&format!("{}::", group.name)), "{check:?}");
-                assert!(names.insert(check.name()), "{check:?} is there twice");
+                assert!(names.insert(check.name()), "{check:?} exists twice");
                 assert!(
                     (20..110).contains(&check.purpose().len()),
                     "{check:?}: {}",

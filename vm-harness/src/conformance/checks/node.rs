@@ -1,8 +1,13 @@
-//! Where the device node is, and where it is not.
+//! Where the device node appears, and where it must not appear.
 
 use block_volume_api::block_volume::Reason;
 
-use super::super::{Facts, Stage, check::check, direct::MIB, direct::assert_refused, stage::has};
+use super::super::{
+    Fixture, GuestInfo,
+    check::check,
+    fixture::has,
+    raw_client::{MIB, assert_refused},
+};
 use super::Check;
 use crate::{Volume, random_bytes};
 
@@ -10,37 +15,37 @@ pub(super) const CHECKS: &[Check] = &[
     check!(
         "node",
         is_in_the_container_and_nowhere_else,
-        "neither the agent's own /dev nor a sibling gets the node"
+        "neither the agent's own /dev nor another container gets the node"
     ),
     check!(
         "node",
         taken_path_is_refused,
-        "what is at the path already stays, and QEMU is not touched"
+        "what is at the path already stays, and QEMU is not changed"
     ),
     check!(
         "node",
         links_stay_inside_the_container,
-        "a parent that is a link leads to a place below the container's root"
+        "a parent directory that is a link is resolved below the container's root"
     ),
     check!(
         "node",
         path_with_dots_is_refused,
-        "a request with .. in its path, or no absolute one, is invalid"
+        "a request with .. in its path, or with a relative path, is invalid"
     ),
     check!(
         "node",
         container_with_a_user_namespace_gets_it,
-        "a container whose root is no root of the guest reads and writes its volume"
+        "a container whose root is not the guest's root user reads and writes its volume"
     )
-    .only_if(Facts::serves_own_users),
+    .only_if(GuestInfo::supports_user_namespaces),
 ];
 
-async fn container_with_a_user_namespace_gets_it(stage: &Stage) {
+async fn container_with_a_user_namespace_gets_it(fixture: &Fixture) {
     const PATH: &str = "/dev/conformance";
-    let container = stage.own_users.as_ref().expect("the check applies where there is one");
+    let container = fixture.user_namespace.as_ref().expect("the check applies only if it exists");
     let volume = Volume::image(MIB);
-    stage.plug(container, &volume, PATH).await;
-    // Its root is a user of the guest's without any right; a node that it may not open is none.
+    fixture.plug(container, &volume, PATH).await;
+    // Its root is an unprivileged user of the guest; a node that it cannot open would be useless.
     assert!(
         container.read(PATH, 0..4096).await == volume.bytes(0..4096),
         "other bytes than the host's"
@@ -51,75 +56,77 @@ async fn container_with_a_user_namespace_gets_it(stage: &Stage) {
         volume.bytes(8192..12288) == fresh,
         "the host reads other bytes than the container wrote"
     );
-    assert!(!stage.guest_has(PATH).await, "the agent's own mount namespace has a node");
-    stage.unplug(container, PATH).await;
-    assert!(!has(container, PATH).await, "something is still there after the unplug");
+    assert!(!fixture.guest_has(PATH).await, "the agent's own mount namespace has a node");
+    fixture.unplug(container, PATH).await;
+    assert!(!has(container, PATH).await, "the path still exists after the unplug");
 }
 
-async fn is_in_the_container_and_nowhere_else(stage: &Stage) {
+async fn is_in_the_container_and_nowhere_else(fixture: &Fixture) {
     const PATH: &str = "/dev/conformance";
     let volume = Volume::image(MIB);
-    let before = stage.snapshot().await;
-    stage.plug(&stage.container, &volume, PATH).await;
+    let before = fixture.snapshot().await;
+    fixture.plug(&fixture.container, &volume, PATH).await;
     let leftovers =
-        stage.container.exec(&["sh", "-c", "ls -a /dev | grep '^.ecrblk-' || true"]).await;
-    let there = (
-        has(&stage.container, PATH).await,
-        has(&stage.sibling, PATH).await,
-        stage.guest_has(PATH).await,
+        fixture.container.exec(&["sh", "-c", "ls -a /dev | grep '^.ecrblk-' || true"]).await;
+    let found = (
+        has(&fixture.container, PATH).await,
+        has(&fixture.sibling, PATH).await,
+        fixture.guest_has(PATH).await,
         String::from_utf8_lossy(&leftovers).trim().to_owned(),
     );
-    assert!(there.0, "there is no node in the container");
-    assert!(!there.1, "the sibling has a node, too");
-    assert!(!there.2, "the agent's own mount namespace has a node");
-    assert_eq!(there.3, "", "temporary nodes are left");
-    stage.unplug(&stage.container, PATH).await;
-    assert!(!has(&stage.container, PATH).await, "the node is still there after the unplug");
-    let after = stage.snapshot().await;
+    assert!(found.0, "there is no node in the container");
+    assert!(!found.1, "another container has a node, too");
+    assert!(!found.2, "the agent's own mount namespace has a node");
+    assert_eq!(found.3, "", "temporary nodes are left over");
+    fixture.unplug(&fixture.container, PATH).await;
+    assert!(!has(&fixture.container, PATH).await, "the node still exists after the unplug");
+    let after = fixture.snapshot().await;
     assert_eq!(after.container_devices, before.container_devices);
 }
 
-async fn taken_path_is_refused(stage: &Stage) {
+async fn taken_path_is_refused(fixture: &Fixture) {
     const PATH: &str = "/dev/conformance-taken";
     let volume = Volume::image(MIB);
-    stage.container.exec(&["sh", "-c", &format!("echo mine >{PATH}")]).await;
-    let before = stage.snapshot().await;
-    stage.hot_plug(&stage.container, &[(&volume, PATH)]).run().await.failed_with(4);
-    stage.assert_as_before(&before).await;
-    // The same for a caller that does not ask first.
-    let disk = stage.add_disk().await;
-    let answer = stage.attach(vec![disk.to(&stage.container, PATH)], stage.soon()).await;
+    fixture.container.exec(&["sh", "-c", &format!("echo mine >{PATH}")]).await;
+    let before = fixture.snapshot().await;
+    fixture.hot_plug(&fixture.container, &[(&volume, PATH)]).run().await.failed_with(4);
+    fixture.assert_as_before(&before).await;
+    // A caller that does not call Probe first is refused, too.
+    let disk = fixture.add_disk().await;
+    let answer = fixture
+        .attach(vec![disk.attachment(&fixture.container, PATH)], fixture.short_limit())
+        .await;
     assert_refused(&answer.failure, Reason::REASON_PATH_TAKEN);
-    stage.remove(&disk).await;
-    stage.assert_as_before(&before).await;
-    assert_eq!(stage.container.exec(&["cat", PATH]).await, b"mine\n");
-    stage.container.exec(&["rm", PATH]).await;
+    fixture.remove(&disk).await;
+    fixture.assert_as_before(&before).await;
+    assert_eq!(fixture.container.exec(&["cat", PATH]).await, b"mine\n");
+    fixture.container.exec(&["rm", PATH]).await;
 }
 
-async fn links_stay_inside_the_container(stage: &Stage) {
-    // For the agent itself the link leads to a directory of the guest's own /dev, which it has,
-    // too.
-    let observer = stage.sandbox().observer();
+async fn links_stay_inside_the_container(fixture: &Fixture) {
+    // Resolved in the agent's mount namespace, the link would lead to an existing directory of the
+    // guest's own /dev.
+    let observer = fixture.sandbox().observer();
     let prepare =
         "mkdir /dev/conformance && ln -s /../../../../../../dev/conformance /dev/conformance-link";
-    stage.container.exec(&["sh", "-c", prepare]).await;
+    fixture.container.exec(&["sh", "-c", prepare]).await;
     observer.shell("mkdir /dev/conformance").await;
     let volume = Volume::image(MIB);
     let path = "/dev/conformance-link/volume";
-    stage.plug(&stage.container, &volume, path).await;
+    fixture.plug(&fixture.container, &volume, path).await;
     let outside = observer.shell("ls /dev/conformance").await;
     assert!(
-        has(&stage.container, "/dev/conformance/volume").await,
-        "the node is not where the link leads"
+        has(&fixture.container, "/dev/conformance/volume").await,
+        "the node is not at the target of the link"
     );
-    assert_eq!(outside, "", "the link led out of the container");
-    stage.unplug(&stage.container, path).await;
-    stage.container.exec(&["rm", "-r", "/dev/conformance", "/dev/conformance-link"]).await;
+    assert_eq!(outside, "", "the link was followed out of the container");
+    fixture.unplug(&fixture.container, path).await;
+    fixture.container.exec(&["rm", "-r", "/dev/conformance", "/dev/conformance-link"]).await;
     observer.shell("rmdir /dev/conformance").await;
 }
 
-async fn path_with_dots_is_refused(stage: &Stage) {
-    let disk = stage.nowhere();
+async fn path_with_dots_is_refused(fixture: &Fixture) {
+    let disk = fixture.absent_disk();
     for path in [
         "/dev/../conformance",
         "dev/conformance",
@@ -128,7 +135,9 @@ async fn path_with_dots_is_refused(stage: &Stage) {
         "/",
         "",
     ] {
-        let answer = stage.attach(vec![disk.to(&stage.container, path)], stage.soon()).await;
+        let answer = fixture
+            .attach(vec![disk.attachment(&fixture.container, path)], fixture.short_limit())
+            .await;
         assert_refused(&answer.failure, Reason::REASON_INVALID_REQUEST);
     }
 }

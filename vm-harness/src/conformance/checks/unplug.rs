@@ -1,10 +1,10 @@
-//! Unplug: the volume goes, with everything that came with it.
+//! Hot-unplug: the volume is removed, with everything that the hot-plug added.
 
 use super::super::{
-    Stage,
+    Fixture,
     check::check,
-    direct::{MIB, assert_done},
-    stage::succeeded,
+    fixture::succeeded,
+    raw_client::{MIB, assert_succeeded},
 };
 use super::Check;
 use crate::{Volume, random_bytes};
@@ -13,78 +13,83 @@ pub(super) const CHECKS: &[Check] = &[
     check!(
         "unplug",
         leaves_nothing,
-        "QEMU, the guest's disks, the container's /dev and rights are what they were"
+        "QEMU, the guest's disks, the container's /dev and device rules are as before"
     ),
     check!(
         "unplug",
         held_volume_is_refused_and_works_on,
-        "while a process has it open it stays, works, and the holder is named"
+        "while a process has it open it stays usable, and the holder is named"
     ),
     check!(
         "unplug",
         detach_of_nothing_is_unchanged,
-        "a Detach of what is not there succeeds and says unchanged"
+        "a Detach of a volume that is not attached succeeds and reports unchanged"
     ),
     check!(
         "unplug",
         what_was_written_is_on_the_host,
-        "bytes that were in the guest's cache are on the volume"
+        "bytes from the guest's cache are written to the volume"
     ),
 ];
 
 const PATH: &str = "/dev/conformance";
 
-async fn leaves_nothing(stage: &Stage) {
+async fn leaves_nothing(fixture: &Fixture) {
     let volume = Volume::image(MIB);
-    // On cgroup v1 the pod keeps its right on the first disk's number.
-    stage.plug(&stage.ruled, &volume, PATH).await;
-    stage.unplug(&stage.ruled, PATH).await;
-    let before = stage.snapshot().await;
-    stage.plug(&stage.ruled, &volume, PATH).await;
-    stage.unplug(&stage.ruled, PATH).await;
-    stage.assert_as_before(&before).await;
+    // On cgroup v1 the pod keeps the rule for the first disk's number.
+    fixture.plug(&fixture.filtered, &volume, PATH).await;
+    fixture.unplug(&fixture.filtered, PATH).await;
+    let before = fixture.snapshot().await;
+    fixture.plug(&fixture.filtered, &volume, PATH).await;
+    fixture.unplug(&fixture.filtered, PATH).await;
+    fixture.assert_as_before(&before).await;
 }
 
-async fn held_volume_is_refused_and_works_on(stage: &Stage) {
+async fn held_volume_is_refused_and_works_on(fixture: &Fixture) {
     let volume = Volume::image(MIB);
-    let container = &stage.container;
-    stage.plug(container, &volume, PATH).await;
-    // Detached from the call that starts it: no stream of the agent's stays open.
+    let container = &fixture.container;
+    fixture.plug(container, &volume, PATH).await;
+    // In its own session with its own streams, so that the call that starts it ends.
     let hold = format!(
-        "exec 3<{PATH}; touch /dev/held; until test -e /dev/let-go; do sleep 0.1; done; rm /dev/held"
+        "exec 3<{PATH}; touch /dev/held; \
+         until test -e /dev/release; do sleep 0.1; done; rm /dev/held"
     );
     let start = format!(
-        "setsid sh -c '{hold}' </dev/null >/dev/null 2>&1 & until test -e /dev/held; do sleep 0.1; done"
+        "setsid sh -c '{hold}' </dev/null >/dev/null 2>&1 & \
+         until test -e /dev/held; do sleep 0.1; done"
     );
     container.exec(&["sh", "-c", &start]).await;
-    let finished = stage.hot_unplug(container, PATH).run().await;
+    let finished = fixture.hot_unplug(container, PATH).run().await;
     let (_, message) = finished.failed_with(5);
     assert!(message.contains("sh"), "the holder is not named: {message}");
-    assert!(container.read(PATH, 0..4096).await == volume.bytes(0..4096), "it works no more");
-    container.exec(&["touch", "/dev/let-go"]).await;
-    succeeded(&stage.hot_unplug(container, PATH).args(["--wait", "10s"]).run().await);
+    assert!(
+        container.read(PATH, 0..4096).await == volume.bytes(0..4096),
+        "it cannot be read any more"
+    );
+    container.exec(&["touch", "/dev/release"]).await;
+    succeeded(&fixture.hot_unplug(container, PATH).args(["--wait", "10s"]).run().await);
     container
-        .exec(&["sh", "-c", "while test -e /dev/held; do sleep 0.1; done; rm /dev/let-go"])
+        .exec(&["sh", "-c", "while test -e /dev/held; do sleep 0.1; done; rm /dev/release"])
         .await;
 }
 
-async fn detach_of_nothing_is_unchanged(stage: &Stage) {
-    let disk = stage.nowhere();
-    let answer = stage.detach(disk.to(&stage.container, PATH)).await;
-    assert_done(&answer.failure);
-    let told: Vec<_> =
-        answer.detached.iter().map(|gone| (gone.serial.clone(), gone.unchanged)).collect();
-    assert_eq!(told, [(disk.serial.clone(), true)]);
+async fn detach_of_nothing_is_unchanged(fixture: &Fixture) {
+    let disk = fixture.absent_disk();
+    let answer = fixture.detach(disk.attachment(&fixture.container, PATH)).await;
+    assert_succeeded(&answer.failure);
+    let detached: Vec<_> =
+        answer.detached.iter().map(|volume| (volume.serial.clone(), volume.unchanged)).collect();
+    assert_eq!(detached, [(disk.serial.clone(), true)]);
 }
 
-async fn what_was_written_is_on_the_host(stage: &Stage) {
+async fn what_was_written_is_on_the_host(fixture: &Fixture) {
     let volume = Volume::image(MIB);
-    stage.plug(&stage.container, &volume, PATH).await;
+    fixture.plug(&fixture.container, &volume, PATH).await;
     let fresh = random_bytes(65536);
     let write = ["dd", &format!("of={PATH}"), "bs=64k", "iflag=fullblock", "conv=notrunc"];
-    let written = stage.container.try_exec(&write, &fresh).await;
+    let written = fixture.container.try_exec(&write, &fresh).await;
     let written = written.unwrap_or_else(|error| panic!("{}", error.chain()));
     assert_eq!(written.status, 0, "{}", written.error_text());
-    stage.unplug(&stage.container, PATH).await;
+    fixture.unplug(&fixture.container, PATH).await;
     assert!(volume.bytes(0..65536) == fresh, "the host reads other bytes than the container wrote");
 }

@@ -61,11 +61,11 @@ async fn reference_agent_conforms_with_the_plugin_on_a_separate_port() {
 #[case::success_without_a_node("node=skip", "plug::container_reads_what_the_host_wrote")]
 #[case::wrong_owner("owner=skip", "plug::node_has_the_owner_and_mode_that_were_asked")]
 #[case::no_filter("filter=skip", "filter::filtered_container_uses_its_volume")]
-#[case::no_rollback("undo=skip", "undo::failure_of_one_volume_undoes_the_others")]
+#[case::no_rollback("undo=skip", "rollback::failure_of_one_volume_rolls_back_the_others")]
 #[case::node_stays("unlink=skip", "unplug::leaves_nothing")]
 #[case::never_unchanged("unchanged=skip", "plug::repeated_call_is_unchanged")]
 #[case::no_deadline("deadline=skip", "address::disk_that_never_appears_times_out")]
-#[case::leaks_a_thread("thread=stay", "beside::threads_and_descriptors_stay_as_many")]
+#[case::leaks_a_thread("thread=stay", "side_effects::threads_and_descriptors_stay_as_many")]
 #[tokio::test]
 async fn broken_variant_is_caught(#[case] fault: &str, #[case] check: &str) {
     let report = run_broken(fault, None).await;

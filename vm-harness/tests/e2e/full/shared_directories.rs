@@ -48,7 +48,7 @@ impl Setup {
     ) -> (Self, SharedDirectory) {
         let share = SharedDirectory { path: directory.path().to_owned(), protocol };
         let mut environment = Environment::from_variables();
-        environment.parts.kernel =
+        environment.overrides.kernel =
             Some(environment.generic_kernel().unwrap_or_else(|error| panic!("{}", error.chain())));
         let machine = Machine {
             kernel_parameters: vec![share.kernel_parameter()],

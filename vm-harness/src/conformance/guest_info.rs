@@ -1,0 +1,156 @@
+//! What the agent reports about itself and its guest. It decides which checks apply.
+
+use block_volume_api::block_volume::{FilterMode, NodeWay, ProbeRequest, ProbeResponse};
+
+use super::{Mode, probe::probe};
+use crate::{Container, Error, Sandbox};
+
+/// The feature by which hosts find the plugin.
+pub(super) const FEATURE: &str = "block-volume";
+
+/// The properties of one sandbox.
+#[derive(Debug, Clone)]
+pub struct GuestInfo {
+    /// The kind of guest.
+    pub mode: Mode,
+    /// `agent_details.version`.
+    pub version: String,
+    /// `agent_details.extra_features`.
+    pub features: Vec<String>,
+    /// The plugin, or why there is none.
+    pub plugin: Result<Plugin, String>,
+    /// The device filter of a container without device rules.
+    pub filter_without_rules: FilterMode,
+    /// The device filter of a container with device rules.
+    pub filter_with_rules: FilterMode,
+    /// Whether a container with a user namespace can have volumes, or why not.
+    pub user_namespace: Result<(), String>,
+}
+
+/// The plugin, by its answer to `Probe`.
+#[derive(Debug, Clone)]
+pub struct Plugin {
+    /// API level of the contract.
+    pub api_level: u32,
+    /// Version of the crate.
+    pub version: String,
+    /// The whole answer.
+    pub probe: ProbeResponse,
+}
+
+impl GuestInfo {
+    /// Asks the agent. The containers are one without device rules, one with device rules, and one
+    /// with a user namespace.
+    pub(super) async fn of(
+        sandbox: &Sandbox,
+        mode: Mode,
+        without_rules: &Container,
+        with_rules: &Container,
+        user_namespace: &Result<Container, Error>,
+    ) -> Result<Self, Error> {
+        let details = sandbox.agent().details().await?;
+        let plugin = match probe(sandbox, &ProbeRequest::default()).await? {
+            Err(why) => Err(why),
+            Ok(probe) if probe.failure.is_some() => Err(probe.failure.message.clone()),
+            Ok(probe) => Ok(Plugin {
+                api_level: probe.api_level,
+                version: probe.plugin_version.clone(),
+                probe,
+            }),
+        };
+        let filter = async |container: &Container| {
+            let request =
+                ProbeRequest { container_id: container.id().to_owned(), ..Default::default() };
+            let answer = probe(sandbox, &request).await?;
+            let mode = answer.ok().and_then(|probe| probe.container.filter.mode.enum_value().ok());
+            Ok::<_, Error>(mode.unwrap_or_default())
+        };
+        Ok(Self {
+            mode,
+            version: details.agent_details.version.clone(),
+            features: details.agent_details.extra_features.clone(),
+            plugin,
+            filter_without_rules: filter(without_rules).await?,
+            filter_with_rules: filter(with_rules).await?,
+            user_namespace: match user_namespace {
+                Err(error) => Err(format!(
+                    "the agent creates no container with a user namespace: {}",
+                    error.chain()
+                )),
+                Ok(container) => can_have_node(sandbox, container).await?,
+            },
+        })
+    }
+
+    /// Whether a container with a user namespace can have volumes.
+    pub(super) fn supports_user_namespaces(&self) -> Result<(), String> {
+        self.user_namespace.clone()
+    }
+
+    /// Whether the container with device rules has a device filter.
+    pub(super) fn has_filter(&self) -> Result<(), String> {
+        match self.filter_with_rules {
+            FilterMode::FILTER_MODE_V1 | FilterMode::FILTER_MODE_BPF => Ok(()),
+            _ => {
+                Err("cgroup v2 without a device program: a container can open every device"
+                    .to_owned())
+            }
+        }
+    }
+
+    /// Whether the container without device rules has no device filter.
+    pub(super) fn has_no_filter(&self) -> Result<(), String> {
+        match self.filter_without_rules {
+            FilterMode::FILTER_MODE_NONE => Ok(()),
+            _ => Err("every container of this guest has a device filter".to_owned()),
+        }
+    }
+
+    /// Whether disks appear only on request.
+    pub(super) fn scans_on_demand(&self) -> Result<(), String> {
+        match self.scan_mode() {
+            "none" => Ok(()),
+            mode => Err(format!("scsi_mod.scan={mode}: the kernel finds disks by itself")),
+        }
+    }
+
+    /// Whether the kernel finds disks by itself.
+    pub(super) fn scans_by_itself(&self) -> Result<(), String> {
+        match self.scan_mode() {
+            "none" => Err("scsi_mod.scan=none: the kernel finds no disk by itself".to_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    fn scan_mode(&self) -> &str {
+        match &self.plugin {
+            Ok(plugin) => &plugin.probe.scan_mode,
+            Err(_) => "none",
+        }
+    }
+}
+
+/// Whether the plugin can make a device node in `container`.
+async fn can_have_node(
+    sandbox: &Sandbox,
+    container: &Container,
+) -> Result<Result<(), String>, Error> {
+    let request = ProbeRequest {
+        container_id: container.id().to_owned(),
+        paths: vec!["/dev/conformance".to_owned()],
+        ..Default::default()
+    };
+    let answer = match probe(sandbox, &request).await? {
+        Ok(answer) => answer,
+        Err(why) => return Ok(Err(why)),
+    };
+    let Some(path) = answer.container.paths.first() else {
+        return Ok(Err("the plugin's answer does not have the requested path".to_owned()));
+    };
+    Ok(match path.way.enum_value_or_default() {
+        NodeWay::NODE_WAY_UNSPECIFIED => {
+            Err(format!("a container with a user namespace: {}", path.refused))
+        }
+        _ => Ok(()),
+    })
+}

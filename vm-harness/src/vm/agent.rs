@@ -1,0 +1,78 @@
+//! A client of Kata's agent protocol, on one connection to the agent in the guest.
+
+use std::{path::Path, time::Duration};
+
+use agent_api::{
+    agent::{CheckRequest, GuestDetailsRequest, GuestDetailsResponse},
+    agent_ttrpc::{AgentServiceClient, HealthClient},
+};
+use ttrpc::{
+    r#async::{Client, transport::Socket},
+    context::Context,
+};
+
+use super::vsock;
+use crate::{Error, environment::AGENT_PORT};
+
+/// One connection to an agent. Clones share it.
+#[derive(Clone)]
+pub struct Agent {
+    client: AgentServiceClient,
+    limit: Duration,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Agent").finish_non_exhaustive()
+    }
+}
+
+impl Agent {
+    /// Connects as soon as an agent answers its health check. It polls, because nothing in a guest
+    /// announces that its agent listens. The caller sets the deadline.
+    pub(crate) async fn when_it_answers(hybrid: &Path, limit: Duration) -> Self {
+        // A request that reaches the back end while the guest's driver initialises can be lost:
+        // then neither an answer nor an end of file follows. A restored guest has its driver
+        // soon; a slow guest gets more time with each attempt.
+        let mut patience = Duration::from_millis(60);
+        loop {
+            let attempt = tokio::time::timeout(patience, vsock::connect(hybrid, AGENT_PORT)).await;
+            if attempt.is_err() {
+                patience = (patience * 2).min(Duration::from_millis(500));
+            }
+            if let Ok(Ok(stream)) = attempt {
+                let connection = Client::new(Socket::new(stream));
+                let health = HealthClient::new(connection.clone());
+                if health.check(context(Duration::from_secs(5)), &CheckRequest::new()).await.is_ok()
+                {
+                    return Self { client: AgentServiceClient::new(connection), limit };
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Returns the generated client, for calls that this type has no method for.
+    pub fn service(&self) -> &AgentServiceClient {
+        &self.client
+    }
+
+    /// Returns a ttrpc context with the time limit of a call.
+    pub fn context(&self) -> Context {
+        context(self.limit)
+    }
+
+    /// Returns what the agent reports about itself (`GetGuestDetails`).
+    ///
+    /// # Errors
+    /// The agent refuses, or does not answer.
+    pub async fn details(&self) -> Result<GuestDetailsResponse, Error> {
+        let answer =
+            self.client.get_guest_details(self.context(), &GuestDetailsRequest::new()).await;
+        answer.map_err(|source| Error::Agent { call: "GetGuestDetails", source })
+    }
+}
+
+fn context(limit: Duration) -> Context {
+    ttrpc::context::with_timeout(i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,210 @@
+//! A run directory with the layout of Kata's Go runtime, and the shim's monitor socket.
+//!
+//! It has `vm/<sid>/qmp.sock`, `sbs/<sid>/persist.json`, `sbs/<sid>/<cid>/`, and
+//! `sbs/<sid>/shim-monitor.sock`, which answers `GET /agent-url` with the agent's address.
+
+use std::{
+    convert::Infallible,
+    fs,
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use http_body_util::Full;
+use hyper::{Request, Response, StatusCode, body::Bytes, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{net::UnixListener, task::JoinHandle};
+
+use crate::Error;
+
+/// The directory of run directories. It is short, because the path of a socket has at most 107
+/// bytes.
+pub(crate) const BASE: &str = "/tmp";
+const PREFIX: &str = "vmh-";
+
+/// Returns the run directories of all sandboxes on this machine, and other directories of the
+/// harness in [`BASE`].
+pub(crate) fn all() -> Result<Vec<PathBuf>, Error> {
+    let entries = fs::read_dir(BASE).map_err(Error::file("read", BASE))?;
+    let ours =
+        entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX));
+    Ok(ours.map(|entry| entry.path()).collect())
+}
+
+/// Makes a directory for sockets. It is removed when the value is dropped.
+pub(crate) fn short_directory() -> Result<tempfile::TempDir, Error> {
+    let made = tempfile::Builder::new().prefix(PREFIX).tempdir_in(BASE);
+    made.map_err(Error::file("make a directory in", BASE))
+}
+
+/// The run directory of one sandbox. It is removed when the value is dropped.
+#[derive(Debug)]
+pub struct RunDir {
+    root: tempfile::TempDir,
+    sandbox: String,
+    shim: Option<JoinHandle<()>>,
+}
+
+impl RunDir {
+    /// Makes the directories.
+    ///
+    /// # Errors
+    /// A directory cannot be made.
+    pub fn create(sandbox: &str) -> Result<Self, Error> {
+        let this = Self { root: short_directory()?, sandbox: sandbox.to_owned(), shim: None };
+        for directory in [this.vm(), this.sandbox_state()] {
+            fs::create_dir_all(&directory).map_err(Error::file("make", directory))?;
+        }
+        Ok(this)
+    }
+
+    /// Returns the root, the value for `--run-dir`.
+    pub fn path(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// Returns the directory with the VM's sockets.
+    pub fn vm(&self) -> PathBuf {
+        self.path().join("vm").join(&self.sandbox)
+    }
+
+    /// Returns the directory with the sandbox's state.
+    pub fn sandbox_state(&self) -> PathBuf {
+        self.path().join("sbs").join(&self.sandbox)
+    }
+
+    /// Copies `file` into the directory with the VM's sockets, and returns the path of the copy.
+    ///
+    /// # Errors
+    /// It cannot be copied.
+    pub fn copy(&self, file: &Path) -> Result<PathBuf, Error> {
+        let copy = self.vm().join(file.file_name().unwrap_or_default());
+        fs::copy(file, &copy).map_err(Error::file("copy", file))?;
+        Ok(copy)
+    }
+
+    /// Gives the directory of the VM, and what is in it, to a user, and lets every user search the
+    /// root.
+    ///
+    /// # Errors
+    /// The caller is not root.
+    pub fn give_to(&self, user: u32) -> Result<(), Error> {
+        let vm = self.vm();
+        fs::set_permissions(self.path(), fs::Permissions::from_mode(0o711))
+            .map_err(Error::file("set the mode of", self.path()))?;
+        let inside = fs::read_dir(&vm).map_err(Error::file("read", &vm))?;
+        for path in inside.filter_map(Result::ok).map(|entry| entry.path()).chain([vm]) {
+            chown(&path, Some(user), Some(user))
+                .map_err(Error::file("change the owner of", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Writes `persist.json`.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_state(&self, agent_url: &str, qemu: u32) -> Result<(), Error> {
+        let state = serde_json::json!({
+            "SandboxContainer": self.sandbox,
+            "State": "running",
+            "AgentState": { "URL": agent_url },
+            "HypervisorState": { "Type": "qemu", "Pid": qemu, "BlockIndexMap": {} },
+        });
+        let path = self.sandbox_state().join("persist.json");
+        fs::write(&path, state.to_string()).map_err(Error::file("write", path))
+    }
+
+    /// Adds `container` to the sandbox.
+    ///
+    /// # Errors
+    /// Its directory cannot be made.
+    pub fn add_container(&self, container: &str) -> Result<(), Error> {
+        let path = self.sandbox_state().join(container);
+        fs::create_dir_all(&path).map_err(Error::file("make", &path))?;
+        let state = path.join("persist.json");
+        fs::write(&state, "{\"State\":\"running\"}").map_err(Error::file("write", state))
+    }
+
+    /// Removes `container` from the sandbox.
+    pub fn remove_container(&self, container: &str) {
+        // It may never have been added.
+        let _ = fs::remove_dir_all(self.sandbox_state().join(container));
+    }
+
+    /// Copies what the VM's programs wrote (console, messages, records of proxies) to a directory
+    /// of the sandbox's name in `artifacts`, and returns its path.
+    ///
+    /// # Errors
+    /// A file cannot be read or written.
+    pub fn keep_logs(&self, artifacts: &Path) -> Result<PathBuf, Error> {
+        let kept = artifacts.join(&self.sandbox);
+        fs::create_dir_all(&kept).map_err(Error::file("make", &kept))?;
+        let entries = fs::read_dir(self.vm()).map_err(Error::file("read", self.vm()))?;
+        let files =
+            entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
+        for file in files {
+            fs::copy(file.path(), kept.join(file.file_name()))
+                .map_err(Error::file("copy", file.path()))?;
+        }
+        Ok(kept)
+    }
+
+    /// Answers `GET /agent-url` as a shim does, for as long as this value lives.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub fn serve_shim(&mut self, agent_url: String) -> Result<(), Error> {
+        let path = self.sandbox_state().join("shim-monitor.sock");
+        let listener = UnixListener::bind(&path).map_err(Error::file("listen on", path))?;
+        let agent_url = Arc::<str>::from(agent_url);
+        self.shim = Some(tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let agent_url = Arc::clone(&agent_url);
+                let answer = service_fn(move |request| {
+                    let agent_url = Arc::clone(&agent_url);
+                    async move { Ok::<_, Infallible>(shim_answer(&request, &agent_url)) }
+                });
+                // A client may close its connection at any time.
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
+            }
+        }));
+        Ok(())
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        if let Some(shim) = &self.shim {
+            shim.abort();
+        }
+    }
+}
+
+fn shim_answer<B>(request: &Request<B>, agent_url: &str) -> Response<Full<Bytes>> {
+    let (status, body) = match (request.method().as_str(), request.uri().path()) {
+        ("GET", "/agent-url") => (StatusCode::OK, agent_url.to_owned()),
+        _ => (StatusCode::NOT_FOUND, "404 page not found\n".to_owned()),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_are_kept_and_sockets_are_not() {
+        let run_dir = RunDir::create("s1").unwrap();
+        fs::write(run_dir.vm().join("console.log"), "boot").unwrap();
+        let _socket =
+            std::os::unix::net::UnixListener::bind(run_dir.vm().join("qmp.sock")).unwrap();
+        let artifacts = tempfile::tempdir().unwrap();
+        let kept = run_dir.keep_logs(&artifacts.path().join("new")).unwrap();
+        assert_eq!(fs::read_to_string(kept.join("console.log")).unwrap(), "boot");
+        assert_eq!(fs::read_dir(&kept).unwrap().count(), 1);
+    }
+}
