@@ -10,8 +10,11 @@ use std::{path::Path, process::ExitCode, time::Duration};
 
 use host_trigger::{
     Deadline, Error,
-    agent::{self, Agent, AgentAddress},
-    source::Source,
+    host::source::Source,
+    kata::{
+        agent::Agent,
+        agent_address::{self, AgentAddress},
+    },
 };
 use serde_json::json;
 
@@ -44,7 +47,7 @@ fn finish(result: Result<serde_json::Value, Error>) -> ExitCode {
         }
         Err(e) => {
             eprintln!("error: {}", e.message());
-            ExitCode::from(e.class().exit_code)
+            ExitCode::from(e.class().exit_status.code())
         }
     }
 }
@@ -61,7 +64,7 @@ fn vet(path: &Path) -> Result<serde_json::Value, Error> {
 async fn probe(address: &str, container: &str) -> Result<serde_json::Value, Error> {
     let deadline = Deadline::after(Duration::from_secs(10));
     let address: AgentAddress = address.parse()?;
-    let reply = Agent::new(agent::dial(&address, deadline).await?)
+    let reply = Agent::new(agent_address::dial(&address, deadline).await?)
         .probe(container, Vec::new(), deadline)
         .await?;
     let hosts: Vec<_> = reply

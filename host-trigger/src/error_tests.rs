@@ -1,5 +1,5 @@
-//! Every error has its reason and its exit status, and tells its cause once: the table that scripts
-//! rely on.
+//! The table that scripts rely on: each error has its reason and its exit status, and its message
+//! contains its cause once.
 
 use rstest::rstest;
 
@@ -13,21 +13,21 @@ fn io(kind: io::ErrorKind) -> io::Error {
 #[case(Error::Usage { text: "x".into() }, "usage", 2)]
 #[case(Error::InvalidId { what: "sandbox", id: "/".into() }, "invalid_id", 2)]
 #[case(Error::AmbiguousId { what: "sandbox", prefix: "a".into(), found: vec![] }, "ambiguous_id", 2)]
-#[case(Error::SandboxNeeded { container: "c".into() }, "sandbox_needed", 2)]
-#[case(Error::NothingNamed, "sandbox_needed", 2)]
+#[case(Error::SandboxUnknown { container: "c".into() }, "sandbox_needed", 2)]
+#[case(Error::SandboxNotNamed, "sandbox_needed", 2)]
 #[case(Error::PauseContainer { container: "c".into() }, "pause_container", 2)]
 #[case(Error::DevicePath { path: "x".into(), why: "y" }, "invalid_device_path", 2)]
 #[case(Error::Unpaired { volumes: 1, paths: 2 }, "unpaired", 2)]
 #[case(Error::Repeated { what: "the path", value: "x".into() }, "repeated", 2)]
 #[case(Error::TooMany { count: 257 }, "too_many", 2)]
 #[case(Error::PathAmbiguous { path: "x".into(), found: vec![] }, "ambiguous_path", 2)]
-#[case(Error::Limits { why: "x".into() }, "invalid_limits", 2)]
+#[case(Error::InvalidLimits { why: "x".into() }, "invalid_limits", 2)]
 #[case(Error::LimitsConflict { volume: "v".into(), why: "x".into() }, "limits_conflict", 4)]
 #[case(Error::WouldShrink { volume: "v".into(), asked: 512, present: 1024 }, "would_shrink", 4)]
 #[case(Error::DeviceSize { path: "x".into(), asked: 512, size: 1024 }, "device_size", 4)]
 #[case(Error::SourceReplaced { path: "x".into() }, "source_replaced", 6)]
 #[case(Error::ImageLimit { path: "x".into(), size: 512, source: QmpError::TimedOut { command: "x".into() } }, "image_limit", 6)]
-#[case(Error::HalfPlugged { volume: "v".into() }, "half_plugged", 8)]
+#[case(Error::IncompleteVolume { volume: "v".into() }, "incomplete_volume", 8)]
 #[case(Error::ResizeReadOnly { volume: "v".into() }, "read_only_volume", 10)]
 #[case(Error::AgentAddress { address: "x".into() }, "invalid_agent_address", 2)]
 #[case(Error::ControllerAmbiguous { found: vec![] }, "ambiguous_controller", 2)]
@@ -41,7 +41,7 @@ fn io(kind: io::ErrorKind) -> io::Error {
 #[case(Error::OtherOptions { volume: "v".into(), differs: vec![] }, "other_options", 4)]
 #[case(Error::PathHoldsVolume { path: "p".into(), container: "c".into(), volume: "v".into() }, "path_taken", 4)]
 #[case(Error::OtherContainer { volume: "v".into(), container: "c".into(), asked: "d".into() }, "other_container", 4)]
-#[case(Error::AnotherRun { volume: "v".into() }, "another_run", 4)]
+#[case(Error::ConcurrentRun { volume: "v".into() }, "another_run", 4)]
 #[case(Error::SourceEmpty { path: "x".into() }, "source_empty", 6)]
 #[case(Error::SourceKind { path: "x".into(), kind: "directory" }, "source_kind", 6)]
 #[case(Error::SourceMounted { path: "x".into(), mount_point: "/".into() }, "source_mounted", 6)]
@@ -52,7 +52,7 @@ fn io(kind: io::ErrorKind) -> io::Error {
 #[case(Error::SourceUnaligned { path: "x".into(), size: 1 }, "source_unaligned", 6)]
 #[case(Error::TimedOut { what: "x".into() }, "timed_out", 7)]
 #[case(Error::AgentTimedOut { method: "Probe" }, "timed_out", 7)]
-#[case(Error::AgentSilent { address: "x".into() }, "timed_out", 7)]
+#[case(Error::AgentNotResponding { address: "x".into() }, "timed_out", 7)]
 #[case(Error::Incomplete { cause: Box::new(Error::NoPlugin), left: vec![] }, "incomplete", 8)]
 #[case(Error::VolumeAmbiguous { volume: "v".into(), found: vec![] }, "ambiguous_volume", 2)]
 #[case(Error::Unrepaired { left: vec![] }, "incomplete", 8)]
@@ -65,7 +65,7 @@ fn io(kind: io::ErrorKind) -> io::Error {
 #[case(Error::AgentLost { method: "Probe" }, "agent_lost", 14)]
 #[case(Error::AgentUnreachable { address: "x".into(), source: io(io::ErrorKind::NotFound) }, "agent_unreachable", 14)]
 #[case(Error::AgentUnknown { why: "x".into() }, "agent_unknown", 14)]
-#[case(Error::AgentAnswer { method: "Attach", what: "x".into() }, "agent_answer", 1)]
+#[case(Error::AgentReply { method: "Attach", what: "x".into() }, "agent_answer", 1)]
 #[case(Error::NoQmpSocket { sandbox: "s".into() }, "qmp_unreachable", 14)]
 #[case(Error::NotQemu { sandbox: "s".into(), hypervisor: "clh".into() }, "not_qemu", 10)]
 #[case(Error::NoController, "no_controller", 10)]
@@ -89,7 +89,7 @@ fn each_error_has_its_reason_and_exit_code(
     #[case] exit_code: u8,
 ) {
     let class = error.class();
-    assert_eq!((class.reason, class.exit_code), (reason, exit_code));
+    assert_eq!((class.reason, class.exit_status.code()), (reason, exit_code));
     let message = error.message();
     assert!(!message.ends_with('.') && !message.is_empty(), "{message}");
 }
@@ -114,7 +114,7 @@ fn each_error_has_its_reason_and_exit_code(
 #[case(Reason::REASON_SYSTEM, 1)]
 fn each_reason_of_the_guest_has_its_exit_code(#[case] reason: Reason, #[case] exit_code: u8) {
     let error = Error::Guest { reason, message: "x".into(), undone: true };
-    assert_eq!(error.class().exit_code, exit_code);
+    assert_eq!(error.class().exit_status.code(), exit_code);
 }
 
 #[test]

@@ -1,8 +1,8 @@
-//! Named fail points, for tests only. Without the feature `fault` every function here does nothing
-//! and compiles to nothing.
+//! Named fail points, for tests only. Without the feature `fault` these functions do nothing and
+//! compile to nothing.
 //!
-//! `ECR_RUNTIME_FAULT="name=action[,name=action]"`; the actions are `error`, `delay:MS`, `kill`
-//! (SIGKILL to itself), `stop` (SIGSTOP to itself) and `value:X`.
+//! `ECR_RUNTIME_FAULT="name=action[,name=action]"`. Actions: `error`, `delay:MS`, `kill` (the
+//! process sends SIGKILL to itself), `stop` (SIGSTOP to itself) and `value:X`.
 
 #[cfg(not(feature = "fault"))]
 mod points {
@@ -25,7 +25,7 @@ mod points {
 
     use crate::Error;
 
-    /// Present in binaries with fail points, and in no other: a test looks for it in what ships.
+    /// A text that only binaries with fail points contain. A test searches shipped binaries for it.
     const MARK: &str = "fault points are compiled in";
 
     fn action(name: &str) -> Option<String> {

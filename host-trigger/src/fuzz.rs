@@ -1,95 +1,90 @@
-//! Doors to what is private, for the fuzz targets in `fuzz/` and nobody else: the feature `fuzz` is
-//! off in every binary.
+//! Access to private functions for the targets in `fuzz/`. The feature `fuzz` is off in every
+//! binary.
 
 use block_volume_api::block_volume::{Attached, Attachment, Holder};
+use block_volume_qmp::{Qmp, QmpError};
 
 use crate::{
     Error,
-    block_stats::QemuStats,
     guest_holder::GuestHolder,
-    limits::Limits,
-    listing::{self, Listing},
-    outcome,
-    output::{self, Report},
-    printable, prometheus,
-    record::Placement,
-    registry::Registry,
-    repaired::{self, Repaired},
-    shim,
-    stats::{self, Counted},
-    survey::Subject,
+    kata::shim,
+    ops::{commit, inspect::VolumeView, volume::State},
+    output::{
+        envelope::Envelope,
+        listing::{self, Listing},
+        prometheus,
+        repair_report::{self, RepairReport},
+        report::{self, Report},
+        stats_report::{self, StatsReport},
+    },
+    qemu::{block_stats::QemuStats, inventory::Inventory, record::CommitRecord, throttle::Limits},
+    sanitize,
 };
-use block_volume_qmp::{Qmp, QmpError};
 
 pub use block_volume_qmp::fuzz::{Passed, lines};
 
-/// Asks QEMU for all that any verb asks without changing anything, and makes a table of it.
+/// Sends every query that any verb sends, and formats the replies as a table.
 ///
 /// # Errors
-/// QEMU does not answer, or not in the documented form.
-pub async fn survey(qmp: &mut Qmp) -> Result<String, QmpError> {
-    let mut registry = Registry::read(qmp).await?;
-    registry.read_nodes(qmp).await?;
+/// QEMU does not reply, or not in the documented form.
+pub async fn inspect(qmp: &mut Qmp) -> Result<String, QmpError> {
+    let mut inventory = Inventory::read(qmp).await?;
+    inventory.read_nodes(qmp).await?;
     let (counters, limits) = (QemuStats::read(qmp).await?, Limits::read(qmp).await?);
-    let (unused, controller) = (registry.unused(), registry.controller(None));
+    let (unused, controller) = (inventory.unused(), inventory.controller(None));
     let mut volumes = Vec::new();
-    for known in registry.uses() {
-        let (whole, id) = (known.is_plugged(), known.id.clone());
-        let mut listed = Subject::new(qmp, &registry, "sandbox", known).await?.without_guest();
-        assert_eq!(whole, listed.state == listing::State::Attached);
+    for known in inventory.attachments() {
+        let (attached, id) = (known.is_attached(), known.id.clone());
+        let view = VolumeView::new(qmp, &inventory, "sandbox", known).await?;
+        let mut listed = view.without_guest();
+        assert_eq!(attached, listed.state == State::Attached);
         listed.volume.throttle = limits.get(&id).copied().unwrap_or_default();
         volumes.push(listed);
     }
-    let listing = Listing {
-        schema: output::SCHEMA,
-        command: "list".into(),
-        result: format!("{} {} {}", counters.len(), unused.len(), controller.is_ok()),
-        volumes,
-        guest_error: None,
-        timings_us: output::Timings(Vec::new()),
-    };
-    Ok([listing::table(&listing), listing::details(&listing)].concat())
+    let listing = Listing { volumes, guest_error: None };
+    let counts = format!("{} {} {}", counters.len(), unused.len(), controller.is_ok());
+    Ok([listing::table(&listing), listing::details(&listing), counts].concat())
 }
 
-/// What a shim noted of its sandbox.
+/// Parses `persist.json` of a shim.
 pub fn state(text: &[u8]) -> shim::State {
     shim::State::parse(text)
 }
 
-/// A string as a terminal gets it.
-pub fn printable(text: &str) -> String {
-    printable::printable(text)
+/// Makes a string safe for a terminal.
+pub fn sanitize(text: &str) -> String {
+    sanitize::sanitize(text)
 }
 
-/// What a guest says of those who hold a volume.
-pub fn holders(told: &[Holder]) -> Vec<GuestHolder> {
-    GuestHolder::all(told)
+/// Converts the holders that a guest reports.
+pub fn holders(reply: &[Holder]) -> Vec<GuestHolder> {
+    GuestHolder::from_reply(reply)
 }
 
-/// What is noted of a volume that the guest attached.
+/// Makes the commit record of a volume that the guest attached.
 ///
 /// # Errors
-/// It is not the one that was asked for.
-pub fn placement(asked: &Attachment, attached: &Attached) -> Result<Placement, Error> {
-    outcome::check(asked, attached).map(|()| outcome::placement("scsi0", asked, attached))
+/// It is not the volume that was requested.
+pub fn commit(requested: &Attachment, attached: &Attached) -> Result<CommitRecord, Error> {
+    commit::check(requested, attached).map(|()| commit::record("scsi0", requested, attached))
 }
 
-/// A result for people.
-pub fn report(report: &Report) -> String {
-    output::human(report)
+/// Formats a report for people.
+pub fn report(report: &Envelope<Report>) -> String {
+    report::human(report)
 }
 
-/// Volumes for people, as a table and one by one.
+/// Formats volumes for people, as a table and one by one.
 pub fn listing(listing: &Listing) -> [String; 2] {
     [listing::table(listing), listing::details(listing)]
 }
 
-/// Counters for people, and for Prometheus.
-pub fn counted(counted: &Counted) -> [String; 2] {
-    [stats::human(counted), prometheus::exposition(counted)]
+/// Formats counters for people and for Prometheus.
+pub fn stats(report: &StatsReport) -> [String; 2] {
+    [stats_report::human(report), prometheus::exposition(report)]
 }
 
-/// What `repair` did, for people.
-pub fn repaired(repaired: &Repaired) -> String {
-    repaired::lines(repaired)
+/// Formats the result of `repair` for people.
+pub fn repaired(report: &Envelope<RepairReport>) -> String {
+    repair_report::human(report)
 }

@@ -1,52 +1,54 @@
-//! Who holds a volume in the guest, as the guest tells it ([`Holder`] of the contract): for people
-//! in a few words, for programs in JSON. The names are those of processes and paths that a
-//! container chose: escaped and bounded.
+//! The holders of a volume in the guest, as the guest reports them ([`Holder`] of the API): in a
+//! few words for people, as JSON for programs. Names of processes and paths are chosen by
+//! containers, so they are escaped and bounded.
 
 use std::fmt;
 
 use block_volume_api::block_volume::Holder;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::printable::printable;
+use crate::sanitize::sanitize;
 
-/// The most that are taken from one reply.
-const MOST: usize = 256;
-/// The most that a message for people names.
-const MOST_NAMED: usize = 5;
+/// The maximum number of holders that are taken from one reply.
+const MAX_HOLDERS: usize = 256;
+/// The maximum number of holders that a message for people names.
+const MAX_NAMED: usize = 5;
 
-/// One of those who hold a volume, or who lost it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A holder of a volume, or one that lost the volume by `hot-unplug --force`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct GuestHolder {
     /// `process`, `mount`, `dm`, `md`, `loop`, `swap`, `device` or `unknown`.
     pub kind: String,
-    /// The process; of a mount, one that sees it.
+    /// The process; of a mount, a process that sees it.
     pub pid: Option<u32>,
-    /// Its name.
+    /// The name of the process.
     pub command: String,
-    /// The container that it is in; empty where it is in none that can be told.
+    /// The container of the process; empty if it is in none that is known.
     pub container: String,
-    /// The path that is open, the mount point, or the device.
+    /// The open path, the mount point, or the device.
     pub detail: String,
 }
 
 impl GuestHolder {
-    /// Those of a reply.
-    pub(crate) fn all(reply: &[Holder]) -> Vec<Self> {
+    /// Converts the holders of a reply.
+    pub(crate) fn from_reply(reply: &[Holder]) -> Vec<Self> {
         let one = |holder: &Holder| Self {
-            kind: printable(&holder.kind),
+            kind: sanitize(&holder.kind),
             pid: (holder.pid != 0).then_some(holder.pid),
-            command: printable(&holder.command),
-            container: printable(&holder.container_id),
-            detail: printable(&holder.detail),
+            command: sanitize(&holder.command),
+            container: sanitize(&holder.container_id),
+            detail: sanitize(&holder.detail),
         };
-        reply.iter().take(MOST).map(one).collect()
+        reply.iter().take(MAX_HOLDERS).map(one).collect()
     }
 
-    /// The first few, on one line.
+    /// Names the first few on one line.
     pub(crate) fn line(holders: &[Self]) -> String {
-        let mut named: Vec<_> = holders.iter().take(MOST_NAMED).map(Self::to_string).collect();
-        if holders.len() > MOST_NAMED {
-            named.push(format!("and {} more", holders.len() - MOST_NAMED));
+        let mut named: Vec<_> = holders.iter().take(MAX_NAMED).map(Self::to_string).collect();
+        if holders.len() > MAX_NAMED {
+            named.push(format!("and {} more", holders.len() - MAX_NAMED));
         }
         named.join("; ")
     }
@@ -61,7 +63,7 @@ impl fmt::Display for GuestHolder {
             _ => write!(f, "{kind} {detail}")?,
         }
         if !container.is_empty() {
-            // As much as people need; the whole of it is in the JSON form.
+            // Enough for people; the JSON form has all of it.
             write!(f, " in container {}", container.chars().take(12).collect::<String>())?;
         } else if kind == "mount" || kind == "process" {
             f.write_str(" outside of containers")?;
@@ -79,7 +81,7 @@ mod tests {
 
     use super::*;
 
-    fn told(kind: &str, pid: u32, container: &str, detail: &str) -> Holder {
+    fn holder(kind: &str, pid: u32, container: &str, detail: &str) -> Holder {
         Holder {
             kind: kind.into(),
             pid,
@@ -102,7 +104,7 @@ mod tests {
     #[case("mount", 9, "c1", "/mnt (ext4)", "mount /mnt (ext4) in container c1")]
     #[case("mount", 0, "", "/mnt (ext4)", "mount /mnt (ext4) outside of containers")]
     #[case("dm", 0, "", "dm-0 (vg-lv)", "dm dm-0 (vg-lv)")]
-    #[case("unknown", 0, "", "nobody to be seen", "nobody to be seen")]
+    #[case("unknown", 0, "", "no holder can be seen", "no holder can be seen")]
     #[case("pro\u{1b}[2J", 1, "", "\n", "pro\\u{1b}[2J \\n")]
     fn people_read_who_and_where(
         #[case] kind: &str,
@@ -111,12 +113,15 @@ mod tests {
         #[case] detail: &str,
         #[case] text: &str,
     ) {
-        assert_eq!(GuestHolder::all(&[told(kind, pid, container, detail)])[0].to_string(), text);
+        assert_eq!(
+            GuestHolder::from_reply(&[holder(kind, pid, container, detail)])[0].to_string(),
+            text
+        );
     }
 
     #[test]
-    fn a_reply_and_a_line_have_an_end() {
-        let many = GuestHolder::all(&vec![told("loop", 0, "", "loop0"); 1000]);
+    fn a_reply_and_a_line_are_bounded() {
+        let many = GuestHolder::from_reply(&vec![holder("loop", 0, "", "loop0"); 1000]);
         assert_eq!(many.len(), 256);
         let line = GuestHolder::line(&many);
         assert!(line.starts_with("loop loop0; ") && line.ends_with("; and 251 more"), "{line}");
@@ -124,8 +129,10 @@ mod tests {
 
     #[test]
     fn the_json_form_is_stable() {
-        let holders =
-            GuestHolder::all(&[told("process", 57, "c1", "/dev/xvda"), told("md", 0, "", "md127")]);
+        let holders = GuestHolder::from_reply(&[
+            holder("process", 57, "c1", "/dev/xvda"),
+            holder("md", 0, "", "md127"),
+        ]);
         let expected = concat!(
             r#"[{"kind":"process","pid":57,"command":"dd","container":"c1","detail":"/dev/xvda"},"#,
             r#"{"kind":"md","pid":null,"command":"dd","container":"","detail":"md127"}]"#

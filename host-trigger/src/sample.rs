@@ -1,11 +1,11 @@
-//! A volume as it is shown, for unit tests.
+//! A volume as it is reported, for unit tests.
 
 use crate::{
-    limits::Limits,
-    output::{Scsi, Volume},
+    ops::volume::{Scsi, Volume},
+    qemu::throttle::Limits,
 };
 
-/// Plugged read-only, without limits.
+/// Attached read-only, without limits.
 pub(crate) fn volume() -> Volume {
     Volume {
         id: "0123456789abcdef".into(),

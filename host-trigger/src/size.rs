@@ -1,5 +1,5 @@
-//! Sizes in bytes, as a person writes and reads them: with the binary prefixes of
-//! [units(7)](https://man7.org/linux/man-pages/man7/units.7.html). `10G` and `10GB` are not taken:
+//! Sizes in bytes as people write and read them, with the binary prefixes of
+//! [units(7)](https://man7.org/linux/man-pages/man7/units.7.html). `10G` and `10GB` are refused:
 //! programs differ in what they mean.
 
 const UNITS: [(&str, u32); 6] =
@@ -8,7 +8,7 @@ const UNITS: [(&str, u32); 6] =
 /// Parses `10737418240`, `512KiB` or `10GiB`, at most `most`.
 ///
 /// # Errors
-/// Says what is accepted.
+/// The text is no size; the error says what is accepted.
 pub(crate) fn parse_size(text: &str, most: u64) -> Result<u64, String> {
     if text.starts_with('-') {
         return Err("it is negative".to_owned());
@@ -30,7 +30,7 @@ pub(crate) fn parse_size(text: &str, most: u64) -> Result<u64, String> {
         .ok_or_else(|| format!("it is more than the {most} bytes that QEMU takes"))
 }
 
-/// The size for people: exact where it is a whole number of a unit.
+/// Formats a size for people; exact if it is a whole number of a unit.
 pub(crate) fn human_size(bytes: u64) -> String {
     match UNITS.iter().find(|(_, shift)| bytes >= 1 << shift) {
         Some((unit, shift)) if bytes.is_multiple_of(1 << shift) => {

@@ -38,7 +38,7 @@ async fn every_operation_writes_a_line_with_caller_arguments_volume_and_result()
     let expected = [
         ("attached", a),
         ("attached", b),
-        ("failed", None),
+        ("error", None),
         ("listed", a),
         ("listed", b),
         ("detached", a),
@@ -57,9 +57,9 @@ async fn every_operation_writes_a_line_with_caller_arguments_volume_and_result()
     }
     let plugged = &lines[0];
     assert_eq!((&plugged["sandbox"], &plugged["exit_code"]), (&"s1".into(), &0.into()));
-    assert_eq!(plugged["volume"]["id"], report.volumes[0].id);
+    assert_eq!(plugged["volume"]["id"], report.body.volumes[0].id);
     assert_eq!(plugged["volume"]["source_device"], first.path().to_str().unwrap());
-    assert_eq!(plugged["volume"]["device_number"], report.volumes[0].device_number);
+    assert_eq!(plugged["volume"]["device_number"], report.body.volumes[0].device_number);
     assert_eq!((&lines[2]["reason"], &lines[2]["exit_code"]), (&"source_kind".into(), &6.into()));
     // Arguments are escaped, so that they never make a second line.
     assert!(

@@ -10,7 +10,7 @@ use common::{
     Host,
     volume::{Image, Loop},
 };
-use host_trigger::output::Outcome;
+use host_trigger::output::envelope::Outcome;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -92,7 +92,7 @@ async fn an_empty_or_unaligned_source_is_refused() {
     drop(volume);
     let ran = host.plug(&detached, "/dev/xvda", &[]).await;
     // Another test may have attached this loop device in the meantime.
-    assert_eq!(ran.failure().error.exit_code, 6, "{ran:?}");
+    assert_eq!(ran.failure().exit_code, 6, "{ran:?}");
 }
 
 #[tokio::test]
@@ -247,7 +247,7 @@ async fn the_named_controller_is_used() {
     let host = Host::boot_with(&devices).await;
     let report =
         host.plug(Image::of(MIB).path(), "/dev/xvda", &["--controller", "b"]).await.report();
-    assert_eq!(report.volumes[0].scsi.controller, "b");
+    assert_eq!(report.body.volumes[0].scsi.controller, "b");
     let attached = host.agent.attached.lock().unwrap();
     assert_eq!(attached.values().next().unwrap().controller, "0000:00:02.0");
 }
@@ -266,7 +266,7 @@ async fn a_repeated_hot_plug_finds_the_volume_on_its_controller() {
     let before = host.snapshot().await;
     let again = host.plug(image.path(), "/dev/xvda", &[]).await.report();
     assert_eq!(
-        (again.result, again.volumes[0].scsi.controller.as_str()),
+        (again.result, again.body.volumes[0].scsi.controller.as_str()),
         (Outcome::Unchanged, "b")
     );
     assert_eq!(

@@ -9,47 +9,66 @@ use common::{
     Host, RunOutput,
     volume::{Image, Loop},
 };
-use host_trigger::checked::{Checked, Finding, Status};
+use host_trigger::output::{
+    envelope::{Envelope, Outcome},
+    findings::{CheckReport, Finding, Status},
+};
 use rstest::rstest;
 
 const MIB: u64 = 1 << 20;
 
-async fn check(host: &Host, more: &[&str]) -> (RunOutput, Checked) {
+async fn check(host: &Host, more: &[&str]) -> (RunOutput, CheckReport) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ecr-runtime"));
     command.arg("--run-dir").arg(host.path("")).args(["check", "--output", "json"]).args(more);
     read(common::run(&mut command).await)
 }
 
-fn read(ran: RunOutput) -> (RunOutput, Checked) {
-    let checked: Checked =
+fn read(ran: RunOutput) -> (RunOutput, CheckReport) {
+    let envelope: Envelope<CheckReport> =
         serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:?}"));
+    let checked = envelope.body;
     assert_eq!(ran.exit_code, Some(checked.exit_code().into()), "{ran:?}");
-    assert_eq!(Some(checked.result), checked.checks.iter().map(|finding| finding.status).max());
+    let worst = match checked.checks.iter().map(|finding| finding.status).max().unwrap() {
+        Status::Ok => Outcome::Ok,
+        Status::Warning => Outcome::Warning,
+        Status::Problem => Outcome::Problem,
+    };
+    assert_eq!((envelope.result, envelope.command.as_str()), (worst, "check"));
     (ran, checked)
 }
 
-fn named<'a>(checked: &'a Checked, name: &str) -> &'a Finding {
+fn named<'a>(checked: &'a CheckReport, name: &str) -> &'a Finding {
     let found = checked.checks.iter().find(|finding| finding.name == name);
     found.unwrap_or_else(|| panic!("no {name} in {:#?}", checked.checks))
+}
+
+fn of_container<'a>(checked: &'a CheckReport, id: &str) -> &'a Finding {
+    let found = checked.checks.iter().find(|finding| finding.container.as_deref() == Some(id));
+    found.unwrap_or_else(|| panic!("no container {id} in {:#?}", checked.checks))
+}
+
+/// Returns the lines of the remedy.
+fn remedies(finding: &Finding) -> impl Iterator<Item = &str> {
+    finding.remedy.iter().flat_map(|remedy| remedy.lines())
 }
 
 const SANDBOX_CHECKS: [&str; 16] = [
     "sandbox",
     "lock",
     "qmp",
-    "qemu-version",
+    "qemu_version",
     "vm",
     "controller",
-    "hotplug-events",
+    "hotplug_events",
     "addresses",
     "descriptors",
     "volumes",
     "agent",
     "plugin",
-    "scsi-hosts",
-    "scan-mode",
-    "container c1",
-    "container c2",
+    "scsi_hosts",
+    "scan_mode",
+    "container",
+    "container",
 ];
 
 #[tokio::test]
@@ -65,23 +84,21 @@ async fn a_check_of_a_sandbox_changes_nothing() {
     assert_eq!((ran.exit_code, checked.sandbox.as_deref()), (Some(0), Some("s1")), "{ran:?}");
     let names: Vec<_> = checked.checks.iter().map(|finding| finding.name.as_str()).collect();
     assert!(names.ends_with(&SANDBOX_CHECKS), "{names:?}");
-    assert_eq!(named(&checked, "volumes").found, "2 plugged");
-    assert_eq!(named(&checked, "addresses").found, "16318 of 16320 SCSI addresses are free");
-    assert_eq!(named(&checked, "controller").found, "scsi0 at 0000:00:01.0");
-    let container = named(&checked, "container c1");
+    assert_eq!(named(&checked, "volumes").message, "2 attached");
+    assert_eq!(named(&checked, "addresses").message, "16318 of 16320 SCSI addresses are free");
+    assert_eq!(named(&checked, "controller").message, "scsi0 at 0000:00:01.0");
+    let container = of_container(&checked, "c1");
     assert_eq!(container.status, Status::Warning, "{container:?}");
     assert!(
-        container.found.contains("CAP_MKNOD") && container.way_out[0].contains("MKNOD"),
+        container.message.contains("CAP_MKNOD")
+            && container.remedy.as_ref().unwrap().contains("MKNOD"),
         "{container:?}"
     );
     assert_eq!((host.snapshot().await, host.changes().len()), (before, changes));
 
     let (_, checked) = check(&host, &["--container", "c2"]).await;
-    let containers = checked.checks.iter().filter(|finding| finding.name.starts_with("container "));
-    assert_eq!(
-        containers.map(|finding| finding.name.as_str()).collect::<Vec<_>>(),
-        ["container c2"]
-    );
+    let containers = checked.checks.iter().filter_map(|finding| finding.container.as_deref());
+    assert_eq!(containers.collect::<Vec<_>>(), ["c2"]);
 }
 
 #[tokio::test]
@@ -91,13 +108,16 @@ async fn a_host_is_checked_without_a_sandbox() {
     assert_eq!((ran.exit_code, checked.sandbox.as_deref()), (Some(0), None), "{ran:?}");
     let names: Vec<_> = checked.checks.iter().map(|finding| finding.name.as_str()).collect();
     assert!(
-        names.starts_with(&["rights", "sandboxes", "kata-configuration", "kernel", "vsock", "lvm"]),
+        names.starts_with(&["rights", "sandboxes", "kata_configuration", "kernel", "vsock", "lvm"]),
         "{names:?}"
     );
-    assert!(named(&checked, "sandboxes").found.starts_with("1 in "));
-    let kata = named(&checked, "kata-configuration");
-    let has_lines = kata.way_out.iter().any(|line| line == "extra_monitor_socket = \"qmp\"");
-    assert_eq!(has_lines, kata.status != Status::Ok, "{kata:?}");
+    assert!(named(&checked, "sandboxes").message.starts_with("1 in "));
+    let kata = named(&checked, "kata_configuration");
+    assert_eq!(
+        remedies(kata).any(|line| line == "extra_monitor_socket = \"qmp\""),
+        kata.status != Status::Ok,
+        "{kata:?}"
+    );
 
     let empty = tempfile::tempdir().unwrap();
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ecr-runtime"));
@@ -120,7 +140,7 @@ async fn a_socket_held_by_another_client_is_a_problem_whose_remedy_adds_another_
     let (ran, checked) = check(&host, &["--sandbox", "s1"]).await;
     assert_eq!(ran.exit_code, Some(13), "{ran:?}");
     let qmp = named(&checked, "qmp");
-    assert!(qmp.way_out.iter().any(|line| line == "extra_monitor_socket = \"qmp\""), "{qmp:?}");
+    assert!(remedies(qmp).any(|line| line == "extra_monitor_socket = \"qmp\""), "{qmp:?}");
     // The guest is checked anyway.
     assert_eq!(named(&checked, "plugin").status, Status::Ok);
 }
@@ -171,7 +191,7 @@ async fn few_descriptors_and_a_run_that_holds_the_lock_are_reported() {
     let (_, checked) = check(&host, &["--sandbox", "s1"]).await;
     assert!(
         named(&checked, "descriptors")
-            .found
+            .message
             .starts_with(&format!("process {} has ", host.qemu.id()))
     );
     let limit = Command::new("prlimit")
@@ -188,9 +208,9 @@ async fn few_descriptors_and_a_run_that_holds_the_lock_are_reported() {
     assert_eq!(ran.exit_code, Some(0), "{ran:?}");
     let descriptors = named(&checked, "descriptors");
     assert_eq!(descriptors.status, Status::Warning, "{descriptors:?}");
-    assert!(descriptors.found.contains(" of 64 "), "{descriptors:?}");
+    assert!(descriptors.message.contains(" of 64 "), "{descriptors:?}");
     let lock = named(&checked, "lock");
-    assert!(lock.found.contains(&format!("process {} ", std::process::id())), "{lock:?}");
+    assert!(lock.message.contains(&format!("process {} ", std::process::id())), "{lock:?}");
 
     directory.lock().unwrap();
     let (ran, checked) = check(&host, &["--sandbox", "s1", "--timeout", "500ms"]).await;
@@ -210,7 +230,8 @@ async fn leftovers_of_a_killed_run_are_reported() {
     let volumes = named(&checked, "volumes");
     assert_eq!((ran.exit_code, volumes.status), (Some(0), Status::Warning), "{ran:?}");
     assert!(
-        volumes.found.contains("1 half plugged") && volumes.way_out[0].ends_with("repair"),
+        volumes.message.contains("1 incomplete")
+            && volumes.remedy.as_ref().unwrap().ends_with("repair"),
         "{volumes:?}"
     );
     assert_eq!(host.snapshot().await, before);
@@ -232,6 +253,9 @@ async fn a_user_without_permission_gets_a_problem_and_its_remedy() {
     let (ran, checked) = read(common::run(command.uid(65534).gid(65534)).await);
     assert_eq!(ran.exit_code, Some(11), "{ran:?}");
     let rights = named(&checked, "rights");
-    assert!(rights.found.contains("65534") && rights.way_out == ["run it as root"], "{rights:?}");
+    assert!(
+        rights.message.contains("65534") && rights.remedy.as_deref() == Some("run it as root"),
+        "{rights:?}"
+    );
     assert_eq!(named(&checked, "sandbox").exit_code, 11);
 }

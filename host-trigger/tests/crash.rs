@@ -12,9 +12,11 @@ use common::{
     volume::{Image, Loop},
 };
 use host_trigger::{
-    listing::State,
-    output::Outcome,
-    repaired::{Did, Now, Whole},
+    ops::{
+        recovery::{Action, StateAfter},
+        volume::State,
+    },
+    output::envelope::Outcome,
 };
 use rstest::rstest;
 
@@ -29,7 +31,7 @@ async fn a_killed_hot_plug_is_completed_by_the_same_command(
         "after-blockdev-add",
         "after-device-add",
         "after-attach",
-        "after-outcome"
+        "after-commit"
     )]
     point: &str,
 ) {
@@ -44,7 +46,7 @@ async fn a_killed_hot_plug_is_completed_by_the_same_command(
         assert_eq!(host.snapshot().await, clean);
     }
     let again = run(&mut host.command(&volumes, &[])).await.report();
-    let expected = if point == "after-outcome" { Outcome::Unchanged } else { Outcome::Attached };
+    let expected = if point == "after-commit" { Outcome::Unchanged } else { Outcome::Attached };
     assert_eq!(again.result, expected);
     assert_eq!(host.agent.attached_paths(), ["/dev/xvda", "/dev/xvdb"]);
     let snapshot = host.snapshot().await;
@@ -60,7 +62,7 @@ async fn a_hot_plug_that_fails_after_a_step_leaves_nothing(
         "after-blockdev-add",
         "after-device-add",
         "after-attach",
-        "after-outcome"
+        "after-commit"
     )]
     point: &str,
 ) {
@@ -82,11 +84,11 @@ async fn a_fail_point_gives_qemu_another_serial_than_the_guest() {
     let image = Image::of(MIB);
     let mut command = host.command(&[(image.path(), "/dev/xvda")], &[]);
     let report = run(command.env("ECR_RUNTIME_FAULT", "device-serial=value:other")).await.report();
-    let path = format!("/machine/peripheral/ecrblk-{}", report.volumes[0].id);
+    let path = format!("/machine/peripheral/ecrblk-{}", report.body.volumes[0].id);
     let serial =
         host.query("qom-get", serde_json::json!({"path": path, "property": "serial"})).await;
     assert_eq!(serial, "other");
-    assert!(host.agent.attachment(&report.volumes[0].id).is_some());
+    assert!(host.agent.attachment(&report.body.volumes[0].id).is_some());
 }
 
 #[tokio::test]
@@ -144,7 +146,7 @@ async fn a_killed_hot_unplug_is_completed_by_the_same_command(
     let killed = run(command.env("ECR_RUNTIME_FAULT", format!("{point}=kill"))).await;
     assert_eq!(killed.exit_code, Some(-9), "{killed:?}");
     let listing = host.verb("list", &[]).await.listing();
-    assert_eq!(listing.volumes[0].state, State::Incomplete);
+    assert_eq!(listing.body.volumes[0].state, State::Incomplete);
     let again = host.verb("hot-unplug", &unplug).await.report();
     assert_eq!(again.result, Outcome::Detached);
     assert_eq!(host.snapshot().await, clean);
@@ -160,7 +162,7 @@ async fn a_killed_hot_plug_is_listed_and_can_be_unplugged(
         "after-blockdev-add",
         "after-device-add",
         "after-attach",
-        "after-outcome"
+        "after-commit"
     )]
     point: &str,
     #[values(true, false)] by_id: bool,
@@ -171,8 +173,8 @@ async fn a_killed_hot_plug_is_listed_and_can_be_unplugged(
     let mut command = host.command(&[(device.path(), "/dev/xvda")], &[]);
     let killed = run(command.env("ECR_RUNTIME_FAULT", format!("{point}=kill"))).await;
     assert_eq!(killed.exit_code, Some(-9), "{killed:?}");
-    let listed = host.verb("list", &[]).await.listing().volumes.remove(0);
-    let expected = if point == "after-outcome" { State::Attached } else { State::Incomplete };
+    let listed = host.verb("list", &[]).await.listing().body.volumes.remove(0);
+    let expected = if point == "after-commit" { State::Attached } else { State::Incomplete };
     assert_eq!((listed.state, listed.volume.device_path.as_str()), (expected, "/dev/xvda"));
     let named = ["--volume", listed.volume.id.as_str()];
     let unplug = if by_id { &named } else { &["--device-path", "/dev/xvda"] };
@@ -190,7 +192,7 @@ async fn a_killed_hot_plug_is_repaired(
         "after-blockdev-add",
         "after-device-add",
         "after-attach",
-        "after-outcome"
+        "after-commit"
     )]
     point: &str,
 ) {
@@ -206,30 +208,31 @@ async fn a_killed_hot_plug_is_repaired(
     let would = host.verb("repair", &["--dry-run"]).await.repaired();
     assert_eq!(host.snapshot().await, before);
     let repaired = host.verb("repair", &[]).await.repaired();
-    let attached = matches!(point, "after-attach" | "after-outcome");
-    let (result, did, would_do) = match point {
-        "after-attach" => (Whole::Repaired, Did::Completed, Did::WouldComplete),
-        "after-outcome" => (Whole::Unchanged, Did::Kept, Did::Kept),
-        _ => (Whole::Repaired, Did::Undone, Did::WouldUndo),
+    let attached = matches!(point, "after-attach" | "after-commit");
+    let (result, action) = match point {
+        "after-attach" => (Outcome::Repaired, Action::Completed),
+        "after-commit" => (Outcome::Unchanged, Action::Kept),
+        _ => (Outcome::Repaired, Action::RolledBack),
     };
-    let now = if attached { Now::Attached } else { Now::Gone };
-    let volume = &repaired.volumes[0];
+    let now = if attached { StateAfter::Attached } else { StateAfter::Gone };
+    let volume = &repaired.body.volumes[0];
     assert_eq!(
-        (repaired.result, repaired.volumes.len(), volume.did, volume.now),
-        (result, 1, did, now)
+        (repaired.result, repaired.body.volumes.len(), volume.action, volume.state_after),
+        (result, 1, action, now)
     );
     assert_eq!((volume.container.as_str(), volume.device_path.as_str()), ("c1", "/dev/xvda"));
-    assert_eq!((would.volumes[0].did, would.volumes[0].now), (would_do, now));
+    assert!(would.dry_run && !repaired.dry_run);
+    assert_eq!((would.body.volumes[0].action, would.body.volumes[0].state_after), (action, now));
     assert_eq!(device.is_claimed(), attached);
     if attached {
-        assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Attached);
+        assert_eq!(host.verb("list", &[]).await.listing().body.volumes[0].state, State::Attached);
         let same = run(&mut host.command(&[(device.path(), "/dev/xvda")], &[])).await.report();
         assert_eq!(same.result, Outcome::Unchanged);
     } else {
         assert_eq!(host.snapshot().await, clean);
         assert!(host.agent.attached_paths().is_empty());
     }
-    assert_eq!(host.verb("repair", &[]).await.repaired().result, Whole::Unchanged);
+    assert_eq!(host.verb("repair", &[]).await.repaired().result, Outcome::Unchanged);
 }
 
 #[rstest]
@@ -255,13 +258,20 @@ async fn a_killed_hot_unplug_is_completed_by_repair(
     let repaired = host.verb("repair", &[]).await.repaired();
     match point {
         "before-detach" => {
-            assert_eq!((repaired.result, repaired.volumes[0].did), (Whole::Unchanged, Did::Kept));
+            assert_eq!(
+                (repaired.result, repaired.body.volumes[0].action),
+                (Outcome::Unchanged, Action::Kept)
+            );
             assert_eq!(host.snapshot().await, plugged);
         }
-        "after-remove" => assert!(repaired.volumes.is_empty()),
+        "after-remove" => assert!(repaired.body.volumes.is_empty()),
         _ => {
-            let volume = &repaired.volumes[0];
-            assert_eq!((volume.did, volume.now), (Did::Completed, Now::Gone), "{volume:?}");
+            let volume = &repaired.body.volumes[0];
+            assert_eq!(
+                (volume.action, volume.state_after),
+                (Action::Completed, StateAfter::Gone),
+                "{volume:?}"
+            );
         }
     }
     if point != "before-detach" {
@@ -290,7 +300,7 @@ async fn a_killed_repair_is_completed_by_the_next_repair(
     let mut command = host.verb_command("repair", &[]);
     let killed = run(command.env("ECR_RUNTIME_FAULT", format!("{point}=kill"))).await;
     assert_eq!(killed.exit_code, Some(-9), "{killed:?}");
-    assert_eq!(host.verb("repair", &[]).await.repaired().result, Whole::Repaired);
+    assert_eq!(host.verb("repair", &[]).await.repaired().result, Outcome::Repaired);
     assert_eq!(host.snapshot().await, clean);
     assert!(!device.is_claimed());
 }
@@ -301,7 +311,7 @@ async fn a_missed_event_is_made_up_for_by_a_query() {
     let mut host = Host::boot().await;
     let clean = host.snapshot().await;
     let image = Image::of(MIB);
-    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().body.volumes[0].id.clone();
     let mut command = host.verb_command("hot-unplug", &["--volume", &id]);
     let command = command.env("ECR_RUNTIME_FAULT", "after-detach=delay:500");
     let (ran, ()) = tokio::join!(run(command), async {

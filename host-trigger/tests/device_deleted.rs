@@ -12,8 +12,8 @@ use std::{
 use block_volume_qmp::{Qmp, QmpError};
 use host_trigger::{
     Deadline, Error,
-    undo::{self, Whose},
-    volume::VolumeId,
+    ops::rollback::qemu::{self, Owner},
+    volume_id::VolumeId,
 };
 use rstest::rstest;
 use scripted_peer::ScriptedPeer;
@@ -117,7 +117,7 @@ async fn remove(
     let deadline = Deadline::after(limit);
     let mut qmp = Qmp::connect(&path, deadline).await.unwrap();
     let began = Instant::now();
-    let removed = undo::remove(&mut qmp, &VolumeId::parse(ID).unwrap(), Whose::Any, deadline).await;
+    let removed = qemu::remove(&mut qmp, &VolumeId::parse(ID).unwrap(), Owner::Any, deadline).await;
     let commands = commands.lock().unwrap().clone();
     (removed, commands, began.elapsed())
 }

@@ -8,7 +8,7 @@ use common::{
     Host, run,
     volume::{Image, Loop},
 };
-use host_trigger::output::Outcome;
+use host_trigger::output::envelope::Outcome;
 
 const MIB: u64 = 1 << 20;
 const C1: [&str; 5] = ["--container", "c1", "--device-path", "/dev/xvda", "--dry-run"];
@@ -26,8 +26,8 @@ async fn a_hot_plug_is_reported_and_not_done() {
     let device = Loop::of(MIB);
     let would = host.plug(device.path(), "/dev/xvda", &["--dry-run"]).await;
     let report = would.report();
-    assert!(would.stdout.contains(r#""result":"would attach""#), "{would:?}");
-    let volume = &report.volumes[0];
+    assert!(would.stdout.contains(r#""result":"attached","dry_run":true"#), "{would:?}");
+    let volume = &report.body.volumes[0];
     assert_eq!(
         (volume.device_path.as_str(), volume.size, volume.scsi.controller.as_str()),
         ("/dev/xvda", MIB, "scsi0")
@@ -37,13 +37,16 @@ async fn a_hot_plug_is_reported_and_not_done() {
     assert_guest_unchanged(&host, &[]);
 
     let real = host.plug(device.path(), "/dev/xvda", &[]).await.report();
-    assert_eq!(real.volumes[0].id, volume.id);
+    assert_eq!(real.body.volumes[0].id, volume.id);
     let plugged = host.snapshot().await;
     let same = host.plug(device.path(), "/dev/xvda", &["--dry-run"]).await.report();
-    assert_eq!((same.result, &same.volumes[0].node), (Outcome::Unchanged, &real.volumes[0].node));
+    assert_eq!(
+        (same.result, &same.body.volumes[0].node),
+        (Outcome::Unchanged, &real.body.volumes[0].node)
+    );
     host.agent.lost_nodes.lock().unwrap().push("/dev/xvda".into());
     let again = host.plug(device.path(), "/dev/xvda", &["--dry-run"]).await.report();
-    assert_eq!(again.result, Outcome::WouldAttach);
+    assert_eq!(again.result, Outcome::Attached);
     assert_eq!(host.snapshot().await, plugged);
     assert_guest_unchanged(&host, &["/dev/xvda"]);
 }
@@ -96,7 +99,8 @@ async fn a_further_attachment_is_reported_and_not_made() {
     host.plug(device.path(), "/dev/xvda", &[]).await.report();
     let before = host.snapshot().await;
     let would = host.plug(device.path(), "/dev/xvdb", &["--shared", "--dry-run"]).await.report();
-    assert_eq!((would.result, would.volumes[0].shared), (Outcome::WouldAttach, true));
+    assert_eq!((would.result, would.dry_run), (Outcome::Attached, true));
+    assert!(would.body.volumes[0].shared);
     assert_eq!(host.snapshot().await, before);
     assert_guest_unchanged(&host, &["/dev/xvda"]);
 }
@@ -105,11 +109,11 @@ async fn a_further_attachment_is_reported_and_not_made() {
 async fn a_hot_unplug_is_reported_and_not_done() {
     let mut host = Host::boot().await;
     let device = Loop::of(MIB);
-    let id = host.plug(device.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let id = host.plug(device.path(), "/dev/xvda", &[]).await.report().body.volumes[0].id.clone();
     let before = host.snapshot().await;
     let would = host.verb("hot-unplug", &C1).await;
-    assert!(would.stdout.contains(r#""result":"would detach""#), "{would:?}");
-    assert_eq!(would.report().volumes[0].id, id);
+    assert!(would.stdout.contains(r#""result":"detached","dry_run":true"#), "{would:?}");
+    assert_eq!(would.report().body.volumes[0].id, id);
     let unknown =
         host.verb("hot-unplug", &["--volume", "0123456789abcdef", "--dry-run"]).await.report();
     assert_eq!(unknown.result, Outcome::Unchanged);
@@ -118,7 +122,7 @@ async fn a_hot_unplug_is_reported_and_not_done() {
     busy.assert_fails("busy", 5);
     assert!(busy.stdout.contains("dd"), "{busy:?}");
     let forced = host.verb("hot-unplug", &[&C1[..], &["--force"]].concat()).await.report();
-    assert_eq!((forced.result, forced.broke.len()), (Outcome::WouldDetach, 1));
+    assert_eq!((forced.result, forced.body.broken_holders.len()), (Outcome::Detached, 1));
     assert_eq!(host.snapshot().await, before);
     assert_guest_unchanged(&host, &["/dev/xvda"]);
 }
@@ -132,8 +136,8 @@ async fn leftovers_of_a_killed_run_stay() {
     run(command.env("ECR_RUNTIME_FAULT", "after-attach=kill")).await;
     let left = host.snapshot().await;
     let would = host.plug(device.path(), "/dev/xvda", &["--dry-run"]).await.report();
-    assert_eq!(would.result, Outcome::WouldAttach);
-    assert_eq!(host.verb("hot-unplug", &C1).await.report().result, Outcome::WouldDetach);
+    assert_eq!((would.result, would.dry_run), (Outcome::Attached, true));
+    assert_eq!(host.verb("hot-unplug", &C1).await.report().result, Outcome::Detached);
     assert_eq!(host.snapshot().await, left);
     assert_guest_unchanged(&host, &["/dev/xvda"]);
 }

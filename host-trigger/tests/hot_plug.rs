@@ -9,8 +9,8 @@ use common::{
     volume::{Image, Loop},
 };
 use host_trigger::{
-    output::Outcome,
-    record::{Access, Record},
+    output::envelope::Outcome,
+    qemu::record::{Access, Record},
 };
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -24,7 +24,7 @@ async fn a_loop_device_is_plugged_claimed_and_recorded() {
     let report =
         host.plug(volume.path(), "/dev/xvda", &["--uid", "7", "--mode", "600"]).await.report();
     assert_eq!(report.result, Outcome::Attached);
-    let plugged = &report.volumes[0];
+    let plugged = &report.body.volumes[0];
     assert_eq!(
         (plugged.sandbox.as_str(), plugged.container.as_str(), plugged.size),
         ("s1", "c1", MIB)
@@ -67,9 +67,7 @@ async fn a_loop_device_is_plugged_claimed_and_recorded() {
     let records = records(&snapshot);
     assert_eq!(records.len(), 2);
     assert!(
-        records
-            .iter()
-            .any(|record| matches!(record, Record::Placement(placement) if placement.committed))
+        records.iter().any(|record| matches!(record, Record::Commit(commit) if commit.committed))
     );
     let is_intent = |record: &Record| matches!(record, Record::Intent(intent) if intent.path == "/dev/xvda" && intent.access == Access::ReadWrite);
     assert!(records.iter().any(is_intent));
@@ -80,7 +78,8 @@ async fn the_stages_are_reported_in_order() {
     let host = Host::boot().await;
     let image = Image::of(MIB);
     let report = host.plug(image.path(), "/dev/xvda", &[]).await.report();
-    let names: Vec<_> = report.timings_us.0.iter().map(|(name, _)| name.as_str()).collect();
+    let names: Vec<_> =
+        report.timings_us.as_ref().unwrap().0.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(
         names,
         [
@@ -93,13 +92,13 @@ async fn the_stages_are_reported_in_order() {
             "qmp_query",
             "source",
             "prepare",
-            "settle",
+            "reconcile",
             "add_fd",
             "blockdev_add",
             "device_add",
             "guest_scan",
             "attach",
-            "outcome",
+            "commit",
             "total"
         ]
     );
@@ -132,7 +131,10 @@ async fn what_the_guest_lost_is_restored_by_a_repeated_hot_plug() {
     let first = host.plug(image.path(), "/dev/xvda", &[]).await.report();
     host.agent.attached.lock().unwrap().clear();
     let second = host.plug(image.path(), "/dev/xvda", &[]).await.report();
-    assert_eq!((second.result, &second.volumes[0].id), (Outcome::Attached, &first.volumes[0].id));
+    assert_eq!(
+        (second.result, &second.body.volumes[0].id),
+        (Outcome::Attached, &first.body.volumes[0].id)
+    );
     assert_eq!(records(&host.snapshot().await).len(), 2);
 }
 
@@ -141,7 +143,7 @@ async fn a_device_with_4096_byte_blocks_has_them_in_the_guest() {
     let mut host = Host::boot().await;
     let volume = Loop::with(MIB, &["--sector-size", "4096"]);
     let report = host.plug(volume.path(), "/dev/xvda", &[]).await.report();
-    let path = format!("/machine/peripheral/ecrblk-{}", report.volumes[0].id);
+    let path = format!("/machine/peripheral/ecrblk-{}", report.body.volumes[0].id);
     for property in ["logical_block_size", "physical_block_size"] {
         assert_eq!(host.query("qom-get", json!({"path": path, "property": property})).await, 4096);
     }
@@ -154,7 +156,7 @@ async fn a_read_only_volume_is_read_only_in_qemu() {
     let image = Image::of(MIB);
     let volumes = [(volume.path(), "/dev/xvda"), (image.path(), "/dev/xvdb")];
     let report = run(&mut host.command(&volumes, &["--read-only"])).await.report();
-    assert!(report.volumes.iter().all(|volume| volume.read_only));
+    assert!(report.body.volumes.iter().all(|volume| volume.read_only));
     let nodes = host.snapshot().await["query-named-block-nodes"].clone();
     assert!(nodes.as_array().unwrap().iter().all(|node| node["ro"] == true));
 }
@@ -175,7 +177,7 @@ async fn sixteen_volumes_of_one_call_are_all_plugged_or_none() {
 
     host.agent.set_on_attach(OnAttach::Succeeds);
     let report = run(&mut host.command(&volumes, &[])).await.report();
-    let sizes: Vec<_> = report.volumes.iter().map(|volume| volume.size / MIB).collect();
+    let sizes: Vec<_> = report.body.volumes.iter().map(|volume| volume.size / MIB).collect();
     assert_eq!(sizes, (1..=16).collect::<Vec<_>>());
     assert_eq!(host.agent.attached_paths().len(), 16);
     assert_eq!(records(&host.snapshot().await).len(), 32);
@@ -189,7 +191,7 @@ async fn a_call_with_repeated_or_unpaired_volumes_is_refused() {
     let twice = [(one.path(), "/dev/a"), (one.path(), "/dev/b")];
     // Each of the two sees the other's descriptor, so either reason is right.
     let ran = run(&mut host.command(&twice, &[])).await;
-    assert!(["repeated", "source_held"].contains(&ran.failure().error.reason.as_str()), "{ran:?}");
+    assert!(["repeated", "source_held"].contains(&ran.failure().reason.as_str()), "{ran:?}");
     let same_path = [(one.path(), "/dev/a"), (two.path(), "/dev/a")];
     run(&mut host.command(&same_path, &[])).await.assert_fails("repeated", 2);
     host.plug(one.path(), "/dev/a", &["--block-volume", "/dev/loop0"])
@@ -237,7 +239,7 @@ async fn the_text_output_is_lines_and_the_json_output_one_object() {
     let refused = run(command.arg("--read-only")).await;
     assert!(refused.stdout.is_empty(), "{refused:?}");
     assert!(
-        refused.stderr.starts_with("error: the volume ") && refused.stderr.contains("\nhint: "),
+        refused.stderr.starts_with("error: volume ") && refused.stderr.contains("\nremedy: "),
         "{refused:?}"
     );
 }
@@ -256,7 +258,7 @@ async fn a_path_that_is_not_utf8_is_plugged_and_reported() {
     let path = directory.path().join(std::ffi::OsStr::from_bytes(b"odd\xff\x1b[31m.img"));
     std::fs::File::create(&path).unwrap().set_len(MIB).unwrap();
     let report = host.plug(&path, "/dev/xvda", &[]).await.report();
-    assert!(report.volumes[0].source.to_string_lossy().contains("odd\u{fffd}"), "{report:?}");
+    assert!(report.body.volumes[0].source.to_string_lossy().contains("odd\u{fffd}"), "{report:?}");
     let again =
         run(host.command(&[(&path, "/dev/xvdb")], &[]).args(["--output", "json", "--nonsense"]))
             .await;

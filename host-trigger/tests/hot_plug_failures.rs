@@ -12,7 +12,7 @@ use common::{
     records, run, run_and_lose_qemu,
     volume::{Image, Loop},
 };
-use host_trigger::output::Outcome;
+use host_trigger::output::envelope::Outcome;
 use rstest::rstest;
 use serde_json::Value;
 
@@ -34,8 +34,8 @@ async fn a_guest_that_refuses_leaves_nothing(#[case] reason: Reason, #[case] exi
     for undone in [true, false] {
         host.agent.set_on_attach(OnAttach::Fails { reason, undone });
         let failure = host.plug(volume.path(), "/dev/xvda", &[]).await.failure();
-        assert_eq!(failure.error.exit_code, exit_code);
-        assert!(!failure.error.message.contains('\u{1b}'), "{failure:?}");
+        assert_eq!(failure.exit_code, exit_code);
+        assert!(!failure.message.contains('\u{1b}'), "{failure:?}");
         assert_eq!(host.snapshot().await, before);
         assert!(!volume.is_claimed());
         // If the guest has rolled back by itself, it is not asked to detach.

@@ -10,7 +10,7 @@ use common::{
     Host, run, run_and_lose_qemu,
     volume::{Image, Loop},
 };
-use host_trigger::output::Outcome;
+use host_trigger::output::envelope::Outcome;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -32,7 +32,7 @@ async fn a_volume_is_removed_and_its_claim_released() {
 
     let report = host.verb("hot-unplug", &C1).await.report();
     assert_eq!((report.command.as_str(), report.result), ("hot-unplug", Outcome::Detached));
-    let (was, is) = (&plugged.volumes[0], &report.volumes[0]);
+    let (was, is) = (&plugged.body.volumes[0], &report.body.volumes[0]);
     assert_eq!(
         (&is.id, &is.device_path, is.size, &is.scsi),
         (&was.id, &was.device_path, was.size, &was.scsi)
@@ -41,10 +41,11 @@ async fn a_volume_is_removed_and_its_claim_released() {
     assert!(!device.is_claimed());
     assert_eq!(host.snapshot().await, with_one);
     assert_eq!(host.agent.attached_paths(), ["/dev/xvdb"]);
-    let names: Vec<_> = report.timings_us.0.iter().map(|(name, _)| name.as_str()).collect();
+    let names: Vec<_> =
+        report.timings_us.as_ref().unwrap().0.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["find", "lock", "qemu", "prepare", "detach", "remove", "total"]);
 
-    let report = host.verb("hot-unplug", &["--volume", &kept.volumes[0].id]).await.report();
+    let report = host.verb("hot-unplug", &["--volume", &kept.body.volumes[0].id]).await.report();
     assert_eq!(report.result, Outcome::Detached);
     assert_eq!(host.snapshot().await, clean);
     host.plug(device.path(), "/dev/xvda", &[]).await.report();
@@ -69,7 +70,7 @@ async fn a_missing_volume_is_unchanged_by_its_id_and_not_found_by_its_path() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
     let plugged = host.plug(image.path(), "/dev/xvda", &[]).await.report();
-    let id = plugged.volumes[0].id.as_str();
+    let id = plugged.body.volumes[0].id.as_str();
     let before = host.snapshot().await;
 
     for more in [
@@ -84,7 +85,7 @@ async fn a_missing_volume_is_unchanged_by_its_id_and_not_found_by_its_path() {
         );
     }
     let unknown = host.verb("hot-unplug", &["--volume", "0123456789abcdef"]).await.report();
-    assert_eq!((unknown.result, unknown.volumes.len()), (Outcome::Unchanged, 0));
+    assert_eq!((unknown.result, unknown.body.volumes.len()), (Outcome::Unchanged, 0));
     host.verb("hot-unplug", &["--volume", id, "--container", "c2"])
         .await
         .assert_fails("other_container", 4);
@@ -111,7 +112,7 @@ async fn a_path_is_enough_if_only_one_container_has_a_volume_at_it() {
     assert!(ran.stdout.contains("container c1") && ran.stdout.contains("container c2"), "{ran:?}");
     host.verb("hot-unplug", &["--device-path", "/dev/xvda", "--container", "c2"]).await.report();
     let report = host.verb("hot-unplug", &["--device-path", "/dev/xvda"]).await.report();
-    assert_eq!(report.volumes[0].id, first.volumes[0].id);
+    assert_eq!(report.body.volumes[0].id, first.body.volumes[0].id);
 }
 
 #[rstest]
@@ -125,7 +126,7 @@ async fn a_guest_that_refuses_keeps_the_volume(#[case] reason: Reason, #[case] e
     host.plug(device.path(), "/dev/xvda", &[]).await.report();
     let before = host.snapshot().await;
     *host.agent.detach_failure.lock().unwrap() = Some((reason, true));
-    let error = host.verb("hot-unplug", &C1).await.failure().error;
+    let error = host.verb("hot-unplug", &C1).await.failure();
     assert_eq!(error.exit_code, exit_code);
     assert!(error.message.contains("scripted") && !error.message.contains('\u{1b}'), "{error:?}");
     assert_eq!(host.snapshot().await, before);
@@ -157,12 +158,12 @@ async fn holders_are_reported_and_so_are_those_that_force_disconnected() {
     *host.agent.detach_failure.lock().unwrap() = Some((Reason::REASON_BUSY, true));
     let ran = host.verb("hot-unplug", &[&C1[..], &["--wait", "3s"]].concat()).await;
     ran.assert_fails("busy", 5);
-    let error = ran.failure().error;
+    let error = ran.failure();
     assert!(
         error.message.ends_with(": process 57 (d\\u{1b}d) in container c1, /dev/xvda"),
         "{error:?}"
     );
-    assert!(error.hint.unwrap().contains("--force"));
+    assert!(error.remedy.unwrap().contains("--force"));
     assert_eq!((error.holders.len(), error.holders[0].pid), (1, Some(57)));
     let (force, wait) = *host.agent.detach_terms.lock().unwrap();
     assert!(!force && (2500..=3000).contains(&wait), "{wait}");
@@ -170,7 +171,10 @@ async fn holders_are_reported_and_so_are_those_that_force_disconnected() {
 
     *host.agent.detach_failure.lock().unwrap() = None;
     let report = host.verb("hot-unplug", &[&C1[..], &["--force"]].concat()).await.report();
-    assert_eq!((report.result, report.broke[0].kind.as_str()), (Outcome::Detached, "process"));
+    assert_eq!(
+        (report.result, report.body.broken_holders[0].kind.as_str()),
+        (Outcome::Detached, "process")
+    );
     assert_eq!(*host.agent.detach_terms.lock().unwrap(), (true, 0));
     assert!(!device.is_claimed());
 }
@@ -224,14 +228,14 @@ async fn what_is_left_in_qemu_is_removed(#[case] steps: usize) {
     let mut host = Host::boot().await;
     let clean = host.snapshot().await;
     let device = Loop::of(MIB);
-    let id = host.plug(device.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let id = host.plug(device.path(), "/dev/xvda", &[]).await.report().body.volumes[0].id.clone();
     host.execute("device_del", json!({"id": format!("ecrblk-{id}")})).await;
     host.await_event("DEVICE_DELETED").await;
     if steps == 2 {
         host.execute("blockdev-del", json!({"node-name": format!("ecrblk-{id}-n")})).await;
     }
     let report = host.verb("hot-unplug", &C1).await.report();
-    assert_eq!((report.result, &report.volumes[0].id), (Outcome::Detached, &id));
+    assert_eq!((report.result, &report.body.volumes[0].id), (Outcome::Detached, &id));
     // There is a commit record, so the guest may still have a device node.
     assert_eq!(*host.agent.detached.lock().unwrap(), [id]);
     assert_eq!(host.snapshot().await, clean);
@@ -242,7 +246,7 @@ async fn what_is_left_in_qemu_is_removed(#[case] steps: usize) {
 async fn a_disk_without_a_record_is_refused() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
-    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().body.volumes[0].id.clone();
     let sets = host.snapshot().await["query-fdsets"].clone();
     host.execute("remove-fd", json!({"fdset-id": sets[0]["fdset-id"]})).await;
     let before = host.snapshot().await;
@@ -343,7 +347,7 @@ async fn a_first_signal_waits_for_the_guest_and_a_second_does_not() {
 async fn the_text_output_is_lines() {
     let host = Host::boot().await;
     let image = Image::of(MIB);
-    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().body.volumes[0].id.clone();
     let human = |verb: &str, more: &[&str]| {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ecr-runtime"));
         command

@@ -8,7 +8,10 @@ use common::{
     Host,
     volume::{Image, Loop},
 };
-use host_trigger::listing::State;
+use host_trigger::{
+    ops::volume::{Cause, State},
+    output::envelope::Outcome,
+};
 use serde_json::json;
 
 const MIB: u64 = 1 << 20;
@@ -16,7 +19,7 @@ const MIB: u64 = 1 << 20;
 #[tokio::test]
 async fn plugged_volumes_are_listed_and_nothing_changes() {
     let mut host = Host::boot().await;
-    assert!(host.verb("list", &[]).await.listing().volumes.is_empty());
+    assert!(host.verb("list", &[]).await.listing().body.volumes.is_empty());
     let (device, image) = (Loop::of(MIB), Image::of(2 * MIB));
     let b = host.plug(image.path(), "/dev/xvdb", &["--read-only"]).await.report();
     let a = host.plug(device.path(), "/dev/xvda", &[]).await.report();
@@ -26,20 +29,24 @@ async fn plugged_volumes_are_listed_and_nothing_changes() {
     let before = host.snapshot().await;
 
     let listing = host.verb("list", &[]).await.listing();
-    assert_eq!((listing.command.as_str(), listing.result.as_str()), ("list", "listed"));
+    assert_eq!((listing.command.as_str(), listing.result), ("list", Outcome::Listed));
     let paths: Vec<_> = listing
+        .body
         .volumes
         .iter()
         .map(|listed| (listed.volume.container.as_str(), listed.volume.device_path.as_str()))
         .collect();
     assert_eq!(paths, [("c1", "/dev/xvda"), ("c1", "/dev/xvdb"), ("c2", "/dev/xvda")]);
-    assert!(listing.volumes.iter().all(|listed| listed.state == State::Attached));
-    let (first, second) = (&listing.volumes[0], &listing.volumes[1]);
+    assert!(listing.body.volumes.iter().all(|listed| listed.state == State::Attached));
+    let (first, second) = (&listing.body.volumes[0], &listing.body.volumes[1]);
     assert_eq!(
         (&first.volume.id, first.volume.size, first.volume.read_only),
-        (&a.volumes[0].id, MIB, false)
+        (&a.body.volumes[0].id, MIB, false)
     );
-    assert_eq!((&first.volume.scsi, &first.volume.node), (&a.volumes[0].scsi, &a.volumes[0].node));
+    assert_eq!(
+        (&first.volume.scsi, &first.volume.node),
+        (&a.body.volumes[0].scsi, &a.body.volumes[0].node)
+    );
     // What the guest reports is newer than the record.
     assert_eq!(
         (first.volume.guest_device.as_str(), first.volume.device_number.as_str()),
@@ -50,17 +57,17 @@ async fn plugged_volumes_are_listed_and_nothing_changes() {
     assert!(second.guest.as_ref().unwrap().read_only);
 
     let of_c2 = host.verb("list", &["--container", "c2"]).await.listing();
-    assert_eq!(of_c2.volumes, listing.volumes[2..]);
+    assert_eq!(of_c2.body.volumes, listing.body.volumes[2..]);
     host.verb("list", &["--container", "c9"]).await.assert_fails("container_not_found", 3);
 
-    let by_id = host.verb("inspect", &["--volume", &b.volumes[0].id]).await.listing();
+    let by_id = host.verb("inspect", &["--volume", &b.body.volumes[0].id]).await.listing();
     // The same as listed, and the holders.
-    let mut inspected = listing.volumes[1..2].to_vec();
+    let mut inspected = listing.body.volumes[1..2].to_vec();
     inspected[0].guest.as_mut().unwrap().holders = Some(Vec::new());
-    assert_eq!((by_id.command.as_str(), &by_id.volumes), ("inspect", &inspected));
+    assert_eq!((by_id.command.as_str(), &by_id.body.volumes), ("inspect", &inspected));
     let by_path =
         host.verb("inspect", &["--container", "c1", "--device-path", "/dev/xvdb"]).await.listing();
-    assert_eq!(by_path.volumes, by_id.volumes);
+    assert_eq!(by_path.body.volumes, by_id.body.volumes);
     host.verb("inspect", &["--volume", "0123456789abcdef"])
         .await
         .assert_fails("volume_not_found", 3);
@@ -75,7 +82,7 @@ async fn a_container_that_is_gone_makes_its_volumes_stale() {
     host.plug(image.path(), "/dev/xvda", &[]).await.report();
     host.agent.gone_containers.lock().unwrap().push("c1".into());
     let listing = host.verb("list", &[]).await.listing();
-    assert_eq!(listing.volumes[0].state, State::ContainerGone);
+    assert_eq!(listing.body.volumes[0].state, State::Stale { cause: Cause::ContainerGone });
 }
 
 #[tokio::test]
@@ -86,10 +93,13 @@ async fn a_restarted_container_needs_a_new_hot_plug() {
     let plugged = host.snapshot().await;
     *host.agent.container_started.lock().unwrap() = 2000;
     host.agent.lost_nodes.lock().unwrap().push("/dev/xvda".into());
-    assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::ContainerRestarted);
+    assert_eq!(
+        host.verb("list", &[]).await.listing().body.volumes[0].state,
+        State::Stale { cause: Cause::ContainerRestarted }
+    );
     let again = host.plug(image.path(), "/dev/xvda", &[]).await.report();
-    assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Attached);
-    assert_eq!(again.volumes[0].device_path, "/dev/xvda");
+    assert_eq!(host.verb("list", &[]).await.listing().body.volumes[0].state, State::Attached);
+    assert_eq!(again.body.volumes[0].device_path, "/dev/xvda");
     let count =
         |snapshot: &serde_json::Value| snapshot["query-fdsets"][0]["fds"].as_array().unwrap().len();
     assert_eq!(count(&host.snapshot().await), count(&plugged));
@@ -101,20 +111,23 @@ async fn a_volume_that_the_guest_lost_is_incomplete() {
     let image = Image::of(MIB);
     host.plug(image.path(), "/dev/xvda", &[]).await.report();
     host.agent.attached.lock().unwrap().clear();
-    assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Incomplete);
+    assert_eq!(host.verb("list", &[]).await.listing().body.volumes[0].state, State::Incomplete);
 }
 
 #[tokio::test]
 async fn a_volume_that_misses_a_part_in_qemu_is_incomplete() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
-    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().body.volumes[0].id.clone();
     host.execute("device_del", json!({"id": format!("ecrblk-{id}")})).await;
     host.await_event("DEVICE_DELETED").await;
     let listing = host.verb("list", &[]).await.listing();
-    assert_eq!((&listing.volumes[0].volume.id, listing.volumes[0].state), (&id, State::Incomplete));
+    assert_eq!(
+        (&listing.body.volumes[0].volume.id, listing.body.volumes[0].state),
+        (&id, State::Incomplete)
+    );
     host.execute("blockdev-del", json!({"node-name": format!("ecrblk-{id}-n")})).await;
-    assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Incomplete);
+    assert_eq!(host.verb("list", &[]).await.listing().body.volumes[0].state, State::Incomplete);
 }
 
 #[tokio::test]
@@ -125,8 +138,8 @@ async fn a_disk_without_a_record_is_listed_as_incomplete() {
     let sets = host.snapshot().await["query-fdsets"].clone();
     host.execute("remove-fd", json!({"fdset-id": sets[0]["fdset-id"]})).await;
     let listing = host.verb("list", &[]).await.listing();
-    let listed = &listing.volumes[0];
-    assert_eq!((&listed.volume.id, listed.state), (&plugged.volumes[0].id, State::Incomplete));
+    let listed = &listing.body.volumes[0];
+    assert_eq!((&listed.volume.id, listed.state), (&plugged.body.volumes[0].id, State::Incomplete));
     assert_eq!((listed.volume.scsi.controller.as_str(), listed.volume.size), ("scsi0", MIB));
     assert!(listed.volume.container.is_empty() && listed.guest.is_none());
 }
@@ -138,15 +151,15 @@ async fn without_the_guest_qemus_part_is_shown() {
     let plugged = host.plug(image.path(), "/dev/xvda", &[]).await.report();
     *host.agent.inspect_failure.lock().unwrap() = Some(Reason::REASON_UNSUPPORTED);
     let listing = host.verb("list", &[]).await.listing();
-    assert_eq!(listing.guest_error, None);
-    assert_eq!(listing.volumes[0].guest_error.as_ref().unwrap().reason, "unsupported");
+    assert_eq!(listing.body.guest_error, None);
+    assert_eq!(listing.body.volumes[0].guest_error.as_ref().unwrap().reason, "unsupported");
 
     let unreachable = ["--agent", "unix:///nonexistent/agent.sock"];
     let listing = host.verb("list", &unreachable).await.listing();
-    assert_eq!(listing.guest_error.as_ref().unwrap().reason, "agent_unreachable");
-    let listed = &listing.volumes[0];
+    assert_eq!(listing.body.guest_error.as_ref().unwrap().reason, "agent_unreachable");
+    let listed = &listing.body.volumes[0];
     assert_eq!((listed.state, &listed.guest), (State::Attached, &None));
-    assert_eq!(listed.volume.guest_device, plugged.volumes[0].guest_device);
+    assert_eq!(listed.volume.guest_device, plugged.body.volumes[0].guest_device);
     let text = common::run(
         tokio::process::Command::new(env!("CARGO_BIN_EXE_ecr-runtime"))
             .arg("--run-dir")

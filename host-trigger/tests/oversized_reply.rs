@@ -10,7 +10,10 @@ use std::{
 
 use host_trigger::{
     Deadline, Error,
-    agent::{self, Agent, AgentAddress},
+    kata::{
+        agent::Agent,
+        agent_address::{self, AgentAddress},
+    },
 };
 use rstest::rstest;
 use tokio::{
@@ -65,7 +68,7 @@ async fn call(length: u32, body: Body) -> (Error, Duration) {
     });
     let began = Instant::now();
     let deadline = Deadline::after(TIMEOUT);
-    let client = agent::dial(&AgentAddress::Unix { path }, deadline).await.unwrap();
+    let client = agent_address::dial(&AgentAddress::Unix { path }, deadline).await.unwrap();
     let error = Agent::new(client).probe("", Vec::new(), deadline).await.unwrap_err();
     server.abort();
     (error, began.elapsed())
@@ -99,7 +102,7 @@ async fn an_announcement_of_gigabytes_costs_the_time_of_the_call_and_no_memory(
     let before = peak_memory();
     let (error, took) = call(length, body).await;
     assert!(matches!(error, Error::AgentTimedOut { method: "Probe" }), "{error}");
-    assert_eq!(error.class().exit_code, 7);
+    assert_eq!(error.class().exit_status.code(), 7);
     assert!(took >= TIMEOUT && took < TIMEOUT * 2, "{took:?}");
     let grown = peak_memory() - before;
     assert!(grown < 16 << 10, "{grown} KiB");

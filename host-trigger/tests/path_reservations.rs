@@ -6,7 +6,7 @@ mod common;
 use std::path::Path;
 
 use common::{Host, volume::Image};
-use host_trigger::output::Outcome;
+use host_trigger::output::envelope::Outcome;
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -15,7 +15,7 @@ const MIB: u64 = 1 << 20;
 async fn assert_path_is_taken(host: &Host, volume: &Path, path: &str, by: &str) {
     let ran = host.plug(volume, path, &[]).await;
     ran.assert_fails("path_taken", 4);
-    assert!(ran.failure().error.message.contains(by), "{ran:?}");
+    assert!(ran.failure().message.contains(by), "{ran:?}");
 }
 
 #[tokio::test]
@@ -37,7 +37,7 @@ async fn the_volume_at_a_taken_path_is_reported() {
     let (first, second) = (Image::of(MIB), Image::of(MIB));
     let plugged = host.plug(first.path(), "/dev/a", &[]).await.report();
     let before = host.snapshot().await;
-    assert_path_is_taken(&host, second.path(), "/dev/a", &plugged.volumes[0].id).await;
+    assert_path_is_taken(&host, second.path(), "/dev/a", &plugged.body.volumes[0].id).await;
     assert_eq!(host.snapshot().await, before);
     host.agent.taken_paths.lock().unwrap().push("/dev/b".to_owned());
     host.plug(second.path(), "/dev/b", &[]).await.assert_fails("path_taken", 4);
@@ -52,7 +52,7 @@ async fn a_path_stays_reserved_for_a_volume_whose_device_node_was_lost() {
     let plugged = host.plug(first.path(), "/dev/a", &[]).await.report();
     host.agent.attached.lock().unwrap().clear();
     let before = host.snapshot().await;
-    assert_path_is_taken(&host, second.path(), "/dev/a", &plugged.volumes[0].id).await;
+    assert_path_is_taken(&host, second.path(), "/dev/a", &plugged.body.volumes[0].id).await;
     let volumes = [(third.path(), "/dev/b"), (second.path(), "/dev/a")];
     common::run(&mut host.command(&volumes, &[])).await.assert_fails("path_taken", 4);
     assert_eq!(host.snapshot().await, before);
@@ -68,7 +68,7 @@ async fn a_path_stays_reserved_for_a_further_attachment_whose_device_node_was_lo
     host.plug(shared.path(), "/dev/b", &["--shared"]).await.report();
     host.agent.attached.lock().unwrap().clear();
     let before = host.snapshot().await;
-    assert_path_is_taken(&host, other.path(), "/dev/b", &plugged.volumes[0].id).await;
+    assert_path_is_taken(&host, other.path(), "/dev/b", &plugged.body.volumes[0].id).await;
     assert_eq!(host.snapshot().await, before);
     // Each of the two may be removed first.
     for (first, last) in [("/dev/b", "/dev/a"), ("/dev/a", "/dev/b")] {
@@ -99,7 +99,7 @@ async fn a_path_is_free_when_its_attachment_is_gone_though_the_disk_is_not() {
     // The new volume has the path now.
     host.agent.attached.lock().unwrap().retain(|_, attachment| attachment.container_id != "c1");
     let before = host.snapshot().await;
-    assert_path_is_taken(&host, Image::of(MIB).path(), "/dev/a", &plugged.volumes[0].id).await;
+    assert_path_is_taken(&host, Image::of(MIB).path(), "/dev/a", &plugged.body.volumes[0].id).await;
     assert_eq!(host.snapshot().await, before);
 }
 
@@ -119,6 +119,9 @@ async fn a_leftover_of_a_read_only_image_is_noticed() {
     let fd = sets[0]["fds"].as_array().unwrap().iter().find(committed).unwrap()["fd"].clone();
     host.execute("remove-fd", json!({"fdset-id": sets[0]["fdset-id"], "fd": fd})).await;
     let second = host.plug(image.path(), "/dev/a", &["--read-only"]).await.report();
-    assert_eq!((second.result, &second.volumes[0].id), (Outcome::Attached, &first.volumes[0].id));
+    assert_eq!(
+        (second.result, &second.body.volumes[0].id),
+        (Outcome::Attached, &first.body.volumes[0].id)
+    );
     assert_eq!(host.query("query-fdsets", json!({})).await.as_array().unwrap().len(), 1);
 }

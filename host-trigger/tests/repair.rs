@@ -10,10 +10,15 @@ use common::{
     volume::{Image, Loop},
 };
 use host_trigger::{
-    listing::State,
-    output::Outcome,
-    record::PREFIX,
-    repaired::{Did, Found, Mended, Now, UnusedDescriptor, Whole},
+    ops::{
+        recovery::{Action, StateAfter},
+        volume::{Cause, State},
+    },
+    output::{
+        envelope::Outcome,
+        repair_report::{Found, RepairedVolume, UnusedDescriptor},
+    },
+    qemu::record::PREFIX,
 };
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -21,9 +26,9 @@ use serde_json::{Value, json};
 const MIB: u64 = 1 << 20;
 
 /// Returns what is reported of the only volume.
-fn only(volumes: &[Mended]) -> (Found, Did, Now) {
+fn only(volumes: &[RepairedVolume]) -> (Found, Action, StateAfter) {
     assert_eq!(volumes.len(), 1, "{volumes:?}");
-    (volumes[0].was, volumes[0].did, volumes[0].now)
+    (volumes[0].found, volumes[0].action, volumes[0].state_after)
 }
 
 /// Adds descriptor sets, block nodes and devices of another client, some with names much like ours.
@@ -55,19 +60,19 @@ async fn foreign_objects_are_never_touched() {
     add_foreign_objects(&mut host, &image).await;
     let foreign = host.snapshot().await;
     let nothing = host.verb("repair", &[]).await.repaired();
-    assert_eq!((nothing.result, nothing.volumes.len()), (Whole::Unchanged, 0));
+    assert_eq!((nothing.result, nothing.body.volumes.len()), (Outcome::Unchanged, 0));
     assert_eq!(host.snapshot().await, foreign);
 
     // The same with a volume of ours beside them.
     let ours = Image::of(MIB);
-    let id = host.plug(ours.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let id = host.plug(ours.path(), "/dev/xvda", &[]).await.report().body.volumes[0].id.clone();
     host.agent.attached.lock().unwrap().clear();
     let repaired = host.verb("repair", &[]).await.repaired();
     assert_eq!(
-        only(&repaired.volumes),
-        (Found::Volume(State::Incomplete), Did::Completed, Now::Gone)
+        only(&repaired.body.volumes),
+        (Found::Volume(State::Incomplete), Action::Completed, StateAfter::Gone)
     );
-    assert_eq!(repaired.volumes[0].id, id);
+    assert_eq!(repaired.body.volumes[0].id, id);
     assert_eq!(host.snapshot().await, foreign);
 }
 
@@ -79,9 +84,15 @@ async fn an_intact_volume_is_kept_and_only_inspected() {
     host.plug(image.path(), "/dev/xvdb", &["--read-only"]).await.report();
     let before = host.snapshot().await;
     let repaired = host.verb("repair", &[]).await.repaired();
-    assert_eq!((repaired.result, repaired.error), (Whole::Unchanged, None));
-    assert_eq!(repaired.volumes.len(), 2);
-    assert!(repaired.volumes.iter().all(|kept| (kept.did, kept.now) == (Did::Kept, Now::Attached)));
+    assert_eq!((repaired.result, repaired.error), (Outcome::Unchanged, None));
+    assert_eq!(repaired.body.volumes.len(), 2);
+    assert!(
+        repaired
+            .body
+            .volumes
+            .iter()
+            .all(|kept| (kept.action, kept.state_after) == (Action::Kept, StateAfter::Attached))
+    );
     assert_eq!(host.snapshot().await, before);
     assert!(host.agent.detached.lock().unwrap().is_empty());
 }
@@ -94,17 +105,25 @@ async fn a_volume_of_a_container_that_is_gone_is_removed() {
     host.plug(device.path(), "/dev/xvda", &[]).await.report();
     host.agent.gone_containers.lock().unwrap().push("c1".into());
     let would = host.verb("repair", &["--dry-run"]).await.repaired();
-    assert_eq!(would.result, Whole::WouldRepair);
+    assert_eq!((would.result, would.dry_run), (Outcome::Repaired, true));
     assert_eq!(
-        only(&would.volumes),
-        (Found::Volume(State::ContainerGone), Did::WouldUndo, Now::Gone)
+        only(&would.body.volumes),
+        (
+            Found::Volume(State::Stale { cause: Cause::ContainerGone }),
+            Action::RolledBack,
+            StateAfter::Gone
+        )
     );
     assert!(device.is_claimed() && host.agent.detached.lock().unwrap().is_empty());
     let repaired = host.verb("repair", &[]).await.repaired();
-    assert_eq!(repaired.result, Whole::Repaired);
+    assert_eq!(repaired.result, Outcome::Repaired);
     assert_eq!(
-        only(&repaired.volumes),
-        (Found::Volume(State::ContainerGone), Did::Undone, Now::Gone)
+        only(&repaired.body.volumes),
+        (
+            Found::Volume(State::Stale { cause: Cause::ContainerGone }),
+            Action::RolledBack,
+            StateAfter::Gone
+        )
     );
     assert_eq!(host.snapshot().await, clean);
     assert!(!device.is_claimed());
@@ -117,13 +136,13 @@ async fn a_device_node_that_the_container_lost_is_made_again() {
     let image = Image::of(MIB);
     host.plug(image.path(), "/dev/xvda", &[]).await.report();
     host.agent.lost_nodes.lock().unwrap().push("/dev/xvda".into());
-    assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Incomplete);
+    assert_eq!(host.verb("list", &[]).await.listing().body.volumes[0].state, State::Incomplete);
     let repaired = host.verb("repair", &[]).await.repaired();
     assert_eq!(
-        only(&repaired.volumes),
-        (Found::Volume(State::Incomplete), Did::Completed, Now::Attached)
+        only(&repaired.body.volumes),
+        (Found::Volume(State::Incomplete), Action::Completed, StateAfter::Attached)
     );
-    assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Attached);
+    assert_eq!(host.verb("list", &[]).await.listing().body.volumes[0].state, State::Attached);
     assert!(host.agent.detached.lock().unwrap().is_empty());
 }
 
@@ -136,8 +155,11 @@ async fn a_volume_that_the_guest_refuses_to_complete_is_rolled_back() {
     host.agent.lost_nodes.lock().unwrap().push("/dev/xvda".into());
     host.agent.set_on_attach(OnAttach::Fails { reason: Reason::REASON_PATH_TAKEN, undone: true });
     let repaired = host.verb("repair", &[]).await.repaired();
-    assert_eq!(only(&repaired.volumes), (Found::Volume(State::Incomplete), Did::Undone, Now::Gone));
-    assert!(repaired.volumes[0].why.contains("PATH_TAKEN"), "{repaired:?}");
+    assert_eq!(
+        only(&repaired.body.volumes),
+        (Found::Volume(State::Incomplete), Action::RolledBack, StateAfter::Gone)
+    );
+    assert!(repaired.body.volumes[0].detail.contains("PATH_TAKEN"), "{repaired:?}");
     assert_eq!(host.snapshot().await, clean);
 }
 
@@ -153,11 +175,15 @@ async fn a_volume_in_use_stays_and_is_reported() {
     let repaired = ran.repaired();
     ran.assert_fails("incomplete", 8);
     assert_eq!(
-        only(&repaired.volumes),
-        (Found::Volume(State::ContainerGone), Did::Failed, Now::Unknown)
+        only(&repaired.body.volumes),
+        (
+            Found::Volume(State::Stale { cause: Cause::ContainerGone }),
+            Action::Failed,
+            StateAfter::Unknown
+        )
     );
-    assert!(repaired.volumes[0].why.contains("BUSY"), "{repaired:?}");
-    assert_eq!((repaired.result, host.snapshot().await), (Whole::Incomplete, before));
+    assert!(repaired.body.volumes[0].detail.contains("BUSY"), "{repaired:?}");
+    assert_eq!((repaired.result, host.snapshot().await), (Outcome::Error, before));
 }
 
 /// Without the guest, repair removes only what the guest cannot have a part of.
@@ -177,9 +203,13 @@ async fn without_the_guest_only_what_is_safe_is_done(#[case] more: &[&str]) {
     let ran = host.verb("repair", more).await;
     ran.assert_fails("incomplete", 8);
     let repaired = ran.repaired();
-    let did: Vec<_> =
-        repaired.volumes.iter().map(|volume| (volume.device_path.as_str(), volume.did)).collect();
-    let mut expected = vec![("/dev/xvda", Did::Failed), ("/dev/xvdb", Did::Undone)];
+    let did: Vec<_> = repaired
+        .body
+        .volumes
+        .iter()
+        .map(|volume| (volume.device_path.as_str(), volume.action))
+        .collect();
+    let mut expected = vec![("/dev/xvda", Action::Failed), ("/dev/xvdb", Action::RolledBack)];
     expected.sort_by_key(|(path, _)| did.iter().position(|(at, _)| at == path));
     assert_eq!(did, expected);
     assert!(repaired.error.unwrap().message.contains("the guest"));
@@ -198,7 +228,7 @@ async fn a_disk_without_a_record_is_left_alone_and_its_remedy_is_reported() {
     let before = host.snapshot().await;
     let ran = host.verb("repair", &[]).await;
     ran.assert_fails("incomplete", 8);
-    assert!(ran.repaired().volumes[0].why.contains("plug it again"), "{ran:?}");
+    assert!(ran.repaired().body.volumes[0].detail.contains("plug the volume again"), "{ran:?}");
     assert_eq!(host.snapshot().await, before);
     // The remedy that the report names.
     host.plug(image.path(), "/dev/xvda", &[]).await.report();
@@ -218,7 +248,10 @@ async fn a_node_without_device_and_record_is_removed() {
     let node = json!({"driver": "raw", "node-name": "ecrblk-0123456789abcdef-n", "file": file});
     host.execute("blockdev-add", node).await;
     let repaired = host.verb("repair", &[]).await.repaired();
-    assert_eq!(only(&repaired.volumes), (Found::Volume(State::Incomplete), Did::Undone, Now::Gone));
+    assert_eq!(
+        only(&repaired.body.volumes),
+        (Found::Volume(State::Incomplete), Action::RolledBack, StateAfter::Gone)
+    );
     assert_eq!(host.snapshot().await, clean);
 }
 
@@ -228,7 +261,7 @@ async fn a_node_without_device_and_record_is_removed() {
 async fn unused_descriptors_are_removed() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
-    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().body.volumes[0].id.clone();
     let plugged = host.snapshot().await;
     let set = plugged["query-fdsets"][0]["fdset-id"].as_u64();
     let opaques: Vec<String> = plugged["query-fdsets"][0]["fds"]
@@ -244,18 +277,19 @@ async fn unused_descriptors_are_removed() {
     let newer = commit.replace("\"guest_device\":\"", "\"guest_device\":\"newer");
     host.add_fd(&newer, set).await;
     let before = host.snapshot().await;
-    assert_eq!(host.verb("repair", &["--dry-run"]).await.repaired().result, Whole::WouldRepair);
+    assert_eq!(host.verb("repair", &["--dry-run"]).await.repaired().result, Outcome::Repaired);
     assert_eq!(host.snapshot().await, before);
     let repaired = host.verb("repair", &[]).await.repaired();
-    let unused = Found::Descriptor(UnusedDescriptor::Unused);
+    let unused = Found::Descriptor(UnusedDescriptor::UnusedDescriptor);
     let found: Vec<_> = repaired
+        .body
         .volumes
         .iter()
-        .map(|volume| (volume.id.as_str(), volume.was, volume.did))
+        .map(|volume| (volume.id.as_str(), volume.found, volume.action))
         .collect();
-    let attached = (id.as_str(), Found::Volume(State::Attached), Did::Kept);
-    let surplus = (id.as_str(), unused, Did::Undone);
-    assert_eq!(found, [attached, surplus, surplus, ("", unused, Did::Undone)]);
+    let attached = (id.as_str(), Found::Volume(State::Attached), Action::Kept);
+    let surplus = (id.as_str(), unused, Action::RolledBack);
+    assert_eq!(found, [attached, surplus, surplus, ("", unused, Action::RolledBack)]);
     let after = host.snapshot().await;
     // Of the two commit records in the set the newer one takes precedence.
     let count = |snapshot: &Value| snapshot["query-fdsets"][0]["fds"].as_array().unwrap().len();
@@ -264,23 +298,23 @@ async fn unused_descriptors_are_removed() {
         (1, 2, 2)
     );
     assert!(after.to_string().contains("newer"), "{after}");
-    assert_eq!(host.verb("list", &[]).await.listing().volumes[0].state, State::Attached);
-    assert_eq!(host.verb("repair", &[]).await.repaired().result, Whole::Unchanged);
+    assert_eq!(host.verb("list", &[]).await.listing().body.volumes[0].state, State::Attached);
+    assert_eq!(host.verb("repair", &[]).await.repaired().result, Outcome::Unchanged);
 }
 
 #[tokio::test]
 async fn the_text_output_is_lines() {
     let host = Host::boot().await;
     let image = Image::of(MIB);
-    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().body.volumes[0].id.clone();
     host.agent.gone_containers.lock().unwrap().push("c1".into());
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ecr-runtime"));
     command.arg("--run-dir").arg(host.path("")).args(["block-volume", "repair", "--sandbox", "s1"]);
     let ran = common::run(&mut command).await;
     let line = format!(
-        "{id} at /dev/xvda in container c1: stale: container gone: undone, gone (its container is gone)\n"
+        "{id} at /dev/xvda in container c1: stale: container gone: rolled back, gone (its container is gone)\n"
     );
     assert_eq!((ran.exit_code, ran.stdout), (Some(0), line));
     let ran = common::run(&mut command).await;
-    assert_eq!((ran.exit_code, ran.stdout.as_str()), (Some(0), "nothing of ours is there\n"));
+    assert_eq!((ran.exit_code, ran.stdout.as_str()), (Some(0), "there are no volumes\n"));
 }

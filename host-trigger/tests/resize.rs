@@ -12,7 +12,10 @@ use common::{
     run,
     volume::{Image, Loop},
 };
-use host_trigger::output::{Outcome, Report};
+use host_trigger::output::{
+    envelope::{Envelope, Outcome},
+    report::Report,
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -27,7 +30,7 @@ fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
     [&C1[..], more].concat()
 }
 
-async fn resize(host: &Host, more: &[&str]) -> Report {
+async fn resize(host: &Host, more: &[&str]) -> Envelope<Report> {
     host.verb("resize", &with(more)).await.report()
 }
 
@@ -41,11 +44,12 @@ async fn an_image_is_grown_by_qemu_and_the_guest_follows() {
     let clean = host.snapshot().await;
     let image = Image::of(2 * MIB);
     let plugged = host.plug(image.path(), "/dev/xvda", &[]).await.report();
-    let id = plugged.volumes[0].id.as_str();
+    let id = plugged.body.volumes[0].id.as_str();
 
     let changes = host.changes();
     let report = resize(&host, &["--size", "8MiB", "--dry-run"]).await;
-    assert_eq!((report.result, report.volumes[0].size), (Outcome::WouldResize, 8 * MIB));
+    assert!(report.dry_run);
+    assert_eq!((report.result, report.body.volumes[0].size), (Outcome::Resized, 8 * MIB));
     assert_eq!(resize(&host, &["--size", "2MiB", "--dry-run"]).await.result, Outcome::Unchanged);
     assert_eq!((host.changes(), image.size()), (changes, 2 * MIB));
     assert!(
@@ -55,11 +59,12 @@ async fn an_image_is_grown_by_qemu_and_the_guest_follows() {
 
     let report = resize(&host, &["--size", "8MiB"]).await;
     assert_eq!((report.command.as_str(), report.result), ("resize", Outcome::Resized));
-    assert_eq!((report.volumes[0].id.as_str(), report.volumes[0].size), (id, 8 * MIB));
+    assert_eq!((report.body.volumes[0].id.as_str(), report.body.volumes[0].size), (id, 8 * MIB));
     assert_eq!((image.size(), size_in_qemu(&mut host, id).await), (8 * MIB, 8 * MIB));
     // The first request has the old size: it shows whether the guest can follow.
     assert_eq!(*host.agent.requested_sizes.lock().unwrap(), [2 * MIB, 8 * MIB]);
-    let names: Vec<_> = report.timings_us.0.iter().map(|(name, _)| name.as_str()).collect();
+    let names: Vec<_> =
+        report.timings_us.as_ref().unwrap().0.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["find", "lock", "prepare", "ask_guest", "block_resize", "guest", "total"]);
 
     let changes = host.changes();
@@ -67,10 +72,10 @@ async fn an_image_is_grown_by_qemu_and_the_guest_follows() {
         assert_eq!(resize(&host, more).await.result, Outcome::Unchanged);
     }
     assert_eq!(host.changes(), changes);
-    let listed = &host.verb("list", &[]).await.listing().volumes[0];
+    let listed = &host.verb("list", &[]).await.listing().body.volumes[0];
     assert_eq!((listed.volume.size, listed.guest.as_ref().unwrap().size), (8 * MIB, 8 * MIB));
     let again = host.plug(image.path(), "/dev/xvda", &[]).await.report();
-    assert_eq!((again.result, again.volumes[0].size), (Outcome::Unchanged, 8 * MIB));
+    assert_eq!((again.result, again.body.volumes[0].size), (Outcome::Unchanged, 8 * MIB));
     host.verb("hot-unplug", &C1).await.report();
     assert_eq!(host.snapshot().await, clean);
 }
@@ -82,17 +87,17 @@ async fn a_source_that_was_resized_by_others_is_read_again() {
     let plugged = host.plug(device.path(), "/dev/xvda", &[]).await.report();
     assert_eq!(resize(&host, &[]).await.result, Outcome::Unchanged);
     device.resize(6 * MIB);
-    assert_eq!(resize(&host, &["--size", "6MiB"]).await.volumes[0].size, 6 * MIB);
-    assert_eq!(size_in_qemu(&mut host, &plugged.volumes[0].id).await, 6 * MIB);
+    assert_eq!(resize(&host, &["--size", "6MiB"]).await.body.volumes[0].size, 6 * MIB);
+    assert_eq!(size_in_qemu(&mut host, &plugged.body.volumes[0].id).await, 6 * MIB);
     assert!(device.is_claimed());
     device.resize(7 * MIB);
     assert_eq!(resize(&host, &[]).await.result, Outcome::Resized);
-    assert_eq!(size_in_qemu(&mut host, &plugged.volumes[0].id).await, 7 * MIB);
+    assert_eq!(size_in_qemu(&mut host, &plugged.body.volumes[0].id).await, 7 * MIB);
 
     let plugged = host.plug(image.path(), "/dev/xvdb", &[]).await.report();
     image.resize(5 * MIB);
-    let by_id = ["--volume", &plugged.volumes[0].id];
-    assert_eq!(host.verb("resize", &by_id).await.report().volumes[0].size, 5 * MIB);
+    let by_id = ["--volume", &plugged.body.volumes[0].id];
+    assert_eq!(host.verb("resize", &by_id).await.report().body.volumes[0].size, 5 * MIB);
     assert_eq!(image.size(), 5 * MIB);
 }
 
@@ -100,11 +105,11 @@ async fn a_source_that_was_resized_by_others_is_read_again() {
 async fn a_volume_shrinks_only_if_that_is_allowed() {
     let mut host = Host::boot().await;
     let image = Image::of(4 * MIB);
-    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().body.volumes[0].id.clone();
     host.verb("resize", &with(&["--size", "2MiB"])).await.assert_fails("would_shrink", 4);
     assert_eq!(image.size(), 4 * MIB);
     let report = resize(&host, &["--size", "2MiB", "--allow-shrink"]).await;
-    assert_eq!((report.result, report.volumes[0].size), (Outcome::Resized, 2 * MIB));
+    assert_eq!((report.result, report.body.volumes[0].size), (Outcome::Resized, 2 * MIB));
     assert_eq!((image.size(), size_in_qemu(&mut host, &id).await), (2 * MIB, 2 * MIB));
 }
 
@@ -149,7 +154,7 @@ async fn assert_refused(host: &mut Host, more: &[&str], reason: &str, exit_code:
     let ran = host.verb("resize", &with(more)).await;
     ran.assert_fails(reason, exit_code);
     assert_eq!((host.snapshot().await, host.changes()), (before, changes));
-    ran.failure().error.message
+    ran.failure().message
 }
 
 #[tokio::test]
@@ -165,7 +170,7 @@ async fn a_block_device_is_used_with_the_size_that_it_has() {
     assert_refused(&mut host, &["--size", "6MiB"], "device_size", 4).await;
     device.resize(2 * MIB);
     assert_refused(&mut host, &[], "would_shrink", 4).await;
-    assert_eq!(resize(&host, &["--allow-shrink"]).await.volumes[0].size, 2 * MIB);
+    assert_eq!(resize(&host, &["--allow-shrink"]).await.body.volumes[0].size, 2 * MIB);
 }
 
 #[tokio::test]
@@ -198,10 +203,10 @@ async fn an_unaligned_image_and_a_read_only_volume_are_refused() {
 async fn an_incomplete_volume_is_refused() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
-    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().body.volumes[0].id.clone();
     host.execute("device_del", json!({"id": format!("ecrblk-{id}")})).await;
     host.await_event("DEVICE_DELETED").await;
-    assert_refused(&mut host, &["--size", "2MiB"], "half_plugged", 8).await;
+    assert_refused(&mut host, &["--size", "2MiB"], "incomplete_volume", 8).await;
     assert_eq!(image.size(), MIB);
 }
 
@@ -228,7 +233,7 @@ async fn a_guest_that_refuses_is_asked_before_anything_is_changed(
 async fn an_image_gets_its_size_back_if_the_guest_did_not_follow() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
-    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().body.volumes[0].id.clone();
     *host.agent.on_resize.lock().unwrap() = OnResize::KeepsSize;
     host.verb("resize", &with(&["--size", "2MiB"])).await.assert_fails("timed_out", 7);
     assert_eq!((image.size(), size_in_qemu(&mut host, &id).await), (MIB, MIB));
@@ -251,24 +256,24 @@ async fn an_image_is_not_truncated_if_the_guest_may_have_used_the_new_size(
 ) {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
-    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().body.volumes[0].id.clone();
     *host.agent.on_resize.lock().unwrap() = behaviour;
     let error = {
         let ran = host.verb("resize", &with(&["--size", "2MiB"])).await;
         ran.assert_fails("incomplete", 8);
-        ran.failure().error
+        ran.failure()
     };
     assert!(error.message.contains("2097152 bytes"), "{}", error.message);
     assert_eq!((image.size(), size_in_qemu(&mut host, &id).await), (2 * MIB, 2 * MIB));
     *host.agent.on_resize.lock().unwrap() = OnResize::Follows;
-    assert_eq!(resize(&host, &["--size", "2MiB"]).await.volumes[0].size, 2 * MIB);
+    assert_eq!(resize(&host, &["--size", "2MiB"]).await.body.volumes[0].size, 2 * MIB);
 }
 
 #[tokio::test]
 async fn a_signal_during_a_resize_leaves_what_a_repeated_resize_completes() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
-    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().body.volumes[0].id.clone();
     // Consume the notification of the hot-plug.
     host.agent.request_received.notified().await;
     *host.agent.on_resize.lock().unwrap() = OnResize::Hangs;
@@ -281,7 +286,7 @@ async fn a_signal_during_a_resize_leaves_what_a_repeated_resize_completes() {
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(8), "{output:?}");
     let report = String::from_utf8(output.stdout).unwrap();
-    assert!(report.contains("interrupted by SIGINT; and the undo is incomplete"), "{report}");
+    assert!(report.contains("interrupted by SIGINT; the rollback is incomplete"), "{report}");
     assert_eq!((image.size(), size_in_qemu(&mut host, &id).await), (2 * MIB, 2 * MIB));
     *host.agent.on_resize.lock().unwrap() = OnResize::Follows;
     assert_eq!(resize(&host, &[]).await.result, Outcome::Unchanged);

@@ -6,9 +6,11 @@ mod common;
 use block_volume_api::block_volume::Reason;
 use common::{Host, RunOutput, fake_agent::OnAttach, run, volume::Loop};
 use host_trigger::{
-    listing::State,
-    output::Outcome,
-    repaired::{Did, Now, Whole},
+    ops::{
+        recovery::{Action, StateAfter},
+        volume::{Cause, State},
+    },
+    output::envelope::Outcome,
 };
 use rstest::rstest;
 use serde_json::Value;
@@ -28,9 +30,12 @@ async fn unplug(host: &Host, container: &str, path: &str) -> RunOutput {
 /// Returns container, path and state of each attachment.
 async fn listed(host: &Host) -> Vec<(String, String, State)> {
     let listing = host.verb("list", &[]).await.listing();
-    let shared = listing.volumes.len() > 1;
-    assert!(listing.volumes.iter().all(|listed| listed.volume.shared == shared), "{listing:?}");
-    let attachments = listing.volumes.into_iter();
+    let shared = listing.body.volumes.len() > 1;
+    assert!(
+        listing.body.volumes.iter().all(|listed| listed.volume.shared == shared),
+        "{listing:?}"
+    );
+    let attachments = listing.body.volumes.into_iter();
     attachments
         .map(|listed| (listed.volume.container, listed.volume.device_path, listed.state))
         .collect()
@@ -59,10 +64,10 @@ async fn a_disk_with_two_attachments_is_removed_with_the_last_one(#[case] order:
     let with_one = host.snapshot().await;
     let second =
         plug(&host, &device, "c2", "/dev/xvda", &["--shared", "--mode", "600"]).await.report();
-    assert_eq!((second.result, second.volumes[0].shared), (Outcome::Attached, true));
+    assert_eq!((second.result, second.body.volumes[0].shared), (Outcome::Attached, true));
     assert_eq!(
-        (&second.volumes[0].id, &second.volumes[0].scsi),
-        (&first.volumes[0].id, &first.volumes[0].scsi)
+        (&second.body.volumes[0].id, &second.body.volumes[0].scsi),
+        (&first.body.volumes[0].id, &first.body.volumes[0].scsi)
     );
     let with_two = host.snapshot().await;
     // A further block node reserves the path.
@@ -73,8 +78,8 @@ async fn a_disk_with_two_attachments_is_removed_with_the_last_one(#[case] order:
     assert_eq!(listed(&host).await, both);
     let again =
         plug(&host, &device, "c2", "/dev/xvda", &["--shared", "--mode", "600"]).await.report();
-    assert_eq!((again.result, again.volumes[0].shared), (Outcome::Unchanged, true));
-    assert_eq!(host.verb("repair", &[]).await.repaired().result, Whole::Unchanged);
+    assert_eq!((again.result, again.body.volumes[0].shared), (Outcome::Unchanged, true));
+    assert_eq!(host.verb("repair", &[]).await.repaired().result, Outcome::Unchanged);
     assert_eq!(host.snapshot().await, with_two);
 
     assert_eq!(unplug(&host, order[0], "/dev/xvda").await.report().result, Outcome::Detached);
@@ -139,7 +144,7 @@ async fn a_request_that_is_not_shared_or_differs_is_a_conflict() {
 async fn a_volume_id_with_several_attachments_is_ambiguous() {
     let host = Host::boot().await;
     let device = Loop::of(MIB);
-    let id = plug(&host, &device, "c1", "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let id = plug(&host, &device, "c1", "/dev/xvda", &[]).await.report().body.volumes[0].id.clone();
     plug(&host, &device, "c2", "/dev/xvdb", &["--shared"]).await.report();
     plug(&host, &device, "c2", "/dev/xvdc", &["--shared"]).await.report();
     let ambiguous = host.verb("hot-unplug", &["--volume", &id]).await;
@@ -150,10 +155,10 @@ async fn a_volume_id_with_several_attachments_is_ambiguous() {
         .assert_fails("ambiguous_volume", 2);
     let of_c1 = host.verb("inspect", &["--volume", &id, "--container", "c1"]).await.listing();
     assert_eq!(
-        (of_c1.volumes.len(), of_c1.volumes[0].volume.device_path.as_str()),
+        (of_c1.body.volumes.len(), of_c1.body.volumes[0].volume.device_path.as_str()),
         (1, "/dev/xvda")
     );
-    assert_eq!(host.verb("list", &["--container", "c2"]).await.listing().volumes.len(), 2);
+    assert_eq!(host.verb("list", &["--container", "c2"]).await.listing().body.volumes.len(), 2);
     host.verb("hot-unplug", &["--volume", &id, "--container", "c1"]).await.report();
     assert_eq!(listed(&host).await, attached(&[("c2", "/dev/xvdb"), ("c2", "/dev/xvdc")]));
 }
@@ -200,14 +205,20 @@ async fn only_the_attachment_of_a_container_that_is_gone_is_stale() {
     plug(&host, &device, "c2", "/dev/xvda", &["--shared"]).await.report();
     host.agent.gone_containers.lock().unwrap().push("c2".into());
     let states: Vec<_> = listed(&host).await.into_iter().map(|(_, _, state)| state).collect();
-    assert_eq!(states, [State::Attached, State::ContainerGone]);
+    assert_eq!(states, [State::Attached, State::Stale { cause: Cause::ContainerGone }]);
     let repaired = host.verb("repair", &[]).await.repaired();
     let attachments: Vec<_> = repaired
+        .body
         .volumes
         .iter()
-        .map(|attachment| (attachment.container.as_str(), attachment.did, attachment.now))
+        .map(|attachment| {
+            (attachment.container.as_str(), attachment.action, attachment.state_after)
+        })
         .collect();
-    assert_eq!(attachments, [("c1", Did::Kept, Now::Attached), ("c2", Did::Undone, Now::Gone)]);
+    assert_eq!(
+        attachments,
+        [("c1", Action::Kept, StateAfter::Attached), ("c2", Action::RolledBack, StateAfter::Gone)]
+    );
     assert_eq!(host.snapshot().await, with_one);
     assert!(device.is_claimed());
 }
@@ -222,8 +233,12 @@ async fn a_repair_of_all_attachments_removes_the_disk_with_the_last() {
     host.agent.gone_containers.lock().unwrap().extend(["c1".into(), "c2".into()]);
     let repaired = host.verb("repair", &[]).await.repaired();
     assert!(
-        repaired.volumes.len() == 2
-            && repaired.volumes.iter().all(|attachment| attachment.did == Did::Undone)
+        repaired.body.volumes.len() == 2
+            && repaired
+                .body
+                .volumes
+                .iter()
+                .all(|attachment| attachment.action == Action::RolledBack)
     );
     assert_eq!(host.snapshot().await, clean);
     assert!(!device.is_claimed());
@@ -234,7 +249,8 @@ async fn a_repair_of_all_attachments_removes_the_disk_with_the_last() {
 #[rstest]
 #[tokio::test]
 async fn a_killed_further_attachment_is_completed_or_rolled_back(
-    #[values("after-note-use", "after-begin-use", "after-attach", "after-outcome")] point: &str,
+    #[values("after-record-attachment", "after-reserve-path", "after-attach", "after-commit")]
+    point: &str,
     #[values("repeat", "repair", "unplug")] remedy: &str,
 ) {
     let mut host = Host::boot().await;
@@ -245,7 +261,7 @@ async fn a_killed_further_attachment_is_completed_or_rolled_back(
     let mut command = host.command(&[(device.path(), "/dev/xvda")], &shared);
     let killed = run(command.env("ECR_RUNTIME_FAULT", format!("{point}=kill"))).await;
     assert_eq!(killed.exit_code, Some(-9), "{killed:?}");
-    let expected = if point == "after-outcome" { State::Attached } else { State::Incomplete };
+    let expected = if point == "after-commit" { State::Attached } else { State::Incomplete };
     assert_eq!(listed(&host).await[1].2, expected);
     let both = attached(&[("c1", "/dev/xvda"), ("c2", "/dev/xvda")]);
     match remedy {
@@ -259,18 +275,27 @@ async fn a_killed_further_attachment_is_completed_or_rolled_back(
         }
         _ => {
             let repaired = host.verb("repair", &[]).await.repaired();
-            let second = &repaired.volumes[1];
+            let second = &repaired.body.volumes[1];
             match point {
-                "after-note-use" | "after-begin-use" => {
-                    assert_eq!((second.did, second.now), (Did::Undone, Now::Gone));
+                "after-record-attachment" | "after-reserve-path" => {
+                    assert_eq!(
+                        (second.action, second.state_after),
+                        (Action::RolledBack, StateAfter::Gone)
+                    );
                     assert_eq!(host.snapshot().await, with_one);
                 }
                 "after-attach" => {
-                    assert_eq!((second.did, second.now), (Did::Completed, Now::Attached))
+                    assert_eq!(
+                        (second.action, second.state_after),
+                        (Action::Completed, StateAfter::Attached)
+                    )
                 }
-                _ => assert_eq!((second.did, second.now), (Did::Kept, Now::Attached)),
+                _ => assert_eq!(
+                    (second.action, second.state_after),
+                    (Action::Kept, StateAfter::Attached)
+                ),
             }
-            if !matches!(point, "after-note-use" | "after-begin-use") {
+            if !matches!(point, "after-record-attachment" | "after-reserve-path") {
                 assert_eq!(listed(&host).await, both);
             }
         }
@@ -287,7 +312,7 @@ async fn a_killed_further_attachment_is_completed_or_rolled_back(
 #[rstest]
 #[tokio::test]
 async fn a_killed_hot_unplug_of_one_attachment_is_completed(
-    #[values("after-detach", "remove-after-free-place", "after-remove")] point: &str,
+    #[values("after-detach", "remove-after-release-path", "after-remove")] point: &str,
     #[values("c1", "c2")] container: &str,
     #[values(true, false)] by_repair: bool,
 ) {
@@ -304,9 +329,13 @@ async fn a_killed_hot_unplug_of_one_attachment_is_completed(
     if by_repair {
         // The disk is there and only the device node is gone: repair makes it again.
         let repaired = host.verb("repair", &[]).await.repaired();
-        assert_eq!(repaired.volumes.len(), if point == "after-remove" { 1 } else { 2 });
+        assert_eq!(repaired.body.volumes.len(), if point == "after-remove" { 1 } else { 2 });
         assert!(
-            repaired.volumes.iter().all(|attachment| attachment.now == Now::Attached),
+            repaired
+                .body
+                .volumes
+                .iter()
+                .all(|attachment| attachment.state_after == StateAfter::Attached),
             "{repaired:?}"
         );
         if point != "after-remove" {

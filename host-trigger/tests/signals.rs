@@ -6,7 +6,7 @@ mod common;
 use std::process::Stdio;
 
 use common::{Host, fake_agent::OnAttach, volume::Loop};
-use host_trigger::repaired::{Did, Whole};
+use host_trigger::{ops::recovery::Action, output::envelope::Outcome};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -44,7 +44,7 @@ async fn await_line(child: &mut Child, text: &str) {
 async fn assert_repaired(host: &mut Host, clean: &Value, device: &Loop) {
     *host.agent.hangs_on_detach.lock().unwrap() = false;
     host.agent.set_on_attach(OnAttach::Succeeds);
-    assert_eq!(host.verb("repair", &[]).await.repaired().result, Whole::Repaired);
+    assert_eq!(host.verb("repair", &[]).await.repaired().result, Outcome::Repaired);
     assert_eq!(host.snapshot().await, *clean);
     assert!(!device.is_claimed());
 }
@@ -67,13 +67,15 @@ async fn a_second_signal_ends_the_rollback_of_a_hot_plug(
     let (code, report) = ended(child).await;
     let message = report["error"]["message"].as_str().unwrap();
     assert_eq!((code, &report["error"]["reason"]), (Some(8), &"incomplete".into()), "{report}");
-    for part in
-        [signal.as_str(), "descriptors, block node, device in QEMU", "what the guest has of it"]
-    {
+    for part in [
+        signal.as_str(),
+        "descriptors, block node, device in QEMU",
+        "its disk and device node in the guest",
+    ] {
         assert!(message.contains(part), "{part}: {message}");
     }
     assert!(
-        message.contains(&host.verb("list", &[]).await.listing().volumes[0].volume.id),
+        message.contains(&host.verb("list", &[]).await.listing().body.volumes[0].volume.id),
         "{message}"
     );
     host.agent.attached.lock().unwrap().clear();
@@ -88,7 +90,7 @@ async fn a_second_signal_ends_a_removal(#[case] verb: &str, #[case] which: &[&st
     let mut host = Host::boot().await;
     let clean = host.snapshot().await;
     let device = Loop::of(MIB);
-    let id = host.plug(device.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let id = host.plug(device.path(), "/dev/xvda", &[]).await.report().body.volumes[0].id.clone();
     host.agent.gone_containers.lock().unwrap().push("c1".into());
     host.agent.request_received.notified().await;
     *host.agent.hangs_on_detach.lock().unwrap() = true;
@@ -125,9 +127,17 @@ async fn after_a_first_signal_repair_finishes_the_current_volume() {
     await_line(&mut child, "second signal").await;
     let (code, report) = ended(child).await;
     assert_eq!((code, &report["error"]["reason"]), (Some(130), &"interrupted".into()), "{report}");
-    let did: Vec<_> =
-        report["volumes"].as_array().unwrap().iter().map(|volume| volume["did"].clone()).collect();
-    assert_eq!(did, [serde_json::json!(Did::Undone), serde_json::json!(Did::Failed)], "{report}");
+    let did: Vec<_> = report["volumes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|volume| volume["action"].clone())
+        .collect();
+    assert_eq!(
+        did,
+        [serde_json::json!(Action::RolledBack), serde_json::json!(Action::Failed)],
+        "{report}"
+    );
     *host.agent.detach_delay.lock().unwrap() = std::time::Duration::ZERO;
     assert_repaired(&mut host, &clean, &first).await;
     assert!(!second.is_claimed());

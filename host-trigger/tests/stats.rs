@@ -5,17 +5,20 @@ mod common;
 
 use block_volume_api::block_volume::{BlockStats, Reason};
 use common::{Host, RunOutput, run, volume::Image};
-use host_trigger::stats::Counted;
+use host_trigger::output::{
+    envelope::{Envelope, Outcome},
+    stats_report::StatsReport,
+};
 
 const MIB: u64 = 1 << 20;
 
 #[track_caller]
-fn counted(ran: &RunOutput) -> Counted {
+fn counted(ran: &RunOutput) -> Envelope<StatsReport> {
     assert_eq!(ran.exit_code, Some(0), "{ran:?}");
     serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:?}"))
 }
 
-async fn stats(host: &Host, more: &[&str]) -> Counted {
+async fn stats(host: &Host, more: &[&str]) -> Envelope<StatsReport> {
     counted(&host.verb("stats", more).await)
 }
 
@@ -29,7 +32,7 @@ async fn as_text(host: &Host, more: &[&str]) -> RunOutput {
 #[tokio::test]
 async fn each_volume_has_its_counters_and_nothing_changes() {
     let mut host = Host::boot().await;
-    assert!(stats(&host, &[]).await.volumes.is_empty());
+    assert!(stats(&host, &[]).await.body.volumes.is_empty());
     let (one, two) = (Image::of(MIB), Image::of(2 * MIB));
     host.plug(one.path(), "/dev/xvda", &[]).await.report();
     let second = host
@@ -49,10 +52,10 @@ async fn each_volume_has_its_counters_and_nothing_changes() {
 
     let all = stats(&host, &[]).await;
     assert_eq!(
-        (all.command.as_str(), all.result.as_str(), all.volumes.len()),
-        ("stats", "counted", 2)
+        (all.command.as_str(), all.result, all.body.volumes.len()),
+        ("stats", Outcome::Counted, 2)
     );
-    let first = &all.volumes[0];
+    let first = &all.body.volumes[0];
     assert_eq!(
         (first.container.as_str(), first.device_path.as_str(), first.size),
         ("c1", "/dev/xvda", MIB)
@@ -66,14 +69,14 @@ async fn each_volume_has_its_counters_and_nothing_changes() {
     let qemu = first.qemu.unwrap();
     assert_eq!((qemu.write.operations, qemu.write.failed, qemu.flush.bytes), (0, Some(0), None));
 
-    let id = second.volumes[0].id.as_str();
+    let id = second.body.volumes[0].id.as_str();
     for more in [
         &["--container", "c2"][..],
         &["--volume", id],
         &["--device-path", "/dev/xvda", "--container", "c2"],
     ] {
         let one = stats(&host, more).await;
-        assert_eq!(one.volumes, all.volumes[1..], "{more:?}");
+        assert_eq!(one.body.volumes, all.body.volumes[1..], "{more:?}");
     }
     host.verb("stats", &["--device-path", "/dev/xvda"]).await.assert_fails("ambiguous_path", 2);
     host.verb("stats", &["--device-path", "dev/xvda"]).await.assert_fails("invalid_device_path", 2);
@@ -90,14 +93,14 @@ async fn without_the_guest_qemus_counters_are_shown() {
     host.plug(image.path(), "/dev/xvda", &[]).await.report();
     *host.agent.inspect_failure.lock().unwrap() = Some(Reason::REASON_DENIED);
     let refused = stats(&host, &[]).await;
-    assert_eq!(refused.guest_error, None);
-    assert_eq!(refused.volumes[0].guest_error.as_ref().unwrap().reason, "denied_by_guest");
-    assert!(refused.volumes[0].qemu.is_some() && refused.volumes[0].guest.is_none());
+    assert_eq!(refused.body.guest_error, None);
+    assert_eq!(refused.body.volumes[0].guest_error.as_ref().unwrap().reason, "denied_by_guest");
+    assert!(refused.body.volumes[0].qemu.is_some() && refused.body.volumes[0].guest.is_none());
 
     let unreachable = ["--agent", "unix:///nonexistent/agent.sock"];
     let alone = stats(&host, &unreachable).await;
-    assert_eq!(alone.guest_error.as_ref().unwrap().reason, "agent_unreachable");
-    assert!(alone.volumes[0].qemu.is_some() && alone.volumes[0].guest.is_none());
+    assert_eq!(alone.body.guest_error.as_ref().unwrap().reason, "agent_unreachable");
+    assert!(alone.body.volumes[0].qemu.is_some() && alone.body.volumes[0].guest.is_none());
     let text = as_text(&host, &unreachable).await;
     assert!(
         text.stdout.contains("  qemu  ") && text.stdout.contains("\nthe guest was not asked: "),

@@ -8,8 +8,9 @@ use common::{
     volume::{Image, Loop},
 };
 use host_trigger::{
-    limits::{Limit, Limits},
-    output::{Outcome, Volume},
+    ops::volume::Volume,
+    output::envelope::Outcome,
+    qemu::throttle::{Limit, Limits},
 };
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -23,8 +24,12 @@ fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
 
 async fn throttle(host: &Host, more: &[&str]) -> (Outcome, Volume) {
     let mut report = host.verb("throttle", &with(more)).await.report();
-    assert_eq!((report.command.as_str(), report.volumes.len()), ("throttle", 1));
-    (report.result, report.volumes.remove(0))
+    let dry_run = more.contains(&"--dry-run");
+    assert_eq!(
+        (report.command.as_str(), report.dry_run, report.body.volumes.len()),
+        ("throttle", dry_run, 1)
+    );
+    (report.result, report.body.volumes.remove(0))
 }
 
 /// Returns the limits in QEMU by QEMU's names, without those that are zero.
@@ -47,18 +52,18 @@ async fn limits_change_one_by_one_and_are_removed_with_the_volume() {
     let clean = host.snapshot().await;
     let device = Loop::of(MIB);
     let plugged = host.plug(device.path(), "/dev/xvda", &[]).await.report();
-    let id = plugged.volumes[0].id.as_str();
+    let id = plugged.body.volumes[0].id.as_str();
     assert_eq!(limits_in_qemu(&mut host, id).await, json!({}));
     let group = format!("ecrblk-{id}");
 
     let would = throttle(&host, &["--iops-read", "100", "--dry-run"]).await;
-    assert_eq!((would.0, would.1.throttle.iops_read), (Outcome::WouldThrottle, limit(100)));
+    assert_eq!((would.0, would.1.throttle.iops_read), (Outcome::Throttled, limit(100)));
     assert_eq!(limits_in_qemu(&mut host, id).await, json!({}));
 
     let (result, volume) = throttle(&host, &["--iops-read", "100", "--bps", "1MiB"]).await;
     let expected = Limits { iops_read: limit(100), bps: limit(MIB), ..Limits::default() };
     assert_eq!((result, volume.throttle), (Outcome::Throttled, expected));
-    assert_eq!((volume.id.as_str(), &volume.scsi), (id, &plugged.volumes[0].scsi));
+    assert_eq!((volume.id.as_str(), &volume.scsi), (id, &plugged.body.volumes[0].scsi));
     let in_qemu = json!({"iops_rd": 100, "bps": MIB, "group": group});
     assert_eq!(limits_in_qemu(&mut host, id).await, in_qemu);
 
@@ -78,7 +83,7 @@ async fn limits_change_one_by_one_and_are_removed_with_the_volume() {
     assert_eq!((volume.throttle, host.changes()), (expected, changes));
     for verb in ["list", "inspect"] {
         let more = if verb == "list" { &[][..] } else { &C1[..] };
-        assert_eq!(host.verb(verb, more).await.listing().volumes[0].volume.throttle, expected);
+        assert_eq!(host.verb(verb, more).await.listing().body.volumes[0].volume.throttle, expected);
     }
     let (_, volume) =
         throttle(&host, &["--iops", "9", "--iops-read", "0", "--iops-write", "0"]).await;
@@ -91,7 +96,7 @@ async fn limits_change_one_by_one_and_are_removed_with_the_volume() {
     host.verb("hot-unplug", &C1).await.report();
     assert_eq!(host.snapshot().await, clean);
     let again = host.plug(device.path(), "/dev/xvda", &[]).await.report();
-    assert!(again.volumes[0].throttle.is_unlimited());
+    assert!(again.body.volumes[0].throttle.is_unlimited());
     assert_eq!(
         limits_in_qemu(&mut host, id).await,
         json!({}),
@@ -108,7 +113,7 @@ async fn each_volume_of_a_hot_plug_gets_the_limits() {
     let plugged = common::run(&mut command).await.report();
     let iops = Some(Limit { limit: 100, burst: 300, burst_seconds: 1 });
     let expected = Limits { iops, bps_write: limit(2 * MIB), ..Limits::default() };
-    for volume in &plugged.volumes {
+    for volume in &plugged.body.volumes {
         assert_eq!(volume.throttle, expected);
         let group = format!("ecrblk-{}", volume.id);
         let in_qemu = limits_in_qemu(&mut host, &volume.id).await;
@@ -118,7 +123,8 @@ async fn each_volume_of_a_hot_plug_gets_the_limits() {
         assert_eq!(in_qemu, expected, "each volume has its own group");
     }
     // The limits are in force before the guest can use the disk.
-    let names: Vec<_> = plugged.timings_us.0.iter().map(|(name, _)| name.as_str()).collect();
+    let names: Vec<_> =
+        plugged.timings_us.as_ref().unwrap().0.iter().map(|(name, _)| name.as_str()).collect();
     let at = |stage| names.iter().position(|name| *name == stage).unwrap();
     assert!(at("throttle") < at("attach"), "{names:?}");
 }
@@ -132,7 +138,7 @@ async fn a_repeated_hot_plug_checks_the_limits_that_it_names() {
     for same in [&[][..], &["--iops", "100"], &["--bps", "0"]] {
         let again = plug(&host, same).await.report();
         assert_eq!(
-            (again.result, again.volumes[0].throttle.iops),
+            (again.result, again.body.volumes[0].throttle.iops),
             (Outcome::Unchanged, limit(100))
         );
     }
@@ -157,8 +163,8 @@ async fn a_repeated_hot_plug_checks_the_limits_that_it_names() {
 #[case(&["--iops", "100", "--iops-write", "9"], "invalid_limits", 2, "--iops 100 and --iops-write 9 exclude each other")]
 #[case(&["--iops", "0", "--burst-iops", "9"], "invalid_limits", 2, "--burst-iops needs a limit")]
 #[case(&["--iops", "9", "--burst-seconds", "9"], "invalid_limits", 2, "--burst-seconds needs a burst")]
-#[case(&["--bps", "9", "--burst-bps", "99", "--burst-seconds", "0"], "usage", 2, "a second at least")]
-#[case(&["--bps", "512", "--burst-bps", "900TiB", "--burst-seconds", "2"], "invalid_limits", 2, "in all that QEMU takes")]
+#[case(&["--bps", "9", "--burst-bps", "99", "--burst-seconds", "0"], "usage", 2, "at least a second")]
+#[case(&["--bps", "512", "--burst-bps", "900TiB", "--burst-seconds", "2"], "invalid_limits", 2, "in total that QEMU accepts")]
 #[case(&["--iops", "100"], "limits_conflict", 4, "--iops 100 and --iops-read 50 exclude each other")]
 #[case(&["--burst-iops-read", "49"], "limits_conflict", 4, "the burst 49 is below the limit --iops-read 50")]
 #[case(&["--burst-bps", "4KiB"], "limits_conflict", 4, "--burst-bps needs a limit: give --bps, too")]
@@ -172,11 +178,11 @@ async fn bad_limits_change_nothing(
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
     let plugged = host.plug(image.path(), "/dev/xvda", &["--iops-read", "50"]).await.report();
-    let id = plugged.volumes[0].id.as_str();
+    let id = plugged.body.volumes[0].id.as_str();
     let (before, changes) = (limits_in_qemu(&mut host, id).await, host.changes());
     let ran = host.verb("throttle", &with(more)).await;
     ran.assert_fails(reason, exit_code);
-    assert!(ran.failure().error.message.contains(why), "{ran:?}");
+    assert!(ran.failure().message.contains(why), "{ran:?}");
     assert_eq!((limits_in_qemu(&mut host, id).await, host.changes()), (before, changes));
 }
 
@@ -197,7 +203,7 @@ async fn nothing_is_plugged_with_bad_limits(#[case] more: &[&str], #[case] reaso
 async fn throttle_needs_a_disk_but_no_guest() {
     let mut host = Host::boot().await;
     let image = Image::of(MIB);
-    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().volumes[0].id.clone();
+    let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().body.volumes[0].id.clone();
     let unreachable = ["--iops", "5", "--agent", "unix:///nonexistent/agent.sock"];
     assert_eq!(throttle(&host, &unreachable).await.0, Outcome::Throttled);
     let elsewhere = ["--container", "c2", "--device-path", "/dev/xvda", "--iops", "5"];
@@ -205,6 +211,6 @@ async fn throttle_needs_a_disk_but_no_guest() {
     host.execute("device_del", json!({"id": format!("ecrblk-{id}")})).await;
     host.await_event("DEVICE_DELETED").await;
     let changes = host.changes();
-    host.verb("throttle", &with(&["--iops", "6"])).await.assert_fails("half_plugged", 8);
+    host.verb("throttle", &with(&["--iops", "6"])).await.assert_fails("incomplete_volume", 8);
     assert_eq!(host.changes(), changes);
 }

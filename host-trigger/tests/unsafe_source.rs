@@ -11,7 +11,7 @@ use std::{
 };
 
 use common::{Host, volume::Loop};
-use host_trigger::{Error, source::Source};
+use host_trigger::{Error, host::source::Source};
 use nix::sys::stat::{Mode, SFlag, major, mknod};
 use serde_json::json;
 
@@ -51,7 +51,7 @@ async fn assert_refused(host: &mut Host, volume: &Path, reason: &str, holder: &s
     let before = host.snapshot().await;
     let ran = host.plug(volume, "/dev/xvda", &[]).await;
     ran.assert_fails(reason, 6);
-    let message = ran.failure().error.message;
+    let message = ran.failure().message;
     assert!(message.contains(holder), "{holder:?} is not in {message:?}");
     assert_eq!(host.snapshot().await, before);
     assert!(host.agent.attached_paths().is_empty());
@@ -131,7 +131,7 @@ async fn a_qemu_that_opened_the_device_without_a_claim_is_reported() {
         assert_refused(&mut host, volume.path(), "source_held", &holder).await;
         if read_only {
             let second = host.plug(volume.path(), "/dev/xvda", &["--read-only"]).await.report();
-            assert!(second.volumes[0].read_only, "two readers do not conflict");
+            assert!(second.body.volumes[0].read_only, "two readers do not conflict");
         }
         other.execute("blockdev-del", json!({"node-name": node})).await;
     }
@@ -163,7 +163,10 @@ async fn a_plugged_partition_holds_its_disk_and_a_plugged_disk_its_partitions() 
     let part = |number: u32| PathBuf::from(format!("{}p{number}", disk.path().display()));
     assert!(fs::metadata(part(1)).unwrap().file_type().is_block_device());
     let report = host.plug(&part(1), "/dev/xvda", &[]).await.report();
-    assert_eq!((report.volumes[0].size, &report.volumes[0].source_device), (MIB, &part(1)));
+    assert_eq!(
+        (report.body.volumes[0].size, &report.body.volumes[0].source_device),
+        (MIB, &part(1))
+    );
     host.plug(&part(2), "/dev/xvdb", &[]).await.report();
     let before = host.snapshot().await;
     let ran = host.plug(disk.path(), "/dev/xvdc", &[]).await;
@@ -188,11 +191,11 @@ async fn a_symbolic_link_is_followed_and_its_device_reported() {
     let link = directory.path().join("scsi-0QEMU_disk");
     symlink(volume.path(), &link).unwrap();
     let report = host.plug(&link, "/dev/xvda", &[]).await.report();
-    let plugged = &report.volumes[0];
+    let plugged = &report.body.volumes[0];
     assert_eq!((&plugged.source, plugged.source_device.as_path()), (&link, volume.path()));
     // Both names denote the same volume.
     let again = host.plug(volume.path(), "/dev/xvda", &[]).await.report();
-    assert_eq!(again.result, host_trigger::output::Outcome::Unchanged);
+    assert_eq!(again.result, host_trigger::output::envelope::Outcome::Unchanged);
 }
 
 #[test]

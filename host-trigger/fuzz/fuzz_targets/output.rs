@@ -7,12 +7,13 @@
 #![no_main]
 
 use host_trigger::{
+    error::ErrorBody,
     fuzz,
     guest_holder::GuestHolder,
-    listing::Listing,
-    output::{FailureBody, Report},
-    repaired::Repaired,
-    stats::Counted,
+    output::{
+        envelope::Envelope, listing::Listing, repair_report::RepairReport, report::Report,
+        stats_report::StatsReport,
+    },
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -21,16 +22,18 @@ fuzz_target!(|input: &[u8]| {
     match kind {
         b'p' => check_string(&String::from_utf8_lossy(bytes)),
         b'r' => {
-            let Ok(mut report) = serde_json::from_slice::<Report>(bytes) else { return };
-            report.broke.iter_mut().for_each(escape_holder);
+            let Ok(mut report) = serde_json::from_slice::<Envelope<Report>>(bytes) else { return };
+            report.body.broken_holders.iter_mut().for_each(escape_holder);
             report
+                .body
                 .volumes
                 .iter_mut()
                 .for_each(|volume| (volume.id, volume.device_number) = own_values());
             assert_printable_lines(&fuzz::report(&report));
         }
         b'l' => {
-            let Ok(mut listing) = serde_json::from_slice::<Listing>(bytes) else { return };
+            let Ok(listing) = serde_json::from_slice::<Envelope<Listing>>(bytes) else { return };
+            let mut listing = listing.body;
             escape_message(&mut listing.guest_error);
             for volume in &mut listing.volumes {
                 escape_message(&mut volume.guest_error);
@@ -44,21 +47,24 @@ fuzz_target!(|input: &[u8]| {
             fuzz::listing(&listing).iter().for_each(|text| assert_printable_lines(text));
         }
         b's' => {
-            let Ok(mut counted) = serde_json::from_slice::<Counted>(bytes) else { return };
-            escape_message(&mut counted.guest_error);
-            for volume in &mut counted.volumes {
+            let Ok(stats) = serde_json::from_slice::<Envelope<StatsReport>>(bytes) else { return };
+            let mut stats = stats.body;
+            escape_message(&mut stats.guest_error);
+            for volume in &mut stats.volumes {
                 escape_message(&mut volume.guest_error);
                 volume.id = own_values().0;
             }
-            let [text, prometheus] = fuzz::counted(&counted);
+            let [text, prometheus] = fuzz::stats(&stats);
             assert_printable_lines(&text);
             assert!(
                 prometheus.lines().all(|line| line.starts_with("# ") || line.starts_with("ecr_"))
             );
         }
         b'm' => {
-            let Ok(mut repaired) = serde_json::from_slice::<Repaired>(bytes) else { return };
-            repaired.volumes.iter_mut().for_each(|volume| volume.id = own_values().0);
+            let Ok(mut repaired) = serde_json::from_slice::<Envelope<RepairReport>>(bytes) else {
+                return;
+            };
+            repaired.body.volumes.iter_mut().for_each(|volume| volume.id = own_values().0);
             assert_printable_lines(&fuzz::repaired(&repaired));
         }
         _ => {}
@@ -67,7 +73,7 @@ fuzz_target!(|input: &[u8]| {
 
 /// Checks that a string is escaped and cut, and that a plain one is unchanged.
 fn check_string(text: &str) {
-    let shown = fuzz::printable(text);
+    let shown = fuzz::sanitize(text);
     assert_printable_lines(&shown);
     assert!(!shown.contains('\n') && shown.chars().count() <= 401 * 10, "{shown:?}");
     if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) && text.len() <= 400 {
@@ -84,12 +90,12 @@ fn own_values() -> (String, String) {
 /// received.
 fn escape_holder(holder: &mut GuestHolder) {
     for text in [&mut holder.kind, &mut holder.command, &mut holder.container, &mut holder.detail] {
-        *text = fuzz::printable(text);
+        *text = fuzz::sanitize(text);
     }
 }
 
-fn escape_message(error: &mut Option<FailureBody>) {
-    error.iter_mut().for_each(|error| error.message = fuzz::printable(&error.message));
+fn escape_message(error: &mut Option<ErrorBody>) {
+    error.iter_mut().for_each(|error| error.message = fuzz::sanitize(&error.message));
 }
 
 fn assert_printable_lines(text: &str) {

@@ -41,7 +41,7 @@ fuzz_target!(|input: &[u8]| {
 async fn client() -> Option<String> {
     let deadline = Deadline::after(Duration::from_secs(1));
     let mut qmp = Qmp::connect(Path::new(&*SOCKET), deadline).await.ok()?;
-    let text = fuzz::survey(&mut qmp).await;
+    let text = fuzz::inspect(&mut qmp).await;
     qmp.close();
     text.ok()
 }

@@ -5,9 +5,11 @@
 
 use block_volume_qmp::PassedFd;
 use host_trigger::{
-    presence::{Presence, Use},
-    record::{Access, FurtherUse, Intent, PREFIX, Placement, Record},
-    volume::VolumeId,
+    qemu::{
+        record::{Access, CommitRecord, FurtherAttachment, IntentRecord, PREFIX, Record},
+        volume_state::{Attachment, VolumeState},
+    },
+    volume_id::VolumeId,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -17,49 +19,55 @@ fuzz_target!(|input: &[u8]| {
         assert!(text == id.device() || text == id.node());
     }
     // The texts of one descriptor set, one per line.
-    let mut presence = Presence { node: Some(1 << 20), device: true, ..Presence::default() };
+    let mut state = VolumeState { node: Some(1 << 20), device: true, ..VolumeState::default() };
     for (fd, line) in (0..).zip(text.lines()) {
         let Some(record) = Record::from_opaque(line) else { continue };
         assert!(line.starts_with(PREFIX));
         assert_eq!(Record::from_opaque(&record.to_opaque()).as_ref(), Some(&record));
         match record {
-            Record::Intent(intent) => presence.intents.push((7, intent)),
-            Record::Placement(placement) => {
-                let outcome = placement.outcome();
-                assert_eq!(outcome.parents_made, placement.parents_made);
-                presence.placements.push((PassedFd { set: 7, fd }, placement));
+            Record::Intent(intent) => state.intents.push((7, intent)),
+            Record::Commit(commit) => {
+                let outcome = commit.outcome();
+                assert_eq!(outcome.parents_made, commit.parents_made);
+                state.commits.push((PassedFd { set: 7, fd }, commit));
             }
         }
     }
-    assert_uses(&presence);
+    assert_attachments(&state);
 });
 
 /// Asserts that each record belongs to one attachment.
-fn assert_uses(presence: &Presence) {
-    let uses = presence.uses();
-    assert_eq!(uses.is_empty(), presence.intents.is_empty());
+fn assert_attachments(state: &VolumeState) {
+    let all = state.attachments();
+    assert_eq!(all.is_empty(), state.intents.is_empty());
     let mut paths: Vec<_> =
-        uses.iter().map(|used| (&used.intent.container, &used.intent.path)).collect();
+        all.iter().map(|known| (&known.intent.container, &known.intent.path)).collect();
     paths.sort_unstable();
     paths.dedup();
-    assert_eq!(paths.len(), uses.len(), "each path is reported once");
-    let commits = |used: &Use| used.placements.len();
+    assert_eq!(paths.len(), all.len(), "each path is reported once");
+    let commits = |known: &Attachment| known.commits.len();
     assert!(
-        presence.intents.is_empty()
-            || uses.iter().map(commits).sum::<usize>() == presence.placements.len()
+        state.intents.is_empty() || all.iter().map(commits).sum::<usize>() == state.commits.len()
     );
-    if let Some((_, intent)) = presence.intents.first() {
-        let has_use =
-            |(_, placement): &(PassedFd, Placement)| is_of_a_use(placement, intent, &uses);
-        assert!(presence.placements.iter().all(has_use), "no commit record is lost");
+    if let Some((_, intent)) = state.intents.first() {
+        let has_attachment =
+            |(_, commit): &(PassedFd, CommitRecord)| belongs_to_an_attachment(commit, intent, &all);
+        assert!(state.commits.iter().all(has_attachment), "no commit record is lost");
     }
-    assert_eq!(presence.plugged().is_some(), uses.iter().any(|used| used.committed().is_some()));
+    assert_eq!(
+        state.attached_size().is_some(),
+        all.iter().any(|known| known.committed().is_some())
+    );
 }
 
 /// Whether the commit record belongs to one of the attachments.
-fn is_of_a_use(placement: &Placement, intent: &Intent, uses: &[Use]) -> bool {
-    let FurtherUse { container, path, .. } =
-        placement.further.clone().unwrap_or_else(|| FurtherUse::new(intent));
+fn belongs_to_an_attachment(
+    commit: &CommitRecord,
+    intent: &IntentRecord,
+    all: &[Attachment],
+) -> bool {
+    let FurtherAttachment { container, path, .. } =
+        commit.further.clone().unwrap_or_else(|| FurtherAttachment::new(intent));
     let readable = matches!(intent.access, Access::ReadOnly | Access::ReadWrite);
-    readable && uses.iter().any(|used| used.is_at(&container, &path))
+    readable && all.iter().any(|known| known.is_at(&container, &path))
 }

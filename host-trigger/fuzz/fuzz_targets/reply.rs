@@ -6,7 +6,7 @@
 use block_volume_api::block_volume::{
     Access, AttachResponse, Attachment, Failure, InspectResponse, ScsiAddress,
 };
-use host_trigger::{Error, fuzz, record::Record};
+use host_trigger::{Error, fuzz, qemu::record::Record};
 use libfuzzer_sys::fuzz_target;
 use protobuf::Message;
 
@@ -28,9 +28,9 @@ fuzz_target!(|input: &[u8]| {
                     access: access.into(),
                     ..Default::default()
                 };
-                let Ok(placement) = fuzz::placement(&request, attached) else { continue };
-                assert_plain(&placement.guest_device);
-                let record = Record::Placement(placement);
+                let Ok(commit) = fuzz::commit(&request, attached) else { continue };
+                assert_plain(&commit.guest_device);
+                let record = Record::Commit(commit);
                 let text = record.to_opaque();
                 assert!(text.len() < 1 << 14, "{} bytes", text.len());
                 assert_eq!(Record::from_opaque(&text), Some(record));
@@ -52,7 +52,7 @@ fuzz_target!(|input: &[u8]| {
             let reason = reason.enum_value().unwrap_or_default();
             let error = Error::Guest { reason, message, undone };
             assert_plain(&error.message());
-            assert_ne!(error.class().exit_code, 0);
+            assert_ne!(error.class().exit_status.code(), 0);
         }
         _ => {}
     }

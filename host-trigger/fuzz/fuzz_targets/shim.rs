@@ -5,7 +5,10 @@
 
 use std::{path::Path, sync::LazyLock, time::Duration};
 
-use host_trigger::{Deadline, agent::AgentAddress, fuzz, shim};
+use host_trigger::{
+    Deadline, fuzz,
+    kata::{agent_address::AgentAddress, shim},
+};
 use libfuzzer_sys::fuzz_target;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

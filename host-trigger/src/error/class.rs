@@ -1,82 +1,285 @@
-//! What a caller may rely on in an error, and what it is for those of the guest and of QEMU's
-//! monitor.
+//! What a caller may rely on in an error: the stable reason, the exit status and the remedy.
 
 use std::io;
 
 use block_volume_api::block_volume::Reason;
-
 use block_volume_qmp::QmpError;
+
+use super::Error;
+use crate::exit_status::ExitStatus::{self, *};
 
 /// What a caller may rely on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Class {
-    /// Stable, for programs.
+    /// A stable name for programs.
     pub reason: &'static str,
-    /// The exit status.
-    pub exit_code: u8,
-    /// A way out, where there is one.
-    pub hint: Option<&'static str>,
+    /// How the command ends.
+    pub exit_status: ExitStatus,
+    /// What to do about it, if that is known.
+    pub remedy: Option<&'static str>,
 }
 
-/// Of what the guest says.
-pub(super) fn of_guest(reason: Reason) -> (&'static str, u8, Option<&'static str>) {
-    match reason {
-        Reason::REASON_UNSPECIFIED => ("guest_unspecified", 1, None),
-        Reason::REASON_INVALID_REQUEST => ("guest_invalid_request", 1, None),
-        Reason::REASON_CONTAINER_NOT_FOUND => ("container_not_found", 3, None),
-        Reason::REASON_CONTAINER_NOT_RUNNING => ("container_not_running", 3, None),
-        Reason::REASON_PATH_TAKEN => ("path_taken", 4, Some("choose another --device-path")),
-        Reason::REASON_PARENT_MISSING => (
-            "parent_missing",
-            3,
-            Some("choose a --device-path whose directories are real ones, or none yet"),
+fn class(
+    reason: &'static str,
+    exit_status: ExitStatus,
+    remedy: impl Into<Option<&'static str>>,
+) -> Class {
+    Class { reason, exit_status, remedy: remedy.into() }
+}
+
+const RUN_AS_ROOT: &str = "run it as root";
+const LONGER_TIMEOUT: &str = "a longer --timeout may help";
+const OTHER_DEVICE_PATH: &str = "choose another --device-path";
+const REPEAT_OR_UNPLUG: &str = "unplug it first, or repeat the options";
+
+pub(super) fn of(error: &Error) -> Class {
+    match error {
+        Error::Usage { .. } => class("usage", Usage, None),
+        Error::InvalidId { .. } => class("invalid_id", Usage, None),
+        Error::AmbiguousId { .. } => class("ambiguous_id", Usage, "give more characters of the ID"),
+        Error::SandboxUnknown { .. } => {
+            class("sandbox_needed", Usage, "name the sandbox with --sandbox")
+        }
+        Error::SandboxNotNamed => class("sandbox_needed", Usage, "name the sandbox with --sandbox"),
+        Error::PauseContainer { .. } => {
+            class("pause_container", Usage, "name a container of the workload")
+        }
+        Error::DevicePath { .. } => class("invalid_device_path", Usage, None),
+        Error::Unpaired { .. } => {
+            class("unpaired", Usage, "give one --device-path after each --block-volume")
+        }
+        Error::Repeated { .. } => class("repeated", Usage, None),
+        Error::TooMany { .. } => class("too_many", Usage, "split the call"),
+        Error::PathAmbiguous { .. } => class(
+            "ambiguous_path",
+            Usage,
+            "name the container with --container, or the volume with --volume",
         ),
-        Reason::REASON_CONFLICT => {
-            ("other_options", 4, Some("unplug it first, or repeat the options"))
+        Error::VolumeAmbiguous { .. } => {
+            class("ambiguous_volume", Usage, "name one with --device-path and --container")
         }
-        Reason::REASON_BUSY => (
-            "busy",
-            5,
-            Some("end its use in the guest, wait for that with --wait, or break it with --force"),
+        Error::AgentAddress { .. } => class(
+            "invalid_agent_address",
+            Usage,
+            "use vsock://CID:PORT, hvsock:///PATH:PORT or unix:///PATH",
         ),
-        Reason::REASON_TIMED_OUT => ("timed_out", 7, Some("a longer --timeout may help")),
-        Reason::REASON_CANCELLED => {
-            ("cancelled", 4, Some("another run has unplugged it meanwhile"))
+        Error::ControllerAmbiguous { .. } => {
+            class("ambiguous_controller", Usage, "name one with --controller")
         }
-        Reason::REASON_DENIED => ("denied_by_guest", 9, Some("the agent's policy must allow it")),
-        Reason::REASON_IDENTITY_MISMATCH => ("identity_mismatch", 9, None),
-        Reason::REASON_READ_ONLY_FILE_SYSTEM => {
-            ("read_only_file_system", 9, Some("choose a --device-path below /dev"))
+        Error::ControllerUnknown { .. } => {
+            class("unknown_controller", Usage, "name one of these with --controller")
         }
-        Reason::REASON_NO_SPACE => {
-            ("no_space", 9, Some("choose a --device-path on another file system"))
+        Error::InvalidLimits { .. } => class("invalid_limits", Usage, None),
+
+        Error::SandboxNotFound { .. } => class(
+            "sandbox_not_found",
+            NotFound,
+            "name another state directory with --run-dir, or the sockets with --qmp and --agent",
+        ),
+        Error::ContainerNotFound { .. } => class("container_not_found", NotFound, None),
+        Error::SourceNotFound { .. } => class("source_not_found", NotFound, None),
+        Error::VolumeNotFound { .. } => class(
+            "volume_not_found",
+            NotFound,
+            "`ecr-runtime block-volume list` shows what is attached",
+        ),
+
+        Error::PathTaken { .. } => class("path_taken", Conflict, OTHER_DEVICE_PATH),
+        Error::VolumeTaken { .. } => {
+            class("volume_taken", Conflict, "unplug it there first, or share it with --shared")
         }
-        Reason::REASON_NO_CONTROLLER => ("no_controller", 10, None),
-        Reason::REASON_UNSUPPORTED => ("unsupported", 10, None),
-        Reason::REASON_SYSTEM => ("guest_system", 1, None),
+        Error::OtherOptions { .. } => class("other_options", Conflict, REPEAT_OR_UNPLUG),
+        Error::PathHoldsVolume { .. } => class("path_taken", Conflict, OTHER_DEVICE_PATH),
+        Error::OtherContainer { .. } => {
+            class("other_container", Conflict, "name that container with --container, or none")
+        }
+        Error::ConcurrentRun { .. } => {
+            class("another_run", Conflict, "try again when the other run has ended")
+        }
+        Error::LimitsConflict { .. } => class(
+            "limits_conflict",
+            Conflict,
+            "`ecr-runtime block-volume inspect` shows the limits that it has",
+        ),
+        Error::WouldShrink { .. } => class(
+            "would_shrink",
+            Conflict,
+            "--allow-shrink makes it smaller; the data beyond the new end is lost",
+        ),
+        Error::DeviceSize { .. } => class(
+            "device_size",
+            Conflict,
+            "resize the device on the host, and leave out --size here",
+        ),
+
+        Error::SourceEmpty { .. } => {
+            class("source_empty", UnsafeSource, "give the volume a size first")
+        }
+        Error::SourceKind { .. } => class("source_kind", UnsafeSource, None),
+        Error::SourceMounted { .. } => class("source_mounted", UnsafeSource, "unmount it first"),
+        Error::SourceHeld { .. } => class("source_held", UnsafeSource, "end its other use first"),
+        Error::SourceIsRoot { .. } => {
+            class("source_is_root", UnsafeSource, "use a volume on another disk")
+        }
+        Error::SourceChanged { .. } => {
+            class("source_changed", UnsafeSource, "try again when it no longer changes")
+        }
+        Error::SourceReadOnly { .. } => {
+            class("source_read_only", UnsafeSource, "plug it with --read-only")
+        }
+        Error::SourceUnaligned { .. } => {
+            class("source_unaligned", UnsafeSource, "grow the file to a multiple of 512 bytes")
+        }
+        Error::SourceReplaced { .. } => class(
+            "source_replaced",
+            UnsafeSource,
+            "QEMU still has the former one: unplug it, or move it back to its path",
+        ),
+        Error::ImageLimit { .. } => class(
+            "image_limit",
+            UnsafeSource,
+            "free space on the file system, or move the image to another one",
+        ),
+
+        Error::TimedOut { .. } | Error::AgentTimedOut { .. } | Error::AgentNotResponding { .. } => {
+            class("timed_out", TimedOut, LONGER_TIMEOUT)
+        }
+
+        Error::Incomplete { .. } => class(
+            "incomplete",
+            Incomplete,
+            "run the same command again, or `ecr-runtime block-volume repair`",
+        ),
+        Error::Unrepaired { .. } => {
+            class("incomplete", Incomplete, "remove the cause, and run repair again")
+        }
+        Error::RecordLost { .. } => class(
+            "record_lost",
+            Incomplete,
+            "plug it again with the same options, which rolls back what is left, then unplug it",
+        ),
+        Error::IncompleteVolume { .. } => class(
+            "incomplete_volume",
+            Incomplete,
+            "plug it again with the same options, unplug it, or run repair",
+        ),
+
+        Error::Guest { reason, .. } => of_guest(*reason),
+        Error::InUse { .. } => of_guest(Reason::REASON_BUSY),
+        Error::NoPlugin => class(
+            "no_plugin",
+            Unsupported,
+            "the VM's agent must be built with the agent-plugin crate",
+        ),
+        Error::NoMethod { .. } => {
+            class("no_method", Unsupported, "build the VM's agent with a newer plugin")
+        }
+        Error::ApiLevel { .. } => {
+            class("api_level", VersionSkew, "use versions of the same release on both sides")
+        }
+        Error::AgentStatus { .. } => class("agent_status", Unexpected, None),
+        Error::AgentLost { .. } => class("agent_lost", Unreachable, None),
+        Error::AgentUnreachable { .. } => {
+            class("agent_unreachable", Unreachable, "check that the sandbox is running")
+        }
+        Error::AgentUnknown { .. } => {
+            class("agent_unknown", Unreachable, "name the agent's address with --agent")
+        }
+        Error::AgentReply { .. } => class("agent_answer", Unexpected, None),
+
+        Error::Qmp(error) => of_qmp(error),
+        Error::NoQmpSocket { .. } => {
+            class("qmp_unreachable", Unreachable, "name a QMP socket with --qmp")
+        }
+        Error::NotQemu { .. } => {
+            class("not_qemu", Unsupported, "use a runtime class whose hypervisor is QEMU")
+        }
+        Error::NoController => class(
+            "no_controller",
+            Unsupported,
+            "set block_device_driver = \"virtio-scsi\" in Kata's configuration",
+        ),
+        Error::NoAddress => class("no_address", Unsupported, "unplug other volumes first"),
+        Error::ResizeReadOnly { .. } => class(
+            "read_only_volume",
+            Unsupported,
+            "unplug it, resize the source, and plug it again",
+        ),
+
+        Error::Denied { .. } => class("denied", PermissionDenied, RUN_AS_ROOT),
+        Error::System { .. } => class("system", Unexpected, None),
+        // Only SIGHUP (1), SIGINT (2) and SIGTERM (15) are caught.
+        Error::Interrupted { signal, .. } => {
+            class("interrupted", Signal(u8::try_from(*signal).unwrap_or(0)), None)
+        }
+        Error::FailPoint { .. } => class("fail_point", Unexpected, None),
     }
 }
 
-/// Of what went wrong between this program and QEMU.
-pub(super) fn of_qmp(error: &QmpError) -> (&'static str, u8, Option<&'static str>) {
+/// The class of a failure that the guest reports.
+fn of_guest(reason: Reason) -> Class {
+    match reason {
+        Reason::REASON_UNSPECIFIED => class("guest_unspecified", Unexpected, None),
+        Reason::REASON_INVALID_REQUEST => class("guest_invalid_request", Unexpected, None),
+        Reason::REASON_CONTAINER_NOT_FOUND => class("container_not_found", NotFound, None),
+        Reason::REASON_CONTAINER_NOT_RUNNING => class("container_not_running", NotFound, None),
+        Reason::REASON_PATH_TAKEN => class("path_taken", Conflict, OTHER_DEVICE_PATH),
+        Reason::REASON_PARENT_MISSING => class(
+            "parent_missing",
+            NotFound,
+            "choose a --device-path whose directories are real ones or do not exist yet",
+        ),
+        Reason::REASON_CONFLICT => class("other_options", Conflict, REPEAT_OR_UNPLUG),
+        Reason::REASON_BUSY => class(
+            "busy",
+            Busy,
+            "end its use in the guest, wait for that with --wait, or detach anyway with --force",
+        ),
+        Reason::REASON_TIMED_OUT => class("timed_out", TimedOut, LONGER_TIMEOUT),
+        Reason::REASON_CANCELLED => {
+            class("cancelled", Conflict, "another run has unplugged it in the meantime")
+        }
+        Reason::REASON_DENIED => {
+            class("denied_by_guest", Refused, "the agent's policy must allow the request")
+        }
+        Reason::REASON_IDENTITY_MISMATCH => class("identity_mismatch", Refused, None),
+        Reason::REASON_READ_ONLY_FILE_SYSTEM => {
+            class("read_only_file_system", Refused, "choose a --device-path below /dev")
+        }
+        Reason::REASON_NO_SPACE => {
+            class("no_space", Refused, "choose a --device-path on another file system")
+        }
+        Reason::REASON_NO_CONTROLLER => class("no_controller", Unsupported, None),
+        Reason::REASON_UNSUPPORTED => class("unsupported", Unsupported, None),
+        Reason::REASON_SYSTEM => class("guest_system", Unexpected, None),
+    }
+}
+
+/// The class of an error of the QMP client.
+fn of_qmp(error: &QmpError) -> Class {
     match error {
         QmpError::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-            ("denied", 11, Some("run it as root"))
+            class("denied", PermissionDenied, RUN_AS_ROOT)
         }
-        QmpError::Connect { .. } => ("qmp_unreachable", 14, Some("is the sandbox running?")),
-        QmpError::Held { .. } => (
+        QmpError::Connect { .. } => {
+            class("qmp_unreachable", Unreachable, "check that the sandbox is running")
+        }
+        QmpError::Held { .. } => class(
             "qmp_held",
-            13,
-            Some(
-                "Kata's shim holds qmp.sock for life: give the VM a second QMP socket (extra-monitor.sock, or --qmp)",
-            ),
+            QmpHeld,
+            "Kata's shim holds qmp.sock for the life of the VM: give the VM a second QMP socket \
+             (extra-monitor.sock, or --qmp)",
         ),
-        QmpError::Silent { .. } => ("timed_out", 7, Some("QEMU may be stopped")),
-        QmpError::NotQmp { .. } => ("not_qemu", 10, None),
-        QmpError::TimedOut { .. } => ("timed_out", 7, Some("QEMU may be stopped or overloaded")),
-        QmpError::Disconnected { .. } => ("qmp_lost", 14, Some("has QEMU ended?")),
+        QmpError::Silent { .. } => class("timed_out", TimedOut, "QEMU may be stopped"),
+        QmpError::NotQmp { .. } => class("not_qemu", Unsupported, None),
+        QmpError::TimedOut { .. } => {
+            class("timed_out", TimedOut, "QEMU may be stopped or overloaded")
+        }
+        QmpError::Disconnected { .. } => {
+            class("qmp_lost", Unreachable, "check whether QEMU is running")
+        }
         QmpError::Refused { .. } | QmpError::Answer { .. } | QmpError::Unlisted { .. } => {
-            ("qemu_refused", 1, None)
+            class("qemu_refused", Unexpected, None)
         }
     }
 }

@@ -19,7 +19,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Stdio},
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
@@ -27,11 +27,18 @@ use block_volume_qmp::{PassedFd, Qmp};
 use fake_agent::FakeAgent;
 use host_trigger::{
     Deadline,
-    listing::Listing,
-    output::{Failure, Report},
-    record::Record,
-    repaired::Repaired,
+    error::ErrorBody,
+    output::{
+        envelope::{Envelope, NoBody},
+        listing::Listing,
+        repair_report::RepairReport,
+        report::Report,
+        schema::schema,
+    },
+    qemu::record::Record,
 };
+use jsonschema::Validator;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -60,40 +67,56 @@ pub struct RunOutput {
 }
 
 impl RunOutput {
+    /// Returns the document on standard output; its error has the process's exit status.
     #[track_caller]
-    pub fn report(&self) -> Report {
-        assert_eq!(self.exit_code, Some(0), "{self:?}");
-        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"))
-    }
-
-    #[track_caller]
-    pub fn listing(&self) -> Listing {
-        assert_eq!(self.exit_code, Some(0), "{self:?}");
-        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"))
-    }
-
-    /// Returns the report of `repair`. Its exit code must be the process's.
-    #[track_caller]
-    pub fn repaired(&self) -> Repaired {
-        let repaired: Repaired =
+    fn document<B: DeserializeOwned>(&self) -> Envelope<B> {
+        let document: Envelope<B> =
             serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"));
-        assert_eq!(self.exit_code, Some(repaired.exit_code().into()), "{self:?}");
-        repaired
+        let status = document.error.as_ref().map_or(0, |error| error.exit_code);
+        assert_eq!(self.exit_code, Some(status.into()), "{self:?}");
+        document
     }
 
-    /// Returns the report of a failure. Its exit code must be the process's.
     #[track_caller]
-    pub fn failure(&self) -> Failure {
-        let failure: Failure =
-            serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"));
-        assert_eq!(self.exit_code, Some(failure.error.exit_code.into()), "{self:?}");
-        failure
+    pub fn report(&self) -> Envelope<Report> {
+        assert_eq!(self.exit_code, Some(0), "{self:?}");
+        self.document()
+    }
+
+    #[track_caller]
+    pub fn listing(&self) -> Envelope<Listing> {
+        assert_eq!(self.exit_code, Some(0), "{self:?}");
+        self.document()
+    }
+
+    /// Returns the report of `repair`.
+    #[track_caller]
+    pub fn repaired(&self) -> Envelope<RepairReport> {
+        self.document()
+    }
+
+    /// Returns the error of a command that failed.
+    #[track_caller]
+    pub fn failure(&self) -> ErrorBody {
+        self.document::<NoBody>().error.unwrap_or_else(|| panic!("{self:?}"))
     }
 
     #[track_caller]
     pub fn assert_fails(&self, reason: &str, exit_code: u8) {
-        let error = self.failure().error;
+        let error = self.failure();
         assert_eq!((error.reason.as_str(), error.exit_code), (reason, exit_code), "{self:?}");
+    }
+}
+
+/// The JSON Schema of the output.
+static SCHEMA: LazyLock<Validator> =
+    LazyLock::new(|| jsonschema::validator_for(&schema()).expect("the schema is valid"));
+
+/// Checks a JSON document on standard output against the schema.
+fn assert_valid(stdout: &str) {
+    let Ok(document) = serde_json::from_str::<Value>(stdout) else { return };
+    if let Err(e) = SCHEMA.validate(&document) {
+        panic!("{e}: {document}");
     }
 }
 
@@ -312,10 +335,12 @@ pub async fn run(command: &mut Command) -> RunOutput {
     let start = Instant::now();
     let output = tokio::time::timeout(Duration::from_secs(60), command.output());
     let output = output.await.expect("the command ends").unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert_valid(&stdout);
     RunOutput {
         exit_code: std::os::unix::process::ExitStatusExt::signal(&output.status)
             .map_or(output.status.code(), |signal| Some(-signal)),
-        stdout: String::from_utf8(output.stdout).unwrap(),
+        stdout,
         stderr: String::from_utf8(output.stderr).unwrap(),
         took: start.elapsed(),
     }

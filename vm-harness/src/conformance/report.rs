@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use host_trigger::printable::printable;
+use host_trigger::sanitize::sanitize;
 use serde::Serialize;
 
 use super::{Check, Fixture, Mode, guest_info::FEATURE};
@@ -201,11 +201,11 @@ impl Subject {
         let plugin = info.plugin.as_ref();
         Self {
             agent,
-            version: printable(&info.version),
-            features: info.features.iter().map(|feature| printable(feature)).collect(),
+            version: sanitize(&info.version),
+            features: info.features.iter().map(|feature| sanitize(feature)).collect(),
             plugin_port: sandbox.has_own_plugin_port().then(|| sandbox.plugin_port()),
-            plugin: plugin.ok().map(|plugin| (printable(&plugin.version), plugin.api_level)),
-            no_plugin: plugin.err().map(|why| printable(why)),
+            plugin: plugin.ok().map(|plugin| (sanitize(&plugin.version), plugin.api_level)),
+            no_plugin: plugin.err().map(|why| sanitize(why)),
             kernel,
             qemu: fixture.qemu.clone(),
             accelerator: sandbox.guest().accelerator().to_string(),
@@ -259,13 +259,13 @@ impl fmt::Display for Outcome {
         match &self.verdict {
             Verdict::Passed => write!(f, "passed  {time:>7}  {}", self.name),
             Verdict::NotApplicable { reason } => {
-                write!(f, "n/a              {}: {}", self.name, printable(reason))
+                write!(f, "n/a              {}: {}", self.name, sanitize(reason))
             }
             Verdict::Failed { reason, location, .. } => {
                 write!(f, "FAILED  {time:>7}  {} ({})", self.name, self.purpose)?;
                 for line in reason.lines().take(REASON_LINES) {
                     // It may contain text of the guest.
-                    write!(f, "\n                   {}", printable(line))?;
+                    write!(f, "\n                   {}", sanitize(line))?;
                 }
                 match location {
                     Some(location) => write!(f, "\n                   at {location}"),

@@ -4,7 +4,7 @@
 
 use std::{fmt, str::FromStr};
 
-use host_trigger::stopwatch::parse_duration;
+use host_trigger::cli::duration::parse_duration;
 
 use super::{fault::Fault, message::Message};
 

@@ -4,12 +4,20 @@ use std::{
     ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     process::Stdio,
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
+use host_trigger::output::schema::schema;
+use jsonschema::Validator;
 use serde_json::Value;
 
 use crate::{Guest, Volume};
+
+/// The JSON Schema of the output.
+static SCHEMA: LazyLock<Validator> = LazyLock::new(|| {
+    jsonschema::validator_for(&schema()).expect("the schema of the output is valid")
+});
 
 /// A call that can be changed before it is run.
 #[derive(Debug, Clone)]
@@ -159,14 +167,18 @@ impl Finished {
     /// Returns its JSON output.
     ///
     /// # Panics
-    /// The output is not a JSON document.
+    /// The output is not a JSON document, or does not match the JSON Schema of the output.
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|error| {
+        let json: Value = serde_json::from_str(&self.stdout).unwrap_or_else(|error| {
             panic!(
                 "the output is not a JSON document ({error}), exit status {}: {}{}",
                 self.status, self.stdout, self.stderr
             )
-        })
+        });
+        if let Err(error) = SCHEMA.validate(&json) {
+            panic!("the output does not match its schema: {error}: {json}");
+        }
+        json
     }
 
     /// Returns the volumes that it reports.

@@ -16,8 +16,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use block_volume_qmp::Deadline;
 use block_volume_qmp::Qmp;
-use host_trigger::Deadline;
 
 use crate::{
     Accelerator, Agent, Environment, Error, Guest, Machine, Observer, Process, RunDir,

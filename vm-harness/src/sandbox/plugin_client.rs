@@ -7,8 +7,8 @@ use block_volume_api::{
     block_volume::{Access, Attachment, DetachRequest, DetachResponse, Detachment, ScsiAddress},
     block_volume_ttrpc::BlockVolumeClient,
 };
+use block_volume_qmp::Deadline;
 use block_volume_qmp::Qmp;
-use host_trigger::Deadline;
 use protobuf::{EnumOrUnknown, MessageField};
 use serde_json::{Value, json};
 use ttrpc::r#async::{Client, transport::Socket};

@@ -10,8 +10,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use block_volume_qmp::Deadline;
 use guest_observer::Request;
-use host_trigger::Deadline;
 
 use super::{
     BootOptions,

@@ -6,8 +6,8 @@
 
 use std::{io::ErrorKind, path::Path, time::Duration};
 
+use block_volume_qmp::Deadline;
 use block_volume_qmp::{Qmp, QmpError};
-use host_trigger::Deadline;
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt as _, net::UnixListener};
 

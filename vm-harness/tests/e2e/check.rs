@@ -20,8 +20,13 @@ fn named(finished: &Finished, name: &str) -> Value {
     found.unwrap_or_else(|| panic!("no {name}: {json:#}")).clone()
 }
 
-fn container_name(id: &str) -> String {
-    format!("container {}", &id[..12])
+/// Returns the result of the check of the container `id`.
+fn of_container(finished: &Finished, id: &str) -> Value {
+    let json = finished.json();
+    let checks = json["checks"].as_array().unwrap();
+    let found =
+        checks.iter().find(|check| check["name"] == "container" && check["container"] == id);
+    found.unwrap_or_else(|| panic!("no container {id}: {json:#}")).clone()
 }
 
 #[rstest]
@@ -40,32 +45,32 @@ async fn sandbox_is_checked_and_nothing_changes(#[future(awt)] sandbox: Sandbox)
 
     assert_eq!(finished.json()["sandbox"], sandbox.id());
     let version = sandbox.qemu_version().await.unwrap();
-    assert!(named(&finished, "qemu-version")["found"].as_str().unwrap().starts_with(&version));
+    assert!(named(&finished, "qemu_version")["message"].as_str().unwrap().starts_with(&version));
     for (name, found) in [
         ("vm", "running"),
-        ("volumes", "1 plugged"),
+        ("volumes", "1 attached"),
         ("addresses", "16319 of 16320"),
-        ("scan-mode", "none"),
+        ("scan_mode", "none"),
         ("plugin", env!("CARGO_PKG_VERSION")),
-        ("scsi-hosts", "1 of"),
+        ("scsi_hosts", "virtio-scsi hosts in the guest: 1"),
     ] {
         let check = named(&finished, name);
         assert!(
-            check["status"] == "ok" && check["found"].as_str().unwrap().starts_with(found),
+            check["status"] == "ok" && check["message"].as_str().unwrap().starts_with(found),
             "{check}"
         );
     }
-    let check = named(&finished, &container_name(open.id()));
-    let found_contains =
-        |check: &Value, text: &str| check["found"].as_str().unwrap().contains(text);
+    let check = of_container(&finished, open.id());
+    let message_contains =
+        |check: &Value, text: &str| check["message"].as_str().unwrap().contains(text);
     assert!(
         check["status"] == "warning"
-            && found_contains(&check, "filter: none")
-            && found_contains(&check, "CAP_MKNOD"),
+            && message_contains(&check, "filter: none")
+            && message_contains(&check, "CAP_MKNOD"),
         "{check}"
     );
-    let check = named(&finished, &container_name(filtered.id()));
-    assert!(check["status"] == "ok" && found_contains(&check, "bpf (programs: 1)"), "{check}");
+    let check = of_container(&finished, filtered.id());
+    assert!(check["status"] == "ok" && message_contains(&check, "bpf (programs: 1)"), "{check}");
 
     // `inspect` gives the same warning, and it is true: a sibling opens the volume through a node
     // that it creates itself.
@@ -88,12 +93,12 @@ async fn every_container_is_filtered_on_cgroup_v1_and_an_automatic_scan_is_repor
     let container = sandbox.start_container().await;
     let finished = check(&sandbox).await;
     assert_eq!(finished.status, 0, "{}", finished.stdout);
-    let check = named(&finished, &container_name(container.id()));
+    let check = of_container(&finished, container.id());
     assert!(
-        check["status"] == "ok" && check["found"].as_str().unwrap().contains("v1 (allow-list)"),
+        check["status"] == "ok" && check["message"].as_str().unwrap().contains("v1 (allow-list)"),
         "{check}"
     );
-    assert!(named(&finished, "scan-mode")["found"].as_str().unwrap().contains("by itself"));
+    assert!(named(&finished, "scan_mode")["message"].as_str().unwrap().contains("by itself"));
 }
 
 #[tokio::test]
@@ -112,13 +117,13 @@ async fn reasons_why_a_sandbox_cannot_take_a_volume_are_reported() {
             (&"problem".into(), &10.into()),
             "{check}"
         );
-        assert!(check["way_out"][0].as_str().unwrap().contains(remedy), "{check}");
+        assert!(check["remedy"].as_str().unwrap().contains(remedy), "{check}");
     }
     before.assert_unchanged(&sandbox, &[&container]).await;
     let other = std::os::unix::net::UnixStream::connect(sandbox.qmp_socket()).unwrap();
     let finished = check(&sandbox).await;
     assert_eq!(finished.status, 13, "{}", finished.stdout);
-    let lines = named(&finished, "qmp")["way_out"].to_string();
+    let lines = named(&finished, "qmp")["remedy"].to_string();
     assert!(lines.contains("extra_monitor_socket"), "{lines}");
     drop(other);
 }

@@ -36,7 +36,7 @@ async fn volume_of_a_container_that_is_gone_is_freed_by_repair(
         container.remove().await.unwrap();
         sandbox.run_directory().remove_container(container.id());
     }
-    assert_eq!(state(&sandbox).await, "stale: container gone");
+    assert_eq!(state(&sandbox).await, "stale: container_gone");
     let refused = sandbox.hot_plug_command(&witness, &[(&volume, "/dev/xvda")]).run().await;
     let (reason, message) = refused.failed_with(4);
     assert!(
@@ -44,7 +44,7 @@ async fn volume_of_a_container_that_is_gone_is_freed_by_repair(
         "it names the holder: {message}"
     );
     let repaired = repair(&sandbox, 0, &[]).await;
-    assert_eq!(only(&repaired), ["stale: container gone", "undone", "gone"], "{repaired}");
+    assert_eq!(only(&repaired), ["stale: container_gone", "rolled_back", "gone"], "{repaired}");
     assert!(claim_is_free(&volume));
     sandbox.hot_plug(&witness, &volume, "/dev/xvda").await;
     assert_eq!(witness.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
@@ -64,7 +64,7 @@ async fn volume_of_a_restarted_container_is_stale_until_a_command_handles_it(
     assert_eq!(state(&sandbox).await, "attached");
     container.kill().await.unwrap();
     let container = sandbox.restart_container(&container).await.unwrap();
-    assert_eq!(state(&sandbox).await, "stale: container restarted");
+    assert_eq!(state(&sandbox).await, "stale: container_restarted");
     let fresh = Snapshot::of(&sandbox, &[&container]).await;
     match command {
         "hot-plug" => {
@@ -84,7 +84,7 @@ async fn volume_of_a_restarted_container_is_stale_until_a_command_handles_it(
             let repaired = repair(&sandbox, 0, &[]).await;
             assert_eq!(
                 only(&repaired),
-                ["stale: container restarted", "undone", "gone"],
+                ["stale: container_restarted", "rolled_back", "gone"],
                 "{repaired}"
             );
         }

@@ -210,7 +210,7 @@ async fn right_that_an_update_removed_is_detected_and_restored(
     let arguments = ["block-volume", "repair", "--output", "json", "--sandbox", sandbox.id()];
     let repaired = sandbox.ecr_runtime().args(arguments).run().await.json()["volumes"][0].clone();
     assert_eq!(
-        (&repaired["did"], &repaired["now"]),
+        (&repaired["action"], &repaired["state_after"]),
         (&"completed".into(), &"attached".into()),
         "{repaired}"
     );

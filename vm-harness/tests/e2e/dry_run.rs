@@ -24,6 +24,7 @@ async fn dry_run(sandbox: &Sandbox, containers: &[&Container], call: EcrRuntime)
     assert!(commands.len() > 2 && commands.iter().all(is_query), "{commands:?}");
     before.assert_unchanged(sandbox, containers).await;
     let json = finished.json();
+    assert_eq!(json["dry_run"], true, "{json}");
     let reported = if finished.status == 0 { &json["result"] } else { &json["error"]["reason"] };
     (finished.status, reported.as_str().unwrap().to_owned())
 }
@@ -42,31 +43,28 @@ async fn dry_run_reports_the_result_and_changes_nothing(#[future(awt)] sandbox: 
     };
     let dry_run = async |call: EcrRuntime| dry_run(&sandbox, &containers, call).await;
     let succeeds = |text: &str| (0, text.to_owned());
-    assert_eq!(dry_run(plug(&container, &[])).await, succeeds("would attach"));
+    assert_eq!(dry_run(plug(&container, &[])).await, succeeds("attached"));
     assert!(claim_is_free(&volume));
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     assert_eq!(dry_run(plug(&container, &[])).await, succeeds("unchanged"));
     assert_eq!(dry_run(plug(&other, &[])).await, (4, "volume_taken".to_owned()));
-    assert_eq!(dry_run(plug(&other, &["--shared"])).await, succeeds("would attach"));
+    assert_eq!(dry_run(plug(&other, &["--shared"])).await, succeeds("attached"));
     let unplug = |more: &[&str]| {
         verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container)).args(more)
     };
-    assert_eq!(dry_run(unplug(&[])).await, succeeds("would detach"));
+    assert_eq!(dry_run(unplug(&[])).await, succeeds("detached"));
     let command_for = |command: &str, more: &[&str]| {
         verb(sandbox.ecr_runtime(), &sandbox, command, &at(&container)).args(more)
     };
-    assert_eq!(
-        dry_run(command_for("throttle", &["--iops", "100"])).await,
-        succeeds("would throttle")
-    );
+    assert_eq!(dry_run(command_for("throttle", &["--iops", "100"])).await, succeeds("throttled"));
     assert_eq!(dry_run(command_for("throttle", &["--iops", "0"])).await, succeeds("unchanged"));
     assert_eq!(dry_run(command_for("resize", &[])).await, succeeds("unchanged"));
     volume.resize(2 * MIB);
-    assert_eq!(dry_run(command_for("resize", &[])).await, succeeds("would resize"));
+    assert_eq!(dry_run(command_for("resize", &[])).await, succeeds("resized"));
     // A process in the container has it open.
     container.exec(&["sh", "-c", "sleep 1000 < /dev/xvda > /dev/null 2>&1 &"]).await;
     assert_eq!(dry_run(unplug(&[])).await, (5, "busy".to_owned()));
-    assert_eq!(dry_run(unplug(&["--force"])).await, succeeds("would detach"));
+    assert_eq!(dry_run(unplug(&["--force"])).await, succeeds("detached"));
 }
 
 #[rstest]
@@ -81,11 +79,11 @@ async fn dry_run_of_repair_reports_what_it_would_do(#[future(awt)] sandbox: Sand
     let containers = [&container];
     let call = || verb(sandbox.ecr_runtime(), &sandbox, "repair", &["--dry-run"]);
     let predicted = dry_run(&sandbox, &containers, call()).await;
-    assert_eq!(predicted, (0, "would repair".to_owned()));
+    assert_eq!(predicted, (0, "repaired".to_owned()));
     let plug = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--dry-run"]);
-    assert_eq!(dry_run(&sandbox, &containers, plug).await, (0, "would attach".to_owned()));
+    assert_eq!(dry_run(&sandbox, &containers, plug).await, (0, "attached".to_owned()));
     let unplug = verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container));
-    assert_eq!(dry_run(&sandbox, &containers, unplug).await, (0, "would detach".to_owned()));
+    assert_eq!(dry_run(&sandbox, &containers, unplug).await, (0, "detached".to_owned()));
     assert_eq!(repair(&sandbox, 0, &[]).await["result"], "repaired");
     assert_eq!(dry_run(&sandbox, &containers, call()).await, (0, "unchanged".to_owned()));
 }

@@ -360,8 +360,12 @@ async fn force_breaks_a_mounted_file_system_under_writes_and_reports_it(
     let forced = [&at(&container, "/dev/xvda")[..], &["--force"]].concat();
     let finished = verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &forced).run().await;
     assert_eq!(finished.succeeded(sandbox.guest())[0].result, "detached");
-    let mut kinds: Vec<_> =
-        finished.json()["broke"].as_array().unwrap().iter().map(|it| it["kind"].clone()).collect();
+    let mut kinds: Vec<_> = finished.json()["broken_holders"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| it["kind"].clone())
+        .collect();
     kinds.sort_by_key(Value::to_string);
     assert_eq!(kinds, ["mount", "process"], "{}", finished.stdout);
     assert!(claim_is_free(&volume), "the host can claim it again");

@@ -23,7 +23,7 @@ async fn failure_after_each_step_of_the_host_is_rolled_back(#[future(awt)] sandb
         "after-blockdev-add",
         "after-device-add",
         "after-attach",
-        "after-outcome",
+        "after-commit",
     ] {
         let command = sandbox.ecr_runtime_with_faults(&format!("{point}=error"));
         let finished =
@@ -64,7 +64,7 @@ async fn failure_after_each_step_of_the_guest_is_rolled_back(
 async fn killed_call_is_recovered_by_the_same_call(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
     for (number, point) in
-        ["after-add-fd", "after-blockdev-add", "after-device-add", "after-attach", "after-outcome"]
+        ["after-add-fd", "after-blockdev-add", "after-device-add", "after-attach", "after-commit"]
             .iter()
             .enumerate()
     {

@@ -8,7 +8,9 @@ use vm_harness::{
     Volume,
 };
 
-use super::{MIB, boot, ext4_image, host_failures::claim_is_free, mount_in_guest, sandbox};
+use super::{
+    MIB, boot, ext4_image, host_failures::claim_is_free, mount_in_guest, repair::state_of, sandbox,
+};
 
 /// Returns the command `ecr-runtime block-volume VERB` for this sandbox, with JSON output.
 pub(crate) fn verb(
@@ -175,7 +177,7 @@ async fn volume_of_a_container_that_is_gone_is_stale_and_can_be_unplugged(
         sandbox.run_directory().remove_container(container.id());
     }
     let listed = query_volumes(&sandbox, "list", &["--container", container.id()]).await;
-    assert_eq!(listed[0]["state"], "stale: container gone", "{listed:?}");
+    assert_eq!(state_of(&listed[0]), "stale: container_gone", "{listed:?}");
     assert_eq!(listed[0]["guest"]["disk_present"], true, "{listed:?}");
     assert_eq!(unplug(&sandbox, &at(&container, "/dev/xvda")).await.result, "detached");
     assert!(query_volumes(&sandbox, "list", &[]).await.is_empty());
@@ -194,7 +196,7 @@ async fn leftovers_of_a_killed_plug_or_unplug_are_listed_and_removed(
     let container = sandbox.start_container().await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
     for point in
-        ["after-add-fd", "after-blockdev-add", "after-device-add", "after-attach", "after-outcome"]
+        ["after-add-fd", "after-blockdev-add", "after-device-add", "after-attach", "after-commit"]
     {
         let volume = Volume::loop_device(MIB);
         let command = sandbox.ecr_runtime_with_faults(&format!("{point}=kill"));
@@ -202,7 +204,7 @@ async fn leftovers_of_a_killed_plug_or_unplug_are_listed_and_removed(
             command.hot_plug(sandbox.id(), container.id(), &[(&volume, "/dev/xvda")]).run().await;
         assert_eq!(killed.status, 128 + 9, "{point}");
         let listed = query_volumes(&sandbox, "list", &[]).await;
-        let expected = if point == "after-outcome" { "attached" } else { "incomplete" };
+        let expected = if point == "after-commit" { "attached" } else { "incomplete" };
         assert_eq!(
             (listed.len(), &listed[0]["state"]),
             (1, &Value::from(expected)),

@@ -19,16 +19,26 @@ pub(crate) async fn repair(sandbox: &Sandbox, status: i32, more: &[&str]) -> Val
 }
 
 /// Returns what `repair` reports of its only volume: the state before, the action, the state after.
-pub(crate) fn only(repaired: &Value) -> [&str; 3] {
+pub(crate) fn only(repaired: &Value) -> [String; 3] {
     let volumes = repaired["volumes"].as_array().unwrap();
     assert_eq!(volumes.len(), 1, "{repaired}");
-    ["was", "did", "now"].map(|key| volumes[0][key].as_str().unwrap())
+    let text = |key: &str| volumes[0][key].as_str().unwrap().to_owned();
+    [state_of(&volumes[0]), text("action"), text("state_after")]
 }
 
-pub(crate) async fn state(sandbox: &Sandbox) -> Value {
+/// Returns the state of a volume and its cause: `attached`, `stale: container_gone`.
+pub(crate) fn state_of(volume: &Value) -> String {
+    let state = volume["state"].as_str().unwrap_or_else(|| panic!("no state: {volume}"));
+    match volume["cause"].as_str() {
+        Some(cause) => format!("{state}: {cause}"),
+        None => state.to_owned(),
+    }
+}
+
+pub(crate) async fn state(sandbox: &Sandbox) -> String {
     let listed = verb(sandbox.ecr_runtime(), sandbox, "list", &[]).run().await.json();
     assert_eq!(listed["guest_error"], Value::Null, "the guest was asked: {listed}");
-    listed["volumes"][0]["state"].clone()
+    state_of(&listed["volumes"][0])
 }
 
 async fn killed(
@@ -53,12 +63,12 @@ async fn killed_plug_is_completed_or_rolled_back(#[values(Cgroup::V1, Cgroup::V2
     let neighbour = Volume::image(MIB);
     sandbox.hot_plug(&container, &neighbour, "/dev/neighbour").await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
-    for (point, did, now) in [
-        ("after-add-fd", "undone", "gone"),
-        ("after-blockdev-add", "undone", "gone"),
-        ("after-device-add", "undone", "gone"),
+    for (point, action, after) in [
+        ("after-add-fd", "rolled_back", "gone"),
+        ("after-blockdev-add", "rolled_back", "gone"),
+        ("after-device-add", "rolled_back", "gone"),
         ("after-attach", "completed", "attached"),
-        ("after-outcome", "kept", "attached"),
+        ("after-commit", "kept", "attached"),
     ] {
         let volume = Volume::loop_device(MIB);
         killed(&sandbox, point, |runtime| {
@@ -73,26 +83,21 @@ async fn killed_plug_is_completed_or_rolled_back(#[values(Cgroup::V1, Cgroup::V2
             let volumes = report["volumes"].as_array().unwrap().clone();
             let is_neighbour = |volume: &&Value| volume["device_path"] == "/dev/neighbour";
             let kept: Vec<_> = volumes.iter().filter(is_neighbour).collect();
-            assert!(kept.len() == 1 && kept[0]["did"] == "kept", "{report}");
+            assert!(kept.len() == 1 && kept[0]["action"] == "kept", "{report}");
             volumes.into_iter().find(|volume| volume["device_path"] == "/dev/xvda").unwrap()
         };
         let (actual, predicted) = (of_volume(&repaired), of_volume(&predicted));
         assert_eq!(
-            (&actual["did"], &actual["now"]),
-            (&did.into(), &now.into()),
+            (&actual["action"], &actual["state_after"]),
+            (&action.into(), &after.into()),
             "{point}: {actual}"
         );
-        let dry_run_did = match did {
-            "undone" => "would undo",
-            "completed" => "would complete",
-            other => other,
-        };
         assert_eq!(
-            (&predicted["did"], &predicted["now"]),
-            (&dry_run_did.into(), &now.into()),
+            (&predicted["action"], &predicted["state_after"]),
+            (&action.into(), &after.into()),
             "{point}: {predicted}"
         );
-        if now == "attached" {
+        if after == "attached" {
             assert_eq!(
                 container.read("/dev/xvda", 0..65536).await,
                 volume.bytes(0..65536),
@@ -147,7 +152,7 @@ async fn node_that_the_container_removed_is_created_again(#[future(awt)] sandbox
     // removed completely.
     container.exec(&["sh", "-c", "rm /dev/xvda && echo mine > /dev/xvda"]).await;
     let repaired = repair(&sandbox, 0, &[]).await;
-    assert_eq!(only(&repaired), ["incomplete", "undone", "gone"], "{repaired}");
+    assert_eq!(only(&repaired), ["incomplete", "rolled_back", "gone"], "{repaired}");
     assert_eq!(container.exec(&["cat", "/dev/xvda"]).await, b"mine\n");
     assert!(claim_is_free(&volume));
 }
@@ -161,13 +166,13 @@ async fn volume_in_use_is_kept_and_reported(#[future(awt)] sandbox: Sandbox) {
     mount_in_guest(&sandbox, &plugged).await;
     container.kill().await.unwrap();
     let repaired = repair(&sandbox, 8, &[]).await;
-    assert_eq!(only(&repaired), ["stale: container gone", "failed", "unknown"], "{repaired}");
+    assert_eq!(only(&repaired), ["stale: container_gone", "failed", "unknown"], "{repaired}");
     sandbox
         .observer()
         .shell("echo alive > /mnt/file && sync && cat /mnt/file && umount /mnt")
         .await;
     let repaired = repair(&sandbox, 0, &[]).await;
-    assert_eq!(only(&repaired), ["stale: container gone", "undone", "gone"], "{repaired}");
+    assert_eq!(only(&repaired), ["stale: container_gone", "rolled_back", "gone"], "{repaired}");
 }
 
 /// A block node, a device and descriptor sets that `ecr-runtime` does not own, some with names that
@@ -216,8 +221,8 @@ async fn without_an_agent_nothing_unsafe_is_done(#[future(awt)] sandbox: Sandbox
     let repaired = repair(&sandbox, 8, &["--agent", "unix:///nonexistent/agent.sock"]).await;
     assert_eq!(repaired["error"]["exit_code"], 8, "{repaired}");
     for volume in repaired["volumes"].as_array().unwrap() {
-        let expected = if volume["device_path"] == "/dev/xvda" { "failed" } else { "undone" };
-        assert_eq!(volume["did"], expected, "{repaired}");
+        let expected = if volume["device_path"] == "/dev/xvda" { "failed" } else { "rolled_back" };
+        assert_eq!(volume["action"], expected, "{repaired}");
     }
     before.assert_unchanged(&sandbox, &[&container]).await;
     assert!(claim_is_free(&partial) && !claim_is_free(&volume));

@@ -12,7 +12,7 @@ use super::{
     MIB, boot,
     host_failures::claim_is_free,
     hot_unplug::{at, unplug, verb},
-    repair::repair,
+    repair::{repair, state_of},
     sandbox,
 };
 
@@ -30,9 +30,8 @@ async fn listed(sandbox: &Sandbox) -> Vec<(String, String, String, bool)> {
     let volumes = listed["volumes"].as_array().unwrap().iter();
     volumes
         .map(|listed| {
-            let [container, path, state] =
-                ["container", "device_path", "state"].map(|key| text(&listed[key]));
-            (container, path, state, listed["shared"] == true)
+            let (container, path) = (text(&listed["container"]), text(&listed["device_path"]));
+            (container, path, state_of(listed), listed["shared"] == true)
         })
         .collect()
 }
@@ -182,13 +181,13 @@ async fn only_the_attachment_of_a_container_that_is_gone_is_stale(
     let (gone, stays) = if first_is_gone { (&first, &second) } else { (&second, &first) };
     gone.kill().await.unwrap();
     for (container, _, state, shared) in listed(&sandbox).await {
-        let expected = if container == gone.id() { "stale: container gone" } else { "attached" };
+        let expected = if container == gone.id() { "stale: container_gone" } else { "attached" };
         assert_eq!((state.as_str(), shared), (expected, true));
     }
     let repaired = repair(&sandbox, 0, &[]).await;
     for volume in repaired["volumes"].as_array().unwrap() {
-        let expected = if volume["container"] == gone.id() { "undone" } else { "kept" };
-        assert_eq!(volume["did"], expected, "{repaired}");
+        let expected = if volume["container"] == gone.id() { "rolled_back" } else { "kept" };
+        assert_eq!(volume["action"], expected, "{repaired}");
     }
     assert_eq!(stays.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
     unplug(&sandbox, &at(stays, "/dev/xvda")).await;
@@ -206,10 +205,10 @@ async fn killed_further_attachment_is_completed_or_rolled_back(
     sandbox.hot_plug(&first, &volume, "/dev/xvda").await;
     let with_one = Snapshot::of(&sandbox, &[&first, &second]).await;
     for (point, completes) in [
-        ("after-note-use", false),
-        ("after-begin-use", false),
+        ("after-record-attachment", false),
+        ("after-reserve-path", false),
         ("after-attach", true),
-        ("after-outcome", true),
+        ("after-commit", true),
     ] {
         let killed = sandbox.ecr_runtime_with_faults(&format!("{point}=kill"));
         let killed = killed

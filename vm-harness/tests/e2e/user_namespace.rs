@@ -17,7 +17,7 @@ async fn state_and_repair(sandbox: &Sandbox) -> (String, String) {
         sandbox.ecr_runtime().args(arguments).run().await.json()["volumes"][0].clone()
     };
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-    (text(&call("list").await["state"]), text(&call("repair").await["did"]))
+    (text(&call("list").await["state"]), text(&call("repair").await["action"]))
 }
 
 #[rstest]

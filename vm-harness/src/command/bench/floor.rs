@@ -10,9 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use block_volume_qmp::Deadline;
 use block_volume_qmp::{Qmp, QmpError};
 use guest_observer::{Address, Reply, Request};
-use host_trigger::Deadline;
 use serde_json::{Value, json};
 use vm_harness::{Container, Error, ObserverConnection, QmpProxy, Sandbox, Volume};
 

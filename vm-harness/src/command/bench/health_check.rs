@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use agent_api::{agent::CheckRequest, agent_ttrpc::HealthClient};
-use host_trigger::{Deadline, agent};
+use host_trigger::{Deadline, kata::agent_address};
 use vm_harness::{Error, Sandbox};
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -15,7 +15,8 @@ pub(super) async fn health_check(sandbox: &Sandbox) -> Result<(Duration, Duratio
     let unreachable = |error: host_trigger::Error| Error::Monitor(error.to_string());
     let address = sandbox.agent_url().parse().map_err(unreachable)?;
     let start = Instant::now();
-    let connection = agent::dial(&address, Deadline::after(LIMIT)).await.map_err(unreachable)?;
+    let connection =
+        agent_address::dial(&address, Deadline::after(LIMIT)).await.map_err(unreachable)?;
     let connected = start.elapsed();
     let context = ttrpc::context::with_timeout(i64::try_from(LIMIT.as_nanos()).unwrap_or(i64::MAX));
     let answer = HealthClient::new(connection).check(context, &CheckRequest::new()).await;

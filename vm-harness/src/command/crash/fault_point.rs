@@ -60,7 +60,7 @@ pub(super) const HOST_POINTS: [FaultPoint; 12] = [
     plug("after-blockdev-add", VolumeState::Incomplete),
     plug("after-device-add", VolumeState::Incomplete),
     plug("after-attach", VolumeState::Incomplete),
-    plug("after-outcome", VolumeState::Attached),
+    plug("after-commit", VolumeState::Attached),
     unplug("before-detach", VolumeState::Attached),
     unplug("after-detach", VolumeState::Incomplete),
     unplug("remove-before-device-deleted", VolumeState::Incomplete),

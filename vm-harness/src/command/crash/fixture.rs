@@ -81,11 +81,16 @@ impl Fixture {
     /// Returns the state of the only volume, as `list` reports it.
     pub(super) async fn state(&self) -> Result<VolumeState, String> {
         let listed = self.listed().await?;
-        match (listed.first().map(|volume| volume["state"].as_str()), listed.len()) {
-            (None, _) => Ok(VolumeState::Gone),
-            (Some(Some("attached")), 1) => Ok(VolumeState::Attached),
-            (Some(Some("incomplete")), 1) => Ok(VolumeState::Incomplete),
-            (Some(Some("stale: container gone")), 1) => Ok(VolumeState::Stale),
+        let [volume] = &listed[..] else {
+            return match listed.is_empty() {
+                true => Ok(VolumeState::Gone),
+                false => Err(format!("list: {}", Value::from(listed))),
+            };
+        };
+        match (volume["state"].as_str(), volume["cause"].as_str()) {
+            (Some("attached"), None) => Ok(VolumeState::Attached),
+            (Some("incomplete"), None) => Ok(VolumeState::Incomplete),
+            (Some("stale"), Some("container_gone")) => Ok(VolumeState::Stale),
             _ => Err(format!("list: {}", Value::from(listed))),
         }
     }

@@ -1,0 +1,7 @@
+//! The arguments that several verbs share, and their value types. The arguments of a single verb
+//! stand with the verb in `commands`.
+
+pub mod duration;
+pub mod limits;
+pub mod selector;
+pub mod target;

@@ -1,0 +1,151 @@
+//! The guest: the plugin in its agent, how its kernel finds disks, and how each container would get
+//! a device.
+
+use block_volume_api::{
+    API_LEVEL,
+    block_volume::{ContainerState, FilterMode, NodeWay, ProbeResponse, Reason},
+};
+
+use crate::{
+    Deadline, Error,
+    kata::{agent::Agent, agent_address, sandbox::Sandbox},
+    output::findings::Finding,
+    sanitize::sanitize,
+};
+
+/// A device path to probe, because the reply describes the container.
+const USUAL_PATH: &str = "/dev/xvda";
+/// The name of a container's finding.
+const NAME: &str = "container";
+
+/// Checks the guest, and `container` or every container that the runtime lists.
+pub(super) async fn check(
+    sandbox: &Sandbox,
+    container: Option<&str>,
+    deadline: Deadline,
+    checks: &mut Vec<Finding>,
+) {
+    let (agent, probe) = match reach(sandbox, deadline, checks).await {
+        Ok(reached) => reached,
+        Err(e) => return checks.push(Finding::problem("plugin", &e)),
+    };
+    let capabilities = probe
+        .capabilities
+        .iter()
+        .map(|capability| sanitize(capability))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let version = sanitize(&probe.plugin_version);
+    checks.push(Finding::ok("plugin", format!("{version}, API level {API_LEVEL}: {capabilities}")));
+    checks.push(match probe.scsi_hosts.len() {
+        0 => Finding::problem("scsi_hosts", &Error::NoController),
+        count => Finding::ok("scsi_hosts", format!("virtio-scsi hosts in the guest: {count}")),
+    });
+    checks.push(Finding::ok(
+        "scan_mode",
+        match probe.scan_mode.as_str() {
+            "none" | "manual" => {
+                format!("{}: only the plugin's own scan finds disks", probe.scan_mode)
+            }
+            mode => format!("{}: the guest's kernel finds disks by itself, too", sanitize(mode)),
+        },
+    ));
+    let containers = match container {
+        Some(prefix) => sandbox.container(prefix, &[]).map(|id| vec![id]),
+        None => sandbox.containers(),
+    };
+    match containers {
+        Ok(ids) if ids.is_empty() => checks.push(Finding::warning(
+            "containers",
+            "the runtime lists none on this host",
+            &["name one by its full ID with --container"],
+        )),
+        Ok(ids) => {
+            for id in ids {
+                checks.push(check_container(&agent, &id, deadline).await.of_container(&id));
+            }
+        }
+        Err(e) => checks.push(Finding::problem("containers", &e)),
+    }
+}
+
+async fn reach(
+    sandbox: &Sandbox,
+    deadline: Deadline,
+    checks: &mut Vec<Finding>,
+) -> Result<(Agent, ProbeResponse), Error> {
+    let address = sandbox.agent_address(deadline).await?;
+    let agent = Agent::new(agent_address::dial(&address, deadline).await?);
+    checks.push(Finding::ok("agent", address.to_string()));
+    let probe = agent.probe("", Vec::new(), deadline).await?;
+    Ok((agent, probe))
+}
+
+async fn check_container(agent: &Agent, id: &str, deadline: Deadline) -> Finding {
+    match agent.probe(id, vec![USUAL_PATH.to_owned()], deadline).await {
+        Ok(probe) => match probe.container.as_ref() {
+            Some(state) => describe(state),
+            None => {
+                let what = "it has no state of the container".to_owned();
+                Finding::problem(NAME, &Error::AgentReply { method: "Probe", what })
+            }
+        },
+        // One container of many may have ended; that does not affect the others.
+        Err(e @ Error::Guest { reason: Reason::REASON_CONTAINER_NOT_RUNNING, .. }) => {
+            Finding::warning(NAME, e.message(), &[])
+        }
+        Err(e) => Finding::problem(NAME, &e),
+    }
+}
+
+fn describe(state: &ContainerState) -> Finding {
+    let namespace = if state.user_namespace {
+        "in its own user namespace"
+    } else {
+        "without its own user namespace"
+    };
+    let node = state.paths.first().map(|path| path.way.enum_value_or_default()).unwrap_or_default();
+    let node = match node {
+        NodeWay::NODE_WAY_MKNOD => "device nodes in /dev by mknod",
+        NodeWay::NODE_WAY_BIND => "device nodes in /dev by a bind mount",
+        NodeWay::NODE_WAY_UNSPECIFIED => {
+            let message = format!("{namespace}; the guest cannot make a device node in its /dev");
+            let error = Error::Guest { reason: Reason::REASON_UNSUPPORTED, message, undone: true };
+            return Finding::problem(NAME, &error);
+        }
+    };
+    let Some(filter) = state.filter.as_ref() else {
+        let what = "it has no device filter of the container".to_owned();
+        return Finding::problem(NAME, &Error::AgentReply { method: "Probe", what });
+    };
+    if !filter.refused.is_empty() {
+        let message = format!("its device filter cannot be changed: {}", filter.refused);
+        let error = Error::Guest { reason: Reason::REASON_UNSUPPORTED, message, undone: true };
+        return Finding::problem(NAME, &error);
+    }
+    let filtered = |by: String| {
+        let message =
+            format!("{namespace}; {node}; device filter: {by}: it can open only its own volumes");
+        Finding::ok(NAME, message)
+    };
+    match filter.mode.enum_value_or_default() {
+        FilterMode::FILTER_MODE_V1 => filtered("v1 (allow-list)".to_owned()),
+        FilterMode::FILTER_MODE_BPF => {
+            filtered(format!("bpf (programs: {})", filter.programs.len()))
+        }
+        FilterMode::FILTER_MODE_NONE => Finding::warning(
+            NAME,
+            format!(
+                "{namespace}; {node}; device filter: none: with CAP_MKNOD it can create a device node for every volume of the sandbox and open it"
+            ),
+            &[
+                "drop CAP_MKNOD in every container of the pod (securityContext.capabilities.drop: [\"MKNOD\"]),",
+                "or plug volumes only into sandboxes whose containers may access each other's volumes",
+            ],
+        ),
+        FilterMode::FILTER_MODE_UNSPECIFIED => {
+            let what = "it has no device filter mode".to_owned();
+            Finding::problem(NAME, &Error::AgentReply { method: "Probe", what })
+        }
+    }
+}

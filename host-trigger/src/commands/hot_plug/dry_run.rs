@@ -1,0 +1,33 @@
+//! The dry run of a hot-plug, after all checks that the real one makes before it changes anything:
+//! volumes that are attached already are inspected in the guest, and that is all. Only an attempt
+//! shows whether the guest's policy allows `Attach`, and whether QEMU and the guest's kernel accept
+//! the disk.
+
+use block_volume_api::block_volume::{Attached, ProbeResponse};
+
+use super::{Plug, preflight};
+use crate::{Error, ops::inspect};
+
+impl Plug<'_> {
+    pub(super) async fn dry_run(&mut self, probe: &ProbeResponse) -> Result<(), Error> {
+        let deadline = self.session.deadline;
+        for volume in self.volumes.iter_mut().filter(|volume| volume.is_attached()) {
+            let request = volume.detachment();
+            let seen = inspect::inspect(&self.agent, &request, false, deadline).await?;
+            if !seen.node_present {
+                preflight::check_path(probe, &volume.intent.path)?;
+            }
+            let outcome = volume.commit().map(|commit| commit.outcome());
+            let same_container = outcome
+                .as_ref()
+                .is_some_and(|outcome| outcome.container_started == seen.container_started);
+            volume.attached = Some(Attached {
+                unchanged: seen.disk_present && seen.node_present && seen.allowed && same_container,
+                guest_device: seen.guest_device,
+                outcome: outcome.into(),
+                ..Default::default()
+            });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,248 @@
+//! One volume of a hot-plug: what is requested, what exists of it, what the guest reported.
+
+use block_volume_api::block_volume::{Attached, Attachment as ApiAttachment, Detachment};
+use block_volume_qmp::PassedFd;
+
+use crate::{
+    Error,
+    host::source::{Source, SourceKind},
+    ops::{
+        commit, guest_request,
+        rollback::plug::{Added, AddedVolume},
+    },
+    qemu::{
+        controller::Controller,
+        disk::{Backend, ScsiAddress},
+        inventory::Inventory,
+        record::{CommitRecord, FurtherAttachment, IntentRecord},
+        throttle::Limits,
+        volume_state::{Attachment, VolumeState},
+    },
+    volume_id::VolumeId,
+};
+
+/// One volume of the call.
+#[derive(Debug)]
+pub(super) struct PlugVolume {
+    pub(super) id: VolumeId,
+    pub(super) source: Source,
+    pub(super) intent: IntentRecord,
+    /// The disk, if it existed before this run.
+    pub(super) existing: Option<ExistingDisk>,
+    /// An interrupted run left something of it.
+    pub(super) leftover: bool,
+    pub(super) added: Added,
+    pub(super) set: u64,
+    pub(super) controller: Controller,
+    pub(super) address: ScsiAddress,
+    pub(super) attached: Option<Attached>,
+    /// The limits in QEMU.
+    pub(super) limits: Limits,
+}
+
+/// A disk that existed before this run.
+#[derive(Debug)]
+pub(super) struct ExistingDisk {
+    /// The size in QEMU.
+    size: u64,
+    /// The commit record of this very attachment, and the descriptor that carries it.
+    commit: Option<(PassedFd, CommitRecord)>,
+    /// The commit record of another attachment.
+    other: Option<CommitRecord>,
+    /// Another attachment is in the same container.
+    in_same_container: bool,
+}
+
+impl ExistingDisk {
+    /// Whether this attachment was committed before this run.
+    fn is_attached(&self) -> bool {
+        self.commit.as_ref().is_some_and(|(_, commit)| commit.committed)
+    }
+}
+
+impl PlugVolume {
+    /// Whether this very attachment was committed before this run.
+    pub(super) fn is_attached(&self) -> bool {
+        self.existing.as_ref().is_some_and(ExistingDisk::is_attached)
+    }
+
+    /// The commit record of this attachment.
+    pub(super) fn commit(&self) -> Option<&CommitRecord> {
+        self.existing.as_ref()?.commit.as_ref().map(|(_, commit)| commit)
+    }
+
+    /// The descriptor that carries the commit record of this attachment.
+    pub(super) fn carrier(&self) -> Option<PassedFd> {
+        self.existing.as_ref()?.commit.as_ref().map(|(carrier, _)| *carrier)
+    }
+
+    /// Whether what the guest reports of this attachment is recorded already.
+    pub(super) fn is_recorded(&self, attached: &Attached) -> bool {
+        let started = attached.outcome.as_ref().map(|outcome| outcome.container_started);
+        attached.unchanged
+            && self.is_attached()
+            && self.commit().map(|commit| commit.started) == started
+    }
+
+    /// Whether the disk was another attachment's first.
+    pub(super) fn is_further(&self) -> bool {
+        self.existing.is_some() && self.commit().is_none_or(|commit| commit.further.is_some())
+    }
+
+    /// Whether the disk has other attachments.
+    pub(super) fn is_shared(&self) -> bool {
+        self.existing.as_ref().is_some_and(|existing| existing.other.is_some())
+    }
+
+    /// The size in bytes, as QEMU has it.
+    pub(super) fn size(&self) -> u64 {
+        self.existing.as_ref().map_or(self.source.size, |existing| existing.size)
+    }
+
+    /// What the block node is made over.
+    pub(super) fn backend(&self) -> Backend {
+        match self.source.kind {
+            SourceKind::Block { logical_block_size, physical_block_size } => {
+                Backend::HostDevice { logical_block_size, physical_block_size }
+            }
+            SourceKind::File => Backend::File,
+        }
+    }
+
+    /// The volume as it is described to the guest.
+    pub(super) fn attachment(&self) -> ApiAttachment {
+        let pci = self.controller.pci_address.as_deref().unwrap_or_default();
+        guest_request::attachment(&self.intent, pci, self.address, self.size())
+    }
+
+    /// What the guest is to detach if this run fails. The right stays if another attachment in the
+    /// same container has it.
+    pub(super) fn detachment(&self) -> Detachment {
+        let outcome =
+            self.attached.as_ref().and_then(|attached| attached.outcome.as_ref().cloned());
+        let in_same_container =
+            self.existing.as_ref().is_some_and(|existing| existing.in_same_container);
+        Detachment {
+            attachment: Some(self.attachment()).into(),
+            outcome: outcome.into(),
+            keep_disk: self.added == Added::Attachment,
+            keep_right: in_same_container,
+            ..Default::default()
+        }
+    }
+
+    /// What is rolled back if this run fails.
+    pub(super) fn added_volume(&self) -> AddedVolume {
+        let IntentRecord { run, container, path, .. } = self.intent.clone();
+        AddedVolume {
+            id: self.id.clone(),
+            added: self.added,
+            run,
+            container,
+            path,
+            detachment: self.detachment(),
+        }
+    }
+
+    /// The commit record once the guest has replied.
+    pub(super) fn new_commit(&self, attached: &Attached) -> CommitRecord {
+        let mut record = commit::record(&self.controller.id, &self.attachment(), attached);
+        if let Some(existing) = &self.existing {
+            match &existing.commit {
+                Some((_, before)) => record.carry_over(before),
+                None => record.further = Some(FurtherAttachment::new(&self.intent)),
+            }
+        }
+        record
+    }
+
+    /// The record of a further attachment before it is begun: it says where the disk is.
+    pub(super) fn begun(&self) -> Option<CommitRecord> {
+        let other = self.existing.as_ref()?.other.clone()?;
+        let further = Some(FurtherAttachment::new(&self.intent));
+        Some(CommitRecord {
+            further,
+            committed: false,
+            parents_made: Vec::new(),
+            allowed_before: false,
+            started: 0,
+            ..other
+        })
+    }
+
+    /// Remembers that a further attachment was begun, and which descriptor carries that record.
+    pub(super) fn begin(&mut self, carrier: PassedFd, begun: CommitRecord) {
+        if let Some(existing) = &mut self.existing {
+            existing.commit = Some((carrier, begun));
+        }
+    }
+
+    /// Checks whether this attachment can use the disk that exists, and remembers the disk. A
+    /// further attachment can only if it is `shared`.
+    ///
+    /// # Errors
+    /// The disk is attached elsewhere or with other options, or its record is lost.
+    pub(super) fn use_existing(
+        &mut self,
+        state: &VolumeState,
+        size: u64,
+        shared: bool,
+        controller: Option<&str>,
+        inventory: &Inventory,
+    ) -> Result<(), Error> {
+        let all = state.attachments();
+        let is_this = |known: &&Attachment| known.is_at(&self.intent.container, &self.intent.path);
+        let this = all.iter().find(is_this).filter(|known| known.committed().is_some());
+        let other =
+            all.iter().filter(|known| !is_this(known)).find(|known| known.committed().is_some());
+        let volume = self.id.to_string();
+        let known = match (this, other) {
+            (Some(this), _) => this,
+            (None, Some(other)) if shared => other,
+            (None, Some(Attachment { intent, .. })) => {
+                let (container, path) = (intent.container.clone(), intent.path.clone());
+                return Err(Error::VolumeTaken { volume, container, path });
+            }
+            // A whole disk has a committed attachment.
+            (None, None) => return Err(Error::RecordLost { volume }),
+        };
+        check_options(&self.intent, &known.intent, this.is_none())?;
+        let Some((_, commit)) = known.committed() else {
+            return Err(Error::RecordLost { volume });
+        };
+        if controller.is_some_and(|named| named != commit.controller) {
+            return Err(Error::OtherOptions { volume, differs: vec!["controller (--controller)"] });
+        }
+        // Not the controller that a new volume would get.
+        self.controller = inventory.controller(Some(&commit.controller))?;
+        self.address = ScsiAddress { target: commit.target, lun: commit.lun };
+        self.set = known.set;
+        let in_same_container = all
+            .iter()
+            .any(|known| !is_this(&known) && known.intent.container == self.intent.container);
+        let commit = this.and_then(|known| known.committed().cloned());
+        let other = other.and_then(|known| Some(known.committed()?.1.clone()));
+        self.existing = Some(ExistingDisk { size, commit, other, in_same_container });
+        Ok(())
+    }
+}
+
+/// Checks that what is attached is what is requested. A `further` attachment has the same disk, and
+/// may have a device node of its own owner and mode.
+fn check_options(
+    requested: &IntentRecord,
+    attached: &IntentRecord,
+    further: bool,
+) -> Result<(), Error> {
+    let volume = requested.id.clone();
+    let differs: Vec<_> = [
+        ("access (--read-only)", requested.access != attached.access),
+        ("owner (--uid)", requested.uid != attached.uid && !further),
+        ("group (--gid)", requested.gid != attached.gid && !further),
+        ("mode (--mode)", requested.mode != attached.mode && !further),
+    ]
+    .into_iter()
+    .filter_map(|(what, differs)| differs.then_some(what))
+    .collect();
+    if differs.is_empty() { Ok(()) } else { Err(Error::OtherOptions { volume, differs }) }
+}

@@ -1,0 +1,54 @@
+//! `block-volume list`: the volumes of a sandbox, as QEMU and the guest have them now. It sends
+//! queries to QEMU and `Inspect` to the guest, and changes nothing.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::{
+    Error,
+    cli::target::Target,
+    kata::sandbox::Sandbox,
+    ops::{inspect, select, session::Session},
+    output::{
+        envelope::{Envelope, Outcome},
+        listing::Listing,
+    },
+    qemu::inventory::Inventory,
+};
+
+/// Show the volumes of a sandbox as QEMU and the guest have them now
+///
+/// Changes nothing. The state of a volume is `attached`; `incomplete` (a run was interrupted, or
+/// something took a part away: repair completes it or rolls it back); `stale: container gone`; or
+/// `stale: container restarted` (the container of this ID was started later, and does not have the
+/// volume). Stale volumes are freed by hot-unplug and repair; hot-plug attaches them to the
+/// container that runs now. A shared volume has a row for each attachment. If the guest does not
+/// reply, the volumes are shown as QEMU has them, with a note that says so.
+#[derive(Debug, Args)]
+#[command(before_help = "Example: ecr-runtime block-volume list --sandbox 7d3a")]
+pub struct List {
+    /// How to reach the sandbox.
+    #[command(flatten)]
+    pub target: Target,
+
+    /// Container ID or a unique prefix of it [default: all containers]
+    #[arg(long, value_name = "ID")]
+    pub container: Option<String>,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// The sandbox is not found, or its QEMU cannot be asked.
+pub async fn run(verb: &List, run_dir: Option<PathBuf>) -> Result<Envelope<Listing>, Error> {
+    let container = verb.container.as_deref();
+    let options = verb.target.session(run_dir, container)?;
+    let (mut session, mut signals) = Session::open(options).await?;
+    let choose =
+        |sandbox: &Sandbox, inventory: &Inventory| select::all(container, sandbox, inventory);
+    let inspected = inspect::inspect_volumes(&mut session, choose, false);
+    let (volumes, guest_error) = signals.unless_caught(inspected).await?;
+    let listing = Listing { volumes, guest_error };
+    Ok(Envelope::new("list", Outcome::Listed, listing).with_timings(session.watch))
+}

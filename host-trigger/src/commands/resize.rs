@@ -1,0 +1,290 @@
+//! `block-volume resize`: QEMU and the guest follow a block device that was resized on the host, or
+//! QEMU grows a raw image
+//! ([`block_resize`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-block-core.block_resize)).
+//!
+//! 1. Before anything changes: find the volume, open its source to check that it is still the
+//!    volume that was attached, and have the guest read the size that QEMU has: this shows that the
+//!    guest can follow, and may.
+//! 2. `block_resize`. QEMU changes the length of an image through the descriptor that it has: no
+//!    path is followed, so it cannot be another file. Of a block device it takes the real size.
+//! 3. The guest reads the size again until it is QEMU's.
+//!
+//! If the guest does not follow, an image that this very run has grown gets its former length,
+//! unless the guest may have used the added part.
+
+use std::path::PathBuf;
+
+use block_volume_api::block_volume::{Attachment, Detachment, ResizeRequest};
+use block_volume_qmp::Qmp;
+use clap::Args;
+
+use crate::{
+    Deadline, Error,
+    cli::{selector::VolumeSelector, target::Target},
+    fault,
+    host::source::{Source, SourceKind},
+    ops::{
+        disk_size,
+        guest_request::RequestTime,
+        inspect::VolumeView,
+        rollback::resize::ResizeRollback,
+        select,
+        session::{self, Connections, Guest, Session},
+        volume::Volume,
+    },
+    output::{
+        envelope::{Envelope, Outcome},
+        report::Report,
+    },
+    qemu::{record::Access, throttle::Limits},
+    size::parse_size,
+    stopwatch::Stopwatch,
+    volume_id::VolumeId,
+};
+
+/// The limit of QEMU's block layer.
+const MAX_SIZE: u64 = 0x7fff_ffff_c000_0000;
+
+/// Make QEMU, the guest and the container see a volume's new size
+///
+/// Without --size, the size that the volume has on the host now is used: resize a block device
+/// there first. With --size, a raw image is resized. The volume stays in use meanwhile. Afterwards
+/// grow a file system on it in the container (resize2fs, xfs_growfs). Success means that the
+/// guest's kernel has the new size.
+#[derive(Debug, Args)]
+#[command(before_help = "Example: ecr-runtime block-volume resize --sandbox 7d3a --device-path \
+                         /dev/xvda --size 20GiB")]
+pub struct Resize {
+    /// How to reach the sandbox.
+    #[command(flatten)]
+    pub target: Target,
+
+    /// Container ID or a unique prefix of it; only a volume of this container is meant
+    #[arg(long, value_name = "ID")]
+    pub container: Option<String>,
+
+    /// Which volume.
+    #[command(flatten)]
+    pub selector: VolumeSelector,
+
+    /// New size of a raw image, in bytes or such as 10GiB [default: the size on the host now]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = parse_new_size)]
+    pub size: Option<u64>,
+
+    /// Allow a smaller size; the data beyond the new end is lost
+    #[arg(long)]
+    pub allow_shrink: bool,
+
+    /// Check everything that can be checked, and report what would be done; change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+fn parse_new_size(text: &str) -> Result<u64, String> {
+    match parse_size(text, MAX_SIZE)? {
+        0 => Err("a volume cannot be empty".to_owned()),
+        size if !size.is_multiple_of(512) => Err("it is not a multiple of 512 bytes".to_owned()),
+        size => Ok(size),
+    }
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// The volume has its former size; unless it is [`Error::Incomplete`], nothing has changed.
+pub async fn run(verb: &Resize, run_dir: Option<PathBuf>) -> Result<Envelope<Report>, Error> {
+    verb.selector.check()?;
+    let options = verb.target.session(run_dir, verb.container.as_deref())?;
+    let (mut session, mut signals) = Session::open(options).await?;
+    let (mut work, mut volume) = signals.unless_caught(prepare(verb, &session)).await?;
+    session.watch.lap("prepare");
+
+    let watch = &mut session.watch;
+    let resized = async { if verb.dry_run { work.dry_run().await } else { work.run(watch).await } };
+    let done = signals.unless_caught(resized).await;
+    let Resized { unchanged, size } = match done {
+        Ok(done) => done,
+        Err(cause) if !work.touched => return Err(cause),
+        Err(cause) => {
+            let mut rollback = work.rollback(&session);
+            return Err(tokio::select! {
+                error = rollback.run(cause) => error,
+                interrupted = signals.next() => Error::Incomplete {
+                    cause: Box::new(interrupted),
+                    left: vec!["a second signal ended the rollback".to_owned()],
+                },
+            });
+        }
+    };
+    volume.size = size;
+    let result = if unchanged { Outcome::Unchanged } else { Outcome::Resized };
+    let report = Report { volumes: vec![volume], broken_holders: Vec::new() };
+    Ok(Envelope::new("resize", result, report)
+        .with_dry_run(verb.dry_run)
+        .with_timings(session.watch))
+}
+
+/// Checks everything that can be known before anything is changed.
+async fn prepare(verb: &Resize, session: &Session) -> Result<(Work, Volume), Error> {
+    let Session { sandbox, deadline, .. } = session;
+    let Connections { mut qmp, inventory, guest } = session::connect(sandbox, *deadline).await?;
+    let selection = verb.selector.selection();
+    let known = select::one(selection, verb.container.as_deref(), sandbox, &inventory)?;
+    let id = known.id.clone();
+    let (Some(before), Some(attachment)) = (known.state.attached_size(), known.attachment.as_ref())
+    else {
+        return Err(Error::IncompleteVolume { volume: id.to_string() });
+    };
+    let source = Source::open(attachment.intent.source.as_ref(), true)?;
+    if VolumeId::derive(&sandbox.id, &source.identity) != id {
+        return Err(Error::SourceReplaced { path: source.given });
+    }
+    let after = new_size(verb, &id, &source, before)?;
+    if after != before && attachment.intent.access == Access::ReadOnly {
+        return Err(Error::ResizeReadOnly { volume: id.to_string() });
+    }
+    let mut view = VolumeView::new(&mut qmp, &inventory, &sandbox.id, known).await?;
+    view.volume.throttle = Limits::read(&mut qmp).await?.remove(&id).unwrap_or_default();
+    let guest = guest.await?;
+    // A committed volume has a commit record, and with it a request.
+    let request = view.request.unwrap_or_default();
+    // Only QEMU has written what this run adds.
+    let is_revertible = source.kind == SourceKind::File && source.size == before && after > before;
+    let work = Work {
+        deadline: *deadline,
+        qmp,
+        guest,
+        id,
+        path: source.given,
+        request,
+        before,
+        after,
+        is_revertible,
+        touched: false,
+    };
+    Ok((work, view.volume))
+}
+
+/// The size that the volume is to have, where QEMU has `before`.
+fn new_size(verb: &Resize, id: &VolumeId, source: &Source, before: u64) -> Result<u64, Error> {
+    let asked = verb.size.unwrap_or(source.size);
+    // An image may have been grown by others than QEMU: that part would be lost as well.
+    let present = if source.kind == SourceKind::File { before.max(source.size) } else { before };
+    if asked < present && !verb.allow_shrink {
+        return Err(Error::WouldShrink { volume: id.to_string(), asked, present });
+    }
+    if source.kind != SourceKind::File && asked != source.size {
+        let path = source.given.clone();
+        return Err(Error::DeviceSize { path, asked, size: source.size });
+    }
+    Ok(asked)
+}
+
+/// What came of a resize.
+struct Resized {
+    /// QEMU and the guest had the size already.
+    unchanged: bool,
+    size: u64,
+}
+
+/// The resize of one volume.
+struct Work {
+    deadline: Deadline,
+    qmp: Qmp,
+    guest: Guest,
+    id: VolumeId,
+    path: PathBuf,
+    request: Detachment,
+    before: u64,
+    after: u64,
+    is_revertible: bool,
+    /// QEMU may have been asked to resize.
+    touched: bool,
+}
+
+impl Work {
+    /// What [`run`](Self::run) would return; the guest is only inspected.
+    async fn dry_run(&self) -> Result<Resized, Error> {
+        match disk_size::in_guest(&self.guest.agent, &self.request, self.deadline).await? {
+            Some(size) => {
+                let unchanged = size == self.after && self.before == self.after;
+                Ok(Resized { unchanged, size: self.after })
+            }
+            None => Err(Error::IncompleteVolume { volume: self.id.to_string() }),
+        }
+    }
+
+    async fn run(&mut self, watch: &mut Stopwatch) -> Result<Resized, Error> {
+        let unchanged = self.resize_in_guest(self.before).await?;
+        watch.lap("ask_guest");
+        if self.after == self.before {
+            return Ok(Resized { unchanged, size: self.before });
+        }
+        self.touched = true;
+        disk_size::set_in_qemu(&mut self.qmp, &self.id, &self.path, self.after).await?;
+        fault::point("after-block-resize").await?;
+        let size = disk_size::in_qemu(&mut self.qmp, &self.id).await?;
+        watch.lap("block_resize");
+        self.resize_in_guest(size).await?;
+        fault::point("after-guest-resize").await?;
+        watch.lap("guest");
+        Ok(Resized { unchanged: false, size })
+    }
+
+    /// Returns whether the guest had this size before.
+    async fn resize_in_guest(&self, size: u64) -> Result<bool, Error> {
+        let RequestTime { timeout_ms, reply_by } = RequestTime::until(self.deadline);
+        let attachment = Attachment { size, ..self.request.attachment.clone().unwrap_or_default() };
+        let request =
+            ResizeRequest { attachments: vec![attachment], timeout_ms, ..Default::default() };
+        let reply = self.guest.agent.resize(&request, reply_by).await?;
+        match &reply.resized[..] {
+            [resized] if resized.serial == self.id.as_str() && resized.size == size => {
+                Ok(resized.unchanged)
+            }
+            _ => {
+                let what = "another volume or size".to_owned();
+                Err(Error::AgentReply { method: "Resize", what })
+            }
+        }
+    }
+
+    fn rollback<'a>(&'a mut self, session: &'a Session) -> ResizeRollback<'a> {
+        ResizeRollback {
+            sandbox: &session.sandbox,
+            deadline: self.deadline,
+            qmp: &mut self.qmp,
+            agent: &self.guest.agent,
+            id: &self.id,
+            path: &self.path,
+            request: &self.request,
+            before: self.before,
+            is_revertible: self.is_revertible,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("1MiB", Ok(1 << 20))]
+    #[case("9223372035781033984", Ok(MAX_SIZE))]
+    #[case("0", Err("cannot be empty"))]
+    #[case("0GiB", Err("cannot be empty"))]
+    #[case("513", Err("multiple of 512"))]
+    #[case("-1MiB", Err("negative"))]
+    #[case("8EiB", Err("more than"))]
+    #[case("9223372036854775808", Err("more than"))]
+    #[case("big", Err("expected bytes"))]
+    fn sizes_are_checked(#[case] text: &str, #[case] expected: Result<u64, &str>) {
+        match (parse_new_size(text), expected) {
+            (Ok(size), Ok(expected)) => assert_eq!(size, expected),
+            (Err(error), Err(why)) => assert!(error.contains(why), "{error}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}

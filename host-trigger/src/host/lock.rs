@@ -1,0 +1,119 @@
+//! The lock of a sandbox: only one run at a time works on it. The lock is
+//! [`flock(2)`](https://man7.org/linux/man-pages/man2/flock.2.html) on the sandbox's directory. It
+//! needs no file of its own and ends with the process.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::MetadataExt,
+    path::Path,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    sys::stat::makedev,
+};
+use tokio::sync::oneshot;
+
+use crate::{Deadline, Error, host::holders::Holder};
+
+/// The lock. It is released when this is dropped.
+#[derive(Debug)]
+pub(crate) struct SandboxLock {
+    _lock: Flock<File>,
+}
+
+/// Locks `directory`, and waits until its present holder releases it.
+///
+/// # Errors
+/// The directory cannot be opened, or another run holds the lock until `deadline`.
+pub(crate) async fn acquire(directory: &Path, deadline: Deadline) -> Result<SandboxLock, Error> {
+    let file = File::open(directory).map_err(|e| Error::system("open", directory, e))?;
+    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => return Ok(SandboxLock { _lock: lock }),
+        Err((file, Errno::EWOULDBLOCK)) => file,
+        Err((_, errno)) => return Err(Error::system("flock", directory, errno.into())),
+    };
+    // flock has no time limit, so a thread waits for it. If the deadline passes first, the receiver
+    // is gone by then and the thread drops the lock.
+    let (sender, receiver) = oneshot::channel();
+    std::thread::spawn(move || {
+        let mut file = file;
+        let locked = loop {
+            match Flock::lock(file, FlockArg::LockExclusive) {
+                Err((again, Errno::EINTR)) => file = again,
+                other => break other,
+            }
+        };
+        let _ = sender.send(locked);
+    });
+    match deadline.wait(receiver).await {
+        Ok(Ok(Ok(lock))) => Ok(SandboxLock { _lock: lock }),
+        Ok(Ok(Err((_, errno)))) => Err(Error::system("flock", directory, errno.into())),
+        Ok(Err(_)) | Err(_) => Err(Error::TimedOut {
+            what: format!("another run that works on {}", directory.display()),
+        }),
+    }
+}
+
+/// Returns the present holder of the lock: the first one that
+/// [`/proc/locks`](https://man7.org/linux/man-pages/man5/proc_locks.5.html) lists.
+pub(crate) fn holder(directory: &Path) -> Option<Holder> {
+    let metadata = fs::metadata(directory).ok()?;
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        // 1: FLOCK ADVISORY WRITE pid major:minor:inode start end
+        let mut fields = line.split_ascii_whitespace();
+        if fields.nth(1)? != "FLOCK" {
+            return None;
+        }
+        let (pid, file) = (fields.nth(2)?, fields.next()?);
+        let (device, inode) = file.rsplit_once(':')?;
+        let same = inode.parse() == Ok(metadata.ino()) && is_device(device, metadata.dev());
+        same.then(|| pid.parse().ok().map(Holder::process)).flatten()
+    })
+}
+
+/// Whether `text`, such as `fe:01` in hexadecimal, is the device `number`.
+fn is_device(text: &str, number: u64) -> bool {
+    let parts = text.split_once(':');
+    let hexadecimal = |text| u64::from_str_radix(text, 16).ok();
+    parts.and_then(|(major, minor)| Some(makedev(hexadecimal(major)?, hexadecimal(minor)?)))
+        == Some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_second_run_waits_until_its_deadline() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(holder(directory.path()), None);
+        let _first =
+            acquire(directory.path(), Deadline::after(Duration::from_secs(1))).await.unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert!(matches!(holder(directory.path()), Some(Holder::Process(pid, _)) if pid == own));
+        let second = acquire(directory.path(), Deadline::after(Duration::from_millis(50))).await;
+        assert!(matches!(second, Err(Error::TimedOut { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_second_run_continues_when_the_first_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let first =
+            acquire(directory.path(), Deadline::after(Duration::from_secs(1))).await.unwrap();
+        let second = acquire(directory.path(), Deadline::after(Duration::from_secs(20)));
+        let (second, ()) = tokio::join!(second, async { drop(first) });
+        second.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_does_not_exist_is_an_error_of_open() {
+        let locked =
+            acquire(Path::new("/nonexistent/s1"), Deadline::after(Duration::from_secs(1))).await;
+        assert!(matches!(locked, Err(Error::System { call: "open", .. })));
+    }
+}

@@ -1,0 +1,10 @@
+//! The source on this host: it is found, opened and vetted here, and its other holders are
+//! determined. Also the lock of a sandbox. Knows nothing of QEMU's monitor or of Kata.
+
+pub(crate) mod fd;
+pub mod holders;
+pub(crate) mod lock;
+pub(crate) mod process;
+pub(crate) mod root_disk;
+pub mod source;
+pub(crate) mod sysfs;

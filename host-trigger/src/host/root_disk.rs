@@ -1,0 +1,59 @@
+//! The disks of this host's root file system, by device number. A guest that can write one of them
+//! controls the host (CVE-2026-24054: a runtime handed one to a VM).
+
+use std::{fs, os::unix::fs::MetadataExt};
+
+use super::{holders::FileId, sysfs};
+
+/// Whether the device `number` belongs to the root file system: it is its device, one of the
+/// devices that it consists of, a disk that it is on, or any partition of such a disk.
+pub(crate) fn is_root(number: u64) -> bool {
+    let whole = sysfs::whole_disk(number);
+    roots().into_iter().any(|root| root == number || sysfs::disks_below(root).contains(&whole))
+}
+
+/// Returns the devices of the root file system, as this process and as the host's first process see
+/// it. A file system that spans several devices has no device number of its own; its mount source
+/// names one of them.
+fn roots() -> Vec<u64> {
+    let numbers =
+        ["/", "/proc/1/root/"].map(|root| fs::metadata(root).map(|metadata| metadata.dev()));
+    let mounts = ["/proc/self/mountinfo", "/proc/1/mountinfo"].map(fs::read_to_string);
+    let sources = mounts.iter().flatten().filter_map(|mounts| source_of_root(mounts));
+    numbers.into_iter().flatten().chain(sources).collect()
+}
+
+fn source_of_root(mounts: &str) -> Option<u64> {
+    // The last mount is on top.
+    let root = mounts.lines().rfind(|line| line.split(' ').nth(4) == Some("/"))?;
+    let source = root.split_once(" - ")?.1.split(' ').nth(1)?;
+    match FileId::at(source)? {
+        FileId::Block(number) => Some(number),
+        FileId::File(..) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::stat::makedev;
+
+    use super::*;
+
+    #[test]
+    fn the_root_file_system_is_recognized_with_its_disk() {
+        let root = fs::metadata("/").unwrap().dev();
+        assert!(is_root(root) && is_root(sysfs::whole_disk(root)));
+        assert!(!is_root(makedev(255, 255)));
+    }
+
+    #[test]
+    fn the_topmost_root_is_decisive_and_only_a_block_device_has_a_number() {
+        assert_eq!(
+            source_of_root(
+                "1 0 0:2 / / rw - rootfs rootfs rw\n2 1 0:3 / /dev rw - tmpfs /dev/null rw\n"
+            ),
+            None
+        );
+        assert_eq!(source_of_root("1 0 0:2 / /sub rw - btrfs /dev/null rw\n"), None);
+    }
+}

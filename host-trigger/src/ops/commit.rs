@@ -1,0 +1,132 @@
+//! The commit: the guest's reply is checked against the request and recorded in QEMU beside the
+//! intent, on a descriptor of `/dev/null`
+//! ([`add-fd`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-misc.add-fd)).
+//! With this record a volume is attached.
+
+use std::fs::OpenOptions;
+
+use block_volume_api::block_volume::{Attached, Attachment};
+use block_volume_qmp::{PassedFd, Qmp};
+
+use super::{guest_request::is_read_only, rollback};
+use crate::{
+    Error,
+    qemu::record::{CommitRecord, Record, filter_name, node_kind_name},
+    sanitize::sanitize,
+};
+
+/// The maximum number of directories that the guest may have created for one device node.
+const MAX_PARENTS: usize = 64;
+
+/// Checks that the guest reports the volume that was requested.
+pub(crate) fn check(requested: &Attachment, attached: &Attached) -> Result<(), Error> {
+    let outcome = attached.outcome.as_ref().ok_or_else(|| mismatch("no outcome"))?;
+    match () {
+        () if attached.serial != requested.serial => Err(mismatch("another serial number")),
+        () if attached.size != requested.size => Err(mismatch("another size")),
+        () if attached.read_only != is_read_only(requested) => Err(mismatch("another access")),
+        () if outcome.device.is_none() => Err(mismatch("no device number")),
+        () if outcome.parents_made.len() > MAX_PARENTS => Err(mismatch("too many directories")),
+        () if !outcome.parents_made.iter().all(|made| is_above(made, &requested.path)) => {
+            Err(mismatch("a directory that is not above the device path"))
+        }
+        () => Ok(()),
+    }
+}
+
+/// Whether `directory` is above `path`. QEMU reads a record slowly, so what the guest adds to one
+/// must not be longer than the request.
+fn is_above(directory: &str, path: &str) -> bool {
+    path.strip_prefix(directory).is_some_and(|below| below.starts_with('/'))
+        && !directory.is_empty()
+}
+
+/// The error of a reply to `Attach` that does not match.
+pub(crate) fn mismatch(what: &str) -> Error {
+    Error::AgentReply { method: "Attach", what: what.to_owned() }
+}
+
+/// The commit record of a volume on the controller with this ID.
+pub(crate) fn record(
+    controller: &str,
+    requested: &Attachment,
+    attached: &Attached,
+) -> CommitRecord {
+    let outcome = attached.outcome.clone().unwrap_or_default();
+    let device = outcome.device.unwrap_or_default();
+    let address = requested.address.clone().unwrap_or_default();
+    CommitRecord {
+        v: 1,
+        further: None,
+        committed: true,
+        controller: controller.to_owned(),
+        target: address.target,
+        lun: address.lun,
+        guest_device: sanitize(&attached.guest_device),
+        major: device.major,
+        minor: device.minor,
+        node: node_kind_name(outcome.node.enum_value_or_default()).to_owned(),
+        filter: filter_name(outcome.filter.enum_value_or_default()).to_owned(),
+        parents_made: outcome.parents_made,
+        allowed_before: outcome.allowed_before,
+        started: outcome.container_started,
+    }
+}
+
+/// Writes `commit` to the descriptor set `set`, in the place of the record that `before` carries.
+///
+/// # Errors
+/// QEMU refuses, or does not reply.
+pub(crate) async fn replace(
+    qmp: &mut Qmp,
+    set: u64,
+    before: Option<PassedFd>,
+    commit: &CommitRecord,
+) -> Result<(), Error> {
+    write(qmp, set, commit).await?;
+    if let Some(PassedFd { set, fd }) = before {
+        rollback::qemu::remove_descriptor(qmp, set, Some(fd)).await?;
+    }
+    Ok(())
+}
+
+/// Writes `commit` to the descriptor set `set`, beside the records that are there.
+///
+/// # Errors
+/// QEMU refuses, or does not reply.
+pub(crate) async fn write(
+    qmp: &mut Qmp,
+    set: u64,
+    commit: &CommitRecord,
+) -> Result<PassedFd, Error> {
+    let null = OpenOptions::new().write(true).open("/dev/null");
+    let null = null.map_err(|e| Error::system("open", "/dev/null", e))?;
+    Ok(qmp.add_fd(null, Some(set), &Record::Commit(commit.clone()).to_opaque()).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use block_volume_api::block_volume::{DeviceNumber, Outcome};
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::none(&[], true)]
+    #[case::those_above(&["/data", "/data/a"], true)]
+    #[case::the_path_itself(&["/data/a/b"], false)]
+    #[case::a_sibling_with_the_same_prefix(&["/dat"], false)]
+    #[case::elsewhere(&["/etc"], false)]
+    #[case::empty(&[""], false)]
+    fn only_directories_above_the_path_are_recorded(#[case] made: &[&str], #[case] recorded: bool) {
+        let requested = Attachment { path: "/data/a/b".into(), ..Default::default() };
+        let outcome = Outcome {
+            device: Some(DeviceNumber::default()).into(),
+            parents_made: made.iter().map(|&path| path.into()).collect(),
+            ..Default::default()
+        };
+        let attached = Attached { outcome: Some(outcome).into(), ..Default::default() };
+        // A request without an access asks for writing.
+        assert_eq!(check(&requested, &attached).is_ok(), recorded);
+    }
+}

@@ -1,0 +1,56 @@
+//! The size of a volume, as QEMU and as the guest have it.
+
+use std::path::Path;
+
+use block_volume_api::block_volume::Detachment;
+use block_volume_qmp::Qmp;
+use serde_json::json;
+
+use super::inspect;
+use crate::{Deadline, Error, kata::agent::Agent, qemu::inventory::Inventory, volume_id::VolumeId};
+
+/// Reads the size in QEMU.
+///
+/// # Errors
+/// QEMU does not reply, or has no block node of the volume.
+pub(crate) async fn in_qemu(qmp: &mut Qmp, id: &VolumeId) -> Result<u64, Error> {
+    let mut inventory = Inventory::read(qmp).await?;
+    inventory.read_nodes(qmp).await?;
+    let incomplete = || Error::IncompleteVolume { volume: id.to_string() };
+    inventory.volume(id).node.ok_or_else(incomplete)
+}
+
+/// Resizes the volume in QEMU; `path` is the source's.
+///
+/// # Errors
+/// The file system of an image does not take the size, QEMU refuses, or it does not reply.
+pub(crate) async fn set_in_qemu(
+    qmp: &mut Qmp,
+    id: &VolumeId,
+    path: &Path,
+    size: u64,
+) -> Result<(), Error> {
+    match qmp.execute("block_resize", json!({"node-name": id.node(), "size": size})).await {
+        // The file system of the image has a limit, or no space for the metadata of a longer file.
+        Err(e)
+            if e.refusal()
+                .is_some_and(|text| text.contains("too large") || text.contains("No space")) =>
+        {
+            Err(Error::ImageLimit { path: path.to_owned(), size, source: e })
+        }
+        resized => Ok(resized.map(drop)?),
+    }
+}
+
+/// Reads the size in the guest; `None` if the guest has no such disk.
+///
+/// # Errors
+/// The guest refuses, or does not reply.
+pub(crate) async fn in_guest(
+    agent: &Agent,
+    attachment: &Detachment,
+    deadline: Deadline,
+) -> Result<Option<u64>, Error> {
+    let seen = inspect::inspect(agent, attachment, false, deadline).await?;
+    Ok(seen.disk_present.then_some(seen.size))
+}

@@ -1,0 +1,236 @@
+//! What is known of a volume: from its record and its device in QEMU, and from the guest.
+
+use block_volume_api::block_volume::{Detachment, InspectRequest, Inspected};
+use block_volume_qmp::{Qmp, QmpError};
+use serde_json::json;
+
+use super::{
+    guest_request,
+    session::{self, Connections, Session},
+    volume::{Cause, GuestView, ListedVolume, Scsi, State, Volume},
+};
+use crate::{
+    Deadline, Error,
+    error::ErrorBody,
+    guest_holder::GuestHolder,
+    kata::{agent::Agent, sandbox::Sandbox},
+    qemu::{
+        inventory::Inventory,
+        record::{Access, filter_name},
+        throttle::Limits,
+        volume_state::KnownVolume,
+    },
+    sanitize::sanitize,
+};
+
+/// The maximum number of leftovers in the guest that are shown of one volume.
+const MAX_LEFTOVERS: usize = 16;
+
+/// One attachment of a volume as QEMU has it.
+#[derive(Debug)]
+pub(crate) struct VolumeView {
+    pub(crate) known: KnownVolume,
+    pub(crate) volume: Volume,
+    /// What the guest is asked about it; `None` if the guest cannot have anything of it, or if the
+    /// record is lost.
+    pub(crate) request: Option<Detachment>,
+}
+
+impl VolumeView {
+    /// Asks QEMU for what the inventory does not contain. The limits are read by the verbs that
+    /// show them.
+    ///
+    /// # Errors
+    /// QEMU does not report the disk's address.
+    pub(crate) async fn new(
+        qmp: &mut Qmp,
+        inventory: &Inventory,
+        sandbox: &str,
+        known: KnownVolume,
+    ) -> Result<Self, QmpError> {
+        let KnownVolume { id, state, attachment } = &known;
+        let intent = attachment.as_ref().map(|known| &known.intent);
+        let recorded =
+            attachment.as_ref().and_then(|known| known.committed().or(known.commits.first()));
+        let commit = recorded.map(|(_, commit)| commit);
+        let controller = match commit {
+            Some(commit) => commit.controller.clone(),
+            None if state.device => controller_of(qmp, &id.device()).await?,
+            None => String::new(),
+        };
+        let mut request = None;
+        if let Some(attachment) = attachment.as_ref().filter(|_| state.device || commit.is_some()) {
+            let pci = inventory.pci_address(&controller);
+            request = Some(guest_request::detachment(qmp, state, attachment, pci).await?);
+        }
+        let address = request.as_ref().map(|request| request.attachment.address.clone());
+        let address = address.unwrap_or_default().unwrap_or_default();
+        let source = intent.map(|intent| intent.source.clone()).unwrap_or_default();
+        let volume = Volume {
+            id: id.to_string(),
+            sandbox: sandbox.to_owned(),
+            container: intent.map(|intent| intent.container.clone()).unwrap_or_default(),
+            device_path: intent.map(|intent| intent.path.clone()).unwrap_or_default(),
+            source: source.clone().into(),
+            source_device: source.into(),
+            size: state.node.or(intent.map(|intent| intent.size)).unwrap_or_default(),
+            read_only: intent.is_some_and(|intent| intent.access == Access::ReadOnly),
+            shared: !known.others().is_empty(),
+            scsi: Scsi { controller, target: address.target, lun: address.lun },
+            throttle: Limits::default(),
+            ..Volume::default()
+        };
+        let volume = match commit {
+            Some(commit) => volume.with_commit(commit.clone()),
+            None => volume,
+        };
+        Ok(Self { known, volume, request })
+    }
+
+    /// Asks the guest about the volume, if it can have anything of it; with `holders`, also for its
+    /// holders there.
+    ///
+    /// # Errors
+    /// The agent cannot be asked any more. A refusal is a part of the result.
+    pub(crate) async fn ask(
+        &self,
+        agent: &Agent,
+        holders: bool,
+        deadline: Deadline,
+    ) -> Result<ListedVolume, Error> {
+        let Some(request) = &self.request else { return Ok(self.without_guest()) };
+        match inspect(agent, request, holders, deadline).await {
+            Ok(seen) => Ok(self.with_guest(&seen, holders)),
+            Err(refused @ Error::Guest { .. }) => {
+                let guest_error = Some(ErrorBody::from(&refused));
+                Ok(ListedVolume { guest_error, ..self.without_guest() })
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The volume as QEMU has it.
+    pub(crate) fn without_guest(&self) -> ListedVolume {
+        let state = if self.known.is_attached() { State::Attached } else { State::Incomplete };
+        ListedVolume { volume: self.volume.clone(), state, guest: None, guest_error: None }
+    }
+
+    fn with_guest(&self, seen: &Inspected, holders: bool) -> ListedVolume {
+        let state = self.state(seen);
+        let mut volume = self.volume.clone();
+        if seen.disk_present {
+            let device = seen.device.clone().unwrap_or_default();
+            volume.guest_device = sanitize(&seen.guest_device);
+            volume.device_number = format!("{}:{}", device.major, device.minor);
+        }
+        if seen.container_running {
+            volume.device_filter = filter_name(seen.filter.enum_value_or_default()).to_owned();
+        }
+        let leftovers = seen.leftovers.iter().take(MAX_LEFTOVERS);
+        let guest = GuestView {
+            disk_present: seen.disk_present,
+            size: seen.size,
+            read_only: seen.read_only,
+            container_running: seen.container_running,
+            node_present: seen.node_present,
+            allowed: seen.allowed,
+            leftovers: leftovers.map(|name| sanitize(name)).collect(),
+            holders: holders.then(|| GuestHolder::from_reply(&seen.holders)),
+        };
+        ListedVolume { volume, state, guest: Some(guest), guest_error: None }
+    }
+
+    fn state(&self, seen: &Inspected) -> State {
+        let complete =
+            seen.disk_present && seen.node_present && seen.allowed && seen.leftovers.is_empty();
+        let committed = self.known.attachment.as_ref().and_then(|known| known.committed());
+        let started = committed.map_or(0, |(_, commit)| commit.started);
+        match (self.known.is_attached(), seen.container_running) {
+            (true, false) => State::Stale { cause: Cause::ContainerGone },
+            (true, true) if started != seen.container_started => {
+                State::Stale { cause: Cause::ContainerRestarted }
+            }
+            (true, true) if complete => State::Attached,
+            _ => State::Incomplete,
+        }
+    }
+}
+
+/// Inspects the volumes that `choose` selects, in QEMU and in the guest; with `holders`, also their
+/// holders in the guest. If the guest cannot be asked, the volumes are as QEMU has them, and the
+/// error is returned beside them.
+///
+/// # Errors
+/// QEMU cannot be asked, or `choose` fails.
+pub(crate) async fn inspect_volumes(
+    session: &mut Session,
+    choose: impl FnOnce(&Sandbox, &Inventory) -> Result<Vec<KnownVolume>, Error>,
+    holders: bool,
+) -> Result<(Vec<ListedVolume>, Option<ErrorBody>), Error> {
+    let Session { sandbox, deadline, watch, .. } = session;
+    let Connections { mut qmp, inventory, guest } = session::connect(sandbox, *deadline).await?;
+    let chosen = choose(sandbox, &inventory)?;
+    let limits = Limits::read(&mut qmp).await?;
+    let mut views = Vec::new();
+    for known in chosen {
+        let throttle = limits.get(&known.id).copied().unwrap_or_default();
+        let mut view = VolumeView::new(&mut qmp, &inventory, &sandbox.id, known).await?;
+        view.volume.throttle = throttle;
+        views.push(view);
+    }
+    watch.lap("qemu");
+    let mut volumes = Vec::new();
+    let mut guest_error = None;
+    if views.iter().any(|view| view.request.is_some()) {
+        match guest.await {
+            Ok(guest) => {
+                for view in &views {
+                    match view.ask(&guest.agent, holders, *deadline).await {
+                        Ok(listed) => volumes.push(listed),
+                        Err(e) => {
+                            guest_error = Some(e);
+                            break;
+                        }
+                    }
+                }
+            }
+            Err(e) => guest_error = Some(e),
+        }
+    }
+    let rest = &views[volumes.len()..];
+    volumes.extend(rest.iter().map(VolumeView::without_guest));
+    watch.lap("guest");
+    Ok((volumes, guest_error.map(|e| ErrorBody::from(&e))))
+}
+
+/// Asks the guest about one attachment.
+///
+/// # Errors
+/// It refuses, does not reply, or reports something else.
+pub(crate) async fn inspect(
+    agent: &Agent,
+    attachment: &Detachment,
+    holders: bool,
+    deadline: Deadline,
+) -> Result<Inspected, Error> {
+    let request =
+        InspectRequest { attachments: vec![attachment.clone()], holders, ..Default::default() };
+    let mut reply = agent.inspect(&request, deadline).await?;
+    match (reply.inspected.pop(), reply.inspected.len()) {
+        (Some(seen), 0) if seen.serial == attachment.attachment.serial => Ok(seen),
+        _ => {
+            let what = "another volume, or another number of volumes".to_owned();
+            Err(Error::AgentReply { method: "Inspect", what })
+        }
+    }
+}
+
+/// Returns QEMU's ID of the controller of the device `id`.
+async fn controller_of(qmp: &mut Qmp, id: &str) -> Result<String, QmpError> {
+    let device = format!("/machine/peripheral/{id}");
+    let bus: String =
+        qmp.query("qom-get", json!({"path": device, "property": "parent_bus"})).await?;
+    let controller =
+        bus.strip_prefix("/machine/peripheral/").and_then(|rest| rest.split('/').next());
+    Ok(controller.unwrap_or_default().to_owned())
+}

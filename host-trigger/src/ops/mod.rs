@@ -1,0 +1,16 @@
+//! What the verbs share: the session with a sandbox, choosing and inspecting volumes, committing,
+//! detaching, rolling back and recovering them. An operation talks to QEMU, to the guest and to the
+//! host; it prints nothing but steps on standard error.
+
+pub(crate) mod commit;
+pub(crate) mod detach;
+pub(crate) mod disk_size;
+pub(crate) mod guest_request;
+pub mod guest_stats;
+pub(crate) mod inspect;
+pub mod recovery;
+pub mod rollback;
+pub(crate) mod select;
+pub mod session;
+pub(crate) mod signals;
+pub mod volume;

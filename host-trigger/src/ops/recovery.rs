@@ -1,0 +1,314 @@
+//! Recovery of one volume: whether it is completed or rolled back, by what QEMU and the guest have.
+//!
+//! | found | action |
+//! |---|---|
+//! | everything | kept |
+//! | an attachment that the guest completed, without commit record | completed: the commit record is written |
+//! | an attachment that the guest did not complete, or whose container does not run | rolled back |
+//! | attached; the guest lost the device node or the right, the container runs | completed: the guest makes them again |
+//! | attached; the guest has no disk, or QEMU no device | completed: an interrupted unplug is finished |
+//! | attached; the container is gone, or was restarted without the volume | rolled back |
+//! | a block node in QEMU without device and record | rolled back |
+//! | a device without record | left alone: what a container has of it is not known |
+//!
+//! An attachment that cannot be completed is rolled back. If the guest has to be asked and does not
+//! reply, nothing changes.
+
+use std::time::Duration;
+
+use block_volume_api::block_volume::{AttachRequest, Detachment};
+use block_volume_qmp::Qmp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use super::{
+    commit,
+    detach::Detach,
+    inspect::VolumeView,
+    session::Guest,
+    volume::{Cause, ListedVolume, State},
+};
+use crate::{
+    Deadline, Error,
+    diagnostics::StepLog,
+    error::ErrorBody,
+    kata::{
+        agent::{self, Agent},
+        sandbox::Sandbox,
+    },
+    qemu::{
+        disk,
+        volume_state::{Attachment, KnownVolume},
+    },
+    stopwatch::Stopwatch,
+    volume_id::reservation_name,
+};
+
+/// What is done about a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// An interrupted plug or unplug is completed.
+    Completed,
+    /// What was done is reverted.
+    RolledBack,
+    /// The volume is complete and is not touched.
+    Kept,
+    /// It could not be decided or done.
+    Failed,
+}
+
+/// The state of a volume afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StateAfter {
+    /// It is attached.
+    Attached,
+    /// Nothing is left.
+    Gone,
+    /// As before, as far as is known.
+    Unknown,
+}
+
+/// What was done about a volume, its state afterwards, and the reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Recovered {
+    pub(crate) action: Action,
+    pub(crate) after: StateAfter,
+    pub(crate) detail: String,
+}
+
+impl Recovered {
+    fn new(action: Action, after: StateAfter, detail: impl Into<String>) -> Self {
+        Self { action, after, detail: detail.into() }
+    }
+
+    pub(crate) fn failed(detail: impl Into<String>) -> Self {
+        Self::new(Action::Failed, StateAfter::Unknown, detail)
+    }
+
+    pub(crate) fn rolled_back(detail: impl Into<String>) -> Self {
+        Self::new(Action::RolledBack, StateAfter::Gone, detail)
+    }
+}
+
+/// What is to be done about a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum RecoveryPlan {
+    /// Nothing: it is complete.
+    Keep,
+    /// The guest attaches it again, and the commit record is written.
+    Attach {
+        /// Why.
+        why: &'static str,
+    },
+    /// It is detached.
+    Detach {
+        /// An unplug had begun.
+        completes: bool,
+        /// Why.
+        why: &'static str,
+    },
+    /// It cannot be decided.
+    Leave {
+        /// Why.
+        why: String,
+    },
+}
+
+/// What the guest reports of a volume.
+#[derive(Debug)]
+pub(crate) enum GuestReport {
+    /// It was not asked: it cannot have anything of the volume.
+    NotAsked,
+    /// What it has.
+    Reported(Box<ListedVolume>),
+    /// It does not report it, and why.
+    Unavailable(ErrorBody),
+}
+
+impl RecoveryPlan {
+    /// Decides by what QEMU and the guest have.
+    pub(crate) fn new(known: &KnownVolume, report: &GuestReport) -> Self {
+        let KnownVolume { state, attachment, .. } = known;
+        let Some(attachment) = attachment else {
+            return if state.device {
+                let why = "the record is lost: plug the volume again with the same options, which \
+                           rolls back what is left, then unplug it";
+                Self::Leave { why: why.to_owned() }
+            } else {
+                Self::Detach { completes: false, why: "a block node without device and record" }
+            };
+        };
+        let listed = match report {
+            GuestReport::NotAsked => {
+                return Self::Detach {
+                    completes: false,
+                    why: "the plug was interrupted before the device was added",
+                };
+            }
+            GuestReport::Unavailable(error) => {
+                return Self::Leave {
+                    why: format!("the guest does not report it: {}", error.message),
+                };
+            }
+            GuestReport::Reported(listed) => listed,
+        };
+        let Some(guest) = &listed.guest else {
+            return Self::Leave { why: "the guest does not report it".to_owned() };
+        };
+        let committed = attachment.committed().is_some();
+        let in_qemu = state.device && state.node.is_some();
+        let in_container = guest.node_present && guest.allowed && guest.leftovers.is_empty();
+        match listed.state {
+            _ if committed && !(in_qemu && guest.disk_present) => {
+                Self::Detach { completes: true, why: "the unplug had begun" }
+            }
+            State::Stale { cause: Cause::ContainerRestarted } if in_container => Self::Attach {
+                why: "the guest had attached it to the container that was restarted",
+            },
+            State::Stale { cause: Cause::ContainerRestarted } => {
+                Self::Detach { completes: false, why: "its container was restarted" }
+            }
+            State::Stale { cause: Cause::ContainerGone } => {
+                Self::Detach { completes: false, why: "its container is gone" }
+            }
+            _ if !guest.container_running => Self::Detach {
+                completes: false,
+                why: "the plug was interrupted, and its container is gone",
+            },
+            _ if !(in_qemu && guest.disk_present) => {
+                Self::Detach { completes: false, why: "the guest had not attached it" }
+            }
+            _ if committed && in_container => Self::Keep,
+            _ if committed => {
+                Self::Attach { why: "its device node or its right was gone from the container" }
+            }
+            _ if in_container => Self::Attach { why: "the guest had attached it" },
+            _ => Self::Detach { completes: false, why: "the guest had not attached it" },
+        }
+    }
+
+    /// The result if the plan succeeds; also that of a dry run.
+    pub(crate) fn result(&self) -> Recovered {
+        match self {
+            Self::Keep => Recovered::new(Action::Kept, StateAfter::Attached, ""),
+            Self::Attach { why } => Recovered::new(Action::Completed, StateAfter::Attached, *why),
+            Self::Detach { completes: true, why } => {
+                Recovered::new(Action::Completed, StateAfter::Gone, *why)
+            }
+            Self::Detach { completes: false, why } => Recovered::rolled_back(*why),
+            Self::Leave { why } => Recovered::failed(why.clone()),
+        }
+    }
+}
+
+/// The recovery of the volumes of a sandbox, one after the other.
+#[derive(Debug)]
+pub(crate) struct Recovery<'a> {
+    pub(crate) sandbox: &'a Sandbox,
+    pub(crate) log: StepLog,
+    pub(crate) deadline: Deadline,
+    pub(crate) qmp: &'a mut Qmp,
+    pub(crate) guest: Option<&'a Guest>,
+    /// The attachments that were detached.
+    pub(crate) detached: Vec<Attachment>,
+}
+
+impl Recovery<'_> {
+    /// Carries out `plan` for one volume.
+    pub(crate) async fn run(&mut self, view: &VolumeView, plan: &RecoveryPlan) -> Recovered {
+        let request = view.request.clone();
+        let failed = |e: Error| Recovered::failed(e.message());
+        match (plan, self.guest, request) {
+            (RecoveryPlan::Keep | RecoveryPlan::Leave { .. }, ..) => plan.result(),
+            (RecoveryPlan::Detach { .. }, _, request) => match self.detach(view, request).await {
+                Ok(()) => plan.result(),
+                Err(e) => failed(e),
+            },
+            (RecoveryPlan::Attach { .. }, Some(guest), Some(request)) => {
+                match self.attach(&guest.agent, view, &request).await {
+                    Ok(()) => plan.result(),
+                    // The guest refuses: then the volume is detached.
+                    Err(Error::Guest { message, .. }) => {
+                        match self.detach(view, Some(request)).await {
+                            Ok(()) => {
+                                Recovered::rolled_back(format!("the guest reports: {message}"))
+                            }
+                            Err(e) => failed(e),
+                        }
+                    }
+                    Err(e) => failed(e),
+                }
+            }
+            (RecoveryPlan::Attach { .. }, ..) => plan.result(),
+        }
+    }
+
+    async fn detach(
+        &mut self,
+        view: &VolumeView,
+        mut request: Option<Detachment>,
+    ) -> Result<(), Error> {
+        if let Some(request) = &mut request {
+            // Of several attachments the last one takes the disk along.
+            let mut others = view.known.others();
+            others.retain(|other| !self.detached.contains(other));
+            request.keep_disk = !others.is_empty();
+            let container = &request.attachment.container_id;
+            request.keep_right = others.iter().any(|other| other.intent.container == *container);
+        }
+        let mut detach = Detach {
+            sandbox: self.sandbox,
+            log: self.log,
+            deadline: self.deadline,
+            watch: &mut Stopwatch::new(),
+            qmp: self.qmp,
+            id: &view.known.id,
+            guest: self.guest,
+            force: false,
+            wait: Duration::ZERO,
+        };
+        detach.run(request, &Notify::new()).await?;
+        self.detached.extend(view.known.attachment.clone());
+        Ok(())
+    }
+
+    /// Asks the guest for what it has done already or has lost since, and writes the commit record.
+    async fn attach(
+        &mut self,
+        agent: &Agent,
+        view: &VolumeView,
+        request: &Detachment,
+    ) -> Result<(), Error> {
+        let (Some(requested), Some(known)) = (request.attachment.as_ref(), &view.known.attachment)
+        else {
+            return Err(commit::mismatch("no volume"));
+        };
+        if known.is_further() {
+            // An interrupted unplug may have released the path first.
+            let reservation = reservation_name(&known.intent.container, &known.intent.path);
+            disk::reserve_path(self.qmp, &reservation).await?;
+        }
+        let remaining = self.deadline.remaining();
+        let attach = AttachRequest {
+            attachments: vec![requested.clone()],
+            timeout_ms: agent::timeout_ms(remaining - remaining / 4),
+            ..Default::default()
+        };
+        let mut reply = agent.attach(&attach, self.deadline).await?;
+        let attached = match (reply.attached.pop(), reply.attached.len()) {
+            (Some(attached), 0) => attached,
+            _ => return Err(commit::mismatch("another number of volumes")),
+        };
+        commit::check(requested, &attached)?;
+        let before = known.committed().or(known.commits.first());
+        let mut record = commit::record(&view.volume.scsi.controller, requested, &attached);
+        if let Some((_, before)) = before {
+            record.carry_over(before);
+        }
+        let carrier = before.map(|(carrier, _)| *carrier);
+        commit::replace(self.qmp, known.set, carrier, &record).await
+    }
+}

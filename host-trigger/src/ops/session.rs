@@ -1,0 +1,162 @@
+//! A session with a sandbox: what every verb does before its own work. It finds the sandbox, locks
+//! it, and holds the command's deadline, its stopwatch and its step log. QEMU and the guest are
+//! connected in parallel, for verbs that may find that they do not need the guest: its errors count
+//! only for whoever awaits it.
+
+use std::{fmt, pin::Pin, time::Duration};
+
+use block_volume_qmp::Qmp;
+use futures_util::future::{Either, ready, select};
+
+use super::signals::Signals;
+use crate::{
+    Deadline, Error,
+    diagnostics::StepLog,
+    host::lock::{self, SandboxLock},
+    kata::{
+        agent::Agent,
+        agent_address::{self, AgentAddress},
+        sandbox::{Sandbox, Search},
+    },
+    qemu::inventory::Inventory,
+    stopwatch::Stopwatch,
+};
+
+/// The maximum time for `Probe`.
+pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a session is opened with.
+#[derive(Debug)]
+pub struct SessionOptions {
+    /// Which sandbox, and where its sockets are if they were named.
+    pub search: Search,
+    /// The time for the whole command.
+    pub timeout: Duration,
+    /// Log each step to standard error.
+    pub verbose: bool,
+}
+
+/// A sandbox that is found and locked.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) deadline: Deadline,
+    pub(crate) watch: Stopwatch,
+    pub(crate) log: StepLog,
+    /// QEMU's socket serves one client, and a run in the middle of its work would look incomplete:
+    /// so commands that change nothing lock the sandbox, too.
+    _lock: SandboxLock,
+}
+
+impl Session {
+    /// Finds and locks the sandbox, after any run that has the lock. Signals are caught from now
+    /// on.
+    ///
+    /// # Errors
+    /// The sandbox is not found, its lock is not released in time, or a signal arrived.
+    pub(crate) async fn open(options: SessionOptions) -> Result<(Self, Signals), Error> {
+        Located::new(options)?.lock().await
+    }
+}
+
+/// A sandbox that is found and not locked yet: for checks that need not wait for another run.
+#[derive(Debug)]
+pub(crate) struct Located {
+    pub(crate) sandbox: Sandbox,
+    deadline: Deadline,
+    watch: Stopwatch,
+    signals: Signals,
+    log: StepLog,
+}
+
+impl Located {
+    /// Finds the sandbox.
+    ///
+    /// # Errors
+    /// It is not found.
+    pub(crate) fn new(options: SessionOptions) -> Result<Self, Error> {
+        let watch = Stopwatch::new();
+        let deadline = Deadline::after(options.timeout);
+        let signals = Signals::catch()?;
+        let sandbox = Sandbox::find(&options.search)?;
+        let log = StepLog { enabled: options.verbose };
+        Ok(Self { sandbox, deadline, watch, signals, log })
+    }
+
+    /// Locks the sandbox, after any run that has the lock.
+    ///
+    /// # Errors
+    /// The lock is not released in time, or a signal arrived.
+    pub(crate) async fn lock(self) -> Result<(Session, Signals), Error> {
+        let Self { sandbox, deadline, mut watch, mut signals, log } = self;
+        watch.lap("find");
+        let directory = sandbox.lock_directory();
+        let lock = lock::acquire(&directory, deadline);
+        let lock = signals.unless_caught(lock).await?;
+        watch.lap("lock");
+        Ok((Session { sandbox, deadline, watch, log, _lock: lock }, signals))
+    }
+}
+
+/// The agent and its address.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub(crate) agent: Agent,
+    pub(crate) address: AgentAddress,
+}
+
+/// QEMU with its inventory, and the guest as soon as it replies.
+pub(crate) struct Connections<'a> {
+    pub(crate) qmp: Qmp,
+    pub(crate) inventory: Inventory,
+    pub(crate) guest: Pin<Box<dyn Future<Output = Result<Guest, Error>> + 'a>>,
+}
+
+impl fmt::Debug for Connections<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connections").field("inventory", &self.inventory).finish_non_exhaustive()
+    }
+}
+
+/// Connects to QEMU and the guest, and reads QEMU's inventory.
+///
+/// # Errors
+/// QEMU cannot be reached.
+pub(crate) async fn connect(
+    sandbox: &Sandbox,
+    deadline: Deadline,
+) -> Result<Connections<'_>, Error> {
+    let qemu = Box::pin(connect_qemu(sandbox, deadline));
+    match select(qemu, Box::pin(connect_guest(sandbox, deadline))).await {
+        Either::Left((qemu, guest)) => {
+            let (qmp, inventory) = qemu?;
+            Ok(Connections { qmp, inventory, guest })
+        }
+        Either::Right((guest, qemu)) => {
+            let (qmp, inventory) = qemu.await?;
+            Ok(Connections { qmp, inventory, guest: Box::pin(ready(guest)) })
+        }
+    }
+}
+
+/// Connects to QEMU and reads its whole inventory.
+///
+/// # Errors
+/// It cannot be reached.
+pub(crate) async fn connect_qemu(
+    sandbox: &Sandbox,
+    deadline: Deadline,
+) -> Result<(Qmp, Inventory), Error> {
+    let mut qmp = sandbox.connect_qmp(deadline).await?;
+    let mut inventory = Inventory::read(&mut qmp).await?;
+    inventory.read_nodes(&mut qmp).await?;
+    Ok((qmp, inventory))
+}
+
+/// Connects to the guest and checks its API level.
+async fn connect_guest(sandbox: &Sandbox, deadline: Deadline) -> Result<Guest, Error> {
+    let address = sandbox.agent_address(deadline).await?;
+    let agent = Agent::new(agent_address::dial(&address, deadline).await?);
+    agent.probe("", Vec::new(), deadline.within(PROBE_TIMEOUT)).await?;
+    Ok(Guest { agent, address })
+}

@@ -1,0 +1,84 @@
+//! SIGINT, SIGTERM and SIGHUP: the first one starts the rollback, a second one ends the process
+//! immediately. See [`signal(7)`](https://man7.org/linux/man-pages/man7/signal.7.html).
+
+use std::fs;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::Error;
+
+/// The signals, caught since this was created.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    /// `None` if it was ignored when the process was started (`nohup`): it stays ignored.
+    hang_up: Option<Signal>,
+}
+
+impl Signals {
+    pub(crate) fn catch() -> Result<Self, Error> {
+        let catch = |kind| signal(kind).map_err(|e| Error::system("sigaction", "", e));
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let hang_up = if is_ignored(&status, libc::SIGHUP) {
+            None
+        } else {
+            Some(catch(SignalKind::hangup())?)
+        };
+        Ok(Self {
+            interrupt: catch(SignalKind::interrupt())?,
+            terminate: catch(SignalKind::terminate())?,
+            hang_up,
+        })
+    }
+
+    /// Awaits `work`. If a signal arrives first, `work` is dropped.
+    pub(crate) async fn unless_caught<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            done = work => done,
+            interrupted = self.next() => Err(interrupted),
+        }
+    }
+
+    /// Awaits the next signal; returns it as the command's error.
+    pub(crate) async fn next(&mut self) -> Error {
+        tokio::select! {
+            _ = self.interrupt.recv() => Error::Interrupted { signal: libc::SIGINT, name: "SIGINT" },
+            _ = self.terminate.recv() => Error::Interrupted { signal: libc::SIGTERM, name: "SIGTERM" },
+            () = received(self.hang_up.as_mut()) => Error::Interrupted { signal: libc::SIGHUP, name: "SIGHUP" },
+        }
+    }
+}
+
+/// Awaits `signal`; forever if it is ignored.
+async fn received(signal: Option<&mut Signal>) {
+    match signal {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether `signal` is in the mask `SigIgn` of
+/// [`/proc/PID/status`](https://man7.org/linux/man-pages/man5/proc_pid_status.5.html).
+fn is_ignored(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 << (signal - 1) != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_the_mask() {
+        assert!(is_ignored("SigBlk:\t0000000000000001\nSigIgn:\t0000000000001001\n", libc::SIGHUP));
+        assert!(!is_ignored("SigIgn:\t0000000000001000\n", libc::SIGHUP));
+        assert!(!is_ignored("", libc::SIGHUP));
+    }
+}

@@ -1,0 +1,160 @@
+//! The counters in Prometheus' [text
+//! format](https://prometheus.io/docs/instrumenting/exposition_formats/): for each metric its help,
+//! its type, and a line for each volume. Base units, counters end in `_total`. Values are written
+//! as decimal digits, without floating point.
+
+use std::fmt::Write as _;
+
+use super::stats_report::{StatsReport, VolumeStats};
+use crate::qemu::block_stats::{KINDS, Operations};
+
+/// All metrics. A metric without samples is left out.
+pub(crate) fn exposition(report: &StatsReport) -> String {
+    let mut page = Page::default();
+    let all = &report.volumes;
+    let count = |value: u64| value.to_string();
+
+    page.family("size_bytes", "gauge", "Size of the volume.");
+    all.iter().for_each(|volume| page.sample(volume, None, count(volume.size)));
+
+    page.each(
+        "operations_total",
+        "Operations that reached the disk and succeeded.",
+        all,
+        of_qemu,
+        |of| Some(count(of.operations)),
+    );
+    page.each("bytes_total", "Bytes that these operations transferred.", all, of_qemu, |of| {
+        of.bytes.map(count)
+    });
+    page.each(
+        "operation_seconds_total",
+        "Time in QEMU, summed over operations that ran in parallel.",
+        all,
+        of_qemu,
+        |of| of.total_time_ns.map(seconds),
+    );
+    page.each(
+        "failed_operations_total",
+        "Operations that failed on the host.",
+        all,
+        of_qemu,
+        |of| of.failed.map(count),
+    );
+    page.each(
+        "invalid_operations_total",
+        "Operations that were invalid, for instance beyond the end.",
+        all,
+        of_qemu,
+        |of| of.invalid.map(count),
+    );
+
+    page.family("guest_up", "gauge", "Whether the guest reported its counters.");
+    all.iter().for_each(|volume| page.sample(volume, None, count(volume.guest.is_some().into())));
+    page.each(
+        "guest_operations_total",
+        "Operations, as the guest's kernel counts.",
+        all,
+        of_guest,
+        |of| Some(count(of.operations)),
+    );
+    page.each("guest_bytes_total", "Bytes, as the guest's kernel counts.", all, of_guest, |of| {
+        of.bytes.map(count)
+    });
+    page.each(
+        "guest_operation_seconds_total",
+        "Time that the guest's kernel waited, summed over operations that ran in parallel.",
+        all,
+        of_guest,
+        |of| of.total_time_ns.map(seconds),
+    );
+    page.family("guest_in_flight", "gauge", "Requests of the guest's kernel that are in flight.");
+    for volume in all {
+        page.sample(volume, None, volume.guest.map(|guest| count(guest.in_flight)));
+    }
+    page.family(
+        "guest_scsi_errors_total",
+        "counter",
+        "SCSI commands that failed in the guest, notices included.",
+    );
+    for volume in all {
+        page.sample(volume, None, volume.guest.map(|guest| count(guest.scsi_errors)));
+    }
+    page.text
+}
+
+fn of_qemu(volume: &VolumeStats) -> Option<[Operations; 4]> {
+    volume.qemu.map(|stats| stats.all())
+}
+
+fn of_guest(volume: &VolumeStats) -> Option<[Operations; 4]> {
+    volume.guest.map(|stats| stats.all())
+}
+
+fn seconds(nanos: u64) -> String {
+    format!("{}.{:09}", nanos / 1_000_000_000, nanos % 1_000_000_000)
+}
+
+/// The text so far. The head of a metric is held back until its first sample.
+#[derive(Default)]
+struct Page {
+    text: String,
+    name: String,
+    head: Option<String>,
+}
+
+impl Page {
+    /// Begins a metric.
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        self.name = format!("ecr_block_volume_{name}");
+        self.head = Some(format!("# HELP {0} {help}\n# TYPE {0} {kind}\n", self.name));
+    }
+
+    /// A counter for each kind of operation.
+    fn each(
+        &mut self,
+        name: &str,
+        help: &str,
+        volumes: &[VolumeStats],
+        stats: fn(&VolumeStats) -> Option<[Operations; 4]>,
+        value: impl Fn(&Operations) -> Option<String>,
+    ) {
+        self.family(name, "counter", help);
+        for volume in volumes {
+            for (kind, operations) in KINDS.iter().zip(stats(volume).iter().flatten()) {
+                self.sample(volume, Some(kind), value(operations));
+            }
+        }
+    }
+
+    fn sample(
+        &mut self,
+        volume: &VolumeStats,
+        operation: Option<&str>,
+        value: impl Into<Option<String>>,
+    ) {
+        let Some(value) = value.into() else { return };
+        self.text.extend(self.head.take());
+        let VolumeStats { sandbox, container, id, device_path, .. } = volume;
+        let labels = [
+            ("sandbox", sandbox),
+            ("container", container),
+            ("volume", id),
+            ("device_path", device_path),
+        ];
+        let labels: Vec<_> =
+            labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+        let operation = operation.map(|kind| format!(",operation=\"{kind}\"")).unwrap_or_default();
+        // Writing to a String does not fail.
+        let _ = writeln!(self.text, "{}{{{}{operation}}} {value}", self.name, labels.join(","));
+    }
+}
+
+/// Escapes a label's value: the format escapes three characters.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+#[path = "prometheus_tests.rs"]
+mod tests;

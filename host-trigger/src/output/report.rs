@@ -1,0 +1,86 @@
+//! What `hot-plug`, `hot-unplug`, `resize` and `throttle` print.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::envelope::{Envelope, Outcome};
+use crate::{guest_holder::GuestHolder, ops::volume::Volume, sanitize::sanitize, size::human_size};
+
+/// The volumes that a command changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Report {
+    /// In the order of the command line; empty if the volume that `hot-unplug` names does not
+    /// exist.
+    pub volumes: Vec<Volume>,
+    /// The holders that lost the volume by `hot-unplug --force`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub broken_holders: Vec<GuestHolder>,
+}
+
+/// The report for people.
+pub(crate) fn human(envelope: &Envelope<Report>) -> String {
+    let mut lines = Vec::new();
+    for volume in &envelope.body.volumes {
+        lines.extend(volume_lines(envelope, volume));
+    }
+    let broken = envelope.body.broken_holders.iter();
+    lines.extend(broken.map(|holder| match envelope.dry_run {
+        true => format!("  would break {holder}"),
+        false => format!("  broke {holder}"),
+    }));
+    if envelope.body.volumes.is_empty() {
+        lines.push("unchanged: there is no such volume".to_owned());
+    }
+    let total = envelope.timings_us.as_ref().and_then(|timings| timings.0.last());
+    lines.extend(total.map(|(_, micros)| format!("  took {} ms", micros.div_ceil(1000))));
+    lines.join("\n")
+}
+
+fn volume_lines(envelope: &Envelope<Report>, volume: &Volume) -> Vec<String> {
+    let verb = match (envelope.result, envelope.dry_run) {
+        (Outcome::Attached, false) => "plugged",
+        (Outcome::Attached, true) => "would plug",
+        (Outcome::Detached, false) => "unplugged",
+        (Outcome::Detached, true) => "would unplug",
+        (Outcome::Resized, false) => "resized",
+        (Outcome::Resized, true) => "would resize",
+        (Outcome::Throttled, false) => "throttled",
+        (Outcome::Throttled, true) => "would throttle",
+        _ => "unchanged:",
+    };
+    let detaches = envelope.result == Outcome::Detached;
+    let access = if volume.read_only { ", read-only" } else { "" };
+    let preposition = if detaches { "from" } else { "at" };
+    let first = format!(
+        "{verb} {} ({}{access}) {preposition} {} in container {}",
+        sanitize(&volume.source.to_string_lossy()),
+        human_size(volume.size),
+        sanitize(&volume.device_path),
+        sanitize(&volume.container),
+    );
+    if detaches || volume.guest_device.is_empty() {
+        return vec![first, format!("  volume {}", volume.id)];
+    }
+    let second = format!(
+        "  volume {}, in the guest {} ({}) at {} {}:{}, device filter: {}",
+        volume.id,
+        sanitize(&volume.guest_device),
+        volume.device_number,
+        sanitize(&volume.scsi.controller),
+        volume.scsi.target,
+        volume.scsi.lun,
+        sanitize(&volume.device_filter),
+    );
+    let mut lines = vec![first, second];
+    if volume.shared && !volume.read_only {
+        lines.push("  shared: nothing coordinates the writes of its containers".to_owned());
+    }
+    if envelope.result == Outcome::Throttled || !volume.throttle.is_unlimited() {
+        lines.push(format!("  limits: {}", volume.throttle));
+    }
+    lines
+}
+
+#[cfg(test)]
+#[path = "report_tests.rs"]
+mod tests;

@@ -1,0 +1,293 @@
+//! One run of the program: parse the command line, run the verb, print and audit its result, return
+//! the exit status.
+
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{CommandFactory, Parser, Subcommand};
+use serde::Serialize;
+
+use crate::{
+    Error,
+    cli::target::Target,
+    commands::{
+        check::{self, Check},
+        hot_plug::{self, HotPlug},
+        hot_unplug::{self, HotUnplug},
+        inspect::{self, Inspect},
+        list::{self, List},
+        repair::{self, Repair},
+        resize::{self, Resize},
+        stats::{self, Stats},
+        throttle::{self, Throttle},
+    },
+    error::ErrorBody,
+    format::Format,
+    output::{
+        self,
+        audit::Audit,
+        envelope::{Envelope, Outcome, Timings},
+        findings, listing, prometheus, repair_report, report, stats_report,
+    },
+};
+
+/// Hot-plug host block volumes into running containers of VM sandboxes.
+#[derive(Debug, Parser)]
+#[command(name = "ecr-runtime", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    /// State directory of the sandboxes [default: /run/vc, then /run/kata]
+    #[arg(long, value_name = "DIR", global = true)]
+    run_dir: Option<PathBuf>,
+
+    /// Where a record of each operation is written: a file or a syslog socket [default: /dev/log,
+    /// if it exists]
+    #[arg(long, value_name = "PATH", global = true)]
+    audit_log: Option<PathBuf>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Check(Box<Check>),
+    /// Work on block volumes
+    BlockVolume {
+        #[command(subcommand)]
+        verb: Verb,
+    },
+    /// Print a completion script
+    Completions {
+        /// Shell to print it for
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    HotPlug(Box<HotPlug>),
+    HotUnplug(Box<HotUnplug>),
+    List(Box<List>),
+    Inspect(Box<Inspect>),
+    Resize(Box<Resize>),
+    Throttle(Box<Throttle>),
+    Stats(Box<Stats>),
+    Repair(Box<Repair>),
+}
+
+impl Verb {
+    fn target(&self) -> &Target {
+        match self {
+            Self::HotPlug(verb) => &verb.target,
+            Self::HotUnplug(verb) => &verb.target,
+            Self::List(verb) => &verb.target,
+            Self::Inspect(verb) => &verb.target,
+            Self::Resize(verb) => &verb.target,
+            Self::Throttle(verb) => &verb.target,
+            Self::Stats(verb) => &verb.target,
+            Self::Repair(verb) => &verb.target,
+        }
+    }
+
+    fn dry_run(&self) -> bool {
+        match self {
+            Self::HotPlug(verb) => verb.dry_run,
+            Self::HotUnplug(verb) => verb.dry_run,
+            Self::Resize(verb) => verb.dry_run,
+            Self::Throttle(verb) => verb.dry_run,
+            Self::Repair(verb) => verb.dry_run,
+            Self::List(_) | Self::Inspect(_) | Self::Stats(_) => false,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::HotPlug(_) => "hot-plug",
+            Self::HotUnplug(_) => "hot-unplug",
+            Self::List(_) => "list",
+            Self::Inspect(_) => "inspect",
+            Self::Resize(_) => "resize",
+            Self::Throttle(_) => "throttle",
+            Self::Stats(_) => "stats",
+            Self::Repair(_) => "repair",
+        }
+    }
+}
+
+/// Runs the command line of this process.
+pub fn run() -> ExitCode {
+    let Cli { run_dir, audit_log, command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return usage_error(&e),
+    };
+    match command {
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "ecr-runtime", &mut script);
+            // A reader that closes its end early has what it wanted.
+            let _ = io::stdout().write_all(&script);
+            ExitCode::SUCCESS
+        }
+        Command::Check(verb) => {
+            let run = Run { name: "check", dry_run: false, format: verb.target.output };
+            run.with_audit(audit_log.as_deref(), |audit| run.check(&verb, run_dir, audit))
+        }
+        Command::BlockVolume { verb } => {
+            let format = verb.target().output;
+            let run = Run { name: verb.name(), dry_run: verb.dry_run(), format };
+            run.with_audit(audit_log.as_deref(), |audit| run.block_volume(&verb, run_dir, audit))
+        }
+    }
+}
+
+/// One run of a verb.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    name: &'static str,
+    dry_run: bool,
+    format: Format,
+}
+
+impl Run {
+    /// Opens the audit log for `work`. If it cannot be opened, nothing is done.
+    fn with_audit(self, path: Option<&Path>, work: impl FnOnce(&Audit) -> ExitCode) -> ExitCode {
+        match Audit::open(path) {
+            Ok(audit) => work(&audit),
+            Err(e) => self.fail(&e, None),
+        }
+    }
+
+    fn block_volume(self, verb: &Verb, run_dir: Option<PathBuf>, audit: &Audit) -> ExitCode {
+        match verb {
+            Verb::HotPlug(verb) => {
+                self.end(block_on(hot_plug::run(verb, run_dir)), audit, report::human)
+            }
+            Verb::HotUnplug(verb) => {
+                self.end(block_on(hot_unplug::run(verb, run_dir)), audit, report::human)
+            }
+            Verb::List(verb) => {
+                let human = |envelope: &Envelope<_>| listing::table(&envelope.body);
+                self.end(block_on(list::run(verb, run_dir)), audit, human)
+            }
+            Verb::Inspect(verb) => {
+                let human = |envelope: &Envelope<_>| listing::details(&envelope.body);
+                self.end(block_on(inspect::run(verb, run_dir)), audit, human)
+            }
+            Verb::Resize(verb) => {
+                self.end(block_on(resize::run(verb, run_dir)), audit, report::human)
+            }
+            Verb::Throttle(verb) => {
+                self.end(block_on(throttle::run(verb, run_dir)), audit, report::human)
+            }
+            Verb::Stats(verb) => {
+                let human = |envelope: &Envelope<_>| match verb.prometheus {
+                    // The last line of the format brings its own newline.
+                    true => prometheus::exposition(&envelope.body).trim_end().to_owned(),
+                    false => stats_report::human(&envelope.body),
+                };
+                self.end(block_on(stats::run(verb, run_dir)), audit, human)
+            }
+            Verb::Repair(verb) => {
+                self.end(block_on(repair::run(verb, run_dir)), audit, repair_report::human)
+            }
+        }
+    }
+
+    fn check(self, verb: &Check, run_dir: Option<PathBuf>, audit: &Audit) -> ExitCode {
+        match block_on(check::run(verb, run_dir)) {
+            Ok((report, timings)) => {
+                let result = match report.status() {
+                    findings::Status::Ok => Outcome::Ok,
+                    findings::Status::Warning => Outcome::Warning,
+                    findings::Status::Problem => Outcome::Problem,
+                };
+                let status = report.exit_code();
+                let envelope = Envelope {
+                    timings_us: Some(Timings(timings)),
+                    ..Envelope::new(self.name, result, report)
+                };
+                audit.record(&envelope, status);
+                output::print_result(self.format, &envelope, || findings::lines(&envelope.body));
+                ExitCode::from(status)
+            }
+            Err(e) => self.fail(&e, Some(audit)),
+        }
+    }
+
+    /// Prints and audits the result of a verb; returns the exit status.
+    fn end<B: Serialize>(
+        self,
+        done: Result<Envelope<B>, Error>,
+        audit: &Audit,
+        human: impl FnOnce(&Envelope<B>) -> String,
+    ) -> ExitCode {
+        let envelope = match done {
+            Ok(envelope) => envelope,
+            Err(e) => return self.fail(&e, Some(audit)),
+        };
+        let status = envelope.error.as_ref().map_or(0, |error| error.exit_code);
+        audit.record(&envelope, status);
+        output::print_result(self.format, &envelope, || human(&envelope));
+        if let (Format::Human, Some(error)) = (self.format, &envelope.error) {
+            output::print_error_lines(error);
+        }
+        ExitCode::from(status)
+    }
+
+    /// Prints and audits an error; returns the exit status.
+    fn fail(self, error: &Error, audit: Option<&Audit>) -> ExitCode {
+        let envelope = Envelope::failed(self.name, error).with_dry_run(self.dry_run);
+        let body = ErrorBody::from(error);
+        if let Some(audit) = audit {
+            audit.record(&envelope, body.exit_code);
+        }
+        output::print_error(self.format, &body, &envelope);
+        ExitCode::from(body.exit_code)
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| Error::system("epoll_create", "", e))?.block_on(work)
+}
+
+/// Reports a command line that clap refuses; as JSON if that was asked for.
+fn usage_error(error: &clap::Error) -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let wants_json = arguments.iter().any(|a| a == "--output=json")
+        || arguments.windows(2).any(|pair| pair[0] == "--output" && pair[1] == "json");
+    if error.use_stderr() && wants_json {
+        let text = error.render().to_string();
+        let first = text.lines().next().unwrap_or_default();
+        let text = first.trim_start_matches("error: ").to_owned();
+        let run = Run { name: named_command(&arguments), dry_run: false, format: Format::Json };
+        return run.fail(&Error::Usage { text }, None);
+    }
+    // If standard output or error is closed, it cannot be reported anywhere.
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+/// The command that a command line names, which may be wrong otherwise.
+fn named_command(arguments: &[std::ffi::OsString]) -> &'static str {
+    const NAMES: [&str; 9] = [
+        "check",
+        "hot-plug",
+        "hot-unplug",
+        "list",
+        "inspect",
+        "resize",
+        "throttle",
+        "stats",
+        "repair",
+    ];
+    let is_named = |name: &&&str| arguments.iter().skip(1).any(|argument| argument == **name);
+    NAMES.iter().find(is_named).copied().unwrap_or("ecr-runtime")
+}
+
+#[cfg(test)]
+#[path = "program_tests.rs"]
+mod tests;

@@ -1,0 +1,11 @@
+//! What QEMU holds for `ecr-runtime`, and the QMP commands that change it. Knows nothing of Kata,
+//! of the guest or of the volume on the host.
+
+pub mod block_stats;
+pub mod controller;
+pub(crate) mod disk;
+pub mod inventory;
+pub mod known_bugs;
+pub mod record;
+pub mod throttle;
+pub mod volume_state;

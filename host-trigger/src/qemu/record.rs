@@ -1,0 +1,266 @@
+//! Records: the free text (`opaque`) of
+//! [`add-fd`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-misc.add-fd),
+//! which QEMU keeps beside a descriptor and returns unchanged to any later client.
+//!
+//! The volume's own descriptor carries the [`IntentRecord`], written before anything else happens.
+//! A second descriptor in the same set, of `/dev/null`, carries the [`CommitRecord`] once the guest
+//! has done its part. A set that has an intent record alone is incomplete.
+//!
+//! The texts are short on purpose: QEMU reads a command byte by byte, at some four microseconds
+//! each.
+
+use block_volume_api::block_volume::{DeviceNumber, FilterMode, NodeWay, Outcome};
+use serde::{Deserialize, Serialize};
+
+/// The prefix of each record. Libvirt and Kata keep descriptor sets in the same table.
+pub const PREFIX: &str = "ecrblk1:";
+
+/// A record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Record {
+    /// What was requested.
+    Intent(IntentRecord),
+    /// What was done.
+    Commit(CommitRecord),
+}
+
+/// What was requested.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IntentRecord {
+    /// The format's version, 1.
+    pub v: u32,
+    /// The volume ID.
+    pub id: String,
+    /// The container's ID.
+    pub container: String,
+    /// The device path in the container.
+    pub path: String,
+    /// The real path of the source on the host.
+    pub source: String,
+    /// The size in bytes.
+    pub size: u64,
+    /// `rw` or `ro`.
+    pub access: Access,
+    /// The owner of the device node.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub uid: u32,
+    /// The group of the device node.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub gid: u32,
+    /// The permission bits of the device node.
+    pub mode: u32,
+    /// The version of this program.
+    pub tool: String,
+    /// A random name of the run that wrote the record.
+    pub run: String,
+}
+
+/// Whether the container may write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Access {
+    /// It may.
+    #[serde(rename = "rw")]
+    ReadWrite,
+    /// It may not.
+    #[serde(rename = "ro")]
+    ReadOnly,
+}
+
+/// A further attachment of a shared volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FurtherAttachment {
+    /// The container's ID.
+    pub container: String,
+    /// The device path in the container.
+    pub path: String,
+    /// The owner of the device node.
+    pub uid: u32,
+    /// The group of the device node.
+    pub gid: u32,
+    /// The permission bits of the device node.
+    pub mode: u32,
+}
+
+impl FurtherAttachment {
+    /// The attachment that `intent` requests.
+    pub fn new(intent: &IntentRecord) -> Self {
+        let IntentRecord { container, path, uid, gid, mode, .. } = intent.clone();
+        Self { container, path, uid, gid, mode }
+    }
+
+    /// The intent of this attachment, where `intent` is the volume's first one.
+    pub fn intent(&self, intent: &IntentRecord) -> IntentRecord {
+        let Self { container, path, uid, gid, mode } = self.clone();
+        IntentRecord { container, path, uid, gid, mode, ..intent.clone() }
+    }
+}
+
+/// What was done in the guest for one attachment of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitRecord {
+    /// The format's version, 1.
+    pub v: u32,
+    /// Which attachment, unless it is that of the intent record.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub further: Option<FurtherAttachment>,
+    /// The work is complete. (A further attachment is recorded before it is begun.)
+    pub committed: bool,
+    /// QEMU's ID of the controller.
+    pub controller: String,
+    /// The disk's SCSI target.
+    pub target: u32,
+    /// The disk's logical unit.
+    pub lun: u32,
+    /// The guest kernel's name of the disk.
+    pub guest_device: String,
+    /// The disk's major number in the guest.
+    pub major: u32,
+    /// The disk's minor number in the guest.
+    pub minor: u32,
+    /// The kind of device node: `mknod` or `bind`.
+    pub node: String,
+    /// The device filter: `none`, `v1` or `bpf`.
+    pub filter: String,
+    /// Directories of the device path that the guest created.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub parents_made: Vec<String>,
+    /// The container was allowed to use the device before.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub allowed_before: bool,
+    /// When the container's first process was started, in the guest's clock ticks. It tells the
+    /// container from a later one of the same ID.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub started: u64,
+}
+
+impl Record {
+    /// The text that QEMU keeps.
+    pub fn to_opaque(&self) -> String {
+        // Serialization fails only for maps whose keys are no strings; a record has none.
+        format!("{PREFIX}{}", serde_json::to_string(self).unwrap_or_default())
+    }
+
+    /// Parses a text that QEMU kept. `None` if it is not a record, or one of a later version.
+    pub fn from_opaque(text: &str) -> Option<Self> {
+        let record: Self = serde_json::from_str(text.strip_prefix(PREFIX)?).ok()?;
+        (record.version() == 1).then_some(record)
+    }
+
+    fn version(&self) -> u32 {
+        match self {
+            Self::Intent(intent) => intent.v,
+            Self::Commit(commit) => commit.v,
+        }
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// The name of a kind of device node, in records and in output.
+pub fn node_kind_name(kind: NodeWay) -> &'static str {
+    match kind {
+        NodeWay::NODE_WAY_UNSPECIFIED => "",
+        NodeWay::NODE_WAY_MKNOD => "mknod",
+        NodeWay::NODE_WAY_BIND => "bind",
+    }
+}
+
+/// The name of a device filter, in records and in output.
+pub fn filter_name(mode: FilterMode) -> &'static str {
+    match mode {
+        FilterMode::FILTER_MODE_UNSPECIFIED => "",
+        FilterMode::FILTER_MODE_NONE => "none",
+        FilterMode::FILTER_MODE_V1 => "v1",
+        FilterMode::FILTER_MODE_BPF => "bpf",
+    }
+}
+
+impl CommitRecord {
+    /// Keeps what stays true of an attachment that is made again: which one it is, and the
+    /// directories that were created the first time.
+    pub fn carry_over(&mut self, before: &Self) {
+        self.further.clone_from(&before.further);
+        self.parents_made.extend(before.parents_made.iter().cloned());
+        // All are prefixes of the same path.
+        self.parents_made.sort_by_key(String::len);
+        self.parents_made.dedup();
+    }
+
+    /// The guest's outcome, to be returned to the guest.
+    pub fn outcome(&self) -> Outcome {
+        let kinds = [NodeWay::NODE_WAY_MKNOD, NodeWay::NODE_WAY_BIND];
+        let modes =
+            [FilterMode::FILTER_MODE_NONE, FilterMode::FILTER_MODE_V1, FilterMode::FILTER_MODE_BPF];
+        let kind = kinds.into_iter().find(|kind| node_kind_name(*kind) == self.node);
+        let mode = modes.into_iter().find(|mode| filter_name(*mode) == self.filter);
+        Outcome {
+            device: Some(DeviceNumber {
+                major: self.major,
+                minor: self.minor,
+                ..Default::default()
+            })
+            .into(),
+            node: kind.unwrap_or_default().into(),
+            filter: mode.unwrap_or_default().into(),
+            parents_made: self.parents_made.clone(),
+            allowed_before: self.allowed_before,
+            container_started: self.started,
+            ..Default::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    const INTENT: &str = concat!(
+        r#"ecrblk1:{"v":1,"id":"0123456789abcdef","container":"c1","path":"/dev/xvda","source":"/dev/loop0","#,
+        r#""size":512,"access":"ro","uid":1,"gid":2,"mode":432,"tool":"0.1.0","run":"r"}"#
+    );
+
+    const COMMIT: &str = concat!(
+        r#"ecrblk1:{"v":1,"committed":true,"controller":"scsi0","target":255,"lun":3,"guest_device":"sda","#,
+        r#""major":8,"minor":0,"node":"mknod","filter":"none"}"#
+    );
+
+    #[test]
+    fn the_text_is_stable_and_read_back() {
+        let record = Record::from_opaque(INTENT).unwrap();
+        assert_eq!(record.to_opaque(), INTENT);
+        assert!(matches!(record, Record::Intent(intent) if intent.mode == 0o660));
+        let record = Record::from_opaque(COMMIT).unwrap();
+        assert_eq!(record.to_opaque(), COMMIT);
+        assert!(matches!(record, Record::Commit(commit) if commit.committed && commit.lun == 3));
+    }
+
+    #[test]
+    fn a_commit_record_names_a_further_attachment() {
+        let further =
+            r#"{"v":1,"further":{"container":"c2","path":"/dev/b","uid":0,"gid":0,"mode":384},"#;
+        let text = COMMIT.replace("{\"v\":1,", further);
+        let record = Record::from_opaque(&text).unwrap();
+        assert_eq!(record.to_opaque(), text);
+        assert!(
+            matches!(record, Record::Commit(commit) if commit.further.as_ref().unwrap().container == "c2")
+        );
+    }
+
+    #[rstest]
+    fn foreign_texts_are_no_records(
+        #[values("", "serial0-source", "kata-block:{}", "ecrblk1:", "ecrblk1:{}", "ecrblk10:{}")]
+        text: &str,
+    ) {
+        assert_eq!(Record::from_opaque(text), None);
+    }
+
+    #[test]
+    fn a_later_version_is_no_record() {
+        assert_eq!(Record::from_opaque(&INTENT.replace("\"v\":1", "\"v\":2")), None);
+    }
+}

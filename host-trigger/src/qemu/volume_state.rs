@@ -1,0 +1,257 @@
+//! What QEMU has of one volume, assembled from its records, its block node and its device.
+//!
+//! A volume is one disk with one attachment or, if it is shared, several. The intent record on the
+//! volume's own descriptor names the first attachment; each further one is named by its commit
+//! record. If there are commit records, they decide which attachments there are: the first one may
+//! have been detached while others remain.
+
+use block_volume_qmp::PassedFd;
+
+use super::record::{CommitRecord, IntentRecord};
+use crate::volume_id::VolumeId;
+
+/// What QEMU has of one volume.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct VolumeState {
+    /// The intent records, each with the number of its descriptor set. More than one exists only
+    /// after two runs that did not lock each other out.
+    pub intents: Vec<(u64, IntentRecord)>,
+    /// The commit records, each with the descriptor that carries it; of one set the oldest first,
+    /// as QEMU lists them.
+    pub commits: Vec<(PassedFd, CommitRecord)>,
+    /// The size of its block node, if that exists.
+    pub node: Option<u64>,
+    /// Its device exists.
+    pub device: bool,
+}
+
+/// One attachment of a volume, as recorded in QEMU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    /// The number of the volume's descriptor set.
+    pub set: u64,
+    /// What was requested, with this attachment's container, device path, owner and mode.
+    pub intent: IntentRecord,
+    /// What was done, the newest first. A record that is not committed was begun.
+    pub commits: Vec<(PassedFd, CommitRecord)>,
+}
+
+/// A volume in QEMU, and one of its attachments; none if its record is lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownVolume {
+    /// The volume.
+    pub id: VolumeId,
+    /// What QEMU has of it.
+    pub state: VolumeState,
+    /// The attachment.
+    pub attachment: Option<Attachment>,
+}
+
+/// A descriptor or a whole descriptor set of ours that nothing uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unused {
+    /// The volume that its record names, if it does.
+    pub id: Option<VolumeId>,
+    /// The set's number.
+    pub set: u64,
+    /// The descriptor's number in QEMU; `None` for the whole set.
+    pub fd: Option<i64>,
+}
+
+impl KnownVolume {
+    /// Whether QEMU has the whole disk, and this attachment is committed.
+    pub fn is_attached(&self) -> bool {
+        self.state.attached_size().is_some()
+            && self.attachment.as_ref().is_some_and(|attachment| attachment.committed().is_some())
+    }
+
+    /// The other attachments of the volume.
+    pub fn others(&self) -> Vec<Attachment> {
+        let is_this = |other: &Attachment| {
+            self.attachment.as_ref().is_some_and(|this| this.intent == other.intent)
+        };
+        self.state.attachments().into_iter().filter(|other| !is_this(other)).collect()
+    }
+}
+
+impl Attachment {
+    /// Whether this is the attachment of `container` at `path`.
+    pub fn is_at(&self, container: &str, path: &str) -> bool {
+        self.intent.container == container && self.intent.path == path
+    }
+
+    /// Whether the disk was another attachment's first.
+    pub fn is_further(&self) -> bool {
+        self.commits.iter().any(|(_, commit)| commit.further.is_some())
+    }
+
+    /// The commit record, if the attachment is committed.
+    pub fn committed(&self) -> Option<&(PassedFd, CommitRecord)> {
+        self.commits.iter().find(|(_, commit)| commit.committed)
+    }
+}
+
+impl VolumeState {
+    /// Whether QEMU has nothing of the volume.
+    pub fn is_absent(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Describes what may be left if the removal of the volume is interrupted.
+    pub(crate) fn describe_parts(&self, id: &VolumeId, in_guest: bool) -> String {
+        let parts = [
+            ("descriptors", !self.intents.is_empty()),
+            ("block node", self.node.is_some()),
+            ("device", self.device),
+        ];
+        let parts: Vec<_> =
+            parts.into_iter().filter_map(|(part, exists)| exists.then_some(part)).collect();
+        let guest = if in_guest { ", and its disk and device node in the guest" } else { "" };
+        format!("volume {id}: {} in QEMU{guest}", parts.join(", "))
+    }
+
+    /// The attachments, committed or begun, in the order in which they were added.
+    pub fn attachments(&self) -> Vec<Attachment> {
+        let mut attachments: Vec<Attachment> = Vec::new();
+        for (carrier, commit) in &self.commits {
+            let Some((set, intent)) = self.intents.iter().find(|(set, _)| *set == carrier.set)
+            else {
+                continue;
+            };
+            let intent = match &commit.further {
+                Some(further) => further.intent(intent),
+                None => intent.clone(),
+            };
+            let carried = (*carrier, commit.clone());
+            match attachments.iter_mut().find(|known| known.is_at(&intent.container, &intent.path))
+            {
+                Some(known) => known.commits.insert(0, carried),
+                None => attachments.push(Attachment { set: *set, intent, commits: vec![carried] }),
+            }
+        }
+        if attachments.is_empty() {
+            let begun = self.intents.first();
+            attachments.extend(begun.map(|(set, intent)| Attachment {
+                set: *set,
+                intent: intent.clone(),
+                commits: Vec::new(),
+            }));
+        }
+        attachments
+    }
+
+    /// Its size in QEMU, if it is a whole disk with a committed attachment.
+    pub fn attached_size(&self) -> Option<u64> {
+        let in_use = self.attachments().iter().any(|known| known.committed().is_some());
+        self.node.filter(|_| self.device && in_use)
+    }
+
+    /// Descriptors that the volume does not need: a second set for a volume that is attached, and
+    /// commit records that were replaced.
+    pub(crate) fn unused(&self, id: &VolumeId) -> Vec<Unused> {
+        if self.attached_size().is_none() {
+            return Vec::new();
+        }
+        let attachments = self.attachments();
+        let unused = |set: u64, fd: Option<i64>| Unused { id: Some(id.clone()), set, fd };
+        let is_used = |set: u64| attachments.iter().any(|known| known.set == set);
+        let sets = self.intents.iter().filter(|(set, _)| !is_used(*set));
+        let sets = sets.map(|(set, _)| unused(*set, None));
+        let replaced = attachments.iter().flat_map(|known| {
+            let current = known.committed().map(|(carrier, _)| carrier.fd);
+            let others = known
+                .commits
+                .iter()
+                .filter(move |(carrier, _)| current.is_some_and(|fd| carrier.fd != fd));
+            others.map(|(carrier, _)| unused(carrier.set, Some(carrier.fd)))
+        });
+        sets.chain(replaced).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::{Access, FurtherAttachment, Record};
+    use super::*;
+
+    fn intent() -> IntentRecord {
+        IntentRecord {
+            v: 1,
+            id: "0123456789abcdef".into(),
+            container: "c1".into(),
+            path: "/dev/a".into(),
+            source: "/dev/sdb".into(),
+            size: 512,
+            access: Access::ReadWrite,
+            uid: 0,
+            gid: 0,
+            mode: 0o660,
+            tool: "0".into(),
+            run: "r".into(),
+        }
+    }
+
+    /// Carried by descriptor `fd` of set 7; of another container where one is named.
+    fn carried(fd: i64, further: Option<&str>, committed: bool) -> (PassedFd, CommitRecord) {
+        let further = further.map(|container| FurtherAttachment {
+            container: container.into(),
+            path: "/dev/b".into(),
+            uid: 1,
+            gid: 2,
+            mode: 0o600,
+        });
+        let text = concat!(
+            r#"ecrblk1:{"v":1,"committed":true,"controller":"scsi0","target":255,"lun":3,"guest_device":"sda","#,
+            r#""major":8,"minor":0,"node":"mknod","filter":"none"}"#
+        );
+        let Some(Record::Commit(commit)) = Record::from_opaque(text) else { panic!("{text}") };
+        let commit = CommitRecord { further, committed, ..commit };
+        (PassedFd { set: 7, fd }, commit)
+    }
+
+    fn state(commits: Vec<(PassedFd, CommitRecord)>) -> VolumeState {
+        VolumeState { intents: vec![(7, intent())], commits, node: Some(512), device: true }
+    }
+
+    fn attachments(state: &VolumeState) -> Vec<(String, String, bool)> {
+        let all = state.attachments().into_iter();
+        all.map(|known| (known.committed().is_some(), known.intent))
+            .map(|(committed, intent)| (intent.container, intent.path, committed))
+            .collect()
+    }
+
+    #[test]
+    fn an_intent_without_commit_is_an_attachment_that_was_begun() {
+        let begun = state(Vec::new());
+        assert_eq!(attachments(&begun), [("c1".into(), "/dev/a".into(), false)]);
+        assert_eq!(begun.attached_size(), None);
+    }
+
+    #[test]
+    fn each_commit_is_an_attachment_and_the_first_may_be_detached() {
+        let both = state(vec![carried(2, None, true), carried(3, Some("c2"), false)]);
+        let expected =
+            [("c1".into(), "/dev/a".into(), true), ("c2".into(), "/dev/b".into(), false)];
+        assert_eq!(attachments(&both), expected);
+        assert_eq!(both.attached_size(), Some(512));
+        let second = state(vec![carried(3, Some("c2"), true)]);
+        assert_eq!(attachments(&second), [("c2".into(), "/dev/b".into(), true)]);
+        let intent = &second.attachments()[0].intent;
+        assert_eq!((intent.uid, intent.gid, intent.mode, intent.size), (1, 2, 0o600, 512));
+    }
+
+    #[test]
+    fn a_replaced_commit_is_unused_and_one_that_was_begun_is_not() {
+        let id = VolumeId::parse("0123456789abcdef").unwrap();
+        let replaced = state(vec![
+            carried(2, None, true),
+            carried(3, Some("c2"), false),
+            carried(4, None, true),
+        ]);
+        assert_eq!(replaced.unused(&id), [Unused { id: Some(id.clone()), set: 7, fd: Some(2) }]);
+        let mut twice = state(vec![carried(2, None, true)]);
+        twice.intents.push((8, intent()));
+        assert_eq!(twice.unused(&id), [Unused { id: Some(id.clone()), set: 8, fd: None }]);
+        assert_eq!(VolumeState { device: false, ..twice }.unused(&id), []);
+    }
+}

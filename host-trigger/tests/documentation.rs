@@ -1,0 +1,121 @@
+//! Generated documentation: `docs/json.schema.json`, and the tables in `docs/exit-status.md` and
+//! `docs/json.md`. They are checked in, and this test compares them. To write them:
+//! `ECR_RUNTIME_WRITE_DOCS=1 cargo test -p host-trigger --test documentation`.
+
+use std::{fmt::Write as _, fs, path::PathBuf};
+
+use host_trigger::exit_status::ExitStatus;
+
+fn docs(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name)
+}
+
+/// Compares the text of a file with `expected`, or writes it.
+fn compare_or_write(name: &str, expected: &str) {
+    let path = docs(name);
+    if std::env::var_os("ECR_RUNTIME_WRITE_DOCS").is_some() {
+        fs::write(&path, expected).unwrap();
+    }
+    let found = fs::read_to_string(&path).unwrap();
+    assert!(found == expected, "docs/{name} is out of date; see the head of this test");
+}
+
+/// Replaces the table between the markers of this title.
+fn with_table(text: &str, title: &str, table: &str) -> String {
+    let (begin, end) = (format!("<!-- begin {title} -->\n"), format!("<!-- end {title} -->\n"));
+    let (head, rest) = text.split_once(&begin).unwrap_or_else(|| panic!("no {begin}"));
+    let (_, tail) = rest.split_once(&end).unwrap_or_else(|| panic!("no {end}"));
+    [head, &begin, "\n", table, "\n", &end, tail].concat()
+}
+
+fn exit_statuses() -> String {
+    let mut table = "| status | meaning | examples |\n|---|---|---|\n".to_owned();
+    for status in ExitStatus::ALL {
+        let (code, meaning, examples) = (status.code(), status.meaning(), status.examples());
+        writeln!(table, "| {code} | {meaning} | {examples} |").unwrap();
+    }
+    let signal = ExitStatus::Signal(0);
+    writeln!(table, "| 128+n | {} | {} |", signal.meaning(), signal.examples()).unwrap();
+    table
+}
+
+/// Every reason with its status and its remedy, as `src/error/class.rs` lists them.
+fn reasons() -> String {
+    let source = include_str!("../src/error/class.rs");
+    let constants: Vec<(&str, &str)> = source
+        .split("const ")
+        .filter_map(|text| {
+            let (name, value) = text.split_once(": &str = \"")?;
+            Some((name, value.split_once('"')?.0))
+        })
+        .collect();
+    let mut rows = Vec::new();
+    for call in source.split("class(").skip(1) {
+        let Some(call) = call.trim_start().strip_prefix('"') else { continue };
+        let (reason, rest) = call.split_once('"').unwrap();
+        let mut parts = rest.trim_start_matches(',').trim_start().splitn(2, [',', '(']);
+        let status = parts.next().unwrap().trim();
+        let rest = parts.next().unwrap().trim_start();
+        let remedy = match rest.strip_prefix('"') {
+            Some(text) => literal(text),
+            None => {
+                let name = rest.split([')', ',']).next().unwrap().trim();
+                constants
+                    .iter()
+                    .find(|(constant, _)| *constant == name)
+                    .map(|(_, text)| *text)
+                    .unwrap_or_default()
+                    .to_owned()
+            }
+        };
+        let code = ExitStatus::ALL.iter().find(|known| format!("{known:?}") == status);
+        let code = code.map_or("128+n".to_owned(), |status| status.code().to_string());
+        rows.push((code, reason.to_owned(), remedy));
+    }
+    rows.sort_by_key(|(code, reason, _)| (code.parse().unwrap_or(u8::MAX), reason.clone()));
+    rows.dedup();
+    let mut table = "| status | reason | remedy |\n|---|---|---|\n".to_owned();
+    for (code, reason, remedy) in rows {
+        writeln!(table, "| {code} | `{reason}` | {remedy} |").unwrap();
+    }
+    table
+}
+
+/// The value of the string literal that begins after its opening quote.
+fn literal(text: &str) -> String {
+    let mut value = String::new();
+    let mut characters = text.chars();
+    while let Some(c) = characters.next() {
+        match c {
+            '"' => break,
+            '\\' => match characters.next() {
+                // A continued line.
+                Some('\n') => {
+                    let rest = characters.as_str().trim_start();
+                    characters = rest.chars();
+                }
+                Some(c) => value.push(c),
+                None => break,
+            },
+            c => value.push(c),
+        }
+    }
+    value
+}
+
+#[test]
+fn the_json_schema_is_current() {
+    let schema = serde_json::to_string_pretty(&host_trigger::output::schema::schema()).unwrap();
+    compare_or_write("json.schema.json", &format!("{schema}\n"));
+}
+
+#[test]
+fn the_tables_of_exit_statuses_and_reasons_are_current() {
+    let (statuses, reasons) = (exit_statuses(), reasons());
+    assert!(reasons.contains("| 13 | `qmp_held` | Kata's shim holds qmp.sock"), "{reasons}");
+    let text = fs::read_to_string(docs("exit-status.md")).unwrap();
+    let text = with_table(&text, "exit statuses", &statuses);
+    compare_or_write("exit-status.md", &with_table(&text, "reasons", &reasons));
+    let text = fs::read_to_string(docs("json.md")).unwrap();
+    compare_or_write("json.md", &with_table(&text, "exit statuses", &statuses));
+}
