@@ -83,6 +83,10 @@ line-length *files:
 layers *arguments:
     ci/layers {{arguments}}
 
-# Write the man pages again
-man:
-    ECR_RUNTIME_WRITE_MAN=1 cargo test --quiet -p host-trigger --test man_page
+# Write the generated documentation again: man pages, tables of exit statuses, JSON Schema
+docs:
+    ECR_RUNTIME_WRITE_DOCS=1 cargo test --quiet -p host-trigger --test man_page --test documentation
+
+# Draw the pictures of the documentation again, and record the session (boots a VM)
+pictures *arguments:
+    ci/pictures {{arguments}}

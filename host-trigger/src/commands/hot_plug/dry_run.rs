@@ -5,7 +5,7 @@
 
 use block_volume_api::block_volume::{Attached, ProbeResponse};
 
-use super::{Plug, preflight};
+use super::{plug::Plug, preflight};
 use crate::{Error, ops::inspect};
 
 impl Plug<'_> {

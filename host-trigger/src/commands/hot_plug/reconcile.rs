@@ -2,7 +2,7 @@
 //! an interrupted run. A leftover is rolled back first, so that the plug begins from nothing; a dry
 //! run only remembers it.
 
-use super::{Plug, PlugVolume};
+use super::{plug::Plug, volume::PlugVolume};
 use crate::{
     Error,
     host::source::Source,
