@@ -2,9 +2,9 @@
 //!
 //! An agent embeds this library: it implements [`Agent`] and registers [`service()`] on its ttrpc
 //! server, or calls [`serve`] for a port of its own. The API is the crate [`api`]. The builder's
-//! guide in `README.md` leads from a kata-agent source tree to a kata-agent with the plugin, by the
-//! file `examples/kata-agent/src/block_volume.rs`, and describes the requirements on kernel and
-//! policy.
+//! guide in `docs/builders-guide.md` leads from a kata-agent source tree to a kata-agent with the
+//! plugin, by the file `examples/kata-agent/src/block_volume.rs`, and describes the requirements on
+//! kernel and policy.
 //!
 //! The library starts no child process, needs no udev, and has no thread, timer or descriptor while
 //! no request is under way.

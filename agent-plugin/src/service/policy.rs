@@ -1,5 +1,5 @@
 //! The requests as the agent's policy sees them: a method name, and JSON whose shape is a part of
-//! the API (README.md).
+//! the API (docs/policy.md).
 
 use serde_json::{Value, json};
 
