@@ -1,6 +1,6 @@
 //! The path of a device in a container.
 
-/// Beginning of the names that the plugin gives to device nodes before they are complete.
+/// The prefix of the names that the plugin gives to device nodes before they are complete.
 const TEMPORARY: &str = ".ecrblk-";
 
 /// Checks that `path` is an absolute, normalized path of bounded length.
@@ -38,12 +38,12 @@ mod tests {
     use super::*;
 
     #[rstest]
-    fn good_paths_pass(#[values("/dev/xvda", "/data/a b", "/dev/..x", "/x")] path: &str) {
+    fn valid_paths_pass(#[values("/dev/xvda", "/data/a b", "/dev/..x", "/x")] path: &str) {
         assert_eq!(check_device_path(path), Ok(()));
     }
 
     #[rstest]
-    fn odd_paths_are_refused(
+    fn invalid_paths_are_refused(
         #[values(
             "",
             "dev/xvda",

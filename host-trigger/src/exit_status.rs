@@ -8,7 +8,7 @@ use std::process::ExitCode;
 pub enum ExitStatus {
     /// Done, or nothing had to be done.
     Success,
-    /// A bug, or an answer that this program does not know.
+    /// A bug, or a reply that this program does not understand.
     Unexpected,
     /// The command line is wrong.
     Usage,
@@ -18,7 +18,7 @@ pub enum ExitStatus {
     Conflict,
     /// The volume is in use in the guest.
     Busy,
-    /// The source must not be handed to a VM.
+    /// The source must not be passed to a VM.
     UnsafeSource,
     /// A deadline passed.
     TimedOut,
@@ -147,7 +147,7 @@ impl ExitStatus {
             Self::VersionSkew => "the plugin speaks another API level",
             Self::QmpHeld => "Kata's shim holds the only QMP socket",
             Self::Unreachable => "the sandbox does not run, or a socket does not exist",
-            Self::StateUnknown => "the guest could not tell the state of a volume",
+            Self::StateUnknown => "the guest could not report the state of a volume",
             Self::AuditLost => "the end of the operation could not be written to the audit log",
             Self::Signal(_) => "128 + n for the signal n: 130 SIGINT, 143 SIGTERM, 129 SIGHUP",
         }
@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_status_has_its_place_in_the_table_and_a_text_of_its_own() {
+    fn each_status_is_in_the_table_by_its_code_and_has_its_own_text() {
         for (code, status) in ExitStatus::ALL.into_iter().enumerate() {
             assert_eq!(usize::from(status.code()), code);
             let same = ExitStatus::ALL.iter().filter(|other| other.meaning() == status.meaning());

@@ -37,6 +37,8 @@ use crate::{
 /// Hot-plug host block volumes into running containers of VM sandboxes.
 #[derive(Debug, Parser)]
 #[command(name = "ecr-runtime", version, propagate_version = true, max_term_width = 100)]
+#[command(before_help = "Example: ecr-runtime block-volume hot-plug --container 4f1c \
+                         --block-volume /dev/vg/data --device-path /dev/xvda")]
 pub struct Cli {
     /// State directory of the sandboxes [default: /run/vc, then /run/kata]
     #[arg(long, value_name = "DIR", global = true)]
@@ -55,11 +57,14 @@ pub struct Cli {
 enum Command {
     Check(Box<Check>),
     /// Work on block volumes
+    #[command(before_help = "Example: ecr-runtime block-volume list --sandbox 7d3a")]
     BlockVolume {
         #[command(subcommand)]
         verb: Verb,
     },
     /// Print a completion script
+    #[command(before_help = "Example: ecr-runtime completions bash > \
+                             /etc/bash_completion.d/ecr-runtime")]
     Completions {
         /// Shell to print it for
         shell: clap_complete::Shell,
@@ -184,7 +189,7 @@ impl Run {
             }
             Verb::Stats(verb) => {
                 let human = |envelope: &Envelope<_>| match verb.prometheus {
-                    // The last line of the format brings its own newline.
+                    // The format ends with a newline of its own.
                     true => prometheus::exposition(&envelope.body).trim_end().to_owned(),
                     false => stats_report::human(&envelope.body),
                 };

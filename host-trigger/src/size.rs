@@ -5,11 +5,11 @@
 const UNITS: [(&str, u32); 6] =
     [("EiB", 60), ("PiB", 50), ("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
 
-/// Parses `10737418240`, `512KiB` or `10GiB`, at most `most`.
+/// Parses `10737418240`, `512KiB` or `10GiB`, at most `max`.
 ///
 /// # Errors
 /// The text is no size; the error says what is accepted.
-pub(crate) fn parse_size(text: &str, most: u64) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str, max: u64) -> Result<u64, String> {
     if text.starts_with('-') {
         return Err("it is negative".to_owned());
     }
@@ -26,8 +26,8 @@ pub(crate) fn parse_size(text: &str, most: u64) -> Result<u64, String> {
     )?;
     let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
     bytes
-        .filter(|&bytes| bytes <= most)
-        .ok_or_else(|| format!("it is more than the {most} bytes that QEMU takes"))
+        .filter(|&bytes| bytes <= max)
+        .ok_or_else(|| format!("it is more than the {max} bytes that QEMU takes"))
 }
 
 /// Formats a size for people; exact if it is a whole number of a unit.
@@ -84,7 +84,7 @@ mod tests {
     #[case("16EiB", "more than")]
     #[case("99999999999999999999", "more than")]
     #[case("18446744073709551615GiB", "more than")]
-    fn odd_sizes_are_refused(#[case] text: &str, #[case] why: &str) {
+    fn invalid_sizes_are_refused(#[case] text: &str, #[case] why: &str) {
         let error = parse_size(text, i64::MAX as u64).unwrap_err();
         assert!(error.contains(why), "{error}");
     }

@@ -72,7 +72,7 @@ const EXAMPLES: [(&str, &[(&str, &str)]); 12] = [
             (
                 "Print the IDs of volumes that are not attached",
                 "ecr-runtime block-volume list --sandbox 7d3a --output json | jq -r \
-                 '.body.volumes[] | select(.state != \"attached\") | .id'",
+                 '.volumes[] | select(.state != \"attached\") | .id'",
             ),
         ],
     ),

@@ -39,7 +39,7 @@ mod tests {
     }
 
     #[rstest]
-    fn odd_times_are_refused(
+    fn invalid_times_are_refused(
         #[values("", "0", "s", "-1", "1h", "1.5s", "99999999999999999999", "2000m")] text: &str,
     ) {
         assert!(parse_duration(text).is_err());

@@ -1,5 +1,5 @@
 //! The arguments that several verbs share, and their value types. The arguments of a single verb
-//! stand with the verb in `commands`.
+//! are in the verb's file in `commands`.
 
 pub mod duration;
 pub mod limits;

@@ -7,10 +7,10 @@
 //! 3. QEMU's device, block node and descriptors are removed; the descriptors last, because they
 //!    carry the record that a repetition needs.
 //!
-//! A detachment that has begun is completed, also after a signal: half of it is of no use. Waiting
-//! for holders does not count as begun: a signal ends it, by a request without waiting, which the
-//! guest serves before the one that waits. What an interrupted plug or unplug left is detached in
-//! the same way, as far as it exists.
+//! A detachment that has begun is completed, also after a signal: half of it is of no use. It has
+//! not begun while the guest waits for holders: a signal ends the wait, by a request without
+//! waiting, which the guest serves before the one that waits. What an interrupted plug or unplug
+//! left is detached in the same way, as far as it exists.
 
 use std::{path::PathBuf, time::Duration};
 

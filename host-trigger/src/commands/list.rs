@@ -20,7 +20,7 @@ use crate::{
 /// Show the volumes of a sandbox as QEMU and the guest have them now
 ///
 /// Changes nothing. The state of a volume is `attached`; `incomplete` (a run was interrupted, or
-/// something took a part away: repair completes it or rolls it back); `stale: container gone`; or
+/// something removed a part: repair completes it or rolls it back); `stale: container gone`; or
 /// `stale: container restarted` (the container of this ID was started later, and does not have the
 /// volume). Stale volumes are freed by hot-unplug and repair; hot-plug attaches them to the
 /// container that runs now. A shared volume has a row for each attachment. If the guest does not

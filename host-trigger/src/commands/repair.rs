@@ -1,6 +1,6 @@
 //! `block-volume repair`: completes or rolls back what interrupted runs left in a sandbox, volume
 //! by volume. Complete volumes are kept, and nothing that `ecr-runtime` does not own is touched.
-//! `ops/recovery.rs` has the table of what is done.
+//! `ops/recovery/plan.rs` has the table of what is done.
 //!
 //! Like every verb it goes by what QEMU and the guest have now, so it may itself be killed and run
 //! again. A first signal lets it finish the current volume; a second one ends it immediately.

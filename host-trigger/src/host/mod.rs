@@ -2,6 +2,7 @@
 //! determined. Also the lock of a sandbox. Knows nothing of QEMU's monitor or of Kata.
 
 pub(crate) mod fd;
+mod found_source;
 pub mod holders;
 pub(crate) mod lock;
 pub(crate) mod process;

@@ -1,5 +1,5 @@
 //! The disks of this host's root file system, by device number. A guest that can write one of them
-//! controls the host (CVE-2026-24054: a runtime handed one to a VM).
+//! controls the host (CVE-2026-24054: a runtime passed one to a VM).
 
 use std::{fs, os::unix::fs::MetadataExt};
 

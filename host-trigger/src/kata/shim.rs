@@ -1,7 +1,8 @@
 //! What a Kata shim reports of its sandbox: `GET /agent-url` on its monitor socket, and the file
 //! `persist.json` of the Go runtime ([Kata's
 //! design](https://github.com/kata-containers/kata-containers/blob/main/docs/design/architecture/README.md)).
-//! The shim rewrites that file in place without a lock, so an incomplete file may be read.
+//! The shim rewrites that file in place without a lock, so an incomplete file may be read. It is
+//! never written here.
 
 use std::{fs::File, io::Read, path::Path, time::Duration};
 

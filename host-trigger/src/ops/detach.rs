@@ -92,7 +92,8 @@ impl Detach<'_> {
         removed.map(|()| broken)
     }
 
-    /// Returns `cause` if the guest's failure left everything as it was.
+    /// Returns `cause` if the guest's failure left everything as it was, and
+    /// [`Error::Incomplete`] with this cause if not.
     async fn incomplete_unless_undone(&mut self, cause: Error) -> Error {
         let what = match &cause {
             Error::Guest { undone: false, .. } => "has detached a part of it",
@@ -106,7 +107,8 @@ impl Detach<'_> {
         Error::Incomplete { cause: Box::new(cause), left }
     }
 
-    /// If QEMU has ended, the VM has ended with it, and nothing is left of anything.
+    /// Whether QEMU runs. If it has ended, the VM has ended with it, and nothing of any volume is
+    /// left.
     async fn qemu_runs(&mut self) -> bool {
         let deadline = Deadline::after(LIVENESS_TIMEOUT);
         self.qmp.set_deadline(deadline);
@@ -119,7 +121,8 @@ impl Detach<'_> {
         }
     }
 
-    /// `one`: only the attachment of this container at this path; others remain.
+    /// Removes the volume from QEMU; with `one`, only the attachment of this container at this
+    /// path.
     async fn remove_from_qemu(&mut self, one: Option<(String, String)>) -> Result<(), Error> {
         let one = one.as_ref().map(|(container, path)| (container.as_str(), path.as_str()));
         self.log.step(|| format!("QEMU removes volume {}", self.id));

@@ -1,5 +1,5 @@
-//! Selects attached volumes, by ID or by device path. What counts is the record in QEMU, so a
-//! volume whose container is gone is found, and so is one that an interrupted run left incomplete.
+//! Selects attached volumes, by ID or by device path. The record in QEMU is decisive: a volume
+//! whose container is gone is found, and so is one that an interrupted run left incomplete.
 
 use crate::{
     Error,

@@ -1,7 +1,7 @@
 //! A session with a sandbox: what every verb does before its own work. It finds the sandbox, locks
 //! it, and holds the command's deadline, its stopwatch and its step log. QEMU and the guest are
-//! connected in parallel, for verbs that may find that they do not need the guest: its errors count
-//! only for whoever awaits it.
+//! connected in parallel. A verb may find that it does not need the guest: an error of the guest is
+//! an error of the verb only if the verb awaits the guest.
 
 use std::{fmt, pin::Pin, time::Duration};
 

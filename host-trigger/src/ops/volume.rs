@@ -86,7 +86,7 @@ pub struct Scsi {
 pub enum State {
     /// All parts exist, as far as they could be checked.
     Attached,
-    /// A part is missing: a run was interrupted, or something took a part away.
+    /// A part is missing: a run was interrupted, or something removed a part.
     Incomplete,
     /// The volume is attached, but not to a container that runs now.
     Stale {

@@ -29,7 +29,7 @@ const SYSLOG: &str = "/dev/log";
 /// The facility `authpriv`.
 const FACILITY: u8 = 10 << 3;
 /// The maximum number of recorded arguments; each has a bounded length.
-const MOST_WORDS: usize = 64;
+const MAX_ARGUMENTS: usize = 64;
 /// The fields of a volume that are recorded, by their names in the JSON output; absent ones are
 /// left out.
 const VOLUME_FIELDS: [&str; 13] = [
@@ -159,7 +159,7 @@ fn caller() -> Map<String, Value> {
     let login = fs::read_to_string("/proc/self/loginuid")
         .ok()
         .and_then(|text| text.trim_end().parse().ok());
-    let words = std::env::args_os().skip(1).take(MOST_WORDS);
+    let words = std::env::args_os().skip(1).take(MAX_ARGUMENTS);
     let caller = json!({
         "time": since.as_secs_f64(),
         "pid": std::process::id(),

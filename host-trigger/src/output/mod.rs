@@ -54,7 +54,7 @@ fn print_json(value: &impl Serialize) {
 
 /// Prints to standard output. A reader that closes its end early has what it wanted: the work is
 /// done anyway, and the exit status says so.
-pub(crate) fn print(text: &str) {
+fn print(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }

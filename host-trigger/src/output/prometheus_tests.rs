@@ -145,7 +145,7 @@ fn volumes_share_a_metrics_head_and_nothing_is_an_empty_page() {
 }
 
 #[test]
-fn a_guest_that_does_not_answer_is_down() {
+fn a_guest_that_does_not_reply_is_down() {
     let mut volume = volume("/dev/xvda");
     volume.guest = None;
     let samples = scrape(&exposition(&report(vec![volume])));

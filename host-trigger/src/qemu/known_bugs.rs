@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn every_bug_has_a_name_of_its_own_and_ranges_that_hold_something() {
+    fn every_bug_has_a_unique_name_and_no_empty_ranges() {
         for (index, bug) in KNOWN_BUGS.iter().enumerate() {
             assert!(KNOWN_BUGS[..index].iter().all(|other| other.name != bug.name), "{}", bug.name);
             assert!(bug.versions.iter().all(|(from, before)| from < before), "{}", bug.name);

@@ -128,8 +128,8 @@ pub struct CommitRecord {
     /// The container was allowed to use the device before.
     #[serde(default, skip_serializing_if = "is_default")]
     pub allowed_before: bool,
-    /// When the container's first process was started, in the guest's clock ticks. It tells the
-    /// container from a later one of the same ID.
+    /// When the container's first process was started, in the guest's clock ticks. It
+    /// distinguishes the container from a later one of the same ID.
     #[serde(default, skip_serializing_if = "is_default")]
     pub started: u64,
 }

@@ -9,12 +9,12 @@
 
 use std::{collections::HashMap, fmt};
 
+use block_volume_qmp::{Qmp, QmpError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{Error, size::human_size, volume_id::VolumeId};
-use block_volume_qmp::{Qmp, QmpError};
 
 /// The largest limit or burst that QEMU accepts; also the largest product of a burst and its
 /// seconds.

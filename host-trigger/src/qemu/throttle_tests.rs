@@ -1,6 +1,7 @@
-//! Limits as QEMU tells and takes them
+//! Limits as QEMU reports and accepts them
 //! ([`block_set_io_throttle`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-block.block_set_io_throttle)):
-//! what is asked for changes that alone, and what no disk could have is refused.
+//! a change leaves the limits alone that it does not name, and limits that no disk can have are
+//! refused.
 
 use rstest::rstest;
 
@@ -22,7 +23,7 @@ fn change(each: &[(usize, Option<u64>, Option<u64>)], burst_seconds: Option<u64>
 }
 
 #[test]
-fn what_qemu_tells_is_read() {
+fn the_reply_of_qemu_is_parsed() {
     let inserted = json!({
         "iops": 100, "iops_rd": 0, "iops_wr": 0, "iops_max": 200, "iops_max_length": 3,
         "bps": 0, "bps_rd": 0, "bps_wr": 4096, "group": "d1", "node-name": "n1",
@@ -41,7 +42,7 @@ fn what_qemu_tells_is_read() {
 }
 
 #[test]
-fn only_what_is_given_changes() {
+fn only_the_limits_that_are_given_change() {
     let iops = Some(Limit { limit: 100, burst: 200, burst_seconds: 3 });
     let present = Limits { iops, bps_read: limit(4096), ..Limits::default() };
     let after = |each: &[_], seconds| change(each, seconds).apply(&volume(), &present).unwrap();
@@ -59,7 +60,7 @@ fn only_what_is_given_changes() {
     assert_eq!(
         after(&[(0, Some(0), None)], None),
         Limits { iops: None, ..present },
-        "its burst goes with it"
+        "its burst is removed, too"
     );
     let fresh =
         change(&[(3, Some(10), Some(20))], None).apply(&volume(), &Limits::default()).unwrap();
@@ -71,7 +72,7 @@ fn only_what_is_given_changes() {
 #[case::nothing_to_exceed(&[(4, Some(0), Some(99))], None, "--burst-bps-read needs a limit, and --bps-read is 0")]
 #[case::total_and_part(&[(0, Some(7), None), (2, Some(5), None)], None, "--iops 7 and --iops-write 5 exclude each other")]
 #[case::too_much(&[(3, Some(7), Some(LARGEST))], Some(2), "more than the 1000000000000000 in total")]
-fn what_no_volume_could_get_is_refused(
+fn limits_that_no_volume_could_have_are_refused(
     #[case] each: &[(usize, Option<u64>, Option<u64>)],
     #[case] seconds: Option<u64>,
     #[case] why: &str,
@@ -86,7 +87,7 @@ fn what_no_volume_could_get_is_refused(
 #[case::below(&[(1, None, Some(49))], "the burst 49 is below the limit --iops-read 50")]
 #[case::above_its_burst(&[(4, Some(4097), None)], "the burst 4096 is below the limit --bps-read 4097")]
 #[case::nothing_to_exceed(&[(3, None, Some(1))], "--burst-bps needs a limit: give --bps, too")]
-fn what_does_not_go_with_what_is_there_is_a_conflict(
+fn a_change_that_does_not_fit_the_present_limits_is_a_conflict(
     #[case] each: &[(usize, Option<u64>, Option<u64>)],
     #[case] why: &str,
 ) {
@@ -100,7 +101,7 @@ fn what_does_not_go_with_what_is_there_is_a_conflict(
 }
 
 #[test]
-fn a_part_takes_the_place_of_the_total_in_one_change() {
+fn a_part_replaces_the_total_in_one_change() {
     let present = Limits { iops: limit(50), ..Limits::default() };
     let change = change(&[(0, Some(0), None), (1, Some(9), None)], None);
     change.check().unwrap();

@@ -16,6 +16,7 @@ mod dry_run;
 mod plug;
 mod preflight;
 mod reconcile;
+mod report;
 mod volume;
 
 use plug::Plug;

@@ -18,11 +18,6 @@ use crate::{
         guest_request::RequestTime,
         rollback::plug::{Added, PlugRollback},
         session::Session,
-        volume::{Scsi, Volume},
-    },
-    output::{
-        envelope::{Envelope, Outcome},
-        report::Report,
     },
     qemu::{
         disk::{self, Addresses, ScsiAddress},
@@ -42,7 +37,6 @@ const TOOL: &str = env!("CARGO_PKG_VERSION");
 /// The plug of all volumes of one call.
 pub(super) struct Plug<'a> {
     pub(super) verb: &'a HotPlug,
-    pub(super) session: Session,
     container: String,
     address: AgentAddress,
     pub(super) agent: Agent,
@@ -50,6 +44,9 @@ pub(super) struct Plug<'a> {
     pub(super) volumes: Vec<PlugVolume>,
     /// The guest was asked to attach, and did not reply that it rolled back everything.
     guest_asked: bool,
+    /// Fields are dropped in their order: the lock is released after QEMU's socket is closed and
+    /// the claims of the sources end, so that the next run finds both free.
+    pub(super) session: Session,
 }
 
 impl<'a> Plug<'a> {
@@ -98,7 +95,7 @@ impl<'a> Plug<'a> {
         }
         let Preflight { address, agent, qmp, inventory, probe, .. } = preflight;
         let plug =
-            Self { verb, session, container, address, agent, qmp, volumes, guest_asked: false };
+            Self { verb, container, address, agent, qmp, volumes, guest_asked: false, session };
         Ok((plug, inventory, probe))
     }
 
@@ -278,7 +275,7 @@ impl<'a> Plug<'a> {
         Ok(())
     }
 
-    /// What this run may have put into QEMU and the guest, for people.
+    /// Describes what this run may have put into QEMU and the guest.
     pub(super) fn describe_added(&self) -> Vec<String> {
         let describe = |volume: &PlugVolume| volume.added_volume().describe(self.guest_asked);
         self.volumes.iter().filter_map(describe).collect()
@@ -297,46 +294,6 @@ impl<'a> Plug<'a> {
             volumes: self.volumes.iter().map(PlugVolume::added_volume).collect(),
         };
         rollback.run().await
-    }
-
-    pub(super) fn report(self) -> Result<Envelope<Report>, Error> {
-        let is_unchanged = |volume: &PlugVolume| {
-            volume.is_attached()
-                && volume.attached.as_ref().is_some_and(|attached| attached.unchanged)
-        };
-        let result = match self.volumes.iter().all(is_unchanged) {
-            true => Outcome::Unchanged,
-            false => Outcome::Attached,
-        };
-        let volumes = self.volumes.iter().map(|volume| {
-            let reported = Volume {
-                id: volume.id.to_string(),
-                sandbox: self.session.sandbox.id.clone(),
-                container: volume.intent.container.clone(),
-                device_path: volume.intent.path.clone(),
-                source: volume.source.given.clone(),
-                source_device: volume.source.device.clone(),
-                size: volume.size(),
-                read_only: self.verb.read_only,
-                shared: volume.is_shared(),
-                throttle: volume.limits,
-                scsi: Scsi {
-                    controller: volume.controller.id.clone(),
-                    target: volume.address.target,
-                    lun: volume.address.lun,
-                },
-                ..Volume::default()
-            };
-            match &volume.attached {
-                Some(attached) => reported.with_commit(volume.new_commit(attached)),
-                None => reported,
-            }
-        });
-        let report = Report { volumes: volumes.collect(), broken_holders: Vec::new() };
-        let watch = self.session.watch;
-        Ok(Envelope::new("hot-plug", result, report)
-            .with_dry_run(self.verb.dry_run)
-            .with_timings(watch))
     }
 }
 

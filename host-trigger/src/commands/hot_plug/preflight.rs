@@ -133,8 +133,7 @@ async fn probe(
     Ok(Probed { address, agent, probe, stages })
 }
 
-/// Checks whether a volume can be attached at `path`, as far as the guest can tell before the
-/// attempt.
+/// Checks whether a volume can be attached at `path`, as far as the guest knows before the attempt.
 ///
 /// # Errors
 /// It cannot.

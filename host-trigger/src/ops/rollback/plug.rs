@@ -45,7 +45,7 @@ pub(crate) struct AddedVolume {
 }
 
 impl AddedVolume {
-    /// What this run may have put into QEMU and the guest, for people; `None` for nothing.
+    /// Describes what this run may have put into QEMU and the guest; `None` for nothing.
     pub(crate) fn describe(&self, guest_asked: bool) -> Option<String> {
         let parts = match self.added {
             Added::Nothing => return None,

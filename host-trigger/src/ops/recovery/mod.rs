@@ -1,18 +1,5 @@
-//! Recovery of one volume: whether it is completed or rolled back, by what QEMU and the guest have.
-//!
-//! | found | action |
-//! |---|---|
-//! | everything | kept |
-//! | an attachment that the guest completed, without commit record | completed: the commit record is written |
-//! | an attachment that the guest did not complete, or whose container does not run | rolled back |
-//! | attached; the guest lost the device node or the right, the container runs | completed: the guest makes them again |
-//! | attached; the guest has no disk, or QEMU no device | completed: an interrupted unplug is finished |
-//! | attached; the container is gone, or was restarted without the volume | rolled back |
-//! | a block node in QEMU without device and record | rolled back |
-//! | a device without record | left alone: what a container has of it is not known |
-//!
-//! An attachment that cannot be completed is rolled back. If the guest has to be asked and does not
-//! reply, nothing changes.
+//! Recovery of volumes: what an interrupted run left of one is completed or rolled back. The plan
+//! (`plan`) is decided by what QEMU and the guest have, and carried out here.
 
 use std::time::Duration;
 
@@ -22,28 +9,22 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::{
-    commit,
-    detach::Detach,
-    inspect::VolumeView,
-    session::Guest,
-    volume::{Cause, ListedVolume, State},
-};
+use super::{commit, detach::Detach, inspect::VolumeView, session::Guest};
 use crate::{
     Deadline, Error,
     diagnostics::StepLog,
-    error::ErrorBody,
     kata::{
         agent::{self, Agent},
         sandbox::Sandbox,
     },
-    qemu::{
-        disk,
-        volume_state::{Attachment, KnownVolume},
-    },
+    qemu::{disk, volume_state::Attachment},
     stopwatch::Stopwatch,
     volume_id::reservation_name,
 };
+
+mod plan;
+
+pub(crate) use plan::{GuestReport, RecoveryPlan};
 
 /// What is done about a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -90,117 +71,6 @@ impl Recovered {
 
     pub(crate) fn rolled_back(detail: impl Into<String>) -> Self {
         Self::new(Action::RolledBack, StateAfter::Gone, detail)
-    }
-}
-
-/// What is to be done about a volume.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum RecoveryPlan {
-    /// Nothing: it is complete.
-    Keep,
-    /// The guest attaches it again, and the commit record is written.
-    Attach {
-        /// Why.
-        why: &'static str,
-    },
-    /// It is detached.
-    Detach {
-        /// An unplug had begun.
-        completes: bool,
-        /// Why.
-        why: &'static str,
-    },
-    /// It cannot be decided.
-    Leave {
-        /// Why.
-        why: String,
-    },
-}
-
-/// What the guest reports of a volume.
-#[derive(Debug)]
-pub(crate) enum GuestReport {
-    /// It was not asked: it cannot have anything of the volume.
-    NotAsked,
-    /// What it has.
-    Reported(Box<ListedVolume>),
-    /// It does not report it, and why.
-    Unavailable(ErrorBody),
-}
-
-impl RecoveryPlan {
-    /// Decides by what QEMU and the guest have.
-    pub(crate) fn new(known: &KnownVolume, report: &GuestReport) -> Self {
-        let KnownVolume { state, attachment, .. } = known;
-        let Some(attachment) = attachment else {
-            return if state.device {
-                let why = "the record is lost: plug the volume again with the same options, which \
-                           rolls back what is left, then unplug it";
-                Self::Leave { why: why.to_owned() }
-            } else {
-                Self::Detach { completes: false, why: "a block node without device and record" }
-            };
-        };
-        let listed = match report {
-            GuestReport::NotAsked => {
-                return Self::Detach {
-                    completes: false,
-                    why: "the plug was interrupted before the device was added",
-                };
-            }
-            GuestReport::Unavailable(error) => {
-                return Self::Leave {
-                    why: format!("the guest does not report it: {}", error.message),
-                };
-            }
-            GuestReport::Reported(listed) => listed,
-        };
-        let Some(guest) = &listed.guest else {
-            return Self::Leave { why: "the guest does not report it".to_owned() };
-        };
-        let committed = attachment.committed().is_some();
-        let in_qemu = state.device && state.node.is_some();
-        let in_container = guest.node_present && guest.allowed && guest.leftovers.is_empty();
-        match listed.state {
-            _ if committed && !(in_qemu && guest.disk_present) => {
-                Self::Detach { completes: true, why: "the unplug had begun" }
-            }
-            State::Stale { cause: Cause::ContainerRestarted } if in_container => Self::Attach {
-                why: "the guest had attached it to the container that was restarted",
-            },
-            State::Stale { cause: Cause::ContainerRestarted } => {
-                Self::Detach { completes: false, why: "its container was restarted" }
-            }
-            State::Stale { cause: Cause::ContainerGone } => {
-                Self::Detach { completes: false, why: "its container is gone" }
-            }
-            _ if !guest.container_running => Self::Detach {
-                completes: false,
-                why: "the plug was interrupted, and its container is gone",
-            },
-            _ if !(in_qemu && guest.disk_present) => {
-                Self::Detach { completes: false, why: "the guest had not attached it" }
-            }
-            _ if committed && in_container => Self::Keep,
-            _ if committed => {
-                Self::Attach { why: "its device node or its right was gone from the container" }
-            }
-            _ if in_container => Self::Attach { why: "the guest had attached it" },
-            _ => Self::Detach { completes: false, why: "the guest had not attached it" },
-        }
-    }
-
-    /// The result if the plan succeeds; also that of a dry run.
-    pub(crate) fn result(&self) -> Recovered {
-        match self {
-            Self::Keep => Recovered::new(Action::Kept, StateAfter::Attached, ""),
-            Self::Attach { why } => Recovered::new(Action::Completed, StateAfter::Attached, *why),
-            Self::Detach { completes: true, why } => {
-                Recovered::new(Action::Completed, StateAfter::Gone, *why)
-            }
-            Self::Detach { completes: false, why } => Recovered::rolled_back(*why),
-            Self::Leave { why } => Recovered::failed(why.clone()),
-        }
     }
 }
 
