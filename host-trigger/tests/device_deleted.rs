@@ -12,7 +12,7 @@ use std::{
 use block_volume_qmp::{Qmp, QmpError};
 use host_trigger::{
     Deadline, Error,
-    ops::rollback::qemu::{self, Owner},
+    qemu::removal::{self, Owner},
     volume_id::VolumeId,
 };
 use rstest::rstest;
@@ -117,7 +117,8 @@ async fn remove(
     let deadline = Deadline::after(limit);
     let mut qmp = Qmp::connect(&path, deadline).await.unwrap();
     let began = Instant::now();
-    let removed = qemu::remove(&mut qmp, &VolumeId::parse(ID).unwrap(), Owner::Any, deadline).await;
+    let removed =
+        removal::remove(&mut qmp, &VolumeId::parse(ID).unwrap(), Owner::Any, deadline).await;
     let commands = commands.lock().unwrap().clone();
     (removed, commands, began.elapsed())
 }

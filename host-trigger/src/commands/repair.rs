@@ -20,7 +20,6 @@ use crate::{
     ops::{
         inspect::VolumeView,
         recovery::{Action, GuestReport, Recovered, Recovery, RecoveryPlan},
-        rollback::qemu::remove_descriptor,
         session::{self, Connections, Guest, Session},
         volume::{ListedVolume, State},
     },
@@ -28,7 +27,7 @@ use crate::{
         envelope::{Envelope, Outcome},
         repair_report::{Found, RepairReport, RepairedVolume, UnusedDescriptor},
     },
-    qemu::volume_state::Unused,
+    qemu::{removal::remove_descriptor, volume_state::Unused},
     stopwatch::Stopwatch,
 };
 

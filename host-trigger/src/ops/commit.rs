@@ -8,10 +8,13 @@ use std::fs::OpenOptions;
 use block_volume_api::block_volume::{Attached, Attachment};
 use block_volume_qmp::{PassedFd, Qmp};
 
-use super::{guest_request::is_read_only, rollback};
+use super::guest_request::is_read_only;
 use crate::{
     Error,
-    qemu::record::{CommitRecord, Record, filter_name, node_kind_name},
+    qemu::{
+        record::{CommitRecord, Record, filter_name, node_kind_name},
+        removal,
+    },
     sanitize::sanitize,
 };
 
@@ -85,7 +88,7 @@ pub(crate) async fn replace(
 ) -> Result<(), Error> {
     write(qmp, set, commit).await?;
     if let Some(PassedFd { set, fd }) = before {
-        rollback::qemu::remove_descriptor(qmp, set, Some(fd)).await?;
+        removal::remove_descriptor(qmp, set, Some(fd)).await?;
     }
     Ok(())
 }

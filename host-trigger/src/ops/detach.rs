@@ -15,10 +15,7 @@ use tokio::sync::Notify;
 
 use super::{
     guest_request::{self, ROLLBACK_TIME},
-    rollback::{
-        self,
-        qemu::{self, Owner},
-    },
+    rollback,
     session::Guest,
 };
 use crate::{
@@ -27,7 +24,10 @@ use crate::{
     fault,
     guest_holder::GuestHolder,
     kata::{agent::Agent, agent_address, sandbox::Sandbox},
-    qemu::inventory::Inventory,
+    qemu::{
+        inventory::Inventory,
+        removal::{self, Owner},
+    },
     stopwatch::Stopwatch,
     volume_id::VolumeId,
 };
@@ -158,9 +158,9 @@ impl Detach<'_> {
     ) -> Result<(), Error> {
         match one {
             Some((container, path)) => {
-                qemu::remove_attachment(self.qmp, self.id, container, path).await?;
+                removal::remove_attachment(self.qmp, self.id, container, path).await?;
             }
-            None => qemu::remove(self.qmp, self.id, Owner::Any, deadline).await?,
+            None => removal::remove(self.qmp, self.id, Owner::Any, deadline).await?,
         }
         fault::point("after-remove").await?;
         // A stopped QEMU 7.2 replies that it removed a descriptor, and keeps it.

@@ -9,7 +9,7 @@ pub(crate) mod guest_request;
 pub mod guest_stats;
 pub(crate) mod inspect;
 pub mod recovery;
-pub mod rollback;
+pub(crate) mod rollback;
 pub(crate) mod select;
 pub mod session;
 pub(crate) mod signals;

@@ -7,5 +7,6 @@ pub(crate) mod disk;
 pub mod inventory;
 pub mod known_bugs;
 pub mod record;
+pub mod removal;
 pub mod throttle;
 pub mod volume_state;

@@ -191,7 +191,8 @@ mod tests {
         }
     }
 
-    /// A commit record on descriptor `fd` of set 7, of a further attachment if a container is named.
+    /// A commit record on descriptor `fd` of set 7, of a further attachment if a container is
+    /// named.
     fn carried(fd: i64, further: Option<&str>, committed: bool) -> (PassedFd, CommitRecord) {
         let further = further.map(|container| FurtherAttachment {
             container: container.into(),

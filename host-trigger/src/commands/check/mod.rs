@@ -32,10 +32,10 @@ mod qemu;
 /// its user namespace, its device filter and what that means, and how it would get a device node.
 ///
 /// Each finding is ok, a warning (a hot-plug works, but there is something to know) or a problem (a
-/// hot-plug would fail), with a remedy. The exit status is 0 if there is no problem. Otherwise it is
-/// the one that a hot-plug would end with because of the first problem: 3 not found, 7 timed out, 9
-/// refused by the guest, 10 unsupported, 11 permission denied, 12 version skew, 13 QMP socket held,
-/// 14 unreachable.
+/// hot-plug would fail), with a remedy. The exit status is 0 if there is no problem. Otherwise it
+/// is the one that a hot-plug would end with because of the first problem: 3 not found, 7 timed
+/// out, 9 refused by the guest, 10 unsupported, 11 permission denied, 12 version skew, 13 QMP
+/// socket held, 14 unreachable.
 #[derive(Debug, Args)]
 #[command(before_help = "Example: ecr-runtime check --sandbox 7d3a")]
 pub struct Check {

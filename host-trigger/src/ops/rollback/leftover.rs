@@ -2,13 +2,13 @@
 
 use block_volume_qmp::Qmp;
 
-use super::qemu::{self, Owner};
 use crate::{
     Deadline, Error,
     kata::agent::Agent,
     ops::guest_request,
     qemu::{
         record::IntentRecord,
+        removal::{self, Owner},
         volume_state::{Attachment, VolumeState},
     },
     volume_id::VolumeId,
@@ -65,8 +65,8 @@ pub(crate) async fn roll_back(
     }
     match extent {
         Extent::Attachment => {
-            qemu::remove_attachment(qmp, id, &intent.container, &intent.path).await
+            removal::remove_attachment(qmp, id, &intent.container, &intent.path).await
         }
-        Extent::Volume => qemu::remove(qmp, id, Owner::Any, deadline).await,
+        Extent::Volume => removal::remove(qmp, id, Owner::Any, deadline).await,
     }
 }

@@ -7,11 +7,10 @@
 //! | `plug` | a hot-plug that failed |
 //! | `leftover` | what an interrupted run left of a volume that is to be plugged now |
 //! | `resize` | a resize that the guest did not follow |
-//! | `qemu` | a volume, an attachment or a descriptor in QEMU |
 //!
 //! The guest comes first:
 //! [`device_del`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-qdev.device_del)
-//! of a SCSI disk is a surprise removal. `remove-fd` comes last: it removes the record.
+//! of a SCSI disk is a surprise removal. QEMU's part is `qemu::removal`.
 
 use std::io::ErrorKind;
 
@@ -21,7 +20,6 @@ use crate::{Deadline, Error, kata::sandbox::Sandbox};
 
 pub(crate) mod leftover;
 pub(crate) mod plug;
-pub mod qemu;
 pub(crate) mod resize;
 
 /// Connects to QEMU again, after the former connection was closed. `None` if QEMU has ended, and

@@ -4,7 +4,6 @@ use block_volume_api::block_volume::Detachment;
 use block_volume_qmp::Qmp;
 use serde_json::json;
 
-use super::qemu::{self, Owner};
 use crate::{
     Deadline, Error,
     diagnostics::StepLog,
@@ -15,6 +14,7 @@ use crate::{
         sandbox::Sandbox,
     },
     ops::guest_request::{self, ROLLBACK_TIME},
+    qemu::removal::{self, Owner},
     volume_id::VolumeId,
 };
 
@@ -99,10 +99,12 @@ impl PlugRollback<'_> {
         let mut left = Vec::new();
         for AddedVolume { id, added, run, container, path, .. } in &self.volumes {
             let removed = match added {
-                Added::Attachment => qemu::remove_attachment(self.qmp, id, container, path).await,
-                Added::Disk => qemu::remove(self.qmp, id, Owner::Run(run), deadline).await,
+                Added::Attachment => {
+                    removal::remove_attachment(self.qmp, id, container, path).await
+                }
+                Added::Disk => removal::remove(self.qmp, id, Owner::Run(run), deadline).await,
                 Added::Records | Added::Nothing => {
-                    qemu::remove(self.qmp, id, Owner::RecordsOf(run), deadline).await
+                    removal::remove(self.qmp, id, Owner::RecordsOf(run), deadline).await
                 }
             };
             if let Err(e) = removed {

@@ -1,14 +1,15 @@
-//! Removes from QEMU what exists of a volume: device, block node, descriptors.
+//! Removes from QEMU what exists of a volume: device, block node, descriptors. `remove-fd` comes
+//! last: it removes the record.
 
 use block_volume_qmp::{COMMAND_TIMEOUT, Event, Qmp, QmpError};
 use serde_json::json;
 
+use super::{
+    disk::{self, is_gone, unless_gone},
+    inventory::Inventory,
+};
 use crate::{
     Deadline, Error, fault,
-    qemu::{
-        disk::{self, is_gone, unless_gone},
-        inventory::Inventory,
-    },
     volume_id::{VolumeId, reservation_name},
 };
 
