@@ -1,4 +1,4 @@
-//! The plan for one volume: whether it is completed or rolled back, by what QEMU and the guest have.
+//! The plan for one volume: complete it or roll it back, by what QEMU and the guest have.
 //!
 //! | found | action |
 //! |---|---|
