@@ -7,9 +7,9 @@ use block_volume_qmp::QmpError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-mod class;
+mod catalog;
 
-pub use class::Class;
+pub use catalog::Class;
 
 use crate::{guest_holder::GuestHolder, sanitize::sanitize};
 
@@ -189,7 +189,7 @@ impl Error {
 
     /// The reason, the exit status and the remedy.
     pub fn class(&self) -> Class {
-        class::of(self)
+        catalog::of(self)
     }
 
     /// The holders of the volume in the guest, where they are the reason.

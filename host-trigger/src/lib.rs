@@ -4,11 +4,11 @@
 //!
 //! It keeps no state of its own (QEMU does, see [`qemu::inventory`]), runs no daemon, and knows
 //! nothing of the guest but the API `blockvolume.v1` (the crate `block-volume-api`). The binary
-//! `ecr-runtime` is [`program::run`].
+//! `ecr-runtime` is [`command_line::run`].
 //!
 //! | module | what its files may talk to |
 //! |---|---|
-//! | [`program`] | the command line: runs a verb, prints and audits its result |
+//! | [`command_line`] | the whole program: runs a verb, prints and audits its result |
 //! | [`commands`] | one verb each: `cli`, `ops`, `output`, and what `ops` may talk to |
 //! | [`cli`] | clap: arguments that several verbs share |
 //! | [`ops`] | QEMU, the guest and the host, by way of the three below |
@@ -17,11 +17,12 @@
 //! | [`host`] | devices, files and processes of this host |
 //! | [`output`] | standard output, standard error, the audit log |
 //!
-//! Imports go one way: `program` → `commands` → `ops` → `qemu`, `kata`, `host`; only `commands` and
-//! `program` use `cli` and `output`. `ci/layers` checks it. The other files here are leaves that
-//! all may use: errors and exit statuses, IDs, sizes, time, escaping.
+//! Imports go one way: `command_line` → `commands` → `ops` → `qemu`, `kata`, `host`; only
+//! `commands` and `command_line` use `cli` and `output`. `ci/layers` checks it. The other files
+//! here are leaves that all may use: errors and exit statuses, IDs, sizes, time, escaping.
 
 pub mod cli;
+pub mod command_line;
 pub mod commands;
 pub mod device_path;
 mod diagnostics;
@@ -37,7 +38,6 @@ pub mod host;
 pub mod kata;
 pub mod ops;
 pub mod output;
-pub mod program;
 pub mod qemu;
 #[cfg(test)]
 mod sample;

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    host_trigger::program::run()
+    host_trigger::command_line::run()
 }

@@ -39,9 +39,9 @@ fn exit_statuses() -> String {
     table
 }
 
-/// Every reason with its status and its remedy, as `src/error/class.rs` lists them.
+/// Every reason with its status and its remedy, as `src/error/catalog.rs` lists them.
 fn reasons() -> String {
-    let source = include_str!("../src/error/class.rs");
+    let source = include_str!("../src/error/catalog.rs");
     let constants: Vec<(&str, &str)> = source
         .split("const ")
         .filter_map(|text| {

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use clap::{Command, CommandFactory};
 use clap_mangen::Man;
-use host_trigger::{exit_status::ExitStatus, program::Cli};
+use host_trigger::{command_line::Cli, exit_status::ExitStatus};
 
 /// What a page shows as examples: what is done, and the command line.
 const EXAMPLES: [(&str, &[(&str, &str)]); 12] = [

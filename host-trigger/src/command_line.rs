@@ -294,5 +294,5 @@ fn named_command(arguments: &[std::ffi::OsString]) -> &'static str {
 }
 
 #[cfg(test)]
-#[path = "program_tests.rs"]
+#[path = "command_line_tests.rs"]
 mod tests;
