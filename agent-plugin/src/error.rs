@@ -160,11 +160,11 @@ pub enum Error {
     /// A bug in this library.
     #[error("the plugin panicked")]
     Panicked,
-    /// A fail point of a test.
+    /// A fault point of a test.
     #[cfg(feature = "fault")]
     #[error("fault injected at {point}")]
     Fault {
-        /// Name of the fail point.
+        /// Name of the fault point.
         point: String,
     },
 }

@@ -1,4 +1,4 @@
-//! Named fail points, for tests: the Cargo feature `fault` compiles them in; without it every
+//! Named fault points, for tests: the Cargo feature `fault` compiles them in; without it every
 //! function here does nothing.
 //!
 //! The file `/run/ecr-fault` has one `name=action` per line, and is read at each point; a point
@@ -52,7 +52,7 @@ mod active {
 
     pub(crate) fn act(point: &str) -> Result<()> {
         let Some(action) = action(point) else { return Ok(()) };
-        tracing::warn!("fail point {point}={action}");
+        tracing::warn!("fault point {point}={action}");
         match action.split_once(':').unwrap_or((&action, "")) {
             ("error", _) => return Err(Error::Fault { point: point.to_owned() }),
             ("panic", _) => panic!("fault injected at {point}"),
@@ -75,13 +75,13 @@ mod active {
     }
 }
 
-/// Runs the fail point behind a stage: `attach-after-scan`.
+/// Runs the fault point behind a stage: `attach-after-scan`.
 #[cfg(feature = "fault")]
 pub(crate) fn after(operation: &str, stage: &str) -> Result<()> {
     active::act(&format!("{operation}-after-{stage}"))
 }
 
-/// Runs a fail point that does not belong to a stage.
+/// Runs a fault point that does not belong to a stage.
 pub(crate) fn at(_point: &str) {
     // Only a stage can fail.
     #[cfg(feature = "fault")]

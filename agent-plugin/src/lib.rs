@@ -21,7 +21,7 @@
 //! | [`holders`], `holder` | who keeps a disk in use |
 //! | [`procfs`], `sysfs`, `pidfd` | kernel files and descriptors that several modules use |
 //! | `error`, `unsupported` | every error, each with one reason of the API |
-//! | `fault`, `fuzz` | fail points and parsers, for tests |
+//! | `fault`, `fuzz` | fault points and parsers, for tests |
 //!
 //! The modules of kernel interfaces are public for tests and fuzzers; agents need none of them.
 

@@ -173,8 +173,8 @@ pub enum Error {
     System { call: &'static str, path: PathBuf, source: io::Error },
     #[error("interrupted by {name}")]
     Interrupted { signal: i32, name: &'static str },
-    #[error("fail point {point}")]
-    FailPoint { point: &'static str },
+    #[error("fault point {point}")]
+    FaultPoint { point: &'static str },
 }
 
 impl Error {

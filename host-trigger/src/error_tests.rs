@@ -74,7 +74,7 @@ fn io(kind: io::ErrorKind) -> io::Error {
 #[case(Error::system("open", "x", io(io::ErrorKind::NotFound)), "system", 1)]
 #[case(Error::Interrupted { signal: 2, name: "SIGINT" }, "interrupted", 130)]
 #[case(Error::Interrupted { signal: 15, name: "SIGTERM" }, "interrupted", 143)]
-#[case(Error::FailPoint { point: "x" }, "fail_point", 1)]
+#[case(Error::FaultPoint { point: "x" }, "fault_point", 1)]
 #[case(QmpError::Held { path: "x".into() }.into(), "qmp_held", 13)]
 #[case(QmpError::Silent { path: "x".into() }.into(), "timed_out", 7)]
 #[case(QmpError::NotQmp { path: "x".into() }.into(), "not_qemu", 10)]

@@ -1,4 +1,4 @@
-//! Named fail points, for tests only. Without the feature `fault` these functions do nothing and
+//! Named fault points, for tests only. Without the feature `fault` these functions do nothing and
 //! compile to nothing.
 //!
 //! `ECR_RUNTIME_FAULT="name=action[,name=action]"`. Actions: `error`, `delay:MS`, `kill` (the
@@ -25,7 +25,8 @@ mod points {
 
     use crate::Error;
 
-    /// A text that only binaries with fail points contain. A test searches shipped binaries for it.
+    /// A text that only binaries with fault points contain. A test searches shipped binaries for
+    /// it.
     const MARK: &str = "fault points are compiled in";
 
     fn action(name: &str) -> Option<String> {
@@ -38,7 +39,7 @@ mod points {
         let Some(action) = action(name) else { return Ok(()) };
         eprintln!("fault: {name}={action} ({MARK})");
         match action.split_once(':').unwrap_or((&action, "")) {
-            ("error", _) => return Err(Error::FailPoint { point: name }),
+            ("error", _) => return Err(Error::FaultPoint { point: name }),
             ("kill", _) => raise_or_panic(Signal::SIGKILL),
             ("stop", _) => raise_or_panic(Signal::SIGSTOP),
             ("delay", millis) => {

@@ -1,5 +1,5 @@
-//! A run that is killed after any of its steps is completed by the same command. Needs fail points:
-//! `cargo test -p host-trigger --features fault --test crash`.
+//! A run that is killed after any of its steps is completed by the same command. Needs fault
+//! points: `cargo test -p host-trigger --features fault --test crash`.
 
 #![cfg(feature = "fault")]
 
@@ -71,14 +71,14 @@ async fn a_hot_plug_that_fails_after_a_step_leaves_nothing(
     let volume = Loop::of(MIB);
     let mut command = host.command(&[(volume.path(), "/dev/xvda")], &[]);
     let failed = run(command.env("ECR_RUNTIME_FAULT", format!("{point}=error"))).await;
-    failed.assert_fails("fail_point", 1);
+    failed.assert_fails("fault_point", 1);
     assert_eq!(host.snapshot().await, before);
     assert!(host.agent.attached_paths().is_empty());
     assert!(!volume.is_claimed());
 }
 
 #[tokio::test]
-async fn a_fail_point_gives_qemu_another_serial_than_the_guest() {
+async fn a_fault_point_gives_qemu_another_serial_than_the_guest() {
     let mut host = Host::boot().await;
     host.agent.set_on_attach(OnAttach::Succeeds);
     let image = Image::of(MIB);

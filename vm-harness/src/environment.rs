@@ -76,7 +76,7 @@ impl Environment {
         built(self.target.join("release/ecr-runtime"))
     }
 
-    /// Returns the path of `ecr-runtime` with its fail points.
+    /// Returns the path of `ecr-runtime` with its fault points.
     ///
     /// # Errors
     /// It was not built.

@@ -24,7 +24,7 @@ pub(super) type Taken = [(&'static str, Duration)];
 
 /// One rpc. A value is a request that was checked and authorized.
 pub(super) trait Operation: Sized + Send + 'static {
-    /// Its name in the log and in the names of fail points.
+    /// Its name in the log and in the names of fault points.
     const NAME: &'static str;
     /// The message of the request.
     type Request: Sync;

@@ -1,4 +1,4 @@
-//! The stages of an operation: the time that each took, and a fail point behind each.
+//! The stages of an operation: the time that each took, and a fault point behind each.
 
 use std::time::{Duration, Instant};
 

@@ -15,7 +15,7 @@ use crate::{
 /// Which sandbox, how to reach it, and how to report; the same for all verbs.
 #[derive(Debug, Args)]
 pub struct Target {
-    /// Sandbox ID or a unique prefix of it [default: the sandbox that has the container]
+    /// Sandbox ID or a unique prefix of it; not needed if a container is named
     #[arg(long, value_name = "ID")]
     pub sandbox: Option<String>,
 

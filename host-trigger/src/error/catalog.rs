@@ -61,7 +61,7 @@ pub(super) fn of(error: &Error) -> Class {
         Error::AgentAddress { .. } => class(
             "invalid_agent_address",
             Usage,
-            "use vsock://CID:PORT, hvsock:///PATH:PORT or unix:///PATH",
+            "use vsock://CID:PORT, hvsock://PATH:PORT or unix://PATH, with an absolute path",
         ),
         Error::ControllerAmbiguous { .. } => {
             class("ambiguous_controller", Usage, "name one with --controller")
@@ -212,7 +212,7 @@ pub(super) fn of(error: &Error) -> Class {
         Error::Interrupted { signal, .. } => {
             class("interrupted", Signal(u8::try_from(*signal).unwrap_or(0)), None)
         }
-        Error::FailPoint { .. } => class("fail_point", Unexpected, None),
+        Error::FaultPoint { .. } => class("fault_point", Unexpected, None),
     }
 }
 

@@ -3,7 +3,10 @@
 
 use std::{fs, os::unix::fs::MetadataExt};
 
-use super::{holders::FileId, sysfs};
+use super::{
+    mountinfo::{self, Mount},
+    sysfs,
+};
 
 /// Whether the device `number` belongs to the root file system: it is its device, one of the
 /// devices that it consists of, a disk that it is on, or any partition of such a disk.
@@ -18,19 +21,14 @@ pub(crate) fn is_root(number: u64) -> bool {
 fn roots() -> Vec<u64> {
     let numbers =
         ["/", "/proc/1/root/"].map(|root| fs::metadata(root).map(|metadata| metadata.dev()));
-    let mounts = ["/proc/self/mountinfo", "/proc/1/mountinfo"].map(fs::read_to_string);
-    let sources = mounts.iter().flatten().filter_map(|mounts| source_of_root(mounts));
+    let tables = ["self", "1"].into_iter().filter_map(|pid| mountinfo::of(pid).ok());
+    let sources = tables.filter_map(|mounts| source_of_root(&mounts));
     numbers.into_iter().flatten().chain(sources).collect()
 }
 
-fn source_of_root(mounts: &str) -> Option<u64> {
+fn source_of_root(mounts: &[Mount]) -> Option<u64> {
     // The last mount is on top.
-    let root = mounts.lines().rfind(|line| line.split(' ').nth(4) == Some("/"))?;
-    let source = root.split_once(" - ")?.1.split(' ').nth(1)?;
-    match FileId::at(source)? {
-        FileId::Block(number) => Some(number),
-        FileId::File(..) => None,
-    }
+    mounts.iter().rfind(|mount| mount.point == "/")?.source_number()
 }
 
 #[cfg(test)]
@@ -45,15 +43,14 @@ mod tests {
         assert!(is_root(root) && is_root(sysfs::whole_disk(root)));
         assert!(!is_root(makedev(255, 255)));
     }
-
     #[test]
-    fn the_topmost_root_is_decisive_and_only_a_block_device_has_a_number() {
+    fn the_topmost_root_is_decisive() {
+        let device = "7:0 / / rw - ext4 /dev/loop0 rw\n";
+        let covered = format!("1 0 {device}2 1 0:3 / / rw - tmpfs /dev/null rw\n");
+        assert_eq!(source_of_root(&mountinfo::parse(&covered)), None);
         assert_eq!(
-            source_of_root(
-                "1 0 0:2 / / rw - rootfs rootfs rw\n2 1 0:3 / /dev rw - tmpfs /dev/null rw\n"
-            ),
+            source_of_root(&mountinfo::parse("1 0 0:2 / /sub rw - btrfs /dev/null rw\n")),
             None
         );
-        assert_eq!(source_of_root("1 0 0:2 / /sub rw - btrfs /dev/null rw\n"), None);
     }
 }

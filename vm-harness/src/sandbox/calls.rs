@@ -16,7 +16,7 @@ impl Sandbox {
         self.call_of(program)
     }
 
-    /// Returns a call of `ecr-runtime` with the fail points `faults` (`name=action,…`).
+    /// Returns a call of `ecr-runtime` with the fault points `faults` (`name=action,…`).
     ///
     /// # Panics
     /// It was not built.

@@ -52,7 +52,8 @@ impl Sandbox {
         Self::boot_image("default", machine).await
     }
 
-    /// Boots the image `image` of this build (`default`, or `fault` with the plugin's fail points).
+    /// Boots the image `image` of this build (`default`, or `fault` with the plugin's fault
+    /// points).
     ///
     /// # Errors
     /// As [`Sandbox::boot`].

@@ -84,7 +84,7 @@ async fn duplicated_request_is_executed_once(#[future(awt)] sandbox_with_faults:
     set_guest_faults(&sandbox, "attach-after-node=wait\n").await;
     let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
     let plug = through_proxy(&sandbox, call, vec![Rule::on(command("Attach"), Fault::Twice)]);
-    // The first request waits at the fail point in system call 230 (clock_nanosleep), the second
+    // The first request waits at the fault point in system call 230 (clock_nanosleep), the second
     // one waits in 202 (futex).
     let both =
         "until s=$(cat $(grep -lx block-volume /proc/1/task/*/comm | sed s/comm/syscall/)) &&

@@ -11,7 +11,7 @@ use super::{
     MIB, boot_with_faults,
     hot_unplug::{at, unplug},
     qmp_faults::short,
-    set_guest_faults, wait_for_fail_point,
+    set_guest_faults, wait_for_fault_point,
 };
 
 #[rstest]
@@ -60,7 +60,7 @@ async fn plug_succeeds_or_is_rolled_back_with_each_fault_in_the_guest(
         set_guest_faults(&sandbox, &format!("attach-after-{stage}=wait\n")).await;
         let seen = sandbox.guest().console().text().len();
         let command = plug().start();
-        wait_for_fail_point(&sandbox, seen, &format!("attach-after-{stage}")).await;
+        wait_for_fault_point(&sandbox, seen, &format!("attach-after-{stage}")).await;
         if fault.starts_with("rm") {
             container.exec(&["sh", "-c", fault]).await;
             set_guest_faults(&sandbox, "").await;

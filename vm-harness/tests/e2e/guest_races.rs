@@ -107,7 +107,7 @@ async fn volume_behind_an_ata_disk_and_another_controller_is_the_right_one() {
 #[rstest]
 #[tokio::test]
 async fn disk_that_is_visible_before_the_request_is_found_without_an_event() {
-    // With scan=async the kernel adds the disk by itself. The fail point gives it time to do so
+    // With scan=async the kernel adds the disk by itself. The fault point gives it time to do so
     // before the request.
     let sandbox = boot_with_faults(&Machine { scan: Scan::Async, ..Machine::default() }).await;
     let container = sandbox.start_container().await;
@@ -183,8 +183,8 @@ async fn container_that_ends_during_a_hot_plug_leaves_nothing(
         let fault = format!("attach-after-{point}=wait\n");
         set_guest_faults(&sandbox, &fault).await;
         let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).start();
-        // The fail point prints a line on the console when it is reached.
-        wait_for_console(&sandbox, &format!("fail point attach-after-{point}")).await;
+        // The fault point prints a line on the console when it is reached.
+        wait_for_console(&sandbox, &format!("fault point attach-after-{point}")).await;
         container.kill().await.unwrap();
         set_guest_faults(&sandbox, "").await;
         let finished =
@@ -206,13 +206,13 @@ async fn container_that_ends_while_its_disk_is_awaited_ends_the_wait(
     let before = Snapshot::of(&sandbox, &[&witness]).await;
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
-    // The scan is skipped, so the event of the disk never comes. The fail point with the delay
+    // The scan is skipped, so the event of the disk never comes. The fault point with the delay
     // prints a line before the wait begins.
     set_guest_faults(&sandbox, "scan=skip\nattach-after-scan=delay:1\n").await;
     let command =
         sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--timeout", "60s"]);
     let command = command.start();
-    wait_for_console(&sandbox, "fail point attach-after-scan").await;
+    wait_for_console(&sandbox, "fault point attach-after-scan").await;
     // System call 7 is poll: now the request waits.
     let asleep = "until grep -q '^7 ' $(grep -lx block-volume /proc/1/task/*/comm | sed s/comm/syscall/); do sleep 0.01; done";
     let wait = sandbox.observer().shell(asleep);
@@ -247,7 +247,7 @@ async fn path_that_the_container_takes_during_a_hot_plug_is_left_to_it(
     let volume = Volume::image(MIB);
     set_guest_faults(&sandbox, "attach-after-filter=wait\n").await;
     let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).start();
-    wait_for_console(&sandbox, "fail point attach-after-filter").await;
+    wait_for_console(&sandbox, "fault point attach-after-filter").await;
     let error = container.exec_fails(&["ls", "/dev/xvda"]).await;
     assert!(
         error.contains("No such file"),
@@ -274,7 +274,7 @@ async fn attachment_of_a_caller_that_disconnects_is_found_by_the_next(
     let volume = Volume::image(MIB);
     set_guest_faults(&sandbox, "attach-after-lookup=wait\n").await;
     let mut command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).start();
-    wait_for_console(&sandbox, "fail point attach-after-lookup").await;
+    wait_for_console(&sandbox, "fault point attach-after-lookup").await;
     command.kill().await.unwrap();
     set_guest_faults(&sandbox, "").await;
     // The request completes without its caller: the node appears although no caller waits for it.

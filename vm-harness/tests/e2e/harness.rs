@@ -225,7 +225,7 @@ async fn snapshot_covers_everything_that_a_hot_plug_changes() {
     let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).start();
     // The hot-plug waits after its last step: all its changes are made, and its thread and its
     // connection exist.
-    wait_for_console(&sandbox, "fail point attach-after-publish").await;
+    wait_for_console(&sandbox, "fault point attach-after-publish").await;
     let during = Snapshot::of(&sandbox, &containers).await;
     for (what, changed) in [
         ("block nodes", before.nodes != during.nodes),

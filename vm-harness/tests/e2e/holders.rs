@@ -293,7 +293,7 @@ async fn a_holder_that_appears_during_a_detach_is_detected_and_the_volume_stays_
         let command =
             verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container, "/dev/xvda"))
                 .start();
-        wait_for_console(&sandbox, &format!("fail point detach-after-{point}")).await;
+        wait_for_console(&sandbox, &format!("fault point detach-after-{point}")).await;
         let path =
             if point == "release" { "/dev/xvda".to_owned() } else { format!("/dev/own-{point}") };
         let denied = cgroup == Cgroup::V1 && ["revoke", "flush"].contains(&point);

@@ -171,7 +171,7 @@ async fn reused_pid_of_the_first_process_is_not_taken_for_the_container(
     let pid = first(&container).await;
     set_guest_faults(&sandbox, "attach-after-uevent-socket=wait\n").await;
     let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).start();
-    wait_for_console(&sandbox, "fail point attach-after-uevent-socket").await;
+    wait_for_console(&sandbox, "fault point attach-after-uevent-socket").await;
     container.kill().await.unwrap();
     container.remove().await.unwrap();
     // A later container gets the PID. It is not known how many processes crun creates before the

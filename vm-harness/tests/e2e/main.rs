@@ -56,7 +56,7 @@ async fn sandbox() -> Sandbox {
     boot(&Machine::default()).await
 }
 
-/// A booted sandbox with the default machine, from the image that has the plugin's fail points.
+/// A booted sandbox with the default machine, from the image that has the plugin's fault points.
 #[fixture]
 async fn sandbox_with_faults() -> Sandbox {
     boot_with_faults(&Machine::default()).await
@@ -72,15 +72,15 @@ pub(crate) async fn boot_with_faults(machine: &Machine) -> Sandbox {
         .unwrap_or_else(|error| panic!("no sandbox: {}", error.chain()))
 }
 
-/// Sets the plugin's fail points in the guest, one `name=action` per line.
+/// Sets the plugin's fault points in the guest, one `name=action` per line.
 pub(crate) async fn set_guest_faults(sandbox: &Sandbox, faults: &str) {
-    // At a fail point where it waits, the plugin reads the file again and again. It must never read
-    // an empty file that is still to be written.
+    // At a fault point where it waits, the plugin reads the file again and again. It must never
+    // read an empty file that is still to be written.
     sandbox.observer().write("/run/ecr-fault.new", faults).await.expect("the guest has a /run");
     sandbox.observer().shell("mv /run/ecr-fault.new /run/ecr-fault").await;
 }
 
-/// Waits until the guest's console shows `text`. The plugin prints a line there at a fail point.
+/// Waits until the guest's console shows `text`. The plugin prints a line there at a fault point.
 pub(crate) async fn wait_for_console(sandbox: &Sandbox, text: &str) {
     let deadline = Instant::now() + sandbox.guest().scaled(Duration::from_secs(10));
     while !sandbox.guest().console().text().contains(text) {
@@ -89,10 +89,10 @@ pub(crate) async fn wait_for_console(sandbox: &Sandbox, text: &str) {
     }
 }
 
-/// Waits until the plugin reaches this fail point. The first `seen` bytes of the console are
+/// Waits until the plugin reaches this fault point. The first `seen` bytes of the console are
 /// ignored.
-pub(crate) async fn wait_for_fail_point(sandbox: &Sandbox, seen: usize, point: &str) {
-    let point = format!("fail point {point}");
+pub(crate) async fn wait_for_fault_point(sandbox: &Sandbox, seen: usize, point: &str) {
+    let point = format!("fault point {point}");
     let arrived = async {
         while !sandbox
             .guest()
@@ -107,9 +107,9 @@ pub(crate) async fn wait_for_fail_point(sandbox: &Sandbox, seen: usize, point: &
     sandbox.guest().wait_for(&point, Duration::from_secs(10), arrived).await.unwrap();
 }
 
-/// Runs `call`, and runs `script` in the container when the plugin is at this fail point. The
+/// Runs `call`, and runs `script` in the container when the plugin is at this fault point. The
 /// plugin then continues.
-pub(crate) async fn at_fail_point(
+pub(crate) async fn at_fault_point(
     sandbox: &Sandbox,
     container: &Container,
     call: EcrRuntime,
@@ -121,7 +121,7 @@ pub(crate) async fn at_fail_point(
     // The timeout of the call also covers the time that the script takes.
     let limit = format!("{}s", sandbox.guest().scaled(Duration::from_secs(30)).as_secs());
     let call = call.args(["--timeout", &limit]).start();
-    wait_for_fail_point(sandbox, seen, point).await;
+    wait_for_fault_point(sandbox, seen, point).await;
     container.exec(&["sh", "-c", script]).await;
     set_guest_faults(sandbox, "").await;
     Finished::new(&call.wait_with_output().await.unwrap(), Duration::ZERO)

@@ -5,7 +5,7 @@ use rstest::rstest;
 use vm_harness::{Container, ContainerOptions, Machine, Sandbox, Snapshot, Volume, mount};
 
 use super::{
-    MIB, at_fail_point, boot, ext4_image,
+    MIB, at_fault_point, boot, ext4_image,
     hot_unplug::{at, unplug},
     mount_in_guest, sandbox, sandbox_with_faults,
 };
@@ -179,7 +179,7 @@ async fn mount_that_becomes_shared_after_the_check_gets_no_node(
     let plug = sandbox.hot_plug_command(&container, &[(&volume, "/dev/nodev/xvda")]);
     let share =
         "mount --make-shared /dev/nodev && mkdir /dev/copy && mount -o bind /dev/nodev /dev/copy";
-    let finished = at_fail_point(&sandbox, &container, plug, "attach-after-filter", share).await;
+    let finished = at_fault_point(&sandbox, &container, plug, "attach-after-filter", share).await;
     let (reason, message) = finished.failed_with(10);
     assert!(reason == "unsupported" && message.contains("shared propagation"), "{message}");
     let restore = "umount /dev/copy && rmdir /dev/copy && mount --make-private /dev/nodev && ls -A /dev/nodev";

@@ -226,7 +226,7 @@ async fn guest_waits_for_the_event_of_a_new_size() {
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     set_guest_faults(&sandbox, "resize-after-rescan=wait\n").await;
     let grow = async {
-        wait_for_console(&sandbox, "fail point resize-after-rescan=wait").await;
+        wait_for_console(&sandbox, "fault point resize-after-rescan=wait").await;
         let mut monitor = sandbox.monitor().await.unwrap();
         let node = format!("ecrblk-{}-n", plugged.id());
         monitor.execute("block_resize", json!({"node-name": node, "size": 2 * MIB})).await.unwrap();

@@ -22,7 +22,7 @@ use super::{
 /// Ten minutes: longer than any wait of this test.
 const ENDLESS: &str = "delay:600000";
 
-/// Starts a command that stays at the fail point `point`, and ends it with two signals.
+/// Starts a command that stays at the fault point `point`, and ends it with two signals.
 async fn ended_by_two_signals(command: &EcrRuntime, point: &str) -> Finished {
     let mut child = command.start();
     let process = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());

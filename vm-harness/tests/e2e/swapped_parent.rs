@@ -7,7 +7,7 @@ use block_volume_api::block_volume::{AttachRequest, Attachment, DetachRequest, D
 use rstest::rstest;
 use vm_harness::{Container, ContainerOptions, Sandbox, Snapshot, Volume, mount};
 
-use super::{MIB, at_fail_point, hot_unplug::unplug_command, sandbox, sandbox_with_faults};
+use super::{MIB, at_fault_point, hot_unplug::unplug_command, sandbox, sandbox_with_faults};
 
 /// Starts a container that has the program for the attack (`observer swap`), and its sibling.
 pub(crate) async fn swapping_pair(
@@ -206,14 +206,14 @@ async fn parent_that_is_exchanged_after_the_lookup_leads_to_no_other_directory(
         let restore = ["sh", "-c", "cd /dev/arena && rm a && mv aside a"];
         let plug = sandbox.hot_plug_command(&container, &[(&volume, &path)]);
         let finished =
-            at_fail_point(&sandbox, &container, plug, "attach-after-lookup", &swap).await;
+            at_fault_point(&sandbox, &container, plug, "attach-after-lookup", &swap).await;
         assert_eq!(finished.succeeded(sandbox.guest())[0].text("node"), node, "{link}");
         assert_eq!(container.read(&aside, 0..4096).await, volume.bytes(0..4096), "{link}");
 
         container.exec(&restore).await;
         let unplug = unplug_command(&sandbox, &container, &path);
         let finished =
-            at_fail_point(&sandbox, &container, unplug, "detach-after-lookup", &swap).await;
+            at_fault_point(&sandbox, &container, unplug, "detach-after-lookup", &swap).await;
         assert_eq!(finished.status, 0, "{link}: {}{}", finished.stdout, finished.stderr);
         files.assert_unchanged(&sandbox).await;
         container.exec(&restore).await;

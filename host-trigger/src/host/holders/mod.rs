@@ -1,6 +1,4 @@
-//! The holders of a block device or file on this host: mounts
-//! ([`/proc/PID/mountinfo`](https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html)),
-//! swap, devices on top of it
+//! The holders of a block device or file on this host: mounts, swap, devices on top of it
 //! ([`holders`](https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-block) in sysfs), loop
 //! devices, processes. Whether a source may be used is decided by its exclusive open (for a file,
 //! by a lease) and by `conflicting_holders`; this module identifies the holder.
@@ -12,14 +10,13 @@ use std::{
     path::Path,
 };
 
-use nix::sys::stat::{major, minor};
-
 mod loop_device;
 mod opener;
 
 use opener::{Opener, openers};
 
 use super::{
+    mountinfo::{self, Mount},
     process,
     sysfs::{self, names},
 };
@@ -139,8 +136,7 @@ pub fn holder(file_id: FileId) -> Holder {
 }
 
 fn mount(family: &[FileId]) -> Option<Holder> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    mount_point(&mounts, family).map(Holder::Mount)
+    mount_point("self", family).map(Holder::Mount)
 }
 
 /// Finds a mount of one of `family` in the mount namespaces of other processes.
@@ -150,8 +146,7 @@ fn mount_elsewhere(family: &[FileId]) -> Option<Holder> {
     let processes = names(Path::new("/proc")).filter(|name| name.parse::<i32>().is_ok());
     processes.filter(|pid| namespace(pid).is_some_and(|namespace| seen.insert(namespace))).find_map(
         |pid| {
-            let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?;
-            let point = mount_point(&mounts, family)?;
+            let point = mount_point(&pid, family)?;
             Some(Holder::Mount(format!(
                 "{point} in the mount namespace of {}",
                 Holder::process(pid.parse().ok()?)
@@ -160,23 +155,12 @@ fn mount_elsewhere(family: &[FileId]) -> Option<Holder> {
     )
 }
 
-/// Returns where one of `family` is mounted. A mount reports the number of its device, unless its
-/// file system spans several devices: then the mount source names one of them.
-fn mount_point(mounts: &str, family: &[FileId]) -> Option<String> {
-    mounts.lines().find_map(|line| {
-        let mut fields = line.split(' ');
-        let (number, point) = (fields.nth(2)?, fields.nth(1)?);
-        let source = line.split_once(" - ")?.1.split(' ').nth(1)?;
-        let is_number = |member: &FileId| match member {
-            FileId::Block(wanted) => number == format!("{}:{}", major(*wanted), minor(*wanted)),
-            FileId::File(..) => false,
-        };
-        let is_source = || {
-            source.starts_with("/dev/")
-                && FileId::at(source).is_some_and(|source| family.contains(&source))
-        };
-        (family.iter().any(is_number) || is_source()).then(|| point.to_owned())
-    })
+/// Returns where one of `family` is mounted in the mount namespace of the process `pid`.
+fn mount_point(pid: &str, family: &[FileId]) -> Option<String> {
+    let is_on = |mount: &Mount| {
+        family.iter().any(|&member| matches!(member, FileId::Block(number) if mount.is_on(number)))
+    };
+    mountinfo::of(pid).ok()?.into_iter().find(is_on).map(|mount| mount.point)
 }
 
 fn swap(family: &[FileId]) -> Option<Holder> {
@@ -200,8 +184,6 @@ fn device_above(file_id: FileId) -> Option<Holder> {
 mod tests {
     use std::process::Command;
 
-    use nix::sys::stat::makedev;
-
     use super::*;
 
     #[test]
@@ -214,16 +196,6 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(holder, Holder::Process(i32::try_from(child.id()).unwrap(), "sleep".into()));
-    }
-
-    #[test]
-    fn mounts_are_found_by_number() {
-        let mounts = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n\
-                      37 35 98:17 / /mnt\\0403 rw - xfs /dev/x rw\n";
-        let at =
-            |number| mount_point(mounts, &[FileId::Block(number), FileId::Block(makedev(1, 99))]);
-        assert_eq!(at(makedev(98, 17)).as_deref(), Some("/mnt\\0403"));
-        assert_eq!(at(makedev(98, 1)), None);
     }
 
     #[test]

@@ -34,7 +34,7 @@ impl Fixture {
         Ok(Self { sandbox, container, before })
     }
 
-    /// Returns the command `verb` for one volume, with the fail points `faults`.
+    /// Returns the command `verb` for one volume, with the fault points `faults`.
     pub(super) fn command(
         &self,
         verb: Verb,
@@ -145,7 +145,7 @@ impl Fixture {
         succeeded("hot-unplug", &finished).map(drop)
     }
 
-    /// Sets the plugin's fail points.
+    /// Sets the plugin's fault points.
     pub(super) async fn set_guest_faults(&self, faults: &str) -> Result<(), String> {
         let written = self.sandbox.observer().write("/run/ecr-fault", faults).await;
         written.map_err(|error| error.chain())

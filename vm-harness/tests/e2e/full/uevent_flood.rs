@@ -10,8 +10,8 @@ use crate::{
     sandbox_with_faults, set_guest_faults, wait_for_console,
 };
 
-/// While this fail point is set, an attach waits after it opened its socket and before it looks for
-/// the disk.
+/// While this fault point is set, an attach waits after it opened its socket and before it looks
+/// for the disk.
 const HELD: &str = "attach-after-lookup=wait\n";
 
 /// The plugin's socket for uevents, from `/proc/net/netlink`.
@@ -54,12 +54,12 @@ async fn plug_in_flood(sandbox: &Sandbox, flooded: impl Future<Output = ()>) {
     let volume = Volume::loop_device(4 * MIB);
     let before = Snapshot::of(sandbox, &[&container]).await;
     set_guest_faults(sandbox, HELD).await;
-    let seen = sandbox.guest().console().text().matches("fail point attach-after-lookup").count();
+    let seen = sandbox.guest().console().text().matches("fault point attach-after-lookup").count();
     assert_eq!(seen, 0, "only one flood per guest");
     let plug =
         sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(["--timeout", "90s"]);
     let (finished, ()) = tokio::join!(plug.run(), async {
-        wait_for_console(sandbox, "fail point attach-after-lookup").await;
+        wait_for_console(sandbox, "fault point attach-after-lookup").await;
         flooded.await;
         set_guest_faults(sandbox, "").await;
     });
