@@ -303,7 +303,7 @@ async fn unplug_without_an_event_checks_whether_the_device_exists(#[future(awt)]
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let (finished, _) = unplug_through(&sandbox, &container, suppress("remove-fd")).await;
     let (reason, message) = finished.failed_with(8);
-    assert!(reason == "incomplete" && message.contains("QEMU to let go of volume"), "{message}");
+    assert!(reason == "incomplete" && message.contains("QEMU to remove volume"), "{message}");
     unplug(&sandbox, &at(&container, "/dev/xvda")).await;
     before.assert_unchanged(&sandbox, &[&container]).await;
 }
