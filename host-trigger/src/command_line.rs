@@ -26,6 +26,7 @@ use crate::{
     },
     error::ErrorBody,
     format::Format,
+    inherited,
     output::{
         self,
         audit::Audit,
@@ -124,6 +125,9 @@ impl Verb {
 
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
+    if let Err(e) = inherited::prepare() {
+        return exit_code(0, Err(e));
+    }
     let Cli { run_dir, audit_log, command } = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return usage_error(&e),
@@ -132,9 +136,7 @@ pub fn run() -> ExitCode {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ecr-runtime", &mut script);
-            // A reader that closes its end early has what it wanted.
-            let _ = io::stdout().write_all(&script);
-            ExitCode::SUCCESS
+            exit_code(0, output::write(&script))
         }
         Command::Check(verb) => {
             let run = Run { name: "check", dry_run: false, format: verb.target.output };
@@ -193,7 +195,13 @@ impl Run {
                     true => prometheus::exposition(&envelope.body).trim_end().to_owned(),
                     false => stats_report::human(&envelope.body),
                 };
-                self.end(block_on(stats::run(verb, run_dir)), audit, human)
+                let done = block_on(stats::run(verb, run_dir));
+                match &verb.output_file {
+                    None => self.end(done, audit, human),
+                    Some(path) => self.end_by(done, audit, |envelope| {
+                        output::replace_file(path, &human(envelope))
+                    }),
+                }
             }
             Verb::Repair(verb) => {
                 self.end(block_on(repair::run(verb, run_dir)), audit, repair_report::human)
@@ -215,8 +223,8 @@ impl Run {
                     ..Envelope::new(self.name, result, report)
                 };
                 audit.record(&envelope, status);
-                output::print_result(self.format, &envelope, || findings::lines(&envelope.body));
-                ExitCode::from(status)
+                let lines = || findings::lines(&envelope.body);
+                exit_code(status, output::print_result(self.format, &envelope, lines))
             }
             Err(e) => self.fail(&e, Some(audit)),
         }
@@ -229,17 +237,31 @@ impl Run {
         audit: &Audit,
         human: impl FnOnce(&Envelope<B>) -> String,
     ) -> ExitCode {
+        self.end_by(done, audit, |envelope| {
+            output::print_result(self.format, envelope, || human(envelope))
+        })
+    }
+
+    /// Audits the result of a verb and prints it by `print`; returns the exit status.
+    fn end_by<B: Serialize>(
+        self,
+        done: Result<Envelope<B>, Error>,
+        audit: &Audit,
+        print: impl FnOnce(&Envelope<B>) -> Result<(), Error>,
+    ) -> ExitCode {
         let envelope = match done {
             Ok(envelope) => envelope,
             Err(e) => return self.fail(&e, Some(audit)),
         };
         let status = envelope.error.as_ref().map_or(0, |error| error.exit_code);
         audit.record(&envelope, status);
-        output::print_result(self.format, &envelope, || human(&envelope));
-        if let (Format::Human, Some(error)) = (self.format, &envelope.error) {
+        let printed = print(&envelope);
+        // JSON has the error already, unless it is lost.
+        let seen = self.format == Format::Json && printed.is_ok();
+        if let (false, Some(error)) = (seen, &envelope.error) {
             output::print_error_lines(error);
         }
-        ExitCode::from(status)
+        exit_code(status, printed)
     }
 
     /// Prints and audits an error; returns the exit status.
@@ -252,6 +274,15 @@ impl Run {
         output::print_error(self.format, &body, &envelope);
         ExitCode::from(body.exit_code)
     }
+}
+
+/// Returns the exit status of a command that ended with `status`. That its output is lost makes
+/// a success a failure, and never replaces the status of work that failed.
+fn exit_code(status: u8, printed: Result<(), Error>) -> ExitCode {
+    let Err(e) = printed else { return ExitCode::from(status) };
+    let error = ErrorBody::from(&e);
+    output::print_error_lines(&error);
+    ExitCode::from(if status == 0 { error.exit_code } else { status })
 }
 
 fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
@@ -271,9 +302,16 @@ fn usage_error(error: &clap::Error) -> ExitCode {
         let run = Run { name: named_command(&arguments), dry_run: false, format: Format::Json };
         return run.fail(&Error::Usage { text }, None);
     }
-    // If standard output or error is closed, it cannot be reported anywhere.
-    let _ = error.print();
-    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+    let status = u8::try_from(error.exit_code()).unwrap_or(2);
+    let printed = error.print().and_then(|()| io::stdout().flush());
+    match printed {
+        // Help and version. A reader that closes its end early has what it wanted.
+        Err(source) if !error.use_stderr() && source.kind() != io::ErrorKind::BrokenPipe => {
+            exit_code(status, Err(Error::OutputLost { source }))
+        }
+        // If standard error is closed, it cannot be reported anywhere.
+        _ => ExitCode::from(status),
+    }
 }
 
 /// The command that a command line names, which may be wrong otherwise.

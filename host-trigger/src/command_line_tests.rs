@@ -29,6 +29,9 @@ fn the_command_is_well_formed() {
 #[case(&["stats"], true)]
 #[case(&["stats", "--prometheus"], true)]
 #[case(&["stats", "--prometheus", "--output", "json"], false)]
+#[case(&["stats", "--prometheus", "--output-file", "f"], true)]
+#[case(&["stats", "--output-file", "f"], false)]
+#[case(&["stats", "--output-file", "f", "--output", "json"], false)]
 #[case(&["stats", "--volume", "0123456789abcdef", "--device-path", "/d"], false)]
 fn flags_that_fit_together_are_accepted(#[case] words: &[&str], #[case] accepted: bool) {
     let line = [&["x", "block-volume"][..], words, &["--sandbox", "s"]].concat();

@@ -171,6 +171,10 @@ pub enum Error {
     Denied { call: &'static str, path: PathBuf, source: io::Error },
     #[error("{call} {path:?} failed")]
     System { call: &'static str, path: PathBuf, source: io::Error },
+    #[error("the result could not be written to standard output")]
+    OutputLost { source: io::Error },
+    #[error("the result could not be written to {path:?}")]
+    OutputFile { path: PathBuf, source: io::Error },
     #[error("interrupted by {name}")]
     Interrupted { signal: i32, name: &'static str },
     #[error("fault point {point}")]

@@ -72,6 +72,8 @@ fn io(kind: io::ErrorKind) -> io::Error {
 #[case(Error::NoAddress, "no_address", 10)]
 #[case(Error::system("open", "x", io(io::ErrorKind::PermissionDenied)), "denied", 11)]
 #[case(Error::system("open", "x", io(io::ErrorKind::NotFound)), "system", 1)]
+#[case(Error::OutputLost { source: io(io::ErrorKind::StorageFull) }, "output_lost", 1)]
+#[case(Error::OutputFile { path: "x".into(), source: io(io::ErrorKind::PermissionDenied) }, "output_file", 1)]
 #[case(Error::Interrupted { signal: 2, name: "SIGINT" }, "interrupted", 130)]
 #[case(Error::Interrupted { signal: 15, name: "SIGTERM" }, "interrupted", 143)]
 #[case(Error::FaultPoint { point: "x" }, "fault_point", 1)]

@@ -118,7 +118,10 @@ impl ExitStatus {
     pub fn examples(self) -> &'static str {
         match self {
             Self::Success => "the volume is attached, or was attached before with the same options",
-            Self::Unexpected => "a bug, or a reply of QEMU or the guest that is not understood",
+            Self::Unexpected => {
+                "a bug, a reply of QEMU or the guest that is not understood, or a result that \
+                 could not be written"
+            }
             Self::Usage => {
                 "an invalid ID, a relative device path, an ambiguous prefix or controller"
             }

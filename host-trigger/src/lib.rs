@@ -35,6 +35,7 @@ pub mod format;
 pub mod fuzz;
 pub mod guest_holder;
 pub mod host;
+mod inherited;
 pub mod kata;
 pub mod ops;
 pub mod output;

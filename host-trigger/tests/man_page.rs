@@ -116,7 +116,7 @@ const EXAMPLES: [(&str, &[(&str, &str)]); 12] = [
             ("Show the counters of all volumes", "ecr-runtime block-volume stats --sandbox 7d3a"),
             (
                 "Write them for the node exporter's textfile collector",
-                "ecr-runtime block-volume stats --sandbox 7d3a --prometheus > \
+                "ecr-runtime block-volume stats --sandbox 7d3a --prometheus --output-file \
                  /var/lib/node_exporter/7d3a.prom",
             ),
         ],

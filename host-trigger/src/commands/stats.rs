@@ -53,6 +53,10 @@ pub struct Stats {
     /// Print Prometheus' text format, for a scrape or the node exporter's textfile collector
     #[arg(long, conflicts_with = "output")]
     pub prometheus: bool,
+
+    /// Write Prometheus' text format to this file, which is replaced as a whole
+    #[arg(long, value_name = "PATH", requires = "prometheus", conflicts_with = "output")]
+    pub output_file: Option<PathBuf>,
 }
 
 /// Runs the verb.

@@ -208,6 +208,16 @@ pub(super) fn of(error: &Error) -> Class {
 
         Error::Denied { .. } => class("denied", PermissionDenied, RUN_AS_ROOT),
         Error::System { .. } => class("system", Unexpected, None),
+        Error::OutputLost { .. } => class(
+            "output_lost",
+            Unexpected,
+            "only the output is lost: what the command did stays done",
+        ),
+        Error::OutputFile { .. } => class(
+            "output_file",
+            Unexpected,
+            "name a regular file, or a new one, in a directory that can be written",
+        ),
         // Only SIGHUP (1), SIGINT (2) and SIGTERM (15) are caught.
         Error::Interrupted { signal, .. } => {
             class("interrupted", Signal(u8::try_from(*signal).unwrap_or(0)), None)

@@ -9,6 +9,7 @@
 )]
 
 pub mod fake_agent;
+pub mod shell;
 pub mod volume;
 
 use std::{
