@@ -51,6 +51,8 @@ pub enum Error {
     ControllerAmbiguous { found: Vec<String> },
     #[error("the VM has no virtio-scsi controller {name:?}; it has: {}", .found.join(", "))]
     ControllerUnknown { name: String, found: Vec<String> },
+    #[error("the audit log {path:?} is {kind}, neither a regular file nor a socket")]
+    AuditLog { path: PathBuf, kind: &'static str },
 
     #[error("{why}")]
     InvalidLimits { why: String },

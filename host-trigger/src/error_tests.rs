@@ -21,6 +21,7 @@ fn io(kind: io::ErrorKind) -> io::Error {
 #[case(Error::Repeated { what: "the path", value: "x".into() }, "repeated", 2)]
 #[case(Error::TooMany { count: 257 }, "too_many", 2)]
 #[case(Error::PathAmbiguous { path: "x".into(), found: vec![] }, "ambiguous_path", 2)]
+#[case(Error::AuditLog { path: "x".into(), kind: "a FIFO" }, "audit_log", 2)]
 #[case(Error::InvalidLimits { why: "x".into() }, "invalid_limits", 2)]
 #[case(Error::LimitsConflict { volume: "v".into(), why: "x".into() }, "limits_conflict", 4)]
 #[case(Error::WouldShrink { volume: "v".into(), asked: 512, present: 1024 }, "would_shrink", 4)]

@@ -69,6 +69,9 @@ pub(super) fn of(error: &Error) -> Class {
         Error::ControllerUnknown { .. } => {
             class("unknown_controller", Usage, "name one of these with --controller")
         }
+        Error::AuditLog { .. } => {
+            class("audit_log", Usage, "name a file or the socket of a syslog with --audit-log")
+        }
         Error::InvalidLimits { .. } => class("invalid_limits", Usage, None),
 
         Error::SandboxNotFound { .. } => class(

@@ -7,14 +7,9 @@
 //! none; the guest's agent has its own.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    os::unix::{
-        fs::{FileTypeExt, OpenOptionsExt},
-        net::UnixDatagram,
-    },
+    fs, io,
+    os::unix::{fs::FileTypeExt, net::UnixDatagram},
     path::Path,
-    sync::Mutex,
     time::SystemTime,
 };
 
@@ -22,6 +17,7 @@ use nix::unistd::{getppid, getuid};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::{audit_file::AuditFile, file_kind};
 use crate::{Error, diagnostics, sanitize::sanitize};
 
 /// The default syslog socket.
@@ -54,7 +50,7 @@ pub(crate) enum Audit {
     /// There is no syslog, and no file or socket was named.
     Disabled,
     Syslog(UnixDatagram),
-    File(Mutex<File>),
+    File(AuditFile),
 }
 
 impl Audit {
@@ -66,11 +62,16 @@ impl Audit {
         let Some(path) = path else {
             return Ok(syslog(Path::new(SYSLOG)).map_or(Self::Disabled, Self::Syslog));
         };
-        if fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
-            return syslog(path).map(Self::Syslog).map_err(|e| Error::system("connect", path, e));
+        // To open a device may already do something to it, and a FIFO may have no reader.
+        match fs::metadata(path).map(|metadata| metadata.file_type()) {
+            Ok(kind) if kind.is_socket() => {
+                syslog(path).map(Self::Syslog).map_err(|e| Error::system("connect", path, e))
+            }
+            Ok(kind) if !kind.is_file() => {
+                Err(Error::AuditLog { path: path.to_owned(), kind: file_kind::name(kind) })
+            }
+            _ => AuditFile::open(path).map(Self::File),
         }
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-        file.map(|file| Self::File(Mutex::new(file))).map_err(|e| Error::system("open", path, e))
     }
 
     /// Records what a command printed, `document`, and its exit status.
@@ -98,11 +99,7 @@ impl Audit {
                     )
                     .map(drop)
             }
-            // One write, so that lines of several runs do not mix.
-            Self::File(file) => {
-                let mut file = file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                file.write_all(format!("{line}\n").as_bytes())
-            }
+            Self::File(file) => file.append(&line.to_string()),
         }
     }
 }

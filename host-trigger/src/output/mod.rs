@@ -8,7 +8,9 @@ use serde::Serialize;
 use crate::{Error, diagnostics, error::ErrorBody, format::Format};
 
 pub(crate) mod audit;
+mod audit_file;
 pub mod envelope;
+mod file_kind;
 pub mod findings;
 pub mod listing;
 mod output_file;

@@ -4,11 +4,13 @@
 //! the old text or the new one.
 
 use std::{
-    fs::{self, FileType, OpenOptions},
+    fs::{self, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{FileTypeExt, OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::Path,
 };
+
+use super::file_kind;
 
 /// Replaces the file `path`, or makes it, with mode 0644 less the umask.
 ///
@@ -19,7 +21,7 @@ pub(super) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_file() => {}
         Ok(metadata) => {
-            let kind = kind(metadata.file_type());
+            let kind = file_kind::name(metadata.file_type());
             return Err(io::Error::other(format!("it is {kind}, not a regular file")));
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -37,16 +39,4 @@ pub(super) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&beside);
     }
     replaced
-}
-
-fn kind(of: FileType) -> &'static str {
-    match () {
-        () if of.is_dir() => "a directory",
-        () if of.is_symlink() => "a symbolic link",
-        () if of.is_block_device() => "a block device",
-        () if of.is_char_device() => "a character device",
-        () if of.is_fifo() => "a FIFO",
-        () if of.is_socket() => "a socket",
-        () => "something else",
-    }
 }
