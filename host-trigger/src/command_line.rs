@@ -159,9 +159,10 @@ struct Run {
 }
 
 impl Run {
-    /// Opens the audit log for `work`. If it cannot be opened, nothing is done.
+    /// Opens the audit log for `work`. If it cannot be opened, or too few files can, nothing is
+    /// done.
     fn with_audit(self, path: Option<&Path>, work: impl FnOnce(&Audit) -> ExitCode) -> ExitCode {
-        match Audit::open(path) {
+        match inherited::check_descriptors().and_then(|()| Audit::open(path)) {
             Ok(audit) => work(&audit),
             Err(e) => self.fail(&e, None),
         }

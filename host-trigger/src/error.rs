@@ -169,6 +169,8 @@ pub enum Error {
     ResizeReadOnly { volume: String },
 
     // The host.
+    #[error("{limit} files may be open (`ulimit -n`), of which {open} are, and that is too few")]
+    DescriptorLimit { limit: u64, open: u64 },
     #[error("{call} {path:?} is not permitted")]
     Denied { call: &'static str, path: PathBuf, source: io::Error },
     #[error("{call} {path:?} failed")]

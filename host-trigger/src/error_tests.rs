@@ -71,8 +71,14 @@ fn io(kind: io::ErrorKind) -> io::Error {
 #[case(Error::NotQemu { sandbox: "s".into(), hypervisor: "clh".into() }, "not_qemu", 10)]
 #[case(Error::NoController, "no_controller", 10)]
 #[case(Error::NoAddress, "no_address", 10)]
+#[case(Error::DescriptorLimit { limit: 31, open: 3 }, "descriptor_limit", 11)]
 #[case(Error::system("open", "x", io(io::ErrorKind::PermissionDenied)), "denied", 11)]
 #[case(Error::system("open", "x", io(io::ErrorKind::NotFound)), "system", 1)]
+#[case(
+    Error::system("open", "x", io::Error::from_raw_os_error(libc::EMFILE)),
+    "descriptor_limit",
+    11
+)]
 #[case(Error::OutputLost { source: io(io::ErrorKind::StorageFull) }, "output_lost", 1)]
 #[case(Error::OutputFile { path: "x".into(), source: io(io::ErrorKind::PermissionDenied) }, "output_file", 1)]
 #[case(Error::Interrupted { signal: 2, name: "SIGINT" }, "interrupted", 130)]

@@ -146,7 +146,9 @@ impl ExitStatus {
                 "no virtio-scsi controller, no plugin in the agent, a device filter that cannot be \
                  changed safely, not QEMU"
             }
-            Self::PermissionDenied => "not root, or the host's kernel refuses the source",
+            Self::PermissionDenied => {
+                "not root, the host's kernel refuses the source, or a limit of open files below 32"
+            }
             Self::VersionSkew => "the plugin speaks another API level",
             Self::QmpHeld => "Kata's shim holds the only QMP socket",
             Self::Unreachable => "the sandbox does not run, or a socket does not exist",

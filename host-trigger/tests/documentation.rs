@@ -45,7 +45,8 @@ fn reasons() -> String {
     let constants: Vec<(&str, &str)> = source
         .split("const ")
         .filter_map(|text| {
-            let (name, value) = text.split_once(": &str = \"")?;
+            let (name, value) = text.split_once(": &str =")?;
+            let value = value.trim_start().strip_prefix('"')?;
             Some((name, value.split_once('"')?.0))
         })
         .collect();

@@ -28,6 +28,8 @@ fn class(
 }
 
 const RUN_AS_ROOT: &str = "run it as root";
+const RAISE_LIMIT: &str =
+    "raise the hard limit (`ulimit -Hn`, or LimitNOFILE= of a systemd unit) to 1024";
 const LONGER_TIMEOUT: &str = "a longer --timeout may help";
 const OTHER_DEVICE_PATH: &str = "choose another --device-path";
 const REPEAT_OR_UNPLUG: &str = "unplug it first, or repeat the options";
@@ -209,6 +211,10 @@ pub(super) fn of(error: &Error) -> Class {
             "unplug it, resize the source, and plug it again",
         ),
 
+        Error::DescriptorLimit { .. } => class("descriptor_limit", PermissionDenied, RAISE_LIMIT),
+        Error::System { source, .. } if source.raw_os_error() == Some(libc::EMFILE) => {
+            class("descriptor_limit", PermissionDenied, RAISE_LIMIT)
+        }
         Error::Denied { .. } => class("denied", PermissionDenied, RUN_AS_ROOT),
         Error::System { .. } => class("system", Unexpected, None),
         Error::OutputLost { .. } => class(

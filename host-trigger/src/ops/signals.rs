@@ -1,5 +1,7 @@
 //! SIGINT, SIGTERM and SIGHUP: the first one starts the rollback, a second one ends the process
-//! immediately. See [`signal(7)`](https://man7.org/linux/man-pages/man7/signal.7.html).
+//! immediately. One that was ignored when the process was started (`nohup`, a command in the
+//! background of a shell without job control) stays ignored. See
+//! [`signal(7)`](https://man7.org/linux/man-pages/man7/signal.7.html).
 
 use std::fs;
 
@@ -10,25 +12,24 @@ use crate::Error;
 /// The signals, caught since this was created.
 #[derive(Debug)]
 pub(crate) struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    /// `None` if it was ignored when the process was started (`nohup`): it stays ignored.
+    /// `None` if it stays ignored, like the others.
+    interrupt: Option<Signal>,
+    terminate: Option<Signal>,
     hang_up: Option<Signal>,
 }
 
 impl Signals {
     pub(crate) fn catch() -> Result<Self, Error> {
-        let catch = |kind| signal(kind).map_err(|e| Error::system("sigaction", "", e));
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let hang_up = if is_ignored(&status, libc::SIGHUP) {
-            None
-        } else {
-            Some(catch(SignalKind::hangup())?)
+        let catch = |kind: SignalKind| {
+            let caught = !is_ignored(&status, kind.as_raw_value());
+            let caught = caught.then(|| signal(kind)).transpose();
+            caught.map_err(|e| Error::system("sigaction", "", e))
         };
         Ok(Self {
             interrupt: catch(SignalKind::interrupt())?,
             terminate: catch(SignalKind::terminate())?,
-            hang_up,
+            hang_up: catch(SignalKind::hangup())?,
         })
     }
 
@@ -46,8 +47,8 @@ impl Signals {
     /// Awaits the next signal; returns it as the command's error.
     pub(crate) async fn next(&mut self) -> Error {
         tokio::select! {
-            _ = self.interrupt.recv() => Error::Interrupted { signal: libc::SIGINT, name: "SIGINT" },
-            _ = self.terminate.recv() => Error::Interrupted { signal: libc::SIGTERM, name: "SIGTERM" },
+            () = received(self.interrupt.as_mut()) => Error::Interrupted { signal: libc::SIGINT, name: "SIGINT" },
+            () = received(self.terminate.as_mut()) => Error::Interrupted { signal: libc::SIGTERM, name: "SIGTERM" },
             () = received(self.hang_up.as_mut()) => Error::Interrupted { signal: libc::SIGHUP, name: "SIGHUP" },
         }
     }
