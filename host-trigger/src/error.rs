@@ -8,8 +8,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 mod catalog;
+mod over;
 
 pub use catalog::Class;
+pub use over::{Over, Step};
 
 use crate::{guest_holder::GuestHolder, sanitize::sanitize};
 
@@ -93,12 +95,14 @@ pub enum Error {
     SourceEmpty { path: PathBuf },
     #[error("{path:?} is a {kind}, neither a block device nor a regular file")]
     SourceKind { path: PathBuf, kind: &'static str },
-    #[error("{path:?} is mounted on {mount_point}")]
-    SourceMounted { path: PathBuf, mount_point: String },
-    #[error("{path:?} is held by {holder}")]
-    SourceHeld { path: PathBuf, holder: String },
-    #[error("{path:?} is on a disk of this host's root file system")]
-    SourceIsRoot { path: PathBuf },
+    #[error("{path:?}{over} is mounted on {mount_point}")]
+    SourceMounted { path: PathBuf, over: Over, mount_point: String },
+    #[error("{path:?}{over} is held by {holder}")]
+    SourceHeld { path: PathBuf, over: Over, holder: String },
+    #[error("{path:?}{over} is on a disk of this host's root file system")]
+    SourceIsRoot { path: PathBuf, over: Over },
+    #[error("{path:?}{over} cannot be checked: {why}")]
+    SourceUnchecked { path: PathBuf, over: Over, why: String },
     #[error("{path:?} changed while it was checked")]
     SourceChanged { path: PathBuf },
     #[error("{path:?} is read-only")]

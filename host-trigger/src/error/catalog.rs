@@ -126,6 +126,11 @@ pub(super) fn of(error: &Error) -> Class {
         Error::SourceIsRoot { .. } => {
             class("source_is_root", UnsafeSource, "use a volume on another disk")
         }
+        Error::SourceUnchecked { .. } => class(
+            "source_unchecked",
+            UnsafeSource,
+            "run it as root, where /dev has all these devices and the device cgroup allows them",
+        ),
         Error::SourceChanged { .. } => {
             class("source_changed", UnsafeSource, "try again when it no longer changes")
         }

@@ -15,6 +15,11 @@ pub(crate) fn is_root(number: u64) -> bool {
     roots().into_iter().any(|root| root == number || sysfs::disks_below(root).contains(&whole))
 }
 
+/// Whether the device `number` itself has the root file system, and not only its disk.
+pub(crate) fn has_root(number: u64) -> bool {
+    roots().contains(&number)
+}
+
 /// Returns the devices of the root file system, as this process and as the host's first process see
 /// it. A file system that spans several devices has no device number of its own; its mount source
 /// names one of them.
@@ -43,6 +48,7 @@ mod tests {
         assert!(is_root(root) && is_root(sysfs::whole_disk(root)));
         assert!(!is_root(makedev(255, 255)));
     }
+
     #[test]
     fn the_topmost_root_is_decisive() {
         let device = "7:0 / / rw - ext4 /dev/loop0 rw\n";

@@ -10,11 +10,12 @@ use std::{
 use nix::sys::stat::{major, minor};
 
 use super::{
+    backing::{self, Conflict, Layers, OpenSource},
     fd::{self, OtherOpeners},
     found_source::FoundSource,
-    holders::{self, FileId, Holder, OpenSource},
+    holders::{self, FileId},
 };
-use crate::Error;
+use crate::{Error, error::Over};
 
 /// A vetted source.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub struct Source {
     file_id: FileId,
     read_only: bool,
     state: ClaimState,
+    /// What it consists of, if it is claimed.
+    layers: Layers,
     /// For a file: it has no other opening at all, not even for reading.
     exclusive: bool,
 }
@@ -58,8 +61,8 @@ enum ClaimState {
     Claimed(File),
     /// In use. The holder is determined only when it is needed.
     InUse,
-    /// In use by this holder.
-    HeldBy(Holder),
+    /// In use, or consisting of something that is in use.
+    Conflicts(Conflict),
 }
 
 impl Source {
@@ -70,7 +73,7 @@ impl Source {
     /// The source does not exist, or is not safe to use.
     pub fn open(path: &Path, read_only: bool) -> Result<Self, Error> {
         let mut source = Self::open_one(path, read_only)?;
-        find_conflicting_holders(std::slice::from_mut(&mut source));
+        find_conflicts(std::slice::from_mut(&mut source));
         Ok(source)
     }
 
@@ -83,7 +86,7 @@ impl Source {
             .iter()
             .map(|path| Self::open_one(path, read_only))
             .collect::<Result<Vec<_>, _>>()?;
-        find_conflicting_holders(&mut sources);
+        find_conflicts(&mut sources);
         Ok(sources)
     }
 
@@ -112,26 +115,34 @@ impl Source {
             file_id,
             read_only,
             state,
+            layers: Layers::default(),
             exclusive,
         })
     }
 
     /// Returns the descriptor for QEMU, after a second check that the source behind it has not
-    /// changed.
+    /// changed, and that nothing has claimed what it consists of.
     ///
     /// # Errors
     /// Something else uses the source: the error names the holder. Or the source has changed.
     pub fn claim(&self) -> Result<&File, Error> {
-        let path = self.given.clone();
-        let holder = match &self.state {
-            ClaimState::Claimed(file) if self.is_still_free(file)? => return Ok(file),
-            ClaimState::HeldBy(holder) => holder.clone(),
-            ClaimState::Claimed(_) | ClaimState::InUse => holders::holder(self.file_id),
+        let conflict = match &self.state {
+            ClaimState::Claimed(file) if self.is_still_free(file)? => {
+                match self.layers.check_again() {
+                    Ok(()) => return Ok(file),
+                    Err(conflict) => conflict,
+                }
+            }
+            ClaimState::Conflicts(conflict) => conflict.clone(),
+            ClaimState::Claimed(_) | ClaimState::InUse => {
+                Conflict::of_source(holders::holder(self.file_id))
+            }
         };
-        Err(match holder {
-            Holder::Mount(mount_point) => Error::SourceMounted { path, mount_point },
-            holder => Error::SourceHeld { path, holder: holder.to_string() },
-        })
+        Err(conflict.into_error(self.given.clone()))
+    }
+
+    fn as_open<'a>(&self, file: &'a File) -> OpenSource<'a> {
+        OpenSource { file_id: self.file_id, read_only: self.read_only, file: file.as_fd() }
     }
 
     /// Whether it is certain that no QEMU has anything of this source, not even a leftover of a
@@ -164,24 +175,26 @@ impl Source {
     }
 }
 
-/// Finds holders that use a source although it could be claimed.
-fn find_conflicting_holders(sources: &mut [Source]) {
-    let needs_check = |source: &&mut Source| match &source.state {
+/// Finds what conflicts with the use of a source although it could be claimed.
+fn find_conflicts(sources: &mut [Source]) {
+    let needs_check = |file: &File, source: &Source| {
         // For most files the lease has answered this already.
-        ClaimState::Claimed(file) if source.kind == SourceKind::File => {
-            fd::other_openers(file.as_fd()).is_ok_and(|openers| openers == OtherOpeners::Unknown)
-        }
-        ClaimState::Claimed(_) => true,
-        ClaimState::InUse | ClaimState::HeldBy(_) => false,
+        source.kind != SourceKind::File
+            || fd::other_openers(file.as_fd()).is_ok_and(|openers| openers == OtherOpeners::Unknown)
     };
-    let mut checked: Vec<_> = sources.iter_mut().filter(needs_check).collect();
-    let open: Vec<_> = checked
-        .iter()
-        .map(|source| OpenSource { file_id: source.file_id, read_only: source.read_only })
-        .collect();
-    for (source, holder) in checked.iter_mut().zip(holders::conflicting_holders(&open)) {
-        if let Some(holder) = holder {
-            source.state = ClaimState::HeldBy(holder);
+    let (mut checked, mut open) = (Vec::new(), Vec::new());
+    for (index, source) in sources.iter().enumerate() {
+        if let ClaimState::Claimed(file) = &source.state
+            && needs_check(file, source)
+        {
+            checked.push(index);
+            open.push(source.as_open(file));
+        }
+    }
+    for (index, examined) in checked.into_iter().zip(backing::examine(&open)) {
+        match examined {
+            Ok(layers) => sources[index].layers = layers,
+            Err(conflict) => sources[index].state = ClaimState::Conflicts(conflict),
         }
     }
 }

@@ -60,7 +60,17 @@ impl Loop {
 
     /// Makes a loop device over another device.
     pub fn over(device: &Path) -> Self {
-        Self { device: attach(device, &[]), image: None }
+        Self::over_with(device, &[])
+    }
+
+    /// Takes over an existing loop device.
+    pub fn at(device: PathBuf) -> Self {
+        Self { device, image: None }
+    }
+
+    /// Makes a loop device over another device or an image, with options of `losetup`.
+    pub fn over_with(backing: &Path, options: &[&str]) -> Self {
+        Self::at(attach(backing, options))
     }
 
     /// Makes a loop device with two partitions of 1 MiB each. They are added by `addpart`, because

@@ -11,7 +11,9 @@ use super::{
     volume::PlugVolume,
 };
 use crate::{
-    Error, diagnostics, fault,
+    Error, diagnostics,
+    error::Over,
+    fault,
     kata::{agent::Agent, agent_address::AgentAddress},
     ops::{
         commit,
@@ -303,5 +305,5 @@ fn held_elsewhere(error: Error, volume: &PlugVolume) -> Error {
         return error;
     }
     let path = volume.source.given.clone();
-    Error::SourceHeld { path, holder: "a QEMU that has it open".into() }
+    Error::SourceHeld { path, over: Over::default(), holder: "a QEMU that has it open".into() }
 }

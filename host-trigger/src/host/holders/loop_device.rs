@@ -4,17 +4,27 @@
 //! removed, or the path belongs to another mount namespace.
 
 use std::{
+    ffi::OsString,
     fs::{self, OpenOptions},
     io,
+    ops::Range,
     os::{
         fd::{AsFd, AsRawFd},
-        unix::fs::{MetadataExt, OpenOptionsExt},
+        unix::{
+            ffi::OsStringExt,
+            fs::{MetadataExt, OpenOptionsExt},
+        },
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
+use nix::sys::stat::{major, minor};
+
 use super::FileId;
-use crate::host::sysfs::names;
+use crate::host::{block_device::parse_number, sysfs::names};
+
+/// The major number of loop devices.
+pub(crate) const MAJOR: u64 = 7;
 
 /// `struct loop_info64`.
 #[repr(C)]
@@ -33,37 +43,100 @@ struct LoopInfo {
 
 nix::ioctl_read_bad!(loop_get_status64, 0x4c05, LoopInfo);
 
-/// Returns the loop devices whose backing file or device is one of `wanted`.
-pub(crate) fn backed_by(wanted: &[FileId]) -> Vec<(String, FileId)> {
-    let loops = names(Path::new("/sys/block")).filter(|name| name.starts_with("loop"));
-    let with_backing = loops.filter_map(|name| {
-        let recorded = fs::read_to_string(format!("/sys/block/{name}/loop/backing_file")).ok()?;
-        // Without a device node to query, the path in sysfs is used.
-        let backing = backing(&name).unwrap_or_else(|_| FileId::at(recorded.trim_end()));
-        Some((name, backing?))
-    });
-    with_backing.filter(|(_, backing)| wanted.contains(backing)).collect()
+/// A loop device that has a backing file or device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LoopDevice {
+    pub(crate) name: String,
+    pub(crate) number: u64,
+    /// The path of its backing file as the kernel reports it, which may lead elsewhere.
+    pub(crate) path: PathBuf,
+    /// `None` if it is unknown: it has no device node, and its path leads nowhere.
+    pub(crate) backing: Option<Backing>,
 }
 
-/// Returns what backs the loop device `name`; `None` if it has been detached in the meantime.
-fn backing(name: &str) -> io::Result<Option<FileId>> {
-    let node = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(format!("/dev/{name}"))?;
-    let number = fs::read_to_string(format!("/sys/block/{name}/dev"))?;
-    let rdev = node.metadata()?.rdev();
-    if number.trim_end()
-        != format!("{}:{}", nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev))
-    {
-        return Err(io::ErrorKind::NotFound.into());
+/// What a loop device is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Backing {
+    pub(crate) file_id: FileId,
+    /// The bytes of the file that the device has.
+    pub(crate) range: Range<u64>,
+    /// The kernel reported the file itself, and not only its path.
+    pub(crate) is_certain: bool,
+}
+
+impl Backing {
+    fn new(file_id: FileId, offset: u64, size_limit: u64, is_certain: bool) -> Self {
+        let end = if size_limit == 0 { u64::MAX } else { offset.saturating_add(size_limit) };
+        Self { file_id, range: offset..end, is_certain }
     }
-    Ok(match status(node) {
-        Ok(LoopInfo { rdevice: 0, device, inode, .. }) => Some(FileId::File(device, inode)),
-        Ok(LoopInfo { rdevice, .. }) => Some(FileId::Block(rdevice)),
-        Err(e) if e.raw_os_error() == Some(libc::ENXIO) => None,
-        Err(e) => return Err(e),
-    })
+
+    /// Returns what backs the loop device that is open as `device`; `None` if nothing does.
+    pub(crate) fn of(device: impl AsFd) -> io::Result<Option<Self>> {
+        match status(device) {
+            Ok(LoopInfo { device, inode, rdevice, offset, size_limit, .. }) => {
+                let file_id = match rdevice {
+                    0 => FileId::File(device, inode),
+                    _ => FileId::Block(rdevice),
+                };
+                Ok(Some(Self::new(file_id, offset, size_limit, true)))
+            }
+            Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Asks the device node of the loop device `number`.
+    fn of_node(name: &str, number: u64) -> io::Result<Option<Self>> {
+        let node = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open(format!("/dev/{name}"))?;
+        if node.metadata()?.rdev() != number {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Self::of(node)
+    }
+}
+
+/// Returns all loop devices that are in use. Without a device node to query, the path in sysfs is
+/// used.
+pub(crate) fn all() -> Vec<LoopDevice> {
+    let loops = names(Path::new("/sys/block")).filter(|name| name.starts_with("loop"));
+    loops.filter_map(read).collect()
+}
+
+fn read(name: String) -> Option<LoopDevice> {
+    let directory = Path::new("/sys/block").join(&name);
+    let path = backing_path(&directory)?;
+    let number = parse_number(&fs::read(directory.join("dev")).ok()?)?;
+    let by_path = || {
+        let bytes = |part| fs::read_to_string(directory.join(part)).ok()?.trim_end().parse().ok();
+        let [offset, limit] = ["loop/offset", "loop/sizelimit"].map(bytes);
+        Some(Backing::new(FileId::at(&path)?, offset.unwrap_or(0), limit.unwrap_or(0), false))
+    };
+    let backing = match Backing::of_node(&name, number) {
+        // It has been detached in the meantime.
+        Ok(None) => return None,
+        Ok(backing) => backing,
+        Err(_) => by_path(),
+    };
+    Some(LoopDevice { name, number, path, backing })
+}
+
+/// Returns the loop device `number`, given its own descriptor. It needs no device node.
+pub(crate) fn of(number: u64, device: impl AsFd) -> io::Result<Option<LoopDevice>> {
+    let link = format!("/sys/dev/block/{}:{}", major(number), minor(number));
+    let directory = fs::canonicalize(link)?;
+    let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let path = backing_path(&directory).unwrap_or_default();
+    let backing = Backing::of(device)?;
+    Ok(backing.map(|backing| LoopDevice { name, number, path, backing: Some(backing) }))
+}
+
+fn backing_path(directory: &Path) -> Option<PathBuf> {
+    let mut path = fs::read(directory.join("loop/backing_file")).ok()?;
+    path.pop_if(|last| *last == b'\n');
+    Some(OsString::from_vec(path).into())
 }
 
 #[expect(unsafe_code, reason = "nix has no safe wrapper for this request")]
@@ -97,6 +170,13 @@ mod tests {
 
     #[test]
     fn no_loop_device_is_backed_by_a_file_that_does_not_exist() {
-        assert_eq!(backed_by(&[FileId::File(0, 0)]), []);
+        let absent = |known: &Backing| known.file_id == FileId::File(0, 0);
+        assert!(!all().iter().any(|known| known.backing.as_ref().is_some_and(absent)));
+    }
+
+    #[test]
+    fn without_a_limit_a_loop_device_has_its_file_to_the_end() {
+        let range = |offset, limit| Backing::new(FileId::Block(0), offset, limit, true).range;
+        assert_eq!((range(512, 0), range(512, 1024)), (512..u64::MAX, 512..1536));
     }
 }

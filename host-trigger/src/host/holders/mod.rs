@@ -1,21 +1,23 @@
 //! The holders of a block device or file on this host: mounts, swap, devices on top of it
 //! ([`holders`](https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-block) in sysfs), loop
 //! devices, processes. Whether a source may be used is decided by its exclusive open (for a file,
-//! by a lease) and by `conflicting_holders`; this module identifies the holder.
+//! by a lease) and by `backing`; this module identifies the holder.
 
 use std::{
     collections::HashSet,
-    fmt, fs,
+    fmt, fs, io,
     os::unix::fs::{FileTypeExt, MetadataExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
-mod loop_device;
-mod opener;
+pub(crate) mod loop_device;
+pub(crate) mod opener;
 
-use opener::{Opener, openers};
+use loop_device::LoopDevice;
+use opener::openers;
 
 use super::{
+    block_device::unescape,
     mountinfo::{self, Mount},
     process,
     sysfs::{self, names},
@@ -70,7 +72,11 @@ pub enum FileId {
 impl FileId {
     /// Returns what `path` leads to; `None` if that is neither a block device nor a regular file.
     pub(crate) fn at(path: impl AsRef<Path>) -> Option<Self> {
-        let metadata = fs::metadata(path).ok()?;
+        Self::of(&fs::metadata(path).ok()?)
+    }
+
+    /// Returns what has this metadata; `None` if that is neither a block device nor a regular file.
+    pub(crate) fn of(metadata: &fs::Metadata) -> Option<Self> {
         match metadata.file_type() {
             kind if kind.is_block_device() => Some(Self::Block(metadata.rdev())),
             kind if kind.is_file() => Some(Self::File(metadata.dev(), metadata.ino())),
@@ -80,7 +86,7 @@ impl FileId {
 
     /// Returns it and everything that it shares its bytes with: a disk's partitions, a partition's
     /// disk.
-    fn family(self) -> Vec<Self> {
+    pub(crate) fn family(self) -> Vec<Self> {
         match self {
             Self::Block(number) => sysfs::family(number).into_iter().map(Self::Block).collect(),
             Self::File(..) => vec![self],
@@ -88,48 +94,24 @@ impl FileId {
     }
 }
 
-/// A source that this process has open, for [`conflicting_holders`].
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct OpenSource {
-    pub(crate) file_id: FileId,
-    pub(crate) read_only: bool,
-}
-
-/// Returns, for each of `sources` in their order, a holder that conflicts with this use and did not
-/// make the open fail. A loop device never makes it fail, and neither does a process that opened
-/// the source without a claim. Of such processes, for a block device only those that run a VM
-/// conflict (programs that inspect new devices open them for a moment), for a file all of them. A
-/// reader does not conflict with another reader.
-pub(crate) fn conflicting_holders(sources: &[OpenSource]) -> Vec<Option<Holder>> {
-    if sources.is_empty() {
-        return Vec::new();
-    }
-    let families: Vec<_> = sources.iter().map(|source| source.file_id.family()).collect();
-    let all = families.concat();
-    let (loops, openers) = (loop_device::backed_by(&all), openers(&all));
-    let one = |(source, family): (&OpenSource, &Vec<FileId>)| {
-        let loop_device = loops.iter().find(|(_, backing)| family.contains(backing));
-        let conflicts = |opener: &&Opener| {
-            let is_relevant =
-                || matches!(opener.file_id, FileId::File(..)) || process::runs_a_vm(opener.pid);
-            (opener.writes || !source.read_only) && is_relevant()
-        };
-        let opener =
-            openers.iter().filter(|opener| family.contains(&opener.file_id)).find(conflicts);
-        loop_device
-            .map(|(name, _)| Holder::Loop(name.clone()))
-            .or_else(|| opener.map(|opener| Holder::process(opener.pid)))
-    };
-    sources.iter().zip(&families).map(one).collect()
-}
-
 /// Returns the holder of `file_id`: the first that is found, in the order of [`Holder`].
 pub fn holder(file_id: FileId) -> Holder {
+    holder_besides(file_id, None)
+}
+
+/// Returns the holder of `file_id` as [`holder`] does, but never the loop device `except`.
+pub(crate) fn holder_besides(file_id: FileId, except: Option<u64>) -> Holder {
     let family = file_id.family();
+    let is_above = |known: &LoopDevice| {
+        let backing = known.backing.as_ref();
+        Some(known.number) != except
+            && backing.is_some_and(|backing| family.contains(&backing.file_id))
+    };
+    let loop_above = || loop_device::all().into_iter().rfind(is_above);
     mount(&family)
         .or_else(|| swap(&family))
         .or_else(|| family.iter().find_map(|&member| device_above(member)))
-        .or_else(|| loop_device::backed_by(&family).pop().map(|(name, _)| Holder::Loop(name)))
+        .or_else(|| loop_above().map(|known| Holder::Loop(known.name)))
         .or_else(|| openers(&family).first().map(|opener| Holder::process(opener.pid)))
         .or_else(|| mount_elsewhere(&family))
         .unwrap_or(Holder::Unknown)
@@ -164,10 +146,26 @@ fn mount_point(pid: &str, family: &[FileId]) -> Option<String> {
 }
 
 fn swap(family: &[FileId]) -> Option<Holder> {
-    let swaps = fs::read_to_string("/proc/swaps").ok()?;
-    let mut paths = swaps.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().next());
-    let is_member = |path: &str| FileId::at(path).is_some_and(|used| family.contains(&used));
-    paths.any(is_member).then_some(Holder::Swap)
+    let swaps = swaps().ok()?;
+    let mut used = swaps.iter().filter_map(FileId::at);
+    used.any(|used| family.contains(&used)).then_some(Holder::Swap)
+}
+
+/// Returns the paths of the devices and files that the kernel uses for swap. One that was removed
+/// ends with ` (deleted)`.
+pub(crate) fn swaps() -> io::Result<Vec<PathBuf>> {
+    let swaps = match fs::read("/proc/swaps") {
+        // A kernel without swap.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+        swaps => swaps?,
+    };
+    Ok(parse_swaps(&swaps))
+}
+
+fn parse_swaps(swaps: &[u8]) -> Vec<PathBuf> {
+    let lines = swaps.split(|&byte| byte == b'\n').skip(1);
+    let paths = lines.filter_map(|line| line.split(u8::is_ascii_whitespace).next());
+    paths.filter(|path| !path.is_empty()).map(|path| unescape(path).into()).collect()
 }
 
 fn device_above(file_id: FileId) -> Option<Holder> {
@@ -182,7 +180,7 @@ fn device_above(file_id: FileId) -> Option<Holder> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::{os::unix::ffi::OsStrExt, process::Command};
 
     use super::*;
 
@@ -199,24 +197,11 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_conflicts_with_a_writer_and_a_writer_with_everyone() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let file_id = FileId::at(file.path()).unwrap();
-        let found_with = |stdin: fs::File| {
-            let mut child = Command::new("sleep").arg("60").stdin(stdin).spawn().unwrap();
-            let sources = [true, false].map(|read_only| OpenSource { file_id, read_only });
-            let found = conflicting_holders(&sources);
-            child.kill().unwrap();
-            child.wait().unwrap();
-            let child = Holder::Process(i32::try_from(child.id()).unwrap(), "sleep".into());
-            found
-                .into_iter()
-                .map(|holder| holder.map(|holder| assert_eq!(holder, child)).is_some())
-                .collect()
-        };
-        let found: Vec<bool> = found_with(fs::File::open(file.path()).unwrap());
-        assert_eq!(found, [false, true]);
-        let found: Vec<bool> = found_with(file.reopen().unwrap());
-        assert_eq!(found, [true, true]);
+    fn paths_of_swap_are_bytes() {
+        let swaps = b"Filename\t\t\t\tType\t\tSize\n/dev/sda2                 partition\t8\n\
+                      /a\\040b\\377\\040(deleted) file\t8\n";
+        let deleted = std::ffi::OsStr::from_bytes(b"/a b\xff (deleted)");
+        assert_eq!(parse_swaps(swaps), [Path::new("/dev/sda2"), Path::new(deleted)]);
+        assert_eq!(parse_swaps(b""), [] as [PathBuf; 0]);
     }
 }

@@ -1,0 +1,397 @@
+//! What a source consists of, and whether something else uses a part of that. An exclusive open of
+//! a source detects its own users only: a loop device claims nothing of the device or file below
+//! it, and neither do two paths to one disk claim each other. Therefore each layer is looked at as
+//! if it were the source: the file or device below a loop device, the devices below device mapper,
+//! md and DRBD, the disk of a partition, the other paths to a SCSI or NVMe disk.
+
+use std::{
+    cell::OnceCell,
+    fs::{self, OpenOptions},
+    io,
+    ops::Range,
+    os::{
+        fd::BorrowedFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::sys::stat::major;
+
+use super::{
+    block_device::{self, BlockDevice, NamedDisk},
+    holders::{
+        self, FileId, Holder,
+        loop_device::{self, LoopDevice},
+        opener::{Opener, openers},
+    },
+    process, root_disk,
+};
+use crate::{
+    Error,
+    error::{Over, Step},
+};
+
+const SYSFS: &str = "/sys";
+/// Where kubelet keeps its state. It puts a loop device over each block volume of a pod, only to
+/// keep the device from being replaced.
+const KUBELET: &str = "/var/lib/kubelet";
+/// The most layers of one source.
+const MOST: usize = 4096;
+
+/// A source that this process has open.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OpenSource<'a> {
+    pub(crate) file_id: FileId,
+    pub(crate) read_only: bool,
+    pub(crate) file: BorrowedFd<'a>,
+}
+
+/// Why a source may not be used, and how it leads to what is in the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Conflict {
+    over: Over,
+    problem: Problem,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Problem {
+    Held(Holder),
+    Root,
+    /// It cannot be known.
+    Unchecked(String),
+}
+
+impl From<io::Error> for Problem {
+    fn from(error: io::Error) -> Self {
+        Self::Unchecked(error.to_string())
+    }
+}
+
+impl Conflict {
+    /// `holder` uses the source itself.
+    pub(crate) fn of_source(holder: Holder) -> Self {
+        Self { over: Over::default(), problem: Problem::Held(holder) }
+    }
+
+    /// Returns it as the error of the source at `path`.
+    pub(crate) fn into_error(self, path: PathBuf) -> Error {
+        let over = self.over;
+        match self.problem {
+            Problem::Held(Holder::Mount(mount_point)) => {
+                Error::SourceMounted { path, over, mount_point }
+            }
+            Problem::Held(holder) => Error::SourceHeld { path, over, holder: holder.to_string() },
+            Problem::Root => Error::SourceIsRoot { path, over },
+            Problem::Unchecked(why) => Error::SourceUnchecked { path, over, why },
+        }
+    }
+}
+
+/// The block devices of this host, for sources that are looked at together.
+struct System {
+    sysfs: PathBuf,
+    loops: Vec<LoopDevice>,
+    named_disks: OnceCell<Vec<NamedDisk>>,
+}
+
+impl System {
+    fn new(sysfs: &Path, loops: Vec<LoopDevice>) -> Self {
+        Self { sysfs: sysfs.to_owned(), loops, named_disks: OnceCell::new() }
+    }
+
+    fn named_disks(&self) -> io::Result<&[NamedDisk]> {
+        if self.named_disks.get().is_none() {
+            let _ = self.named_disks.set(block_device::named_disks(&self.sysfs)?);
+        }
+        Ok(self.named_disks.get().map(Vec::as_slice).unwrap_or_default())
+    }
+
+    /// Replaces what is known of the loop device `number`.
+    fn set_loop(&mut self, number: u64, known: Option<LoopDevice>) {
+        self.loops.retain(|other| other.number != number);
+        self.loops.extend(known);
+    }
+}
+
+/// A device or file with bytes of the source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Layer {
+    file_id: FileId,
+    /// The bytes of it that the source has.
+    range: Range<u64>,
+    reached: Reached,
+    over: Over,
+    path: PathBuf,
+}
+
+/// How a layer was reached from the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reached {
+    /// It is the source.
+    Source,
+    /// It is below the loop device of this number.
+    BelowLoop(u64),
+    /// It is below a device that claims it: device mapper, md, DRBD.
+    BelowClaim,
+    /// It is another path to the same disk.
+    OtherPath,
+    /// It is kubelet's loop device over the source.
+    Kubelet,
+}
+
+impl Layer {
+    fn source(file_id: FileId) -> Self {
+        let (over, path) = (Over::default(), PathBuf::new());
+        Self { file_id, range: 0..u64::MAX, reached: Reached::Source, over, path }
+    }
+
+    /// The layer of a block device that is reached from this one by `step`.
+    fn device(&self, reached: Reached, step: Step, device: &BlockDevice) -> io::Result<Self> {
+        let path = device.node()?;
+        let over = self.over.then(step, path.clone());
+        let file_id = FileId::Block(device.number);
+        Ok(Self { file_id, range: 0..u64::MAX, reached, over, path })
+    }
+
+    fn conflict(&self, problem: impl Into<Problem>) -> Conflict {
+        Conflict { over: self.over.clone(), problem: problem.into() }
+    }
+
+    /// Returns the layers that this one consists of, and its other paths.
+    fn next(&self, system: &System) -> Result<Vec<Self>, Problem> {
+        let sysfs = &system.sysfs;
+        let FileId::Block(number) = self.file_id else { return Ok(Vec::new()) };
+        if matches!(self.reached, Reached::OtherPath | Reached::Kubelet) {
+            return Ok(Vec::new());
+        }
+        let device = BlockDevice::find(sysfs, number)?;
+        let disk = device.disk()?;
+        let mut found = Vec::new();
+        for slave in device.slaves()? {
+            found.push(self.device(Reached::BelowClaim, Step::Below, &slave)?);
+        }
+        for other in device.other_paths(system.named_disks()?)? {
+            found.push(self.device(Reached::OtherPath, Step::OtherPath, &other)?);
+        }
+        let loop_device = system.loops.iter().find(|known| known.number == disk.number);
+        if let Some(LoopDevice { backing, path, .. }) = loop_device {
+            let backing = backing.as_ref().filter(|backing| backing.is_certain);
+            let backing = backing.ok_or_else(|| {
+                Problem::Unchecked("what is below this loop device cannot be seen".to_owned())
+            })?;
+            let range = within(&backing.range, &within(&device.range()?, &self.range));
+            let reached = Reached::BelowLoop(disk.number);
+            let path = match backing.file_id {
+                FileId::File(..) => path.clone(),
+                FileId::Block(number) => BlockDevice::find(sysfs, number)?.node()?,
+            };
+            let over = self.over.then(Step::Below, path.clone());
+            found.push(Self { file_id: backing.file_id, range, reached, over, path });
+        }
+        Ok(found)
+    }
+
+    /// Whether the layer is free, as far as that can be found without a search of all processes.
+    fn check(&self) -> Result<(), Problem> {
+        match (self.file_id, self.reached) {
+            (FileId::File(..), _) => self.check_swap(),
+            (FileId::Block(_), Reached::Source) => Ok(()),
+            // What claims it was reached before it. The root's disk may hold other volumes.
+            (FileId::Block(number), Reached::BelowClaim) => match root_disk::has_root(number) {
+                true => Err(Problem::Root),
+                false => Ok(()),
+            },
+            (FileId::Block(number), _) if root_disk::is_root(number) => Err(Problem::Root),
+            (FileId::Block(number), _) => self.check_claim(number),
+        }
+    }
+
+    /// Checks that nothing has claimed the block device: no mount, in whatever mount namespace, no
+    /// swap, no device on top of it, no process.
+    fn check_claim(&self, number: u64) -> Result<(), Problem> {
+        let is_it = |metadata: &fs::Metadata| FileId::of(metadata) == Some(self.file_id);
+        let other = || Problem::Unchecked("its device node is another device".to_owned());
+        // Opening another device could have an effect.
+        if !is_it(&fs::metadata(&self.path)?) {
+            return Err(other());
+        }
+        let flags = libc::O_EXCL | libc::O_NONBLOCK | libc::O_CLOEXEC;
+        match OpenOptions::new().read(true).custom_flags(flags).open(&self.path) {
+            Ok(file) if file.metadata()?.rdev() == number => Ok(()),
+            Ok(_) => Err(other()),
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                let except = match self.reached {
+                    Reached::BelowLoop(number) => Some(number),
+                    _ => None,
+                };
+                Err(Problem::Held(holders::holder_besides(self.file_id, except)))
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Checks that the kernel does not swap to the file.
+    fn check_swap(&self) -> Result<(), Problem> {
+        let swaps = holders::swaps()?;
+        let mut used = swaps.iter().map(FileId::at);
+        if used.any(|used| used == Some(self.file_id)) {
+            return Err(Problem::Held(Holder::Swap));
+        }
+        let has_lost = swaps.iter().any(|swap| FileId::at(swap).is_none());
+        if has_lost
+            && self.reached != Reached::Source
+            && FileId::at(&self.path) != Some(self.file_id)
+        {
+            let why = "it was removed, and the kernel swaps to a file that was removed";
+            return Err(Problem::Unchecked(why.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Returns kubelet's loop devices over the source.
+    ///
+    /// # Errors
+    /// Another loop device has bytes of this layer.
+    fn loops_above(&self, loops: &[LoopDevice]) -> Result<Vec<Self>, Problem> {
+        let family = self.file_id.family();
+        let is_above = |known: &&LoopDevice| {
+            let backing = known.backing.as_ref();
+            self.reached != Reached::BelowLoop(known.number)
+                && backing.is_some_and(|backing| {
+                    family.contains(&backing.file_id)
+                        && (backing.file_id != self.file_id || overlap(&backing.range, &self.range))
+                })
+        };
+        let mut kubelets = Vec::new();
+        for known in loops.iter().filter(is_above) {
+            let is_kubelets = self.reached == Reached::Source
+                && matches!(self.file_id, FileId::Block(_))
+                && known.path.starts_with(KUBELET);
+            if !is_kubelets {
+                return Err(Problem::Held(Holder::Loop(known.name.clone())));
+            }
+            let device = BlockDevice::find(Path::new(SYSFS), known.number)?;
+            kubelets.push(self.device(Reached::Kubelet, Step::Above, &device)?);
+        }
+        Ok(kubelets)
+    }
+}
+
+/// Returns the bytes `part` of the device that has the bytes `whole` of another one, as bytes of
+/// that.
+fn within(whole: &Range<u64>, part: &Range<u64>) -> Range<u64> {
+    let at = |offset| whole.start.saturating_add(offset);
+    at(part.start)..whole.end.min(at(part.end))
+}
+
+fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
+    one.start < other.end && other.start < one.end
+}
+
+/// Returns the source and all layers of it.
+fn layers(system: &System, source: FileId) -> Result<Vec<Layer>, Conflict> {
+    let mut layers = vec![Layer::source(source)];
+    let mut next = 0;
+    while let Some(layer) = layers.get(next).cloned() {
+        let found = layer.next(system).map_err(|problem| layer.conflict(problem))?;
+        for found in found {
+            let is_known = |known: &Layer| {
+                known.file_id == found.file_id
+                    && known.range == found.range
+                    && (known.reached == found.reached || found.reached == Reached::OtherPath)
+            };
+            if !layers.iter().any(is_known) {
+                layers.push(found);
+            }
+        }
+        if layers.len() > MOST {
+            let why = format!("it consists of more than {MOST} devices");
+            return Err(layers[0].conflict(Problem::Unchecked(why)));
+        }
+        next += 1;
+    }
+    Ok(layers)
+}
+
+/// The layers of a source that was free.
+#[derive(Debug, Default)]
+pub(crate) struct Layers(Vec<Layer>);
+
+impl Layers {
+    /// Looks at all layers of a source, except for processes that have one of them open.
+    fn examine(source: &OpenSource<'_>, system: &mut System) -> Result<Self, Conflict> {
+        let unchecked = |error: io::Error| Layer::source(source.file_id).conflict(error);
+        if let FileId::Block(number) = source.file_id {
+            let device = BlockDevice::find(&system.sysfs, number);
+            let disk = device.and_then(|device| device.disk()).map_err(unchecked)?.number;
+            if major(disk) == loop_device::MAJOR {
+                // The source's own descriptor is certain, and needs no device node.
+                let known = loop_device::of(disk, source.file).map_err(unchecked)?;
+                system.set_loop(disk, known);
+            }
+        }
+        let mut layers = layers(system, source.file_id)?;
+        let mut next = 0;
+        while let Some(layer) = layers.get(next).cloned() {
+            let checked = layer.check().and_then(|()| layer.loops_above(&system.loops));
+            layers.extend(checked.map_err(|problem| layer.conflict(problem))?);
+            next += 1;
+        }
+        Ok(Self(layers))
+    }
+
+    /// Looks at the layers again: each must still be unclaimed. It neither lists all loop devices
+    /// nor searches the descriptors of all processes, which takes longer.
+    pub(crate) fn check_again(&self) -> Result<(), Conflict> {
+        self.0.iter().try_for_each(|layer| layer.check().map_err(|problem| layer.conflict(problem)))
+    }
+
+    fn families(&self) -> Vec<Vec<FileId>> {
+        self.0.iter().map(|layer| layer.file_id.family()).collect()
+    }
+}
+
+/// Returns the layers of each of `sources` in their order, or what conflicts with this use and did
+/// not make the open fail. A loop device never makes it fail, and neither does a process that
+/// opened the source without a claim. Of such processes, for a block device only those that run a
+/// VM conflict (programs that inspect new devices open them for a moment), for a file all of them.
+/// A reader does not conflict with another reader.
+pub(crate) fn examine(sources: &[OpenSource<'_>]) -> Vec<Result<Layers, Conflict>> {
+    if sources.is_empty() {
+        return Vec::new();
+    }
+    let mut system = System::new(Path::new(SYSFS), loop_device::all());
+    let examined: Vec<_> =
+        sources.iter().map(|source| Layers::examine(source, &mut system)).collect();
+    let families: Vec<_> = examined
+        .iter()
+        .map(|layers| layers.as_ref().map(Layers::families).unwrap_or_default())
+        .collect();
+    // One search for all layers of all sources.
+    let openers = openers(&families.concat().concat());
+    let opener = |source: &OpenSource<'_>, family: &Vec<FileId>| {
+        let conflicts = |opener: &&Opener| {
+            let is_relevant =
+                || matches!(opener.file_id, FileId::File(..)) || process::runs_a_vm(opener.pid);
+            (opener.writes || !source.read_only) && is_relevant()
+        };
+        openers.iter().filter(|opener| family.contains(&opener.file_id)).find(conflicts)
+    };
+    let found = sources.iter().zip(examined).zip(families);
+    found
+        .map(|((source, examined), families)| {
+            let layers = examined?;
+            for (layer, family) in layers.0.iter().zip(&families) {
+                if let Some(opener) = opener(source, family) {
+                    return Err(layer.conflict(Problem::Held(Holder::process(opener.pid))));
+                }
+            }
+            Ok(layers)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+#[path = "backing_tests.rs"]
+mod tests;
