@@ -20,6 +20,7 @@ use nix::sys::stat::major;
 
 use super::{
     block_device::{self, BlockDevice, NamedDisk},
+    conflict::{Conflict, Problem},
     holders::{
         self, FileId, Holder,
         loop_device::{self, LoopDevice},
@@ -27,10 +28,7 @@ use super::{
     },
     process, root_disk,
 };
-use crate::{
-    Error,
-    error::{Over, Step},
-};
+use crate::error::{Over, Step};
 
 const SYSFS: &str = "/sys";
 /// Where kubelet keeps its state. It puts a loop device over each block volume of a pod, only to
@@ -45,47 +43,6 @@ pub(crate) struct OpenSource<'a> {
     pub(crate) file_id: FileId,
     pub(crate) read_only: bool,
     pub(crate) file: BorrowedFd<'a>,
-}
-
-/// Why a source may not be used, and how it leads to what is in the way.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Conflict {
-    over: Over,
-    problem: Problem,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Problem {
-    Held(Holder),
-    Root,
-    /// It cannot be known.
-    Unchecked(String),
-}
-
-impl From<io::Error> for Problem {
-    fn from(error: io::Error) -> Self {
-        Self::Unchecked(error.to_string())
-    }
-}
-
-impl Conflict {
-    /// `holder` uses the source itself.
-    pub(crate) fn of_source(holder: Holder) -> Self {
-        Self { over: Over::default(), problem: Problem::Held(holder) }
-    }
-
-    /// Returns it as the error of the source at `path`.
-    pub(crate) fn into_error(self, path: PathBuf) -> Error {
-        let over = self.over;
-        match self.problem {
-            Problem::Held(Holder::Mount(mount_point)) => {
-                Error::SourceMounted { path, over, mount_point }
-            }
-            Problem::Held(holder) => Error::SourceHeld { path, over, holder: holder.to_string() },
-            Problem::Root => Error::SourceIsRoot { path, over },
-            Problem::Unchecked(why) => Error::SourceUnchecked { path, over, why },
-        }
-    }
 }
 
 /// The block devices of this host, for sources that are looked at together.
@@ -171,7 +128,7 @@ impl Layer {
         for slave in device.slaves()? {
             found.push(self.device(Reached::BelowClaim, Step::Below, &slave)?);
         }
-        for other in device.other_paths(system.named_disks()?)? {
+        for other in device.other_paths(|| system.named_disks())? {
             found.push(self.device(Reached::OtherPath, Step::OtherPath, &other)?);
         }
         let loop_device = system.loops.iter().find(|known| known.number == disk.number);

@@ -89,10 +89,14 @@ impl BlockDevice {
 
     /// Returns which of `disks` are the same disk as this one, by the name that the disk itself
     /// reports; for a partition, the same one there, or the whole disk if it has none like it.
-    pub(crate) fn other_paths(&self, disks: &[NamedDisk]) -> io::Result<Vec<Self>> {
+    /// `disks` are read only for a disk that reports its name.
+    pub(crate) fn other_paths<'a>(
+        &self,
+        disks: impl FnOnce() -> io::Result<&'a [NamedDisk]>,
+    ) -> io::Result<Vec<Self>> {
         let (disk, range) = (self.disk()?, self.range()?);
         let Some(name) = disk.world_wide_name() else { return Ok(Vec::new()) };
-        let others = disks.iter().filter(|other| other.name == name && other.disk != disk);
+        let others = disks()?.iter().filter(|other| other.name == name && other.disk != disk);
         let mut found = Vec::new();
         for NamedDisk { disk: other, .. } in others {
             let same = other.partitions()?.into_iter().find(|partition| {

@@ -129,7 +129,7 @@ fn disks_with_one_designator_are_one_disk() {
         sysfs.disk(name, (259, if name == "nvme0n1" { 0 } else { 1 }))
     });
     let named = named_disks(sysfs.path()).unwrap();
-    let others = |number| numbers(sysfs.find(number).other_paths(&named));
+    let others = |number| numbers(sysfs.find(number).other_paths(|| Ok(&named)));
     assert_eq!((others(disks[0]), others(disks[1])), (vec![disks[1]], vec![disks[0]]));
     for &alone in &disks[2..] {
         assert_eq!(others(alone), [0; 0]);
@@ -149,7 +149,7 @@ fn the_other_path_to_a_partition_is_the_same_partition_or_the_disk() {
         sysfs.write(&format!("{name}/device/wwid"), "naa.600a098038303053\n");
     }
     let named = named_disks(sysfs.path()).unwrap();
-    let others = |number| numbers(sysfs.find(number).other_paths(&named));
+    let others = |number| numbers(sysfs.find(number).other_paths(|| Ok(&named)));
     assert_eq!((others(first), others(second)), (vec![same], vec![other]));
 }
 

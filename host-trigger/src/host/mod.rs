@@ -3,6 +3,7 @@
 
 pub(crate) mod backing;
 pub(crate) mod block_device;
+pub(crate) mod conflict;
 pub(crate) mod fd;
 mod found_source;
 pub mod holders;

@@ -10,7 +10,8 @@ use std::{
 use nix::sys::stat::{major, minor};
 
 use super::{
-    backing::{self, Conflict, Layers, OpenSource},
+    backing::{self, Layers, OpenSource},
+    conflict::Conflict,
     fd::{self, OtherOpeners},
     found_source::FoundSource,
     holders::{self, FileId},

@@ -1,0 +1,49 @@
+//! Why a source may not be used: a use of it, or of something that it consists of.
+
+use std::{io, path::PathBuf};
+
+use super::holders::Holder;
+use crate::{Error, error::Over};
+
+/// Why a source may not be used, and how it leads to what is in the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Conflict {
+    pub(super) over: Over,
+    pub(super) problem: Problem,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Problem {
+    /// It is in use.
+    Held(Holder),
+    /// It is on a disk of the root file system.
+    Root,
+    /// It cannot be known.
+    Unchecked(String),
+}
+
+impl From<io::Error> for Problem {
+    fn from(error: io::Error) -> Self {
+        Self::Unchecked(error.to_string())
+    }
+}
+
+impl Conflict {
+    /// `holder` uses the source itself.
+    pub(crate) fn of_source(holder: Holder) -> Self {
+        Self { over: Over::default(), problem: Problem::Held(holder) }
+    }
+
+    /// Returns it as the error of the source at `path`.
+    pub(crate) fn into_error(self, path: PathBuf) -> Error {
+        let over = self.over;
+        match self.problem {
+            Problem::Held(Holder::Mount(mount_point)) => {
+                Error::SourceMounted { path, over, mount_point }
+            }
+            Problem::Held(holder) => Error::SourceHeld { path, over, holder: holder.to_string() },
+            Problem::Root => Error::SourceIsRoot { path, over },
+            Problem::Unchecked(why) => Error::SourceUnchecked { path, over, why },
+        }
+    }
+}
