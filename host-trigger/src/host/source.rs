@@ -16,7 +16,7 @@ use super::{
     found_source::FoundSource,
     holders::{self, FileId},
 };
-use crate::{Error, error::Over};
+use crate::Error;
 
 /// A vetted source.
 #[derive(Debug)]
