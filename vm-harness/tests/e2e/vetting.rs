@@ -92,3 +92,55 @@ async fn disks_below_device_mapper_md_and_the_root_are_refused() {
         )
         .await;
 }
+
+#[tokio::test]
+async fn loop_devices_and_mappings_are_followed_down_to_what_is_in_use() {
+    let modules = "guest.modules=dm_mod,loop".to_owned();
+    let sandbox = boot(&Machine { kernel_parameters: vec![modules], ..Machine::default() }).await;
+    let container = sandbox.start_container().await;
+    let volumes = [Volume::image(16 * MIB), Volume::image(16 * MIB)];
+    let mut disks = Vec::new();
+    for (volume, path) in volumes.iter().zip(["/dev/xvda", "/dev/xvdb"]) {
+        let plugged = sandbox.hot_plug(&container, volume, path).await;
+        disks.push(format!("/dev/{}", plugged.guest_device()));
+    }
+    let [disk, other] = [&disks[0], &disks[1]];
+    let guest = sandbox.observer();
+    let probe = ["/usr/bin/agent-probe"];
+    let script = "dmsetup create --noudevsync made --table '0 16384 linear DISK 2048' &&
+        losetup /dev/loop1 OTHER && dmsetup create --noudevsync twin --table '0 2048 linear /dev/loop1 0' &&
+        dmsetup mknodes && losetup /dev/loop0 /dev/mapper/made && losetup /dev/loop2 DISK";
+    let script = script.replace("DISK", disk).replace("OTHER", other);
+    guest.shell(&format!("({script}) 2>&1")).await;
+    for path in ["/dev/loop0", "/dev/mapper/twin"] {
+        vet(guest, &probe, path).await.unwrap();
+    }
+
+    let script = "mkfs.ext4 -q /dev/mapper/made && mkdir -p /mnt &&
+        mount -t ext4 /dev/mapper/made /mnt && mkswap OTHER && swapon OTHER";
+    guest.shell(&format!("({}) 2>&1", script.replace("OTHER", other))).await;
+    let swap = format!("is over /dev/loop1, over {other}, which is held by the kernel's swap");
+    let mapped = format!("is over {disk}, which is held by the device dm-0 (made)");
+    for (path, expected) in [
+        ("/dev/loop0", "is over /dev/dm-0, which is mounted on /mnt"),
+        ("/dev/loop2", mapped.as_str()),
+        ("/dev/mapper/twin", swap.as_str()),
+    ] {
+        let (status, message) = vet(guest, &probe, path).await.unwrap_err();
+        assert!(status == 6 && message.contains(expected), "{path}, {status}: {message}");
+    }
+
+    let script = "cd /mnt && mkdir -p proc sys dev && cp /usr/bin/agent-probe . && for d in proc sys dev; do mount -o bind /$d $d; done";
+    guest.shell(script).await;
+    let root = "which is on a disk of this host's root file system";
+    for (path, below) in [("/dev/loop0", "/dev/dm-0"), ("/dev/loop2", disk.as_str())] {
+        let (status, message) =
+            vet(guest, &["chroot", "/mnt", "/agent-probe"], path).await.unwrap_err();
+        let expected = format!("is over {below}, {root}");
+        assert!(status == 6 && message.contains(&expected), "{path}, {status}: {message}");
+    }
+    let script = "for d in proc sys dev; do umount /mnt/$d; done; umount /mnt; swapoff OTHER;
+        losetup -d /dev/loop0; losetup -d /dev/loop2; dmsetup remove --noudevsync twin;
+        dmsetup remove --noudevsync made; losetup -d /dev/loop1";
+    guest.shell(&script.replace("OTHER", other)).await;
+}
