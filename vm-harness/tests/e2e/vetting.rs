@@ -109,7 +109,7 @@ async fn loop_devices_and_mappings_are_followed_down_to_what_is_in_use() {
     let probe = ["/usr/bin/agent-probe"];
     let script = "dmsetup create --noudevsync made --table '0 16384 linear DISK 2048' &&
         losetup /dev/loop1 OTHER && dmsetup create --noudevsync twin --table '0 2048 linear /dev/loop1 0' &&
-        dmsetup mknodes && losetup /dev/loop0 /dev/mapper/made && losetup /dev/loop2 DISK";
+        dmsetup mknodes && losetup /dev/loop0 /dev/mapper/made";
     let script = script.replace("DISK", disk).replace("OTHER", other);
     guest.shell(&format!("({script}) 2>&1")).await;
     for path in ["/dev/loop0", "/dev/mapper/twin"] {
@@ -117,8 +117,10 @@ async fn loop_devices_and_mappings_are_followed_down_to_what_is_in_use() {
     }
 
     let script = "mkfs.ext4 -q /dev/mapper/made && mkdir -p /mnt &&
-        mount -t ext4 /dev/mapper/made /mnt && mkswap OTHER && swapon OTHER";
-    guest.shell(&format!("({}) 2>&1", script.replace("OTHER", other))).await;
+        mount -t ext4 /dev/mapper/made /mnt && mkswap OTHER && swapon OTHER &&
+        losetup /dev/loop2 DISK";
+    let script = script.replace("DISK", disk).replace("OTHER", other);
+    guest.shell(&format!("({script}) 2>&1")).await;
     let swap = format!("is over /dev/loop1, over {other}, which is held by the kernel's swap");
     let mapped = format!("is over {disk}, which is held by the device dm-0 (made)");
     for (path, expected) in [
