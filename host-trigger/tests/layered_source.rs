@@ -16,7 +16,7 @@ use common::{
     volume::{Image, Loop},
 };
 use host_trigger::{Error, host::source::Source};
-use nix::sys::stat::{Mode, SFlag, major, mknod};
+use nix::sys::stat::{Mode, SFlag, mknod};
 use serde_json::json;
 
 const MIB: u64 = 1 << 20;
