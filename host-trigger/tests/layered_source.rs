@@ -281,7 +281,7 @@ async fn a_loop_device_of_kubelet_is_no_obstacle_until_it_is_used() {
     source.claim().unwrap();
     let mount = Mount::of(kubelets.path());
     let error = source.claim().unwrap_err();
-    assert!(matches!(error, Error::SourceMounted { .. }), "it is looked at again: {error}");
+    assert!(matches!(error, Error::SourceMounted { .. }), "it is checked again: {error}");
     drop(source);
     let expected = format!(
         "is below {}, which is mounted on {}",

@@ -1,6 +1,6 @@
 //! What a source consists of, and whether something else uses a part of that. An exclusive open of
 //! a source detects its own users only: a loop device claims nothing of the device or file below
-//! it, and neither do two paths to one disk claim each other. Therefore each layer is looked at as
+//! it, and neither do two paths to one disk claim each other. Therefore each layer is checked as
 //! if it were the source: the file or device below a loop device, the devices below device mapper,
 //! md and DRBD, the disk of a partition, the other paths to a SCSI or NVMe disk.
 
@@ -45,7 +45,7 @@ pub(crate) struct OpenSource<'a> {
     pub(crate) file: BorrowedFd<'a>,
 }
 
-/// The block devices of this host, for sources that are looked at together.
+/// The block devices of this host, for sources that are examined together.
 struct System {
     sysfs: PathBuf,
     loops: Vec<LoopDevice>,
