@@ -9,7 +9,7 @@ use common::{
     Host,
     fake_agent::OnAttach,
     run,
-    shell::{after, run_to},
+    shell::{after, run_to, start},
     volume::{Image, Loop},
 };
 use host_trigger::output::envelope::Outcome;
@@ -19,15 +19,9 @@ use nix::{
 };
 use rstest::rstest;
 use serde_json::Value;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
 const MIB: u64 = 1 << 20;
-
-fn start(command: &mut Command) -> (Child, Pid) {
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
-    (child, pid)
-}
 
 /// Whether the process ignores `signal`.
 fn ignores(pid: Pid, signal: Signal) -> bool {

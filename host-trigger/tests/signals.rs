@@ -3,25 +3,14 @@
 
 mod common;
 
-use std::process::Stdio;
-
-use common::{Host, fake_agent::OnAttach, volume::Loop};
+use common::{Host, fake_agent::OnAttach, shell::start, volume::Loop};
 use host_trigger::{ops::recovery::Action, output::envelope::Outcome};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::{Signal, kill};
 use rstest::rstest;
 use serde_json::Value;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 const MIB: u64 = 1 << 20;
-
-fn start(command: &mut Command) -> (Child, Pid) {
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
-    (child, pid)
-}
 
 /// Waits for the end. Returns the exit code and the report.
 async fn ended(child: Child) -> (Option<i32>, Value) {

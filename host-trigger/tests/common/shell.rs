@@ -1,8 +1,10 @@
-//! Programs that inherit something from a shell: limits, ignored signals, other standard streams.
+//! Commands as processes: started by a shell with limits, ignored signals or other standard
+//! streams, or so that a signal can be sent.
 
 use std::process::Stdio;
 
-use tokio::process::Command;
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
 
 /// Returns `command`, run by a shell that executes `prelude` first.
 pub fn after(prelude: &str, command: &Command) -> Command {
@@ -11,6 +13,13 @@ pub fn after(prelude: &str, command: &Command) -> Command {
     shell.args(["-c", &format!("{prelude}\nexec \"$0\" \"$@\"")]).arg(command.get_program());
     shell.args(command.get_args()).kill_on_drop(true);
     shell
+}
+
+/// Starts `command` with pipes as its output.
+pub fn start(command: &mut Command) -> (Child, Pid) {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
+    (child, pid)
 }
 
 /// Runs `command` with this standard output; returns its exit status and its standard error.
