@@ -8,10 +8,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 mod catalog;
-mod over;
+mod chain;
 
 pub use catalog::Class;
-pub use over::{Over, Step};
+pub use chain::{Chain, Step};
 
 use crate::{guest_holder::GuestHolder, sanitize::sanitize};
 
@@ -95,14 +95,14 @@ pub enum Error {
     SourceEmpty { path: PathBuf },
     #[error("{path:?} is a {kind}, neither a block device nor a regular file")]
     SourceKind { path: PathBuf, kind: &'static str },
-    #[error("{path:?}{over} is mounted on {mount_point}")]
-    SourceMounted { path: PathBuf, over: Over, mount_point: String },
-    #[error("{path:?}{over} is held by {holder}")]
-    SourceHeld { path: PathBuf, over: Over, holder: String },
-    #[error("{path:?}{over} is on a disk of this host's root file system")]
-    SourceIsRoot { path: PathBuf, over: Over },
-    #[error("{path:?}{over} cannot be checked: {why}")]
-    SourceUnchecked { path: PathBuf, over: Over, why: String },
+    #[error("{path:?}{chain} is mounted on {mount_point}")]
+    SourceMounted { path: PathBuf, chain: Chain, mount_point: String },
+    #[error("{path:?}{chain} is held by {holder}")]
+    SourceHeld { path: PathBuf, chain: Chain, holder: String },
+    #[error("{path:?}{chain} is on a disk of this host's root file system")]
+    SourceIsRoot { path: PathBuf, chain: Chain },
+    #[error("{path:?}{chain} cannot be checked: {why}")]
+    SourceUnchecked { path: PathBuf, chain: Chain, why: String },
     #[error("{path:?} changed while it was checked")]
     SourceChanged { path: PathBuf },
     #[error("{path:?} is read-only")]

@@ -28,7 +28,7 @@ use super::{
     },
     process, root_disk,
 };
-use crate::error::{Over, Step};
+use crate::error::{Chain, Step};
 
 const SYSFS: &str = "/sys";
 /// Where kubelet keeps its state. It puts a loop device over each block volume of a pod, only to
@@ -78,7 +78,7 @@ struct Layer {
     /// The bytes of it that the source has.
     range: Range<u64>,
     reached: Reached,
-    over: Over,
+    chain: Chain,
     path: PathBuf,
 }
 
@@ -99,20 +99,20 @@ enum Reached {
 
 impl Layer {
     fn source(file_id: FileId) -> Self {
-        let (over, path) = (Over::default(), PathBuf::new());
-        Self { file_id, range: 0..u64::MAX, reached: Reached::Source, over, path }
+        let (chain, path) = (Chain::default(), PathBuf::new());
+        Self { file_id, range: 0..u64::MAX, reached: Reached::Source, chain, path }
     }
 
     /// The layer of a block device that is reached from this one by `step`.
     fn device(&self, reached: Reached, step: Step, device: &BlockDevice) -> io::Result<Self> {
         let path = device.node()?;
-        let over = self.over.then(step, path.clone());
+        let chain = self.chain.then(step, path.clone());
         let file_id = FileId::Block(device.number);
-        Ok(Self { file_id, range: 0..u64::MAX, reached, over, path })
+        Ok(Self { file_id, range: 0..u64::MAX, reached, chain, path })
     }
 
     fn conflict(&self, problem: impl Into<Problem>) -> Conflict {
-        Conflict { over: self.over.clone(), problem: problem.into() }
+        Conflict { chain: self.chain.clone(), problem: problem.into() }
     }
 
     /// Returns the layers that this one consists of, and its other paths.
@@ -143,8 +143,8 @@ impl Layer {
                 FileId::File(..) => path.clone(),
                 FileId::Block(number) => BlockDevice::find(sysfs, number)?.node()?,
             };
-            let over = self.over.then(Step::Below, path.clone());
-            found.push(Self { file_id: backing.file_id, range, reached, over, path });
+            let chain = self.chain.then(Step::Below, path.clone());
+            found.push(Self { file_id: backing.file_id, range, reached, chain, path });
         }
         Ok(found)
     }

@@ -25,7 +25,7 @@ fn found(
 ) -> Vec<(FileId, Range<u64>, String)> {
     let system = System::new(sysfs.path(), loops.to_vec());
     let layers = layers(&system, FileId::Block(source)).unwrap();
-    layers.into_iter().map(|layer| (layer.file_id, layer.range, layer.over.to_string())).collect()
+    layers.into_iter().map(|layer| (layer.file_id, layer.range, layer.chain.to_string())).collect()
 }
 
 #[test]

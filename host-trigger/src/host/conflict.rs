@@ -3,12 +3,12 @@
 use std::{io, path::PathBuf};
 
 use super::holders::Holder;
-use crate::{Error, error::Over};
+use crate::{Error, error::Chain};
 
 /// Why a source may not be used, and how it leads to what is in the way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Conflict {
-    pub(super) over: Over,
+    pub(super) chain: Chain,
     pub(super) problem: Problem,
 }
 
@@ -31,19 +31,19 @@ impl From<io::Error> for Problem {
 impl Conflict {
     /// `holder` uses the source itself.
     pub(crate) fn of_source(holder: Holder) -> Self {
-        Self { over: Over::default(), problem: Problem::Held(holder) }
+        Self { chain: Chain::default(), problem: Problem::Held(holder) }
     }
 
     /// Returns it as the error of the source at `path`.
     pub(crate) fn into_error(self, path: PathBuf) -> Error {
-        let over = self.over;
+        let chain = self.chain;
         match self.problem {
             Problem::Held(Holder::Mount(mount_point)) => {
-                Error::SourceMounted { path, over, mount_point }
+                Error::SourceMounted { path, chain, mount_point }
             }
-            Problem::Held(holder) => Error::SourceHeld { path, over, holder: holder.to_string() },
-            Problem::Root => Error::SourceIsRoot { path, over },
-            Problem::Unchecked(why) => Error::SourceUnchecked { path, over, why },
+            Problem::Held(holder) => Error::SourceHeld { path, chain, holder: holder.to_string() },
+            Problem::Root => Error::SourceIsRoot { path, chain },
+            Problem::Unchecked(why) => Error::SourceUnchecked { path, chain, why },
         }
     }
 }

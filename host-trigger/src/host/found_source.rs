@@ -18,7 +18,7 @@ use std::{
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::{fd, root_disk};
-use crate::{Error, error::Over};
+use crate::{Error, error::Chain};
 
 /// What a path leads to, before it is opened for use.
 pub(super) struct FoundSource<'a> {
@@ -40,7 +40,7 @@ impl<'a> FoundSource<'a> {
         let metadata = path_fd.metadata().map_err(|e| Error::system("fstat", path, e))?;
         let is_block = is_block_device(path, &metadata)?;
         if is_block && root_disk::is_root(metadata.rdev()) {
-            return Err(Error::SourceIsRoot { path: path.to_owned(), over: Over::default() });
+            return Err(Error::SourceIsRoot { path: path.to_owned(), chain: Chain::default() });
         }
         let device =
             fs::read_link(proc_path(&path_fd)).map_err(|e| Error::system("readlink", path, e))?;

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Error, diagnostics,
-    error::Over,
+    error::Chain,
     fault,
     kata::{agent::Agent, agent_address::AgentAddress},
     ops::{
@@ -305,5 +305,5 @@ fn held_elsewhere(error: Error, volume: &PlugVolume) -> Error {
         return error;
     }
     let path = volume.source.given.clone();
-    Error::SourceHeld { path, over: Over::default(), holder: "a QEMU that has it open".into() }
+    Error::SourceHeld { path, chain: Chain::default(), holder: "a QEMU that has it open".into() }
 }

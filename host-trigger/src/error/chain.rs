@@ -2,13 +2,13 @@
 
 use std::{fmt, path::PathBuf};
 
-/// The way from a source to another name of its bytes, one step for each layer; without a step, the
-/// source itself. In a message it stands between the source and what is wrong: `"/dev/loop1" is
-/// over /dev/loop0, which is mounted on /mnt`.
+/// The chain from a source to another name of its bytes, one step for each layer; without a step,
+/// the source itself. In a message it stands between the source and what is wrong:
+/// `"/dev/loop1" is over /dev/loop0, which is mounted on /mnt`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Over(Vec<(Step, PathBuf)>);
+pub struct Chain(Vec<(Step, PathBuf)>);
 
-/// One step of an [`Over`].
+/// One step of a [`Chain`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// To a device or file that the one before consists of.
@@ -19,8 +19,8 @@ pub enum Step {
     OtherPath,
 }
 
-impl Over {
-    /// The way with one more step.
+impl Chain {
+    /// The chain with one more step.
     #[must_use]
     pub fn then(&self, step: Step, to: PathBuf) -> Self {
         let mut longer = self.clone();
@@ -29,7 +29,7 @@ impl Over {
     }
 }
 
-impl fmt::Display for Over {
+impl fmt::Display for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (step, to)) in self.0.iter().enumerate() {
             let word = match step {
@@ -49,13 +49,13 @@ mod tests {
 
     #[test]
     fn the_steps_are_named_in_their_order() {
-        assert_eq!(Over::default().to_string(), "");
-        let over = Over::default().then(Step::Below, "/dev/loop1".into());
-        assert_eq!(over.to_string(), " is over /dev/loop1, which");
-        let over =
-            over.then(Step::Below, "/dev/sda".into()).then(Step::OtherPath, "/dev/sdb".into());
+        assert_eq!(Chain::default().to_string(), "");
+        let chain = Chain::default().then(Step::Below, "/dev/loop1".into());
+        assert_eq!(chain.to_string(), " is over /dev/loop1, which");
+        let chain =
+            chain.then(Step::Below, "/dev/sda".into()).then(Step::OtherPath, "/dev/sdb".into());
         assert_eq!(
-            over.to_string(),
+            chain.to_string(),
             " is over /dev/loop1, over /dev/sda, the same disk as /dev/sdb, which"
         );
     }
