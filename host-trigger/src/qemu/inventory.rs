@@ -178,7 +178,7 @@ impl Inventory {
         self.devices.iter().filter(move |(_, kind)| is_disk(kind)).map(|(id, _)| id.as_str())
     }
 
-    /// Descriptors of ours that no volume needs: those of [`VolumeState::unused`], and commit
+    /// Descriptors of ours that no volume needs: those of `VolumeState::unused`, and commit
     /// records without an intent record. The descriptors of an incomplete volume are removed with
     /// it.
     pub fn unused(&self) -> Vec<Unused> {
