@@ -3,9 +3,7 @@
 
 use std::{fs, io};
 
-use nix::sys::stat::makedev;
-
-use super::holders::FileId;
+use super::{block_device::parse_number, holders::FileId};
 
 /// A line of a mount table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,14 +47,16 @@ pub(crate) fn parse(table: &str) -> Vec<Mount> {
 
 fn parse_line(line: &str) -> Option<Mount> {
     let mut fields = line.split(' ');
-    let (major, minor) = fields.nth(2)?.split_once(':')?;
+    let device = parse_number(fields.nth(2)?.as_bytes())?;
     let point = fields.nth(1)?.to_owned();
     let source = line.split_once(" - ")?.1.split(' ').nth(1)?.to_owned();
-    Some(Mount { device: makedev(major.parse().ok()?, minor.parse().ok()?), point, source })
+    Some(Mount { device, point, source })
 }
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::stat::makedev;
+
     use super::*;
 
     #[test]

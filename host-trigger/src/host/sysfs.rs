@@ -7,7 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::sys::stat::{major, makedev, minor};
+use nix::sys::stat::{major, minor};
+
+use super::block_device::parse_number;
 
 /// Returns the directory of the device `number`.
 pub(crate) fn directory(number: u64) -> PathBuf {
@@ -57,9 +59,7 @@ pub(crate) fn disks_below(number: u64) -> Vec<u64> {
 
 /// Reads the device number, such as `8:16`, from a `dev` file.
 fn device_number(file: &Path) -> Option<u64> {
-    let text = fs::read_to_string(file).ok()?;
-    let (major, minor) = text.trim_end().split_once(':')?;
-    Some(makedev(major.parse().ok()?, minor.parse().ok()?))
+    parse_number(&fs::read(file).ok()?)
 }
 
 /// Returns the names in `directory`; none if it does not exist.
@@ -71,6 +71,8 @@ pub(crate) fn names(directory: &Path) -> impl Iterator<Item = String> + use<> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
+
+    use nix::sys::stat::makedev;
 
     use super::*;
 
