@@ -82,6 +82,8 @@ pub enum Error {
     OtherContainer { volume: String, container: String, asked: String },
     #[error("another run is attaching volume {volume}")]
     ConcurrentRun { volume: String },
+    #[error("another run has plugged volume {volume} again during the wait")]
+    VolumeChanged { volume: String },
 
     #[error("volume {volume} cannot have these limits: {why}")]
     LimitsConflict { volume: String, why: String },
@@ -164,6 +166,8 @@ pub enum Error {
     NoQmpSocket { sandbox: String },
     #[error("sandbox {sandbox} is run by {hypervisor}, not by QEMU")]
     NotQemu { sandbox: String, hypervisor: String },
+    #[error("volume {volume} is in use in QEMU: {}", sanitize(&.users.join("; ")))]
+    NodeInUse { volume: String, users: Vec<String> },
     #[error("the VM has no virtio-scsi controller")]
     NoController,
     #[error("the VM has no free SCSI address")]

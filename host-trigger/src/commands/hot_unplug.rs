@@ -7,17 +7,21 @@
 //! 3. QEMU's device, block node and descriptors are removed; the descriptors last, because they
 //!    carry the record that a repetition needs.
 //!
-//! A detachment that has begun is completed, also after a signal: half of it is of no use. It has
-//! not begun while the guest waits for holders: a signal ends the wait, by a request without
-//! waiting, which the guest serves before the one that waits. What an interrupted plug or unplug
-//! left is detached in the same way, as far as it exists.
+//! A detachment that has begun is completed, also after a signal: half of it is of no use. What an
+//! interrupted plug or unplug left is detached in the same way, as far as it exists.
+//!
+//! With `--wait`, a refusal because of holders or of other users in QEMU ends a turn, and not the
+//! command (`patience`).
+
+mod patience;
 
 use std::{path::PathBuf, time::Duration};
 
 use block_volume_api::block_volume::Detachment;
 use block_volume_qmp::Qmp;
 use clap::Args;
-use tokio::sync::Notify;
+
+use patience::Patience;
 
 use crate::{
     Deadline, Error,
@@ -25,15 +29,18 @@ use crate::{
     guest_holder::GuestHolder,
     ops::{
         detach::Detach,
+        holder_wait,
         inspect::{self, VolumeView},
         select,
         session::{self, Connections, Guest, Session},
+        signals::Signals,
         volume::Volume,
     },
     output::{
         envelope::{Envelope, Outcome},
         report::Report,
     },
+    qemu::node_users::NodeUsers,
     stopwatch::Stopwatch,
 };
 
@@ -72,8 +79,8 @@ pub struct HotUnplug {
     #[command(flatten)]
     pub selector: VolumeSelector,
 
-    /// Time for holders to release the volume, at most 9m, in addition to --timeout. Other commands
-    /// on the sandbox wait as long
+    /// Time for holders in the guest, and for block jobs and exports in QEMU, to release the volume,
+    /// at most 9m, in addition to --timeout. Other commands on the sandbox go on meanwhile
     #[arg(long, value_name = "TIME", value_parser = parse_wait)]
     pub wait: Option<Duration>,
 
@@ -102,43 +109,74 @@ pub async fn run(verb: &HotUnplug, run_dir: Option<PathBuf>) -> Result<Envelope<
     verb.selector.check()?;
     let options = verb.target.session(run_dir, verb.container.as_deref())?;
     let (mut session, mut signals) = Session::open(options).await?;
+    let mut patience = Patience::new(verb.wait);
+    loop {
+        if let Some(done) = turn(verb, &mut session, &mut signals, &mut patience).await? {
+            let Done { result, volume, broken_holders } = done;
+            return Ok(report(verb, result, volume, broken_holders, session.watch));
+        }
+    }
+}
 
-    let prepared = signals.unless_caught(prepare(verb, &mut session)).await?;
-    let Some(Prepared { mut qmp, guest, view }) = prepared else {
-        return Ok(report(verb, Outcome::Unchanged, None, Vec::new(), session.watch));
+/// What came of a turn that ended the command.
+struct Done {
+    result: Outcome,
+    volume: Option<Volume>,
+    broken_holders: Vec<GuestHolder>,
+}
+
+/// One turn: everything is read, and the volume detached. `None`: it was in use, the wait was not in
+/// vain, and everything has to be read anew.
+async fn turn(
+    verb: &HotUnplug,
+    session: &mut Session,
+    signals: &mut Signals,
+    patience: &mut Patience,
+) -> Result<Option<Done>, Error> {
+    let prepared = signals.unless_caught(prepare(verb, session, patience)).await;
+    let Some(prepared) = prepared.map_err(|e| patience.failed(e))? else {
+        return Ok(Some(patience.gone()));
     };
-    let VolumeView { known, volume, request } = view;
+    let Prepared { mut qmp, guest, view, node } = prepared;
+    patience.same(&view)?;
+    if let Err(in_use) = node {
+        patience.wait_for_node(session, signals, qmp, &view, in_use).await?;
+        return Ok(None);
+    }
+    let VolumeView { known, volume, request } = &view;
     if verb.dry_run {
         let holders = dry_run(verb, guest.as_ref(), request.as_ref(), session.deadline);
-        let holders = signals.unless_caught(holders).await?;
-        return Ok(report(verb, Outcome::Detached, Some(volume), holders, session.watch));
+        let broken_holders = signals.unless_caught(holders).await?;
+        let volume = Some(volume.clone());
+        return Ok(Some(Done { result: Outcome::Detached, volume, broken_holders }));
+    }
+    if !patience.asks_before_it_waits() {
+        qmp.close();
+        patience.wait_for_holders(session, signals, guest.as_ref(), &view).await?;
+        return Ok(None);
     }
 
     let done = {
-        let impatient = Notify::new();
-        let wait = verb.wait.unwrap_or_default();
         let mut detach = Detach {
             sandbox: &session.sandbox,
             log: session.log,
-            deadline: session.deadline.plus(wait),
+            deadline: session.deadline,
             watch: &mut session.watch,
             qmp: &mut qmp,
             id: &known.id,
             guest: guest.as_ref(),
             force: verb.force,
-            wait,
         };
-        let mut work = std::pin::pin!(detach.run(request, &impatient));
+        let mut work = std::pin::pin!(detach.run(request.clone()));
         tokio::select! {
             done = &mut work => done,
             interrupted = signals.next() => {
                 session.log.step(|| {
                     "a detachment that has begun is completed; a second signal ends it".to_owned()
                 });
-                impatient.notify_one();
                 tokio::select! {
                     done = &mut work => match done {
-                        Err(Error::InUse { .. }) => Err(interrupted),
+                        Err(e) if holder_wait::is_busy(&e) => Err(interrupted),
                         done => done,
                     },
                     _ = signals.next() => {
@@ -150,8 +188,19 @@ pub async fn run(verb: &HotUnplug, run_dir: Option<PathBuf>) -> Result<Envelope<
             }
         }
     };
-    let broken = done?;
-    Ok(report(verb, Outcome::Detached, Some(volume), broken, session.watch))
+    match done {
+        Err(busy) if holder_wait::is_busy(&busy) => {
+            qmp.close();
+            patience.busy(busy)?;
+            patience.wait_for_holders(session, signals, guest.as_ref(), &view).await?;
+            Ok(None)
+        }
+        done => {
+            let broken_holders = done.map_err(|e| patience.failed(e))?;
+            let volume = Some(view.volume);
+            Ok(Some(Done { result: Outcome::Detached, volume, broken_holders }))
+        }
+    }
 }
 
 /// What is known before anything changes.
@@ -160,26 +209,44 @@ struct Prepared {
     /// `None`: the guest cannot have anything of the volume.
     guest: Option<Guest>,
     view: VolumeView,
+    /// Whether QEMU would release the block node.
+    node: Result<(), Error>,
 }
 
-/// Finds the volume, and the guest if it has to be asked. `None`: the volume is named by its ID and
-/// does not exist.
-async fn prepare(verb: &HotUnplug, session: &mut Session) -> Result<Option<Prepared>, Error> {
+/// Finds the volume, and the guest if it has to be asked. `None`: the volume does not exist, and
+/// that is what was asked for.
+async fn prepare(
+    verb: &HotUnplug,
+    session: &mut Session,
+    patience: &Patience,
+) -> Result<Option<Prepared>, Error> {
     let Session { sandbox, deadline, watch, .. } = session;
     let Connections { mut qmp, inventory, guest } = session::connect(sandbox, *deadline).await?;
-    let selection = verb.selector.selection();
-    let known = match select::one(selection, verb.container.as_deref(), sandbox, &inventory) {
-        Err(Error::VolumeNotFound { .. }) if verb.selector.volume.is_some() => return Ok(None),
-        found => found?,
+    let known = match patience.find(&inventory) {
+        Some(found) => found,
+        None => {
+            let selection = verb.selector.selection();
+            let container = verb.container.as_deref();
+            match select::one(selection, container, sandbox, &inventory) {
+                Err(Error::VolumeNotFound { .. }) if verb.selector.volume.is_some() => None,
+                found => Some(found?),
+            }
+        }
     };
+    let Some(known) = known else { return Ok(None) };
     watch.lap("qemu");
     if known.attachment.is_none() {
         return Err(Error::RecordLost { volume: known.id.to_string() });
     }
     let view = VolumeView::new(&mut qmp, &inventory, &sandbox.id, known).await?;
-    let guest = if view.request.is_some() { Some(guest.await?) } else { None };
+    let node = match view.request.as_ref().is_some_and(|request| request.keep_disk) {
+        true => Ok(()),
+        false => NodeUsers::read(&mut qmp).await?.check(&view.known.id),
+    };
+    let is_asked = node.is_ok() && view.request.is_some();
+    let guest = if is_asked { Some(guest.await?) } else { None };
     watch.lap("prepare");
-    Ok(Some(Prepared { qmp, guest, view }))
+    Ok(Some(Prepared { qmp, guest, view, node }))
 }
 
 /// Checks whether the guest would detach the volume. Returns the holders that would lose it by

@@ -101,6 +101,11 @@ pub(super) fn of(error: &Error) -> Class {
         Error::ConcurrentRun { .. } => {
             class("another_run", Conflict, "try again when the other run has ended")
         }
+        Error::VolumeChanged { .. } => class(
+            "changed_meanwhile",
+            Conflict,
+            "run it again if the volume is still to be unplugged",
+        ),
         Error::LimitsConflict { .. } => class(
             "limits_conflict",
             Conflict,
@@ -204,6 +209,12 @@ pub(super) fn of(error: &Error) -> Class {
         Error::NotQemu { .. } => {
             class("not_qemu", Unsupported, "use a runtime class whose hypervisor is QEMU")
         }
+        Error::NodeInUse { .. } => class(
+            "busy_in_qemu",
+            Busy,
+            "wait until it has ended (hot-unplug --wait does), or end it in QEMU: block-job-cancel, \
+             block-export-del, nbd-server-stop, or blockdev-del of a node",
+        ),
         Error::NoController => class(
             "no_controller",
             Unsupported,

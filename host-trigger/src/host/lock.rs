@@ -50,28 +50,60 @@ pub(crate) async fn acquire(directory: &Path, deadline: Deadline) -> Result<Sand
     match deadline.wait(receiver).await {
         Ok(Ok(Ok(lock))) => Ok(SandboxLock { _lock: lock }),
         Ok(Ok(Err((_, errno)))) => Err(Error::system("flock", directory, errno.into())),
-        Ok(Err(_)) | Err(_) => Err(Error::TimedOut {
-            what: format!("another run that works on {}", directory.display()),
-        }),
+        Ok(Err(_)) | Err(_) => {
+            let holder = holder(directory).map(|holder| format!(", {holder},"));
+            let what = format!(
+                "another run{} that works on {}",
+                holder.unwrap_or_default(),
+                directory.display()
+            );
+            Err(Error::TimedOut { what })
+        }
     }
 }
 
 /// Returns the present holder of the lock: the first one that
 /// [`/proc/locks`](https://man7.org/linux/man-pages/man5/proc_locks.5.html) lists.
 pub(crate) fn holder(directory: &Path) -> Option<Holder> {
-    let metadata = fs::metadata(directory).ok()?;
-    let locks = fs::read_to_string("/proc/locks").ok()?;
-    locks.lines().find_map(|line| {
-        // 1: FLOCK ADVISORY WRITE pid major:minor:inode start end
-        let mut fields = line.split_ascii_whitespace();
-        if fields.nth(1)? != "FLOCK" {
-            return None;
-        }
-        let (pid, file) = (fields.nth(2)?, fields.next()?);
+    let pids = pids(directory, Side::Holds);
+    pids.first().map(|&pid| Holder::process(pid))
+}
+
+/// Whether another run waits for the lock.
+pub(crate) fn is_awaited(directory: &Path) -> bool {
+    !pids(directory, Side::Waits).is_empty()
+}
+
+/// On which side of a lock a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Holds,
+    Waits,
+}
+
+/// The processes on one side of the lock. A line is one of
+///
+/// ```text
+/// 1: FLOCK ADVISORY WRITE pid major:minor:inode start end
+/// 1: -> FLOCK ADVISORY WRITE pid major:minor:inode start end
+/// ```
+fn pids(directory: &Path, side: Side) -> Vec<i32> {
+    let (Ok(metadata), Ok(locks)) = (fs::metadata(directory), fs::read("/proc/locks")) else {
+        return Vec::new();
+    };
+    let locks = String::from_utf8_lossy(&locks);
+    let pid = |line: &str| {
+        let fields: Vec<_> = line.split_ascii_whitespace().skip(1).collect();
+        let (found, fields) = match fields.split_first()? {
+            (&"->", fields) => (Side::Waits, fields),
+            _ => (Side::Holds, &fields[..]),
+        };
+        let ["FLOCK", _, _, pid, file, ..] = fields else { return None };
         let (device, inode) = file.rsplit_once(':')?;
         let same = inode.parse() == Ok(metadata.ino()) && is_device(device, metadata.dev());
-        same.then(|| pid.parse().ok().map(Holder::process)).flatten()
-    })
+        (same && found == side).then(|| pid.parse().ok()).flatten()
+    };
+    locks.lines().filter_map(pid).collect()
 }
 
 /// Whether `text`, such as `fe:01` in hexadecimal, is the device `number`.
@@ -97,7 +129,10 @@ mod tests {
         let own = i32::try_from(std::process::id()).unwrap();
         assert!(matches!(holder(directory.path()), Some(Holder::Process(pid, _)) if pid == own));
         let second = acquire(directory.path(), Deadline::after(Duration::from_millis(50))).await;
-        assert!(matches!(second, Err(Error::TimedOut { .. })));
+        let Err(Error::TimedOut { what }) = second else { panic!("{second:?}") };
+        assert!(what.starts_with(&format!("another run, process {own} (")), "{what}");
+        // The thread of the second one still waits.
+        assert!(is_awaited(directory.path()));
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ pub(crate) mod fd;
 mod found_source;
 pub mod holders;
 pub(crate) mod lock;
+pub(crate) mod lock_watch;
 pub(crate) mod mountinfo;
 pub(crate) mod process;
 pub(crate) mod root_disk;

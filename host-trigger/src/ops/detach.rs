@@ -11,11 +11,10 @@ use std::time::Duration;
 use block_volume_api::block_volume::{DetachRequest, Detachment};
 use block_volume_qmp::{Qmp, QmpError};
 use serde_json::json;
-use tokio::sync::Notify;
 
 use super::{
     guest_request::{self, ROLLBACK_TIME},
-    rollback,
+    rollback::{self, LIVENESS_TIMEOUT},
     session::Guest,
 };
 use crate::{
@@ -32,9 +31,6 @@ use crate::{
     volume_id::VolumeId,
 };
 
-/// A QEMU that has ended closes its connection immediately; one that is stopped does not.
-const LIVENESS_TIMEOUT: Duration = Duration::from_millis(500);
-
 /// The detachment of one volume.
 #[derive(Debug)]
 pub(crate) struct Detach<'a> {
@@ -48,20 +44,17 @@ pub(crate) struct Detach<'a> {
     pub(crate) guest: Option<&'a Guest>,
     /// Detach from holders in the guest, too.
     pub(crate) force: bool,
-    /// How long to wait for holders to release the volume.
-    pub(crate) wait: Duration,
 }
 
 impl Detach<'_> {
-    /// Detaches what exists; `request` is what the guest is asked to detach. `impatient` ends a
-    /// wait for holders. Returns the holders that lost the volume by force.
+    /// Detaches what exists; `request` is what the guest is asked to detach. Returns the holders
+    /// that lost the volume by force.
     ///
     /// # Errors
     /// Unless it is [`Error::Incomplete`], nothing has changed.
     pub(crate) async fn run(
         &mut self,
         request: Option<Detachment>,
-        impatient: &Notify,
     ) -> Result<Vec<GuestHolder>, Error> {
         let mut broken = Vec::new();
         fault::point("before-detach").await?;
@@ -73,14 +66,7 @@ impl Detach<'_> {
                 return Err(Error::TimedOut { what: "the guest".to_owned() });
             }
             self.log.step(|| format!("the guest detaches volume {}", self.id));
-            let patient = detach(guest, &request, self.force, self.wait, self.deadline);
-            let done = tokio::select! {
-                done = patient => done,
-                () = impatient.notified(), if !self.wait.is_zero() => {
-                    detach(guest, &request, false, Duration::ZERO, self.deadline).await
-                }
-            };
-            match done {
+            match detach(guest, &request, self.force, Duration::ZERO, self.deadline).await {
                 Ok(holders) => broken = holders,
                 Err(cause) => return Err(self.incomplete_unless_undone(cause).await),
             }
@@ -95,16 +81,11 @@ impl Detach<'_> {
     /// Returns `cause` if the guest's failure left everything as it was, and
     /// [`Error::Incomplete`] with this cause if not.
     async fn incomplete_unless_undone(&mut self, cause: Error) -> Error {
-        let what = match &cause {
-            Error::Guest { undone: false, .. } => "has detached a part of it",
-            Error::AgentLost { .. } | Error::AgentTimedOut { .. } => "may have detached it",
-            _ => return cause,
-        };
+        let Some(left) = left_by(&cause, self.id) else { return cause };
         if !self.qemu_runs().await {
             return cause;
         }
-        let left = vec![format!("volume {}: the guest {what}, QEMU still has it", self.id)];
-        Error::Incomplete { cause: Box::new(cause), left }
+        Error::Incomplete { cause: Box::new(cause), left: vec![left] }
     }
 
     /// Whether QEMU runs. If it has ended, the VM has ended with it, and nothing of any volume is
@@ -115,7 +96,7 @@ impl Detach<'_> {
         match self.qmp.execute("query-status", json!({})).await {
             Err(QmpError::Disconnected { .. }) => {
                 self.qmp.close();
-                !matches!(rollback::reconnect(self.sandbox, deadline).await, Ok(None))
+                rollback::is_alive(self.sandbox).await
             }
             _ => true,
         }
@@ -178,9 +159,19 @@ impl Detach<'_> {
     }
 }
 
+/// What a failure of the guest left of a detachment; `None` if it left everything as it was.
+pub(crate) fn left_by(cause: &Error, id: &VolumeId) -> Option<String> {
+    let what = match cause {
+        Error::Guest { undone: false, .. } => "has detached a part of it",
+        Error::AgentLost { .. } | Error::AgentTimedOut { .. } => "may have detached it",
+        _ => return None,
+    };
+    Some(format!("volume {id}: the guest {what}, QEMU still has it"))
+}
+
 /// Asks the guest to detach, again if the connection was lost: what is done is not done twice.
 /// Returns the holders that lost the volume by force.
-async fn detach(
+pub(crate) async fn detach(
     guest: &Guest,
     detachment: &Detachment,
     force: bool,

@@ -27,7 +27,7 @@ use crate::{
 const MAX_LEFTOVERS: usize = 16;
 
 /// One attachment of a volume as QEMU has it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct VolumeView {
     pub(crate) known: KnownVolume,
     pub(crate) volume: Volume,

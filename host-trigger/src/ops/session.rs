@@ -45,7 +45,7 @@ pub(crate) struct Session {
     pub(crate) log: StepLog,
     /// QEMU's socket serves one client, and a run in the middle of its work would look incomplete:
     /// so commands that change nothing lock the sandbox, too.
-    _lock: SandboxLock,
+    lock: Option<SandboxLock>,
 }
 
 impl Session {
@@ -56,6 +56,23 @@ impl Session {
     /// The sandbox is not found, its lock is not released in time, or a signal arrived.
     pub(crate) async fn open(options: SessionOptions) -> Result<(Self, Signals), Error> {
         Located::new(options)?.lock().await
+    }
+
+    /// Releases the lock: other runs work on the sandbox from now on, and what was read of it may
+    /// change. The connection to QEMU has to be closed, too.
+    pub(crate) fn unlock(&mut self) {
+        self.lock = None;
+    }
+
+    /// Locks the sandbox again, after any run that has the lock.
+    ///
+    /// # Errors
+    /// The lock is not released until `deadline`.
+    pub(crate) async fn lock_again(&mut self, deadline: Deadline) -> Result<(), Error> {
+        if self.lock.is_none() {
+            self.lock = Some(lock::acquire(&self.sandbox.lock_directory(), deadline).await?);
+        }
+        Ok(())
     }
 }
 
@@ -94,7 +111,7 @@ impl Located {
         let lock = lock::acquire(&directory, deadline);
         let lock = signals.unless_caught(lock).await?;
         watch.lap("lock");
-        Ok((Session { sandbox, deadline, watch, log, _lock: lock }, signals))
+        Ok((Session { sandbox, deadline, watch, log, lock: Some(lock) }, signals))
     }
 }
 

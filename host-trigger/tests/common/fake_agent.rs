@@ -81,6 +81,16 @@ pub struct FakeAgent {
     pub loses_detach_reply: Mutex<bool>,
     /// Whether a request to detach never gets a reply.
     pub hangs_on_detach: Mutex<bool>,
+    /// Whether a holder has the disks. A request to detach that may wait does so until the holder
+    /// releases them or another request for any volume arrives.
+    pub is_held: tokio::sync::watch::Sender<bool>,
+    /// How many times faster than the host's clock the guest's is. Zero: the guest never waits.
+    pub clock: Mutex<u32>,
+    /// Notified when a request to detach begins to wait.
+    pub waits: Notify,
+    /// The number of requests to detach.
+    pub detach_requests: std::sync::atomic::AtomicU32,
+    another_request: Notify,
     /// How long it takes to detach.
     pub detach_delay: Mutex<std::time::Duration>,
     /// Containers that no longer run.
@@ -118,6 +128,11 @@ impl FakeAgent {
             detach_failure: Mutex::default(),
             loses_detach_reply: Mutex::default(),
             hangs_on_detach: Mutex::default(),
+            is_held: tokio::sync::watch::Sender::new(false),
+            clock: Mutex::new(1),
+            waits: Notify::new(),
+            detach_requests: std::sync::atomic::AtomicU32::default(),
+            another_request: Notify::new(),
             detach_delay: Mutex::default(),
             gone_containers: Mutex::default(),
             lost_nodes: Mutex::default(),
@@ -192,6 +207,26 @@ impl FakeAgent {
         paths
     }
 
+    /// Returns why the disk is not detached.
+    async fn wait_for_holder(&self, request: &DetachRequest) -> Option<Reason> {
+        let mut is_held = self.is_held.subscribe();
+        if request.force || !*is_held.borrow() {
+            return None;
+        }
+        let clock = *self.clock.lock().unwrap();
+        let wait = std::time::Duration::from_millis(request.wait_ms);
+        let Some(wait) = wait.checked_div(clock).filter(|wait| !wait.is_zero()) else {
+            return Some(Reason::REASON_BUSY);
+        };
+        let another = self.another_request.notified();
+        self.waits.notify_one();
+        tokio::select! {
+            _ = is_held.wait_for(|is_held| !is_held) => None,
+            () = another => Some(Reason::REASON_CANCELLED),
+            () = tokio::time::sleep(wait) => Some(Reason::REASON_BUSY),
+        }
+    }
+
     fn path_state(&self, container: &str, path: &str) -> PathState {
         let is_here = |attachment: &Attachment| {
             attachment.container_id == container && attachment.path == path
@@ -242,6 +277,7 @@ impl BlockVolume for FakeAgent {
         _: &TtrpcContext,
         request: AttachRequest,
     ) -> ttrpc::Result<AttachResponse> {
+        self.another_request.notify_waiters();
         if !(1..=600_000).contains(&request.timeout_ms) {
             let failure = failure(Reason::REASON_INVALID_REQUEST, true);
             return Ok(AttachResponse { failure, ..Default::default() });
@@ -293,6 +329,12 @@ impl BlockVolume for FakeAgent {
         request: DetachRequest,
     ) -> ttrpc::Result<DetachResponse> {
         self.request_received.notify_one();
+        self.detach_requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.another_request.notify_waiters();
+        if let Some(reason) = self.wait_for_holder(&request).await {
+            let failure = failure(reason, true);
+            return Ok(DetachResponse { failure, ..Default::default() });
+        }
         let delay = *self.detach_delay.lock().unwrap();
         tokio::time::sleep(delay).await;
         if *self.hangs_on_detach.lock().unwrap() {

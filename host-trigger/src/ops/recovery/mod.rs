@@ -1,13 +1,10 @@
 //! Recovery of volumes: what an interrupted run left of one is completed or rolled back. The plan
 //! (`plan`) is decided by what QEMU and the guest have, and carried out here.
 
-use std::time::Duration;
-
 use block_volume_api::block_volume::{AttachRequest, Detachment};
 use block_volume_qmp::Qmp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
 
 use super::{commit, detach::Detach, inspect::VolumeView, session::Guest};
 use crate::{
@@ -138,9 +135,8 @@ impl Recovery<'_> {
             id: &view.known.id,
             guest: self.guest,
             force: false,
-            wait: Duration::ZERO,
         };
-        detach.run(request, &Notify::new()).await?;
+        detach.run(request).await?;
         self.detached.extend(view.known.attachment.clone());
         Ok(())
     }

@@ -12,7 +12,7 @@
 //! [`device_del`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-qdev.device_del)
 //! of a SCSI disk is a surprise removal. QEMU's part is `qemu::removal`.
 
-use std::io::ErrorKind;
+use std::{io::ErrorKind, time::Duration};
 
 use block_volume_qmp::{COMMAND_TIMEOUT, Qmp, QmpError};
 
@@ -21,6 +21,15 @@ use crate::{Deadline, Error, kata::sandbox::Sandbox};
 pub(crate) mod leftover;
 pub(crate) mod plug;
 pub(crate) mod resize;
+
+/// A QEMU that has ended closes its connection immediately; one that is stopped does not.
+pub(crate) const LIVENESS_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Whether QEMU runs, as far as can be told. If it has ended, the VM has ended with it, and nothing
+/// of any volume is left.
+pub(crate) async fn is_alive(sandbox: &Sandbox) -> bool {
+    !matches!(reconnect(sandbox, Deadline::after(LIVENESS_TIMEOUT)).await, Ok(None))
+}
 
 /// Connects to QEMU again, after the former connection was closed. `None` if QEMU has ended, and
 /// the VM with it.

@@ -1,0 +1,165 @@
+//! Notices that another run wants the lock of a sandbox ([`lock`](super::lock)), by
+//! [`inotify(7)`](https://man7.org/linux/man-pages/man7/inotify.7.html) on the directory that is
+//! locked: whoever wants the lock opens it, and closes it when it has done its work.
+
+use std::{
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify},
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::lock;
+use crate::{Deadline, Error};
+
+/// A watch on the directory of a lock.
+#[derive(Debug)]
+pub(crate) struct LockWatch {
+    directory: PathBuf,
+    inotify: AsyncFd<Events>,
+}
+
+#[derive(Debug)]
+struct Events(Inotify);
+
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for Events {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+impl LockWatch {
+    /// Watches `directory`, whose lock this run holds.
+    ///
+    /// # Errors
+    /// It cannot be watched.
+    pub(crate) fn new(directory: &Path) -> Result<Self, Error> {
+        let failed =
+            |call: &'static str| move |e: Errno| Error::system(call, directory, e.into());
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
+            .map_err(failed("inotify_init1"))?;
+        let events = AddWatchFlags::IN_OPEN | AddWatchFlags::IN_CLOSE_NOWRITE;
+        inotify.add_watch(directory, events).map_err(failed("inotify_add_watch"))?;
+        // SAFETY: `Events` owns its descriptor, returns the same one each time, and closes it only
+        // when it is dropped.
+        #[expect(unsafe_code, reason = "the safe way is deprecated")]
+        let inotify =
+            unsafe { AsyncFd::register_with_interest(Events(inotify), Interest::READABLE) };
+        let inotify = inotify
+            .map_err(|e| Error::system("epoll_ctl", directory, e.into()))?;
+        Ok(Self { directory: directory.to_owned(), inotify })
+    }
+
+    /// Awaits that another run wants the lock. One that opened the directory before the watch began
+    /// is among those that wait for the lock.
+    pub(crate) async fn wanted(&self) {
+        if lock::is_awaited(&self.directory) {
+            return;
+        }
+        if self.next(AddWatchFlags::IN_OPEN).await.is_err() {
+            // Without the watch nobody is noticed, and this run keeps the lock to its end.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// After this run has released the lock: awaits that the other one has had it. Otherwise this
+    /// run could have it again first.
+    pub(crate) async fn had_its_turn(&self, deadline: Deadline) {
+        let _ = self.drain();
+        while lock::is_awaited(&self.directory) || lock::holder(&self.directory).is_some() {
+            let closed = deadline.wait(self.next(AddWatchFlags::IN_CLOSE_NOWRITE)).await;
+            if !matches!(closed, Ok(Ok(()))) {
+                return;
+            }
+        }
+    }
+
+    /// Awaits one of `events` of the directory itself.
+    async fn next(&self, events: AddWatchFlags) -> std::io::Result<()> {
+        loop {
+            let mut ready = self.inotify.readable().await?;
+            match ready.get_inner().0.read_events() {
+                // An event of a file in the directory has its name.
+                Ok(found)
+                    if found.iter().any(|e| e.name.is_none() && e.mask.intersects(events)) =>
+                {
+                    return Ok(());
+                }
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => ready.clear_ready(),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Drops the events so far, among them those of this run.
+    fn drain(&self) -> Result<(), Errno> {
+        loop {
+            match self.inotify.get_ref().0.read_events() {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn soon() -> Deadline {
+        Deadline::after(Duration::from_secs(20))
+    }
+
+    #[tokio::test]
+    async fn a_run_that_waits_for_the_lock_is_noticed_and_gets_its_turn_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = lock::acquire(directory.path(), soon()).await.unwrap();
+        let watch = LockWatch::new(directory.path()).unwrap();
+        std::fs::write(directory.path().join("file"), "").unwrap();
+        let nobody = Deadline::after(Duration::from_millis(50)).wait(watch.wanted()).await;
+        assert!(nobody.is_err(), "a file in the directory is not the directory");
+
+        let path = directory.path().to_owned();
+        let (release, released) = tokio::sync::oneshot::channel::<()>();
+        let second = tokio::spawn(async move {
+            let lock = lock::acquire(&path, soon()).await.unwrap();
+            released.await.unwrap();
+            drop(lock);
+        });
+        soon().wait(watch.wanted()).await.unwrap();
+        drop(first);
+        let early = Deadline::after(Duration::from_millis(50));
+        early.wait(watch.had_its_turn(soon())).await.unwrap_err();
+        release.send(()).unwrap();
+        second.await.unwrap();
+        soon().wait(watch.had_its_turn(soon())).await.unwrap();
+        lock::acquire(directory.path(), soon()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_run_that_waited_before_the_watch_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let _first = lock::acquire(directory.path(), soon()).await.unwrap();
+        let path = directory.path().to_owned();
+        tokio::spawn(async move { lock::acquire(&path, soon()).await });
+        while !lock::is_awaited(directory.path()) {
+            tokio::task::yield_now().await;
+        }
+        let watch = LockWatch::new(directory.path()).unwrap();
+        soon().wait(watch.wanted()).await.unwrap();
+    }
+}

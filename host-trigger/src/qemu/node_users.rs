@@ -1,0 +1,275 @@
+//! Who else in QEMU uses the block node of a volume: block jobs (backup, mirror), exports (NBD),
+//! and nodes on top of it (snapshots, filters). None of them is ours. While one of them has the
+//! node, QEMU refuses `blockdev-del` and `block_resize`, so they are looked for before anything is
+//! changed.
+//!
+//! `query-block-jobs` does not say which node a job works on. But a job puts a filter node on top
+//! of the node that it reads, and
+//! [`query-blockstats`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-block-core.query-blockstats)
+//! with `query-nodes` says what each node is on top of.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+};
+
+use block_volume_qmp::{Event, Qmp, QmpError};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::{Deadline, Error, volume_id::VolumeId};
+
+/// The events after which a user may be gone.
+const EVENTS: [&str; 5] = [
+    "BLOCK_JOB_COMPLETED",
+    "BLOCK_JOB_CANCELLED",
+    "BLOCK_JOB_ERROR",
+    "JOB_STATUS_CHANGE",
+    "BLOCK_EXPORT_DELETED",
+];
+
+/// The users of the block nodes of QEMU, as they are now.
+#[derive(Debug)]
+pub(crate) struct NodeUsers {
+    /// The drivers of all nodes, by name.
+    drivers: HashMap<String, String>,
+    /// What each node is on top of, by name.
+    below: HashMap<String, Vec<String>>,
+    jobs: Vec<Job>,
+    exports: Vec<Export>,
+}
+
+/// One user of a volume's block node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NodeUser {
+    /// A block job.
+    Job(Job),
+    /// An export.
+    Export(Export),
+    /// A node on top of it that belongs to no job: its name and its driver.
+    Node(String, String),
+}
+
+/// A block job, as `query-block-jobs` describes it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Job {
+    #[serde(rename = "device")]
+    id: String,
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    status: String,
+}
+
+/// An export, as `query-block-exports` describes it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct Export {
+    id: String,
+    #[serde(rename = "type")]
+    kind: String,
+    node_name: String,
+    #[serde(default)]
+    shutting_down: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct NodeDriver {
+    node_name: Option<String>,
+    drv: String,
+}
+
+/// A node with the nodes that it is on top of: `parent` is QEMU's name for its `file`.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct NodeStats {
+    node_name: Option<String>,
+    parent: Option<Box<NodeStats>>,
+    backing: Option<Box<NodeStats>>,
+}
+
+impl fmt::Display for NodeUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Job(Job { id, kind, status }) => write!(f, "block job {id} ({kind}, {status})"),
+            Self::Export(Export { id, kind, shutting_down, .. }) => {
+                let state = if *shutting_down { "shutting down" } else { "active" };
+                write!(f, "export {id} ({kind}, {state})")
+            }
+            Self::Node(name, driver) => write!(f, "block node {name} ({driver})"),
+        }
+    }
+}
+
+impl NodeUsers {
+    /// Asks QEMU.
+    ///
+    /// # Errors
+    /// It does not reply, or not in the documented form.
+    pub(crate) async fn read(qmp: &mut Qmp) -> Result<Self, QmpError> {
+        let jobs = qmp.query("query-block-jobs", json!({})).await?;
+        let exports = match qmp.query("query-block-exports", json!({})).await {
+            // It was built without any kind of export.
+            Err(QmpError::Refused { class, .. }) if class == "CommandNotFound" => Vec::new(),
+            exports => exports?,
+        };
+        let stats: Vec<NodeStats> =
+            qmp.query("query-blockstats", json!({"query-nodes": true})).await?;
+        let mut below = HashMap::new();
+        for NodeStats { node_name, parent, backing } in stats {
+            let names = [parent, backing].into_iter().flatten().filter_map(|node| node.node_name);
+            below.extend(node_name.map(|name| (name, names.collect())));
+        }
+        let mut users = Self { drivers: HashMap::new(), below, jobs, exports };
+        if users.is_shared() {
+            let nodes: Vec<NodeDriver> =
+                qmp.query("query-named-block-nodes", json!({"flat": true})).await?;
+            let named = nodes.into_iter().filter_map(|node| Some((node.node_name?, node.drv)));
+            users.drivers = named.collect();
+        }
+        Ok(users)
+    }
+
+    /// Whether any volume has a node on top of it. Otherwise no driver has to be known.
+    fn is_shared(&self) -> bool {
+        let mut all = self.below.values().flatten();
+        all.any(|name| VolumeId::of_name(name).is_some())
+    }
+
+    /// The users of the volume's block node, if it has one.
+    pub(crate) fn of(&self, id: &VolumeId) -> Vec<NodeUser> {
+        let own = self.closure(id.node(), |name| self.below.get(name).cloned().unwrap_or_default());
+        let above = self.closure(id.node(), |name| {
+            let is_above = |(_, below): &(&String, &Vec<String>)| below.iter().any(|on| on == name);
+            self.below.iter().filter(is_above).map(|(above, _)| above.clone()).collect()
+        });
+        let mut nodes: Vec<_> = above.iter().filter(|name| **name != id.node()).collect();
+        nodes.sort_unstable();
+        let mut users = Vec::new();
+        for name in nodes {
+            let driver = self.drivers.get(name).cloned().unwrap_or_default();
+            let jobs = self.jobs.iter().filter(|job| job.uses_filter(&driver));
+            let found: Vec<_> = jobs.cloned().map(NodeUser::Job).collect();
+            match found.is_empty() {
+                true => users.push(NodeUser::Node(name.clone(), driver)),
+                false => users.extend(found),
+            }
+        }
+        let exports = self.exports.iter().filter(|export| {
+            let name = &export.node_name;
+            own.contains(name) || above.contains(name)
+        });
+        users.extend(exports.cloned().map(NodeUser::Export));
+        users.dedup();
+        users
+    }
+
+    /// All names that `next` leads to from `start`, with it.
+    fn closure(&self, start: String, next: impl Fn(&str) -> Vec<String>) -> HashSet<String> {
+        let (mut found, mut ahead) = (HashSet::new(), vec![start]);
+        while let Some(name) = ahead.pop() {
+            ahead.extend(next(&name).into_iter().filter(|next| !found.contains(next)));
+            found.insert(name);
+        }
+        found
+    }
+
+    /// Checks that nobody else uses the volume's block node.
+    ///
+    /// # Errors
+    /// Somebody does.
+    pub(crate) fn check(&self, id: &VolumeId) -> Result<(), Error> {
+        let users = self.of(id);
+        if users.is_empty() {
+            return Ok(());
+        }
+        Err(Error::NodeInUse {
+            volume: id.to_string(),
+            users: users.iter().map(ToString::to_string).collect(),
+        })
+    }
+}
+
+impl Job {
+    /// Whether the job uses filter nodes of this driver. Of two jobs of the same kind on different
+    /// nodes, QEMU does not say which is whose: both are named.
+    fn uses_filter(&self, driver: &str) -> bool {
+        match driver {
+            "copy-before-write" | "backup-top" => self.kind == "backup",
+            "mirror_top" => self.kind == "mirror" || self.kind == "commit",
+            "commit_top" => self.kind == "commit",
+            "copy-on-read" => self.kind == "stream",
+            _ => false,
+        }
+    }
+}
+
+/// Awaits an event after which a user may be gone. Returns false at `deadline`, or if the
+/// connection has ended.
+pub(crate) async fn changed(qmp: &mut Qmp, deadline: Deadline) -> bool {
+    let is_one = |event: &Event| EVENTS.contains(&event.name.as_str());
+    while let Some(event) = qmp.next_event(deadline).await {
+        if is_one(&event) {
+            return true;
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "0123456789abcdef";
+
+    fn users(below: &[(&str, &str, &str)], jobs: &[&str], exports: &[&str]) -> Vec<String> {
+        let job = |kind: &&str| Job {
+            id: format!("{kind}1"),
+            kind: (*kind).to_owned(),
+            status: "running".to_owned(),
+        };
+        let export = |node: &&str| Export {
+            id: "e1".to_owned(),
+            kind: "nbd".to_owned(),
+            node_name: (*node).to_owned(),
+            shutting_down: false,
+        };
+        let all = NodeUsers {
+            drivers: below.iter().map(|(name, driver, _)| (name.to_string(), driver.to_string())).collect(),
+            below: below.iter().map(|(name, _, on)| (name.to_string(), vec![on.to_string()])).collect(),
+            jobs: jobs.iter().map(job).collect(),
+            exports: exports.iter().map(export).collect(),
+        };
+        let id = VolumeId::parse(ID).unwrap();
+        let users = all.of(&id);
+        assert_eq!(all.check(&id).is_ok(), users.is_empty());
+        users.iter().map(ToString::to_string).collect()
+    }
+
+    const N: &str = "ecrblk-0123456789abcdef-n";
+    const FILE: (&str, &str, &str) = (N, "raw", "#file");
+
+    #[test]
+    fn a_job_is_found_by_its_filter_node() {
+        let none: [&str; 0] = [];
+        assert_eq!(users(&[FILE], &["mirror"], &[]), none, "a job on another node");
+        let mirror = [FILE, ("#f", "mirror_top", N)];
+        assert_eq!(users(&mirror, &["backup", "mirror"], &[]), ["block job mirror1 (mirror, running)"]);
+        let backup = [FILE, ("#f", "copy-before-write", N)];
+        assert_eq!(users(&backup, &["backup"], &[]), ["block job backup1 (backup, running)"]);
+    }
+
+    #[test]
+    fn nodes_on_top_and_exports_of_any_of_them_are_users() {
+        let none: [&str; 0] = [];
+        let chain = [FILE, ("snap", "qcow2", N), ("top", "raw", "snap")];
+        let nodes = ["block node snap (qcow2)", "block node top (raw)"];
+        assert_eq!(users(&chain, &[], &[]), nodes);
+        for node in ["#file", N, "top"] {
+            let found = users(&chain, &[], &[node]);
+            assert_eq!(found[2..], ["export e1 (nbd, active)"], "{node}");
+        }
+        assert_eq!(users(&[FILE], &[], &["other"]), none);
+    }
+}
