@@ -168,6 +168,8 @@ pub enum Error {
     NotQemu { sandbox: String, hypervisor: String },
     #[error("volume {volume} is in use in QEMU: {}", sanitize(&.users.join("; ")))]
     NodeInUse { volume: String, users: Vec<String> },
+    #[error("another program has moved volume {volume} to the block node {node:?} in QEMU")]
+    NodeMoved { volume: String, node: String },
     #[error("the VM has no virtio-scsi controller")]
     NoController,
     #[error("the VM has no free SCSI address")]

@@ -22,6 +22,7 @@ pub(crate) fn volume() -> Volume {
         device_number: "8:0".into(),
         device_filter: "none".into(),
         node: "mknod".into(),
+        moved_to: None,
         throttle: Limits::default(),
     }
 }

@@ -40,7 +40,11 @@ use crate::{
         envelope::{Envelope, Outcome},
         report::Report,
     },
-    qemu::node_users::NodeUsers,
+    qemu::{
+        medium::Drive,
+        node_users::{self, NodeUsers},
+        throttle::Limits,
+    },
     stopwatch::Stopwatch,
 };
 
@@ -133,6 +137,7 @@ async fn turn(
     signals: &mut Signals,
     patience: &mut Patience,
 ) -> Result<Option<Done>, Error> {
+    patience.begin_turn(session)?;
     let prepared = signals.unless_caught(prepare(verb, session, patience)).await;
     let Some(prepared) = prepared.map_err(|e| patience.failed(e))? else {
         return Ok(Some(patience.gone()));
@@ -140,6 +145,9 @@ async fn turn(
     let Prepared { mut qmp, guest, view, node } = prepared;
     patience.same(&view)?;
     if let Err(in_use) = node {
+        if verb.dry_run {
+            return Err(in_use);
+        }
         patience.wait_for_node(session, signals, qmp, &view, in_use).await?;
         return Ok(None);
     }
@@ -238,7 +246,11 @@ async fn prepare(
     if known.attachment.is_none() {
         return Err(Error::RecordLost { volume: known.id.to_string() });
     }
-    let view = VolumeView::new(&mut qmp, &inventory, &sandbox.id, known).await?;
+    let mut view = VolumeView::new(&mut qmp, &inventory, &sandbox.id, known).await?;
+    if node_users::is_covered(&mut qmp, &view.known.id, view.known.state.device).await? {
+        view.set_drive(&Drive::read(&mut qmp).await?);
+        view.volume.throttle = Limits::default();
+    }
     let node = match view.request.as_ref().is_some_and(|request| request.keep_disk) {
         true => Ok(()),
         false => NodeUsers::read(&mut qmp).await?.check(&view.known.id),

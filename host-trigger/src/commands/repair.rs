@@ -158,7 +158,10 @@ async fn recover(
         };
         let plan = RecoveryPlan::new(&view.known, &reported);
         session.log.step(|| format!("volume {}: {}: {plan:?}", view.volume.id, state.text()));
-        let recovered = if verb.dry_run { plan.result() } else { recovery.run(view, &plan).await };
+        let recovered = match verb.dry_run {
+            true => recovery.dry_run(view, &plan).await,
+            false => recovery.run(view, &plan).await,
+        };
         volumes.push(row(view, state, recovered));
     }
     for unused in unused.iter().filter(|_| !progress.stop.get()) {

@@ -36,7 +36,7 @@ use crate::{
         envelope::{Envelope, Outcome},
         report::Report,
     },
-    qemu::{record::Access, throttle::Limits},
+    qemu::{medium::Drive, node_users::NodeUsers, record::Access},
     size::parse_size,
     stopwatch::Stopwatch,
     volume_id::VolumeId,
@@ -144,7 +144,13 @@ async fn prepare(verb: &Resize, session: &Session) -> Result<(Work, Volume), Err
         return Err(Error::ResizeReadOnly { volume: id.to_string() });
     }
     let mut view = VolumeView::new(&mut qmp, &inventory, &sandbox.id, known).await?;
-    view.volume.throttle = Limits::read(&mut qmp).await?.remove(&id).unwrap_or_default();
+    view.set_drive(&Drive::read(&mut qmp).await?);
+    if let Some(node) = view.volume.moved_to {
+        return Err(Error::NodeMoved { volume: id.to_string(), node });
+    }
+    if after != before {
+        NodeUsers::read(&mut qmp).await?.check(&id)?;
+    }
     let guest = guest.await?;
     // A committed volume has a commit record, and with it a request.
     let request = view.request.unwrap_or_default();

@@ -19,7 +19,7 @@ use crate::{
         envelope::{Envelope, Outcome},
         report::Report,
     },
-    qemu::throttle::Limits,
+    qemu::medium::Drive,
 };
 
 /// Limit the operations and bytes per second of a volume
@@ -76,8 +76,9 @@ pub async fn run(verb: &Throttle, run_dir: Option<PathBuf>) -> Result<Envelope<R
         if !known.state.device {
             return Err(Error::IncompleteVolume { volume: id.to_string() });
         }
-        let view = VolumeView::new(&mut qmp, &inventory, &sandbox.id, known).await?;
-        let present = Limits::read(&mut qmp).await?.remove(&id).unwrap_or_default();
+        let mut view = VolumeView::new(&mut qmp, &inventory, &sandbox.id, known).await?;
+        view.set_drive(&Drive::read(&mut qmp).await?);
+        let present = view.volume.throttle;
         Ok((qmp, id, view.volume, present))
     };
     let (mut qmp, id, mut volume, present) = signals.unless_caught(prepare).await?;

@@ -215,6 +215,11 @@ pub(super) fn of(error: &Error) -> Class {
             "wait until it has ended (hot-unplug --wait does), or end it in QEMU: block-job-cancel, \
              block-export-del, nbd-server-stop, or blockdev-del of a node",
         ),
+        Error::NodeMoved { .. } => class(
+            "moved_in_qemu",
+            Conflict,
+            "unplug it, and plug what it was moved to (`ecr-runtime block-volume inspect` shows it)",
+        ),
         Error::NoController => class(
             "no_controller",
             Unsupported,

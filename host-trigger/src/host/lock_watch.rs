@@ -5,6 +5,7 @@
 use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use nix::{
@@ -15,6 +16,9 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::lock;
 use crate::{Deadline, Error};
+
+/// How long another run may take from opening the directory to waiting for the lock.
+const LATE: Duration = Duration::from_secs(1);
 
 /// A watch on the directory of a lock.
 #[derive(Debug)]
@@ -60,14 +64,23 @@ impl LockWatch {
         Ok(Self { directory: directory.to_owned(), inotify })
     }
 
-    /// Awaits that another run wants the lock. One that opened the directory before the watch began
-    /// is among those that wait for the lock.
+    /// Awaits that another run wants the lock.
     pub(crate) async fn wanted(&self) {
-        if lock::is_awaited(&self.directory) {
-            return;
+        let opened = self.next(AddWatchFlags::IN_OPEN);
+        let mut opened = std::pin::pin!(opened);
+        // One that opened the directory before the watch began waits for the lock by now, or is
+        // about to: it is looked for again, once.
+        for late in [Duration::ZERO, LATE] {
+            let opened = Deadline::after(late).wait(&mut opened).await;
+            if matches!(opened, Ok(Ok(()))) || lock::is_awaited(&self.directory) {
+                return;
+            }
+            if opened.is_ok() {
+                // Without the watch nobody is noticed, and this run keeps the lock to its end.
+                std::future::pending::<()>().await;
+            }
         }
-        if self.next(AddWatchFlags::IN_OPEN).await.is_err() {
-            // Without the watch nobody is noticed, and this run keeps the lock to its end.
+        if opened.await.is_err() {
             std::future::pending::<()>().await;
         }
     }
@@ -116,8 +129,6 @@ impl LockWatch {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn soon() -> Deadline {

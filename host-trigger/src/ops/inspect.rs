@@ -1,5 +1,7 @@
 //! What is known of a volume: from its record and its device in QEMU, and from the guest.
 
+use std::collections::HashMap;
+
 use block_volume_api::block_volume::{Detachment, InspectRequest, Inspected};
 use block_volume_qmp::{Qmp, QmpError};
 use serde_json::json;
@@ -16,11 +18,13 @@ use crate::{
     kata::{agent::Agent, sandbox::Sandbox},
     qemu::{
         inventory::Inventory,
+        medium::Drive,
         record::{Access, filter_name},
         throttle::Limits,
         volume_state::KnownVolume,
     },
     sanitize::sanitize,
+    volume_id::VolumeId,
 };
 
 /// The maximum number of leftovers in the guest that are shown of one volume.
@@ -85,6 +89,14 @@ impl VolumeView {
             None => volume,
         };
         Ok(Self { known, volume, request })
+    }
+
+    /// Sets what the volume's device has in QEMU.
+    pub(crate) fn set_drive(&mut self, drives: &HashMap<VolumeId, Drive>) {
+        let KnownVolume { id, state, .. } = &self.known;
+        if let Some(drive) = drives.get(id) {
+            self.volume.set_drive(drive, id, state);
+        }
     }
 
     /// Asks the guest about the volume, if it can have anything of it; with `holders`, also for its
@@ -170,12 +182,11 @@ pub(crate) async fn inspect_volumes(
     let Session { sandbox, deadline, watch, .. } = session;
     let Connections { mut qmp, inventory, guest } = session::connect(sandbox, *deadline).await?;
     let chosen = choose(sandbox, &inventory)?;
-    let limits = Limits::read(&mut qmp).await?;
+    let drives = Drive::read(&mut qmp).await?;
     let mut views = Vec::new();
     for known in chosen {
-        let throttle = limits.get(&known.id).copied().unwrap_or_default();
         let mut view = VolumeView::new(&mut qmp, &inventory, &sandbox.id, known).await?;
-        view.volume.throttle = throttle;
+        view.set_drive(&drives);
         views.push(view);
     }
     watch.lap("qemu");

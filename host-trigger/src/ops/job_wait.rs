@@ -14,17 +14,18 @@ use crate::{
 
 /// Waits until the block node of the volume has no other user, with the lock held and `qmp`
 /// connected. Returns when it has none, when another run has had its turn, or at `deadline`:
-/// everything has to be read anew, and the lock may be released.
+/// everything has to be read anew, and the lock may be released. The `watch` began before QEMU was
+/// asked.
 ///
 /// # Errors
-/// The lock cannot be watched, or QEMU does not reply.
+/// QEMU does not reply.
 pub(crate) async fn wait(
     session: &mut Session,
     mut qmp: Qmp,
+    watch: &LockWatch,
     id: &VolumeId,
     deadline: Deadline,
 ) -> Result<(), Error> {
-    let watch = LockWatch::new(&session.sandbox.lock_directory())?;
     qmp.set_deadline(deadline);
     let is_free = async {
         // An event may be about another job.

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::{
     error::ErrorBody,
     guest_holder::GuestHolder,
-    qemu::{record::CommitRecord, throttle::Limits},
+    qemu::{medium::Drive, record::CommitRecord, throttle::Limits, volume_state::VolumeState},
+    volume_id::VolumeId,
 };
 
 /// One volume in one container.
@@ -45,12 +46,27 @@ pub struct Volume {
     pub device_filter: String,
     /// The kind of device node: `mknod` or `bind`.
     pub node: String,
+    /// The block node that the disk uses in QEMU, where another program has moved it there by a
+    /// mirror or a snapshot. `source` and `source_device` are then its file; absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved_to: Option<String>,
     /// The limits; absent if there are none.
     #[serde(default, skip_serializing_if = "Limits::is_unlimited")]
     pub throttle: Limits,
 }
 
 impl Volume {
+    /// Sets what the device has in QEMU: its limits, and what it was moved to.
+    pub(crate) fn set_drive(&mut self, drive: &Drive, id: &VolumeId, state: &VolumeState) {
+        self.throttle = drive.limits;
+        if let Some(medium) = drive.moved(id, state) {
+            self.moved_to = Some(medium.node.clone());
+            self.source = medium.file.clone().into();
+            self.source_device = medium.file.clone().into();
+            self.size = medium.size;
+        }
+    }
+
     /// Sets what the guest did for the volume.
     pub(crate) fn with_commit(self, commit: CommitRecord) -> Self {
         Self {

@@ -6,6 +6,7 @@ pub mod controller;
 pub(crate) mod disk;
 pub mod inventory;
 pub mod known_bugs;
+pub(crate) mod medium;
 pub(crate) mod node_users;
 pub mod record;
 pub mod removal;

@@ -205,6 +205,24 @@ impl Job {
     }
 }
 
+/// Whether the volume's device has another node in it than the volume's own. That is cheaper to ask
+/// than what it is.
+///
+/// # Errors
+/// QEMU does not reply.
+pub(crate) async fn is_covered(
+    qmp: &mut Qmp,
+    id: &VolumeId,
+    device: bool,
+) -> Result<bool, QmpError> {
+    if !device {
+        return Ok(false);
+    }
+    let path = format!("/machine/peripheral/{}", id.device());
+    let drive: String = qmp.query("qom-get", json!({"path": path, "property": "drive"})).await?;
+    Ok(drive != id.node())
+}
+
 /// Awaits an event after which a user may be gone. Returns false at `deadline`, or if the
 /// connection has ended.
 pub(crate) async fn changed(qmp: &mut Qmp, deadline: Deadline) -> bool {

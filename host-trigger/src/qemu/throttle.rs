@@ -14,6 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::medium::Drive;
 use crate::{Error, size::human_size, volume_id::VolumeId};
 
 /// The largest limit or burst that QEMU accepts; also the largest product of a burst and its
@@ -103,7 +104,7 @@ impl Limits {
 
     /// Parses `inserted` of `query-block`. A version of QEMU without one of the fields has no such
     /// limit.
-    fn from_qemu(inserted: &Value) -> Self {
+    pub(super) fn from_qemu(inserted: &Value) -> Self {
         let number = |name: &str| inserted[name].as_u64().unwrap_or_default();
         Self::from_all(KINDS.map(|LimitKind { qemu, .. }| {
             let burst = number(&format!("{qemu}_max"));
@@ -118,12 +119,8 @@ impl Limits {
     /// # Errors
     /// QEMU does not reply, or not in the documented form.
     pub(crate) async fn read(qmp: &mut Qmp) -> Result<HashMap<VolumeId, Self>, QmpError> {
-        let drives: Vec<Value> = qmp.query("query-block", json!({})).await?;
-        let of = |drive: &Value| {
-            let id = VolumeId::of_name(drive["qdev"].as_str()?)?;
-            Some((id, Self::from_qemu(&drive["inserted"])))
-        };
-        Ok(drives.iter().filter_map(of).collect())
+        let drives = Drive::read(qmp).await?;
+        Ok(drives.into_iter().map(|(id, drive)| (id, drive.limits)).collect())
     }
 
     /// Sets the limits of the volume `id`. QEMU resets each limit that is left out, so all are

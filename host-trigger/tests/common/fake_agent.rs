@@ -73,7 +73,7 @@ pub struct FakeAgent {
     pub api_level: Mutex<u32>,
     /// The holders in the reply to a request to detach.
     pub detach_holders: Mutex<Vec<Holder>>,
-    /// `force` and `wait_ms` of the last request to detach.
+    /// `force` of the last request to detach, and the longest `wait_ms` with the same one.
     pub detach_terms: Mutex<(bool, u64)>,
     /// How a request to detach fails, and whether it is rolled back.
     pub detach_failure: Mutex<Option<(Reason, bool)>>,
@@ -340,7 +340,11 @@ impl BlockVolume for FakeAgent {
         if *self.hangs_on_detach.lock().unwrap() {
             std::future::pending::<()>().await;
         }
-        *self.detach_terms.lock().unwrap() = (request.force, request.wait_ms);
+        {
+            let mut terms = self.detach_terms.lock().unwrap();
+            let longest = if terms.0 == request.force { terms.1 } else { 0 };
+            *terms = (request.force, request.wait_ms.max(longest));
+        }
         let holders = self.detach_holders.lock().unwrap().clone();
         if let Some((reason, undone)) = *self.detach_failure.lock().unwrap() {
             return Ok(DetachResponse {

@@ -11,6 +11,7 @@ use block_volume_qmp::{Qmp, QmpError};
 use super::Done;
 use crate::{
     Deadline, Error,
+    host::lock_watch::LockWatch,
     ops::{
         detach,
         holder_wait::{self, Pause, Waited},
@@ -35,6 +36,8 @@ pub(super) struct Patience {
     detached: bool,
     /// Another request ended the last wait.
     ended: bool,
+    /// Of the lock that this run has.
+    watch: Option<LockWatch>,
     pause: Pause,
 }
 
@@ -46,8 +49,21 @@ impl Patience {
             seen: None,
             detached: false,
             ended: false,
+            watch: None,
             pause: Pause::new(),
         }
+    }
+
+    /// Begins to watch the lock, before anything is read: what opens its directory from now on is
+    /// another run.
+    ///
+    /// # Errors
+    /// It cannot be watched.
+    pub(super) fn begin_turn(&mut self, session: &Session) -> Result<(), Error> {
+        if !self.wait.is_zero() {
+            self.watch = Some(LockWatch::new(&session.sandbox.lock_directory())?);
+        }
+        Ok(())
     }
 
     /// Finds the volume again after a wait. `None`: it has not been seen yet; `Some(None)`: it is
@@ -137,13 +153,13 @@ impl Patience {
         in_use: Error,
     ) -> Result<(), Error> {
         let until = self.begin();
-        if until.remaining().is_zero() {
+        let Some(watch) = self.watch.take().filter(|_| !until.remaining().is_zero()) else {
             return Err(self.failed(in_use));
-        }
+        };
         self.seen.get_or_insert_with(|| view.clone());
         session.log.step(|| format!("waiting: {}", in_use.message()));
         let began = Instant::now();
-        let waited = signals.unless_caught(job_wait::wait(session, qmp, &view.known.id, until));
+        let waited = signals.unless_caught(job_wait::wait(session, qmp, &watch, &view.known.id, until));
         let waited = waited.await;
         self.go_on(session, signals, began, "wait_for_node", waited).await
     }

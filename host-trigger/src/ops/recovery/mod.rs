@@ -14,7 +14,7 @@ use crate::{
         agent::{self, Agent},
         sandbox::Sandbox,
     },
-    qemu::{disk, volume_state::Attachment},
+    qemu::{disk, node_users::NodeUsers, volume_state::Attachment},
     stopwatch::Stopwatch,
     volume_id::reservation_name,
 };
@@ -113,6 +113,18 @@ impl Recovery<'_> {
         }
     }
 
+    /// What [`run`](Self::run) would return, as far as it can be known.
+    pub(crate) async fn dry_run(&mut self, view: &VolumeView, plan: &RecoveryPlan) -> Recovered {
+        if !matches!(plan, RecoveryPlan::Detach { .. }) {
+            return plan.result();
+        }
+        let users = NodeUsers::read(self.qmp).await.map_err(Error::from);
+        match users.and_then(|users| users.check(&view.known.id)) {
+            Ok(()) => plan.result(),
+            Err(e) => Recovered::failed(e.message()),
+        }
+    }
+
     async fn detach(
         &mut self,
         view: &VolumeView,
@@ -125,6 +137,9 @@ impl Recovery<'_> {
             request.keep_disk = !others.is_empty();
             let container = &request.attachment.container_id;
             request.keep_right = others.iter().any(|other| other.intent.container == *container);
+        }
+        if request.as_ref().is_none_or(|request| !request.keep_disk) {
+            NodeUsers::read(self.qmp).await?.check(&view.known.id)?;
         }
         let mut detach = Detach {
             sandbox: self.sandbox,
