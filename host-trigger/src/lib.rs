@@ -39,6 +39,7 @@ mod inherited;
 pub mod kata;
 pub mod ops;
 pub mod output;
+mod path_text;
 pub mod qemu;
 #[cfg(test)]
 mod sample;

@@ -9,8 +9,8 @@ use std::time::Duration;
 use common::{Host, RunOutput, run, volume::Image};
 use host_trigger::{
     Deadline,
-    output::envelope::Outcome,
     ops::{recovery::Action, volume::State},
+    output::envelope::Outcome,
 };
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -108,10 +108,7 @@ impl Setup {
 #[case("export", "export e1 (nbd, active)")]
 #[case("node", "block node top (raw)")]
 #[tokio::test]
-async fn a_node_in_use_is_refused_before_anything_changes(
-    #[case] user: &str,
-    #[case] named: &str,
-) {
+async fn a_node_in_use_is_refused_before_anything_changes(#[case] user: &str, #[case] named: &str) {
     let mut setup = Setup::new().await;
     setup.use_node(user).await;
     let changes = setup.host.changes();
@@ -203,7 +200,10 @@ async fn repair_leaves_a_volume_whose_node_is_in_use() {
     }
     assert_eq!(setup.host.changes(), changes);
     setup.end_use("export").await;
-    assert_eq!(setup.host.verb("repair", &[]).await.repaired().body.volumes[0].action, Action::RolledBack);
+    assert_eq!(
+        setup.host.verb("repair", &[]).await.repaired().body.volumes[0].action,
+        Action::RolledBack
+    );
 }
 
 #[tokio::test]

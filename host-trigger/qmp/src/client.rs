@@ -22,9 +22,9 @@ use crate::{
     wire::{CommandIds, CommandWriter, Event, ListReply, MAX_EVENTS, ReplyReader},
 };
 
-/// The longest that any command may take.
+/// The longest that any command may take, unless the user gave more time ([`Deadline::capped`]).
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest that the greeting may take.
+/// The longest that the greeting may take, likewise.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A descriptor in a descriptor set of QEMU: `/dev/fdset/<set>`.
@@ -107,7 +107,7 @@ impl Qmp {
             let version = greeted.capabilities.QMP.version.qemu.clone();
             Ok::<_, io::Error>((greeted.negotiate().await?, version))
         };
-        let (stream, version) = match deadline.within(greeting_timeout).wait(greeting).await {
+        let (stream, version) = match deadline.capped(greeting_timeout).wait(greeting).await {
             Ok(Ok(greeted)) => greeted,
             Ok(Err(_)) => return Err(QmpError::NotQmp { path: path.to_owned() }),
             Err(_) => return Err(no_greeting(path, Some(socket.as_fd()))),
@@ -176,7 +176,7 @@ impl Qmp {
         if std::mem::replace(&mut self.unanswered, true) {
             return Err(QmpError::Disconnected { command: command.to_owned() });
         }
-        let limit = self.deadline.within(COMMAND_TIMEOUT);
+        let limit = self.deadline.capped(COMMAND_TIMEOUT);
         let reply = match limit.wait(commands::send(&self.service, command, arguments)).await {
             Ok(Some(reply)) => reply,
             Ok(None) => {

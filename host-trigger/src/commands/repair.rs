@@ -27,6 +27,7 @@ use crate::{
         envelope::{Envelope, Outcome},
         repair_report::{Found, RepairReport, RepairedVolume, UnusedDescriptor},
     },
+    path_text,
     qemu::{removal::remove_descriptor, volume_state::Unused},
     stopwatch::Stopwatch,
 };
@@ -210,7 +211,7 @@ fn row(view: &VolumeView, state: State, recovered: Recovered) -> RepairedVolume 
         id: volume.id.clone(),
         container: volume.container.clone(),
         device_path: volume.device_path.clone(),
-        source: volume.source_device.to_string_lossy().into_owned(),
+        source: path_text::encode(&volume.source_device),
         found: Found::Volume(state),
         action: recovered.action,
         state_after: recovered.after,

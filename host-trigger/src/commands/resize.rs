@@ -36,6 +36,7 @@ use crate::{
         envelope::{Envelope, Outcome},
         report::Report,
     },
+    path_text,
     qemu::{medium::Drive, node_users::NodeUsers, record::Access},
     size::parse_size,
     stopwatch::Stopwatch,
@@ -135,7 +136,7 @@ async fn prepare(verb: &Resize, session: &Session) -> Result<(Work, Volume), Err
     else {
         return Err(Error::IncompleteVolume { volume: id.to_string() });
     };
-    let source = Source::open(attachment.intent.source.as_ref(), true)?;
+    let source = Source::open(&path_text::decode(&attachment.intent.source), true)?;
     if VolumeId::derive(&sandbox.id, &source.identity) != id {
         return Err(Error::SourceReplaced { path: source.given });
     }

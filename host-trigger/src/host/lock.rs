@@ -20,7 +20,14 @@ use crate::{Deadline, Error, host::holders::Holder};
 /// The lock. It is released when this is dropped.
 #[derive(Debug)]
 pub(crate) struct SandboxLock {
-    _lock: Flock<File>,
+    lock: Flock<File>,
+}
+
+impl SandboxLock {
+    /// Releases the lock, and keeps the directory open. `None`: it could not be released so.
+    pub(crate) fn release(self) -> Option<File> {
+        self.lock.unlock().ok()
+    }
 }
 
 /// Locks `directory`, and waits until its present holder releases it.
@@ -30,7 +37,7 @@ pub(crate) struct SandboxLock {
 pub(crate) async fn acquire(directory: &Path, deadline: Deadline) -> Result<SandboxLock, Error> {
     let file = File::open(directory).map_err(|e| Error::system("open", directory, e))?;
     let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => return Ok(SandboxLock { _lock: lock }),
+        Ok(lock) => return Ok(SandboxLock { lock }),
         Err((file, Errno::EWOULDBLOCK)) => file,
         Err((_, errno)) => return Err(Error::system("flock", directory, errno.into())),
     };
@@ -48,7 +55,7 @@ pub(crate) async fn acquire(directory: &Path, deadline: Deadline) -> Result<Sand
         let _ = sender.send(locked);
     });
     match deadline.wait(receiver).await {
-        Ok(Ok(Ok(lock))) => Ok(SandboxLock { _lock: lock }),
+        Ok(Ok(Ok(lock))) => Ok(SandboxLock { lock }),
         Ok(Ok(Err((_, errno)))) => Err(Error::system("flock", directory, errno.into())),
         Ok(Err(_)) | Err(_) => {
             let holder = holder(directory).map(|holder| format!(", {holder},"));

@@ -14,7 +14,7 @@ use nix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::lock;
+use super::lock::{self, SandboxLock};
 use crate::{Deadline, Error};
 
 /// How long another run may take from opening the directory to waiting for the lock.
@@ -48,8 +48,7 @@ impl LockWatch {
     /// # Errors
     /// It cannot be watched.
     pub(crate) fn new(directory: &Path) -> Result<Self, Error> {
-        let failed =
-            |call: &'static str| move |e: Errno| Error::system(call, directory, e.into());
+        let failed = |call: &'static str| move |e: Errno| Error::system(call, directory, e.into());
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
             .map_err(failed("inotify_init1"))?;
         let events = AddWatchFlags::IN_OPEN | AddWatchFlags::IN_CLOSE_NOWRITE;
@@ -59,8 +58,7 @@ impl LockWatch {
         #[expect(unsafe_code, reason = "the safe way is deprecated")]
         let inotify =
             unsafe { AsyncFd::register_with_interest(Events(inotify), Interest::READABLE) };
-        let inotify = inotify
-            .map_err(|e| Error::system("epoll_ctl", directory, e.into()))?;
+        let inotify = inotify.map_err(|e| Error::system("epoll_ctl", directory, e.into()))?;
         Ok(Self { directory: directory.to_owned(), inotify })
     }
 
@@ -85,15 +83,20 @@ impl LockWatch {
         }
     }
 
-    /// After this run has released the lock: awaits that the other one has had it. Otherwise this
-    /// run could have it again first.
-    pub(crate) async fn had_its_turn(&self, deadline: Deadline) {
+    /// Releases the lock, and awaits that another run has had it: otherwise this one could have it
+    /// again first.
+    pub(crate) async fn give_way(&self, lock: SandboxLock, deadline: Deadline) {
         let _ = self.drain();
-        while lock::is_awaited(&self.directory) || lock::holder(&self.directory).is_some() {
+        let mut is_awaited = lock::is_awaited(&self.directory);
+        // The directory stays open, so what is closed from now on was another run's.
+        let Some(_directory) = lock.release() else { return };
+        // Between its wait and its work, the other run neither waits for the lock nor holds it.
+        while is_awaited || lock::holder(&self.directory).is_some() {
             let closed = deadline.wait(self.next(AddWatchFlags::IN_CLOSE_NOWRITE)).await;
             if !matches!(closed, Ok(Ok(()))) {
                 return;
             }
+            is_awaited = lock::is_awaited(&self.directory);
         }
     }
 
@@ -115,7 +118,7 @@ impl LockWatch {
         }
     }
 
-    /// Drops the events so far, among them those of this run.
+    /// Drops the events so far.
     fn drain(&self) -> Result<(), Errno> {
         loop {
             match self.inotify.get_ref().0.read_events() {
@@ -152,12 +155,15 @@ mod tests {
             drop(lock);
         });
         soon().wait(watch.wanted()).await.unwrap();
-        drop(first);
+        while !lock::is_awaited(directory.path()) {
+            tokio::task::yield_now().await;
+        }
+        let mut turn = std::pin::pin!(watch.give_way(first, soon()));
         let early = Deadline::after(Duration::from_millis(50));
-        early.wait(watch.had_its_turn(soon())).await.unwrap_err();
+        early.wait(&mut turn).await.unwrap_err();
         release.send(()).unwrap();
         second.await.unwrap();
-        soon().wait(watch.had_its_turn(soon())).await.unwrap();
+        soon().wait(turn).await.unwrap();
         lock::acquire(directory.path(), soon()).await.unwrap();
     }
 

@@ -102,7 +102,7 @@ pub async fn dial(address: &AgentAddress, deadline: Deadline) -> Result<Client, 
             }
         }
     };
-    match deadline.within(CONNECT_TIMEOUT).wait(connect).await {
+    match deadline.capped(CONNECT_TIMEOUT).wait(connect).await {
         Ok(connected) => connected.map_err(|source: io::Error| match source.kind() {
             io::ErrorKind::PermissionDenied => {
                 Error::Denied { call: "connect", path: address.to_string().into(), source }

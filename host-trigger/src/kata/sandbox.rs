@@ -210,7 +210,7 @@ impl Sandbox {
             (None, Layout::Rust(_) | Layout::None) => Vec::new(),
         };
         // All greetings together have the time limit of one.
-        let greeting = deadline.within(patience);
+        let greeting = deadline.capped(patience);
         let mut failed = None;
         let mut remaining = u32::try_from(sockets.len()).unwrap_or(1);
         for socket in sockets {

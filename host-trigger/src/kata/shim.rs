@@ -38,7 +38,7 @@ pub struct State {
 /// # Errors
 /// Says what went wrong, as a part of a sentence: the caller has a second source.
 pub async fn agent_url(socket: &Path, deadline: Deadline) -> Result<AgentAddress, String> {
-    match deadline.within(TIMEOUT).wait(get(socket, "/agent-url")).await {
+    match deadline.capped(TIMEOUT).wait(get(socket, "/agent-url")).await {
         Ok(Ok(body)) => {
             let text = String::from_utf8_lossy(&body);
             text.trim().parse().map_err(|_| {

@@ -16,6 +16,7 @@ use crate::{
     error::ErrorBody,
     guest_holder::GuestHolder,
     kata::{agent::Agent, sandbox::Sandbox},
+    path_text,
     qemu::{
         inventory::Inventory,
         medium::Drive,
@@ -69,14 +70,14 @@ impl VolumeView {
         }
         let address = request.as_ref().map(|request| request.attachment.address.clone());
         let address = address.unwrap_or_default().unwrap_or_default();
-        let source = intent.map(|intent| intent.source.clone()).unwrap_or_default();
+        let source = intent.map(|intent| path_text::decode(&intent.source)).unwrap_or_default();
         let volume = Volume {
             id: id.to_string(),
             sandbox: sandbox.to_owned(),
             container: intent.map(|intent| intent.container.clone()).unwrap_or_default(),
             device_path: intent.map(|intent| intent.path.clone()).unwrap_or_default(),
-            source: source.clone().into(),
-            source_device: source.into(),
+            source: source.clone(),
+            source_device: source,
             size: state.node.or(intent.map(|intent| intent.size)).unwrap_or_default(),
             read_only: intent.is_some_and(|intent| intent.access == Access::ReadOnly),
             shared: !known.others().is_empty(),

@@ -43,8 +43,9 @@ pub(crate) async fn wait(
     qmp.close();
     if is_wanted {
         session.log.step(|| "another run has its turn".to_owned());
-        session.unlock();
-        watch.had_its_turn(deadline).await;
+        if let Some(lock) = session.unlock() {
+            watch.give_way(lock, deadline).await;
+        }
     }
     Ok(())
 }

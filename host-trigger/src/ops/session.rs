@@ -58,10 +58,10 @@ impl Session {
         Located::new(options)?.lock().await
     }
 
-    /// Releases the lock: other runs work on the sandbox from now on, and what was read of it may
-    /// change. The connection to QEMU has to be closed, too.
-    pub(crate) fn unlock(&mut self) {
-        self.lock = None;
+    /// Gives the lock away, to be released by dropping it: other runs work on the sandbox then, and
+    /// what was read of it may change. The connection to QEMU has to be closed before.
+    pub(crate) fn unlock(&mut self) -> Option<SandboxLock> {
+        self.lock.take()
     }
 
     /// Locks the sandbox again, after any run that has the lock.
@@ -93,7 +93,7 @@ impl Located {
     /// It is not found.
     pub(crate) fn new(options: SessionOptions) -> Result<Self, Error> {
         let watch = Stopwatch::new();
-        let deadline = Deadline::after(options.timeout);
+        let deadline = Deadline::of_command(options.timeout);
         let signals = Signals::catch()?;
         let sandbox = Sandbox::find(&options.search)?;
         let log = StepLog { enabled: options.verbose };
@@ -174,6 +174,6 @@ pub(crate) async fn connect_qemu(
 async fn connect_guest(sandbox: &Sandbox, deadline: Deadline) -> Result<Guest, Error> {
     let address = sandbox.agent_address(deadline).await?;
     let agent = Agent::new(agent_address::dial(&address, deadline).await?);
-    agent.probe("", Vec::new(), deadline.within(PROBE_TIMEOUT)).await?;
+    agent.probe("", Vec::new(), deadline.capped(PROBE_TIMEOUT)).await?;
     Ok(Guest { agent, address })
 }

@@ -1,13 +1,14 @@
 //! A volume as it is reported: in one container, with its state and with what the guest sees of it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     error::ErrorBody,
     guest_holder::GuestHolder,
+    path_text,
     qemu::{medium::Drive, record::CommitRecord, throttle::Limits, volume_state::VolumeState},
     volume_id::VolumeId,
 };
@@ -24,11 +25,14 @@ pub struct Volume {
     pub container: String,
     /// The device path in the container.
     pub device_path: String,
-    /// The path of the source on the host, as given.
-    #[serde(serialize_with = "lossy")]
+    /// The path of the source on the host, as given. One that is not UTF-8 is `bytes:` and the path,
+    /// with `\xff` for such a byte and `\\` for a backslash.
+    #[serde(serialize_with = "path_text::serialize", deserialize_with = "path_text::deserialize")]
+    #[schemars(with = "String")]
     pub source: PathBuf,
-    /// The real path behind it.
-    #[serde(serialize_with = "lossy")]
+    /// The real path behind it, in the same form.
+    #[serde(serialize_with = "path_text::serialize", deserialize_with = "path_text::deserialize")]
+    #[schemars(with = "String")]
     pub source_device: PathBuf,
     /// The size in bytes.
     pub size: u64,
@@ -77,11 +81,6 @@ impl Volume {
             ..self
         }
     }
-}
-
-/// Serializes a path; JSON has no bytes, so what is not UTF-8 is replaced.
-fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&path.to_string_lossy())
 }
 
 /// The address of a disk on a virtio-scsi controller.

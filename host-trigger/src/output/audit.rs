@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{audit_file::AuditFile, file_kind};
-use crate::{Error, diagnostics, sanitize::sanitize};
+use crate::{Error, diagnostics, path_text, sanitize::sanitize};
 
 /// The default syslog socket.
 const SYSLOG: &str = "/dev/log";
@@ -164,7 +164,7 @@ fn caller() -> Map<String, Value> {
         // The highest number means that no user has logged in.
         "login_uid": login.filter(|&uid: &u32| uid != u32::MAX),
         "caller": format!("{} ({parent})", sanitize(parent_name.trim_end())),
-        "arguments": words.map(|word| sanitize(&word.to_string_lossy())).collect::<Vec<_>>(),
+        "arguments": words.map(|word| sanitize(&path_text::encode(word))).collect::<Vec<_>>(),
     });
     match caller {
         Value::Object(caller) => caller,

@@ -61,8 +61,9 @@ pub(crate) fn print_error_lines(error: &ErrorBody) {
 
 fn print_json(value: &impl Serialize) -> Result<(), Error> {
     // Serialization fails only for maps whose keys are no strings, and for paths that are not
-    // UTF-8; no type has either.
-    print(&serde_json::to_string(value).unwrap_or_default())
+    // UTF-8 (see `path_text`).
+    let text = serde_json::to_string(value);
+    print(&text.map_err(|e| Error::OutputLost { source: e.into() })?)
 }
 
 /// Prints `text` and a newline to standard output.

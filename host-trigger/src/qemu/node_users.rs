@@ -254,8 +254,14 @@ mod tests {
             shutting_down: false,
         };
         let all = NodeUsers {
-            drivers: below.iter().map(|(name, driver, _)| (name.to_string(), driver.to_string())).collect(),
-            below: below.iter().map(|(name, _, on)| (name.to_string(), vec![on.to_string()])).collect(),
+            drivers: below
+                .iter()
+                .map(|(name, driver, _)| (name.to_string(), driver.to_string()))
+                .collect(),
+            below: below
+                .iter()
+                .map(|(name, _, on)| (name.to_string(), vec![on.to_string()]))
+                .collect(),
             jobs: jobs.iter().map(job).collect(),
             exports: exports.iter().map(export).collect(),
         };
@@ -273,7 +279,10 @@ mod tests {
         let none: [&str; 0] = [];
         assert_eq!(users(&[FILE], &["mirror"], &[]), none, "a job on another node");
         let mirror = [FILE, ("#f", "mirror_top", N)];
-        assert_eq!(users(&mirror, &["backup", "mirror"], &[]), ["block job mirror1 (mirror, running)"]);
+        assert_eq!(
+            users(&mirror, &["backup", "mirror"], &[]),
+            ["block job mirror1 (mirror, running)"]
+        );
         let backup = [FILE, ("#f", "copy-before-write", N)];
         assert_eq!(users(&backup, &["backup"], &[]), ["block job backup1 (backup, running)"]);
     }

@@ -36,7 +36,7 @@ pub struct IntentRecord {
     pub container: String,
     /// The device path in the container.
     pub path: String,
-    /// The real path of the source on the host.
+    /// The real path of the source on the host, in the form of `path_text`.
     pub source: String,
     /// The size in bytes.
     pub size: u64,

@@ -129,7 +129,7 @@ async fn await_deleted(qmp: &mut Qmp, id: &VolumeId, deadline: Deadline) -> bool
             && (event.data["device"] == device.as_str() || event.data["path"] == path.as_str())
     };
     // The rest of the time is for checking whether the device exists.
-    let deadline = deadline.within(COMMAND_TIMEOUT.min(deadline.remaining() / 2));
+    let deadline = deadline.capped(COMMAND_TIMEOUT).within(deadline.remaining() / 2);
     while let Some(event) = qmp.next_event(deadline).await {
         if is_ours(&event) {
             return true;

@@ -58,7 +58,7 @@ pub async fn run(
     run_dir: Option<PathBuf>,
 ) -> Result<(CheckReport, Vec<(String, u64)>), Error> {
     let mut signals = Signals::catch()?;
-    let deadline = Deadline::after(verb.target.timeout);
+    let deadline = Deadline::of_command(verb.target.timeout);
     signals.unless_caught(check_all(verb, run_dir, deadline)).await
 }
 

@@ -21,6 +21,7 @@ use crate::{
         rollback::plug::{Added, PlugRollback},
         session::Session,
     },
+    path_text,
     qemu::{
         disk::{self, Addresses, ScsiAddress},
         inventory::Inventory,
@@ -72,7 +73,7 @@ impl<'a> Plug<'a> {
                 id: id.to_string(),
                 container: container.clone(),
                 path: path.clone(),
-                source: source.device.to_string_lossy().into_owned(),
+                source: path_text::encode(&source.device),
                 size: source.size,
                 access: if verb.read_only { Access::ReadOnly } else { Access::ReadWrite },
                 uid: verb.uid,

@@ -126,7 +126,7 @@ async fn probe(
     let start = Instant::now();
     let agent = Agent::new(agent_address::dial(&address, deadline).await?);
     let dialed = start.elapsed();
-    let deadline = deadline.within(PROBE_TIMEOUT);
+    let deadline = deadline.capped(PROBE_TIMEOUT);
     let probe = agent.probe(container, verb.device_path.clone(), deadline).await?;
     let stages =
         [("agent_address", found), ("agent_dial", dialed), ("probe", start.elapsed() - dialed)];

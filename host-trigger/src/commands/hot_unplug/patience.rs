@@ -128,8 +128,10 @@ impl Patience {
         );
         match &self.seen {
             Some(seen) if self.detached && !is_explained => {
-                let left =
-                    format!("volume {}: the guest has detached it, QEMU still has it", seen.known.id);
+                let left = format!(
+                    "volume {}: the guest has detached it, QEMU still has it",
+                    seen.known.id
+                );
                 Error::Incomplete { cause: Box::new(cause), left: vec![left] }
             }
             _ => cause,
@@ -159,7 +161,8 @@ impl Patience {
         self.seen.get_or_insert_with(|| view.clone());
         session.log.step(|| format!("waiting: {}", in_use.message()));
         let began = Instant::now();
-        let waited = signals.unless_caught(job_wait::wait(session, qmp, &watch, &view.known.id, until));
+        let waited =
+            signals.unless_caught(job_wait::wait(session, qmp, &watch, &view.known.id, until));
         let waited = waited.await;
         self.go_on(session, signals, began, "wait_for_node", waited).await
     }
@@ -179,7 +182,7 @@ impl Patience {
         let until = self.begin();
         self.seen.get_or_insert_with(|| view.clone());
         let (Some(guest), Some(request)) = (guest, &view.request) else { return Ok(()) };
-        session.unlock();
+        drop(session.unlock());
         session.log.step(|| "waiting for the holders; other runs go on".to_owned());
         let (began, deadline) = (Instant::now(), session.deadline.plus(until.remaining()));
         let waited = {
