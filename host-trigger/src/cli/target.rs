@@ -19,7 +19,7 @@ pub struct Target {
     #[arg(long, value_name = "ID")]
     pub sandbox: Option<String>,
 
-    /// Time limit for the whole command, such as 30s or 1500ms; more than 30s gives more to each step
+    /// Time limit for the whole command, such as 30s or 1500ms; more than 30s is more for each step
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     pub timeout: Duration,
 

@@ -83,8 +83,8 @@ pub struct HotUnplug {
     #[command(flatten)]
     pub selector: VolumeSelector,
 
-    /// Time for holders in the guest, and for block jobs and exports in QEMU, to release the volume,
-    /// at most 9m, in addition to --timeout. Other commands on the sandbox go on meanwhile
+    /// Time for holders in the guest, and for block jobs and exports in QEMU, to release the
+    /// volume, at most 9m, in addition to --timeout. Other commands on the sandbox go on meanwhile
     #[arg(long, value_name = "TIME", value_parser = parse_wait)]
     pub wait: Option<Duration>,
 
@@ -129,8 +129,8 @@ struct Done {
     broken_holders: Vec<GuestHolder>,
 }
 
-/// One turn: everything is read, and the volume detached. `None`: it was in use, the wait was not in
-/// vain, and everything has to be read anew.
+/// One turn: everything is read, and the volume detached. `None`: it was in use, the wait was not
+/// in vain, and everything has to be read anew.
 async fn turn(
     verb: &HotUnplug,
     session: &mut Session,

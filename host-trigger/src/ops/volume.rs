@@ -25,8 +25,8 @@ pub struct Volume {
     pub container: String,
     /// The device path in the container.
     pub device_path: String,
-    /// The path of the source on the host, as given. One that is not UTF-8 is `bytes:` and the path,
-    /// with `\xff` for such a byte and `\\` for a backslash.
+    /// The path of the source on the host, as given. One that is not UTF-8 is `bytes:` and the
+    /// path, with `\xff` for such a byte and `\\` for a backslash.
     #[serde(serialize_with = "path_text::serialize", deserialize_with = "path_text::deserialize")]
     #[schemars(with = "String")]
     pub source: PathBuf,

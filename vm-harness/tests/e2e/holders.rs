@@ -258,6 +258,31 @@ async fn a_wait_ends_at_its_deadline_or_by_a_signal_and_changes_nothing(
 
 #[rstest]
 #[tokio::test]
+async fn other_commands_go_on_while_holders_are_waited_for(#[future(awt)] sandbox: Sandbox) {
+    let (container, sibling) = (sandbox.start_container().await, sandbox.start_container().await);
+    let volume = Volume::loop_device(MIB);
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    open_in(&container, "/dev/xvda").await;
+    let command = ["--volume", plugged.id(), "--wait", "100s"];
+    let waiting = verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &command);
+    let mut waiting = start_and_wait(&sandbox, &waiting).await;
+
+    let listed = query_volumes(&sandbox, "list", &[]).await;
+    assert_eq!((listed.len(), &listed[0]["state"]), (1, &"attached".into()));
+    let other = Volume::image(MIB);
+    sandbox.hot_plug(&sibling, &other, "/dev/xvdb").await;
+    assert_eq!(sibling.read("/dev/xvdb", 0..4096).await, other.bytes(0..4096));
+    assert!(waiting.try_wait().unwrap().is_none(), "the command must wait");
+
+    sandbox.observer().shell(CLOSE).await;
+    let finished = ends_soon(&sandbox, waiting).await;
+    assert_eq!(finished.succeeded(sandbox.guest())[0].result, "detached");
+    assert!(claim_is_free(&volume));
+    assert_eq!(unplug(&sandbox, &at(&sibling, "/dev/xvdb")).await.result, "detached");
+}
+
+#[rstest]
+#[tokio::test]
 async fn a_container_that_ends_is_waited_for(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container_with(&ContainerOptions::privileged()).await;
     let volume = ext4_image(8 * MIB);
