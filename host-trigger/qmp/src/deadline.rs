@@ -81,8 +81,9 @@ mod tests {
             let whole = Deadline::of_command(Duration::from_secs(seconds));
             // Also of a deadline that is derived from it.
             let later = whole.plus(Duration::from_secs(1)).within(Duration::from_secs(1000));
-            assert!(later.capped(cap) >= whole.capped(cap));
-            whole.capped(cap).remaining().as_secs_f64().round()
+            let capped = whole.capped(cap);
+            assert!(later.capped(cap) >= capped);
+            capped.remaining().as_secs_f64().round()
         };
         assert_eq!([1, 10, 30, 60, 300].map(capped), [1.0, 2.0, 2.0, 4.0, 20.0]);
         let other = Deadline::after(Duration::from_secs(300)).capped(cap).remaining();
