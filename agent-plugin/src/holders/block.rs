@@ -12,9 +12,9 @@ use std::{
 
 use super::{
     disk::{Disk, directory},
-    found::{Found, Trace},
+    found::{Found, LONGEST_NAME, Trace},
 };
-use crate::{block::DeviceNumber, error::Result, holder::HolderKind, sysfs};
+use crate::{block::DeviceNumber, error::Result, holder::HolderKind, sysfs, text::readable};
 
 /// The devices on top of `disks` that have claimed them.
 pub(super) fn above(disks: &[Disk]) -> Result<Vec<Found>> {
@@ -36,12 +36,8 @@ fn describe(name: &str) -> (HolderKind, String) {
     if directory.join("dm").exists() {
         // The name is for people. A mapping that is being removed has none any more (EINVAL).
         let mapped = fs::read(directory.join("dm/name")).unwrap_or_default();
-        let mapped = String::from_utf8_lossy(&mapped);
-        let detail = if mapped.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{name} ({})", mapped.trim_end())
-        };
+        let mapped = readable(mapped.trim_ascii_end(), LONGEST_NAME);
+        let detail = if mapped.is_empty() { name.to_owned() } else { format!("{name} ({mapped})") };
         return (HolderKind::Dm, detail);
     }
     let kind = if directory.join("md").exists() { HolderKind::Md } else { HolderKind::Device };

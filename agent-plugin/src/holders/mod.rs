@@ -26,6 +26,8 @@ use crate::{error::Result, namespace::Target};
 
 pub use disk::Disk;
 pub use found::Found;
+#[cfg(feature = "fuzz")]
+pub(crate) use swap::devices as swap_devices;
 pub use watch::{Waited, Watch};
 
 /// Which holders to find.

@@ -6,25 +6,24 @@ use std::{collections::HashSet, fs::File, io::Read as _, rc::Rc};
 
 use super::{
     disk::Disk,
-    found::{Found, Trace},
+    found::{Found, LONGEST_NAME, Trace},
     process,
 };
-use crate::{holder::HolderKind, namespace::Target, procfs::mountinfo::MountLine};
+use crate::{holder::HolderKind, namespace::Target, procfs::mountinfo::MountLine, text::readable};
 
 /// Whether a mount is on a disk. A file system with its own device number (btrfs) shows the disk
 /// only as the source that was mounted.
 fn is_on(mount: &MountLine<'_>, disk: &Disk) -> bool {
-    let by_name = |source: &str| {
-        let is_named =
-            disk.devices.iter().any(|(name, _)| source.strip_prefix("/dev/") == Some(name));
-        is_named || source == disk.path
+    let by_name = |source: &[u8]| {
+        let name = source.strip_prefix(b"/dev/");
+        let is_named = disk.devices.iter().any(|(own, _)| name == Some(own.as_bytes()));
+        is_named || source == disk.path.as_bytes()
     };
     if disk.has(mount.number) {
         return true;
     }
     let source = mount.source();
-    let source = String::from_utf8_lossy(&source);
-    mount.number.major == 0 && source.starts_with('/') && by_name(&source)
+    mount.number.major == 0 && source.starts_with(b"/") && by_name(&source)
 }
 
 /// Finds the mounts of `disks` in the namespaces of `pids` and in our own.
@@ -44,11 +43,10 @@ pub(super) fn mounts(pids: &[u32], disks: &[Disk], containers: &[&Target]) -> Ve
         }
         // Our own namespace exists independently of any other process.
         let trace = Trace::Changes(Rc::new(file), (pid != own).then_some(pid));
-        for mount in MountLine::all(&String::from_utf8_lossy(&text)) {
+        for mount in MountLine::all(&text) {
             for disk in disks.iter().filter(|disk| is_on(&mount, disk)) {
-                let point = mount.point();
-                let point = String::from_utf8_lossy(&point);
-                let detail = format!("{point} ({})", mount.file_system);
+                let point = readable(&mount.point(), LONGEST_NAME);
+                let detail = format!("{point} ({})", readable(mount.file_system, LONGEST_NAME));
                 let mut holder = Found::new(disk, HolderKind::Mount, detail, trace.clone());
                 if pid != own {
                     process::identify(&mut holder.holder, pid, containers);
@@ -86,14 +84,14 @@ mod tests {
     #[case::cut("36 35 8:16 / /mnt rw", None)]
     #[case::empty("", None)]
     fn mounts_are_found_by_number_or_by_name(#[case] line: &str, #[case] point: Option<&str>) {
-        let mount = MountLine::parse(line).filter(|mount| is_on(mount, &disk()));
+        let mount = MountLine::parse(line.as_bytes()).filter(|mount| is_on(mount, &disk()));
         assert_eq!(mount.map(|mount| mount.point()).as_deref(), point.map(str::as_bytes));
     }
 
     #[test]
     fn a_path_is_compared_as_it_was_before_the_kernel_escaped_it() {
         let disk = Disk { path: "/dev/disk #1".into(), ..disk() };
-        let line = "36 35 0:44 / /mnt rw - btrfs /dev/disk\\040\\0431 rw";
+        let line = b"36 35 0:44 / /mnt rw - btrfs /dev/disk\\040\\0431 rw";
         let mount = MountLine::parse(line).unwrap();
         assert!(is_on(&mount, &disk), "{mount:?}");
     }

@@ -8,9 +8,12 @@
 
 use std::{
     collections::HashSet,
-    ffi::CString,
+    ffi::{CString, OsStr},
     fs, io,
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    os::{
+        fd::AsFd as _,
+        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    },
     path::Path,
 };
 
@@ -27,7 +30,7 @@ use crate::{
     inode::Inode,
     namespace::Target,
     procfs::{cgroup::device_group, stat::is_kernel_thread},
-    text::truncated,
+    text::{decimal, readable, words},
 };
 
 /// Returns every process but the agent. Kernel threads have no descriptors, and are left out where
@@ -36,19 +39,19 @@ pub(super) fn pids() -> Result<Vec<u32>> {
     let own = std::process::id();
     let threads = kernel_threads();
     let entries = fs::read_dir("/proc").map_err(Error::system("readdir", "/proc"))?;
-    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let pids = entries.flatten().filter_map(|entry| decimal(entry.file_name().as_bytes()));
     Ok(pids.filter(|pid| *pid != own && !threads.contains(pid)).collect())
 }
 
 /// The children of kthreadd, where that is process 2. They include the few programs that the kernel
 /// starts by itself, which end soon.
 fn kernel_threads() -> HashSet<u32> {
-    let stat = fs::read_to_string("/proc/2/stat").unwrap_or_default();
+    let stat = fs::read("/proc/2/stat").unwrap_or_default();
     if !is_kernel_thread(&stat) {
         return HashSet::new();
     }
-    let children = fs::read_to_string("/proc/2/task/2/children").unwrap_or_default();
-    children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).chain([2]).collect()
+    let children = fs::read("/proc/2/task/2/children").unwrap_or_default();
+    words(&children).filter_map(decimal).chain([2]).collect()
 }
 
 /// Finds the processes among `pids` that have one of `disks` open, each once per disk.
@@ -67,9 +70,10 @@ pub(super) fn openers(pids: &[u32], disks: &[Disk], containers: &[&Target]) -> V
                 continue;
             }
             holds.push(index);
-            let name = fs::read_link(&path).unwrap_or_default().to_string_lossy().into_owned();
+            let name = fs::read_link(&path).unwrap_or_default();
+            let name = name.as_os_str().as_bytes();
             // The node was removed by us.
-            let name = name.strip_suffix(" (deleted)").unwrap_or(&name).to_owned();
+            let name = readable(name.strip_suffix(b" (deleted)").unwrap_or(name), LONGEST_NAME);
             let trace = Trace::Descriptor(path);
             let mut opener = Found::new(&disks[index], HolderKind::Process, name, trace);
             identify(&mut opener.holder, pid, containers);
@@ -96,7 +100,8 @@ pub(super) fn block_device(path: &Path) -> Option<DeviceNumber> {
 /// The name of a process; empty where it has ended.
 fn command(pid: u32) -> String {
     let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
-    truncated(String::from_utf8_lossy(&name).trim_end_matches('\n').to_owned(), LONGEST_NAME)
+    // The kernel adds the last newline; others belong to the name.
+    readable(name.strip_suffix(b"\n").unwrap_or(&name), LONGEST_NAME)
 }
 
 /// The inode number of a process's mount namespace.
@@ -107,8 +112,8 @@ pub(super) fn mount_namespace(pid: u32) -> io::Result<u64> {
 /// The container that a process is in: one of `containers`, or the name of its cgroup if that is a
 /// container id.
 fn container(pid: u32, containers: &[&Target]) -> String {
-    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let cgroup = device_group(&cgroups).unwrap_or_default();
+    let cgroups = fs::read(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let cgroup = device_group(&cgroups).unwrap_or(Path::new(""));
     let namespace = mount_namespace(pid).ok();
     let is_in = |target: &&&Target| {
         let own = fstat(target.container.mount_namespace.as_fd()).ok().map(|stat| stat.st_ino);
@@ -120,15 +125,15 @@ fn container(pid: u32, containers: &[&Target]) -> String {
     }
 }
 
-fn is_below(cgroup: &str, container: &Path) -> bool {
+fn is_below(cgroup: &Path, container: &Path) -> bool {
     // Every process would be in a container of the root group.
-    container.parent().is_some() && Path::new(cgroup).starts_with(container)
+    container.parent().is_some() && cgroup.starts_with(container)
 }
 
 /// The last component of a cgroup's path, if it has the form that runtimes give to a container's
 /// id: 12 to 128 hexadecimal digits, possibly with systemd's prefix and suffix.
-fn id_of(cgroup: &str) -> &str {
-    let last = cgroup.rsplit('/').next().unwrap_or_default();
+fn id_of(cgroup: &Path) -> &str {
+    let last = cgroup.file_name().and_then(OsStr::to_str).unwrap_or_default();
     let last = last.strip_suffix(".scope").unwrap_or(last);
     let last = last.rsplit([':', '-']).next().unwrap_or_default();
     let is_id =
@@ -153,14 +158,14 @@ mod tests {
     #[case("/0123456789abcdef/nested", "")]
     #[case("/", "")]
     fn only_an_id_is_taken_for_a_container(#[case] cgroup: &str, #[case] id: &str) {
-        assert_eq!(id_of(cgroup), id);
+        assert_eq!(id_of(Path::new(cgroup)), id);
     }
 
     #[test]
     fn a_group_below_the_containers_belongs_to_the_container() {
-        assert!(is_below("/pod/c1/nested", Path::new("/pod/c1")));
-        assert!(!is_below("/pod/c10", Path::new("/pod/c1")));
-        assert!(!is_below("/pod/c1", Path::new("/")));
+        assert!(is_below(Path::new("/pod/c1/nested"), Path::new("/pod/c1")));
+        assert!(!is_below(Path::new("/pod/c10"), Path::new("/pod/c1")));
+        assert!(!is_below(Path::new("/pod/c1"), Path::new("/")));
     }
 
     #[test]
