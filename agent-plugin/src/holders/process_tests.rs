@@ -76,7 +76,7 @@ fn a_thread_whose_process_does_not_have_the_device_open_is_found_once() {
     let disk = disk(node);
     let (sender, ready) = mpsc::channel();
     let done = Barrier::new(3);
-    let find = || openers(&[std::process::id()], &[disk.clone()], &[], &mut budget());
+    let find = || openers(&[std::process::id()], std::slice::from_ref(&disk), &[], &mut budget());
     assert!(find().is_empty());
     thread::scope(|scope| {
         for _ in 0..2 {
