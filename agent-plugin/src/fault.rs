@@ -32,7 +32,7 @@ mod active {
     const PARAMETER: &str = "block_volume.fault=";
 
     pub(crate) fn action(point: &str) -> Option<String> {
-        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let read = |path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
         named(read(FILE).lines(), point).or_else(|| {
             named(
                 read(COMMAND_LINE).split(' ').filter_map(|word| word.strip_prefix(PARAMETER)),

@@ -14,6 +14,7 @@ use nix::{
 use crate::{
     error::{Error, Result, Unsupported},
     namespace::Target,
+    text::{decimal, lines, readable, words},
 };
 
 /// The id maps of one container.
@@ -45,8 +46,10 @@ impl Ids {
         }
         let read = |file| -> Result<Map> {
             let text = target.proc(file)?;
-            Map::parse(&text)
-                .ok_or_else(|| Error::Malformed { subject: file.to_owned(), found: text })
+            Map::parse(&text).ok_or_else(|| Error::Malformed {
+                subject: file.to_owned(),
+                found: readable(&text, 80),
+            })
         };
         Ok(Ids { maps: Some((read("uid_map")?, read("gid_map")?)) })
     }
@@ -85,13 +88,13 @@ impl Ids {
 }
 
 impl Map {
-    fn parse(text: &str) -> Option<Map> {
-        let range = |line: &str| {
-            let mut numbers = line.split_ascii_whitespace().map(|number| number.parse().ok());
+    fn parse(text: &[u8]) -> Option<Map> {
+        let range = |line| {
+            let mut numbers = words(line).map(decimal);
             let mut next = || numbers.next().flatten();
             Some(Range { inside: next()?, outside: next()?, count: next()? })
         };
-        let ranges = text.lines().map(range).collect::<Option<Vec<_>>>()?;
+        let ranges = lines(text).map(range).collect::<Option<Vec<_>>>()?;
         (!ranges.is_empty()).then_some(Map(ranges))
     }
 
@@ -106,6 +109,12 @@ impl Map {
     fn root(&self) -> u32 {
         self.outside(0).unwrap_or(self.0[0].outside)
     }
+}
+
+/// The guest's id of a user, by a map, for the fuzz targets.
+#[cfg(feature = "fuzz")]
+pub(crate) fn outside(map: &[u8], id: u32) -> Option<u32> {
+    Map::parse(map)?.outside(id)
 }
 
 /// Sets the bit without which the kernel removes the file capabilities of a thread whose fsuid is
@@ -129,7 +138,9 @@ mod tests {
     use super::*;
 
     fn ids() -> Ids {
-        let map = |text| Map::parse(text).unwrap_or_else(|| panic!("{text:?} is a valid map"));
+        let map = |text: &str| {
+            Map::parse(text.as_bytes()).unwrap_or_else(|| panic!("{text:?} is a valid map"))
+        };
         Ids {
             maps: Some((
                 map("         0     100000      65536\n"),
@@ -160,10 +171,10 @@ mod tests {
     #[test]
     fn an_invalid_map_is_none() {
         for text in ["", "0 1\n", "0 1 x\n", "0 1 -1\n", "0 1 4294967296\n"] {
-            assert_eq!(Map::parse(text), None, "{text:?}");
+            assert_eq!(Map::parse(text.as_bytes()), None, "{text:?}");
         }
         assert_eq!(
-            Map::parse("5 4294967295 2\n").unwrap().outside(6),
+            Map::parse(b"5 4294967295 2\n").unwrap().outside(6),
             None,
             "no number is that high"
         );
@@ -171,7 +182,7 @@ mod tests {
 
     #[test]
     fn the_root_of_a_namespace_without_one_is_its_first_user() {
-        assert_eq!(Map::parse("1000 5000 10\n").unwrap().root(), 5000);
+        assert_eq!(Map::parse(b"1000 5000 10\n").unwrap().root(), 5000);
         assert_eq!(ids().maps.unwrap().0.root(), 100_000);
     }
 

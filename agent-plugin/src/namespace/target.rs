@@ -49,17 +49,17 @@ impl Target {
     /// The pid of the first process, which is valid only if the process has not ended afterwards.
     fn pid(&self) -> Result<i32> {
         let info = format!("/proc/self/fdinfo/{}", self.container.init.as_raw_fd());
-        let text = fs::read_to_string(&info).map_err(Error::system("read", info.as_str()))?;
+        let text = fs::read(&info).map_err(Error::system("read", info.as_str()))?;
         fdinfo::pid(&text).ok_or_else(|| self.ended())
     }
 
-    /// Reads a file of the first process below `/proc/PID`.
+    /// Reads a file of the first process below `/proc/PID`. Names in it are bytes.
     ///
     /// # Errors
     /// [`Error::ContainerEnded`], or `/proc` cannot be read.
-    pub fn proc(&self, file: &str) -> Result<String> {
+    pub fn proc(&self, file: &str) -> Result<Vec<u8>> {
         let path = format!("/proc/{}/{file}", self.pid()?);
-        let text = fs::read_to_string(&path);
+        let text = fs::read(&path);
         self.check_alive()?;
         text.map_err(Error::system("read", path))
     }

@@ -104,7 +104,7 @@ fn sequence(
     }
     stages.end("flush")?;
 
-    let late = find_late_holders(jobs, all)?;
+    let late = find_late_holders(jobs, all, policy, deadline)?;
     if !late.is_empty() && !policy.force {
         return Err(busy(all, late));
     }

@@ -17,6 +17,7 @@ mod full;
 mod guest_faults;
 mod guest_races;
 mod harness;
+mod holder_scan;
 mod holders;
 mod host_failures;
 mod hostile_container;
