@@ -89,14 +89,14 @@ impl Mounts {
     /// the container.
     ///
     /// # Errors
-    /// `/proc` cannot be read, or the container has ended.
+    /// `/proc` cannot be read.
     pub fn read(target: &Target) -> Result<Mounts> {
         const PATH: &str = "/proc/thread-self/mountinfo";
         let text = fs::read(PATH).map_err(Error::system("read", PATH))?;
         let in_guest =
             MountLine::all(&String::from_utf8_lossy(&text)).map(|mount| mount.number).collect();
-        let of_container = target.proc("mountinfo")?;
-        let in_memory = MountLine::all(&of_container)
+        let of_container = target.mountinfo()?;
+        let in_memory = MountLine::all(&String::from_utf8_lossy(&of_container))
             .filter(|mount| is_in_memory(mount.file_system))
             .map(|mount| mount.number)
             .collect();
@@ -127,8 +127,9 @@ pub(crate) fn is_shared(target: &Target, file: &impl AsFd) -> Result<bool> {
     let info = format!("/proc/self/fdinfo/{}", file.as_fd().as_raw_fd());
     let text = fs::read_to_string(&info).map_err(Error::system("read", info.as_str()))?;
     let Some(id) = fdinfo::mount_id(&text) else { return Ok(false) };
-    let mounts = target.proc("mountinfo")?;
-    Ok(MountLine::all(&mounts).any(|mount| mount.id == id && mount.is_shared))
+    let mounts = target.mountinfo()?;
+    Ok(MountLine::all(&String::from_utf8_lossy(&mounts))
+        .any(|mount| mount.id == id && mount.is_shared))
 }
 
 #[cfg(test)]
