@@ -3,6 +3,7 @@
 use crate::{
     ops::volume::{Scsi, Volume},
     qemu::throttle::Limits,
+        left_behind: Vec::new(),
 };
 
 /// Attached read-only, without limits.

@@ -49,7 +49,8 @@ impl Target {
     /// namespace, else that of the namespace itself.
     ///
     /// # Errors
-    /// The first process has left a namespace in which it had merely changed its root directory.
+    /// The first process has ended, or left the namespace, in which it had merely changed its root
+    /// directory.
     pub fn root(&self) -> Result<Root> {
         if fault::skips("namespace") {
             return open("/", DIRECTORY, Mode::empty())
@@ -81,6 +82,7 @@ impl Target {
         let (found, ours) = (stat(Inode::of(&root))?, stat(Inode::followed(c"/"))?);
         // A container that was started with chroot alone has the guest's tree around its own.
         if (found.file_system, found.number) == (ours.file_system, ours.number) {
+            self.check_alive()?;
             let reason = "its first process is gone from its mount namespace, and the root \
                           directory there is the guest's own";
             return Err(self.unreachable(reason));

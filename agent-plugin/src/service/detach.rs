@@ -104,6 +104,10 @@ impl Operation for Detach {
         };
         if let Ok(output) = &mut result {
             output.left_behind.append(&mut self.unreached);
+            for LeftBehind { serial, path, reason } in &output.left_behind {
+                let reason = reason.escape_debug();
+                tracing::warn!("left behind of volume {serial} at {path:?}: {reason}");
+            }
         }
         (self.jobs, result)
     }
