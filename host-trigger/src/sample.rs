@@ -3,7 +3,6 @@
 use crate::{
     ops::volume::{Scsi, Volume},
     qemu::throttle::Limits,
-        left_behind: Vec::new(),
 };
 
 /// Attached read-only, without limits.
@@ -24,5 +23,6 @@ pub(crate) fn volume() -> Volume {
         device_filter: "none".into(),
         node: "mknod".into(),
         throttle: Limits::default(),
+        left_behind: Vec::new(),
     }
 }

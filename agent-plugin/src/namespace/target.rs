@@ -101,6 +101,7 @@ impl Target {
         let enter_and_work = move || {
             let prepared = before()?;
             target.enter_here()?;
+            fault::at("tree");
             check_awaited()?;
             work(&root, prepared)
         };

@@ -10,7 +10,10 @@
 //! deletion is not noticed; that time is as long as a system call takes.
 
 use std::{
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -172,7 +175,9 @@ fn look_up(job: &DetachJob, hosts: &[ScsiHost], trees: &mut Trees) -> Result<Pre
             Ok(location) => present.location = Some(Arc::new(location)),
             // Such a path cannot be reached. It had a node, if an attach made one for this container.
             Err(
-                Error::ParentMissing { .. } | Error::Unsupported(Unsupported::MagicLink { .. }),
+                Error::ParentMissing { .. }
+                | Error::Unsupported(Unsupported::MagicLink { .. })
+                | Error::ContainerEnded { .. },
             ) if !had_node(job, target) => {}
             Err(error) => present.left.push(format!("its device node: {}", error.message())),
         }
@@ -345,9 +350,16 @@ fn within<T: Send + 'static>(
         let _ = sender.send(work());
     };
     let thread = thread::Builder::new().name("block-volume-io".to_owned()).spawn(run);
-    thread.map_err(Error::system("clone", "a thread"))?;
-    let timed_out = || Err(Error::TimedOut { awaited: awaited.to_owned() });
-    result.recv_timeout(patience).unwrap_or_else(|_| timed_out())
+    let thread = thread.map_err(Error::system("clone", "a thread"))?;
+    match result.recv_timeout(patience) {
+        Ok(result) => {
+            // Nothing of it is left when the caller gets the reply.
+            thread.join().map_err(|_| Error::Panicked)?;
+            result
+        }
+        Err(RecvTimeoutError::Timeout) => Err(Error::TimedOut { awaited: awaited.to_owned() }),
+        Err(RecvTimeoutError::Disconnected) => Err(Error::Panicked),
+    }
 }
 
 /// The directories that were made for the volume, from the host's record if the host got the reply
