@@ -9,6 +9,7 @@
 //! | point | what happens |
 //! |---|---|
 //! | `OPERATION-after-STAGE` | `error`, `delay`, `wait`, `stay` or `panic`, when that stage has ended |
+//! | `tree=wait` | the container's file system does not answer when a path is resolved |
 //! | `scan=skip`, `rescan=skip` | the kernel is not asked to scan |
 //! | `uevent=lost` | the kernel's events do not arrive, without an error |
 //! | `uevent=overflow` | instead of each event the kernel reports lost events (ENOBUFS) |

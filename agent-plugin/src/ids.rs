@@ -12,6 +12,7 @@ use nix::{
 };
 
 use crate::{
+    agent::ContainerError,
     error::{Error, Result, Unsupported},
     namespace::Target,
     text::{decimal, lines, readable, words},
@@ -39,11 +40,14 @@ impl Ids {
     /// Reads the maps of `target`.
     ///
     /// # Errors
-    /// The container has ended, or `/proc` cannot be read.
+    /// The container has ended or left its user namespace, or `/proc` cannot be read.
     pub fn of(target: &Target) -> Result<Ids> {
-        if target.container.user_namespace.is_none() {
-            return Ok(Ids::default());
-        }
+        let Some(namespace) = &target.container.user_namespace else { return Ok(Ids::default()) };
+        // The maps are those of the namespace that the process is in now.
+        let check = || {
+            if target.proc_is("ns/user", namespace)? { Ok(()) } else { Err(left(target)) }
+        };
+        check()?;
         let read = |file| -> Result<Map> {
             let text = target.proc(file)?;
             Map::parse(&text).ok_or_else(|| Error::Malformed {
@@ -51,7 +55,9 @@ impl Ids {
                 found: readable(&text, 80),
             })
         };
-        Ok(Ids { maps: Some((read("uid_map")?, read("gid_map")?)) })
+        let ids = Ids { maps: Some((read("uid_map")?, read("gid_map")?)) };
+        check()?;
+        Ok(ids)
     }
 
     /// The guest's ids of the container's `uid` and `gid`.
@@ -85,6 +91,13 @@ impl Ids {
             Ok(())
         }
     }
+}
+
+/// The error for a container whose ids cannot be known.
+fn left(target: &Target) -> Error {
+    let reason = "its first process has left the container's user namespace";
+    let source = ContainerError::Unreachable(reason.to_owned());
+    Error::Container { id: target.id.to_string(), source }
 }
 
 impl Map {

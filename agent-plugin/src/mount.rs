@@ -89,12 +89,12 @@ impl Mounts {
     /// the container.
     ///
     /// # Errors
-    /// `/proc` cannot be read, or the container has ended.
+    /// `/proc` cannot be read.
     pub fn read(target: &Target) -> Result<Mounts> {
         const PATH: &str = "/proc/thread-self/mountinfo";
         let text = fs::read(PATH).map_err(Error::system("read", PATH))?;
         let in_guest = MountLine::all(&text).map(|mount| mount.number).collect();
-        let of_container = target.proc("mountinfo")?;
+        let of_container = target.mountinfo()?;
         let in_memory = MountLine::all(&of_container)
             .filter(|mount| is_in_memory(mount.file_system))
             .map(|mount| mount.number)
@@ -126,7 +126,7 @@ pub(crate) fn is_shared(target: &Target, file: &impl AsFd) -> Result<bool> {
     let info = format!("/proc/self/fdinfo/{}", file.as_fd().as_raw_fd());
     let text = fs::read(&info).map_err(Error::system("read", info.as_str()))?;
     let Some(id) = fdinfo::mount_id(&text) else { return Ok(false) };
-    let mounts = target.proc("mountinfo")?;
+    let mounts = target.mountinfo()?;
     Ok(MountLine::all(&mounts).any(|mount| mount.id == id && mount.is_shared))
 }
 

@@ -34,7 +34,7 @@ use crate::{
     ids::Ids,
     inode::Inode,
     mount,
-    namespace::Target,
+    namespace::{Target, check_awaited},
 };
 
 /// The mount point of the private tmpfs, over the guest's devices, in the thread's own namespace.
@@ -205,6 +205,7 @@ fn unmount(directory: &OwnedFd, path: &NodePath, number: DeviceNumber) -> Result
     if !found.is_some_and(|inode| is_ours(&inode)) {
         return Ok(false);
     }
+    check_awaited()?;
     // No call unmounts relative to a directory's descriptor.
     fchdir(directory).map_err(Error::system("fchdir", path.parent()))?;
     let name = CString::new(path.name())

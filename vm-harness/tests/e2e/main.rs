@@ -10,6 +10,7 @@ mod check;
 mod conformance;
 mod container_gone;
 mod detach;
+mod detach_goes_on;
 mod device_filter;
 mod dry_run;
 mod first_test;
