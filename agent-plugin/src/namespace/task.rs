@@ -24,7 +24,7 @@ pub struct NamespaceTask<T> {
 }
 
 impl<T: Send + 'static> NamespaceTask<T> {
-    pub(super) fn start(
+    pub(crate) fn start(
         id: &Arc<str>,
         work: impl FnOnce() -> Result<T> + Send + 'static,
         abandoned: impl FnOnce(T) + Send + 'static,

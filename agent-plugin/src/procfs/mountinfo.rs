@@ -15,6 +15,8 @@ use crate::{block::DeviceNumber, text::decimal};
 pub struct MountLine<'a> {
     /// The mount's id.
     pub id: u32,
+    /// The id of the mount that it is mounted on.
+    pub parent: u32,
     /// `st_dev` of files on the mount.
     pub number: DeviceNumber,
     /// The part of the file system that is mounted, escaped.
@@ -35,13 +37,14 @@ impl<'a> MountLine<'a> {
         let (mount, file_system) = line.split_once(" - ")?;
         let mut mount = mount.split(' ');
         let id = mount.next()?.parse().ok()?;
-        let number = mount.nth(1)?.parse().ok()?;
+        let parent = mount.next()?.parse().ok()?;
+        let number = mount.next()?.parse().ok()?;
         let (root, point) = (mount.next()?, mount.next()?);
         // Optional fields follow the mount's options.
         let is_shared = mount.skip(1).any(|field| field.starts_with("shared:"));
         let mut fields = file_system.split(' ');
         let (file_system, source, options) = (fields.next()?, fields.next()?, fields.next()?);
-        Some(MountLine { id, number, root, point, is_shared, file_system, source, options })
+        Some(MountLine { id, parent, number, root, point, is_shared, file_system, source, options })
     }
 
     /// The lines of a whole file. Lines that are not the kernel's are left out.
@@ -91,7 +94,8 @@ mod tests {
     fn every_field_of_a_line_is_read() {
         let line = r"36 35 98:0 /mnt\0401 /mnt\0402 rw,noatime shared:5 master:1 - ext3 /dev/a\043 rw,errors=continue";
         let mount = MountLine::parse(line).unwrap();
-        assert_eq!((mount.id, mount.number), (36, DeviceNumber { major: 98, minor: 0 }));
+        assert_eq!((mount.id, mount.parent), (36, 35));
+        assert_eq!(mount.number, DeviceNumber { major: 98, minor: 0 });
         assert_eq!((mount.root, mount.file_system), (r"/mnt\0401", "ext3"));
         assert_eq!((mount.point(), mount.source()), (b"/mnt 2".to_vec(), b"/dev/a#".to_vec()));
         assert_eq!((mount.is_shared, mount.options), (true, "rw,errors=continue"));

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     block::{self, BlockDevice, Claim, DeviceNumber},
     cgroup::{Filter, Grant, Mode},
-    device_node::{Device, Existing, Location, NodePath, remove_parents},
+    device_node::{Device, Location, NodePath, Removal, Removed, remove_parents},
     error::{Error, Result, Unsupported},
     fault,
     holder::Holder,
@@ -172,22 +172,48 @@ fn number(job: &DetachJob, present: &Present) -> Result<Option<DeviceNumber>> {
 
 fn unlink(job: &DetachJob, present: &mut Present, deadline: Instant) -> Result<()> {
     let number = number(job, present)?;
-    let (Some(location), Some(target)) = (&present.location, &job.target) else { return Ok(()) };
-    present.cleared |= match location.remove_leftover(&job.attachment.serial) {
-        // The container has something of its own under that name: not ours to remove.
-        Err(Error::PathTaken { .. }) => false,
-        result => result?,
+    let attachment = &job.attachment;
+    let removal = |guarded| {
+        let container = attachment.container_id.as_str();
+        Removal::new(&attachment.serial, container, &attachment.path, number, guarded)
     };
-    let Some(number) = number else { return Ok(()) };
-    // The container may have changed its owner.
-    let Some(Existing::Block(_, options)) = location.existing()? else { return Ok(()) };
-    if fault::skips("unlink") || location.remove(target, number, deadline)?.is_some() {
-        match &present.disk {
-            Some(_) => present.removed = Some(options),
-            None => present.cleared = true,
-        }
+    let Some(target) = &job.target else {
+        leave(job, present, removal(false).after_its_end(deadline));
+        return Ok(());
+    };
+    if let Some(location) = &present.location {
+        present.cleared |= match location.remove_leftover(&attachment.serial) {
+            // The container has something of its own under that name: not ours to remove.
+            Err(Error::PathTaken { .. }) => false,
+            result => result?,
+        };
     }
+    if fault::skips("unlink") {
+        return Ok(());
+    }
+    // What cannot be read protects nothing.
+    let guarded = Filter::of(target).is_ok_and(|filter| filter.mode() != Mode::None);
+    let removed = removal(guarded).from(target, present.location.as_ref(), deadline);
+    match removed.options {
+        Some(_) if present.disk.is_none() => present.cleared = true,
+        Some(options) => present.removed = Some(options),
+        None => {}
+    }
+    leave(job, present, removed);
     Ok(())
+}
+
+/// Notes what had to be left behind.
+fn leave(job: &DetachJob, present: &mut Present, removed: Removed) {
+    for left in removed.left {
+        let Attachment { serial, container_id, .. } = &job.attachment;
+        tracing::warn!(
+            "volume {serial}: {} stays in container {container_id}: {}",
+            left.path,
+            left.reason
+        );
+        present.left.push(left);
+    }
 }
 
 fn revoke(job: &DetachJob, present: &mut Present) -> Result<()> {
@@ -282,7 +308,8 @@ fn restore(job: &DetachJob, present: &mut Present, deadline: Instant) -> Result<
         if let (Some(options), Some(location)) = (present.removed, present.location.take()) {
             private_umask()?;
             let read_only = job.attachment.access == AccessMode::ReadOnly;
-            let device = Device { number: disk.number, options, read_only };
+            let guarded = Filter::of(target)?.mode() != Mode::None;
+            let device = Device { number: disk.number, options, read_only, guarded };
             location.make(target, &job.attachment.serial, device, deadline)?.publish(deadline)?;
         }
         Ok(())

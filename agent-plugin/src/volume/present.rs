@@ -3,7 +3,7 @@
 use crate::{
     block::{BlockDevice, Claim},
     cgroup::Access,
-    device_node::{Location, NodeOptions},
+    device_node::{LeftBehind, Location, NodeOptions},
     scsi::ScsiDevice,
 };
 
@@ -16,6 +16,8 @@ pub(super) struct Present {
     pub(super) disk: Option<BlockDevice>,
     pub(super) location: Option<Location>,
     pub(super) claim: Option<Claim>,
+    /// What of the node could not be removed.
+    pub(super) left: Vec<LeftBehind>,
     /// The node that was removed.
     pub(super) removed: Option<NodeOptions>,
     /// The access that was revoked.
