@@ -55,7 +55,7 @@ pub use location::Location;
 pub use parents::remove_parents;
 pub use path::{NodePath, TEMPORARY};
 pub use removal::{Removal, Removed};
-pub(crate) use watch::sweep;
+pub use watch::sweep;
 
 /// A node that we made.
 #[derive(Debug)]

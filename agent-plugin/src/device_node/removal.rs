@@ -62,7 +62,9 @@ impl Removal {
     pub fn from(&self, target: &Target, location: Option<&Location>, deadline: Instant) -> Removed {
         let mut removed = Removed::default();
         match self.unmount(target, location, deadline) {
-            Ok(Unmounted { options, left }) => (removed.options, removed.left) = (options, left),
+            Ok(Unmounted { options, left, .. }) => {
+                (removed.options, removed.left) = (options, left)
+            }
             Err(error) => removed.left.push(self.left(error.message())),
         }
         let mut was_mknod = false;
@@ -94,6 +96,9 @@ impl Removal {
         let directory = location.filter(|location| location.missing().is_empty());
         let directory = directory.map(|location| location.directory().try_clone()).transpose();
         let directory = directory.map_err(Error::system("fcntl", "a directory"))?;
+        // Later steps need time, too, whatever the container does with its mounts.
+        let now = Instant::now();
+        let deadline = now + deadline.saturating_duration_since(now) / 4;
         let unmount = self.task(deadline, directory)?;
         // A container may mount over the root of its namespace; its own processes stay below.
         let roots: Vec<OwnedFd> =

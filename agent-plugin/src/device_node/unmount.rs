@@ -54,12 +54,16 @@ pub(super) struct Unmount {
     pub(super) proc: AgentProc,
 }
 
+const UNREACHED: &str = "the node's mount is not reached by its path: something is mounted over it, or it is moved all the time";
+
 /// What was found and done.
 #[derive(Debug, Default)]
 pub(super) struct Unmounted {
     /// Owner and mode of the node, if there was one.
     pub(super) options: Option<NodeOptions>,
     pub(super) left: Vec<LeftBehind>,
+    /// Mounts that stay, by their ids.
+    mounts: Vec<(u32, LeftBehind)>,
 }
 
 /// What became of a mount.
@@ -94,6 +98,7 @@ impl Unmount {
         {
             done.left.push(left);
         }
+        done.left.extend(done.mounts.drain(..).map(|(_, left)| left));
         Ok(done)
     }
 
@@ -113,24 +118,24 @@ impl Unmount {
                 return Ok(());
             }
             let is_last = attempt == TRIES || Instant::now() >= self.deadline;
-            let mut remaining = Vec::new();
             for line in ours {
-                let path = || shown(&line.point());
-                match self.step(&root, line, &lines, done)? {
-                    Step::Progress => {}
-                    Step::Foreign => foreign.push(line.id),
-                    Step::Unreached if is_last => remaining.push(LeftBehind::new(
-                        path(),
-                        "the node's mount is not reached by its path: something is mounted over it, or it is moved all the time",
-                    )),
-                    Step::Unreached => {}
+                let stays = match self.step(&root, line, &lines, done) {
+                    Step::Progress => None,
+                    Step::Unreached => is_last.then(|| UNREACHED.to_owned()),
+                    Step::Foreign => {
+                        foreign.push(line.id);
+                        None
+                    }
                     Step::Refused(errno) => {
                         foreign.push(line.id);
-                        remaining.push(LeftBehind::new(path(), format!("umount2: {errno}")));
+                        Some(format!("umount2: {errno}"))
                     }
-                }
+                };
+                // As the last of the roots shows it.
+                done.mounts.retain(|(id, _)| *id != line.id);
+                let left = |reason| (line.id, LeftBehind::new(shown(&line.point()), reason));
+                done.mounts.extend(stays.map(left));
             }
-            done.left.append(&mut remaining);
             if is_last {
                 return Ok(());
             }
@@ -144,25 +149,25 @@ impl Unmount {
         line: &MountLine<'_>,
         lines: &[MountLine<'_>],
         done: &mut Unmounted,
-    ) -> Result<Step> {
+    ) -> Step {
         let point = line.point();
-        let Ok(node) = reach(root, &point, OFlag::O_PATH) else { return Ok(Step::Unreached) };
-        let inode = Inode::of(&node).map_err(Error::system("statx", shown(&point)))?;
+        let Ok(node) = reach(root, &point, OFlag::O_PATH) else { return Step::Unreached };
+        let Ok(inode) = Inode::of(&node) else { return Step::Unreached };
         if Instant::now() >= self.deadline {
-            return Ok(Step::Unreached);
+            return Step::Unreached;
         }
         if inode.mount != u64::from(line.id) {
             if !is_over(lines, inode.mount, line.id) {
-                return Ok(Step::Unreached);
+                return Step::Unreached;
             }
-            return Ok(match self.proc.unmount(&node) {
+            return match self.proc.unmount(&node) {
                 Ok(()) => Step::Progress,
                 Err(_) => Step::Unreached,
-            });
+            };
         }
         let is_node = inode.is_mounted && inode.kind == SFlag::S_IFBLK;
         if !is_node || self.number.is_some_and(|number| number != inode.device) {
-            return Ok(Step::Foreign);
+            return Step::Foreign;
         }
         done.options.get_or_insert(NodeOptions {
             uid: inode.uid,
@@ -180,7 +185,7 @@ impl Unmount {
         let file = self.file_below(root, line, &point);
         match self.proc.unmount(&node) {
             Ok(()) => {}
-            Err(errno) => return Ok(Step::Refused(errno)),
+            Err(errno) => return Step::Refused(errno),
         }
         // Its file system has ended before the event is looked for.
         drop(node);
@@ -189,7 +194,7 @@ impl Unmount {
         {
             done.left.push(left);
         }
-        Ok(Step::Progress)
+        Step::Progress
     }
 
     /// The directory and the name of the file that the node is mounted over, if that is the one

@@ -77,7 +77,7 @@ pub(super) enum References {
 }
 
 /// Reads the events, and gives up the numbers of nodes that nothing refers to any more.
-pub(crate) fn sweep() {
+pub fn sweep() {
     lock().sweep();
 }
 

@@ -1,10 +1,11 @@
 //! The observer: one thread for each connection of the harness. The library documents the protocol.
 //!
 //! The guest's init starts it, and it runs beside the agent. A panic ends one connection, not the
-//! observer. In a container it plays the attacker (see `swap`).
+//! observer. In a container it plays the attacker (see `swap` and `hold`).
 
 mod agent_state;
 mod floor;
+mod hold;
 mod programs;
 mod restored;
 mod run;
@@ -29,6 +30,12 @@ fn main() -> io::Result<()> {
         && attack == "swap"
     {
         println!("{}", swap::swap(Path::new(directory), first, second)?);
+        return Ok(());
+    }
+    if let [attack, kind, node, directory] = arguments.as_slice()
+        && attack == "hold"
+    {
+        println!("{}", hold::hold(kind, Path::new(node), Path::new(directory))?);
         return Ok(());
     }
     let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, PORT)?;
