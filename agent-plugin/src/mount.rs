@@ -57,9 +57,18 @@ pub(crate) fn can_set_propagation() -> bool {
 }
 
 /// Sets the propagation of a mount (`MS_PRIVATE`, `MS_UNBINDABLE`).
-#[expect(unsafe_code, reason = "mount_setattr(2) has no safe wrapper in libc or nix")]
 pub(crate) fn set_propagation(mount: &impl AsFd, propagation: u64) -> Result<(), Errno> {
-    let attributes = libc::mount_attr { attr_set: 0, attr_clr: 0, propagation, userns_fd: 0 };
+    set_attributes(mount, libc::mount_attr { attr_set: 0, attr_clr: 0, propagation, userns_fd: 0 })
+}
+
+/// Lets no device node be opened through this mount from now on.
+pub(crate) fn set_nodev(mount: &impl AsFd) -> Result<(), Errno> {
+    let attr_set = libc::MOUNT_ATTR_NODEV;
+    set_attributes(mount, libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd: 0 })
+}
+
+#[expect(unsafe_code, reason = "mount_setattr(2) has no safe wrapper in libc or nix")]
+fn set_attributes(mount: &impl AsFd, attributes: libc::mount_attr) -> Result<(), Errno> {
     let (fd, size) = (mount.as_fd().as_raw_fd(), size_of::<libc::mount_attr>());
     // SAFETY: the path is an empty C string with static lifetime; `attributes` has the size that is
     // given and outlives the call.

@@ -23,6 +23,14 @@ pub enum Unsupported {
         /// In the container.
         path: String,
     },
+    /// Nodes that were removed from a container without a device filter are still referred to.
+    #[error(
+        "container {container} still refers to too many volumes that were unplugged: give it a device filter, or restart it"
+    )]
+    Referenced {
+        /// Its id.
+        container: String,
+    },
     /// The container has no such user or group.
     #[error(
         "owner {uid}:{gid} is not mapped in the container's user namespace: choose one that is"

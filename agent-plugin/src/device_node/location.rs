@@ -17,6 +17,7 @@ use super::{
     existing::Existing,
     file_system::FileSystem,
     path::{NodePath, TEMPORARY},
+    watch,
 };
 use crate::{
     block::DeviceNumber,
@@ -131,11 +132,13 @@ impl Location {
     }
 
     /// Decides on the kind of node: a mknod node only where it is visible to the container alone
-    /// and can be opened.
+    /// and can be opened, and where a device filter protects (`guarded`) its number. Without a
+    /// filter a hard link would lead to whichever disk gets the number next; no link leads across
+    /// mounts.
     ///
     /// # Errors
     /// Why no node is possible, and what to use instead.
-    pub fn check(&self, target: &Target) -> Result<NodeKind> {
+    pub fn check(&self, target: &Target, guarded: bool) -> Result<NodeKind> {
         let path = || self.path.as_str().to_owned();
         if self.read_only() {
             return Err(Error::ReadOnlyFileSystem { path: path() });
@@ -144,7 +147,7 @@ impl Location {
             return Err(self.takes_no_file().into());
         }
         let is_private = self.is_in_memory() && !self.nodev() && !self.is_in_guest;
-        if is_private && target.container.user_namespace.is_none() {
+        if guarded && is_private && target.container.user_namespace.is_none() {
             return Ok(NodeKind::Mknod);
         }
         if mount::is_shared(target, &self.directory)? {
@@ -152,6 +155,9 @@ impl Location {
         }
         if !mount::can_set_propagation() {
             return Err(Unsupported::Kernel { call: "mount_setattr", since: "5.12" }.into());
+        }
+        if !guarded && watch::kept(&target.id) >= watch::MOST_KEPT {
+            return Err(Unsupported::Referenced { container: target.id.to_string() }.into());
         }
         Ok(NodeKind::Bind)
     }

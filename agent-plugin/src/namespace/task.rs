@@ -70,7 +70,7 @@ pub(crate) fn check_awaited() -> Result<()> {
 }
 
 impl<T: Send + 'static> NamespaceTask<T> {
-    pub(super) fn start(
+    pub(crate) fn start(
         id: &Arc<str>,
         work: impl FnOnce() -> Result<T> + Send + 'static,
         abandoned: impl FnOnce(T) + Send + 'static,

@@ -19,6 +19,8 @@ use crate::{
 pub struct MountLine<'a> {
     /// The mount's id.
     pub id: u32,
+    /// The id of the mount that it is mounted on.
+    pub parent: u32,
     /// `st_dev` of files on the mount.
     pub number: DeviceNumber,
     /// The part of the file system that is mounted, escaped.
@@ -38,14 +40,14 @@ impl<'a> MountLine<'a> {
     pub fn parse(line: &'a [u8]) -> Option<MountLine<'a>> {
         let (mount, file_system) = split_once(line, b" - ")?;
         let mut mount = fields(mount);
-        let id = decimal(mount.next()?)?;
-        let number = parsed(mount.nth(1)?)?;
+        let (id, parent) = (decimal(mount.next()?)?, decimal(mount.next()?)?);
+        let number = parsed(mount.next()?)?;
         let (root, point) = (mount.next()?, mount.next()?);
         // Optional fields follow the mount's options.
         let is_shared = mount.skip(1).any(|field| field.starts_with(b"shared:"));
         let mut fields = fields(file_system);
         let (file_system, source, options) = (fields.next()?, fields.next()?, fields.next()?);
-        Some(MountLine { id, number, root, point, is_shared, file_system, source, options })
+        Some(MountLine { id, parent, number, root, point, is_shared, file_system, source, options })
     }
 
     /// The lines of a whole file. Lines that are not the kernel's are left out.
@@ -79,7 +81,8 @@ mod tests {
     fn every_field_of_a_line_is_read() {
         let line = br"36 35 98:0 /mnt\0401 /mnt\0402 rw,noatime shared:5 master:1 - ext3 /dev/a\043 rw,errors=continue";
         let mount = MountLine::parse(line).unwrap();
-        assert_eq!((mount.id, mount.number), (36, DeviceNumber { major: 98, minor: 0 }));
+        assert_eq!((mount.id, mount.parent), (36, 35));
+        assert_eq!(mount.number, DeviceNumber { major: 98, minor: 0 });
         assert_eq!((mount.root, mount.file_system), (&br"/mnt\0401"[..], &b"ext3"[..]));
         assert_eq!((mount.point(), mount.source()), (b"/mnt 2".to_vec(), b"/dev/a#".to_vec()));
         assert_eq!((mount.is_shared, mount.options), (true, &b"rw,errors=continue"[..]));

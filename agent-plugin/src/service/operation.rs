@@ -17,7 +17,7 @@ use crate::{
     agent::Agent,
     error::{Error, Result},
     fault,
-    volume::{Announced, CancelOnDrop, Failed, Stages},
+    volume::{self, Announced, CancelOnDrop, Failed, Stages},
 };
 
 /// The time that each stage took.
@@ -135,7 +135,9 @@ fn start<O: Operation>(operation: O, began: Instant) -> Result<oneshot::Receiver
     let work = move || {
         let is_gone = {
             let mut stages = Stages::new(O::NAME);
+            volume::sweep();
             let (subject, result) = operation.run(began, &mut stages);
+            volume::sweep();
             let is_gone = sender.send(O::reply(result.as_ref(), &stages.taken)).is_err();
             let description = O::describe(&subject, result.as_ref().ok());
             audit::log(O::NAME, &description, began, result.as_ref().err());

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     block::BlockDevice,
-    cgroup::{Filter, Grant},
+    cgroup::{self, Filter, Grant},
     device_node::{Device, Existing, Location, Node, NodeKind, NodePath},
     error::{Error, Result},
     fault,
@@ -114,7 +114,8 @@ fn sequence(
         let Attachment { serial, .. } = &job.attachment;
         let location = location.of(serial)?;
         let volume = &mut progress.volumes[index];
-        make_node(job, disk(&progress.searches[index]), location, volume, guard.deadline)
+        let guarded = filters[index].mode() != cgroup::Mode::None;
+        make_node(job, disk(&progress.searches[index]), location, volume, guarded, guard.deadline)
             .of(serial)?;
         verify_open(index, progress, &mut socket, guard)?;
     }
@@ -210,6 +211,7 @@ fn make_node(
     disk: &BlockDevice,
     location: Location,
     volume: &mut VolumeProgress,
+    guarded: bool,
     deadline: Instant,
 ) -> Result<()> {
     let requested = volume.options.unwrap_or(attachment.options);
@@ -243,7 +245,7 @@ fn make_node(
         None if fault::skips("node") => Ok(()),
         None => {
             let read_only = attachment.access == AccessMode::ReadOnly;
-            let device = Device { number: disk.number, options: requested, read_only };
+            let device = Device { number: disk.number, options: requested, read_only, guarded };
             volume.node = Some(location.make(target, &attachment.serial, device, deadline)?);
             Ok(())
         }

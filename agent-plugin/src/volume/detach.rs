@@ -32,7 +32,7 @@ use super::{
 use crate::{
     block::{self, BlockDevice, DeviceNumber},
     cgroup::{Filter, Grant, Mode},
-    device_node::{Device, Existing, Location, NodeOptions, NodePath, remove_parents},
+    device_node::{Device, Location, NodePath, Removal, Removed, remove_parents},
     error::{Error, Result, Unsupported},
     fault,
     holder::Holder,
@@ -73,8 +73,7 @@ pub(crate) fn detach(
     let result = sequence(jobs, policy, ticket, deadline, stages, (&mut all, &mut trees));
     let failed = match result {
         Ok(interrupted) => {
-            let left = jobs.iter().zip(&all).flat_map(|(job, present)| present.left_behind(job));
-            let left_behind = left.collect();
+            let left_behind = all.iter().flat_map(Present::left_behind).collect();
             let detached = |present: Present| Detached {
                 unchanged: !present.changed(),
                 serial: present.serial,
@@ -112,7 +111,7 @@ fn sequence(
     for (job, present) in jobs.iter().zip(all.iter_mut()) {
         check_time(deadline, "the removal of the device node").of(&present.serial)?;
         if let Err(error) = unlink(job, present, trees) {
-            present.left.push(format!("its device node: {}", error.message()));
+            present.leave(job, format!("its device node: {}", error.message()));
         }
     }
     stages.end("unlink")?;
@@ -121,7 +120,7 @@ fn sequence(
         check_time(deadline, "the revocation of the right").of(&present.serial)?;
         match revoke(job, present) {
             Err(error) if policy.force || job.target.as_ref().is_some_and(Target::has_ended) => {
-                present.left.push(format!("its right: {}", error.message()));
+                present.leave(job, format!("its right: {}", error.message()));
             }
             result => result.of(&present.serial)?,
         }
@@ -179,7 +178,7 @@ fn look_up(job: &DetachJob, hosts: &[ScsiHost], trees: &mut Trees) -> Result<Pre
                 | Error::Unsupported(Unsupported::MagicLink { .. })
                 | Error::ContainerEnded { .. },
             ) if !had_node(job, target) => {}
-            Err(error) => present.left.push(format!("its device node: {}", error.message())),
+            Err(error) => present.leave(job, format!("its device node: {}", error.message())),
         }
     }
     Ok(present)
@@ -211,60 +210,52 @@ fn number(job: &DetachJob, present: &Present) -> Option<DeviceNumber> {
     (!is_reused).then_some(outcome.device)
 }
 
-/// Removes what the container has of the volume at its path.
+/// Removes what the container has of the volume, wherever it is.
 fn unlink(job: &DetachJob, present: &mut Present, trees: &mut Trees) -> Result<()> {
+    let Attachment { serial, container_id, path, .. } = &job.attachment;
     let number = number(job, present);
-    let (Some(location), Some(target)) = (&present.location, &job.target) else { return Ok(()) };
+    let removal = |guarded| Removal::new(serial, container_id, path, number, guarded);
+    let Some(target) = &job.target else {
+        present.left.extend(removal(false).after_its_end(trees.until()).left);
+        return Ok(());
+    };
+    // What cannot be read protects nothing.
+    let guarded = Filter::of(target).is_ok_and(|filter| filter.mode() != Mode::None);
+    let removal = removal(guarded);
     // On a thread: a container can make its own tmpfs wait, too (a directory stays locked while an
     // entry of it is copied to memory that a file system of the container provides).
-    let (location, of, serial) = (location.clone(), target.clone(), present.serial.clone());
+    let (location, of, serial) = (present.location.clone(), target.clone(), serial.clone());
     let result = trees.run(target, |until| {
-        target.aside(move || Ok(remove_nodes(&location, &of, &serial, number, until)))
+        target.aside(move || Ok(remove_nodes(&removal, location.as_deref(), &of, &serial, until)))
     });
     present.uncertain = matches!(result, Err(Error::TimedOut { .. }));
-    let removed = result?;
-    present.cleared |= removed.leftover;
+    let (leftover, removed) = result?;
+    present.cleared |= leftover;
     match &present.disk {
-        Some(_) => present.removed = removed.node,
-        None => present.cleared |= removed.node.is_some(),
+        Some(_) => present.removed = removed.options,
+        None => present.cleared |= removed.options.is_some(),
     }
-    removed.error.map_or(Ok(()), Err)
+    present.left.extend(removed.left);
+    Ok(())
 }
 
-/// What was removed at a path, up to an error.
-struct Removed {
-    /// The temporary node of an earlier run.
-    leftover: bool,
-    node: Option<NodeOptions>,
-    error: Option<Error>,
-}
-
+/// Removes the temporary node of an earlier run, and the node. Returns whether there was one of the
+/// former.
 fn remove_nodes(
-    location: &Location,
+    removal: &Removal,
+    location: Option<&Location>,
     target: &Target,
     serial: &str,
-    number: Option<DeviceNumber>,
     until: Instant,
-) -> Removed {
-    let mut removed = Removed { leftover: false, node: None, error: None };
-    let mut remove = || {
-        check_awaited()?;
-        removed.leftover = match location.remove_leftover(serial) {
-            // The container has something of its own under that name: not ours to remove.
-            Err(Error::PathTaken { .. }) => false,
-            result => result?,
-        };
-        let Some(number) = number else { return Ok(()) };
-        // The container may have changed its owner.
-        let Some(Existing::Block(_, options)) = location.existing()? else { return Ok(()) };
-        check_awaited()?;
-        if fault::skips("unlink") || location.remove(target, number, until)?.is_some() {
-            removed.node = Some(options);
-        }
-        Ok(())
-    };
-    removed.error = remove().err();
-    removed
+) -> (bool, Removed) {
+    // The container may have something of its own under that name: then there is none of ours.
+    let leftover = check_awaited()
+        .and_then(|()| location.map_or(Ok(false), |location| location.remove_leftover(serial)))
+        .unwrap_or(false);
+    if fault::skips("unlink") {
+        return (leftover, Removed::default());
+    }
+    (leftover, removal.from(target, location, until))
 }
 
 fn revoke(job: &DetachJob, present: &mut Present) -> Result<()> {
@@ -406,7 +397,8 @@ fn restore(job: &DetachJob, present: &mut Present, until: Instant) -> Result<()>
             return Err(Error::NodeMoved { path: job.attachment.path.as_str().to_owned() });
         };
         let read_only = job.attachment.access == AccessMode::ReadOnly;
-        let device = Device { number: disk.number, options, read_only };
+        let guarded = Filter::of(target)?.mode() != Mode::None;
+        let device = Device { number: disk.number, options, read_only, guarded };
         let (of, serial) = (target.clone(), present.serial.clone());
         let make = move || {
             private_umask()?;

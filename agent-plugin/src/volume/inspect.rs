@@ -60,6 +60,7 @@ pub(crate) struct ParentState {
 pub(crate) fn paths(target: &Target, paths: &[NodePath]) -> Result<Vec<PathState>> {
     let root = target.root()?;
     let mounts = if paths.is_empty() { Mounts::default() } else { Mounts::read(target)? };
+    let guarded = Filter::of(target)?.mode() != cgroup::Mode::None;
     let state = |path: &NodePath| {
         let mut state = PathState { path: path.as_str().to_owned(), parent: None, existing: None };
         if let Some(location) = reachable(Location::find(&root, path, &mounts))? {
@@ -69,7 +70,7 @@ pub(crate) fn paths(target: &Target, paths: &[NodePath]) -> Result<Vec<PathState
                 nodev: location.nodev(),
                 read_only: location.read_only(),
                 is_missing: !location.missing().is_empty(),
-                kind: location.check(target),
+                kind: location.check(target, guarded),
             });
         }
         Ok(state)

@@ -46,3 +46,6 @@ pub(crate) use present::LeftBehind;
 pub(crate) use queue::{Announced, CancelOnDrop, Queues, Ticket};
 pub(crate) use resize::{Resized, resize};
 pub(crate) use stages::Stages;
+
+/// Gives up the numbers of deleted disks that nothing refers to any more.
+pub(crate) use crate::device_node::sweep;

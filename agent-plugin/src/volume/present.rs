@@ -6,7 +6,7 @@ use super::job::DetachJob;
 use crate::{
     block::{BlockDevice, Claim},
     cgroup::Access,
-    device_node::{Location, NodeOptions},
+    device_node::{self, Location, NodeOptions},
     scsi::ScsiDevice,
 };
 
@@ -30,7 +30,7 @@ pub(super) struct Present {
     /// The container did not answer during the removal: the node may be removed.
     pub(super) uncertain: bool,
     /// What could not be removed in the container, and why. The detach goes on.
-    pub(super) left: Vec<String>,
+    pub(super) left: Vec<device_node::LeftBehind>,
 }
 
 impl Present {
@@ -39,14 +39,21 @@ impl Present {
         self.removed.is_some() || !self.revoked.is_empty() || self.deleted || self.cleared
     }
 
-    /// What the detach leaves behind in the container of `job`.
-    pub(super) fn left_behind(&self, job: &DetachJob) -> Vec<LeftBehind> {
-        let one = |reason: &String| LeftBehind {
+    /// Notes what could not be removed at the path of `job`.
+    pub(super) fn leave(&mut self, job: &DetachJob, reason: String) {
+        self.left.push(device_node::LeftBehind {
+            path: job.attachment.path.as_str().escape_debug().to_string(),
+            reason,
+        });
+    }
+
+    /// What the detach leaves behind in the container.
+    pub(super) fn left_behind(&self) -> impl Iterator<Item = LeftBehind> {
+        self.left.iter().map(|device_node::LeftBehind { path, reason }| LeftBehind {
             serial: self.serial.clone(),
-            path: job.attachment.path.as_str().to_owned(),
+            path: path.clone(),
             reason: reason.clone(),
-        };
-        self.left.iter().map(one).collect()
+        })
     }
 }
 
@@ -54,7 +61,7 @@ impl Present {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LeftBehind {
     pub(crate) serial: String,
-    /// Of the attachment.
+    /// Where it is now, or the attachment's path.
     pub(crate) path: String,
     /// What, and why.
     pub(crate) reason: String,
