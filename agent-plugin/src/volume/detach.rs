@@ -73,8 +73,7 @@ pub(crate) fn detach(
     let result = sequence(jobs, policy, ticket, deadline, stages, (&mut all, &mut trees));
     let failed = match result {
         Ok(interrupted) => {
-            let left = jobs.iter().zip(&all).flat_map(|(job, present)| present.left_behind(job));
-            let left_behind = left.collect();
+            let left_behind = all.iter_mut().flat_map(|present| present.left.drain(..)).collect();
             let detached = |present: Present| Detached {
                 unchanged: !present.changed(),
                 serial: present.serial,
@@ -112,7 +111,7 @@ fn sequence(
     for (job, present) in jobs.iter().zip(all.iter_mut()) {
         check_time(deadline, "the removal of the device node").of(&present.serial)?;
         if let Err(error) = unlink(job, present, trees) {
-            present.left.push(format!("its device node: {}", error.message()));
+            present.leave(job, "device node", &error);
         }
     }
     stages.end("unlink")?;
@@ -121,7 +120,7 @@ fn sequence(
         check_time(deadline, "the revocation of the right").of(&present.serial)?;
         match revoke(job, present) {
             Err(error) if policy.force || job.target.as_ref().is_some_and(Target::has_ended) => {
-                present.left.push(format!("its right: {}", error.message()));
+                present.leave(job, "right", &error);
             }
             result => result.of(&present.serial)?,
         }
@@ -179,7 +178,7 @@ fn look_up(job: &DetachJob, hosts: &[ScsiHost], trees: &mut Trees) -> Result<Pre
                 | Error::Unsupported(Unsupported::MagicLink { .. })
                 | Error::ContainerEnded { .. },
             ) if !had_node(job, target) => {}
-            Err(error) => present.left.push(format!("its device node: {}", error.message())),
+            Err(error) => present.leave(job, "device node", &error),
         }
     }
     Ok(present)
