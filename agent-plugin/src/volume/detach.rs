@@ -2,26 +2,20 @@
 //! error.
 //!
 //! The container's tree is not trusted, and has no veto: what it answers, or that it does not
-//! answer, never ends a detach. What could not be removed there is reported, and the disk goes. Each
-//! step in a tree has a part of the remaining time only.
+//! answer, never ends a detach. What could not be removed there is reported, and the disk goes.
+//! Each step in a tree has a part of the remaining time only.
 //!
 //! Until the first disk is deleted, a failure restores nodes and access. Nothing is removed after
 //! the deadline. A process that opens the disk by its own node between the last check and the
 //! deletion is not noticed; that time is as long as a system call takes.
 
-use std::{
-    sync::{
-        Arc,
-        mpsc::{self, RecvTimeoutError},
-    },
-    thread,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use super::{
     attach::private_umask,
     attachment::{AccessMode, Attachment},
     busy::{DetachPolicy, busy, find_late_holders, wait_until_free},
+    disk_removal::{delete, flush},
     failed::{Failed, OfVolume as _},
     job::DetachJob,
     present::{LeftBehind, Present},
@@ -73,7 +67,7 @@ pub(crate) fn detach(
     let result = sequence(jobs, policy, ticket, deadline, stages, (&mut all, &mut trees));
     let failed = match result {
         Ok(interrupted) => {
-            let left_behind = all.iter().flat_map(Present::left_behind).collect();
+            let left_behind = all.iter_mut().flat_map(|present| present.left.drain(..)).collect();
             let detached = |present: Present| Detached {
                 unchanged: !present.changed(),
                 serial: present.serial,
@@ -111,7 +105,7 @@ fn sequence(
     for (job, present) in jobs.iter().zip(all.iter_mut()) {
         check_time(deadline, "the removal of the device node").of(&present.serial)?;
         if let Err(error) = unlink(job, present, trees) {
-            present.leave(job, format!("its device node: {}", error.message()));
+            present.leave(job, "device node", &error);
         }
     }
     stages.end("unlink")?;
@@ -120,7 +114,7 @@ fn sequence(
         check_time(deadline, "the revocation of the right").of(&present.serial)?;
         match revoke(job, present) {
             Err(error) if policy.force || job.target.as_ref().is_some_and(Target::has_ended) => {
-                present.leave(job, format!("its right: {}", error.message()));
+                present.leave(job, "right", &error);
             }
             result => result.of(&present.serial)?,
         }
@@ -172,13 +166,14 @@ fn look_up(job: &DetachJob, hosts: &[ScsiHost], trees: &mut Trees) -> Result<Pre
     if let Some(target) = &job.target {
         match find_location(target, attachment, trees) {
             Ok(location) => present.location = Some(Arc::new(location)),
-            // Such a path cannot be reached. It had a node, if an attach made one for this container.
+            // Such a path cannot be reached. It had a node, if an attach made one for this
+            // container.
             Err(
                 Error::ParentMissing { .. }
                 | Error::Unsupported(Unsupported::MagicLink { .. })
                 | Error::ContainerEnded { .. },
             ) if !had_node(job, target) => {}
-            Err(error) => present.leave(job, format!("its device node: {}", error.message())),
+            Err(error) => present.leave(job, "device node", &error),
         }
     }
     Ok(present)
@@ -216,7 +211,7 @@ fn unlink(job: &DetachJob, present: &mut Present, trees: &mut Trees) -> Result<(
     let number = number(job, present);
     let removal = |guarded| Removal::new(serial, container_id, path, number, guarded);
     let Some(target) = &job.target else {
-        present.left.extend(removal(false).after_its_end(trees.until()).left);
+        present.leave_all(removal(false).after_its_end(trees.until()).left);
         return Ok(());
     };
     // What cannot be read protects nothing.
@@ -235,7 +230,7 @@ fn unlink(job: &DetachJob, present: &mut Present, trees: &mut Trees) -> Result<(
         Some(_) => present.removed = removed.options,
         None => present.cleared |= removed.options.is_some(),
     }
-    present.left.extend(removed.left);
+    present.leave_all(removed.left);
     Ok(())
 }
 
@@ -284,72 +279,6 @@ fn is_missing(error: &Error) -> bool {
     match error {
         Error::System { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
         _ => false,
-    }
-}
-
-/// Writes back what the guest's caches hold. With force an error is logged, and a disk that does
-/// not answer costs half of the remaining time.
-fn flush(present: &Present, policy: DetachPolicy, deadline: Instant) -> Result<()> {
-    let Some(disk) = &present.disk else { return Ok(()) };
-    let patience = deadline.saturating_duration_since(Instant::now());
-    if !policy.force {
-        let Some(claim) = &present.claim else { return Ok(()) };
-        let claim = claim.try_clone()?;
-        return within(patience, &format!("a flush of {}", disk.name), move || claim.flush());
-    }
-    let work = disk.clone();
-    let flush = move || work.write_back();
-    if let Err(error) = within(patience / 2, &format!("a flush of {}", disk.name), flush) {
-        tracing::warn!("the last writes may be lost: {}", error.message());
-    }
-    Ok(())
-}
-
-/// Deletes the disk. A deletion that does not return by the deadline is the kernel's: nothing can
-/// stop it, and the next request for the volume waits for its end.
-fn delete(present: &mut Present, ticket: &Ticket, deadline: Instant) -> Result<()> {
-    let Some(device) = present.device else { return Ok(()) };
-    // The claim is held until the device is gone: the disk cannot be mounted in between.
-    let (claim, ticket, serial) = (present.claim.take(), ticket.clone(), present.serial.clone());
-    let work = move || {
-        let deleted = device.delete(&serial);
-        if deleted.is_ok() {
-            ticket.set_attached(&serial, false);
-        }
-        // The other parts of the rollback need the claim.
-        Ok((deleted, claim))
-    };
-    present.deleted = true;
-    let awaited = format!("the kernel to delete {device}, which is under way,");
-    let patience = deadline.saturating_duration_since(Instant::now());
-    let (deleted, claim) = within(patience, &awaited, work)?;
-    present.deleted = deleted.is_ok();
-    present.claim = claim.filter(|_| !present.deleted);
-    deleted.map(drop)
-}
-
-/// Does `work` on a thread. One that does not return in time is abandoned: it ends when the disk
-/// answers, or is gone.
-fn within<T: Send + 'static>(
-    patience: Duration,
-    awaited: &str,
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let (sender, result) = mpsc::sync_channel(1);
-    let run = move || {
-        // The receiver is gone where the thread was abandoned.
-        let _ = sender.send(work());
-    };
-    let thread = thread::Builder::new().name("block-volume-io".to_owned()).spawn(run);
-    let thread = thread.map_err(Error::system("clone", "a thread"))?;
-    match result.recv_timeout(patience) {
-        Ok(result) => {
-            // Nothing of it is left when the caller gets the reply.
-            thread.join().map_err(|_| Error::Panicked)?;
-            result
-        }
-        Err(RecvTimeoutError::Timeout) => Err(Error::TimedOut { awaited: awaited.to_owned() }),
-        Err(RecvTimeoutError::Disconnected) => Err(Error::Panicked),
     }
 }
 

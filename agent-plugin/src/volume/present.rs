@@ -7,6 +7,7 @@ use crate::{
     block::{BlockDevice, Claim},
     cgroup::Access,
     device_node::{self, Location, NodeOptions},
+    error::Error,
     scsi::ScsiDevice,
 };
 
@@ -29,8 +30,8 @@ pub(super) struct Present {
     pub(super) cleared: bool,
     /// The container did not answer during the removal: the node may be removed.
     pub(super) uncertain: bool,
-    /// What could not be removed in the container, and why. The detach goes on.
-    pub(super) left: Vec<device_node::LeftBehind>,
+    /// What could not be removed in the container. The detach goes on.
+    pub(super) left: Vec<LeftBehind>,
 }
 
 impl Present {
@@ -39,21 +40,21 @@ impl Present {
         self.removed.is_some() || !self.revoked.is_empty() || self.deleted || self.cleared
     }
 
-    /// Notes what could not be removed at the path of `job`.
-    pub(super) fn leave(&mut self, job: &DetachJob, reason: String) {
-        self.left.push(device_node::LeftBehind {
-            path: job.attachment.path.as_str().escape_debug().to_string(),
-            reason,
-        });
+    /// Notes what the removal of the node left behind.
+    pub(super) fn leave_all(&mut self, left: Vec<device_node::LeftBehind>) {
+        let serial = &self.serial;
+        self.left.extend(left.into_iter().map(|device_node::LeftBehind { path, reason }| {
+            LeftBehind { serial: serial.clone(), path, reason }
+        }));
     }
 
-    /// What the detach leaves behind in the container.
-    pub(super) fn left_behind(&self) -> impl Iterator<Item = LeftBehind> {
-        self.left.iter().map(|device_node::LeftBehind { path, reason }| LeftBehind {
+    /// Notes a part that stays in the container of `job`, at the attachment's path.
+    pub(super) fn leave(&mut self, job: &DetachJob, part: &str, error: &Error) {
+        self.left.push(LeftBehind {
             serial: self.serial.clone(),
-            path: path.clone(),
-            reason: reason.clone(),
-        })
+            path: job.attachment.path.as_str().to_owned(),
+            reason: format!("its {part}: {}", error.message()),
+        });
     }
 }
 
@@ -61,7 +62,7 @@ impl Present {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LeftBehind {
     pub(crate) serial: String,
-    /// Where it is now, or the attachment's path.
+    /// In the container: of the attachment, or where the part is now.
     pub(crate) path: String,
     /// What, and why.
     pub(crate) reason: String,
