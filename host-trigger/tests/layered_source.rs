@@ -9,17 +9,22 @@ use std::{
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use common::{
     Host,
     volume::{Image, Loop},
 };
-use host_trigger::{Error, host::source::Source};
+use host_trigger::{Deadline, Error, host::source::Source};
 use nix::sys::stat::{Mode, SFlag, mknod};
 use serde_json::json;
 
 const MIB: u64 = 1 << 20;
+
+fn deadline() -> Deadline {
+    Deadline::after(Duration::from_secs(30))
+}
 
 fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output().unwrap();
@@ -277,10 +282,10 @@ async fn a_loop_device_of_kubelet_is_no_obstacle_until_it_is_used() {
     host.plug(volume.path(), "/dev/xvda", &[]).await.report();
     host.verb("hot-unplug", &["--device-path", "/dev/xvda"]).await.report();
 
-    let source = Source::open(volume.path(), false).unwrap();
-    source.claim().unwrap();
+    let source = Source::open(volume.path(), false, deadline()).await.unwrap();
+    source.claim(deadline()).await.unwrap();
     let mount = Mount::of(kubelets.path());
-    let error = source.claim().unwrap_err();
+    let error = source.claim(deadline()).await.unwrap_err();
     assert!(matches!(error, Error::SourceMounted { .. }), "it is checked again: {error}");
     drop(source);
     let expected = format!(
@@ -315,15 +320,15 @@ async fn a_loop_device_of_kubelet_is_no_obstacle_until_it_is_used() {
     host.plug(kubelets.path(), "/dev/xvda", &[]).await.report();
 }
 
-#[test]
-fn a_device_below_that_is_mounted_after_the_check_is_noticed_by_the_claim() {
+#[tokio::test]
+async fn a_device_below_that_is_mounted_after_the_check_is_noticed_by_the_claim() {
     let lower = Loop::of(16 * MIB);
     let volume = Loop::over(lower.path());
-    let source = Source::open(volume.path(), false).unwrap();
-    source.claim().unwrap();
+    let source = Source::open(volume.path(), false, deadline()).await.unwrap();
+    source.claim(deadline()).await.unwrap();
     let mount = Mount::of(lower.path());
-    let error = source.claim().unwrap_err();
+    let error = source.claim(deadline()).await.unwrap_err();
     assert!(matches!(error, Error::SourceMounted { .. }), "{error}");
     drop(mount);
-    source.claim().unwrap();
+    source.claim(deadline()).await.unwrap();
 }
