@@ -8,13 +8,13 @@
 use std::{
     fs::File,
     io,
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
 use nix::{
     fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
-    sys::stat::major,
+    sys::stat::{fstat, major},
 };
 
 use super::{
@@ -58,7 +58,8 @@ impl Root {
     /// see it.
     fn find() -> io::Result<Self> {
         let mut search = RootSearch::new()?;
-        search.directory(File::open("/").map_err(kernel_text::of("/"))?.into(), Path::new("/"))?;
+        let own = File::open("/").map_err(kernel_text::of("/"))?;
+        search.directory(&own.into(), Path::new("/"))?;
         search.first_process()?;
         Ok(search.found)
     }
@@ -92,7 +93,7 @@ impl RootSearch {
             Some(root) => self.mount(&root),
             None => {
                 let path = Path::new(FIRST_ROOT);
-                self.directory(File::open(path).map_err(kernel_text::of(path))?.into(), path)
+                self.directory(&File::open(path).map_err(kernel_text::of(path))?.into(), path)
             }
         }
     }
@@ -106,18 +107,22 @@ impl RootSearch {
     }
 
     /// Follows an open directory to the devices that its file system is on.
-    fn directory(&mut self, directory: OwnedFd, path: &Path) -> io::Result<()> {
+    fn directory(&mut self, directory: &OwnedFd, path: &Path) -> io::Result<()> {
         self.count(path)?;
-        let directory = File::from(directory);
-        let number = directory.metadata().map_err(kernel_text::of(path))?.dev();
-        let id = mountinfo::id_of(&directory)?;
-        match self.mounts.iter().find(|mount| mount.id == id).cloned() {
+        let number = fstat(directory).map_err(|errno| kernel_text::of(path)(errno.into()))?.st_dev;
+        match self.mount_of(directory)? {
             Some(mount) => self.mount(&mount)?,
             // The mount is above the root directory of both processes.
             None if major(number) != 0 => {}
             None => return Err(failed(path, "no mount table has the mount that it is on")),
         }
         if major(number) != 0 { self.device(number) } else { Ok(()) }
+    }
+
+    /// Returns the mount that an open directory is on.
+    fn mount_of(&self, directory: &OwnedFd) -> io::Result<Option<Mount>> {
+        let id = mountinfo::id_of(directory)?;
+        Ok(self.mounts.iter().find(|mount| mount.id == id).cloned())
     }
 
     /// Follows a mount to the devices that its file system is on.
@@ -150,27 +155,34 @@ impl RootSearch {
         let bases = upper.first().map(PathBuf::as_path).unwrap_or(Path::new("/")).ancestors();
         let bases: Vec<_> = bases.filter(|base| base.is_absolute()).map(Path::to_owned).collect();
         for path in lower.iter().chain(&upper) {
-            let mut last = io::ErrorKind::NotFound.into();
-            let mut is_found = false;
+            let mut found = Vec::new();
             for root in ["/", FIRST_ROOT] {
-                let found = bases.iter().map(|base| open_below(root, &base.join(path)));
-                for directory in found {
-                    match directory {
-                        Ok(directory) => {
-                            is_found = true;
-                            self.directory(directory, path)?;
-                            break;
-                        }
-                        Err(e) => last = e,
-                    }
-                }
+                found.extend(self.overlay_directory(root, &bases, path, mount)?);
             }
-            if !is_found {
-                let what = format!("its directory {} cannot be found: {last}", path.display());
+            if found.is_empty() {
+                let what = format!("its directory {} cannot be found", path.display());
                 return Err(failed(&mount.point, &format!("it is an overlay, and {what}")));
             }
+            found.iter().try_for_each(|directory| self.directory(directory, path))?;
         }
         Ok(())
+    }
+
+    /// Opens the directory `path` of an overlay, as a process whose root directory is `root` finds
+    /// it. It may have been at that path only before another root was mounted over it.
+    fn overlay_directory(
+        &self,
+        root: &str,
+        bases: &[PathBuf],
+        path: &Path,
+        overlay: &Mount,
+    ) -> io::Result<Option<OwnedFd>> {
+        let found = bases.iter().find_map(|base| open_below(root, &base.join(path)).ok());
+        let Some(directory) = found else { return Ok(None) };
+        // No overlay consists of itself.
+        let is_itself =
+            self.mount_of(&directory)?.is_some_and(|mount| mount.device == overlay.device);
+        Ok(Some(directory).filter(|_| !is_itself))
     }
 
     /// Adds a device with a file system, and the disks below it.
@@ -210,7 +222,7 @@ impl RootSearch {
             file_id @ FileId::File(..) => {
                 let parent = path.parent().filter(|_| FileId::at(path) == Some(file_id));
                 let parent = parent.ok_or_else(unknown)?;
-                self.directory(open_below("/", parent)?, parent)
+                self.directory(&open_below("/", parent)?, parent)
             }
         }
     }

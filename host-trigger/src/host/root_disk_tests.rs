@@ -1,6 +1,6 @@
 //! The disks of this host's own root.
 
-use std::fs;
+use std::{fs, os::unix::fs::MetadataExt};
 
 use nix::sys::stat::makedev;
 
@@ -37,6 +37,10 @@ fn a_root_that_cannot_be_followed_is_an_error() {
         ("1 0 0:3 / / rw - btrfs /dev/absent rw\n", "/dev/absent cannot be found"),
         ("1 0 0:3 / / rw - overlay overlay rw,xino=off\n", "no lower directory"),
         ("1 0 0:3 / / rw - overlay overlay rw,lowerdir=/absent/l\n", "/absent/l cannot be found"),
+        (
+            "1 0 0:3 / / rw - overlay overlay rw,lowerdir+=/absent/\\134377\n",
+            "/absent/\\377 cannot be found",
+        ),
     ] {
         let error = found(table).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
