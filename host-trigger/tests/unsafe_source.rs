@@ -119,6 +119,8 @@ async fn a_mount_in_another_mount_namespace_is_reported_with_its_process() {
     let mut line = [0; 8];
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
     let process = Holder(child);
+    // Programs that inspect new devices open them for a moment: they do not hold the device.
+    let _inspector = Holder::of(fs::File::open(volume.path()).unwrap());
     let holder = format!("mount namespace of process {}", process.0.id());
     assert_refused(&mut host, volume.path(), "source_mounted", &holder).await;
 }

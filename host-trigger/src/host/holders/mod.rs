@@ -236,6 +236,22 @@ mod tests {
     }
 
     #[test]
+    fn a_process_whose_name_is_not_utf8_is_identified() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join(std::ffi::OsStr::from_bytes(b"a\xff"));
+        fs::copy("/bin/sleep", &program).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut child =
+            Command::new(&program).arg("60").stdin(file.reopen().unwrap()).spawn().unwrap();
+        let search = Search::until(crate::Deadline::after(std::time::Duration::from_secs(30)));
+        let holder = holder(FileId::at(file.path()).unwrap(), Some(file.path()), &search);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        assert_eq!(holder, Holder::Process(pid, "a\u{fffd}".into()));
+    }
+
+    #[test]
     fn paths_of_swap_are_bytes() {
         let swaps = b"Filename\t\t\t\tType\t\tSize\n/dev/sda2                 partition\t8\n\
                       /a\\040b\\377\\040(deleted) file\t8\n";

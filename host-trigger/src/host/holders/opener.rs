@@ -85,17 +85,12 @@ pub(crate) fn openers(
     search: &Search,
 ) -> Result<Vec<Opener>, Unseen> {
     let access: Vec<_> = paths.iter().filter_map(|path| Access::of(path)).collect();
-    let (first, others) = processes(&access, search)?;
+    let (mut first, others) = processes(&access, search)?;
     let mut found = Vec::new();
-    // The one that cost most of the time.
-    let mut most: Option<Process> = None;
-    for mut process in first {
-        let ended = openings(&mut process, wanted, search, &mut found)?;
-        if most.as_ref().is_none_or(|most| process.descriptors >= most.descriptors) {
-            most = Some(process);
-        }
-        if !ended {
-            return Err(time_up(most.as_ref()));
+    for index in 0..first.len() {
+        if !openings(&mut first[index], wanted, search, &mut found)? {
+            // The one that takes most of the time.
+            return Err(time_up(first.iter().max_by_key(|process| process.descriptors)));
         }
     }
     let search = search.within(OTHERS_TIME.min(search.remaining() / 4));
