@@ -142,6 +142,21 @@ mod tests {
     }
 
     #[test]
+    fn no_byte_in_a_mount_point_hides_another_mount() {
+        for byte in 1..=u8::MAX {
+            let point = match byte {
+                b' ' | b'\t' | b'\n' | b'\\' | b'#' => format!("\\{byte:03o}").into_bytes(),
+                _ => vec![byte],
+            };
+            let line = |point: &[u8]| [b"1 0 8:1 / ", point, b" rw - ext4 x rw\n"].concat();
+            let table = [line(b"/a"), line(&point), line(b"/b")].concat();
+            let points: Vec<_> = parse(&table).unwrap().into_iter().map(|m| m.point).collect();
+            let this = Path::new(OsStr::from_bytes(std::slice::from_ref(&byte)));
+            assert_eq!(points, [Path::new("/a"), this, Path::new("/b")]);
+        }
+    }
+
+    #[test]
     fn a_line_that_cannot_be_read_is_an_error() {
         for line in
             [&b"cut off"[..], b"36 35 98:0 / / rw", b"x 35 98:0 / / rw - ext3 a rw", b"\xff"]
