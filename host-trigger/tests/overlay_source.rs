@@ -193,8 +193,9 @@ impl Overlay {
 
 impl Drop for Overlay {
     fn drop(&mut self) {
+        // After a failure QEMU still has a file there.
         for name in ["bound", "merged"] {
-            run("umount", [self.path(name)]);
+            let _ = Command::new("umount").arg("--lazy").arg(self.path(name)).status();
         }
     }
 }
