@@ -101,6 +101,10 @@ pub enum Error {
     SourceHeld { path: PathBuf, chain: Chain, holder: String },
     #[error("{path:?}{chain} is on a disk of this host's root file system")]
     SourceIsRoot { path: PathBuf, chain: Chain },
+    #[error(
+        "{path:?}{chain} is on an overlay or another file system that shows the files of others"
+    )]
+    SourceStacked { path: PathBuf, chain: Chain },
     #[error("{path:?}{chain} cannot be checked: {why}")]
     SourceUnchecked { path: PathBuf, chain: Chain, why: String },
     #[error("{path:?} changed while it was checked")]

@@ -47,6 +47,7 @@ fn io(kind: io::ErrorKind) -> io::Error {
 #[case(Error::SourceKind { path: "x".into(), kind: "directory" }, "source_kind", 6)]
 #[case(Error::SourceMounted { path: "x".into(), chain: Chain::default(), mount_point: "/".into() }, "source_mounted", 6)]
 #[case(Error::SourceHeld { path: "x".into(), chain: Chain::default(), holder: "y".into() }, "source_held", 6)]
+#[case(Error::SourceStacked { path: "x".into(), chain: Chain::default() }, "source_stacked", 6)]
 #[case(Error::SourceIsRoot { path: "x".into(), chain: Chain::default() }, "source_is_root", 6)]
 #[case(Error::SourceUnchecked { path: "x".into(), chain: Chain::default(), why: "y".into() }, "source_unchecked", 6)]
 #[case(Error::SourceChanged { path: "x".into() }, "source_changed", 6)]

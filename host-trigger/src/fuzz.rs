@@ -1,12 +1,15 @@
 //! Access to private functions for the targets in `fuzz/`. The feature `fuzz` is off in every
 //! binary.
 
+use std::{ffi::OsString, path::PathBuf};
+
 use block_volume_api::block_volume::{Attached, Attachment, Holder};
 use block_volume_qmp::{Qmp, QmpError};
 
 use crate::{
     Error,
     guest_holder::GuestHolder,
+    host::{credentials::Credentials, holders, kernel_text, mountinfo, overlay::Directories},
     kata::shim,
     ops::{commit, inspect::VolumeView, volume::State},
     output::{
@@ -49,6 +52,30 @@ pub async fn inspect(qmp: &mut Qmp) -> Result<String, QmpError> {
 /// Parses `persist.json` of a shim.
 pub fn state(text: &[u8]) -> shim::State {
     shim::State::parse(text)
+}
+
+/// Parses a mount table; returns the mount points and all directories of overlays.
+pub fn mounts(table: &[u8]) -> Option<Vec<PathBuf>> {
+    let mounts = mountinfo::parse(table).ok()?;
+    let overlays = mounts.iter().filter_map(|mount| Directories::of(&mount.options).ok());
+    let directories = overlays.flat_map(|found| [found.lower, found.upper].concat());
+    let points = mounts.iter().map(|mount| mount.point.clone());
+    Some(points.chain(directories.collect::<Vec<_>>()).collect())
+}
+
+/// Parses `/proc/swaps`.
+pub fn swaps(text: &[u8]) -> Vec<PathBuf> {
+    holders::parse_swaps(text)
+}
+
+/// Whether `/proc/PID/status` has credentials.
+pub fn credentials(status: &[u8]) -> bool {
+    Credentials::parse(status).is_some()
+}
+
+/// Reads the kernel's octal escapes.
+pub fn unescape(text: &[u8]) -> OsString {
+    kernel_text::unescape(text)
 }
 
 /// Makes a string safe for a terminal.

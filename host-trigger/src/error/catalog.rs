@@ -126,6 +126,11 @@ pub(super) fn of(error: &Error) -> Class {
         Error::SourceIsRoot { .. } => {
             class("source_is_root", UnsafeSource, "use a volume on another disk")
         }
+        Error::SourceStacked { .. } => class(
+            "source_stacked",
+            UnsafeSource,
+            "name the file in the directory that the overlay shows, or move it to another file system",
+        ),
         Error::SourceUnchecked { .. } => class(
             "source_unchecked",
             UnsafeSource,

@@ -118,7 +118,8 @@ impl Sandbox {
         let Layout::Go(root) = &self.layout else { return None };
         let recorded = shim::state(&root.join("sbs").join(&self.id).join("persist.json")).pid;
         let written = || {
-            fs::read_to_string(root.join("vm").join(&self.id).join("pid")).ok()?.trim().parse().ok()
+            let pid = fs::read(root.join("vm").join(&self.id).join("pid")).ok()?;
+            std::str::from_utf8(pid.trim_ascii()).ok()?.parse().ok()
         };
         recorded.or_else(written)
     }

@@ -152,10 +152,10 @@ fn lines(document: &Value, status: u8) -> Vec<Value> {
 fn caller() -> Map<String, Value> {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let parent = getppid();
-    let parent_name = fs::read_to_string(format!("/proc/{parent}/comm")).unwrap_or_default();
-    let login = fs::read_to_string("/proc/self/loginuid")
-        .ok()
-        .and_then(|text| text.trim_end().parse().ok());
+    let parent_name = fs::read(format!("/proc/{parent}/comm")).unwrap_or_default();
+    let parent_name = String::from_utf8_lossy(&parent_name);
+    let login = fs::read("/proc/self/loginuid").ok();
+    let login = login.and_then(|text| str::from_utf8(text.trim_ascii()).ok()?.parse().ok());
     let words = std::env::args_os().skip(1).take(MAX_ARGUMENTS);
     let caller = json!({
         "time": since.as_secs_f64(),
