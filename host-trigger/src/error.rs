@@ -3,7 +3,7 @@
 use std::{io, path::PathBuf};
 
 use block_volume_api::{API_LEVEL, block_volume::Reason};
-use block_volume_qmp::QmpError;
+use block_volume_qmp::{QmpError, Untrusted};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -173,6 +173,8 @@ pub enum Error {
     ResizeReadOnly { volume: String },
 
     // The host.
+    #[error(transparent)]
+    Untrusted(#[from] Untrusted),
     #[error("{limit} files may be open (`ulimit -n`), of which {open} are, and that is too few")]
     DescriptorLimit { limit: u64, open: u64 },
     #[error("{call} {path:?} is not permitted")]

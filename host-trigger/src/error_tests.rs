@@ -5,6 +5,10 @@ use rstest::rstest;
 
 use super::*;
 
+fn untrusted_path() -> Untrusted {
+    Untrusted::Path { path: "x".into(), why: "y", owner: 1, mode: 0o700 }
+}
+
 fn io(kind: io::ErrorKind) -> io::Error {
     kind.into()
 }
@@ -85,6 +89,9 @@ fn io(kind: io::ErrorKind) -> io::Error {
 #[case(Error::Interrupted { signal: 2, name: "SIGINT" }, "interrupted", 130)]
 #[case(Error::Interrupted { signal: 15, name: "SIGTERM" }, "interrupted", 143)]
 #[case(Error::FaultPoint { point: "x" }, "fault_point", 1)]
+#[case(untrusted_path().into(), "untrusted_path", 11)]
+#[case(QmpError::Untrusted(untrusted_path()).into(), "untrusted_path", 11)]
+#[case(Untrusted::Server { path: "x".into(), pid: 1, user: 0, expected: "y".into() }.into(), "untrusted_server", 11)]
 #[case(QmpError::Held { path: "x".into() }.into(), "qmp_held", 13)]
 #[case(QmpError::Silent { path: "x".into() }.into(), "timed_out", 7)]
 #[case(QmpError::NotQmp { path: "x".into() }.into(), "not_qemu", 10)]

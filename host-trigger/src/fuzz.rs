@@ -3,11 +3,12 @@
 
 use block_volume_api::block_volume::{Attached, Attachment, Holder};
 use block_volume_qmp::{Qmp, QmpError};
+use tokio::net::UnixStream;
 
 use crate::{
     Error,
     guest_holder::GuestHolder,
-    kata::shim,
+    kata::{agent_address::AgentAddress, shim},
     ops::{commit, inspect::VolumeView, volume::State},
     output::{
         envelope::Envelope,
@@ -44,6 +45,14 @@ pub async fn inspect(qmp: &mut Qmp) -> Result<String, QmpError> {
     let listing = Listing { volumes, guest_error: None };
     let counts = format!("{} {} {}", counters.len(), unused.len(), controller.is_ok());
     Ok([listing::table(&listing), listing::details(&listing), counts].concat())
+}
+
+/// Asks the shim at the other end of `stream` for its agent's address.
+///
+/// # Errors
+/// Says what went wrong.
+pub async fn agent_url(stream: UnixStream) -> Result<AgentAddress, String> {
+    shim::agent_url_over(stream).await
 }
 
 /// Parses `persist.json` of a shim.
