@@ -181,6 +181,10 @@ pub enum Error {
     Denied { call: &'static str, path: PathBuf, source: io::Error },
     #[error("{call} {path:?} failed")]
     System { call: &'static str, path: PathBuf, source: io::Error },
+    #[error("the audit record could not be written, and nothing was done")]
+    NotAudited { source: io::Error },
+    #[error("the audit record of what was done could not be written")]
+    AuditLost { source: io::Error },
     #[error("the result could not be written to standard output")]
     OutputLost { source: io::Error },
     #[error("the result could not be written to {path:?}")]

@@ -84,6 +84,8 @@ fn io(kind: io::ErrorKind) -> io::Error {
     "descriptor_limit",
     11
 )]
+#[case(Error::NotAudited { source: io(io::ErrorKind::StorageFull) }, "not_audited", 1)]
+#[case(Error::AuditLost { source: io(io::ErrorKind::StorageFull) }, "audit_lost", 16)]
 #[case(Error::OutputLost { source: io(io::ErrorKind::StorageFull) }, "output_lost", 1)]
 #[case(Error::OutputFile { path: "x".into(), source: io(io::ErrorKind::PermissionDenied) }, "output_file", 1)]
 #[case(Error::Interrupted { signal: 2, name: "SIGINT" }, "interrupted", 130)]

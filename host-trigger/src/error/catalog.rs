@@ -223,6 +223,18 @@ pub(super) fn of(error: &Error) -> Class {
         }
         Error::Denied { .. } => class("denied", PermissionDenied, RUN_AS_ROOT),
         Error::System { .. } => class("system", Unexpected, None),
+        Error::NotAudited { .. } => class(
+            "not_audited",
+            Unexpected,
+            "let the file or socket of --audit-log take records (free space, a reader), or name \
+             another one",
+        ),
+        Error::AuditLost { .. } => class(
+            "audit_lost",
+            AuditLost,
+            "only the record is lost: what the command did stays done; let the audit log take records \
+             again",
+        ),
         Error::OutputLost { .. } => class(
             "output_lost",
             Unexpected,
