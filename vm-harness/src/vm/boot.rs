@@ -73,7 +73,12 @@ impl BootOptions<'_> {
     }
 
     async fn boot(self, id: &str, mode: StartMode<'_>, origin: Origin) -> Result<BootedVm, Error> {
-        self.start(id, mode, origin).await?.until_agent_answers().await
+        let is_given = self.machine.user.is_some();
+        let vm = self.start(id, mode, origin).await?.until_agent_answers().await?;
+        if is_given {
+            vm.run_dir.take_back()?;
+        }
+        Ok(vm)
     }
 
     async fn restore(self, id: &str, file: &Path) -> Result<BootedVm, Error> {
