@@ -147,7 +147,8 @@ impl ExitStatus {
                  changed safely, not QEMU"
             }
             Self::PermissionDenied => {
-                "not root, the host's kernel refuses the source, or a limit of open files below 32"
+                "not root, a run directory that others than root can change, the host's kernel \
+                 refuses the source, or a limit of open files below 32"
             }
             Self::VersionSkew => "the plugin speaks another API level",
             Self::QmpHeld => "Kata's shim holds the only QMP socket",

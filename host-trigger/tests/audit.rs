@@ -4,7 +4,8 @@ mod common;
 
 use std::{fs, os::unix::net::UnixDatagram, path::Path};
 
-use common::{Host, run, volume::Loop};
+use common::{Host, run, shell::start, volume::Loop};
+use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
@@ -124,4 +125,25 @@ async fn nothing_is_changed_if_the_audit_log_cannot_be_written() {
     ran.assert_fails("system", 1);
     assert!(ran.stdout.contains("/nonexistent/log"), "{ran:?}");
     assert_eq!(host.snapshot().await, before);
+}
+
+#[tokio::test]
+async fn a_run_that_is_killed_leaves_its_beginning() {
+    let host = Host::boot().await;
+    let (volume, log) = (Loop::of(MIB), host.path("audit.log"));
+    let to_log = ["--audit-log", log.to_str().unwrap()];
+    host.plug(volume.path(), "/dev/xvda", &to_log).await.report();
+    host.agent.request_received.notified().await;
+    *host.agent.hangs_on_detach.lock().unwrap() = true;
+    let unplug = [&["--device-path", "/dev/xvda"][..], &to_log].concat();
+    let (mut child, pid) = start(&mut host.verb_command("hot-unplug", &unplug));
+    host.agent.request_received.notified().await;
+    kill(pid, Signal::SIGKILL).unwrap();
+    child.wait().await.unwrap();
+    let lines = lines(&log);
+    let last = lines.last().unwrap();
+    assert_eq!(
+        (lines.len(), &last["phase"], &last["command"]),
+        (3, &"begin".into(), &"hot-unplug".into())
+    );
 }

@@ -133,8 +133,8 @@ async fn an_end_that_the_named_file_does_not_take_is_an_exit_status() {
     assert_eq!(records(&host.snapshot().await).len(), 2);
 }
 
-/// A `/dev` of the test's own, in a mount namespace of its own, with `/dev/kmsg` as an empty file if
-/// that is wanted.
+/// A `/dev` of the test's own, in a mount namespace of its own, with `/dev/kmsg` as an empty file
+/// if that is wanted.
 fn private_dev(host: &Host, kernel_log: bool) -> PathBuf {
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     let none = None::<&str>;

@@ -1,5 +1,5 @@
-//! A descriptor of root's goes to whoever listens on QEMU's socket: nobody but root can have put the
-//! socket there, and the process that listens is QEMU.
+//! A descriptor of root's goes to whoever listens on QEMU's socket: nobody but root can have put
+//! the socket there, and the process that listens is QEMU.
 
 mod common;
 

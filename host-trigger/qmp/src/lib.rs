@@ -29,6 +29,8 @@
 //! | [`unix_socket`] | connecting by a path of any length |
 //! | `deadline` | the end of a wait |
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 mod client;
 mod commands;
 mod deadline;

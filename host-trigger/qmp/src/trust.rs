@@ -23,7 +23,8 @@ use tokio::net::UnixStream;
 
 /// The directory with each user's run directory, which is named by the user ID.
 const USER_RUN_DIRS: &str = "/run/user";
-/// As in the kernel ([`path_resolution(7)`](https://man7.org/linux/man-pages/man7/path_resolution.7.html)).
+/// As in the kernel
+/// ([`path_resolution(7)`](https://man7.org/linux/man-pages/man7/path_resolution.7.html)).
 const MAX_LINKS: u32 = 40;
 /// Write permission of the group or of all others.
 const OTHERS_WRITE: u32 = 0o022;

@@ -6,8 +6,8 @@
 //! | agent | `sbs/<sid>/shim-monitor.sock`, else `sbs/<sid>/persist.json` | `<sid>/shim-monitor.sock` |
 //! | containers | `sbs/<sid>/<cid>/` | – |
 //!
-//! A descriptor of root's goes to whoever listens on the socket. So nothing is used that anybody but
-//! root could have put there ([`Trust`]), and QEMU is the process that the runtime recorded.
+//! A descriptor of root's goes to whoever listens on the socket. So nothing is used that anybody
+//! but root could have put there ([`Trust`]), and QEMU is the process that the runtime recorded.
 //!
 //! See [Kata's
 //! architecture](https://github.com/kata-containers/kata-containers/blob/main/docs/design/architecture/README.md).
@@ -66,8 +66,8 @@ impl Sandbox {
     /// Finds the sandbox.
     ///
     /// # Errors
-    /// An ID is invalid, ambiguous or unknown, no sandbox is named, or a directory cannot be read or
-    /// is not trusted.
+    /// An ID is invalid, ambiguous or unknown, no sandbox is named, or a directory cannot be read
+    /// or is not trusted.
     pub fn find(search: &Search) -> Result<Self, Error> {
         if let Some(container) = &search.container {
             check_id("container", container)?;

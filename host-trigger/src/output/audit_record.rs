@@ -103,7 +103,8 @@ pub(super) fn severity(line: &Value, status: u8) -> u8 {
     }
 }
 
-/// Returns a record as text of at most `limit` bytes. Of a longer one, `cut` names what is left out.
+/// Returns a record as text of at most `limit` bytes. Of a longer one, `cut` names what is left
+/// out.
 pub(super) fn shortened(record: &Value, limit: usize) -> String {
     let mut record = record.clone();
     let mut cut = Vec::new();

@@ -113,8 +113,8 @@ impl RunDir {
         Ok(())
     }
 
-    /// Gives the directory of the VM back to root, as a shim has it: with QEMU's sockets in it, which
-    /// stay the user's.
+    /// Gives the directory of the VM back to root, as a shim has it: with QEMU's sockets in it,
+    /// which stay the user's.
     ///
     /// # Errors
     /// The caller is not root.

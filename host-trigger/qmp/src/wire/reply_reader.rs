@@ -51,8 +51,8 @@ const EMPTY_LIST: &[u8] = b"{\"return\": []}\n";
 /// Reads QEMU's lines and passes on what qapi can take: without events, which go to a channel,
 /// without replies to other clients, without IDs, and with lists replaced by empty ones.
 ///
-/// A line is kept in memory up to [`MAX_LINE_LENGTH`], and beyond it only if it may be the list that
-/// answers the last command. Any other long line is dropped as it arrives.
+/// A line is kept in memory up to [`MAX_LINE_LENGTH`], and beyond it only if it may be the list
+/// that answers the last command. Any other long line is dropped as it arrives.
 #[derive(Debug)]
 pub(crate) struct ReplyReader<R> {
     socket: R,
