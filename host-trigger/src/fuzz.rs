@@ -5,12 +5,13 @@ use std::{ffi::OsString, path::PathBuf};
 
 use block_volume_api::block_volume::{Attached, Attachment, Holder};
 use block_volume_qmp::{Qmp, QmpError};
+use tokio::net::UnixStream;
 
 use crate::{
     Error,
     guest_holder::GuestHolder,
     host::{credentials::Credentials, holders, kernel_text, mountinfo, overlay::Directories},
-    kata::shim,
+    kata::{agent_address::AgentAddress, shim},
     ops::{commit, inspect::VolumeView, volume::State},
     output::{
         envelope::Envelope,
@@ -47,6 +48,14 @@ pub async fn inspect(qmp: &mut Qmp) -> Result<String, QmpError> {
     let listing = Listing { volumes, guest_error: None };
     let counts = format!("{} {} {}", counters.len(), unused.len(), controller.is_ok());
     Ok([listing::table(&listing), listing::details(&listing), counts].concat())
+}
+
+/// Asks the shim at the other end of `stream` for its agent's address.
+///
+/// # Errors
+/// Says what went wrong.
+pub async fn agent_url(stream: UnixStream) -> Result<AgentAddress, String> {
+    shim::agent_url_over(stream).await
 }
 
 /// Parses `persist.json` of a shim.

@@ -126,7 +126,7 @@ fn version(version: &str) -> Finding {
 /// Checks how many more volumes QEMU could open.
 fn descriptors(sandbox: &Sandbox, qmp: &Qmp) -> Option<Finding> {
     // The recorded process ID may belong to another process by now.
-    let recorded = sandbox.qemu_pid().filter(|&pid| process::is_qemu(pid));
+    let recorded = sandbox.qemu_pid().ok()?.filter(|&pid| process::is_qemu(pid));
     let pid = recorded.or(qmp.server())?;
     let limits = fs::read(format!("/proc/{pid}/limits")).ok()?;
     let limit = soft_limit(&String::from_utf8_lossy(&limits))?;
