@@ -356,3 +356,65 @@ async fn a_guest_without_the_controller_reports_it() {
     assert!(reply.failure.undone && reply.failure.message.contains("0000:ff:1f.7"));
     assert_eq!(reply.failure.serial, "0123456789abcdef");
 }
+
+/// Inspects volumes at these paths of these containers.
+async fn inspect(guest: &Guest, at: &[(&str, &str)]) -> Vec<wire::Inspected> {
+    let subject = |(lun, (container, path)): (u32, &(&str, &str))| {
+        let address = wire::ScsiAddress { target: 255, lun, ..Default::default() };
+        let attachment = wire::Attachment {
+            path: (*path).into(),
+            serial: format!("{lun:016x}"),
+            address: Some(address).into(),
+            ..attachment(container)
+        };
+        wire::Detachment { attachment: Some(attachment).into(), ..Default::default() }
+    };
+    let attachments = (1..).zip(at).map(subject).collect();
+    let request = wire::InspectRequest { attachments, holders: true, ..Default::default() };
+    let reply = guest.client.inspect(context(), &request).await.unwrap();
+    assert!(reply.failure.is_none(), "{:?}", reply.failure);
+    reply.inspected
+}
+
+#[tokio::test]
+async fn inspect_says_what_the_agent_says_of_a_container() {
+    use wire::ContainerStatus::*;
+    let guest = guest(Some(start("true")), false).await;
+    let expected = [
+        ("c1", CONTAINER_STATUS_RUNNING, ""),
+        ("paused", CONTAINER_STATUS_PAUSED, "container paused: the container is paused"),
+        (
+            "broken",
+            CONTAINER_STATUS_UNREACHABLE,
+            "container broken: the agent cannot reach the container: pidfd_open: EMFILE",
+        ),
+        ("created", CONTAINER_STATUS_CREATED, ""),
+        ("stopped", CONTAINER_STATUS_STOPPED, ""),
+        ("nobody", CONTAINER_STATUS_UNKNOWN_ID, ""),
+    ];
+    let at: Vec<_> = expected.iter().map(|(container, ..)| (*container, "/dev/xvda")).collect();
+    let inspected = inspect(&guest, &at).await;
+    assert_eq!(inspected.len(), expected.len());
+    for (one, (container, status, unknown)) in inspected.iter().zip(expected) {
+        assert_eq!(
+            (one.container_status.unwrap(), one.unknown.as_str(), one.container_running),
+            (status, unknown, container == "c1"),
+            "{container}"
+        );
+        let request = wire::ProbeRequest { container_id: container.into(), ..Default::default() };
+        let probed = guest.client.probe(context(), &request).await.unwrap();
+        assert_eq!(probed.container.status.unwrap(), status, "{container}");
+        assert_eq!(probed.failure.is_none(), container == "c1", "{container}");
+    }
+}
+
+/// What cannot be told of one attachment ends neither the request nor the others. Here the container
+/// has made something of its own at the name of the first volume's temporary node.
+#[tokio::test]
+async fn inspect_tells_the_others_where_one_cannot_be_told() {
+    let guest = guest(Some(start("mkdir $root/dev/.ecrblk-0000000000000001")), false).await;
+    let inspected = inspect(&guest, &[("c1", "/dev/xvda"), ("c1", "/dev/xvdb")]).await;
+    let [lost, told] = &inspected[..] else { panic!("{inspected:?}") };
+    assert!(lost.unknown.contains(".ecrblk-0000000000000001"), "{:?}", lost.unknown);
+    assert!(lost.container_running && told.container_running && told.unknown.is_empty());
+}
