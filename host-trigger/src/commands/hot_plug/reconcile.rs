@@ -11,7 +11,7 @@ use crate::{
         inventory::Inventory,
         record::IntentRecord,
         throttle::Limits,
-        volume_state::{Attachment, VolumeState},
+        volume_state::{Attachment, KnownVolume, VolumeState},
     },
 };
 
@@ -43,6 +43,21 @@ impl Plug<'_> {
             }
         }
         Ok(rolled_back)
+    }
+
+    /// Checks that nothing new is plugged beside an abandoned volume: its container may still have
+    /// the device node and the right, and a new disk could get the device number. What is attached
+    /// already has its number.
+    pub(super) fn check_abandoned(&self, inventory: &Inventory) -> Result<(), Error> {
+        let attachments = inventory.attachments();
+        let is_attached = |volume: &PlugVolume| {
+            let mut same = attachments.iter().filter(|known| known.id == volume.id);
+            same.any(KnownVolume::is_attached)
+        };
+        match attachments.iter().find(|known| known.state.is_abandoned) {
+            Some(known) if !self.volumes.iter().all(is_attached) => Err(known.abandoned_error()),
+            _ => Ok(()),
+        }
     }
 
     /// Reconciles with a whole disk. Returns whether an interrupted run left something of this
