@@ -97,6 +97,11 @@ impl Attachment {
         self.commits.iter().any(|(_, commit)| commit.further.is_some())
     }
 
+    /// Whether the attachment is committed.
+    pub(crate) fn is_committed(&self) -> bool {
+        self.committed().is_some()
+    }
+
     /// The commit record, if the attachment is committed.
     pub fn committed(&self) -> Option<&(PassedFd, CommitRecord)> {
         self.commits.iter().find(|(_, commit)| commit.committed)

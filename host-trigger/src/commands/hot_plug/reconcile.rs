@@ -11,7 +11,7 @@ use crate::{
         inventory::Inventory,
         record::IntentRecord,
         throttle::Limits,
-        volume_state::{Attachment, KnownVolume, VolumeState},
+        volume_state::{Attachment, VolumeState},
     },
 };
 
@@ -50,12 +50,15 @@ impl Plug<'_> {
     /// already has its number.
     pub(super) fn check_abandoned(&self, inventory: &Inventory) -> Result<(), Error> {
         let attachments = inventory.attachments();
-        let is_attached = |volume: &PlugVolume| {
+        // The block nodes may not have been read.
+        let has_disk = |volume: &PlugVolume| {
             let mut same = attachments.iter().filter(|known| known.id == volume.id);
-            same.any(KnownVolume::is_attached)
+            same.any(|known| {
+                known.state.device && known.attachment.as_ref().is_some_and(Attachment::is_committed)
+            })
         };
         match attachments.iter().find(|known| known.state.is_abandoned) {
-            Some(known) if !self.volumes.iter().all(is_attached) => Err(known.abandoned_error()),
+            Some(known) if !self.volumes.iter().all(has_disk) => Err(known.abandoned_error()),
             _ => Ok(()),
         }
     }
