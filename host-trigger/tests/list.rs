@@ -1,5 +1,5 @@
-//! `list` and `inspect` against a real QEMU: the states. Nothing is changed. What is reported if the
-//! guest cannot tell is in `unknown.rs`.
+//! `list` and `inspect` against a real QEMU: the states. Nothing is changed. What is reported if
+//! the guest cannot tell is in `unknown.rs`.
 
 mod common;
 

@@ -71,7 +71,10 @@ async fn the_host_gets_its_volume_back_and_repair_ends_it(
     let listing = host.verb("list", &[]).await.listing();
     let listed = &listing.body.volumes[0];
     assert_eq!((listed.state, &listed.volume.id), (State::Abandoned, &was.id));
-    assert_eq!((&listed.volume.scsi, &listed.volume.device_number), (&was.scsi, &was.device_number));
+    assert_eq!(
+        (&listed.volume.scsi, &listed.volume.device_number),
+        (&was.scsi, &was.device_number)
+    );
     assert_eq!(listing.body.volumes[1].state, State::Attached);
     let node = format!("ecrblk-{}-a", was.id);
     let nodes = host.snapshot().await["query-named-block-nodes"].clone();

@@ -14,7 +14,9 @@ use crate::{
     holder::Holder,
     scsi::ScsiHost,
     text::truncated,
-    volume::{Attached, ContainerStatus, Detached, Failed, Guest, Inspected, Outcome, PathState, Resized},
+    volume::{
+        Attached, ContainerStatus, Detached, Failed, Guest, Inspected, Outcome, PathState, Resized,
+    },
 };
 
 const CAPABILITIES: [&str; 5] = ["attach", "detach", "holders", "inspect", "resize"];

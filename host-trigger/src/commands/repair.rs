@@ -37,8 +37,8 @@ use crate::{
 /// completed is committed; any other is rolled back. An interrupted unplug is completed. A device
 /// node or a right that the container lost is made again. A volume whose container is gone is
 /// freed. A volume that hot-unplug --without-guest has freed is detached in the guest, and its
-/// record removed. Where the guest cannot tell, nothing is done on a guess. Unused descriptors of ours are removed. Complete volumes are kept, and nothing that
-/// others own is touched.
+/// record removed. Where the guest cannot tell, nothing is done on a guess. Unused descriptors of
+/// ours are removed. Complete volumes are kept, and nothing that others own is touched.
 ///
 /// The exit status is 0 if nothing is left to repair, and 8 otherwise: the guest has to be asked
 /// and does not reply, the volume is in use, or its record is lost. For each volume, the report

@@ -72,8 +72,7 @@ mod tests {
     use super::*;
 
     fn state(status: EnumOrUnknown<ContainerStatus>, container_running: bool) -> ContainerState {
-        let seen =
-            Inspected { container_status: status, container_running, ..Default::default() };
+        let seen = Inspected { container_status: status, container_running, ..Default::default() };
         ContainerState::from_reply(&seen)
     }
 

@@ -60,7 +60,8 @@ impl VolumeView {
             None => String::new(),
         };
         let mut request = None;
-        if let Some(attachment) = attachment.as_ref().filter(|_| state.device || commit.is_some() || state.is_abandoned)
+        if let Some(attachment) =
+            attachment.as_ref().filter(|_| state.device || commit.is_some() || state.is_abandoned)
         {
             let pci = inventory.pci_address(&controller);
             request = Some(guest_request::detachment(qmp, state, attachment, pci).await?);

@@ -26,7 +26,8 @@ impl Listing {
     /// The error of a listing in which the guest could not tell about a volume.
     pub(crate) fn unknown(&self) -> Option<Error> {
         let is_untold = |listed: &&ListedVolume| {
-            let holders = listed.guest.as_ref().is_some_and(|guest| !guest.holders_unknown.is_empty());
+            let holders =
+                listed.guest.as_ref().is_some_and(|guest| !guest.holders_unknown.is_empty());
             listed.guest_error.is_some() || holders || matches!(listed.state, State::Unknown { .. })
         };
         let untold = self.volumes.iter().filter(is_untold);
@@ -95,7 +96,8 @@ pub(crate) fn details(listing: &Listing) -> String {
         if let Some(guest) = guest {
             let yes = |fact: bool| if fact { "yes" } else { "no" };
             // What was not told is not a "no".
-            let told = |fact: bool| if fact || guest_error.is_none() { yes(fact) } else { "unknown" };
+            let told =
+                |fact: bool| if fact || guest_error.is_none() { yes(fact) } else { "unknown" };
             line("in the guest", "");
             line("  disk", told(guest.disk_present));
             line("  container", guest.container_state.text());

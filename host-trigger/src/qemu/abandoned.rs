@@ -2,9 +2,9 @@
 //! node and a right. What is known of one is kept in QEMU until the guest has detached it.
 //!
 //! The record is on a descriptor of `/dev/null`, and copies of the commit records are on further
-//! ones in the same set. QEMU 7.2 drops a set that nothing uses: so a block node uses the first one,
-//! read-only. It is no disk, and cannot be written. A QOM object says that there are such records at
-//! all: a plug then need not read the lists, which grow with the volumes.
+//! ones in the same set. QEMU 7.2 drops a set that nothing uses: so a block node uses the first
+//! one, read-only. It is no disk, and cannot be written. A QOM object says that there are such
+//! records at all: a plug then need not read the lists, which grow with the volumes.
 
 use std::fs::{File, OpenOptions};
 

@@ -14,10 +14,10 @@ use async_trait::async_trait;
 use block_volume_api::{
     block_volume::{
         Access, AttachRequest, AttachResponse, Attached, Attachment, BlockStats, ContainerState,
-        ContainerStatus, DetachRequest, DetachResponse, Detached, Detachment, DeviceNumber, Failure, FilterMode,
-        FilterState, Holder, InspectRequest, InspectResponse, Inspected, NodeWay, Outcome,
-        PathState, PathUse, ProbeRequest, ProbeResponse, Reason, ResizeRequest, ResizeResponse,
-        Resized, ScsiHost, Stage,
+        ContainerStatus, DetachRequest, DetachResponse, Detached, Detachment, DeviceNumber,
+        Failure, FilterMode, FilterState, Holder, InspectRequest, InspectResponse, Inspected,
+        NodeWay, Outcome, PathState, PathUse, ProbeRequest, ProbeResponse, Reason, ResizeRequest,
+        ResizeResponse, Resized, ScsiHost, Stage,
     },
     block_volume_ttrpc::{self, BlockVolume},
 };
@@ -366,7 +366,8 @@ impl BlockVolume for FakeAgent {
             let status = *self.container_status.lock().unwrap();
             let is_running =
                 status.is_none_or(|status| status == ContainerStatus::CONTAINER_STATUS_RUNNING);
-            let running = is_running && !self.gone_containers.lock().unwrap().contains(&attachment.container_id);
+            let running = is_running
+                && !self.gone_containers.lock().unwrap().contains(&attachment.container_id);
             let size = self.attachment(&attachment.serial).map(|known| known.size);
             let disk = size.is_some();
             let attached = self.attached.lock().unwrap().contains_key(&key(&attachment));

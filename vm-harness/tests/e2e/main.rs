@@ -38,6 +38,7 @@ mod throttle;
 mod unprivileged_qemu;
 mod user_namespace;
 mod vetting;
+mod without_guest;
 mod workflow;
 
 use std::{

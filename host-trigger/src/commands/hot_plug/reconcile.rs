@@ -54,7 +54,8 @@ impl Plug<'_> {
         let has_disk = |volume: &PlugVolume| {
             let mut same = attachments.iter().filter(|known| known.id == volume.id);
             same.any(|known| {
-                known.state.device && known.attachment.as_ref().is_some_and(Attachment::is_committed)
+                known.state.device
+                    && known.attachment.as_ref().is_some_and(Attachment::is_committed)
             })
         };
         match attachments.iter().find(|known| known.state.is_abandoned) {
