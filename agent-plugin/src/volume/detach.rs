@@ -6,6 +6,7 @@
 //! as long as a system call takes.
 
 use std::{
+    fs,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -30,7 +31,7 @@ use crate::{
     holder::Holder,
     mount::Mounts,
     namespace::Target,
-    scsi::ScsiHost,
+    scsi::{ScsiDevice, ScsiHost},
     sysfs,
 };
 
@@ -166,8 +167,23 @@ fn number(job: &DetachJob, present: &Present) -> Result<Option<DeviceNumber>> {
         return Ok(Some(disk.number));
     }
     let Some(outcome) = &job.outcome else { return Ok(None) };
-    let is_reused = sysfs::exists(&format!("/sys/dev/block/{}", outcome.device));
+    let is_reused = sysfs::exists(&format!("/sys/dev/block/{}", outcome.device))
+        && !is_being_removed(outcome.device, &job.attachment)?;
     Ok((!is_reused).then_some(outcome.device))
+}
+
+/// Whether the disk of this number is the attachment's, of which the kernel has removed the SCSI
+/// device and not yet the block device: that takes a while if there is data to write. It has no
+/// serial number any more.
+fn is_being_removed(number: DeviceNumber, attachment: &Attachment) -> Result<bool> {
+    let Ok(link) = fs::read_link(format!("/sys/dev/block/{number}")) else { return Ok(false) };
+    let Some((device, _)) = link.to_str().and_then(ScsiDevice::from_devpath) else {
+        return Ok(false);
+    };
+    let hosts = ScsiHost::all()?;
+    let hosts = ScsiHost::candidates(&hosts, attachment.controller.as_deref()).unwrap_or_default();
+    let is_at_address = hosts.iter().any(|host| host.device(attachment.address) == device);
+    Ok(is_at_address && block::serial(device)?.is_none())
 }
 
 fn unlink(job: &DetachJob, present: &mut Present, deadline: Instant) -> Result<()> {
