@@ -38,6 +38,9 @@ impl Agent for TestAgent {
     async fn container(&self, id: &str) -> Result<Container, ContainerError> {
         match (id, &*self.container.lock().unwrap()) {
             ("c1", Some(fixture)) => Ok(fixture.handles()),
+            ("no-cgroup", Some(fixture)) => {
+                Ok(Container { cgroup: "/pod/../no-such-cgroup".into(), ..fixture.handles() })
+            }
             ("created", _) => Err(ContainerError::Created),
             ("stopped", _) => Err(ContainerError::Stopped),
             ("paused", _) => Err(ContainerError::Paused),
@@ -425,4 +428,65 @@ async fn a_guest_without_the_controller_reports_it() {
     assert_eq!(reason(&reply.failure), Reason::REASON_NO_CONTROLLER, "{:?}", reply.failure);
     assert!(reply.failure.undone && reply.failure.message.contains("0000:ff:1f.7"));
     assert_eq!(reply.failure.serial, "0123456789abcdef");
+}
+
+/// Inspects volumes at these paths of these containers.
+async fn inspect(guest: &Guest, at: &[(&str, &str)]) -> Vec<wire::Inspected> {
+    let subject = |(lun, (container, path)): (u32, &(&str, &str))| {
+        let address = wire::ScsiAddress { target: 255, lun, ..Default::default() };
+        let attachment = wire::Attachment {
+            path: (*path).into(),
+            serial: format!("{lun:016x}"),
+            address: Some(address).into(),
+            ..attachment(container)
+        };
+        wire::Detachment { attachment: Some(attachment).into(), ..Default::default() }
+    };
+    let attachments = (1..).zip(at).map(subject).collect();
+    let request = wire::InspectRequest { attachments, holders: true, ..Default::default() };
+    let reply = guest.client.inspect(context(), &request).await.unwrap();
+    assert!(reply.failure.is_none(), "{:?}", reply.failure);
+    reply.inspected
+}
+
+#[tokio::test]
+async fn inspect_says_what_the_agent_says_of_a_container() {
+    use wire::ContainerStatus::*;
+    let guest = guest(Some(start("true")), false).await;
+    let expected = [
+        ("c1", CONTAINER_STATUS_RUNNING, ""),
+        ("paused", CONTAINER_STATUS_PAUSED, "container paused: the container is paused"),
+        (
+            "broken",
+            CONTAINER_STATUS_UNREACHABLE,
+            "container broken: the agent cannot reach the container: pidfd_open: EMFILE",
+        ),
+        ("created", CONTAINER_STATUS_CREATED, ""),
+        ("stopped", CONTAINER_STATUS_STOPPED, ""),
+        ("nobody", CONTAINER_STATUS_UNKNOWN_ID, ""),
+    ];
+    let at: Vec<_> = expected.iter().map(|(container, ..)| (*container, "/dev/xvda")).collect();
+    let inspected = inspect(&guest, &at).await;
+    assert_eq!(inspected.len(), expected.len());
+    for (one, (container, status, unknown)) in inspected.iter().zip(expected) {
+        assert_eq!(
+            (one.container_status.unwrap(), one.unknown.as_str(), one.container_running),
+            (status, unknown, container == "c1"),
+            "{container}"
+        );
+        let request = wire::ProbeRequest { container_id: container.into(), ..Default::default() };
+        let probed = guest.client.probe(context(), &request).await.unwrap();
+        assert_eq!(probed.container.status.unwrap(), status, "{container}");
+        assert_eq!(probed.failure.is_none(), container == "c1", "{container}");
+    }
+}
+
+/// What cannot be told of one attachment ends neither the request nor the others.
+#[tokio::test]
+async fn inspect_tells_the_others_where_one_cannot_be_told() {
+    let guest = guest(Some(start("")), false).await;
+    let inspected = inspect(&guest, &[("no-cgroup", "/dev/xvda"), ("c1", "/dev/xvdb")]).await;
+    let [lost, told] = &inspected[..] else { panic!("{inspected:?}") };
+    assert!(lost.unknown.contains("no-such-cgroup"), "{:?}", lost.unknown);
+    assert!(lost.container_running && told.container_running && told.unknown.is_empty());
 }

@@ -47,6 +47,11 @@ pub enum Error {
     PathAmbiguous { path: String, found: Vec<String> },
     #[error("volume {volume} is shared and has several attachments: {}", .found.join(", "))]
     VolumeAmbiguous { volume: String, found: Vec<String> },
+    #[error(
+        "volume {volume} is shared, and without the guest all its attachments lose it: {}",
+        .found.join(", ")
+    )]
+    WholeVolume { volume: String, found: Vec<String> },
     #[error("the agent's address {address:?} is not valid")]
     AgentAddress { address: String },
     #[error("the VM has several virtio-scsi controllers: {}", .found.join(", "))]
@@ -82,6 +87,11 @@ pub enum Error {
     OtherContainer { volume: String, container: String, asked: String },
     #[error("another run is attaching volume {volume}")]
     ConcurrentRun { volume: String },
+    #[error(
+        "volume {volume} was taken without the guest from container {container}, which may still \
+         have its device node at {path}: a new disk could get its device number"
+    )]
+    AbandonedVolume { volume: String, container: String, path: String },
 
     #[error("volume {volume} cannot have these limits: {why}")]
     LimitsConflict { volume: String, why: String },
@@ -135,6 +145,9 @@ pub enum Error {
     Unrepaired { left: Vec<String> },
     #[error("the record of volume {volume} is lost: its state in the guest is not known")]
     RecordLost { volume: String },
+
+    #[error("the guest could not tell the state of volume {}", .volumes.join(", "))]
+    StateUnknown { volumes: Vec<String> },
 
     #[error("volume {volume} is incomplete: an earlier run was interrupted")]
     IncompleteVolume { volume: String },

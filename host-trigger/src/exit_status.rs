@@ -36,7 +36,7 @@ pub enum ExitStatus {
     QmpHeld,
     /// QEMU or the agent cannot be reached.
     Unreachable,
-    /// The state of a volume cannot be determined. Reserved.
+    /// The guest could not tell the state of a volume.
     StateUnknown,
     /// Done, but the audit record of its end was lost.
     AuditLost,
@@ -108,7 +108,7 @@ impl ExitStatus {
             Self::VersionSkew => "version skew",
             Self::QmpHeld => "QMP socket held by another client",
             Self::Unreachable => "QEMU or the agent is unreachable",
-            Self::StateUnknown => "state unknown (reserved)",
+            Self::StateUnknown => "state unknown",
             Self::AuditLost => "audit record lost",
             Self::Signal(_) => "ended by a signal, after the rollback",
         }
@@ -153,7 +153,10 @@ impl ExitStatus {
             Self::VersionSkew => "the plugin speaks another API level",
             Self::QmpHeld => "Kata's shim holds the only QMP socket",
             Self::Unreachable => "the sandbox does not run, or a socket does not exist",
-            Self::StateUnknown => "the guest could not report the state of a volume",
+            Self::StateUnknown => {
+                "`list` and `inspect`, after printing: the guest does not reply, refuses, or cannot \
+                 tell; the container is paused"
+            }
             Self::AuditLost => {
                 "done, but the end of the operation could not be written to the audit log"
             }

@@ -32,7 +32,7 @@ use tokio_vsock::VsockListener;
 use ttrpc::r#async::{Server, Service, TtrpcContext};
 
 use crate::{
-    agent::Agent,
+    agent::{Agent, ContainerError},
     api::{block_volume as wire, block_volume_ttrpc as rpc},
     error::{Error, Result},
     fault,
@@ -97,10 +97,14 @@ impl<A: Agent> BlockVolume<A> {
 
     /// The running container `id`.
     async fn target(&self, id: &str) -> Result<Target> {
-        match self.agent.container(id).await {
-            Ok(container) => Ok(Target { id: id.into(), container: Arc::new(container) }),
-            Err(source) => Err(Error::Container { id: id.to_owned(), source }),
-        }
+        let target = self.target_or_why(id).await;
+        target.map_err(|source| Error::Container { id: id.to_owned(), source })
+    }
+
+    /// The running container `id`, or what the agent says of it.
+    async fn target_or_why(&self, id: &str) -> Result<Target, ContainerError> {
+        let container = self.agent.container(id).await?;
+        Ok(Target { id: id.into(), container: Arc::new(container) })
     }
 }
 

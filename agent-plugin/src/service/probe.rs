@@ -78,6 +78,7 @@ fn probe(
         user_namespace: target.container.user_namespace.is_some(),
         filter: Some(reply::filter_state(&filter)).into(),
         paths: volume::paths(target, paths)?.into_iter().map(reply::path_state).collect(),
+        status: reply::container_status(volume::ContainerStatus::Running).into(),
         ..Default::default()
     };
     Ok((guest, Some(container)))

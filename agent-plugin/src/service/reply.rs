@@ -15,8 +15,8 @@ use crate::{
     scsi::ScsiHost,
     text::truncated,
     volume::{
-        Attached, DetachOutput, Detached, Failed, Guest, Inspected, LeftBehind, Outcome, PathState,
-        Resized,
+        Attached, ContainerStatus, DetachOutput, Detached, Failed, Guest, Inspected, LeftBehind,
+        Outcome, PathState, Resized,
     },
 };
 
@@ -148,9 +148,27 @@ pub(crate) fn probe(
             response.scan_mode.clone_from(&guest.scan_mode);
             response.container = container.clone().into();
         }
-        Err(failed) => response.failure = some_failure(failed),
+        Err(failed) => {
+            response.failure = some_failure(failed);
+            if let Error::Container { source, .. } = &*failed.error {
+                let status = container_status(source.into()).into();
+                response.container =
+                    Some(wire::ContainerState { status, ..Default::default() }).into();
+            }
+        }
     }
     response
+}
+
+pub(crate) fn container_status(status: ContainerStatus) -> wire::ContainerStatus {
+    match status {
+        ContainerStatus::Running => wire::ContainerStatus::CONTAINER_STATUS_RUNNING,
+        ContainerStatus::Paused => wire::ContainerStatus::CONTAINER_STATUS_PAUSED,
+        ContainerStatus::Stopped => wire::ContainerStatus::CONTAINER_STATUS_STOPPED,
+        ContainerStatus::Created => wire::ContainerStatus::CONTAINER_STATUS_CREATED,
+        ContainerStatus::UnknownId => wire::ContainerStatus::CONTAINER_STATUS_UNKNOWN_ID,
+        ContainerStatus::Unreachable => wire::ContainerStatus::CONTAINER_STATUS_UNREACHABLE,
+    }
 }
 
 pub(crate) fn filter_state(filter: &cgroup::Filter<'_>) -> wire::FilterState {
@@ -231,7 +249,8 @@ fn inspected(inspected: &Inspected) -> wire::Inspected {
         serial: inspected.serial.clone(),
         size: inspected.size,
         read_only: inspected.read_only,
-        container_running: inspected.container_running,
+        container_running: inspected.container == ContainerStatus::Running,
+        container_status: container_status(inspected.container).into(),
         container_started: inspected.container_started,
         node_present: inspected.node_present,
         allowed: inspected.allowed,
@@ -239,6 +258,8 @@ fn inspected(inspected: &Inspected) -> wire::Inspected {
         leftovers: inspected.leftovers.clone(),
         stats: inspected.stats.map(stats).into(),
         holders: holders(&inspected.holders),
+        unknown: why(inspected.unknown.as_deref()),
+        holders_unknown: why(inspected.holders_unknown.as_deref()),
         ..Default::default()
     };
     if let Some(disk) = &inspected.disk {
@@ -247,6 +268,10 @@ fn inspected(inspected: &Inspected) -> wire::Inspected {
         encoded.device = device_number(disk.number);
     }
     encoded
+}
+
+fn why(text: Option<&str>) -> String {
+    truncated(text.unwrap_or_default().to_owned(), LONGEST_MESSAGE)
 }
 
 fn stats(stats: DiskStats) -> wire::BlockStats {

@@ -9,7 +9,7 @@
 //! the deadline. A process that opens the disk by its own node between the last check and the
 //! deletion is not noticed; that time is as long as a system call takes.
 
-use std::{sync::Arc, time::Instant};
+use std::{fs, sync::Arc, time::Instant};
 
 use super::{
     attach::private_umask,
@@ -32,7 +32,7 @@ use crate::{
     holder::Holder,
     mount::Mounts,
     namespace::{Target, check_awaited},
-    scsi::ScsiHost,
+    scsi::{ScsiDevice, ScsiHost},
     sysfs,
 };
 
@@ -201,8 +201,21 @@ fn number(job: &DetachJob, present: &Present) -> Option<DeviceNumber> {
         return Some(disk.number);
     }
     let outcome = job.outcome.as_ref()?;
-    let is_reused = sysfs::exists(&format!("/sys/dev/block/{}", outcome.device));
+    let is_reused = sysfs::exists(&format!("/sys/dev/block/{}", outcome.device))
+        && !is_being_removed(outcome.device, &job.attachment);
     (!is_reused).then_some(outcome.device)
+}
+
+/// Whether the disk of this number is the attachment's, of which the kernel has removed the SCSI
+/// device and not yet the block device: that takes a while if there is data to write. It has no
+/// serial number any more.
+fn is_being_removed(number: DeviceNumber, attachment: &Attachment) -> bool {
+    let Ok(link) = fs::read_link(format!("/sys/dev/block/{number}")) else { return false };
+    let Some((device, _)) = link.to_str().and_then(ScsiDevice::from_devpath) else { return false };
+    let hosts = ScsiHost::all().unwrap_or_default();
+    let hosts = ScsiHost::candidates(&hosts, attachment.controller.as_deref()).unwrap_or_default();
+    let is_at_address = hosts.iter().any(|host| host.device(attachment.address) == device);
+    is_at_address && block::serial(device).is_ok_and(|serial| serial.is_none())
 }
 
 /// Removes what the container has of the volume, wherever it is.

@@ -42,7 +42,9 @@ pub(crate) use attachment::{AccessMode, Attachment, Outcome};
 pub(crate) use busy::DetachPolicy;
 pub(crate) use detach::{DetachOutput, Detached, detach};
 pub(crate) use failed::Failed;
-pub(crate) use inspect::{Guest, Inspected, PathState, inspect, paths, probe};
+pub(crate) use inspect::{
+    ContainerStatus, Guest, InspectJob, Inspected, PathState, inspect, paths, probe,
+};
 pub(crate) use job::{AttachJob, DetachJob};
 pub(crate) use present::LeftBehind;
 pub(crate) use queue::{Announced, CancelOnDrop, Queues, Ticket};

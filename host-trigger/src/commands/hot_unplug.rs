@@ -12,9 +12,11 @@
 //! waiting, which the guest serves before the one that waits. What an interrupted plug or unplug
 //! left is detached in the same way, as far as it exists.
 
+mod without_guest;
+
 use std::{path::PathBuf, time::Duration};
 
-use block_volume_api::block_volume::Detachment;
+use block_volume_api::block_volume::{Detachment, Reason};
 use block_volume_qmp::Qmp;
 use clap::Args;
 use tokio::sync::Notify;
@@ -55,6 +57,12 @@ use crate::{
 /// requested. A device path alone does not say which volume was meant, so with --device-path it is
 /// not found (exit status 3).
 ///
+/// --force --without-guest frees the volume on the host alone, and never contacts the guest: for a
+/// guest that hangs, that lies, or that has no agent of ours. All attachments of a shared volume
+/// lose it, so it is named by --volume alone. The output says what is lost and what the guest may
+/// still have. The volume is then `abandoned`: nothing new is plugged into the sandbox (exit status
+/// 4) before repair, or hot-unplug without this option, has detached it in the guest. Use it last.
+///
 /// SIGINT, SIGTERM or SIGHUP ends a wait, with nothing changed. Once the guest was asked to detach,
 /// a first signal lets the command complete; a second one ends it immediately. The same command
 /// completes a detachment that was interrupted.
@@ -83,6 +91,11 @@ pub struct HotUnplug {
     #[arg(long, conflicts_with = "wait")]
     pub force: bool,
 
+    /// Free the volume on the host without asking the guest, which hangs, lies, or has no agent of
+    /// ours; list what is lost. Needs --force
+    #[arg(long)]
+    pub without_guest: bool,
+
     /// Check everything that can be checked, and report what would be done; change nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -102,8 +115,16 @@ fn parse_wait(text: &str) -> Result<Duration, String> {
 /// The volume is not detached; unless it is [`Error::Incomplete`], nothing has changed.
 pub async fn run(verb: &HotUnplug, run_dir: Option<PathBuf>) -> Result<Envelope<Report>, Error> {
     verb.selector.check()?;
+    if verb.without_guest && !verb.force {
+        let text = "--without-guest takes the volume from a guest that is not asked, and what the \
+                    guest has not written is lost: confirm it with --force";
+        return Err(Error::Usage { text: text.to_owned() });
+    }
     let options = verb.target.session(run_dir, verb.container.as_deref())?;
     let (mut session, mut signals) = Session::open(options).await?;
+    if verb.without_guest {
+        return without_guest::run(verb, session, signals).await;
+    }
 
     let prepared = signals.unless_caught(prepare(verb, &mut session)).await?;
     let Some(Prepared { mut qmp, guest, view }) = prepared else {
@@ -127,6 +148,7 @@ pub async fn run(verb: &HotUnplug, run_dir: Option<PathBuf>) -> Result<Envelope<
             qmp: &mut qmp,
             id: &known.id,
             guest: guest.as_ref(),
+            is_abandoned: known.state.is_abandoned,
             force: verb.force,
             wait,
         };
@@ -195,6 +217,10 @@ async fn dry_run(
 ) -> Result<Vec<GuestHolder>, Error> {
     let (Some(guest), Some(request)) = (guest, request) else { return Ok(Vec::new()) };
     let seen = inspect::inspect(&guest.agent, request, true, deadline).await?;
+    if !seen.holders_unknown.is_empty() {
+        let (reason, message) = (Reason::REASON_SYSTEM, seen.holders_unknown);
+        return Err(Error::Guest { reason, message, undone: true });
+    }
     // If the disk stays, other containers keep using it.
     let container = &request.attachment.container_id;
     let mut holders = seen.holders;
@@ -213,6 +239,7 @@ fn report(
     broken_holders: Vec<GuestHolder>,
     watch: Stopwatch,
 ) -> Envelope<Report> {
-    let report = Report { volumes: volume.into_iter().collect(), broken_holders };
+    let volumes = volume.into_iter().collect();
+    let report = Report { volumes, broken_holders, lost: Vec::new() };
     Envelope::new("hot-unplug", result, report).with_dry_run(verb.dry_run).with_timings(watch)
 }

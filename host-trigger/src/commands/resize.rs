@@ -118,7 +118,7 @@ pub async fn run(verb: &Resize, run_dir: Option<PathBuf>) -> Result<Envelope<Rep
     };
     volume.size = size;
     let result = if unchanged { Outcome::Unchanged } else { Outcome::Resized };
-    let report = Report { volumes: vec![volume], broken_holders: Vec::new() };
+    let report = Report { volumes: vec![volume], broken_holders: Vec::new(), lost: Vec::new() };
     Ok(Envelope::new("resize", result, report)
         .with_dry_run(verb.dry_run)
         .with_timings(session.watch))
@@ -131,6 +131,9 @@ async fn prepare(verb: &Resize, session: &Session) -> Result<(Work, Volume), Err
     let selection = verb.selector.selection();
     let known = select::one(selection, verb.container.as_deref(), sandbox, &inventory)?;
     let id = known.id.clone();
+    if known.state.is_abandoned {
+        return Err(known.abandoned_error());
+    }
     let (Some(before), Some(attachment)) = (known.state.attached_size(), known.attachment.as_ref())
     else {
         return Err(Error::IncompleteVolume { volume: id.to_string() });

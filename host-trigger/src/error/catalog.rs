@@ -60,6 +60,9 @@ pub(super) fn of(error: &Error) -> Class {
         Error::VolumeAmbiguous { .. } => {
             class("ambiguous_volume", Usage, "name one with --device-path and --container")
         }
+        Error::WholeVolume { .. } => {
+            class("whole_volume", Usage, "name the whole volume with --volume, and no container")
+        }
         Error::AgentAddress { .. } => class(
             "invalid_agent_address",
             Usage,
@@ -101,6 +104,11 @@ pub(super) fn of(error: &Error) -> Class {
         Error::ConcurrentRun { .. } => {
             class("another_run", Conflict, "try again when the other run has ended")
         }
+        Error::AbandonedVolume { .. } => class(
+            "abandoned_volume",
+            Conflict,
+            "detach it in the guest first, by `ecr-runtime block-volume repair`",
+        ),
         Error::LimitsConflict { .. } => class(
             "limits_conflict",
             Conflict,
@@ -172,6 +180,12 @@ pub(super) fn of(error: &Error) -> Class {
             "record_lost",
             Incomplete,
             "plug it again with the same options, which rolls back what is left, then unplug it",
+        ),
+        Error::StateUnknown { .. } => class(
+            "state_unknown",
+            StateUnknown,
+            "try again when the agent replies and the container is not paused; `hot-unplug --force \
+             --without-guest` frees a volume from a guest that does not reply",
         ),
         Error::IncompleteVolume { .. } => class(
             "incomplete_volume",

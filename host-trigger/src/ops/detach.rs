@@ -26,6 +26,7 @@ use crate::{
     kata::{agent::Agent, agent_address, sandbox::Sandbox},
     left_behind::LeftBehind,
     qemu::{
+        abandoned,
         inventory::Inventory,
         removal::{self, Owner},
     },
@@ -47,6 +48,8 @@ pub(crate) struct Detach<'a> {
     pub(crate) id: &'a VolumeId,
     /// `None`: the guest cannot have anything of the volume.
     pub(crate) guest: Option<&'a Guest>,
+    /// Only the records of an abandoned volume are left in QEMU.
+    pub(crate) is_abandoned: bool,
     /// Detach from holders in the guest, too.
     pub(crate) force: bool,
     /// How long to wait for holders to release the volume.
@@ -167,6 +170,7 @@ impl Detach<'_> {
         deadline: Deadline,
     ) -> Result<(), Error> {
         match one {
+            _ if self.is_abandoned => abandoned::remove(self.qmp, self.id, one).await?,
             Some((container, path)) => {
                 removal::remove_attachment(self.qmp, self.id, container, path).await?;
             }
@@ -174,7 +178,11 @@ impl Detach<'_> {
         }
         fault::point("after-remove").await?;
         // A stopped QEMU 7.2 replies that it removed a descriptor, and keeps it.
-        let left = Inventory::read(self.qmp).await?.volume(self.id);
+        let inventory = Inventory::read(self.qmp).await?;
+        let left = match self.is_abandoned {
+            true => inventory.abandoned(self.id),
+            false => inventory.volume(self.id),
+        };
         let is_gone = match one {
             Some((container, path)) => {
                 !left.attachments().iter().any(|known| known.is_at(container, path))

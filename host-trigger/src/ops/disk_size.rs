@@ -45,12 +45,17 @@ pub(crate) async fn set_in_qemu(
 /// Reads the size in the guest; `None` if the guest has no such disk.
 ///
 /// # Errors
-/// The guest refuses, or does not reply.
+/// The guest refuses, cannot tell, or does not reply.
 pub(crate) async fn in_guest(
     agent: &Agent,
     attachment: &Detachment,
     deadline: Deadline,
 ) -> Result<Option<u64>, Error> {
     let seen = inspect::inspect(agent, attachment, false, deadline).await?;
-    Ok(seen.disk_present.then_some(seen.size))
+    match inspect::untold(&seen) {
+        // What the container has of it does not matter here.
+        _ if seen.disk_present => Ok(Some(seen.size)),
+        Some((_, error)) => Err(error),
+        None => Ok(None),
+    }
 }

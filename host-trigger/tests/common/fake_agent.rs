@@ -4,17 +4,20 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use async_trait::async_trait;
 use block_volume_api::{
     block_volume::{
         Access, AttachRequest, AttachResponse, Attached, Attachment, BlockStats, ContainerState,
-        DetachRequest, DetachResponse, Detached, Detachment, DeviceNumber, Failure, FilterMode,
-        FilterState, Holder, InspectRequest, InspectResponse, Inspected, NodeWay, Outcome,
-        PathState, PathUse, ProbeRequest, ProbeResponse, Reason, ResizeRequest, ResizeResponse,
-        Resized, ScsiHost, Stage,
+        ContainerStatus, DetachRequest, DetachResponse, Detached, Detachment, DeviceNumber,
+        Failure, FilterMode, FilterState, Holder, InspectRequest, InspectResponse, Inspected,
+        NodeWay, Outcome, PathState, PathUse, ProbeRequest, ProbeResponse, Reason, ResizeRequest,
+        ResizeResponse, Resized, ScsiHost, Stage,
     },
     block_volume_ttrpc::{self, BlockVolume},
 };
@@ -90,6 +93,14 @@ pub struct FakeAgent {
     /// Paths whose device node the container lost, until they are attached again.
     pub lost_nodes: Mutex<Vec<String>>,
     pub inspect_failure: Mutex<Option<Reason>>,
+    /// What is reported of a container, as a plugin that has the field does.
+    pub container_status: Mutex<Option<ContainerStatus>>,
+    /// The path of which Inspect cannot tell, and why.
+    pub untold: Mutex<Option<(String, String)>>,
+    /// The path at which Inspect never replies.
+    pub hangs_on_inspect: Mutex<Option<String>>,
+    /// The number of all requests.
+    pub requests: AtomicUsize,
     /// The sizes of the requests to resize, in order.
     pub requested_sizes: Mutex<Vec<u64>>,
     pub on_resize: Mutex<OnResize>,
@@ -123,6 +134,10 @@ impl FakeAgent {
             lost_nodes: Mutex::default(),
             holder_commands: Mutex::default(),
             inspect_failure: Mutex::default(),
+            container_status: Mutex::default(),
+            untold: Mutex::default(),
+            hangs_on_inspect: Mutex::default(),
+            requests: AtomicUsize::default(),
             requested_sizes: Mutex::default(),
             on_resize: Mutex::new(OnResize::Follows),
             stats: Mutex::default(),
@@ -220,6 +235,7 @@ pub fn failure(reason: Reason, undone: bool) -> protobuf::MessageField<Failure> 
 #[async_trait]
 impl BlockVolume for FakeAgent {
     async fn probe(&self, _: &TtrpcContext, request: ProbeRequest) -> ttrpc::Result<ProbeResponse> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         let filter =
             FilterState { mode: FilterMode::FILTER_MODE_NONE.into(), ..Default::default() };
         let paths =
@@ -242,6 +258,7 @@ impl BlockVolume for FakeAgent {
         _: &TtrpcContext,
         request: AttachRequest,
     ) -> ttrpc::Result<AttachResponse> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         if !(1..=600_000).contains(&request.timeout_ms) {
             let failure = failure(Reason::REASON_INVALID_REQUEST, true);
             return Ok(AttachResponse { failure, ..Default::default() });
@@ -292,6 +309,7 @@ impl BlockVolume for FakeAgent {
         _: &TtrpcContext,
         request: DetachRequest,
     ) -> ttrpc::Result<DetachResponse> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         self.request_received.notify_one();
         let delay = *self.detach_delay.lock().unwrap();
         tokio::time::sleep(delay).await;
@@ -332,13 +350,24 @@ impl BlockVolume for FakeAgent {
         _: &TtrpcContext,
         request: InspectRequest,
     ) -> ttrpc::Result<InspectResponse> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         if let Some(reason) = *self.inspect_failure.lock().unwrap() {
             return Ok(InspectResponse { failure: failure(reason, true), ..Default::default() });
         }
         let mut reply = InspectResponse::new();
         for subject in request.attachments {
             let attachment = subject.attachment.unwrap();
-            let running = !self.gone_containers.lock().unwrap().contains(&attachment.container_id);
+            if self.hangs_on_inspect.lock().unwrap().as_ref() == Some(&attachment.path) {
+                self.request_received.notify_one();
+                std::future::pending::<()>().await;
+            }
+            let untold = self.untold.lock().unwrap().clone();
+            let untold = untold.filter(|(path, _)| *path == attachment.path);
+            let status = *self.container_status.lock().unwrap();
+            let is_running =
+                status.is_none_or(|status| status == ContainerStatus::CONTAINER_STATUS_RUNNING);
+            let running = is_running
+                && !self.gone_containers.lock().unwrap().contains(&attachment.container_id);
             let size = self.attachment(&attachment.serial).map(|known| known.size);
             let disk = size.is_some();
             let attached = self.attached.lock().unwrap().contains_key(&key(&attachment));
@@ -352,6 +381,8 @@ impl BlockVolume for FakeAgent {
                 stats: self.stats.lock().unwrap().clone().into(),
                 read_only: attachment.access == Access::ACCESS_READ_ONLY.into(),
                 container_running: running,
+                container_status: status.unwrap_or_default().into(),
+                unknown: untold.map(|(_, why)| why).unwrap_or_default(),
                 node_present: attached && running && !lost,
                 allowed: attached && running,
                 filter: FilterMode::FILTER_MODE_V1.into(),

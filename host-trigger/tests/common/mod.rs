@@ -91,6 +91,15 @@ impl RunOutput {
         self.document()
     }
 
+    /// Returns what `list` or `inspect` printed before it ended with "state unknown".
+    #[track_caller]
+    pub fn listing_with_unknown(&self) -> Envelope<Listing> {
+        let listing = self.document::<Listing>();
+        let error = listing.error.as_ref().unwrap_or_else(|| panic!("{self:?}"));
+        assert_eq!((error.reason.as_str(), self.exit_code), ("state_unknown", Some(15)));
+        listing
+    }
+
     /// Returns the report of `repair`.
     #[track_caller]
     pub fn repaired(&self) -> Envelope<RepairReport> {

@@ -341,9 +341,10 @@ async fn without_an_agent_the_volumes_of_qemu_are_listed_and_nothing_is_unplugge
     let json = finished.json();
     assert_eq!(
         (finished.status, &json["guest_error"]["reason"]),
-        (0, &"agent_unreachable".into()),
+        (15, &"agent_unreachable".into()),
         "{json}"
     );
+    assert_eq!(state_of(&json["volumes"][0]), "unknown: guest_unreachable");
     assert_eq!(
         (&json["volumes"][0]["id"], &json["volumes"][0]["guest"]),
         (&plugged.id().into(), &Value::Null)

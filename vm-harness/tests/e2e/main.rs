@@ -40,6 +40,7 @@ mod throttle;
 mod unprivileged_qemu;
 mod user_namespace;
 mod vetting;
+mod without_guest;
 mod workflow;
 
 use std::{

@@ -158,8 +158,12 @@ fn soft_limit(limits: &str) -> Option<u64> {
 fn volumes(inventory: &Inventory) -> Finding {
     let attachments = inventory.attachments();
     let attached = attachments.iter().filter(|known| known.is_attached()).count();
-    let incomplete = attachments.len() - attached;
+    let abandoned = attachments.iter().filter(|known| known.state.is_abandoned).count();
+    let incomplete = attachments.len() - attached - abandoned;
     let unused = inventory.unused().len();
+    if let Some(known) = attachments.iter().find(|known| known.state.is_abandoned) {
+        return Finding::problem("volumes", &known.abandoned_error());
+    }
     match (incomplete, unused) {
         (0, 0) => Finding::ok("volumes", format!("{attached} attached")),
         _ => Finding::warning(

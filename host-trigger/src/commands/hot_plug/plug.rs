@@ -109,7 +109,10 @@ impl<'a> Plug<'a> {
         let warnings = known_bugs::warnings(self.qmp.version());
         warnings.for_each(|warning| diagnostics::line(&warning));
         let rolled_back = match inventory {
-            Some(inventory) => self.reconcile(inventory).await?,
+            Some(inventory) => {
+                self.check_abandoned(inventory)?;
+                self.reconcile(inventory).await?
+            }
             None => false,
         };
         if rolled_back && !self.verb.dry_run {

@@ -137,7 +137,9 @@ impl Recovery<'_> {
             qmp: self.qmp,
             id: &view.known.id,
             guest: self.guest,
-            force: false,
+            is_abandoned: view.known.state.is_abandoned,
+            // The disk of an abandoned volume has gone: its holders have nothing to lose.
+            force: view.known.state.is_abandoned,
             wait: Duration::ZERO,
         };
         detach.run(request, &Notify::new()).await?;
