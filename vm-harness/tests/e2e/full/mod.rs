@@ -3,6 +3,7 @@
 
 mod conformance;
 mod load;
+mod references;
 mod scaling;
 mod shared_directories;
 mod swapped_parent;
