@@ -49,7 +49,8 @@ impl Holder {
 
     async fn wait_for(&self, sandbox: &Sandbox, file: &str) {
         let script = format!("until test -e /dev/held/{file}; do sleep 0.02; done");
-        let appeared = self.container.exec(&["sh", "-c", &script]);
+        let command = ["sh", "-c", &script];
+        let appeared = self.container.exec(&command);
         sandbox.guest().wait_for(file, Duration::from_secs(10), appeared).await.unwrap();
     }
 
