@@ -388,6 +388,31 @@ fn a_descriptor_of_the_node_keeps_the_number_until_it_is_closed() {
 }
 
 #[test]
+fn a_container_that_keeps_too_many_references_gets_no_further_node() {
+    let container = start(NODEV);
+    let path = format!("/proc/{}/root/dev/there/x", container.pid());
+    let mut held = Vec::new();
+    for _ in 0..64 {
+        make(&container, "/dev/there/x").expect("a node").publish(soon()).expect("published");
+        let node = nix::fcntl::open(path.as_str(), nix::fcntl::OFlag::O_PATH, Mode::empty());
+        held.push(node.unwrap());
+        let removed = remove(&container, "/dev/there/x");
+        assert_eq!((removed.options, removed.left), (Some(OPTIONS), Vec::new()));
+    }
+    let place = found(&container, "/dev/there/x");
+    let error = place.check(&container.target, false).unwrap_err();
+    assert!(matches!(error, Error::Unsupported(Unsupported::Referenced { .. })), "{error}");
+    assert_eq!(place.check(&container.target, true).expect("a filter"), NodeKind::Bind);
+    held.pop();
+    sweep();
+    assert_eq!(kept(), 63);
+    place.check(&container.target, false).expect("one fewer");
+    drop(held);
+    sweep();
+    assert_eq!(kept(), 0);
+}
+
+#[test]
 fn the_disk_of_an_ended_container_is_released() {
     let container = start(FOREIGN);
     let device = container.run(&["findmnt", "--noheadings", "--output", "SOURCE", "/dev/there"]);
