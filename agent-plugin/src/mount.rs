@@ -98,13 +98,12 @@ impl Mounts {
     /// the container.
     ///
     /// # Errors
-    /// `/proc` cannot be read, or the container has ended.
+    /// `/proc` cannot be read.
     pub fn read(target: &Target) -> Result<Mounts> {
         const PATH: &str = "/proc/thread-self/mountinfo";
         let text = fs::read(PATH).map_err(Error::system("read", PATH))?;
-        let in_guest =
-            MountLine::all(&String::from_utf8_lossy(&text)).map(|mount| mount.number).collect();
-        let of_container = target.proc("mountinfo")?;
+        let in_guest = MountLine::all(&text).map(|mount| mount.number).collect();
+        let of_container = target.mountinfo()?;
         let in_memory = MountLine::all(&of_container)
             .filter(|mount| is_in_memory(mount.file_system))
             .map(|mount| mount.number)
@@ -126,17 +125,17 @@ impl Mounts {
 }
 
 /// By the file system's type.
-fn is_in_memory(file_system: &str) -> bool {
-    matches!(file_system, "tmpfs" | "ramfs" | "devtmpfs" | "rootfs")
+fn is_in_memory(file_system: &[u8]) -> bool {
+    matches!(file_system, b"tmpfs" | b"ramfs" | b"devtmpfs" | b"rootfs")
 }
 
 /// Whether a mount below the mount that `file` is on would propagate to other mounts. `file` is in
 /// the container.
 pub(crate) fn is_shared(target: &Target, file: &impl AsFd) -> Result<bool> {
     let info = format!("/proc/self/fdinfo/{}", file.as_fd().as_raw_fd());
-    let text = fs::read_to_string(&info).map_err(Error::system("read", info.as_str()))?;
+    let text = fs::read(&info).map_err(Error::system("read", info.as_str()))?;
     let Some(id) = fdinfo::mount_id(&text) else { return Ok(false) };
-    let mounts = target.proc("mountinfo")?;
+    let mounts = target.mountinfo()?;
     Ok(MountLine::all(&mounts).any(|mount| mount.id == id && mount.is_shared))
 }
 
@@ -160,6 +159,6 @@ mod tests {
         #[case] line: &str,
         #[case] memory: bool,
     ) {
-        assert_eq!(is_in_memory(MountLine::parse(line).unwrap().file_system), memory);
+        assert_eq!(is_in_memory(MountLine::parse(line.as_bytes()).unwrap().file_system), memory);
     }
 }

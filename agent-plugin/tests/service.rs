@@ -4,6 +4,8 @@
 mod container;
 
 use std::{
+    os::fd::AsRawFd as _,
+    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -18,6 +20,7 @@ use protobuf::EnumOrUnknown;
 use rstest::rstest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::sync::Semaphore;
 use ttrpc::r#async::{Client, Server};
 use wire::Reason;
 
@@ -26,6 +29,8 @@ struct TestAgent {
     container: Mutex<Option<Fixture>>,
     denies: bool,
     asked: Mutex<Vec<(String, Value)>>,
+    /// The policy decides on an attach when it gets a permit.
+    attach: Semaphore,
 }
 
 #[async_trait]
@@ -41,8 +46,22 @@ impl Agent for TestAgent {
         }
     }
 
+    async fn remains(&self, id: &str) -> Option<Container> {
+        match (id, &*self.container.lock().unwrap()) {
+            ("stopped", Some(fixture)) => {
+                let namespace = &fixture.target.container.mount_namespace;
+                let path = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+                Container::remains(Path::new(&path), "/none".into(), Vec::new()).ok()
+            }
+            _ => None,
+        }
+    }
+
     async fn authorize(&self, method: &str, request: &Value) -> Result<(), Denied> {
         self.asked.lock().unwrap().push((method.to_owned(), request.clone()));
+        if method == "AttachBlockVolumeRequest" {
+            self.attach.acquire().await.expect("it is never closed").forget();
+        }
         if self.denies { Err(Denied("no rule allows it".into())) } else { Ok(()) }
     }
 }
@@ -56,8 +75,12 @@ struct Guest {
 }
 
 async fn guest(container: Option<Fixture>, denies: bool) -> Guest {
-    let agent =
-        Arc::new(TestAgent { container: Mutex::new(container), denies, asked: Mutex::default() });
+    let agent = Arc::new(TestAgent {
+        container: Mutex::new(container),
+        denies,
+        asked: Mutex::default(),
+        attach: Semaphore::new(100),
+    });
     let directory = tempfile::tempdir().expect("a temporary directory");
     let address = format!("unix://{}/agent.sock", directory.path().display());
     let mut server = Server::new()
@@ -295,6 +318,53 @@ async fn a_detach_of_a_missing_volume_changes_nothing(#[case] id: &str) {
     assert!(reply.detached[0].unchanged);
     let stages: Vec<_> = reply.stages.iter().map(|stage| stage.name.as_str()).collect();
     assert_eq!(stages, ["lookup", "release", "unlink", "revoke", "flush", "check", "delete"]);
+}
+
+#[tokio::test]
+async fn a_detach_cancels_an_attach_that_the_policy_still_thinks_about() {
+    let guest = guest(Some(start("")), false).await;
+    guest.agent.attach.forget_permits(100);
+    let (client, request) = (guest.client.clone(), attach(attachment("c1")));
+    let attaching = tokio::spawn(async move { client.attach(context(), &request).await.unwrap() });
+    while guest.agent.asked.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let reply = guest.client.detach(context(), &detach(attachment("c1"))).await.unwrap();
+    assert!(reply.failure.is_none() && reply.detached[0].unchanged, "{reply:?}");
+    guest.agent.attach.add_permits(1);
+    let reply = attaching.await.unwrap();
+    assert_eq!(reason(&reply.failure), Reason::REASON_CANCELLED);
+    assert!(reply.failure.undone);
+}
+
+#[tokio::test]
+async fn a_container_that_the_agent_cannot_reach_does_not_end_a_forced_detach() {
+    let guest = guest(None, false).await;
+    let mut request = detach(attachment("broken"));
+    let reply = guest.client.detach(context(), &request).await.unwrap();
+    assert_eq!(reason(&reply.failure), Reason::REASON_SYSTEM);
+    request.force = true;
+    let reply = guest.client.detach(context(), &request).await.unwrap();
+    assert!(reply.failure.is_none() && reply.detached.len() == 1, "{reply:?}");
+    let [left] = reply.left_behind.as_slice() else { panic!("{reply:?}") };
+    assert_eq!((left.serial.as_str(), left.path.as_str()), ("0123456789abcdef", "/dev/xvda"));
+    assert!(left.reason.ends_with("pidfd_open: EMFILE"), "{}", left.reason);
+}
+
+#[tokio::test]
+async fn a_file_system_that_never_answers_does_not_end_a_detach() {
+    let hang = "mkdir $root/dev/hang; exec 5<>/dev/fuse
+        mount -i -t fuse -o fd=5,rootmode=40000,user_id=0,group_id=0 hang $root/dev/hang";
+    let guest = guest(Some(start(hang)), false).await;
+    let mut request = detach(attachment("c1"));
+    request.detachments[0].attachment.as_mut().unwrap().path = "/dev/hang/deeper/x".into();
+    request.timeout_ms = 2_000;
+    let reply = guest.client.detach(context(), &request).await.unwrap();
+    assert!(reply.failure.is_none() && reply.detached.len() == 1, "{reply:?}");
+    let [left] = reply.left_behind.as_slice() else { panic!("{reply:?}") };
+    assert!(left.reason.contains("timed out waiting for a file system of container c1"), "{left}");
+    // The file system ends, and with it the thread that waits for it.
+    guest.agent.container.lock().unwrap().as_mut().unwrap().kill();
 }
 
 #[tokio::test]

@@ -37,6 +37,7 @@ pub mod guest_holder;
 pub mod host;
 mod inherited;
 pub mod kata;
+pub mod left_behind;
 pub mod ops;
 pub mod output;
 pub mod qemu;

@@ -23,5 +23,6 @@ pub(crate) fn volume() -> Volume {
         device_filter: "none".into(),
         node: "mknod".into(),
         throttle: Limits::default(),
+        left_behind: Vec::new(),
     }
 }

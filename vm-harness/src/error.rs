@@ -74,6 +74,17 @@ pub enum Error {
         /// The end of the console, standard error, and the command to repeat it.
         report: String,
     },
+    /// The guest calibrated its clock wrongly while it booted.
+    #[error(
+        "the guest's clock is too fast: {guest:?} there are {host:?} here; was the host busy while \
+         the guest booted?"
+    )]
+    Clock {
+        /// How long a wait took by the guest's clock.
+        guest: Duration,
+        /// How long it took by the host's.
+        host: Duration,
+    },
     /// The agent refused a call of Kata's agent protocol.
     #[error("the agent answered {call} with an error")]
     Agent {

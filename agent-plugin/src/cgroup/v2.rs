@@ -257,8 +257,8 @@ fn granted(own: &[AttachedProgram], number: DeviceNumber) -> Access {
 
 /// Whether the kernel hides the instructions of programs that are loaded from now on.
 fn is_hardened() -> bool {
-    let level = fs::read_to_string("/proc/sys/net/core/bpf_jit_harden");
-    level.is_ok_and(|level| level.trim() == "2")
+    let level = fs::read("/proc/sys/net/core/bpf_jit_harden");
+    level.is_ok_and(|level| level.trim_ascii() == b"2")
 }
 
 #[cfg(test)]

@@ -101,8 +101,7 @@ fn place(task: &str, identity: &Identity, known: &mut HashSet<(u64, u64, u64)>) 
         return None;
     }
     let text = fs::read(format!("{task}/mountinfo")).ok()?;
-    let text = String::from_utf8_lossy(&text);
-    if !MountLine::all(text.as_ref()).any(|line| identity.is_shown_by(&line)) {
+    if !MountLine::all(&text).any(|line| identity.is_shown_by(&line)) {
         return None;
     }
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;

@@ -31,6 +31,7 @@ use crate::{
     error::{Error, Result},
     inode::Inode,
     mount,
+    namespace::check_awaited,
     procfs::mountinfo::MountLine,
 };
 
@@ -94,6 +95,7 @@ impl Unmount {
         if let Some((directory, name)) = self.file.as_ref().filter(|_| done.options.is_some())
             && matches!(Inode::synced_at(directory, name), Ok(Some(file)) if file.permissions == 0)
             && Instant::now() < self.deadline
+            && check_awaited().is_ok()
             && let Err(left) = remove_empty(directory, name, name.as_bytes())
         {
             done.left.push(left);
@@ -108,8 +110,7 @@ impl Unmount {
         let mut foreign: Vec<u32> = Vec::new();
         for attempt in 1..=TRIES {
             let text = self.proc.mountinfo()?;
-            let text = String::from_utf8_lossy(&text);
-            let lines: Vec<_> = MountLine::all(text.as_ref()).collect();
+            let lines: Vec<_> = MountLine::all(&text).collect();
             let is_ours = |line: &&MountLine<'_>| {
                 self.identity.is_shown_by(line) && !foreign.contains(&line.id)
             };
@@ -153,7 +154,7 @@ impl Unmount {
         let point = line.point();
         let Ok(node) = reach(root, &point, OFlag::O_PATH) else { return Step::Unreached };
         let Ok(inode) = Inode::of(&node) else { return Step::Unreached };
-        if Instant::now() >= self.deadline {
+        if Instant::now() >= self.deadline || check_awaited().is_err() {
             return Step::Unreached;
         }
         if inode.mount != u64::from(line.id) {

@@ -1,6 +1,6 @@
 //! Inspect: the present state of attachments. Changes nothing.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{
     BlockVolume, audit,
@@ -14,6 +14,9 @@ use crate::{
     error::Result,
     volume::{self, DetachJob, Failed, Inspected, Stages},
 };
+
+/// How long holders are searched: the request has no time-out of its own.
+const LONGEST_SCAN: Duration = Duration::from_secs(2);
 
 pub(super) struct Inspect {
     subjects: Vec<DetachJob>,
@@ -41,8 +44,13 @@ impl Operation for Inspect {
         Ok(Inspect { subjects, holders: request.holders })
     }
 
-    fn run(self, _: Instant, _: &mut Stages) -> (Vec<DetachJob>, Result<Vec<Inspected>, Failed>) {
-        let result = volume::inspect(&self.subjects, self.holders).map_err(Failed::from);
+    fn run(
+        self,
+        began: Instant,
+        _: &mut Stages,
+    ) -> (Vec<DetachJob>, Result<Vec<Inspected>, Failed>) {
+        let result = volume::inspect(&self.subjects, self.holders, began + LONGEST_SCAN)
+            .map_err(Failed::from);
         (self.subjects, result)
     }
 

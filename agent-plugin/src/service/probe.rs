@@ -71,6 +71,8 @@ fn probe(
 ) -> Result<(Guest, Option<wire::ContainerState>)> {
     let guest = volume::probe()?;
     let Some(target) = target else { return Ok((guest, None)) };
+    // As an attach does.
+    target.check_inside()?;
     let filter = Filter::of(target)?;
     let container = wire::ContainerState {
         user_namespace: target.container.user_namespace.is_some(),

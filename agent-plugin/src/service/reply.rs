@@ -14,7 +14,10 @@ use crate::{
     holder::Holder,
     scsi::ScsiHost,
     text::truncated,
-    volume::{Attached, Detached, Failed, Guest, Inspected, Outcome, PathState, Resized},
+    volume::{
+        Attached, DetachOutput, Detached, Failed, Guest, Inspected, LeftBehind, Outcome, PathState,
+        Resized,
+    },
 };
 
 const CAPABILITIES: [&str; 5] = ["attach", "detach", "holders", "inspect", "resize"];
@@ -61,7 +64,7 @@ pub(crate) fn attach(
 }
 
 pub(crate) fn detach(
-    result: Result<&(Vec<Detached>, Vec<Holder>), &Failed>,
+    result: Result<&DetachOutput, &Failed>,
     stages: &[(&'static str, Duration)],
 ) -> wire::DetachResponse {
     let mut response =
@@ -72,9 +75,10 @@ pub(crate) fn detach(
         ..Default::default()
     };
     match result {
-        Ok((volumes, interrupted)) => {
-            response.detached = volumes.iter().map(detached).collect();
-            response.holders = holders(interrupted);
+        Ok(output) => {
+            response.detached = output.volumes.iter().map(detached).collect();
+            response.holders = holders(&output.interrupted);
+            response.left_behind = output.left_behind.iter().map(left_behind).collect();
         }
         Err(failed) => {
             response.failure = some_failure(failed);
@@ -84,6 +88,15 @@ pub(crate) fn detach(
         }
     }
     response
+}
+
+fn left_behind(left: &LeftBehind) -> wire::LeftBehind {
+    wire::LeftBehind {
+        serial: left.serial.clone(),
+        path: left.path.clone(),
+        reason: truncated(left.reason.clone(), LONGEST_MESSAGE),
+        ..Default::default()
+    }
 }
 
 pub(crate) fn inspect(result: Result<&[Inspected], &Failed>) -> wire::InspectResponse {

@@ -61,7 +61,8 @@ pub(crate) fn attach(
             for (job, volume) in jobs.iter().zip(&attached) {
                 let parents = &volume.outcome.parents_made;
                 ticket.set_attached(&volume.serial, true);
-                ticket.record_parents(&volume.serial, &job.target.id, parents);
+                let path = &job.attachment.path;
+                ticket.record_parents(&volume.serial, &job.target.id, path, parents);
             }
             return Ok(attached);
         }
@@ -107,6 +108,7 @@ fn sequence(
     }
     stages.end("verify")?;
 
+    guard.check("the disks")?;
     let locations = resolve::finish(jobs, tasks, guard.deadline)?;
     for (index, (location, job)) in locations.into_iter().zip(jobs).enumerate() {
         let Attachment { serial, .. } = &job.attachment;
@@ -119,6 +121,7 @@ fn sequence(
     }
     stages.end("node")?;
 
+    guard.check("the nodes")?;
     for (index, job) in jobs.iter().enumerate().filter(|_| !fault::skips("filter")) {
         let Attachment { serial, access, .. } = &job.attachment;
         let number = disk(&progress.searches[index]).number;
@@ -164,6 +167,7 @@ fn look_up<'a>(jobs: &'a [AttachJob], progress: &mut Progress) -> Result<Vec<Fil
     let mut filters = Vec::with_capacity(jobs.len());
     for AttachJob { attachment, target } in jobs {
         let serial = &attachment.serial;
+        target.check_inside().of(serial)?;
         let options =
             Ids::of(target).and_then(|ids| attachment.options.outside(&ids)).of(serial)?;
         let filter = Filter::of(target).of(serial)?;

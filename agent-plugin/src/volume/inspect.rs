@@ -4,6 +4,8 @@
 //! never answers keeps that thread; the caller's time-out ends the call, and nothing else waits for
 //! it.
 
+use std::time::Instant;
+
 use super::{
     attachment::Attachment,
     job::{DetachJob, distinct_targets},
@@ -105,18 +107,22 @@ pub(crate) struct Inspected {
 }
 
 /// Reads the state of attachments, in their order, and on request the holders of their disks.
-pub(crate) fn inspect(subjects: &[DetachJob], holders: bool) -> Result<Vec<Inspected>> {
+pub(crate) fn inspect(
+    subjects: &[DetachJob],
+    holders: bool,
+    deadline: Instant,
+) -> Result<Vec<Inspected>> {
     let hosts = ScsiHost::all()?;
     let mut all: Vec<Inspected> =
         subjects.iter().map(|subject| inspect_one(subject, &hosts)).collect::<Result<_>>()?;
     if holders {
-        find_holders(subjects, &mut all)?;
+        find_holders(subjects, &mut all, deadline)?;
     }
     Ok(all)
 }
 
 /// Finds holders without a claim, which could make an open or a mount of another process fail.
-fn find_holders(subjects: &[DetachJob], all: &mut [Inspected]) -> Result<()> {
+fn find_holders(subjects: &[DetachJob], all: &mut [Inspected], deadline: Instant) -> Result<()> {
     let disk = |(subject, inspected): (&DetachJob, &Inspected)| {
         let (attachment, disk) = (&subject.attachment, inspected.disk.as_ref()?);
         Some(Disk::new(&attachment.serial, attachment.path.as_str(), disk))
@@ -124,7 +130,8 @@ fn find_holders(subjects: &[DetachJob], all: &mut [Inspected]) -> Result<()> {
     let disks: Vec<Disk> = subjects.iter().zip(&*all).filter_map(disk).collect::<Result<_>>()?;
     let containers =
         distinct_targets(subjects.iter().filter_map(|subject| subject.target.as_ref()));
-    for found in holders::find(&disks, &containers, Scope::All)? {
+    let scan = holders::find(&disks, &containers, Scope::All, deadline)?;
+    for found in scan.with_the_rest_unknown(&disks) {
         let is_of = |subject: &DetachJob| subject.attachment.serial == found.holder.serial;
         if let Some(index) = subjects.iter().position(is_of) {
             all[index].holders.push(found.holder);

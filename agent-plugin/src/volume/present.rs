@@ -1,9 +1,12 @@
 //! What exists of a volume that is detached, and what a detach has removed of it.
 
+use std::sync::Arc;
+
+use super::job::DetachJob;
 use crate::{
     block::{BlockDevice, Claim},
     cgroup::Access,
-    device_node::{LeftBehind, Location, NodeOptions},
+    device_node::{Location, NodeOptions},
     scsi::ScsiDevice,
 };
 
@@ -14,18 +17,20 @@ pub(super) struct Present {
     /// The SCSI device with our serial; it may have no name yet.
     pub(super) device: Option<ScsiDevice>,
     pub(super) disk: Option<BlockDevice>,
-    pub(super) location: Option<Location>,
+    pub(super) location: Option<Arc<Location>>,
     pub(super) claim: Option<Claim>,
-    /// What of the node could not be removed.
-    pub(super) left: Vec<LeftBehind>,
     /// The node that was removed.
     pub(super) removed: Option<NodeOptions>,
     /// The access that was revoked.
     pub(super) revoked: Access,
-    /// The disk is deleted.
+    /// The disk is deleted, or its deletion has begun.
     pub(super) deleted: bool,
     /// A leftover of an earlier run was removed. A rollback does not restore it.
     pub(super) cleared: bool,
+    /// The container did not answer during the removal: the node may be removed.
+    pub(super) uncertain: bool,
+    /// What could not be removed in the container, and why. The detach goes on.
+    pub(super) left: Vec<String>,
 }
 
 impl Present {
@@ -33,4 +38,24 @@ impl Present {
     pub(super) fn changed(&self) -> bool {
         self.removed.is_some() || !self.revoked.is_empty() || self.deleted || self.cleared
     }
+
+    /// What the detach leaves behind in the container of `job`.
+    pub(super) fn left_behind(&self, job: &DetachJob) -> Vec<LeftBehind> {
+        let one = |reason: &String| LeftBehind {
+            serial: self.serial.clone(),
+            path: job.attachment.path.as_str().to_owned(),
+            reason: reason.clone(),
+        };
+        self.left.iter().map(one).collect()
+    }
+}
+
+/// A part of an attachment that stays in the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LeftBehind {
+    pub(crate) serial: String,
+    /// Of the attachment.
+    pub(crate) path: String,
+    /// What, and why.
+    pub(crate) reason: String,
 }

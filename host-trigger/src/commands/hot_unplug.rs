@@ -24,7 +24,7 @@ use crate::{
     cli::{duration::parse_duration, selector::VolumeSelector, target::Target},
     guest_holder::GuestHolder,
     ops::{
-        detach::Detach,
+        detach::{Detach, Detached},
         inspect::{self, VolumeView},
         select,
         session::{self, Connections, Guest, Session},
@@ -47,7 +47,9 @@ use crate::{
 /// broken until it is unmounted, and the holders that lost the volume are listed. The container may
 /// be gone. A volume that an interrupted run left incomplete is detached as far as it exists. On
 /// success the guest has no disk, the container no device node and no right, and QEMU no device,
-/// block node or descriptor of the volume: the host can use it again.
+/// block node or descriptor of the volume: the host can use it again. What the container keeps the
+/// guest from removing in its file system is left behind, with a warning on standard error: the
+/// volume is detached all the same, and what is left leads to no disk.
 ///
 /// A volume that does not exist is `unchanged`, with exit status 0, if --volume names it: it is as
 /// requested. A device path alone does not say which volume was meant, so with --device-path it is
@@ -150,8 +152,9 @@ pub async fn run(verb: &HotUnplug, run_dir: Option<PathBuf>) -> Result<Envelope<
             }
         }
     };
-    let broken = done?;
-    Ok(report(verb, Outcome::Detached, Some(volume), broken, session.watch))
+    let Detached { broken_holders, left_behind } = done?;
+    let volume = Volume { left_behind, ..volume };
+    Ok(report(verb, Outcome::Detached, Some(volume), broken_holders, session.watch))
 }
 
 /// What is known before anything changes.

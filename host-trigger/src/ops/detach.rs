@@ -20,10 +20,11 @@ use super::{
 };
 use crate::{
     Deadline, Error,
-    diagnostics::StepLog,
+    diagnostics::{self, StepLog},
     fault,
     guest_holder::GuestHolder,
     kata::{agent::Agent, agent_address, sandbox::Sandbox},
+    left_behind::LeftBehind,
     qemu::{
         inventory::Inventory,
         removal::{self, Owner},
@@ -52,9 +53,17 @@ pub(crate) struct Detach<'a> {
     pub(crate) wait: Duration,
 }
 
+/// What the guest did.
+#[derive(Debug, Default)]
+pub(crate) struct Detached {
+    /// The holders that lost the volume by force.
+    pub(crate) broken_holders: Vec<GuestHolder>,
+    pub(crate) left_behind: Vec<LeftBehind>,
+}
+
 impl Detach<'_> {
     /// Detaches what exists; `request` is what the guest is asked to detach. `impatient` ends a
-    /// wait for holders. Returns the holders that lost the volume by force.
+    /// wait for holders. Prints a warning for each part that stays in the container.
     ///
     /// # Errors
     /// Unless it is [`Error::Incomplete`], nothing has changed.
@@ -62,8 +71,8 @@ impl Detach<'_> {
         &mut self,
         request: Option<Detachment>,
         impatient: &Notify,
-    ) -> Result<Vec<GuestHolder>, Error> {
-        let mut broken = Vec::new();
+    ) -> Result<Detached, Error> {
+        let mut detached = Detached::default();
         fault::point("before-detach").await?;
         let one = request.as_ref().filter(|request| request.keep_disk).map(|request| {
             (request.attachment.container_id.clone(), request.attachment.path.clone())
@@ -81,15 +90,16 @@ impl Detach<'_> {
                 }
             };
             match done {
-                Ok(holders) => broken = holders,
+                Ok(done) => detached = done,
                 Err(cause) => return Err(self.incomplete_unless_undone(cause).await),
             }
+            detached.left_behind.iter().for_each(|left| diagnostics::line(&left.to_string()));
             fault::point("after-detach").await?;
             self.watch.lap("detach");
         }
         let removed = self.remove_from_qemu(one).await;
         self.watch.lap("remove");
-        removed.map(|()| broken)
+        removed.map(|()| detached)
     }
 
     /// Returns `cause` if the guest's failure left everything as it was, and
@@ -179,14 +189,13 @@ impl Detach<'_> {
 }
 
 /// Asks the guest to detach, again if the connection was lost: what is done is not done twice.
-/// Returns the holders that lost the volume by force.
 async fn detach(
     guest: &Guest,
     detachment: &Detachment,
     force: bool,
     wait: Duration,
     deadline: Deadline,
-) -> Result<Vec<GuestHolder>, Error> {
+) -> Result<Detached, Error> {
     let patience = Deadline::after(wait);
     let request = || DetachRequest {
         detachments: vec![detachment.clone()],
@@ -204,5 +213,9 @@ async fn detach(
         }
         done => done,
     };
-    Ok(GuestHolder::from_reply(&reply?.holders))
+    let reply = reply?;
+    Ok(Detached {
+        broken_holders: GuestHolder::from_reply(&reply.holders),
+        left_behind: LeftBehind::from_reply(&reply.left_behind),
+    })
 }

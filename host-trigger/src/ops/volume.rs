@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::{
     error::ErrorBody,
     guest_holder::GuestHolder,
+    left_behind::LeftBehind,
     qemu::{record::CommitRecord, throttle::Limits},
 };
 
@@ -48,6 +49,9 @@ pub struct Volume {
     /// The limits; absent if there are none.
     #[serde(default, skip_serializing_if = "Limits::is_unlimited")]
     pub throttle: Limits,
+    /// What `hot-unplug` could not remove in the container; absent if there is nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_behind: Vec<LeftBehind>,
 }
 
 impl Volume {

@@ -1,11 +1,12 @@
 //! The observer: one thread for each connection of the harness. The library documents the protocol.
 //!
 //! The guest's init starts it, and it runs beside the agent. A panic ends one connection, not the
-//! observer. In a container it plays the attacker (see `swap` and `hold`).
+//! observer. In a container it plays the attacker (see `swap`, `hold` and `keep`).
 
 mod agent_state;
 mod floor;
 mod hold;
+mod keep;
 mod programs;
 mod restored;
 mod run;
@@ -26,17 +27,9 @@ use vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
 
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    if let [attack, directory, first, second] = arguments.as_slice()
-        && attack == "swap"
-    {
-        println!("{}", swap::swap(Path::new(directory), first, second)?);
-        return Ok(());
-    }
-    if let [attack, kind, node, directory] = arguments.as_slice()
-        && attack == "hold"
-    {
-        println!("{}", hold::hold(kind, Path::new(node), Path::new(directory))?);
-        return Ok(());
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if !words.is_empty() {
+        return attack(&words);
     }
     let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, PORT)?;
     loop {
@@ -46,6 +39,29 @@ fn main() -> io::Result<()> {
                 eprintln!("observer: connection ended: {error}");
             }
         });
+    }
+}
+
+/// Plays the attacker.
+fn attack(words: &[&str]) -> io::Result<()> {
+    let number = |text: &str| text.parse().map_err(io::Error::other);
+    match *words {
+        ["swap", directory, first, second] => {
+            println!("{}", swap::swap(Path::new(directory), first, second)?);
+            Ok(())
+        }
+        ["keep", kind, node, directory] => {
+            println!("{}", keep::keep(kind, Path::new(node), Path::new(directory))?);
+            Ok(())
+        }
+        ["flood", processes, descriptors, user] => {
+            let user = user.parse().map_err(io::Error::other)?;
+            hold::flood(number(processes)?, descriptors, user)
+        }
+        ["fill", descriptors] => hold::fill(number(descriptors)?),
+        ["hide", path] => hold::hide(Path::new(path), false),
+        ["hide", path, "alone"] => hold::hide(Path::new(path), true),
+        _ => Err(io::Error::other(format!("unknown attack {words:?}"))),
     }
 }
 

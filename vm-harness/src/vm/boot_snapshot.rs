@@ -30,7 +30,7 @@ const KEPT: usize = 16;
 /// A kind of guest that could not be saved or restored is tried again after this time.
 const GIVEN_UP_FOR: Duration = Duration::from_secs(24 * 3600);
 /// Increased when this code saves or restores in another way.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The directory with the files.
 #[derive(Debug)]

@@ -5,6 +5,7 @@ pub(crate) mod agent;
 pub(crate) mod boot;
 mod boot_options;
 mod boot_snapshot;
+mod clock;
 pub(crate) mod console;
 pub(crate) mod guest;
 pub(crate) mod machine;

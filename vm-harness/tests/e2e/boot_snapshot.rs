@@ -8,7 +8,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use vm_harness::{Accelerator, Environment, Machine, Origin, Sandbox, Volume};
+use vm_harness::{Accelerator, Environment, Error, Machine, Origin, Sandbox, Volume};
 
 use super::MIB;
 
@@ -81,4 +81,22 @@ async fn restored_guests_have_the_right_time_and_their_own_random_numbers_and_a_
     );
     let [note] = files(&cache, "given-up").try_into().expect("one note");
     assert!(fs::read_to_string(note).unwrap().contains("restoring fails"));
+}
+
+#[tokio::test]
+async fn a_guest_with_a_clock_that_is_too_fast_is_not_used() {
+    if Accelerator::choose().unwrap().accelerator != Accelerator::Tcg {
+        return;
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let environment = environment(&cache);
+    // The kernel takes this for the frequency of the processor's counter instead of measuring it.
+    // It is lower than that of any host.
+    let kernel_parameters = vec!["tsc_early_khz=300000".to_owned()];
+    let machine = Machine { kernel_parameters, ..Machine::default() };
+    let booted = Sandbox::boot_in(&environment, "default", &machine).await;
+    let Err(Error::Clock { guest, host }) = booted else {
+        panic!("{:?}", booted.map(|sandbox| sandbox.id().to_owned()))
+    };
+    assert!(host < guest, "{host:?} {guest:?}");
 }

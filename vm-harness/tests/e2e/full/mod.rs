@@ -2,6 +2,7 @@
 //! `ci/test` does not.
 
 mod conformance;
+mod descriptor_flood;
 mod load;
 mod references;
 mod scaling;
