@@ -251,6 +251,24 @@ fn data_that_the_container_wrote_to_the_file_under_the_node_is_kept() {
 }
 
 #[test]
+fn the_file_under_a_node_that_the_container_unmounted_is_removed_if_it_is_known() {
+    let container = start(NODEV);
+    make(&container, "/dev/there/x").expect("a node").publish(soon()).expect("published");
+    // umount(8) would take the device for the thing to unmount.
+    let umount2 = "$path = \"/dev/there/x\"; exit(syscall(166, $path, 2) != 0)";
+    container.run(&["mknod", "/dev/null", "c", "1", "3"]);
+    container.run(&["perl", "-e", umount2]);
+    assert!(remove(&container, "/dev/there/x").options.is_none());
+    assert_eq!(container.list("/dev/there"), ["x"], "it may be the container's own");
+    let path = NodePath::new("/dev/there/x").unwrap();
+    let removal = Removal::new("0123456789abcdef", "c1", &path, Some(loop0()), false);
+    let place = found(&container, "/dev/there/x");
+    let removed = removal.of_bind_node(true).from(&container.target, Some(&place), soon());
+    assert!(removed.options.is_none() && removed.left.is_empty(), "{removed:?}");
+    assert!(container.list("/dev/there").is_empty());
+}
+
+#[test]
 fn mounts_over_the_node_go_with_it() {
     let container = start(NODEV);
     let before = mounts_of(&container);

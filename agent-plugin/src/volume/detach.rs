@@ -32,7 +32,7 @@ use super::{
 use crate::{
     block::{self, BlockDevice, DeviceNumber},
     cgroup::{Filter, Grant, Mode},
-    device_node::{Device, Location, NodePath, Removal, Removed, remove_parents},
+    device_node::{Device, Location, NodeKind, NodePath, Removal, Removed, remove_parents},
     error::{Error, Result, Unsupported},
     fault,
     holder::Holder,
@@ -215,7 +215,9 @@ fn number(job: &DetachJob, present: &Present) -> Option<DeviceNumber> {
 fn unlink(job: &DetachJob, present: &mut Present, trees: &mut Trees) -> Result<()> {
     let Attachment { serial, container_id, path, .. } = &job.attachment;
     let number = number(job, present);
-    let removal = |guarded| Removal::new(serial, container_id, path, number, guarded);
+    let was_bind = job.outcome.as_ref().is_some_and(|outcome| outcome.node == NodeKind::Bind);
+    let removal =
+        |guarded| Removal::new(serial, container_id, path, number, guarded).of_bind_node(was_bind);
     let Some(target) = &job.target else {
         leave(present, &removal(false).after_its_end(trees.until()));
         return Ok(());

@@ -145,6 +145,8 @@ async fn attach_and_detach(
             attachment: Some(attach.attachments[0].clone()).into(),
             outcome: outcome.unwrap_or_default(),
             keep_disk: true,
+            // The volume is at another path of the container, too.
+            keep_right: true,
             ..Default::default()
         };
         let request = DetachRequest {
