@@ -3,12 +3,13 @@
 //! [namespaces(7)](https://man7.org/linux/man-pages/man7/namespaces.7.html).
 //!
 //! The pid may have been reused since the agent recorded it, and the process may have left the
-//! namespace that the agent pinned: a container may do that by itself. Neither is a reason to refuse
-//! a detach, so the handles are opened all the same. What needs the process itself checks that it is
-//! in the pinned namespace.
+//! namespace that the agent pinned: a container may do that by itself. Neither is a reason to
+//! refuse a detach, so the handles are opened all the same. What needs the process itself checks
+//! that it is in the pinned namespace.
 //!
-//! An agent that pins no namespace has the present one of the process. So the pidfd is opened first,
-//! and the process must still be alive at the end: then what was opened in between was its own.
+//! An agent that pins no namespace has the present one of the process. So the pidfd is opened
+//! first, and the process must still be alive at the end: then what was opened in between was its
+//! own.
 
 use std::{
     fs::File,
@@ -69,8 +70,8 @@ impl Container {
     ///
     /// # Errors
     /// [`ContainerError::Unreachable`]: the namespace cannot be opened, or the path is another one.
-    /// `/proc/PID/ns/mnt` of a process that has ended would be the namespace of another process that
-    /// has its pid now.
+    /// `/proc/PID/ns/mnt` of a process that has ended would be the namespace of another process
+    /// that has its pid now.
     pub fn remains(
         mount_namespace: &Path,
         cgroup: PathBuf,

@@ -3,7 +3,7 @@
 use std::{io, path::PathBuf};
 
 use block_volume_api::{API_LEVEL, block_volume::Reason};
-use block_volume_qmp::QmpError;
+use block_volume_qmp::{QmpError, Untrusted};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -101,6 +101,10 @@ pub enum Error {
     SourceHeld { path: PathBuf, chain: Chain, holder: String },
     #[error("{path:?}{chain} is on a disk of this host's root file system")]
     SourceIsRoot { path: PathBuf, chain: Chain },
+    #[error(
+        "{path:?}{chain} is on an overlay or another file system that shows the files of others"
+    )]
+    SourceStacked { path: PathBuf, chain: Chain },
     #[error("{path:?}{chain} cannot be checked: {why}")]
     SourceUnchecked { path: PathBuf, chain: Chain, why: String },
     #[error("{path:?} changed while it was checked")]
@@ -173,12 +177,18 @@ pub enum Error {
     ResizeReadOnly { volume: String },
 
     // The host.
+    #[error(transparent)]
+    Untrusted(#[from] Untrusted),
     #[error("{limit} files may be open (`ulimit -n`), of which {open} are, and that is too few")]
     DescriptorLimit { limit: u64, open: u64 },
     #[error("{call} {path:?} is not permitted")]
     Denied { call: &'static str, path: PathBuf, source: io::Error },
     #[error("{call} {path:?} failed")]
     System { call: &'static str, path: PathBuf, source: io::Error },
+    #[error("the audit record could not be written, and nothing was done")]
+    NotAudited { source: io::Error },
+    #[error("the audit record of what was done could not be written")]
+    AuditLost { source: io::Error },
     #[error("the result could not be written to standard output")]
     OutputLost { source: io::Error },
     #[error("the result could not be written to {path:?}")]

@@ -21,6 +21,8 @@
 //! `commands` and `command_line` use `cli` and `output`. `ci/layers` checks it. The other files
 //! here are leaves that all may use: errors and exit statuses, IDs, sizes, time, escaping.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 pub mod cli;
 pub mod command_line;
 pub mod commands;

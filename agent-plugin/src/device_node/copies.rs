@@ -35,7 +35,7 @@ struct Place {
     root: Option<OwnedFd>,
 }
 
-/// Makes every copy that is found `nodev` and unmounts it, in at most a quarter of the time that
+/// Makes every copy that is found `nodev` and unmounts it, in at most half of the time that
 /// remains. Errors are logged: the container has made these mounts. `unmount` returns what to do in
 /// one namespace, by a deadline.
 pub(super) fn remove(
@@ -45,7 +45,7 @@ pub(super) fn remove(
     unmount: impl Fn(Instant) -> Result<Unmount>,
 ) {
     let now = Instant::now();
-    let end = now + deadline.saturating_duration_since(now) / 4;
+    let end = now + deadline.saturating_duration_since(now) / 2;
     let mut known = HashSet::new();
     let places = tasks().map(|task| place(&task, identity, &mut known));
     for place in own_namespaces().map(Some).chain(places) {

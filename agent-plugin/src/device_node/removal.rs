@@ -21,7 +21,7 @@ use super::{
 use crate::{
     block::DeviceNumber,
     error::{Error, Result},
-    namespace::{Target, check_awaited},
+    namespace::Target,
 };
 
 /// Which node to remove.
@@ -67,8 +67,7 @@ impl Removal {
     }
 
     /// Removes the node from a container. It may be anywhere; a mknod node is at `location`. Must
-    /// come before the disk is deleted. The
-    /// deadline is that of the steps in the container's tree.
+    /// come before the disk is deleted.
     pub fn from(&self, target: &Target, location: Option<&Location>, deadline: Instant) -> Removed {
         let mut removed = Removed::default();
         match self.unmount(target, location, deadline) {
@@ -106,6 +105,9 @@ impl Removal {
         let directory = location.filter(|location| location.missing().is_empty());
         let directory = directory.map(|location| location.directory().try_clone()).transpose();
         let directory = directory.map_err(Error::system("fcntl", "a directory"))?;
+        // Later steps need time, too, whatever the container does with its mounts.
+        let now = Instant::now();
+        let deadline = now + deadline.saturating_duration_since(now) / 2;
         let unmount = self.task(deadline, directory)?;
         // A container may mount over the root of its namespace; its own processes stay below.
         let roots: Vec<OwnedFd> =
@@ -131,7 +133,6 @@ impl Removal {
         let Some(Existing::Block(_, options)) = location.existing()?.filter(|_| is_ours) else {
             return Ok(None);
         };
-        check_awaited()?;
         Ok(location.unlink(self.path.name())?.then_some(options))
     }
 

@@ -98,8 +98,7 @@ impl Unmount {
         let was_bind = self.was_bind || done.options.is_some();
         if let Some((directory, name)) = self.file.as_ref().filter(|_| was_bind)
             && matches!(Inode::synced_at(directory, name), Ok(Some(file)) if file.permissions == 0)
-            && Instant::now() < self.deadline
-            && check_awaited().is_ok()
+            && self.may_change()
             && let Err(left) = remove_empty(directory, name, name.as_bytes())
         {
             done.left.push(left);
@@ -148,6 +147,11 @@ impl Unmount {
         Ok(())
     }
 
+    /// Whether the request still waits for this.
+    fn may_change(&self) -> bool {
+        Instant::now() < self.deadline && check_awaited().is_ok()
+    }
+
     fn step(
         &self,
         root: &OwnedFd,
@@ -158,7 +162,7 @@ impl Unmount {
         let point = line.point();
         let Ok(node) = reach(root, &point, OFlag::O_PATH) else { return Step::Unreached };
         let Ok(inode) = Inode::of(&node) else { return Step::Unreached };
-        if Instant::now() >= self.deadline || check_awaited().is_err() {
+        if !self.may_change() {
             return Step::Unreached;
         }
         if inode.mount != u64::from(line.id) {

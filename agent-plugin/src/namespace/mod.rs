@@ -5,8 +5,8 @@
 //!
 //! The container's file system is not trusted. Its links are followed inside its root only, and a
 //! file system that the container provides itself (FUSE) may never answer. So paths are resolved on
-//! a separate thread, which is abandoned when it does not return in time. An abandoned thread begins
-//! no further change, and rolls back the one that it was in.
+//! a separate thread, which is abandoned when it does not return in time. An abandoned thread
+//! begins no further change, and rolls back the one that it was in.
 //!
 //! | module | is |
 //! |---|---|

@@ -75,8 +75,8 @@ impl Target {
     /// The container may have ended.
     ///
     /// # Errors
-    /// The container's root cannot be found, no thread can be started, or too many of this container
-    /// do not return.
+    /// The container's root cannot be found, no thread can be started, or too many of this
+    /// container do not return.
     pub fn enter<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Root) -> Result<T> + Send + 'static,

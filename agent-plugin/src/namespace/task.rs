@@ -184,7 +184,6 @@ mod tests {
         let (late, (end, ended)) = (start.clone(), mpsc::channel());
         let change = changed.clone();
         let work = move || {
-            check_awaited()?;
             late.wait();
             let result = check_awaited().map(|()| change.store(true, Ordering::Release));
             end.send(result.is_err()).unwrap();

@@ -40,8 +40,7 @@ impl<'a> MountLine<'a> {
     pub fn parse(line: &'a [u8]) -> Option<MountLine<'a>> {
         let (mount, file_system) = split_once(line, b" - ")?;
         let mut mount = fields(mount);
-        let id = decimal(mount.next()?)?;
-        let parent = decimal(mount.next()?)?;
+        let (id, parent) = (decimal(mount.next()?)?, decimal(mount.next()?)?);
         let number = parsed(mount.next()?)?;
         let (root, point) = (mount.next()?, mount.next()?);
         // Optional fields follow the mount's options.

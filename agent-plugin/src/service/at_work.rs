@@ -1,5 +1,5 @@
-//! A bound on the requests that work at a time: each has threads and descriptors of the agent, which
-//! has a limited number of them. Further requests wait, in the order in which they came.
+//! A bound on the requests that work at a time: each has threads and descriptors of the agent,
+//! which has a limited number of them. Further requests wait, in the order in which they came.
 
 use std::{
     sync::Arc,

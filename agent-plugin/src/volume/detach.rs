@@ -2,26 +2,20 @@
 //! error.
 //!
 //! The container's tree is not trusted, and has no veto: what it answers, or that it does not
-//! answer, never ends a detach. What could not be removed there is reported, and the disk goes. Each
-//! step in a tree has a part of the remaining time only.
+//! answer, never ends a detach. What could not be removed there is reported, and the disk goes.
+//! Each step in a tree has a part of the remaining time only.
 //!
 //! Until the first disk is deleted, a failure restores nodes and access. Nothing is removed after
 //! the deadline. A process that opens the disk by its own node between the last check and the
 //! deletion is not noticed; that time is as long as a system call takes.
 
-use std::{
-    sync::{
-        Arc,
-        mpsc::{self, RecvTimeoutError},
-    },
-    thread,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use super::{
     attach::private_umask,
     attachment::{AccessMode, Attachment},
     busy::{DetachPolicy, busy, find_late_holders, wait_until_free},
+    disk_removal::{delete, flush},
     failed::{Failed, OfVolume as _},
     job::DetachJob,
     present::{LeftBehind, Present},
@@ -73,8 +67,7 @@ pub(crate) fn detach(
     let result = sequence(jobs, policy, ticket, deadline, stages, (&mut all, &mut trees));
     let failed = match result {
         Ok(interrupted) => {
-            let left = jobs.iter().zip(&all).flat_map(|(job, present)| present.left_behind(job));
-            let left_behind = left.collect();
+            let left_behind = all.iter_mut().flat_map(|present| present.left.drain(..)).collect();
             let detached = |present: Present| Detached {
                 unchanged: !present.changed(),
                 serial: present.serial,
@@ -112,7 +105,7 @@ fn sequence(
     for (job, present) in jobs.iter().zip(all.iter_mut()) {
         check_time(deadline, "the removal of the device node").of(&present.serial)?;
         if let Err(error) = unlink(job, present, trees) {
-            present.left.push(format!("its device node: {}", error.message()));
+            present.leave(job, "device node", &error);
         }
     }
     stages.end("unlink")?;
@@ -121,7 +114,7 @@ fn sequence(
         check_time(deadline, "the revocation of the right").of(&present.serial)?;
         match revoke(job, present) {
             Err(error) if policy.force || job.target.as_ref().is_some_and(Target::has_ended) => {
-                present.left.push(format!("its right: {}", error.message()));
+                present.leave(job, "right", &error);
             }
             result => result.of(&present.serial)?,
         }
@@ -173,13 +166,14 @@ fn look_up(job: &DetachJob, hosts: &[ScsiHost], trees: &mut Trees) -> Result<Pre
     if let Some(target) = &job.target {
         match find_location(target, attachment, trees) {
             Ok(location) => present.location = Some(Arc::new(location)),
-            // Such a path cannot be reached. It had a node, if an attach made one for this container.
+            // Such a path cannot be reached. It had a node, if an attach made one for this
+            // container.
             Err(
                 Error::ParentMissing { .. }
                 | Error::Unsupported(Unsupported::MagicLink { .. })
                 | Error::ContainerEnded { .. },
             ) if !had_node(job, target) => {}
-            Err(error) => present.left.push(format!("its device node: {}", error.message())),
+            Err(error) => present.leave(job, "device node", &error),
         }
     }
     Ok(present)
@@ -219,55 +213,53 @@ fn unlink(job: &DetachJob, present: &mut Present, trees: &mut Trees) -> Result<(
     let removal =
         |guarded| Removal::new(serial, container_id, path, number, guarded).of_bind_node(was_bind);
     let Some(target) = &job.target else {
-        leave(present, &removal(false).after_its_end(trees.until()));
+        present.leave_all(removal(false).after_its_end(trees.until()).left);
         return Ok(());
     };
     // What cannot be read protects nothing.
     let guarded = Filter::of(target).is_ok_and(|filter| filter.mode() != Mode::None);
+    let (removal, silent) = (removal(guarded), removal(guarded));
     // On a thread: a container can make its own tmpfs wait, too (a directory stays locked while an
     // entry of it is copied to memory that a file system of the container provides).
-    let (location, of) = (present.location.clone(), target.clone());
-    let (work, temporary) = (removal(guarded), serial.clone());
+    let (location, of, serial) = (present.location.clone(), target.clone(), serial.clone());
     let result = trees.run(target, |until| {
-        target.aside(move || {
-            let leftover = location.as_deref().map(|location| {
-                check_awaited()?;
-                location.remove_leftover(&temporary)
-            });
-            if fault::skips("unlink") {
-                return Ok((leftover, Removed::default()));
-            }
-            Ok((leftover, work.from(&of, location.as_deref(), until)))
-        })
+        target.aside(move || Ok(remove_nodes(&removal, location.as_deref(), &of, &serial, until)))
     });
     present.uncertain = matches!(result, Err(Error::TimedOut { .. }));
     let (leftover, removed) = match result {
         Ok(done) => done,
         Err(error) => {
-            leave(present, &removal(guarded).after_its_end(trees.until()));
+            // The container's file system does not answer: the node stays, and its number with it.
+            present.leave_all(silent.after_its_end(trees.until()).left);
             return Err(error);
         }
     };
-    match leftover {
-        // The container has something of its own under that name: not ours to remove.
-        None | Some(Err(Error::PathTaken { .. })) => {}
-        Some(Ok(leftover)) => present.cleared |= leftover,
-        Some(Err(error)) => present.left.push(format!("a temporary node: {}", error.message())),
-    }
+    present.cleared |= leftover;
     match &present.disk {
         Some(_) => present.removed = removed.options,
         None => present.cleared |= removed.options.is_some(),
     }
-    leave(present, &removed);
+    present.leave_all(removed.left);
     Ok(())
 }
 
-/// Notes what had to be left behind.
-fn leave(present: &mut Present, removed: &Removed) {
-    let left = removed.left.iter();
-    present
-        .left
-        .extend(left.map(|left| format!("its device node, at {}: {}", left.path, left.reason)));
+/// Removes the temporary node of an earlier run, and the node. Returns whether there was one of the
+/// former.
+fn remove_nodes(
+    removal: &Removal,
+    location: Option<&Location>,
+    target: &Target,
+    serial: &str,
+    until: Instant,
+) -> (bool, Removed) {
+    // The container may have something of its own under that name: then there is none of ours.
+    let leftover = check_awaited()
+        .and_then(|()| location.map_or(Ok(false), |location| location.remove_leftover(serial)))
+        .unwrap_or(false);
+    if fault::skips("unlink") {
+        return (leftover, Removed::default());
+    }
+    (leftover, removal.from(target, location, until))
 }
 
 fn revoke(job: &DetachJob, present: &mut Present) -> Result<()> {
@@ -296,72 +288,6 @@ fn is_missing(error: &Error) -> bool {
     match error {
         Error::System { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
         _ => false,
-    }
-}
-
-/// Writes back what the guest's caches hold. With force an error is logged, and a disk that does
-/// not answer costs half of the remaining time.
-fn flush(present: &Present, policy: DetachPolicy, deadline: Instant) -> Result<()> {
-    let Some(disk) = &present.disk else { return Ok(()) };
-    let patience = deadline.saturating_duration_since(Instant::now());
-    if !policy.force {
-        let Some(claim) = &present.claim else { return Ok(()) };
-        let claim = claim.try_clone()?;
-        return within(patience, &format!("a flush of {}", disk.name), move || claim.flush());
-    }
-    let work = disk.clone();
-    let flush = move || work.write_back();
-    if let Err(error) = within(patience / 2, &format!("a flush of {}", disk.name), flush) {
-        tracing::warn!("the last writes may be lost: {}", error.message());
-    }
-    Ok(())
-}
-
-/// Deletes the disk. A deletion that does not return by the deadline is the kernel's: nothing can
-/// stop it, and the next request for the volume waits for its end.
-fn delete(present: &mut Present, ticket: &Ticket, deadline: Instant) -> Result<()> {
-    let Some(device) = present.device else { return Ok(()) };
-    // The claim is held until the device is gone: the disk cannot be mounted in between.
-    let (claim, ticket, serial) = (present.claim.take(), ticket.clone(), present.serial.clone());
-    let work = move || {
-        let deleted = device.delete(&serial);
-        if deleted.is_ok() {
-            ticket.set_attached(&serial, false);
-        }
-        // The other parts of the rollback need the claim.
-        Ok((deleted, claim))
-    };
-    present.deleted = true;
-    let awaited = format!("the kernel to delete {device}, which is under way,");
-    let patience = deadline.saturating_duration_since(Instant::now());
-    let (deleted, claim) = within(patience, &awaited, work)?;
-    present.deleted = deleted.is_ok();
-    present.claim = claim.filter(|_| !present.deleted);
-    deleted.map(drop)
-}
-
-/// Does `work` on a thread. One that does not return in time is abandoned: it ends when the disk
-/// answers, or is gone.
-fn within<T: Send + 'static>(
-    patience: Duration,
-    awaited: &str,
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let (sender, result) = mpsc::sync_channel(1);
-    let run = move || {
-        // The receiver is gone where the thread was abandoned.
-        let _ = sender.send(work());
-    };
-    let thread = thread::Builder::new().name("block-volume-io".to_owned()).spawn(run);
-    let thread = thread.map_err(Error::system("clone", "a thread"))?;
-    match result.recv_timeout(patience) {
-        Ok(result) => {
-            // Nothing of it is left when the caller gets the reply.
-            thread.join().map_err(|_| Error::Panicked)?;
-            result
-        }
-        Err(RecvTimeoutError::Timeout) => Err(Error::TimedOut { awaited: awaited.to_owned() }),
-        Err(RecvTimeoutError::Disconnected) => Err(Error::Panicked),
     }
 }
 

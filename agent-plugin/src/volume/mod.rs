@@ -12,6 +12,7 @@
 //! | `resolve` | finds the directories of the nodes |
 //! | `progress` | what an attach has done, and its rollback |
 //! | `present` | what exists of a volume that is detached |
+//! | `disk_removal` | the disk's own part of a detach: flush, delete |
 //! | `tree` | the time of a detach in the trees of containers |
 //! | `busy` | holders of a disk that is detached: claim, find, wait |
 //! | `queue` | one operation at a time on a volume |
@@ -23,6 +24,7 @@ mod attachment;
 mod busy;
 mod detach;
 mod discover;
+mod disk_removal;
 mod failed;
 mod guard;
 mod inspect;

@@ -6,7 +6,8 @@ use super::job::DetachJob;
 use crate::{
     block::{BlockDevice, Claim},
     cgroup::Access,
-    device_node::{Location, NodeOptions},
+    device_node::{self, Location, NodeOptions},
+    error::Error,
     scsi::ScsiDevice,
 };
 
@@ -29,8 +30,8 @@ pub(super) struct Present {
     pub(super) cleared: bool,
     /// The container did not answer during the removal: the node may be removed.
     pub(super) uncertain: bool,
-    /// What could not be removed in the container, and why. The detach goes on.
-    pub(super) left: Vec<String>,
+    /// What could not be removed in the container. The detach goes on.
+    pub(super) left: Vec<LeftBehind>,
 }
 
 impl Present {
@@ -39,14 +40,21 @@ impl Present {
         self.removed.is_some() || !self.revoked.is_empty() || self.deleted || self.cleared
     }
 
-    /// What the detach leaves behind in the container of `job`.
-    pub(super) fn left_behind(&self, job: &DetachJob) -> Vec<LeftBehind> {
-        let one = |reason: &String| LeftBehind {
+    /// Notes what the removal of the node left behind.
+    pub(super) fn leave_all(&mut self, left: Vec<device_node::LeftBehind>) {
+        let serial = &self.serial;
+        self.left.extend(left.into_iter().map(|device_node::LeftBehind { path, reason }| {
+            LeftBehind { serial: serial.clone(), path, reason }
+        }));
+    }
+
+    /// Notes a part that stays in the container of `job`, at the attachment's path.
+    pub(super) fn leave(&mut self, job: &DetachJob, part: &str, error: &Error) {
+        self.left.push(LeftBehind {
             serial: self.serial.clone(),
             path: job.attachment.path.as_str().to_owned(),
-            reason: reason.clone(),
-        };
-        self.left.iter().map(one).collect()
+            reason: format!("its {part}: {}", error.message()),
+        });
     }
 }
 
@@ -54,7 +62,7 @@ impl Present {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LeftBehind {
     pub(crate) serial: String,
-    /// Of the attachment.
+    /// In the container: of the attachment, or where the part is now.
     pub(crate) path: String,
     /// What, and why.
     pub(crate) reason: String,

@@ -135,7 +135,7 @@ async fn prepare(verb: &Resize, session: &Session) -> Result<(Work, Volume), Err
     else {
         return Err(Error::IncompleteVolume { volume: id.to_string() });
     };
-    let source = Source::open(attachment.intent.source.as_ref(), true)?;
+    let source = Source::open(attachment.intent.source.as_ref(), true, *deadline).await?;
     if VolumeId::derive(&sandbox.id, &source.identity) != id {
         return Err(Error::SourceReplaced { path: source.given });
     }

@@ -3,7 +3,7 @@
 use std::io;
 
 use block_volume_api::block_volume::Reason;
-use block_volume_qmp::QmpError;
+use block_volume_qmp::{QmpError, Untrusted};
 
 use super::Error;
 use crate::exit_status::ExitStatus::{self, *};
@@ -126,6 +126,11 @@ pub(super) fn of(error: &Error) -> Class {
         Error::SourceIsRoot { .. } => {
             class("source_is_root", UnsafeSource, "use a volume on another disk")
         }
+        Error::SourceStacked { .. } => class(
+            "source_stacked",
+            UnsafeSource,
+            "name the file in the directory that the overlay shows, or move it to another file system",
+        ),
         Error::SourceUnchecked { .. } => class(
             "source_unchecked",
             UnsafeSource,
@@ -216,12 +221,25 @@ pub(super) fn of(error: &Error) -> Class {
             "unplug it, resize the source, and plug it again",
         ),
 
+        Error::Untrusted(why) => of_untrusted(why),
         Error::DescriptorLimit { .. } => class("descriptor_limit", PermissionDenied, RAISE_LIMIT),
         Error::System { source, .. } if source.raw_os_error() == Some(libc::EMFILE) => {
             class("descriptor_limit", PermissionDenied, RAISE_LIMIT)
         }
         Error::Denied { .. } => class("denied", PermissionDenied, RUN_AS_ROOT),
         Error::System { .. } => class("system", Unexpected, None),
+        Error::NotAudited { .. } => class(
+            "not_audited",
+            Unexpected,
+            "let the file or socket of --audit-log take records (free space, a reader), or name \
+             another one",
+        ),
+        Error::AuditLost { .. } => class(
+            "audit_lost",
+            AuditLost,
+            "only the record is lost: what the command did stays done; let the audit log take records \
+             again",
+        ),
         Error::OutputLost { .. } => class(
             "output_lost",
             Unexpected,
@@ -279,6 +297,23 @@ fn of_guest(reason: Reason) -> Class {
     }
 }
 
+fn of_untrusted(why: &Untrusted) -> Class {
+    match why {
+        Untrusted::Path { .. } => class(
+            "untrusted_path",
+            PermissionDenied,
+            "let it belong to root and be writable by root alone (`chown root`, `chmod go-w`), or name \
+             the user of a rootless VMM with --vmm-user",
+        ),
+        Untrusted::Server { .. } => class(
+            "untrusted_server",
+            PermissionDenied,
+            "name a socket of this sandbox's own QEMU with --qmp, and the user of a rootless VMM with \
+             --vmm-user",
+        ),
+    }
+}
+
 /// The class of an error of the QMP client.
 fn of_qmp(error: &QmpError) -> Class {
     match error {
@@ -288,6 +323,7 @@ fn of_qmp(error: &QmpError) -> Class {
         QmpError::Connect { .. } => {
             class("qmp_unreachable", Unreachable, "check that the sandbox is running")
         }
+        QmpError::Untrusted(why) => of_untrusted(why),
         QmpError::Held { .. } => class(
             "qmp_held",
             QmpHeld,

@@ -17,7 +17,7 @@ use std::{
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use super::{fd, root_disk};
+use super::{fd, overlay, root_disk};
 use crate::{Error, error::Chain};
 
 /// What a path leads to, before it is opened for use.
@@ -39,8 +39,22 @@ impl<'a> FoundSource<'a> {
         let path_fd = path_fd.map_err(|e| cannot_open(path, e))?;
         let metadata = path_fd.metadata().map_err(|e| Error::system("fstat", path, e))?;
         let is_block = is_block_device(path, &metadata)?;
-        if is_block && root_disk::is_root(metadata.rdev()) {
-            return Err(Error::SourceIsRoot { path: path.to_owned(), chain: Chain::default() });
+        let (given, chain) = (|| path.to_owned(), Chain::default());
+        if is_block {
+            match root_disk::is_root(metadata.rdev()) {
+                Ok(false) => {}
+                Ok(true) => return Err(Error::SourceIsRoot { path: given(), chain }),
+                Err(e) => {
+                    return Err(Error::SourceUnchecked {
+                        path: given(),
+                        chain,
+                        why: e.to_string(),
+                    });
+                }
+            }
+        // Opening the file of an overlay for writing would copy it.
+        } else if overlay::is_stacked(&path_fd).map_err(|e| Error::system("fstatfs", path, e))? {
+            return Err(Error::SourceStacked { path: given(), chain });
         }
         let device =
             fs::read_link(proc_path(&path_fd)).map_err(|e| Error::system("readlink", path, e))?;

@@ -60,8 +60,9 @@ pub(crate) async fn acquire(directory: &Path, deadline: Deadline) -> Result<Sand
 /// [`/proc/locks`](https://man7.org/linux/man-pages/man5/proc_locks.5.html) lists.
 pub(crate) fn holder(directory: &Path) -> Option<Holder> {
     let metadata = fs::metadata(directory).ok()?;
-    let locks = fs::read_to_string("/proc/locks").ok()?;
-    locks.lines().find_map(|line| {
+    let locks = fs::read("/proc/locks").ok()?;
+    locks.split(|&byte| byte == b'\n').find_map(|line| {
+        let line = std::str::from_utf8(line).ok()?;
         // 1: FLOCK ADVISORY WRITE pid major:minor:inode start end
         let mut fields = line.split_ascii_whitespace();
         if fields.nth(1)? != "FLOCK" {

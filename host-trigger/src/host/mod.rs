@@ -3,13 +3,17 @@
 
 pub(crate) mod backing;
 pub(crate) mod block_device;
+mod btrfs;
 pub(crate) mod conflict;
+pub(crate) mod credentials;
 pub(crate) mod fd;
 mod found_source;
 pub mod holders;
+pub(crate) mod kernel_text;
 pub(crate) mod lock;
 pub(crate) mod mountinfo;
+pub(crate) mod overlay;
 pub(crate) mod process;
 pub(crate) mod root_disk;
+pub(crate) mod search;
 pub mod source;
-pub(crate) mod sysfs;

@@ -9,6 +9,7 @@
 )]
 
 pub mod fake_agent;
+pub mod scripted_qemu;
 pub mod shell;
 pub mod volume;
 
@@ -16,7 +17,7 @@ use std::{
     fs,
     os::{
         fd::OwnedFd,
-        unix::{fs::PermissionsExt, net::UnixListener},
+        unix::{fs::PermissionsExt, net::UnixListener, process::CommandExt},
     },
     path::{Path, PathBuf},
     process::{Child, Stdio},
@@ -127,7 +128,16 @@ impl Host {
     }
 
     pub async fn boot_with(devices: &[&str]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::boot_in(tempfile::tempdir().unwrap(), None, devices).await
+    }
+
+    /// Boots in a directory of the caller's, with a QEMU of another user, if one is given; then the
+    /// directory becomes that user's.
+    pub async fn boot_in(
+        directory: tempfile::TempDir,
+        user: Option<u32>,
+        devices: &[&str],
+    ) -> Self {
         for part in ["vm/s1", "sbs/s1/s1", "sbs/s1/c1", "sbs/s1/c2"] {
             fs::create_dir_all(directory.path().join(part)).unwrap();
         }
@@ -136,7 +146,15 @@ impl Host {
         // other child can inherit by accident.
         let listen =
             |name: &str| OwnedFd::from(UnixListener::bind(directory.path().join(name)).unwrap());
-        let qemu = std::process::Command::new("qemu-system-x86_64")
+        let mut qemu = std::process::Command::new("qemu-system-x86_64");
+        if let Some(user) = user {
+            for part in ["", "vm", "vm/s1"] {
+                std::os::unix::fs::chown(directory.path().join(part), Some(user), Some(user))
+                    .unwrap();
+            }
+            qemu.uid(user).gid(user);
+        }
+        let qemu = qemu
             .args([
                 "-name",
                 "sandbox-s1",

@@ -1,12 +1,12 @@
 //! The observer: one thread for each connection of the harness. The library documents the protocol.
 //!
 //! The guest's init starts it, and it runs beside the agent. A panic ends one connection, not the
-//! observer. In a container it plays the attacker (see `swap`, `hold` and `keep`).
+//! observer. In a container it plays the attacker (see `swap` and `hold`).
 
 mod agent_state;
+mod descriptors;
 mod floor;
 mod hold;
-mod keep;
 mod programs;
 mod restored;
 mod run;
@@ -50,17 +50,17 @@ fn attack(words: &[&str]) -> io::Result<()> {
             println!("{}", swap::swap(Path::new(directory), first, second)?);
             Ok(())
         }
-        ["keep", kind, node, directory] => {
-            println!("{}", keep::keep(kind, Path::new(node), Path::new(directory))?);
+        ["hold", kind, node, directory] => {
+            println!("{}", hold::hold(kind, Path::new(node), Path::new(directory))?);
             Ok(())
         }
         ["flood", processes, descriptors, user] => {
             let user = user.parse().map_err(io::Error::other)?;
-            hold::flood(number(processes)?, descriptors, user)
+            descriptors::flood(number(processes)?, descriptors, user)
         }
-        ["fill", descriptors] => hold::fill(number(descriptors)?),
-        ["hide", path] => hold::hide(Path::new(path), false),
-        ["hide", path, "alone"] => hold::hide(Path::new(path), true),
+        ["fill", descriptors] => descriptors::fill(number(descriptors)?),
+        ["hide", path] => descriptors::hide(Path::new(path), false),
+        ["hide", path, "alone"] => descriptors::hide(Path::new(path), true),
         _ => Err(io::Error::other(format!("unknown attack {words:?}"))),
     }
 }

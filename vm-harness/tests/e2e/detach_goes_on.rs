@@ -14,7 +14,7 @@ use vm_harness::{
 use super::{
     MIB,
     host_failures::claim_is_free,
-    hot_unplug::{at, query_volumes, unplug_command},
+    hot_unplug::{query_volumes, unplug_command},
     qmp_faults::short,
     sandbox, sandbox_with_faults, set_guest_faults,
     swapped_parent::swapping_pair,

@@ -16,7 +16,7 @@ use super::{
     swapped_parent::Swapper,
 };
 
-/// Starts a container that has the program for the attack (`observer keep`), and no device filter.
+/// Starts a container that has the program for the attack (`observer hold`), and no device filter.
 async fn attacker(sandbox: &Sandbox, capabilities: &[&str]) -> Container {
     let options = ContainerOptions {
         mounts: vec![mount("/dev/observer", "bind", "/usr/bin/observer", &["bind", "ro"])],
@@ -36,7 +36,7 @@ impl Holder {
     /// Starts it, and waits until it refers to `node`.
     async fn start(sandbox: &Sandbox, container: &Container, kind: &str, node: &str) -> Self {
         container.exec(&["mkdir", "/dev/held"]).await;
-        let command = ["/dev/observer", "keep", kind, node, "/dev/held"].map(str::to_owned);
+        let command = ["/dev/observer", "hold", kind, node, "/dev/held"].map(str::to_owned);
         let of = container.clone();
         let process = tokio::spawn(async move {
             let command = command.each_ref().map(String::as_str);

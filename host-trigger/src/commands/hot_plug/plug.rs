@@ -130,7 +130,7 @@ impl<'a> Plug<'a> {
             free?;
             let volume = &self.volumes[index];
             if volume.existing.is_none() {
-                volume.source.claim()?;
+                volume.source.claim(self.session.deadline).await?;
             }
         }
         self.session.watch.lap("reconcile");
@@ -175,7 +175,8 @@ impl<'a> Plug<'a> {
         // buffer when it resumes, with no client connected (1 in 5, QEMU 10.0).
         volume.added = Added::Records;
         let intent = Record::Intent(volume.intent.clone()).to_opaque();
-        volume.set = qmp.add_fd(volume.source.claim()?, None, &intent).await?.set;
+        let file = volume.source.claim(self.session.deadline).await?;
+        volume.set = qmp.add_fd(file, None, &intent).await?.set;
         fault::point("after-add-fd").await?;
         self.session.watch.lap("add_fd");
 

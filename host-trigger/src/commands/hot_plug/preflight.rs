@@ -55,14 +55,14 @@ pub(super) async fn run(
         let stages = [("qmp_connect", connected), ("qmp_query", start.elapsed() - connected)];
         Ok((qmp, controller, stages))
     };
-    // Polled last: the others have sent their requests by then, and this never waits.
+    // Polled first: its thread works while the others are sent their requests.
     let sources = async {
         let start = Instant::now();
-        let sources = Source::open_all(&verb.block_volume, verb.read_only)?;
+        let sources = Source::open_all(&verb.block_volume, verb.read_only, deadline).await?;
         Ok((sources, start.elapsed()))
     };
-    let (probed, (mut qmp, controller, host), (sources, opened)) =
-        tokio::try_join!(guest, host, sources)?;
+    let ((sources, opened), probed, (mut qmp, controller, host)) =
+        tokio::try_join!(sources, guest, host)?;
     let Probed { address, agent, probe, stages } = probed;
     let inventory = match sources.iter().all(Source::is_exclusive) && !verb.dry_run {
         true => None,

@@ -38,7 +38,8 @@ impl Plug<'_> {
                 self.roll_back_leftover(index, &state, Extent::Volume).await?;
                 let source = &mut self.volumes[index].source;
                 if !source.is_claimed() {
-                    *source = Source::open(&source.given, self.verb.read_only)?;
+                    let (read_only, deadline) = (self.verb.read_only, self.session.deadline);
+                    *source = Source::open(&source.given, read_only, deadline).await?;
                 }
             }
         }
