@@ -251,6 +251,24 @@ fn data_that_the_container_wrote_to_the_file_under_the_node_is_kept() {
 }
 
 #[test]
+fn the_file_under_a_node_that_the_container_unmounted_is_removed_if_it_is_known() {
+    let container = start(NODEV);
+    make(&container, "/dev/there/x").expect("a node").publish(soon()).expect("published");
+    // umount(8) would take the device for the thing to unmount.
+    let umount2 = "$path = \"/dev/there/x\"; exit(syscall(166, $path, 2) != 0)";
+    container.run(&["mknod", "/dev/null", "c", "1", "3"]);
+    container.run(&["perl", "-e", umount2]);
+    assert!(remove(&container, "/dev/there/x").options.is_none());
+    assert_eq!(container.list("/dev/there"), ["x"], "it may be the container's own");
+    let path = NodePath::new("/dev/there/x").unwrap();
+    let removal = Removal::new("0123456789abcdef", "c1", &path, Some(loop0()), false);
+    let place = found(&container, "/dev/there/x");
+    let removed = removal.of_bind_node(true).from(&container.target, Some(&place), soon());
+    assert!(removed.options.is_none() && removed.left.is_empty(), "{removed:?}");
+    assert!(container.list("/dev/there").is_empty());
+}
+
+#[test]
 fn mounts_over_the_node_go_with_it() {
     let container = start(NODEV);
     let before = mounts_of(&container);
@@ -382,6 +400,31 @@ fn a_descriptor_of_the_node_keeps_the_number_until_it_is_closed() {
     let held = nix::fcntl::open(path.as_str(), nix::fcntl::OFlag::O_PATH, Mode::empty()).unwrap();
     let removed = remove(&container, "/dev/there/x");
     assert_eq!((removed.options, removed.left, kept()), (Some(OPTIONS), Vec::new(), 1));
+    drop(held);
+    sweep();
+    assert_eq!(kept(), 0);
+}
+
+#[test]
+fn a_container_that_keeps_too_many_references_gets_no_further_node() {
+    let container = start(NODEV);
+    let path = format!("/proc/{}/root/dev/there/x", container.pid());
+    let mut held = Vec::new();
+    for _ in 0..64 {
+        make(&container, "/dev/there/x").expect("a node").publish(soon()).expect("published");
+        let node = nix::fcntl::open(path.as_str(), nix::fcntl::OFlag::O_PATH, Mode::empty());
+        held.push(node.unwrap());
+        let removed = remove(&container, "/dev/there/x");
+        assert_eq!((removed.options, removed.left), (Some(OPTIONS), Vec::new()));
+    }
+    let place = found(&container, "/dev/there/x");
+    let error = place.check(&container.target, false).unwrap_err();
+    assert!(matches!(error, Error::Unsupported(Unsupported::Referenced { .. })), "{error}");
+    assert_eq!(place.check(&container.target, true).expect("a filter"), NodeKind::Bind);
+    held.pop();
+    sweep();
+    assert_eq!(kept(), 63);
+    place.check(&container.target, false).expect("one fewer");
     drop(held);
     sweep();
     assert_eq!(kept(), 0);

@@ -141,6 +141,7 @@ impl BindNode {
             identity: self.identity.clone(),
             number: Some(self.number),
             file,
+            was_bind: true,
             watch_for: None,
             deadline,
             proc: AgentProc::open()?,

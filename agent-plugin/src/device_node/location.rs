@@ -147,17 +147,22 @@ impl Location {
             return Err(self.takes_no_file().into());
         }
         let is_private = self.is_in_memory() && !self.nodev() && !self.is_in_guest;
-        if guarded && is_private && target.container.user_namespace.is_none() {
+        let fits_mknod = is_private && target.container.user_namespace.is_none();
+        if fits_mknod && guarded {
             return Ok(NodeKind::Mknod);
-        }
-        if mount::is_shared(target, &self.directory)? {
-            return Err(Unsupported::Shared { path: path() }.into());
-        }
-        if !mount::can_set_propagation() {
-            return Err(Unsupported::Kernel { call: "mount_setattr", since: "5.12" }.into());
         }
         if !guarded && watch::kept(&target.id) >= watch::MOST_KEPT {
             return Err(Unsupported::Referenced { container: target.id.to_string() }.into());
+        }
+        if !mount::can_set_propagation() {
+            // Without a filter its number is then kept after the removal, whatever refers to it.
+            if fits_mknod {
+                return Ok(NodeKind::Mknod);
+            }
+            return Err(Unsupported::Kernel { call: "mount_setattr", since: "5.12" }.into());
+        }
+        if mount::is_shared(target, &self.directory)? {
+            return Err(Unsupported::Shared { path: path() }.into());
         }
         Ok(NodeKind::Bind)
     }

@@ -31,6 +31,7 @@ pub struct Removal {
     path: NodePath,
     number: Option<DeviceNumber>,
     guarded: bool,
+    was_bind: bool,
     identity: Identity,
 }
 
@@ -54,7 +55,15 @@ impl Removal {
         guarded: bool,
     ) -> Removal {
         let identity = Identity::new(serial, container, path);
-        Removal { container: container.into(), path: path.clone(), number, guarded, identity }
+        let (container, path) = (container.into(), path.clone());
+        Removal { container, path, number, guarded, was_bind: false, identity }
+    }
+
+    /// The host has recorded that it was a bind node. If the container has unmounted it, the file
+    /// that was under it is still to be removed.
+    #[must_use]
+    pub fn of_bind_node(self, was_bind: bool) -> Removal {
+        Removal { was_bind, ..self }
     }
 
     /// Removes the node from a container. It may be anywhere; a mknod node is at `location`. Must
@@ -110,6 +119,7 @@ impl Removal {
         Ok(Unmount {
             identity: self.identity.clone(),
             number: self.number,
+            was_bind: self.was_bind,
             file: directory.map(|directory| (directory, self.path.name().to_owned())),
             watch_for: (!self.guarded).then(|| self.container.to_string()),
             deadline,

@@ -48,6 +48,8 @@ pub(super) struct Unmount {
     /// The name of the file below it, and the directory in which it was looked for, in the
     /// container's own namespace: elsewhere no file is removed.
     pub(super) file: Option<(OwnedFd, String)>,
+    /// There was a mount, also if there is none any more.
+    pub(super) was_bind: bool,
     /// The container whose node is to be watched, if it is not watched yet.
     pub(super) watch_for: Option<String>,
     /// Nothing is changed after it.
@@ -91,8 +93,10 @@ impl Unmount {
                 .map_err(Error::system("chroot", "a container's root"))?;
             self.below_root(&mut done)?;
         }
-        // Where the container moved the mount, its file is still there. Ours has no permissions.
-        if let Some((directory, name)) = self.file.as_ref().filter(|_| done.options.is_some())
+        // Where the container moved or unmounted the mount, its file is still there. Ours has no
+        // permissions.
+        let was_bind = self.was_bind || done.options.is_some();
+        if let Some((directory, name)) = self.file.as_ref().filter(|_| was_bind)
             && matches!(Inode::synced_at(directory, name), Ok(Some(file)) if file.permissions == 0)
             && self.may_change()
             && let Err(left) = remove_empty(directory, name, name.as_bytes())

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     block::{self, BlockDevice, DeviceNumber},
     cgroup::{Filter, Grant, Mode},
-    device_node::{Device, Location, NodePath, Removal, Removed, remove_parents},
+    device_node::{Device, Location, NodeKind, NodePath, Removal, Removed, remove_parents},
     error::{Error, Result, Unsupported},
     fault,
     holder::Holder,
@@ -222,14 +222,16 @@ fn is_being_removed(number: DeviceNumber, attachment: &Attachment) -> bool {
 fn unlink(job: &DetachJob, present: &mut Present, trees: &mut Trees) -> Result<()> {
     let Attachment { serial, container_id, path, .. } = &job.attachment;
     let number = number(job, present);
-    let removal = |guarded| Removal::new(serial, container_id, path, number, guarded);
+    let was_bind = job.outcome.as_ref().is_some_and(|outcome| outcome.node == NodeKind::Bind);
+    let removal =
+        |guarded| Removal::new(serial, container_id, path, number, guarded).of_bind_node(was_bind);
     let Some(target) = &job.target else {
         present.leave_all(removal(false).after_its_end(trees.until()).left);
         return Ok(());
     };
     // What cannot be read protects nothing.
     let guarded = Filter::of(target).is_ok_and(|filter| filter.mode() != Mode::None);
-    let removal = removal(guarded);
+    let (removal, silent) = (removal(guarded), removal(guarded));
     // On a thread: a container can make its own tmpfs wait, too (a directory stays locked while an
     // entry of it is copied to memory that a file system of the container provides).
     let (location, of, serial) = (present.location.clone(), target.clone(), serial.clone());
@@ -237,7 +239,14 @@ fn unlink(job: &DetachJob, present: &mut Present, trees: &mut Trees) -> Result<(
         target.aside(move || Ok(remove_nodes(&removal, location.as_deref(), &of, &serial, until)))
     });
     present.uncertain = matches!(result, Err(Error::TimedOut { .. }));
-    let (leftover, removed) = result?;
+    let (leftover, removed) = match result {
+        Ok(done) => done,
+        Err(error) => {
+            // The container's file system does not answer: the node stays, and its number with it.
+            present.leave_all(silent.after_its_end(trees.until()).left);
+            return Err(error);
+        }
+    };
     present.cleared |= leftover;
     match &present.disk {
         Some(_) => present.removed = removed.options,

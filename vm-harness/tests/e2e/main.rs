@@ -27,6 +27,7 @@ mod mount_kinds;
 mod native_vsock;
 mod qmp_faults;
 mod reference_agent;
+mod references;
 mod repair;
 mod resize;
 mod second_signal;

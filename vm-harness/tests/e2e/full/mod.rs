@@ -4,6 +4,7 @@
 mod conformance;
 mod descriptor_flood;
 mod load;
+mod references;
 mod scaling;
 mod shared_directories;
 mod swapped_parent;
