@@ -85,7 +85,7 @@ async fn names_that_are_no_text_keep_no_volume(#[future(awt)] sandbox: Sandbox) 
         let holder = &refused.json()["error"]["holders"][0];
         assert_eq!(
             (&holder["command"], &holder["detail"]),
-            (&r"\xfc)".into(), &r"/dev/\xfe".into())
+            (&r"\xfc)\n".into(), &r"/dev/\xfe".into())
         );
         assert!(!message.chars().any(char::is_control), "{message:?}");
         if force {
