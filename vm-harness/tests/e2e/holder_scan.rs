@@ -153,6 +153,6 @@ pub(crate) async fn unplug_in_a_flood(
 async fn a_flood_of_descriptors_of_another_container_delays_no_forced_unplug(
     #[future(awt)] sandbox: Sandbox,
 ) {
-    let took = unplug_in_a_flood(&sandbox, 40, Duration::from_secs(4)).await;
+    let took = unplug_in_a_flood(&sandbox, 60, Duration::from_secs(3)).await;
     println!("forced after {took:?}");
 }
