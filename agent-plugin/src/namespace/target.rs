@@ -100,8 +100,9 @@ impl Target {
         let target = self.clone();
         let enter_and_work = move || {
             let prepared = before()?;
-            target.enter_here()?;
+            // The file of the fault points is the guest's.
             fault::at("tree");
+            target.enter_here()?;
             check_awaited()?;
             work(&root, prepared)
         };
