@@ -8,7 +8,10 @@ use std::{
     fs::{self, File, OpenOptions},
     os::{
         fd::AsRawFd,
-        unix::{fs::PermissionsExt, process::CommandExt},
+        unix::{
+            fs::{OpenOptionsExt, PermissionsExt},
+            process::CommandExt,
+        },
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -25,7 +28,8 @@ use nix::{
 };
 
 const MIB: u64 = 1 << 20;
-/// How many processes a flood has; a search of all of them takes longer than the time of a hot-plug.
+/// How many processes a flood has; a search of all of them takes longer than the time of a
+/// hot-plug.
 const PROCESSES: usize = 40;
 /// How many descriptors each of them has, as far as the limit allows.
 const DESCRIPTORS: u64 = 20_000;
@@ -95,6 +99,16 @@ async fn a_user_without_access_to_the_source_does_not_delay_a_hot_plug() {
     let ran = host.plug(volume.path(), "/dev/xvda", &["--timeout", "3s"]).await;
     ran.report();
     assert!(ran.took < Duration::from_secs(3), "{:?}", ran.took);
+}
+
+#[tokio::test]
+async fn a_descriptor_that_can_neither_read_nor_write_is_no_use() {
+    let host = Host::boot().await;
+    let (volume, program) = (volume(), program());
+    // Every user can have one of a file that only root can open.
+    let path = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(volume.path());
+    let _holder = Named::start(program.path(), NOBODY, path.unwrap(), 0);
+    host.plug(volume.path(), "/dev/xvda", &[]).await.report();
 }
 
 #[tokio::test]

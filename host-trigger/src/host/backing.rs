@@ -24,10 +24,10 @@ use super::{
     holders::{
         self, FileId, Holder,
         loop_device::{self, LoopDevice},
-        opener::{Opener, openers},
+        opener::{Opener, Unseen, openers},
     },
     mountinfo, overlay, process, root_disk,
-    search::Search,
+    search::{Search, TimeUp},
 };
 use crate::error::{Chain, Step};
 
@@ -392,16 +392,13 @@ pub(crate) fn examine(
     let paths = free().flat_map(|(layers, _)| layers.paths()).chain(nodes);
     let paths = paths.chain(sources.iter().filter_map(|source| source.path.map(Path::to_owned)));
     // One search for all layers of all sources.
-    let openers = match openers(&wanted, &paths.collect::<Vec<_>>(), search) {
+    let openers = openers(&wanted, &paths.collect::<Vec<_>>(), search);
+    let openers = match openers.and_then(|openers| relevant(openers, search)) {
         Ok(openers) => openers,
         Err(unseen) => return all(unseen.into()),
     };
     let opener = |source: &OpenSource<'_>, family: &Vec<FileId>| {
-        let conflicts = |opener: &&Opener| {
-            let is_relevant =
-                || matches!(opener.file_id, FileId::File(..)) || process::runs_a_vm(opener.pid);
-            (opener.writes || !source.read_only) && is_relevant()
-        };
+        let conflicts = |opener: &&Opener| opener.writes || !source.read_only;
         openers.iter().filter(|opener| family.contains(&opener.file_id)).find(conflicts)
     };
     let found = sources.iter().zip(examined);
@@ -416,6 +413,23 @@ pub(crate) fn examine(
             Ok(layers)
         })
         .collect()
+}
+
+/// Returns the openers that are in the way of a use: of a device, those that run a VM.
+fn relevant(openers: Vec<Opener>, search: &Search) -> Result<Vec<Opener>, Unseen> {
+    let mut relevant = Vec::new();
+    for opener in openers {
+        let is_file = matches!(opener.file_id, FileId::File(..));
+        let is_relevant = is_file
+            || process::runs_a_vm(opener.pid, search).map_err(|TimeUp| {
+                let process = Holder::process(opener.pid);
+                Unseen::TimeUp(format!("the search of the open descriptors of {process}"))
+            })?;
+        if is_relevant {
+            relevant.push(opener);
+        }
+    }
+    Ok(relevant)
 }
 
 #[cfg(test)]

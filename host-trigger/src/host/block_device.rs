@@ -1,8 +1,8 @@
 //! What a block device consists of, from
 //! [sysfs](https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-block): the disk of a
 //! partition, the devices below device mapper, md and DRBD (`slaves`), and the other paths to a
-//! disk (`wwid`), the devices on top (`holders`). What cannot be read is an error: a caller that must not miss a device would
-//! otherwise take it for none.
+//! disk (`wwid`), the devices on top (`holders`). What cannot be read is an error: a caller that
+//! must not miss a device would otherwise take it for none.
 
 use std::{
     ffi::{OsStr, OsString},

@@ -4,6 +4,7 @@
 
 use std::{
     fs::{self, File},
+    io::{BufRead, BufReader},
     os::unix::fs::MetadataExt,
     path::Path,
 };
@@ -15,7 +16,11 @@ use nix::{
 };
 use tokio::sync::oneshot;
 
-use crate::{Deadline, Error, host::holders::Holder};
+use super::{
+    holders::Holder,
+    search::{self, Search},
+};
+use crate::{Deadline, Error};
 
 /// The lock. It is released when this is dropped.
 #[derive(Debug)]
@@ -56,13 +61,19 @@ pub(crate) async fn acquire(directory: &Path, deadline: Deadline) -> Result<Sand
     }
 }
 
-/// Returns the present holder of the lock: the first one that
-/// [`/proc/locks`](https://man7.org/linux/man-pages/man5/proc_locks.5.html) lists.
-pub(crate) fn holder(directory: &Path) -> Option<Holder> {
+/// Returns the present holder of the lock, if it is found before the deadline: the first one that
+/// [`/proc/locks`](https://man7.org/linux/man-pages/man5/proc_locks.5.html) lists. Users can have
+/// very many other locks.
+pub(crate) async fn holder(directory: &Path, deadline: Deadline) -> Option<Holder> {
+    let directory = directory.to_owned();
+    search::run(deadline, move |search| Ok(find_holder(&directory, search))).await.ok()?
+}
+
+fn find_holder(directory: &Path, search: &Search) -> Option<Holder> {
     let metadata = fs::metadata(directory).ok()?;
-    let locks = fs::read("/proc/locks").ok()?;
-    locks.split(|&byte| byte == b'\n').find_map(|line| {
-        let line = std::str::from_utf8(line).ok()?;
+    let locks = BufReader::new(File::open("/proc/locks").ok()?).split(b'\n');
+    locks.map_while(|line| line.ok().filter(|_| search.check().is_ok())).find_map(|line| {
+        let line = std::str::from_utf8(&line).ok()?;
         // 1: FLOCK ADVISORY WRITE pid major:minor:inode start end
         let mut fields = line.split_ascii_whitespace();
         if fields.nth(1)? != "FLOCK" {
@@ -92,11 +103,14 @@ mod tests {
     #[tokio::test]
     async fn a_second_run_waits_until_its_deadline() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(holder(directory.path()), None);
+        let deadline = Deadline::after(Duration::from_secs(30));
+        assert_eq!(holder(directory.path(), deadline).await, None);
         let _first =
             acquire(directory.path(), Deadline::after(Duration::from_secs(1))).await.unwrap();
         let own = i32::try_from(std::process::id()).unwrap();
-        assert!(matches!(holder(directory.path()), Some(Holder::Process(pid, _)) if pid == own));
+        assert!(
+            matches!(holder(directory.path(), deadline).await, Some(Holder::Process(pid, _)) if pid == own)
+        );
         let second = acquire(directory.path(), Deadline::after(Duration::from_millis(50))).await;
         assert!(matches!(second, Err(Error::TimedOut { .. })));
     }

@@ -1,14 +1,12 @@
 //! Processes of this host ([`proc(5)`](https://man7.org/linux/man-pages/man5/proc.5.html)): their
 //! names, and which of them run a VM.
 
-use std::{
-    ffi::OsStr,
-    fs, io,
-    os::unix::ffi::OsStrExt,
-    path::{Path, PathBuf},
-};
+use std::{ffi::OsStr, fs, io, os::unix::ffi::OsStrExt, path::Path};
 
-use super::kernel_text::{self, entries};
+use super::{
+    kernel_text::{self, entries},
+    search::{BATCH, Search, TimeUp},
+};
 
 /// Returns the process IDs of all processes.
 pub(crate) fn all() -> io::Result<Vec<i32>> {
@@ -41,12 +39,24 @@ fn arguments(pid: i32) -> Vec<u8> {
 
 /// Whether the process runs a VM: its program is named like QEMU, or it has a descriptor of a KVM
 /// VM.
-pub(crate) fn runs_a_vm(pid: i32) -> bool {
-    let is_vm = |descriptor: PathBuf| {
-        fs::read_link(descriptor).is_ok_and(|link| link == Path::new("anon_inode:kvm-vm"))
-    };
-    let descriptors = entries(Path::new(&format!("/proc/{pid}/fd")));
-    is_qemu(pid) || descriptors.unwrap_or_default().into_iter().any(is_vm)
+///
+/// # Errors
+/// It has too many descriptors for the time of the search.
+pub(crate) fn runs_a_vm(pid: i32, search: &Search) -> Result<bool, TimeUp> {
+    if is_qemu(pid) {
+        return Ok(true);
+    }
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Ok(false) };
+    for (index, descriptor) in descriptors.filter_map(Result::ok).enumerate() {
+        if index % BATCH == BATCH - 1 {
+            search.check()?;
+        }
+        let link = fs::read_link(descriptor.path());
+        if link.is_ok_and(|link| link == Path::new("anon_inode:kvm-vm")) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether the process or its program is named like QEMU (`qemu-…`).

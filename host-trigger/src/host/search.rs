@@ -20,6 +20,9 @@ use crate::{Deadline, Error};
 /// its error says more than that of whatever waits for it.
 const MARGIN: Duration = Duration::from_millis(500);
 
+/// How many descriptors are looked at between two looks at the clock.
+pub(crate) const BATCH: usize = 256;
+
 /// The limits of a search, and what it is doing.
 #[derive(Debug, Clone)]
 pub(crate) struct Search {

@@ -163,7 +163,7 @@ fn opener(family: &[FileId], path: Option<&Path>, search: &Search) -> Option<Hol
     let paths: Vec<_> = family.iter().filter_map(|&member| node(member)).collect();
     let paths = [paths, path.map(Path::to_owned).into_iter().collect()].concat();
     let found = openers(family, &paths, search).unwrap_or_default();
-    let vm = found.iter().find(|opener| process::runs_a_vm(opener.pid));
+    let vm = found.iter().find(|opener| process::runs_a_vm(opener.pid, search) == Ok(true));
     vm.or(found.first()).map(|opener| Holder::process(opener.pid))
 }
 

@@ -26,11 +26,9 @@ use super::FileId;
 use crate::host::{
     credentials::{Access, Credentials},
     kernel_text, process,
-    search::Search,
+    search::{BATCH, Search},
 };
 
-/// How many descriptors are looked at between two looks at the clock.
-const BATCH: usize = 256;
 /// The most time for processes that could not open the source by its path; less if the command has
 /// little time.
 const OTHERS_TIME: Duration = Duration::from_secs(1);
@@ -189,8 +187,13 @@ fn read_descriptors(
             file_id => file_id.unwrap_or_default(),
         };
         let Some(file_id) = file_id.filter(|file_id| wanted.contains(file_id)) else { continue };
-        // The link's permissions are the descriptor's access mode.
-        let writes = fs::symlink_metadata(entry.path()).is_ok_and(|link| link.mode() & 0o200 != 0);
+        // The link's permissions are the descriptor's access mode. With O_PATH it has none: whoever
+        // sees the path can have that, and can do nothing with it.
+        let access = fs::symlink_metadata(entry.path()).map_or(0, |link| link.mode() & 0o600);
+        if access == 0 {
+            continue;
+        }
+        let writes = access & 0o200 != 0;
         match found.iter_mut().find(|known| known.pid == pid && known.file_id == file_id) {
             Some(known) => known.writes |= writes,
             None => found.push(Opener { pid, file_id, writes }),
