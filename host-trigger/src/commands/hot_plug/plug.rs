@@ -130,7 +130,10 @@ impl<'a> Plug<'a> {
             free?;
             let volume = &self.volumes[index];
             if volume.existing.is_none() {
-                volume.source.claim()?;
+                let file = volume.source.claim()?;
+                if self.verb.image_format.is_none() {
+                    volume.source.check_format(file)?;
+                }
             }
         }
         self.session.watch.lap("reconcile");
