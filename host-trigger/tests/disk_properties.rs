@@ -80,7 +80,8 @@ async fn an_image_rotates_if_the_disk_that_it_is_on_does() {
     // A tmpfs is on no disk.
     if let Ok(image) = tempfile::NamedTempFile::new_in(Path::new("/dev/shm")) {
         image.as_file().set_len(MIB).unwrap();
-        let report = host.plug(image.path(), "/dev/xvdb", &[]).await.report();
+        let image = image.into_temp_path();
+        let report = host.plug(&image, "/dev/xvdb", &[]).await.report();
         let found = property(&mut host, &report.body.volumes[0].id, "rotation_rate").await;
         assert_eq!(found, 0);
     }
