@@ -11,6 +11,7 @@ mod conformance;
 mod container_gone;
 mod detach;
 mod device_filter;
+mod discard;
 mod dry_run;
 mod first_test;
 mod full;
@@ -38,6 +39,7 @@ mod throttle;
 mod unprivileged_qemu;
 mod user_namespace;
 mod vetting;
+mod vm_paused;
 mod workflow;
 
 use std::{
