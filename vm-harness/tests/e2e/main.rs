@@ -24,6 +24,7 @@ mod hostile_container;
 mod hot_unplug;
 mod mount_kinds;
 mod native_vsock;
+mod paused;
 mod qmp_faults;
 mod reference_agent;
 mod repair;
@@ -39,7 +40,6 @@ mod throttle;
 mod unprivileged_qemu;
 mod user_namespace;
 mod vetting;
-mod vm_paused;
 mod workflow;
 
 use std::{
