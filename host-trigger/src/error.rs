@@ -9,9 +9,11 @@ use serde::{Deserialize, Serialize};
 
 mod catalog;
 mod chain;
+mod refusal;
 
 pub use catalog::Class;
 pub use chain::{Chain, Step};
+pub use refusal::Refusal;
 
 use crate::{guest_holder::GuestHolder, sanitize::sanitize};
 
@@ -97,6 +99,11 @@ pub enum Error {
     LimitsConflict { volume: String, why: String },
     #[error("volume {volume} has {present} bytes; {asked} would be fewer")]
     WouldShrink { volume: String, asked: u64, present: u64 },
+    #[error(
+        "volume {volume} is in use in the guest, which loses all beyond {asked} bytes: {}",
+        GuestHolder::line(.holders)
+    )]
+    ShrinkInUse { volume: String, asked: u64, holders: Vec<GuestHolder> },
     #[error("the block device {path:?} has {size} bytes, not {asked}")]
     DeviceSize { path: PathBuf, asked: u64, size: u64 },
 
@@ -121,8 +128,14 @@ pub enum Error {
     SourceChanged { path: PathBuf },
     #[error("{path:?} is read-only")]
     SourceReadOnly { path: PathBuf },
-    #[error("the size of {path:?}, {size} bytes, is not a multiple of 512")]
-    SourceUnaligned { path: PathBuf, size: u64 },
+    #[error("the size of {path:?}, {size} bytes, is not a multiple of {unit}, its block size")]
+    SourceUnaligned { path: PathBuf, size: u64, unit: u32 },
+    #[error("{path:?} has logical blocks of {size} bytes, which no SCSI disk of a guest can have")]
+    SourceBlockSize { path: PathBuf, size: u32 },
+    #[error("{path:?} cannot be opened{}: {refusal}", if *.write { " for writing" } else { "" })]
+    SourceRefused { path: PathBuf, write: bool, refusal: Refusal },
+    #[error("{path:?} begins or ends like a {format} image, and QEMU would take it for a raw one")]
+    SourceFormat { path: PathBuf, format: &'static str },
 
     #[error("{path:?} is no longer the volume that was attached")]
     SourceReplaced { path: PathBuf },
@@ -230,7 +243,7 @@ impl Error {
     /// The holders of the volume in the guest, where they are the reason.
     pub fn holders(&self) -> &[GuestHolder] {
         match self {
-            Self::InUse { holders, .. } => holders,
+            Self::InUse { holders, .. } | Self::ShrinkInUse { holders, .. } => holders,
             Self::Incomplete { cause, .. } => cause.holders(),
             _ => &[],
         }

@@ -28,6 +28,7 @@ pub mod command_line;
 pub mod commands;
 pub mod device_path;
 mod diagnostics;
+pub mod disk_geometry;
 pub mod error;
 pub mod exit_status;
 mod fault;

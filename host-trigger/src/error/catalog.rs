@@ -119,6 +119,11 @@ pub(super) fn of(error: &Error) -> Class {
             Conflict,
             "--allow-shrink makes it smaller; the data beyond the new end is lost",
         ),
+        Error::ShrinkInUse { .. } => class(
+            "busy",
+            Busy,
+            "unmount it in the container, or end its other use there, and then make it smaller",
+        ),
         Error::DeviceSize { .. } => class(
             "device_size",
             Conflict,
@@ -151,8 +156,23 @@ pub(super) fn of(error: &Error) -> Class {
             class("source_read_only", UnsafeSource, "plug it with --read-only")
         }
         Error::SourceUnaligned { .. } => {
-            class("source_unaligned", UnsafeSource, "grow the file to a multiple of 512 bytes")
+            class("source_unaligned", UnsafeSource, "resize it to a multiple of its block size")
         }
+        Error::SourceBlockSize { .. } => class(
+            "source_block_size",
+            UnsafeSource,
+            "use one with logical blocks of 512 to 4096 bytes (`blockdev --getss`)",
+        ),
+        Error::SourceRefused { refusal, .. } if refusal.is_protection() => {
+            class("source_read_only", UnsafeSource, refusal.remedy())
+        }
+        Error::SourceRefused { refusal, .. } => class("denied", PermissionDenied, refusal.remedy()),
+        Error::SourceFormat { .. } => class(
+            "source_format",
+            UnsafeSource,
+            "make a raw image of it (`qemu-img convert -O raw`), or plug its bytes as they are with \
+             --image-format raw, also if a container has written them",
+        ),
         Error::SourceReplaced { .. } => class(
             "source_replaced",
             UnsafeSource,

@@ -15,10 +15,12 @@ use super::{
     conflict::Conflict,
     fd::{self, OtherOpeners},
     found_source::FoundSource,
+    geometry,
     holders::{self, FileId},
+    image_format,
     search::{self, Search},
 };
-use crate::{Deadline, Error};
+use crate::{Deadline, Error, disk_geometry::DiskGeometry};
 
 /// A vetted source.
 #[derive(Debug, Clone)]
@@ -47,12 +49,7 @@ pub struct Source {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SourceKind {
     /// A block device, opened with `O_DIRECT`.
-    Block {
-        /// The logical block size in bytes.
-        logical_block_size: u32,
-        /// The physical block size in bytes.
-        physical_block_size: u32,
-    },
+    Block(DiskGeometry),
     /// A raw image file, opened without `O_DIRECT`.
     File,
 }
@@ -166,6 +163,22 @@ impl Source {
         })
     }
 
+    /// Checks that an image does not have another format than raw. A block device is what it is:
+    /// an encrypted disk that the container opens is normal.
+    ///
+    /// # Errors
+    /// It seems to have one.
+    pub(crate) fn check_format(&self, file: &File) -> Result<(), Error> {
+        if self.kind != SourceKind::File {
+            return Ok(());
+        }
+        let path = || self.given.clone();
+        match image_format::of(file, self.size).map_err(|e| Error::system("read", path(), e))? {
+            Some(format) => Err(Error::SourceFormat { path: path(), format }),
+            None => Ok(()),
+        }
+    }
+
     fn as_open<'a>(&'a self, file: &'a File) -> OpenSource<'a> {
         let (file_id, read_only) = (self.file_id, self.read_only);
         OpenSource { file_id, read_only, file: file.as_fd(), path: Some(&self.device) }
@@ -175,6 +188,16 @@ impl Source {
     /// killed run: that QEMU would have a file open, and a block device claimed.
     pub fn is_exclusive(&self) -> bool {
         self.exclusive && self.is_claimed()
+    }
+
+    /// Whether the medium rotates, or is not known.
+    pub(crate) fn is_rotational(&self) -> bool {
+        match (self.kind, self.file_id) {
+            (SourceKind::Block(geometry), _) => geometry.rotational,
+            (SourceKind::File, FileId::Block(number) | FileId::File(number, _)) => {
+                geometry::is_rotational(number).unwrap_or(true)
+            }
+        }
     }
 
     /// Whether this process may use the source: nothing else uses it.
@@ -188,7 +211,7 @@ impl Source {
         let path = &self.given;
         let metadata = file.metadata().map_err(|e| Error::system("fstat", path, e))?;
         let now = match self.kind {
-            SourceKind::Block { .. } => block(path, file, &metadata, self.read_only),
+            SourceKind::Block(_) => block(path, file, &metadata, self.read_only),
             SourceKind::File => image(path, &metadata),
         };
         match now {
@@ -267,14 +290,12 @@ fn block(
     if size == 0 {
         return Err(Error::SourceEmpty { path: path.to_owned() });
     }
-    let kind = SourceKind::Block {
-        logical_block_size: u32::try_from(fd::logical_block_size(device).map_err(failed)?)
-            .unwrap_or(512),
-        physical_block_size: fd::physical_block_size(device).map_err(failed)?,
-    };
+    let number = metadata.rdev();
+    let geometry = geometry::read(device, number).map_err(failed)?;
+    geometry::check(&geometry, path, size)?;
+    let kind = SourceKind::Block(geometry);
     // Kernels before 5.15 have no disk sequence number.
     let sequence = fd::disk_sequence(device).unwrap_or(0);
-    let number = metadata.rdev();
     Ok((
         format!("b:{}:{}:{sequence}", major(number), minor(number)),
         size,
@@ -288,7 +309,7 @@ fn image(path: &Path, metadata: &fs::Metadata) -> Result<Vetted, Error> {
     match size {
         0 => Err(Error::SourceEmpty { path: path.to_owned() }),
         _ if !size.is_multiple_of(512) => {
-            Err(Error::SourceUnaligned { path: path.to_owned(), size })
+            Err(Error::SourceUnaligned { path: path.to_owned(), size, unit: 512 })
         }
         _ => {
             Ok((format!("f:{device}:{inode}"), size, SourceKind::File, FileId::File(device, inode)))

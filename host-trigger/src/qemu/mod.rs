@@ -5,6 +5,7 @@ pub(crate) mod abandoned;
 pub mod block_stats;
 pub mod controller;
 pub(crate) mod disk;
+mod disk_options;
 pub mod inventory;
 pub mod known_bugs;
 pub mod record;

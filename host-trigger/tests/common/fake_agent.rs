@@ -49,6 +49,8 @@ pub enum OnResize {
     /// Takes the new size and never replies.
     Hangs,
     ReportsAnotherSize,
+    /// Takes whole blocks of 4096 bytes only, as the kernel does for a disk that has them.
+    TakesWholeBlocks,
     /// Fails with this reason, whatever the size.
     Refuses(Reason),
 }
@@ -90,6 +92,8 @@ pub struct FakeAgent {
     pub gone_containers: Mutex<Vec<String>>,
     /// The commands of the processes that hold the disks.
     pub holder_commands: Mutex<Vec<String>>,
+    /// What else holds the disks: kind and detail.
+    pub other_holders: Mutex<Vec<(&'static str, &'static str)>>,
     /// Paths whose device node the container lost, until they are attached again.
     pub lost_nodes: Mutex<Vec<String>>,
     pub inspect_failure: Mutex<Option<Reason>>,
@@ -133,6 +137,7 @@ impl FakeAgent {
             gone_containers: Mutex::default(),
             lost_nodes: Mutex::default(),
             holder_commands: Mutex::default(),
+            other_holders: Mutex::default(),
             inspect_failure: Mutex::default(),
             container_status: Mutex::default(),
             untold: Mutex::default(),
@@ -190,7 +195,14 @@ impl FakeAgent {
             command: command.clone(),
             ..Default::default()
         };
-        self.holder_commands.lock().unwrap().iter().map(holder).collect()
+        let other = |&(kind, detail): &(&str, &str)| Holder {
+            kind: kind.to_owned(),
+            detail: detail.to_owned(),
+            ..Default::default()
+        };
+        let processes = self.holder_commands.lock().unwrap();
+        let others = self.other_holders.lock().unwrap();
+        processes.iter().map(holder).chain(others.iter().map(other)).collect()
     }
 
     /// Returns an attachment of the volume with this serial number.
@@ -411,7 +423,8 @@ impl BlockVolume for FakeAgent {
         for Attachment { serial, size, .. } in request.attachments {
             self.requested_sizes.lock().unwrap().push(size);
             let before = self.attachment(&serial).unwrap().size;
-            if before != size && on_resize == OnResize::KeepsSize {
+            let cannot = on_resize == OnResize::TakesWholeBlocks && !size.is_multiple_of(4096);
+            if before != size && (cannot || on_resize == OnResize::KeepsSize) {
                 let failure = failure(Reason::REASON_TIMED_OUT, true);
                 return Ok(ResizeResponse { failure, ..Default::default() });
             }

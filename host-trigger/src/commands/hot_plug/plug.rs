@@ -133,7 +133,10 @@ impl<'a> Plug<'a> {
             free?;
             let volume = &self.volumes[index];
             if volume.existing.is_none() {
-                volume.source.claim(self.session.deadline).await?;
+                let file = volume.source.claim(self.session.deadline).await?;
+                if self.verb.image_format.is_none() {
+                    volume.source.check_format(file)?;
+                }
             }
         }
         self.session.watch.lap("reconcile");
