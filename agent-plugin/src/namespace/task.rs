@@ -218,7 +218,10 @@ mod tests {
         for _ in 0..MOST_ABANDONED {
             check_abandoned(&id).unwrap();
             let (end, returned) = (end.clone(), returned.clone());
-            let work = move || Ok(drop(end.wait()));
+            let work = move || {
+                end.wait();
+                Ok(())
+            };
             let task = NamespaceTask::start(&id, work, move |()| drop(returned)).unwrap();
             task.finish(Instant::now()).unwrap_err();
         }
