@@ -5,6 +5,7 @@ mod container;
 
 use std::{
     fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -47,6 +48,13 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
+/// One for each test: copies of a node are looked for in all namespaces, those of other tests, too.
+fn serial() -> String {
+    let mut hasher = DefaultHasher::new();
+    (std::process::id(), thread::current().id()).hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
 fn found(container: &Fixture, path: &str) -> Location {
     let path = NodePath::new(path).expect("a valid path");
     let of = container.target.clone();
@@ -66,12 +74,12 @@ fn make_for(
     options: NodeOptions,
     read_only: bool,
 ) -> Result<Node> {
-    let place = found(container, path);
+    let (place, serial) = (found(container, path), serial());
     let work = || {
         unshare(CloneFlags::CLONE_FS).expect("unshare");
         umask(Mode::empty());
         let device = Device { number: loop0(), options, read_only, guarded: false };
-        place.make(&container.target, "0123456789abcdef", device, soon())
+        place.make(&container.target, &serial, device, soon())
     };
     thread::scope(|scope| scope.spawn(work).join().expect("no panic"))
 }
@@ -80,7 +88,7 @@ fn make_for(
 fn remove(container: &Fixture, path: &str) -> Removed {
     let place = found(container, path);
     let path = NodePath::new(path).unwrap();
-    let removal = Removal::new("0123456789abcdef", "c1", &path, Some(loop0()), false);
+    let removal = Removal::new(&serial(), "c1", &path, Some(loop0()), false);
     removal.from(&container.target, Some(&place), soon())
 }
 
@@ -261,7 +269,7 @@ fn the_file_under_a_node_that_the_container_unmounted_is_removed_if_it_is_known(
     assert!(remove(&container, "/dev/there/x").options.is_none());
     assert_eq!(container.list("/dev/there"), ["x"], "it may be the container's own");
     let path = NodePath::new("/dev/there/x").unwrap();
-    let removal = Removal::new("0123456789abcdef", "c1", &path, Some(loop0()), false);
+    let removal = Removal::new(&serial(), "c1", &path, Some(loop0()), false);
     let place = found(&container, "/dev/there/x");
     let removed = removal.of_bind_node(true).from(&container.target, Some(&place), soon());
     assert!(removed.options.is_none() && removed.left.is_empty(), "{removed:?}");

@@ -41,7 +41,7 @@ impl Identity {
 
     /// Whether a line of mountinfo shows it.
     pub(super) fn is_shown_by(&self, mount: &MountLine<'_>) -> bool {
-        let root: &[u8] = mount.root.as_ref();
+        let root = mount.root;
         // In earlier releases all nodes had the same identity, and were found by their path.
         let is_older = || {
             root == b"/volume"

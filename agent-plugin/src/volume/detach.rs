@@ -243,8 +243,10 @@ fn unlink(job: &DetachJob, present: &mut Present, trees: &mut Trees) -> Result<(
         Ok(done) => done,
         Err(error) => {
             // The container's file system does not answer: the node stays, and its number with it.
+            let is_known = !present.left.is_empty();
             present.leave_all(silent.after_its_end(trees.until()).left);
-            return Err(error);
+            // The look-up has reported the same.
+            return if is_known { Ok(()) } else { Err(error) };
         }
     };
     present.cleared |= leftover;

@@ -1,5 +1,5 @@
-//! The attack of a hostile container on a volume that is unplugged: it keeps something that refers to
-//! the device node, and opens it afterwards, when the number may be another volume's.
+//! The attack of a hostile container on a volume that is unplugged: it keeps something that refers
+//! to the device node, and opens it afterwards, when the number may be another volume's.
 //!
 //! The observer is mounted into the container and run as `observer hold KIND NODE DIRECTORY`. It
 //! makes the file `held` in the directory, waits for a file `open` there, opens what it has, makes

@@ -166,8 +166,8 @@ async fn node_that_the_container_moved_and_copied_is_removed_everywhere(
     }
 }
 
-/// The container hides its node below another mount. The unplug succeeds, and the number is kept for
-/// as long as the node exists.
+/// The container hides its node below another mount. The unplug succeeds, and the number is kept
+/// for as long as the node exists.
 #[rstest]
 #[tokio::test]
 async fn node_that_cannot_be_reached_keeps_its_number(#[future(awt)] sandbox: Sandbox) {
@@ -243,8 +243,8 @@ async fn node_is_found_while_the_parent_is_exchanged(#[future(awt)] sandbox: San
     cycles_with_exchanged_parent(&sandbox, 15).await;
 }
 
-/// A device filter protects the number: a node in the container's own tmpfs is enough, and nothing is
-/// kept.
+/// A device filter protects the number: a node in the container's own tmpfs is enough, and nothing
+/// is kept.
 #[rstest]
 #[tokio::test]
 async fn device_filter_makes_descriptors_of_the_node_useless(#[future(awt)] sandbox: Sandbox) {
