@@ -23,6 +23,7 @@ mod holder_scan;
 mod holders;
 mod host_failures;
 mod hostile_container;
+mod hostile_cycles;
 mod hot_unplug;
 mod mount_kinds;
 mod native_vsock;

@@ -3,6 +3,7 @@
 
 mod conformance;
 mod descriptor_flood;
+mod hostile_cycles;
 mod load;
 mod references;
 mod scaling;
