@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 /// The agent that hosts the plugin.
 ///
-/// Both methods may take the agent's lock, and must have released it when they return: the plugin
+/// All methods may take the agent's lock, and must have released it when they return: the plugin
 /// never calls the agent while it works on a volume.
 #[async_trait]
 pub trait Agent: Send + Sync + 'static {
@@ -24,6 +24,16 @@ pub trait Agent: Send + Sync + 'static {
     /// # Errors
     /// The request is denied; the text is returned to the caller.
     async fn authorize(&self, method: &str, request: &serde_json::Value) -> Result<(), Denied>;
+
+    /// What remains of a container for which [`container`](Self::container) returned
+    /// [`ContainerError::Stopped`]: [`Container::remains`].
+    ///
+    /// Other processes of a container may survive its first one, where that is not the first process
+    /// of its pid namespace. They keep its device nodes and its rights, so a detach removes both.
+    /// Without this method they keep them until they end; the disk is removed anyway.
+    async fn remains(&self, _id: &str) -> Option<Container> {
+        None
+    }
 }
 
 /// A running container, by handles that no later process can take over. [`Container::of_process`]

@@ -154,6 +154,15 @@ pub struct Claim {
 }
 
 impl Claim {
+    /// Duplicates the claim: the disk is free when both are dropped.
+    ///
+    /// # Errors
+    /// The process has too many descriptors.
+    pub fn try_clone(&self) -> Result<Claim> {
+        let file = self.file.try_clone().map_err(Error::system("fcntl", self.name.as_str()))?;
+        Ok(Claim { file, name: self.name.clone() })
+    }
+
     /// Writes back what the guest's page cache holds, and flushes the disk's own cache.
     ///
     /// # Errors

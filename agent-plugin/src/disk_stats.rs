@@ -7,6 +7,7 @@ use crate::{
     block::BlockDevice,
     error::{Error, Result},
     sysfs,
+    text::{decimal, readable, words},
 };
 
 /// Counters of one disk. Times add up over concurrent requests.
@@ -43,18 +44,19 @@ impl DiskStats {
         let stat = format!("/sys/class/block/{}/stat", disk.name);
         let errors = disk.device.directory().join("ioerr_cnt");
         let text = text(Path::new(&stat))?;
-        let parsed =
-            DiskStats::parse(&text).ok_or(Error::Malformed { subject: stat, found: text })?;
+        let malformed =
+            |subject, text: &[u8]| Error::Malformed { subject, found: readable(text, LONGEST) };
+        let parsed = DiskStats::parse(&text).ok_or_else(|| malformed(stat, &text))?;
         let text = self::text(&errors)?;
-        let count = text.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
-        let subject = errors.display().to_string();
-        Ok(DiskStats { errors: count.ok_or(Error::Malformed { subject, found: text })?, ..parsed })
+        let count = text.strip_prefix(b"0x").and_then(|digits| str::from_utf8(digits).ok());
+        let count = count.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        let count = count.ok_or_else(|| malformed(errors.display().to_string(), &text))?;
+        Ok(DiskStats { errors: count, ..parsed })
     }
 
     /// Parses columns of numbers. Later kernels add columns on the right. Sectors have 512 bytes.
-    pub fn parse(text: &str) -> Option<DiskStats> {
-        let columns: Vec<u64> =
-            text.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+    pub fn parse(text: &[u8]) -> Option<DiskStats> {
+        let columns: Vec<u64> = words(text).map(decimal).collect::<Option<_>>()?;
         let [
             reads,
             _,
@@ -88,16 +90,20 @@ impl DiskStats {
     }
 }
 
-fn text(path: &Path) -> Result<String> {
+/// How much of an attribute a message shows.
+const LONGEST: usize = 400;
+
+fn text(path: &Path) -> Result<Vec<u8>> {
     let bytes = sysfs::required(path, sysfs::read_bytes(path)?)?;
-    Ok(String::from_utf8_lossy(&bytes).trim_end().chars().take(400).collect())
+    Ok(bytes.trim_ascii_end().to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const STAT: &str = "     71        3     2432       25       12       1      512       15        2       \
+    const STAT: &[u8] =
+        b"     71        3     2432       25       12       1      512       15        2       \
         40       45        6        0     4096        7        9        3";
 
     #[test]
@@ -119,9 +125,9 @@ mod tests {
 
     #[test]
     fn an_older_kernel_has_at_least_eleven_columns() {
-        let eleven = "1 2 3 4 5 6 7 8 9 10 11";
+        let eleven = b"1 2 3 4 5 6 7 8 9 10 11";
         assert_eq!(DiskStats::parse(eleven).unwrap().flushes, 0);
         assert_eq!(DiskStats::parse(&eleven[..eleven.len() - 3]), None);
-        assert_eq!(DiskStats::parse("1 2 3 4 5 6 7 8 9 10 x"), None);
+        assert_eq!(DiskStats::parse(b"1 2 3 4 5 6 7 8 9 10 x"), None);
     }
 }

@@ -6,6 +6,7 @@ use crate::{
     agent::{ContainerError, Denied},
     api::block_volume::Reason,
     holder::Holder,
+    text::{escaped, quoted, shown},
 };
 
 pub(crate) use crate::unsupported::Unsupported;
@@ -45,7 +46,7 @@ pub enum Error {
     #[error("the agent's policy refuses this request")]
     Denied(#[from] Denied),
     /// Something else exists at the node's path.
-    #[error("{path:?} is taken by a {by}: choose another path in the container")]
+    #[error("{} is taken by a {by}: choose another path in the container", quoted(path))]
     PathTaken {
         /// In the container.
         path: String,
@@ -54,7 +55,8 @@ pub enum Error {
     },
     /// The directory for the node does not exist and cannot be made.
     #[error(
-        "{path:?} is not a directory in the container, and cannot be made one: choose another path"
+        "{} is not a directory in the container, and cannot be made one: choose another path",
+        quoted(path)
     )]
     ParentMissing {
         /// In the container.
@@ -62,7 +64,8 @@ pub enum Error {
     },
     /// The same attachment exists with another owner, mode or access.
     #[error(
-        "{path:?} is this volume already, with {existing} where {requested} is requested: detach it first"
+        "{} is this volume already, with {existing} where {requested} is requested: detach it first",
+        quoted(path)
     )]
     Conflict {
         /// In the container.
@@ -81,7 +84,7 @@ pub enum Error {
         holders: Vec<Holder>,
     },
     /// The deadline passed.
-    #[error("timed out waiting for {awaited}")]
+    #[error("timed out waiting for {}", shown(awaited))]
     TimedOut {
         /// What was awaited.
         awaited: String,
@@ -91,7 +94,7 @@ pub enum Error {
     #[error("cancelled by a later request for the same volume, or by the end of the caller")]
     Cancelled,
     /// The disk is not the one that the request describes.
-    #[error("the disk at {device} has {what} {found}, expected {expected}")]
+    #[error("the disk at {device} has {what} {}, expected {expected}", shown(found))]
     IdentityMismatch {
         /// SCSI address in the guest.
         device: String,
@@ -103,13 +106,13 @@ pub enum Error {
         expected: String,
     },
     /// The node cannot be made on a read-only file system.
-    #[error("{path:?} is on a read-only file system: choose a path below /dev")]
+    #[error("{} is on a read-only file system: choose a path below /dev", quoted(path))]
     ReadOnlyFileSystem {
         /// In the container.
         path: String,
     },
     /// The node cannot be made on a full file system.
-    #[error("the file system of {path:?} has no space or no inode left")]
+    #[error("the file system of {} has no space or no inode left", quoted(path))]
     NoSpace {
         /// In the container.
         path: String,
@@ -124,7 +127,7 @@ pub enum Error {
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
     /// A system call failed.
-    #[error("{call} of {subject} failed")]
+    #[error("{call} of {} failed", shown(subject))]
     System {
         /// The system call, or the write to a file of the kernel.
         call: &'static str,
@@ -134,7 +137,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The contents of a kernel file are not understood.
-    #[error("{subject} reads {found:?}, which this plugin does not understand")]
+    #[error("{} reads {}, which this plugin does not understand", shown(subject), quoted(found))]
     Malformed {
         /// The file.
         subject: String,
@@ -143,7 +146,8 @@ pub enum Error {
     },
     /// Another process keeps replacing the container's device program.
     #[error(
-        "the device filter of cgroup {cgroup} was changed {attempts} times meanwhile: try again"
+        "the device filter of cgroup {} was changed {attempts} times meanwhile: try again",
+        shown(cgroup)
     )]
     FilterContended {
         /// Below the root of the hierarchy.
@@ -152,7 +156,7 @@ pub enum Error {
         attempts: usize,
     },
     /// The container moves or replaces the node during the request.
-    #[error("the node for {path:?} was moved or replaced by the container meanwhile")]
+    #[error("the node for {} was moved or replaced by the container meanwhile", quoted(path))]
     NodeMoved {
         /// In the container.
         path: String,
@@ -168,6 +172,9 @@ pub enum Error {
         point: String,
     },
 }
+
+/// How many bytes of a source a message has: the agent's policy may explain itself.
+const LONGEST_SOURCE: usize = 1000;
 
 /// The first few holders, for a message.
 fn list(holders: &[Holder]) -> String {
@@ -227,13 +234,14 @@ impl Error {
         }
     }
 
-    /// Returns the message for the caller, with its sources.
+    /// Returns the message for the caller, with its sources. Names that a container chose are
+    /// escaped and bounded.
     pub fn message(&self) -> String {
         let mut text = self.to_string();
         let mut source = self.source();
         while let Some(error) = source {
             // Writing to a String does not fail.
-            let _ = write!(text, ": {error}");
+            let _ = write!(text, ": {}", escaped(&error.to_string(), LONGEST_SOURCE));
             source = error.source();
         }
         text
@@ -261,6 +269,32 @@ mod tests {
             Error::Denied(Denied("no".into())).message(),
             "the agent's policy refuses this request: no"
         );
+    }
+
+    #[test]
+    fn names_of_a_container_stay_in_their_line() {
+        let name = format!("/tmp/a\n\u{1b}[2J{}", "\u{202e}".repeat(4000));
+        let call = "openat2";
+        let source = || io::Error::from_raw_os_error(libc::EIO);
+        let errors = [
+            Error::System { call, subject: name.clone(), source: source() },
+            Error::Malformed { subject: name.clone(), found: name.clone() },
+            Error::PathTaken { path: name.clone(), by: "file".into() },
+            Error::ParentMissing { path: name.clone() },
+            Error::Conflict { path: name.clone(), existing: "a".into(), requested: "b".into() },
+            Error::TimedOut { awaited: name.clone() },
+            Error::ReadOnlyFileSystem { path: name.clone() },
+            Error::NoSpace { path: name.clone() },
+            Error::NodeMoved { path: name.clone() },
+            Error::FilterContended { cgroup: name.clone(), attempts: 1 },
+            Unsupported::MagicLink { path: name.clone() }.into(),
+            Error::Container { id: "c1".into(), source: ContainerError::Unreachable(name) },
+        ];
+        for error in errors {
+            let message = error.message();
+            assert!(message.contains(r"/tmp/a\n\u{1b}[2J"), "{message}");
+            assert!(!message.chars().any(char::is_control) && message.len() < 2500, "{message:?}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | point | what happens |
 //! |---|---|
 //! | `OPERATION-after-STAGE` | `error`, `delay`, `wait`, `stay` or `panic`, when that stage has ended |
+//! | `tree=wait` | the container's file system does not answer when a path is resolved |
 //! | `scan=skip`, `rescan=skip` | the kernel is not asked to scan |
 //! | `uevent=lost` | the kernel's events do not arrive, without an error |
 //! | `uevent=overflow` | instead of each event the kernel reports lost events (ENOBUFS) |
@@ -32,7 +33,7 @@ mod active {
     const PARAMETER: &str = "block_volume.fault=";
 
     pub(crate) fn action(point: &str) -> Option<String> {
-        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let read = |path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
         named(read(FILE).lines(), point).or_else(|| {
             named(
                 read(COMMAND_LINE).split(' ').filter_map(|word| word.strip_prefix(PARAMETER)),

@@ -6,9 +6,12 @@ use serde_json::Value;
 use crate::{
     api::block_volume as wire,
     block::DeviceNumber,
+    cgroup,
     error::Error,
+    holders, ids,
     procfs::mountinfo::MountLine,
     service::{policy, reply, request},
+    text,
     volume::Failed,
 };
 
@@ -61,9 +64,27 @@ fn checked(request: &Request) -> Result<Value, Error> {
 
 /// Parses a line of mountinfo: the device number, the mount point, the file system's type, the
 /// source.
-pub fn mount(line: &str) -> Option<(DeviceNumber, String, String, String)> {
+pub fn mount(line: &[u8]) -> Option<(DeviceNumber, [Vec<u8>; 3])> {
     let mount = MountLine::parse(line)?;
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    let file_system = mount.file_system.to_owned();
-    Some((mount.number, text(mount.point()), file_system, text(mount.source())))
+    Some((mount.number, [mount.point(), mount.file_system.to_owned(), mount.source()]))
+}
+
+/// The paths of swap devices.
+pub fn swap_devices(text: &[u8]) -> Vec<Vec<u8>> {
+    holders::swap_devices(text).collect()
+}
+
+/// Whether a `devices.list` allows a disk to be read.
+pub fn is_listed(list: &[u8]) -> bool {
+    cgroup::is_listed(list, DeviceNumber { major: 8, minor: 16 })
+}
+
+/// The guest's id of a container's user, by its `uid_map`.
+pub fn id_outside(map: &[u8], id: u32) -> Option<u32> {
+    ids::outside(map, id)
+}
+
+/// A name of a container as a message shows it.
+pub fn shown(name: &[u8]) -> String {
+    text::shown(&text::readable(name, 1000))
 }

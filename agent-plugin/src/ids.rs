@@ -12,8 +12,10 @@ use nix::{
 };
 
 use crate::{
+    agent::ContainerError,
     error::{Error, Result, Unsupported},
     namespace::Target,
+    text::{decimal, lines, readable, words},
 };
 
 /// The id maps of one container.
@@ -38,17 +40,24 @@ impl Ids {
     /// Reads the maps of `target`.
     ///
     /// # Errors
-    /// The container has ended, or `/proc` cannot be read.
+    /// The container has ended or left its user namespace, or `/proc` cannot be read.
     pub fn of(target: &Target) -> Result<Ids> {
-        if target.container.user_namespace.is_none() {
-            return Ok(Ids::default());
-        }
+        let Some(namespace) = &target.container.user_namespace else { return Ok(Ids::default()) };
+        // The maps are those of the namespace that the process is in now.
+        let check = || {
+            if target.proc_is("ns/user", namespace)? { Ok(()) } else { Err(left(target)) }
+        };
+        check()?;
         let read = |file| -> Result<Map> {
             let text = target.proc(file)?;
-            Map::parse(&text)
-                .ok_or_else(|| Error::Malformed { subject: file.to_owned(), found: text })
+            Map::parse(&text).ok_or_else(|| Error::Malformed {
+                subject: file.to_owned(),
+                found: readable(&text, 80),
+            })
         };
-        Ok(Ids { maps: Some((read("uid_map")?, read("gid_map")?)) })
+        let ids = Ids { maps: Some((read("uid_map")?, read("gid_map")?)) };
+        check()?;
+        Ok(ids)
     }
 
     /// The guest's ids of the container's `uid` and `gid`.
@@ -84,14 +93,21 @@ impl Ids {
     }
 }
 
+/// The error for a container whose ids cannot be known.
+fn left(target: &Target) -> Error {
+    let reason = "its first process has left the container's user namespace";
+    let source = ContainerError::Unreachable(reason.to_owned());
+    Error::Container { id: target.id.to_string(), source }
+}
+
 impl Map {
-    fn parse(text: &str) -> Option<Map> {
-        let range = |line: &str| {
-            let mut numbers = line.split_ascii_whitespace().map(|number| number.parse().ok());
+    fn parse(text: &[u8]) -> Option<Map> {
+        let range = |line| {
+            let mut numbers = words(line).map(decimal);
             let mut next = || numbers.next().flatten();
             Some(Range { inside: next()?, outside: next()?, count: next()? })
         };
-        let ranges = text.lines().map(range).collect::<Option<Vec<_>>>()?;
+        let ranges = lines(text).map(range).collect::<Option<Vec<_>>>()?;
         (!ranges.is_empty()).then_some(Map(ranges))
     }
 
@@ -106,6 +122,12 @@ impl Map {
     fn root(&self) -> u32 {
         self.outside(0).unwrap_or(self.0[0].outside)
     }
+}
+
+/// The guest's id of a user, by a map, for the fuzz targets.
+#[cfg(feature = "fuzz")]
+pub(crate) fn outside(map: &[u8], id: u32) -> Option<u32> {
+    Map::parse(map)?.outside(id)
 }
 
 /// Sets the bit without which the kernel removes the file capabilities of a thread whose fsuid is
@@ -129,7 +151,9 @@ mod tests {
     use super::*;
 
     fn ids() -> Ids {
-        let map = |text| Map::parse(text).unwrap_or_else(|| panic!("{text:?} is a valid map"));
+        let map = |text: &str| {
+            Map::parse(text.as_bytes()).unwrap_or_else(|| panic!("{text:?} is a valid map"))
+        };
         Ids {
             maps: Some((
                 map("         0     100000      65536\n"),
@@ -160,10 +184,10 @@ mod tests {
     #[test]
     fn an_invalid_map_is_none() {
         for text in ["", "0 1\n", "0 1 x\n", "0 1 -1\n", "0 1 4294967296\n"] {
-            assert_eq!(Map::parse(text), None, "{text:?}");
+            assert_eq!(Map::parse(text.as_bytes()), None, "{text:?}");
         }
         assert_eq!(
-            Map::parse("5 4294967295 2\n").unwrap().outside(6),
+            Map::parse(b"5 4294967295 2\n").unwrap().outside(6),
             None,
             "no number is that high"
         );
@@ -171,7 +195,7 @@ mod tests {
 
     #[test]
     fn the_root_of_a_namespace_without_one_is_its_first_user() {
-        assert_eq!(Map::parse("1000 5000 10\n").unwrap().root(), 5000);
+        assert_eq!(Map::parse(b"1000 5000 10\n").unwrap().root(), 5000);
         assert_eq!(ids().maps.unwrap().0.root(), 100_000);
     }
 

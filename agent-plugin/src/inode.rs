@@ -34,6 +34,8 @@ pub(crate) struct Inode {
     pub(crate) device: DeviceNumber,
     /// Whether it is the root of a mount: something is mounted at this name.
     pub(crate) is_mounted: bool,
+    /// The id of the mount that it was reached through, as in mountinfo (Linux 5.8).
+    pub(crate) mount: u64,
 }
 
 impl Inode {
@@ -75,11 +77,11 @@ impl Inode {
 fn statx(directory: i32, path: &CStr, flags: i32) -> Result<Inode, Errno> {
     let mut found = MaybeUninit::<libc::statx>::zeroed();
     let flags = flags | libc::AT_NO_AUTOMOUNT;
+    let wanted = libc::STATX_BASIC_STATS | libc::STATX_MNT_ID;
     // SAFETY: `path` ends with a NUL byte and the kernel writes one `statx` to `found`; both
     // outlive the call.
-    let result = unsafe {
-        libc::statx(directory, path.as_ptr(), flags, libc::STATX_BASIC_STATS, found.as_mut_ptr())
-    };
+    let result =
+        unsafe { libc::statx(directory, path.as_ptr(), flags, wanted, found.as_mut_ptr()) };
     Errno::result(result)?;
     // SAFETY: all its fields are numbers, for which zero bytes are a value.
     let found = unsafe { found.assume_init() };
@@ -95,6 +97,7 @@ fn statx(directory: i32, path: &CStr, flags: i32) -> Result<Inode, Errno> {
         file_system: DeviceNumber { major: found.stx_dev_major, minor: found.stx_dev_minor },
         device: DeviceNumber { major: found.stx_rdev_major, minor: found.stx_rdev_minor },
         is_mounted: found.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0,
+        mount: found.stx_mnt_id,
     })
 }
 

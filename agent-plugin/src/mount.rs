@@ -57,9 +57,18 @@ pub(crate) fn can_set_propagation() -> bool {
 }
 
 /// Sets the propagation of a mount (`MS_PRIVATE`, `MS_UNBINDABLE`).
-#[expect(unsafe_code, reason = "mount_setattr(2) has no safe wrapper in libc or nix")]
 pub(crate) fn set_propagation(mount: &impl AsFd, propagation: u64) -> Result<(), Errno> {
-    let attributes = libc::mount_attr { attr_set: 0, attr_clr: 0, propagation, userns_fd: 0 };
+    set_attributes(mount, libc::mount_attr { attr_set: 0, attr_clr: 0, propagation, userns_fd: 0 })
+}
+
+/// Lets no device node be opened through this mount from now on.
+pub(crate) fn set_nodev(mount: &impl AsFd) -> Result<(), Errno> {
+    let attr_set = libc::MOUNT_ATTR_NODEV;
+    set_attributes(mount, libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd: 0 })
+}
+
+#[expect(unsafe_code, reason = "mount_setattr(2) has no safe wrapper in libc or nix")]
+fn set_attributes(mount: &impl AsFd, attributes: libc::mount_attr) -> Result<(), Errno> {
     let (fd, size) = (mount.as_fd().as_raw_fd(), size_of::<libc::mount_attr>());
     // SAFETY: the path is an empty C string with static lifetime; `attributes` has the size that is
     // given and outlives the call.
@@ -89,13 +98,12 @@ impl Mounts {
     /// the container.
     ///
     /// # Errors
-    /// `/proc` cannot be read, or the container has ended.
+    /// `/proc` cannot be read.
     pub fn read(target: &Target) -> Result<Mounts> {
         const PATH: &str = "/proc/thread-self/mountinfo";
         let text = fs::read(PATH).map_err(Error::system("read", PATH))?;
-        let in_guest =
-            MountLine::all(&String::from_utf8_lossy(&text)).map(|mount| mount.number).collect();
-        let of_container = target.proc("mountinfo")?;
+        let in_guest = MountLine::all(&text).map(|mount| mount.number).collect();
+        let of_container = target.mountinfo()?;
         let in_memory = MountLine::all(&of_container)
             .filter(|mount| is_in_memory(mount.file_system))
             .map(|mount| mount.number)
@@ -117,17 +125,17 @@ impl Mounts {
 }
 
 /// By the file system's type.
-fn is_in_memory(file_system: &str) -> bool {
-    matches!(file_system, "tmpfs" | "ramfs" | "devtmpfs" | "rootfs")
+fn is_in_memory(file_system: &[u8]) -> bool {
+    matches!(file_system, b"tmpfs" | b"ramfs" | b"devtmpfs" | b"rootfs")
 }
 
 /// Whether a mount below the mount that `file` is on would propagate to other mounts. `file` is in
 /// the container.
 pub(crate) fn is_shared(target: &Target, file: &impl AsFd) -> Result<bool> {
     let info = format!("/proc/self/fdinfo/{}", file.as_fd().as_raw_fd());
-    let text = fs::read_to_string(&info).map_err(Error::system("read", info.as_str()))?;
+    let text = fs::read(&info).map_err(Error::system("read", info.as_str()))?;
     let Some(id) = fdinfo::mount_id(&text) else { return Ok(false) };
-    let mounts = target.proc("mountinfo")?;
+    let mounts = target.mountinfo()?;
     Ok(MountLine::all(&mounts).any(|mount| mount.id == id && mount.is_shared))
 }
 
@@ -151,6 +159,6 @@ mod tests {
         #[case] line: &str,
         #[case] memory: bool,
     ) {
-        assert_eq!(is_in_memory(MountLine::parse(line).unwrap().file_system), memory);
+        assert_eq!(is_in_memory(MountLine::parse(line.as_bytes()).unwrap().file_system), memory);
     }
 }

@@ -21,6 +21,12 @@ pub(crate) fn open(pid: libc::pid_t) -> Result<OwnedFd, Errno> {
 /// Whether the process of a pidfd has ended.
 pub(crate) fn has_ended(pidfd: &impl AsFd) -> bool {
     let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-    // A descriptor that cannot be polled is not the pidfd of a living process either.
-    poll(&mut fds, PollTimeout::ZERO) != Ok(0)
+    loop {
+        match poll(&mut fds, PollTimeout::ZERO) {
+            // A signal is pending: that says nothing of the process.
+            Err(Errno::EINTR) => {}
+            // A descriptor that cannot be polled is not the pidfd of a living process either.
+            polled => break polled != Ok(0),
+        }
+    }
 }

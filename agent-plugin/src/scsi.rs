@@ -5,11 +5,20 @@
 //! [sysfs-bus-scsi](https://docs.kernel.org/admin-guide/abi-testing.html)).
 
 use std::{
-    fmt, fs,
+    fmt,
+    fs::{self, File},
+    io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
 };
 
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, openat},
+    sys::stat::Mode,
+};
+
 use crate::{
+    block,
     error::{Error, Result},
     fault, sysfs,
     text::decimal,
@@ -87,20 +96,56 @@ impl ScsiDevice {
         sysfs::write(&rescan, "1").map_err(Error::system("write", rescan.display().to_string()))
     }
 
-    /// Removes the device from the kernel, and returns when that is done. A device that is gone
-    /// already is fine.
+    /// Removes the disk of this serial from the kernel, and returns when that is done. A disk that
+    /// is gone is fine. A disk of another serial, which may have the address by now, is left alone.
+    /// `false`: what is there shows no serial, and is left alone, too.
     ///
     /// # Errors
-    /// The kernel refuses, or the device still exists.
-    pub fn delete(&self) -> Result<()> {
-        let delete = self.directory().join("delete");
-        let failed = || Error::system("write", delete.display().to_string());
-        match sysfs::write(&delete, "1") {
-            Ok(()) if self.exists() => {
-                Err(failed()(std::io::Error::from_raw_os_error(libc::EBUSY)))
+    /// The kernel refuses, or the disk still exists.
+    pub fn delete(&self, serial: &str) -> Result<bool> {
+        let path = self.directory();
+        let failed = || Error::system("write", path.join("delete").display().to_string());
+        // Once this directory is open, nothing in it can be that of another disk: when the disk is
+        // removed, it becomes empty for good.
+        let directory = match File::open(&path) {
+            Ok(directory) => directory,
+            Err(error) if sysfs::is_gone(&error) => return Ok(true),
+            Err(error) => return Err(failed()(error)),
+        };
+        let write = |file| {
+            let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+            let file = openat(&directory, file, flags, Mode::empty())?;
+            File::from(file).write_all(b"1")
+        };
+        let found = || -> io::Result<Option<String>> {
+            let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+            let page = match openat(&directory, "vpd_pg80", flags, Mode::empty()) {
+                Ok(file) => file,
+                Err(Errno::ENOENT) => return Ok(None),
+                Err(errno) => return Err(errno.into()),
+            };
+            let mut bytes = Vec::new();
+            File::from(page).read_to_end(&mut bytes)?;
+            Ok(block::serial_of_page_80(&bytes))
+        };
+        let result = match found() {
+            Ok(None) => {
+                // The kernel may have been interrupted when it read the serial.
+                write("rescan").and_then(|()| found())
             }
-            Ok(()) => Ok(()),
-            Err(error) if sysfs::is_gone(&error) => Ok(()),
+            found => found,
+        };
+        let result = match result {
+            Ok(Some(found)) if found == serial => write("delete"),
+            Ok(Some(_)) => return Ok(true),
+            Ok(None) => return Ok(false),
+            Err(error) => Err(error),
+        };
+        let exists = || openat(&directory, "delete", OFlag::O_PATH, Mode::empty()).is_ok();
+        match result {
+            Ok(()) if exists() => Err(failed()(io::Error::from_raw_os_error(libc::EBUSY))),
+            Ok(()) => Ok(true),
+            Err(error) if sysfs::is_gone(&error) => Ok(true),
             Err(error) => Err(failed()(error)),
         }
     }

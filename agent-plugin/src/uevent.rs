@@ -45,11 +45,12 @@ pub struct Uevent<'a> {
 impl<'a> Uevent<'a> {
     /// Parses a message of the kernel. `None` for anything else, such as the messages of udev.
     pub fn parse(message: &'a [u8]) -> Option<Uevent<'a>> {
-        let mut parts = std::str::from_utf8(message).ok()?.split('\0');
-        let (action, devpath) = parts.next()?.split_once('@')?;
+        // A value may have any bytes: it is left out alone, and not the event.
+        let mut parts = message.split(|&byte| byte == 0).map(str::from_utf8);
+        let (action, devpath) = parts.next()?.ok()?.split_once('@')?;
         let mut event = Uevent { action, devpath, subsystem: "", devtype: "", number: None };
         let (mut major, mut minor) = (None, None);
-        for (key, value) in parts.filter_map(|part| part.split_once('=')) {
+        for (key, value) in parts.filter_map(|part| part.ok()?.split_once('=')) {
             match key {
                 "SUBSYSTEM" => event.subsystem = value,
                 "DEVTYPE" => event.devtype = value,
@@ -190,9 +191,16 @@ mod tests {
     #[rstest]
     #[case::udev(b"libudev\0\xfe\xed\xca\xfe")]
     #[case::empty(b"")]
-    #[case::not_text(b"add@/x\0A=\xff")]
+    #[case::not_text(b"add@/\xff\0A=x")]
     fn other_messages_are_no_events(#[case] message: &[u8]) {
         assert_eq!(Uevent::parse(message), None);
+    }
+
+    #[test]
+    fn a_value_that_is_no_text_hides_no_event() {
+        let message = b"change@/devices/virtual/block/dm-0\0DM_NAME=\xff\0SUBSYSTEM=block\0";
+        let event = Uevent::parse(message).unwrap();
+        assert_eq!((event.action, event.subsystem), ("change", "block"));
     }
 
     #[test]

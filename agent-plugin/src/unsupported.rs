@@ -1,11 +1,13 @@
 //! What this version cannot serve, and what to use instead: one variant per case.
 
+use crate::text::{quoted, shown};
+
 /// What this version cannot serve, and what to use instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unsupported {
     /// A file system that takes neither a node nor a file.
-    #[error("{path:?} is on {file_system}, which takes no file: choose a path below /dev")]
+    #[error("{} is on {file_system}, which takes no file: choose a path below /dev", quoted(path))]
     FileSystem {
         /// In the container.
         path: String,
@@ -14,11 +16,20 @@ pub enum Unsupported {
     },
     /// A mount there would appear in other mount namespaces, too.
     #[error(
-        "a mount at {path:?} would propagate to other mount namespaces (shared propagation): choose a path below /dev"
+        "a mount at {} would propagate to other mount namespaces (shared propagation): choose a path below /dev",
+        quoted(path)
     )]
     Shared {
         /// In the container.
         path: String,
+    },
+    /// Nodes that were removed from a container without a device filter are still referred to.
+    #[error(
+        "container {container} still refers to too many volumes that were unplugged: give it a device filter, or restart it"
+    )]
+    Referenced {
+        /// Its id.
+        container: String,
     },
     /// The container has no such user or group.
     #[error(
@@ -32,14 +43,18 @@ pub enum Unsupported {
     },
     /// Nodes there cannot be opened, although the mount's flags did not show it.
     #[error(
-        "{path:?} is on a mount where no device node can be opened (nodev): choose a path below /dev"
+        "{} is on a mount where no device node can be opened (nodev): choose a path below /dev",
+        quoted(path)
     )]
     NoDev {
         /// In the container.
         path: String,
     },
     /// The parent leads through `/proc/PID/root` or the like.
-    #[error("a parent of {path:?} is a link that is not safe to follow: name the real directory")]
+    #[error(
+        "a parent of {} is a link that is not safe to follow: name the real directory",
+        quoted(path)
+    )]
     MagicLink {
         /// In the container.
         path: String,
@@ -90,7 +105,8 @@ pub enum Unsupported {
     /// Without this flag the kernel does not check that the program it replaces is the one that was
     /// read.
     #[error(
-        "the device program of cgroup {cgroup} is attached without BPF_F_ALLOW_MULTI and cannot be replaced safely"
+        "the device program of cgroup {} is attached without BPF_F_ALLOW_MULTI and cannot be replaced safely",
+        shown(cgroup)
     )]
     BpfExclusive {
         /// Below the root of the hierarchy.
@@ -98,7 +114,8 @@ pub enum Unsupported {
     },
     /// A wider program there would be wider for other containers, too.
     #[error(
-        "device program {program} of cgroup {cgroup} refuses disks, also for other containers than this one"
+        "device program {program} of cgroup {} refuses disks, also for other containers than this one",
+        shown(cgroup)
     )]
     BpfShared {
         /// Id of the program.

@@ -4,14 +4,19 @@
 mod container;
 
 use std::{
-    fs, thread,
+    fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
 use agent_plugin::{
     Error, Result, Unsupported,
     block::DeviceNumber,
-    device_node::{Device, Existing, Location, Node, NodeKind, NodeOptions, NodePath},
+    device_node::{
+        Device, Existing, Location, Node, NodeKind, NodeOptions, NodePath, Removal, Removed, sweep,
+    },
     mount::Mounts,
 };
 use container::{Fixture, start, start_with_user_namespace};
@@ -43,6 +48,13 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
+/// One for each test: copies of a node are looked for in all namespaces, those of other tests, too.
+fn serial() -> String {
+    let mut hasher = DefaultHasher::new();
+    (std::process::id(), thread::current().id()).hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
 fn found(container: &Fixture, path: &str) -> Location {
     let path = NodePath::new(path).expect("a valid path");
     let of = container.target.clone();
@@ -62,20 +74,42 @@ fn make_for(
     options: NodeOptions,
     read_only: bool,
 ) -> Result<Node> {
-    let place = found(container, path);
+    let (place, serial) = (found(container, path), serial());
     let work = || {
         unshare(CloneFlags::CLONE_FS).expect("unshare");
         umask(Mode::empty());
-        let device = Device { number: loop0(), options, read_only };
-        place.make(&container.target, "0123456789abcdef", device, soon())
+        let device = Device { number: loop0(), options, read_only, guarded: false };
+        place.make(&container.target, &serial, device, soon())
     };
     thread::scope(|scope| scope.spawn(work).join().expect("no panic"))
+}
+
+/// As a detach does: the node is found anew.
+fn remove(container: &Fixture, path: &str) -> Removed {
+    let place = found(container, path);
+    let path = NodePath::new(path).unwrap();
+    let removal = Removal::new(&serial(), "c1", &path, Some(loop0()), false);
+    removal.from(&container.target, Some(&place), soon())
+}
+
+/// How many descriptors of the disk this process has.
+fn kept() -> usize {
+    let links = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    links
+        .filter(|entry| {
+            fs::read_link(entry.path()).is_ok_and(|link| link == Path::new("/dev/loop0"))
+        })
+        .count()
 }
 
 /// The lines of a process's mountinfo, without the IDs that differ each time.
 fn mounts(path: &str) -> Vec<String> {
     let text = fs::read_to_string(path).expect("/proc");
     text.lines().map(|line| line.split(' ').skip(2).collect::<Vec<_>>().join(" ")).collect()
+}
+
+fn mounts_of(container: &Fixture) -> Vec<String> {
+    mounts(&format!("/proc/{}/mountinfo", container.pid()))
 }
 
 #[rstest]
@@ -103,14 +137,13 @@ fn a_node_is_mounted_where_mknod_cannot_be_used(#[case] extra: &str) {
     );
     assert_eq!(mounts("/proc/self/mountinfo"), before.0, "nothing is mounted in our own namespace");
     assert_eq!(mounts(&of_container).len(), before.1.len() + 1);
-    // Found anew, as a detach does.
-    assert_eq!(place.remove(&container.target, loop0(), soon()).unwrap(), Some(NodeKind::Bind));
+    drop(node);
+    let removed = remove(&container, "/dev/there/x");
+    assert_eq!(removed.options, Some(NodeOptions { mode: 0o600, ..OPTIONS }));
+    assert_eq!((removed.left, kept()), (Vec::new(), 0), "nothing refers to it");
     assert!(container.list("/dev/there").is_empty());
     assert_eq!(mounts(&of_container), before.1);
-    assert_eq!(
-        found(&container, "/dev/there/x").remove(&container.target, loop0(), soon()).unwrap(),
-        None
-    );
+    assert!(remove(&container, "/dev/there/x").options.is_none());
 }
 
 #[test]
@@ -179,14 +212,14 @@ fn a_full_file_system_leaves_nothing() {
 #[test]
 fn a_file_system_of_the_kernel_is_named() {
     let container = start("");
-    let error = found(&container, "/proc/x").check(&container.target).unwrap_err();
+    let error = found(&container, "/proc/x").check(&container.target, false).unwrap_err();
     assert!(error.to_string().contains("is on proc, which takes no file"), "{error}");
 }
 
 #[test]
 fn shared_propagation_is_refused_by_the_check_and_later_by_the_kernel() {
     let container = start(&format!("{NODEV}; mount --make-shared $root/dev/there"));
-    let error = found(&container, "/dev/there/x").check(&container.target).unwrap_err();
+    let error = found(&container, "/dev/there/x").check(&container.target, false).unwrap_err();
     assert!(matches!(error, Error::Unsupported(Unsupported::Shared { .. })), "{error}");
     let container = start(NODEV);
     let mut node = make(&container, "/dev/there/x").expect("a node");
@@ -214,36 +247,195 @@ fn data_that_the_container_wrote_to_the_file_under_the_node_is_kept() {
     let container = start(&format!("{NODEV}; mknod $root/dev/null c 1 3"));
     let mut node = make(&container, "/dev/there/x").expect("a node");
     node.publish(soon()).expect("published");
-    // The container unmounts the node, writes to the file, and mounts another node with the same
-    // device number over it. umount(8) would take the device for the thing to unmount.
-    let umount2 = "perl -e '$path = \"/dev/there/x\"; exit(syscall(166, $path, 2) != 0)'";
+    // The container writes to the file through another name of its directory.
     container.run(&[
         "sh",
         "-ec",
-        &format!(
-            "{umount2}; echo theirs > /dev/there/x; mknod /dev/own b 7 0; mount --bind /dev/own /dev/there/x"
-        ),
+        "mkdir /dev/again; mount --bind /dev/there /dev/again; echo theirs > /dev/again/x",
     ]);
-    assert_eq!(
-        found(&container, "/dev/there/x").remove(&container.target, loop0(), soon()).unwrap(),
-        Some(NodeKind::Bind)
-    );
+    let removed = remove(&container, "/dev/there/x");
+    assert!(removed.options.is_some() && removed.left.is_empty(), "{removed:?}");
     assert_eq!(container.stat("%F %s", "/dev/there/x"), "regular file 7");
 }
 
 #[test]
-fn another_mount_over_the_node_is_kept() {
+fn the_file_under_a_node_that_the_container_unmounted_is_removed_if_it_is_known() {
     let container = start(NODEV);
-    let mut node = make(&container, "/dev/there/x").expect("a node");
-    node.publish(soon()).expect("published");
-    container.run(&["mount", "--bind", "/etc/passwd", "/dev/there/x"]);
-    assert_eq!(
-        found(&container, "/dev/there/x").remove(&container.target, loop0(), soon()).unwrap(),
-        None
-    );
-    container.run(&["umount", "/dev/there/x"]);
-    container.run(&["test", "-b", "/dev/there/x"]);
-    node.remove(soon()).expect("removed");
+    make(&container, "/dev/there/x").expect("a node").publish(soon()).expect("published");
+    // umount(8) would take the device for the thing to unmount.
+    let umount2 = "$path = \"/dev/there/x\"; exit(syscall(166, $path, 2) != 0)";
+    container.run(&["mknod", "/dev/null", "c", "1", "3"]);
+    container.run(&["perl", "-e", umount2]);
+    assert!(remove(&container, "/dev/there/x").options.is_none());
+    assert_eq!(container.list("/dev/there"), ["x"], "it may be the container's own");
+    let path = NodePath::new("/dev/there/x").unwrap();
+    let removal = Removal::new(&serial(), "c1", &path, Some(loop0()), false);
+    let place = found(&container, "/dev/there/x");
+    let removed = removal.of_bind_node(true).from(&container.target, Some(&place), soon());
+    assert!(removed.options.is_none() && removed.left.is_empty(), "{removed:?}");
+    assert!(container.list("/dev/there").is_empty());
+}
+
+#[test]
+fn mounts_over_the_node_go_with_it() {
+    let container = start(NODEV);
+    let before = mounts_of(&container);
+    make(&container, "/dev/there/x").expect("a node").publish(soon()).expect("published");
+    for file in ["/etc/passwd", "/etc/group"] {
+        container.run(&["mount", "--bind", file, "/dev/there/x"]);
+    }
+    let removed = remove(&container, "/dev/there/x");
+    assert_eq!((removed.options, removed.left), (Some(OPTIONS), Vec::new()));
+    assert_eq!(mounts_of(&container), before);
+    assert!(container.list("/dev/there").is_empty());
+}
+
+#[test]
+fn a_node_is_removed_wherever_the_container_moved_it() {
+    let container = start(&format!("{NODEV}; mkdir $root/dev/there/sub; touch $root/srv/x"));
+    let before = mounts_of(&container);
+    make(&container, "/dev/there/sub/x").expect("a node").publish(soon()).expect("published");
+    container.run(&[
+        "sh",
+        "-ec",
+        "mount --move /dev/there/sub/x /srv/x; mount --bind /srv/x /srv/inside
+         mv /dev/there/sub /dev/there/old; ln -s /srv /dev/there/sub",
+    ]);
+    let removed = remove(&container, "/dev/there/sub/x");
+    assert_eq!((removed.options, removed.left, kept()), (Some(OPTIONS), Vec::new(), 0));
+    assert_eq!(mounts_of(&container), before);
+    // Its own file there has the name of ours.
+    assert_eq!(container.list("/srv"), ["inside"]);
+}
+
+#[test]
+fn a_node_that_cannot_be_reached_is_reported_and_its_number_is_kept() {
+    let container = start(NODEV);
+    make(&container, "/dev/there/x").expect("a node").publish(soon()).expect("published");
+    container.run(&["mount", "-t", "tmpfs", "cover", "/dev/there"]);
+    let removed = remove(&container, "/dev/there/x");
+    assert!(removed.options.is_none());
+    let left: Vec<_> = removed.left.iter().map(|left| left.path.as_str()).collect();
+    assert_eq!(left.len(), 1, "{removed:?}");
+    assert_eq!(left[0], "/dev/there/x", "as the container sees it");
+    assert_eq!(kept(), 1);
+    container.run(&["umount", "/dev/there"]);
+    let removed = remove(&container, "/dev/there/x");
+    assert_eq!((removed.options, removed.left, kept()), (Some(OPTIONS), Vec::new(), 0));
+}
+
+/// Starts a process in the container's namespace (outside of its chroot, in which no user namespace
+/// can be made), and waits until it says "here".
+fn keeper(container: &Fixture, arguments: &[&str]) -> std::process::Child {
+    let pid = container.pid().to_string();
+    let mut child = std::process::Command::new("nsenter")
+        .args(["--target", &pid, "--mount"])
+        .args(arguments)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("nsenter of util-linux");
+    let mut line = String::new();
+    let stdout = child.stdout.as_mut().expect("piped");
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).expect("a line");
+    assert_eq!(line, "here\n");
+    child
+}
+
+fn end(mut keeper: std::process::Child) {
+    drop(keeper.stdin.take());
+    keeper.wait().expect("its end");
+}
+
+const HERE: &str = "echo here; cat";
+
+#[test]
+fn a_copy_in_a_private_namespace_is_unmounted() {
+    let container = start(NODEV);
+    make(&container, "/dev/there/x").expect("a node").publish(soon()).expect("published");
+    let keeper = keeper(&container, &["unshare", "--mount", "sh", "-c", HERE]);
+    let removed = remove(&container, "/dev/there/x");
+    assert_eq!((removed.options, removed.left, kept()), (Some(OPTIONS), Vec::new(), 0));
+    let of_keeper = fs::read_to_string(format!("/proc/{}/mountinfo", keeper.id())).unwrap();
+    assert!(!of_keeper.contains("ecrblk-"), "{of_keeper}");
+    end(keeper);
+}
+
+/// The removal of the file under the node ends all mounts over it, also those that the kernel has
+/// locked together because the namespace belongs to another user namespace.
+#[test]
+fn a_copy_in_a_user_namespace_goes_with_the_file_under_it() {
+    let container = start(NODEV);
+    make(&container, "/dev/there/x").expect("a node").publish(soon()).expect("published");
+    let keeper = keeper(&container, &["unshare", "-Urm", "sh", "-c", HERE]);
+    let removed = remove(&container, "/dev/there/x");
+    assert_eq!((removed.options, removed.left, kept()), (Some(OPTIONS), Vec::new(), 0));
+    let of_keeper = fs::read_to_string(format!("/proc/{}/mountinfo", keeper.id())).unwrap();
+    assert!(!of_keeper.contains("ecrblk-"), "{of_keeper}");
+    end(keeper);
+}
+
+#[test]
+fn a_locked_copy_over_a_file_that_stays_is_nodev_and_keeps_the_number_until_it_ends() {
+    let container = start(&format!(
+        "{NODEV}; mkdir $root/dev/again; mount --bind $root/dev/there $root/dev/again"
+    ));
+    make(&container, "/dev/there/x").expect("a node").publish(soon()).expect("published");
+    container.run(&["sh", "-c", "echo theirs >/dev/again/x"]);
+    let keeper = keeper(&container, &["unshare", "-Urm", "sh", "-c", HERE]);
+    let removed = remove(&container, "/dev/there/x");
+    assert_eq!((removed.options, removed.left, kept()), (Some(OPTIONS), Vec::new(), 1));
+    let of_keeper = fs::read_to_string(format!("/proc/{}/mountinfo", keeper.id())).unwrap();
+    let copy = of_keeper.lines().find(|line| line.contains("ecrblk-")).expect("it is locked");
+    assert!(copy.contains("nodev"), "{copy}");
+    sweep();
+    assert_eq!(kept(), 1);
+    end(keeper);
+    // The kernel frees a namespace after its last process.
+    let deadline = soon();
+    while kept() > 0 {
+        assert!(Instant::now() < deadline, "the namespace is gone and the number is still kept");
+        sweep();
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_descriptor_of_the_node_keeps_the_number_until_it_is_closed() {
+    let container = start(NODEV);
+    make(&container, "/dev/there/x").expect("a node").publish(soon()).expect("published");
+    let path = format!("/proc/{}/root/dev/there/x", container.pid());
+    let held = nix::fcntl::open(path.as_str(), nix::fcntl::OFlag::O_PATH, Mode::empty()).unwrap();
+    let removed = remove(&container, "/dev/there/x");
+    assert_eq!((removed.options, removed.left, kept()), (Some(OPTIONS), Vec::new(), 1));
+    drop(held);
+    sweep();
+    assert_eq!(kept(), 0);
+}
+
+#[test]
+fn a_container_that_keeps_too_many_references_gets_no_further_node() {
+    let container = start(NODEV);
+    let path = format!("/proc/{}/root/dev/there/x", container.pid());
+    let mut held = Vec::new();
+    for _ in 0..64 {
+        make(&container, "/dev/there/x").expect("a node").publish(soon()).expect("published");
+        let node = nix::fcntl::open(path.as_str(), nix::fcntl::OFlag::O_PATH, Mode::empty());
+        held.push(node.unwrap());
+        let removed = remove(&container, "/dev/there/x");
+        assert_eq!((removed.options, removed.left), (Some(OPTIONS), Vec::new()));
+    }
+    let place = found(&container, "/dev/there/x");
+    let error = place.check(&container.target, false).unwrap_err();
+    assert!(matches!(error, Error::Unsupported(Unsupported::Referenced { .. })), "{error}");
+    assert_eq!(place.check(&container.target, true).expect("a filter"), NodeKind::Bind);
+    held.pop();
+    sweep();
+    assert_eq!(kept(), 63);
+    place.check(&container.target, false).expect("one fewer");
+    drop(held);
+    sweep();
+    assert_eq!(kept(), 0);
 }
 
 #[test]

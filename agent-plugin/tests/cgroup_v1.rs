@@ -89,7 +89,7 @@ const WITHOUT: [&str; 1] = ["b *:* m"];
 const READ_WRITE: [&str; 2] = ["b *:* m", "b 7:0 rw"];
 
 #[test]
-fn allow_goes_from_the_pod_down_and_revoke_changes_only_the_container() {
+fn allow_goes_from_the_pod_down_and_revoke_from_the_container_up() {
     let groups = Groups::new("down");
     let container = groups.container(Vec::new());
     let filter = Filter::of(&container.target).unwrap();
@@ -110,8 +110,56 @@ fn allow_goes_from_the_pod_down_and_revoke_changes_only_the_container() {
         assert_eq!(groups.list(group), WITHOUT, "{group:?}");
     }
     assert!(!groups.opens("c1"));
-    assert_eq!(groups.list(""), READ_WRITE, "the pod keeps it: a sibling may have the disk, too");
+    assert_eq!(groups.list(""), WITHOUT, "no other container of the pod has it");
     assert!(filter.revoke(DISK).unwrap().is_empty(), "a second revoke changes nothing");
+}
+
+#[test]
+fn the_pod_keeps_what_another_container_has() {
+    let groups = Groups::new("sibling");
+    let container = groups.container(Vec::new());
+    let filter = Filter::of(&container.target).unwrap();
+    allow(&filter, Access::READ_WRITE).unwrap();
+    groups.write("sibling/devices.allow", "b 7:0 r");
+    assert_eq!(filter.revoke(DISK).unwrap(), Access::READ_WRITE);
+    assert_eq!(groups.list("c1"), WITHOUT);
+    for group in ["", "sibling"] {
+        assert_eq!(groups.list(group), ["b *:* m", "b 7:0 r"], "{group:?}");
+    }
+    assert!(groups.opens("sibling") && !groups.opens("c1"));
+    groups.write("sibling/devices.deny", "b 7:0 r");
+    filter.revoke(DISK).unwrap();
+    assert_eq!(groups.list(""), WITHOUT, "the last one has lost it");
+}
+
+#[test]
+fn the_survivors_of_a_stopped_container_lose_the_access() {
+    let groups = Groups::new("survivors");
+    let container = groups.container(Vec::new());
+    let cgroup = container.target.container.cgroup.clone();
+    allow(&Filter::of(&container.target).unwrap(), Access::READ_WRITE).unwrap();
+    drop(container);
+    assert!(groups.opens("c1"));
+    let filter = Filter::of_group(&cgroup, &[]).unwrap().expect("its group is still there");
+    assert_eq!(filter.revoke(DISK).unwrap(), Access::READ_WRITE);
+    assert!(!groups.opens("c1"));
+    for group in ["", "c1"] {
+        assert_eq!(groups.list(group), WITHOUT, "{group:?}");
+    }
+    assert!(Filter::of_group(&cgroup.join("gone"), &[]).unwrap().is_none());
+}
+
+#[test]
+fn the_pod_of_a_group_that_is_gone_loses_the_access() {
+    let groups = Groups::new("pod");
+    let container = groups.container(Vec::new());
+    let filter = Filter::of(&container.target).unwrap();
+    allow(&filter, Access::READ).unwrap();
+    for child in ["c1/nested/deeper", "c1/nested", "c1"] {
+        fs::remove_dir(groups.pod.join(child)).unwrap();
+    }
+    assert!(filter.revoke(DISK).unwrap().is_empty());
+    assert_eq!(groups.list(""), WITHOUT);
 }
 
 #[test]

@@ -11,7 +11,8 @@ use agent_plugin::{
     Error, Result, Unsupported,
     block::DeviceNumber,
     device_node::{
-        Device, Existing, Location, Node, NodeKind, NodeOptions, NodePath, remove_parents,
+        Device, Existing, Location, Node, NodeKind, NodeOptions, NodePath, Removal, Removed,
+        remove_parents,
     },
     mount::Mounts,
 };
@@ -46,10 +47,17 @@ fn make(container: &Fixture, place: Location) -> Result<Node> {
     let work = || {
         unshare(CloneFlags::CLONE_FS).expect("unshare");
         umask(Mode::empty());
-        let device = Device { number: loop0(), options: OPTIONS, read_only: false };
+        let device = Device { number: loop0(), options: OPTIONS, read_only: false, guarded: true };
         place.make(&container.target, "0123456789abcdef", device, soon())
     };
     thread::scope(|scope| scope.spawn(work).join().expect("no panic"))
+}
+
+/// As a detach does: the node is found anew.
+fn remove(container: &Fixture, path: &str) -> Removed {
+    let node_path = NodePath::new(path).unwrap();
+    let removal = Removal::new("0123456789abcdef", "c1", &node_path, Some(loop0()), true);
+    removal.from(&container.target, Some(&found(container, path)), soon())
 }
 
 fn found(container: &Fixture, path: &str) -> Location {
@@ -60,7 +68,7 @@ fn found(container: &Fixture, path: &str) -> Location {
 fn a_published_node_has_its_owner_and_mode_and_can_be_opened() {
     let container = start("");
     let place = found(&container, "/dev/sub/xvda");
-    assert_eq!(place.check(&container.target).expect("tmpfs"), NodeKind::Mknod);
+    assert_eq!(place.check(&container.target, true).expect("tmpfs"), NodeKind::Mknod);
     let mut node = make(&container, place).expect("a node");
     assert_eq!(container.list("/dev/sub"), [".ecrblk-0123456789abcdef"]);
     assert!(node.verify_open().expect("the loop device opens"));
@@ -74,6 +82,14 @@ fn a_published_node_has_its_owner_and_mode_and_can_be_opened() {
     assert!(!fs::exists("/dev/sub").unwrap(), "the node must not be in our own namespace");
     node.remove(soon()).expect("removed");
     assert!(container.list("/dev/sub").is_empty());
+}
+
+#[test]
+fn without_a_device_filter_no_node_is_made_in_the_containers_file_system() {
+    let container = start("");
+    let place = found(&container, "/dev/x");
+    assert_eq!(place.check(&container.target, true).unwrap(), NodeKind::Mknod);
+    assert_eq!(place.check(&container.target, false).unwrap(), NodeKind::Bind);
 }
 
 #[rstest]
@@ -104,8 +120,7 @@ fn another_block_device_is_named_with_its_number() {
     let container = start("mknod -m 600 $root/dev/x b 8 16");
     let occupant = found(&container, "/dev/x").existing().unwrap().unwrap();
     assert_eq!(occupant.to_string(), "block device 8:16");
-    let removed = found(&container, "/dev/x").remove(&container.target, loop0(), soon()).unwrap();
-    assert!(removed.is_none(), "it is not ours");
+    assert!(remove(&container, "/dev/x").options.is_none(), "it is not ours");
     assert_eq!(container.list("/dev"), ["sub", "x"]);
 }
 
@@ -172,7 +187,7 @@ fn a_read_only_or_full_file_system_is_refused_and_not_changed() {
         assert!(matches!(error, Error::NoSpace { .. }), "{error}");
         assert!(container.list("/dev/full").is_empty());
     }
-    let error = found(&container, "/dev/ro/x").check(&container.target).unwrap_err();
+    let error = found(&container, "/dev/ro/x").check(&container.target, true).unwrap_err();
     assert!(matches!(error, Error::ReadOnlyFileSystem { .. }), "{error}");
 }
 
@@ -215,8 +230,7 @@ fn directories_that_the_container_uses_are_kept() {
     container.run(&["touch", "/dev/a/theirs"]);
     let parents: Vec<_> =
         node.parents_made().iter().map(|path| NodePath::new(path).unwrap()).collect();
-    let place = found(&container, "/dev/a/b/x");
-    assert_eq!(place.remove(&container.target, loop0(), soon()).unwrap(), Some(NodeKind::Mknod));
+    assert_eq!(remove(&container, "/dev/a/b/x").options, Some(OPTIONS));
     remove_parents(&container.target, &parents, soon()).expect("removed");
     assert_eq!(container.list("/dev/a"), ["theirs"]);
     container.run(&["rm", "/dev/a/theirs"]);
@@ -311,7 +325,7 @@ fn a_file_system_of_another_type_is_accessed_only_during_the_path_lookup() {
     ));
     let (before, there) = (found(&container, "/dev/bind/x"), outside.path().join("x"));
     assert_eq!(
-        before.check(&container.target).unwrap(),
+        before.check(&container.target, true).unwrap(),
         NodeKind::Bind,
         "the temporary directory must not be on a tmpfs"
     );
@@ -322,7 +336,8 @@ fn a_file_system_of_another_type_is_accessed_only_during_the_path_lookup() {
     assert_eq!(before.existing().unwrap(), None);
     assert_eq!(before.leftover("0123456789abcdef").unwrap(), None);
     assert!(!before.remove_leftover("0123456789abcdef").unwrap());
-    assert!(before.remove(&container.target, loop0(), soon()).unwrap().is_none());
+    let removed = remove(&container, "/dev/bind/x");
+    assert!(removed.options.is_none() && removed.left.is_empty(), "{removed:?}");
     assert_eq!(found(&container, "/dev/bind/x").existing().unwrap(), Some(Existing::Other("file")));
     assert!(fs::exists(there).unwrap());
 }

@@ -4,6 +4,8 @@
 mod container;
 
 use std::{
+    os::fd::AsRawFd as _,
+    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -18,6 +20,7 @@ use protobuf::EnumOrUnknown;
 use rstest::rstest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::sync::Semaphore;
 use ttrpc::r#async::{Client, Server};
 use wire::Reason;
 
@@ -26,6 +29,8 @@ struct TestAgent {
     container: Mutex<Option<Fixture>>,
     denies: bool,
     asked: Mutex<Vec<(String, Value)>>,
+    /// The policy decides on an attach when it gets a permit.
+    attach: Semaphore,
 }
 
 #[async_trait]
@@ -33,6 +38,9 @@ impl Agent for TestAgent {
     async fn container(&self, id: &str) -> Result<Container, ContainerError> {
         match (id, &*self.container.lock().unwrap()) {
             ("c1", Some(fixture)) => Ok(fixture.handles()),
+            ("no-cgroup", Some(fixture)) => {
+                Ok(Container { cgroup: "/pod/../no-such-cgroup".into(), ..fixture.handles() })
+            }
             ("created", _) => Err(ContainerError::Created),
             ("stopped", _) => Err(ContainerError::Stopped),
             ("paused", _) => Err(ContainerError::Paused),
@@ -41,8 +49,22 @@ impl Agent for TestAgent {
         }
     }
 
+    async fn remains(&self, id: &str) -> Option<Container> {
+        match (id, &*self.container.lock().unwrap()) {
+            ("stopped", Some(fixture)) => {
+                let namespace = &fixture.target.container.mount_namespace;
+                let path = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+                Container::remains(Path::new(&path), "/none".into(), Vec::new()).ok()
+            }
+            _ => None,
+        }
+    }
+
     async fn authorize(&self, method: &str, request: &Value) -> Result<(), Denied> {
         self.asked.lock().unwrap().push((method.to_owned(), request.clone()));
+        if method == "AttachBlockVolumeRequest" {
+            self.attach.acquire().await.expect("it is never closed").forget();
+        }
         if self.denies { Err(Denied("no rule allows it".into())) } else { Ok(()) }
     }
 }
@@ -56,8 +78,12 @@ struct Guest {
 }
 
 async fn guest(container: Option<Fixture>, denies: bool) -> Guest {
-    let agent =
-        Arc::new(TestAgent { container: Mutex::new(container), denies, asked: Mutex::default() });
+    let agent = Arc::new(TestAgent {
+        container: Mutex::new(container),
+        denies,
+        asked: Mutex::default(),
+        attach: Semaphore::new(100),
+    });
     let directory = tempfile::tempdir().expect("a temporary directory");
     let address = format!("unix://{}/agent.sock", directory.path().display());
     let mut server = Server::new()
@@ -298,6 +324,53 @@ async fn a_detach_of_a_missing_volume_changes_nothing(#[case] id: &str) {
 }
 
 #[tokio::test]
+async fn a_detach_cancels_an_attach_that_the_policy_still_thinks_about() {
+    let guest = guest(Some(start("")), false).await;
+    guest.agent.attach.forget_permits(100);
+    let (client, request) = (guest.client.clone(), attach(attachment("c1")));
+    let attaching = tokio::spawn(async move { client.attach(context(), &request).await.unwrap() });
+    while guest.agent.asked.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let reply = guest.client.detach(context(), &detach(attachment("c1"))).await.unwrap();
+    assert!(reply.failure.is_none() && reply.detached[0].unchanged, "{reply:?}");
+    guest.agent.attach.add_permits(1);
+    let reply = attaching.await.unwrap();
+    assert_eq!(reason(&reply.failure), Reason::REASON_CANCELLED);
+    assert!(reply.failure.undone);
+}
+
+#[tokio::test]
+async fn a_container_that_the_agent_cannot_reach_does_not_end_a_forced_detach() {
+    let guest = guest(None, false).await;
+    let mut request = detach(attachment("broken"));
+    let reply = guest.client.detach(context(), &request).await.unwrap();
+    assert_eq!(reason(&reply.failure), Reason::REASON_SYSTEM);
+    request.force = true;
+    let reply = guest.client.detach(context(), &request).await.unwrap();
+    assert!(reply.failure.is_none() && reply.detached.len() == 1, "{reply:?}");
+    let [left] = reply.left_behind.as_slice() else { panic!("{reply:?}") };
+    assert_eq!((left.serial.as_str(), left.path.as_str()), ("0123456789abcdef", "/dev/xvda"));
+    assert!(left.reason.ends_with("pidfd_open: EMFILE"), "{}", left.reason);
+}
+
+#[tokio::test]
+async fn a_file_system_that_never_answers_does_not_end_a_detach() {
+    let hang = "mkdir $root/dev/hang; exec 5<>/dev/fuse
+        mount -i -t fuse -o fd=5,rootmode=40000,user_id=0,group_id=0 hang $root/dev/hang";
+    let guest = guest(Some(start(hang)), false).await;
+    let mut request = detach(attachment("c1"));
+    request.detachments[0].attachment.as_mut().unwrap().path = "/dev/hang/deeper/x".into();
+    request.timeout_ms = 2_000;
+    let reply = guest.client.detach(context(), &request).await.unwrap();
+    assert!(reply.failure.is_none() && reply.detached.len() == 1, "{reply:?}");
+    let [left] = reply.left_behind.as_slice() else { panic!("{reply:?}") };
+    assert!(left.reason.contains("timed out waiting for a file system of container c1"), "{left}");
+    // The file system ends, and with it the thread that waits for it.
+    guest.agent.container.lock().unwrap().as_mut().unwrap().kill();
+}
+
+#[tokio::test]
 async fn a_detach_does_not_change_a_paused_container() {
     let guest = guest(None, false).await;
     let reply = guest.client.detach(context(), &detach(attachment("paused"))).await.unwrap();
@@ -355,4 +428,65 @@ async fn a_guest_without_the_controller_reports_it() {
     assert_eq!(reason(&reply.failure), Reason::REASON_NO_CONTROLLER, "{:?}", reply.failure);
     assert!(reply.failure.undone && reply.failure.message.contains("0000:ff:1f.7"));
     assert_eq!(reply.failure.serial, "0123456789abcdef");
+}
+
+/// Inspects volumes at these paths of these containers.
+async fn inspect(guest: &Guest, at: &[(&str, &str)]) -> Vec<wire::Inspected> {
+    let subject = |(lun, (container, path)): (u32, &(&str, &str))| {
+        let address = wire::ScsiAddress { target: 255, lun, ..Default::default() };
+        let attachment = wire::Attachment {
+            path: (*path).into(),
+            serial: format!("{lun:016x}"),
+            address: Some(address).into(),
+            ..attachment(container)
+        };
+        wire::Detachment { attachment: Some(attachment).into(), ..Default::default() }
+    };
+    let attachments = (1..).zip(at).map(subject).collect();
+    let request = wire::InspectRequest { attachments, holders: true, ..Default::default() };
+    let reply = guest.client.inspect(context(), &request).await.unwrap();
+    assert!(reply.failure.is_none(), "{:?}", reply.failure);
+    reply.inspected
+}
+
+#[tokio::test]
+async fn inspect_says_what_the_agent_says_of_a_container() {
+    use wire::ContainerStatus::*;
+    let guest = guest(Some(start("true")), false).await;
+    let expected = [
+        ("c1", CONTAINER_STATUS_RUNNING, ""),
+        ("paused", CONTAINER_STATUS_PAUSED, "container paused: the container is paused"),
+        (
+            "broken",
+            CONTAINER_STATUS_UNREACHABLE,
+            "container broken: the agent cannot reach the container: pidfd_open: EMFILE",
+        ),
+        ("created", CONTAINER_STATUS_CREATED, ""),
+        ("stopped", CONTAINER_STATUS_STOPPED, ""),
+        ("nobody", CONTAINER_STATUS_UNKNOWN_ID, ""),
+    ];
+    let at: Vec<_> = expected.iter().map(|(container, ..)| (*container, "/dev/xvda")).collect();
+    let inspected = inspect(&guest, &at).await;
+    assert_eq!(inspected.len(), expected.len());
+    for (one, (container, status, unknown)) in inspected.iter().zip(expected) {
+        assert_eq!(
+            (one.container_status.unwrap(), one.unknown.as_str(), one.container_running),
+            (status, unknown, container == "c1"),
+            "{container}"
+        );
+        let request = wire::ProbeRequest { container_id: container.into(), ..Default::default() };
+        let probed = guest.client.probe(context(), &request).await.unwrap();
+        assert_eq!(probed.container.status.unwrap(), status, "{container}");
+        assert_eq!(probed.failure.is_none(), container == "c1", "{container}");
+    }
+}
+
+/// What cannot be told of one attachment ends neither the request nor the others.
+#[tokio::test]
+async fn inspect_tells_the_others_where_one_cannot_be_told() {
+    let guest = guest(Some(start("")), false).await;
+    let inspected = inspect(&guest, &[("no-cgroup", "/dev/xvda"), ("c1", "/dev/xvdb")]).await;
+    let [lost, told] = &inspected[..] else { panic!("{inspected:?}") };
+    assert!(lost.unknown.contains("no-such-cgroup"), "{:?}", lost.unknown);
+    assert!(lost.container_running && told.container_running && told.unknown.is_empty());
 }

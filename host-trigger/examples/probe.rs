@@ -25,9 +25,6 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let second = arguments.next().unwrap_or_default();
-    if address == "source" {
-        return finish(vet(Path::new(&second)));
-    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
@@ -35,7 +32,12 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    finish(runtime.block_on(probe(&address, &second)))
+    finish(runtime.block_on(async {
+        match address.as_str() {
+            "source" => vet(Path::new(&second)).await,
+            _ => probe(&address, &second).await,
+        }
+    }))
 }
 
 /// Prints the result or the error, and returns the exit code.
@@ -53,9 +55,10 @@ fn finish(result: Result<serde_json::Value, Error>) -> ExitCode {
 }
 
 /// Vets the source at `path` and claims it. Returns how it would be plugged.
-fn vet(path: &Path) -> Result<serde_json::Value, Error> {
-    let source = Source::open(path, false)?;
-    source.claim()?;
+async fn vet(path: &Path) -> Result<serde_json::Value, Error> {
+    let deadline = Deadline::after(Duration::from_secs(10));
+    let source = Source::open(path, false, deadline).await?;
+    source.claim(deadline).await?;
     Ok(
         json!({"device": source.device, "size": source.size, "identity": source.identity, "claimed": source.is_claimed()}),
     )

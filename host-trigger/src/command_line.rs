@@ -29,11 +29,13 @@ use crate::{
     inherited,
     output::{
         self,
-        audit::Audit,
+        audit::{Audit, Requested},
         envelope::{Envelope, Outcome, Timings},
         findings, listing, prometheus, repair_report, report, stats_report,
     },
 };
+
+mod requested;
 
 /// Hot-plug host block volumes into running containers of VM sandboxes.
 #[derive(Debug, Parser)]
@@ -126,7 +128,7 @@ impl Verb {
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
     if let Err(e) = inherited::prepare() {
-        return exit_code(0, Err(e));
+        return exit_code(0, [Err(e)]);
     }
     let Cli { run_dir, audit_log, command } = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -136,16 +138,18 @@ pub fn run() -> ExitCode {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ecr-runtime", &mut script);
-            exit_code(0, output::write(&script))
+            exit_code(0, [output::write(&script)])
         }
         Command::Check(verb) => {
             let run = Run { name: "check", dry_run: false, format: verb.target.output };
-            run.with_audit(audit_log.as_deref(), |audit| run.check(&verb, run_dir, audit))
+            run.with_audit(audit_log.as_deref(), None, |audit| run.check(&verb, run_dir, audit))
         }
         Command::BlockVolume { verb } => {
             let format = verb.target().output;
             let run = Run { name: verb.name(), dry_run: verb.dry_run(), format };
-            run.with_audit(audit_log.as_deref(), |audit| run.block_volume(&verb, run_dir, audit))
+            run.with_audit(audit_log.as_deref(), verb.requested().as_ref(), |audit| {
+                run.block_volume(&verb, run_dir, audit)
+            })
         }
     }
 }
@@ -159,10 +163,20 @@ struct Run {
 }
 
 impl Run {
-    /// Opens the audit log for `work`. If it cannot be opened, or too few files can, nothing is
-    /// done.
-    fn with_audit(self, path: Option<&Path>, work: impl FnOnce(&Audit) -> ExitCode) -> ExitCode {
-        match inherited::check_descriptors().and_then(|()| Audit::open(path)) {
+    /// Opens the audit log for `work`, and records its beginning if something is `requested` that
+    /// may change anything. If that fails, or too few files can be opened, nothing is done.
+    fn with_audit(
+        self,
+        path: Option<&Path>,
+        requested: Option<&Requested<'_>>,
+        work: impl FnOnce(&Audit) -> ExitCode,
+    ) -> ExitCode {
+        let audit = inherited::check_descriptors().and_then(|()| {
+            let audit = Audit::open(path)?;
+            requested.map_or(Ok(()), |requested| audit.begin(self.name, requested))?;
+            Ok(audit)
+        });
+        match audit {
             Ok(audit) => work(&audit),
             Err(e) => self.fail(&e, None),
         }
@@ -223,9 +237,10 @@ impl Run {
                     timings_us: Some(Timings(timings)),
                     ..Envelope::new(self.name, result, report)
                 };
-                audit.record(&envelope, status);
+                let audited = audit.end(&envelope, status);
                 let lines = || findings::lines(&envelope.body);
-                exit_code(status, output::print_result(self.format, &envelope, lines))
+                let printed = output::print_result(self.format, &envelope, lines);
+                exit_code(status, [audited, printed])
             }
             Err(e) => self.fail(&e, Some(audit)),
         }
@@ -255,35 +270,35 @@ impl Run {
             Err(e) => return self.fail(&e, Some(audit)),
         };
         let status = envelope.error.as_ref().map_or(0, |error| error.exit_code);
-        audit.record(&envelope, status);
+        let audited = audit.end(&envelope, status);
         let printed = print(&envelope);
         // JSON has the error already, unless it is lost.
         let seen = self.format == Format::Json && printed.is_ok();
         if let (false, Some(error)) = (seen, &envelope.error) {
             output::print_error_lines(error);
         }
-        exit_code(status, printed)
+        exit_code(status, [audited, printed])
     }
 
     /// Prints and audits an error; returns the exit status.
     fn fail(self, error: &Error, audit: Option<&Audit>) -> ExitCode {
         let envelope = Envelope::failed(self.name, error).with_dry_run(self.dry_run);
         let body = ErrorBody::from(error);
-        if let Some(audit) = audit {
-            audit.record(&envelope, body.exit_code);
-        }
+        let audited = audit.map_or(Ok(()), |audit| audit.end(&envelope, body.exit_code));
         output::print_error(self.format, &body, &envelope);
-        ExitCode::from(body.exit_code)
+        exit_code(body.exit_code, [audited])
     }
 }
 
-/// Returns the exit status of a command that ended with `status`. That its output is lost makes
-/// a success a failure, and never replaces the status of work that failed.
-fn exit_code(status: u8, printed: Result<(), Error>) -> ExitCode {
-    let Err(e) = printed else { return ExitCode::from(status) };
-    let error = ErrorBody::from(&e);
-    output::print_error_lines(&error);
-    ExitCode::from(if status == 0 { error.exit_code } else { status })
+/// Returns the exit status of a command that ended with `status`. That a record or its output is
+/// lost makes a success a failure, and never replaces the status of work that failed.
+fn exit_code(mut status: u8, reported: impl IntoIterator<Item = Result<(), Error>>) -> ExitCode {
+    for e in reported.into_iter().filter_map(Result::err) {
+        let error = ErrorBody::from(&e);
+        output::print_error_lines(&error);
+        status = if status == 0 { error.exit_code } else { status };
+    }
+    ExitCode::from(status)
 }
 
 fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
@@ -308,7 +323,7 @@ fn usage_error(error: &clap::Error) -> ExitCode {
     match printed {
         // Help and version. A reader that closes its end early has what it wanted.
         Err(source) if !error.use_stderr() && source.kind() != io::ErrorKind::BrokenPipe => {
-            exit_code(status, Err(Error::OutputLost { source }))
+            exit_code(status, [Err(Error::OutputLost { source })])
         }
         // If standard error is closed, it cannot be reported anywhere.
         _ => ExitCode::from(status),

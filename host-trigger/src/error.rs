@@ -3,15 +3,17 @@
 use std::{io, path::PathBuf};
 
 use block_volume_api::{API_LEVEL, block_volume::Reason};
-use block_volume_qmp::QmpError;
+use block_volume_qmp::{QmpError, Untrusted};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 mod catalog;
 mod chain;
+mod refusal;
 
 pub use catalog::Class;
 pub use chain::{Chain, Step};
+pub use refusal::Refusal;
 
 use crate::{guest_holder::GuestHolder, sanitize::sanitize};
 
@@ -47,6 +49,11 @@ pub enum Error {
     PathAmbiguous { path: String, found: Vec<String> },
     #[error("volume {volume} is shared and has several attachments: {}", .found.join(", "))]
     VolumeAmbiguous { volume: String, found: Vec<String> },
+    #[error(
+        "volume {volume} is shared, and without the guest all its attachments lose it: {}",
+        .found.join(", ")
+    )]
+    WholeVolume { volume: String, found: Vec<String> },
     #[error("the agent's address {address:?} is not valid")]
     AgentAddress { address: String },
     #[error("the VM has several virtio-scsi controllers: {}", .found.join(", "))]
@@ -84,11 +91,21 @@ pub enum Error {
     ConcurrentRun { volume: String },
     #[error("another run has plugged volume {volume} again during the wait")]
     VolumeChanged { volume: String },
+    #[error(
+        "volume {volume} was taken without the guest from container {container}, which may still \
+         have its device node at {path}: a new disk could get its device number"
+    )]
+    AbandonedVolume { volume: String, container: String, path: String },
 
     #[error("volume {volume} cannot have these limits: {why}")]
     LimitsConflict { volume: String, why: String },
     #[error("volume {volume} has {present} bytes; {asked} would be fewer")]
     WouldShrink { volume: String, asked: u64, present: u64 },
+    #[error(
+        "volume {volume} is in use in the guest, which loses all beyond {asked} bytes: {}",
+        GuestHolder::line(.holders)
+    )]
+    ShrinkInUse { volume: String, asked: u64, holders: Vec<GuestHolder> },
     #[error("the block device {path:?} has {size} bytes, not {asked}")]
     DeviceSize { path: PathBuf, asked: u64, size: u64 },
 
@@ -103,14 +120,24 @@ pub enum Error {
     SourceHeld { path: PathBuf, chain: Chain, holder: String },
     #[error("{path:?}{chain} is on a disk of this host's root file system")]
     SourceIsRoot { path: PathBuf, chain: Chain },
+    #[error(
+        "{path:?}{chain} is on an overlay or another file system that shows the files of others"
+    )]
+    SourceStacked { path: PathBuf, chain: Chain },
     #[error("{path:?}{chain} cannot be checked: {why}")]
     SourceUnchecked { path: PathBuf, chain: Chain, why: String },
     #[error("{path:?} changed while it was checked")]
     SourceChanged { path: PathBuf },
     #[error("{path:?} is read-only")]
     SourceReadOnly { path: PathBuf },
-    #[error("the size of {path:?}, {size} bytes, is not a multiple of 512")]
-    SourceUnaligned { path: PathBuf, size: u64 },
+    #[error("the size of {path:?}, {size} bytes, is not a multiple of {unit}, its block size")]
+    SourceUnaligned { path: PathBuf, size: u64, unit: u32 },
+    #[error("{path:?} has logical blocks of {size} bytes, which no SCSI disk of a guest can have")]
+    SourceBlockSize { path: PathBuf, size: u32 },
+    #[error("{path:?} cannot be opened{}: {refusal}", if *.write { " for writing" } else { "" })]
+    SourceRefused { path: PathBuf, write: bool, refusal: Refusal },
+    #[error("{path:?} begins or ends like a {format} image, and QEMU would take it for a raw one")]
+    SourceFormat { path: PathBuf, format: &'static str },
 
     #[error("{path:?} is no longer the volume that was attached")]
     SourceReplaced { path: PathBuf },
@@ -133,6 +160,9 @@ pub enum Error {
     Unrepaired { left: Vec<String> },
     #[error("the record of volume {volume} is lost: its state in the guest is not known")]
     RecordLost { volume: String },
+
+    #[error("the guest could not tell the state of volume {}", .volumes.join(", "))]
+    StateUnknown { volumes: Vec<String> },
 
     #[error("volume {volume} is incomplete: an earlier run was interrupted")]
     IncompleteVolume { volume: String },
@@ -179,12 +209,18 @@ pub enum Error {
     ResizeReadOnly { volume: String },
 
     // The host.
+    #[error(transparent)]
+    Untrusted(#[from] Untrusted),
     #[error("{limit} files may be open (`ulimit -n`), of which {open} are, and that is too few")]
     DescriptorLimit { limit: u64, open: u64 },
     #[error("{call} {path:?} is not permitted")]
     Denied { call: &'static str, path: PathBuf, source: io::Error },
     #[error("{call} {path:?} failed")]
     System { call: &'static str, path: PathBuf, source: io::Error },
+    #[error("the audit record could not be written, and nothing was done")]
+    NotAudited { source: io::Error },
+    #[error("the audit record of what was done could not be written")]
+    AuditLost { source: io::Error },
     #[error("the result could not be written to standard output")]
     OutputLost { source: io::Error },
     #[error("the result could not be written to {path:?}")]
@@ -213,7 +249,7 @@ impl Error {
     /// The holders of the volume in the guest, where they are the reason.
     pub fn holders(&self) -> &[GuestHolder] {
         match self {
-            Self::InUse { holders, .. } => holders,
+            Self::InUse { holders, .. } | Self::ShrinkInUse { holders, .. } => holders,
             Self::Incomplete { cause, .. } => cause.holders(),
             _ => &[],
         }

@@ -5,6 +5,10 @@ use rstest::rstest;
 
 use super::*;
 
+fn untrusted_path() -> Untrusted {
+    Untrusted::Path { path: "x".into(), why: "y", owner: 1, mode: 0o700 }
+}
+
 fn io(kind: io::ErrorKind) -> io::Error {
     kind.into()
 }
@@ -43,15 +47,24 @@ fn io(kind: io::ErrorKind) -> io::Error {
 #[case(Error::PathHoldsVolume { path: "p".into(), container: "c".into(), volume: "v".into() }, "path_taken", 4)]
 #[case(Error::OtherContainer { volume: "v".into(), container: "c".into(), asked: "d".into() }, "other_container", 4)]
 #[case(Error::ConcurrentRun { volume: "v".into() }, "another_run", 4)]
+#[case(Error::AbandonedVolume { volume: "v".into(), container: "c".into(), path: "p".into() }, "abandoned_volume", 4)]
+#[case(Error::WholeVolume { volume: "v".into(), found: vec![] }, "whole_volume", 2)]
+#[case(Error::StateUnknown { volumes: vec![] }, "state_unknown", 15)]
 #[case(Error::SourceEmpty { path: "x".into() }, "source_empty", 6)]
 #[case(Error::SourceKind { path: "x".into(), kind: "directory" }, "source_kind", 6)]
 #[case(Error::SourceMounted { path: "x".into(), chain: Chain::default(), mount_point: "/".into() }, "source_mounted", 6)]
 #[case(Error::SourceHeld { path: "x".into(), chain: Chain::default(), holder: "y".into() }, "source_held", 6)]
+#[case(Error::SourceStacked { path: "x".into(), chain: Chain::default() }, "source_stacked", 6)]
 #[case(Error::SourceIsRoot { path: "x".into(), chain: Chain::default() }, "source_is_root", 6)]
 #[case(Error::SourceUnchecked { path: "x".into(), chain: Chain::default(), why: "y".into() }, "source_unchecked", 6)]
 #[case(Error::SourceChanged { path: "x".into() }, "source_changed", 6)]
 #[case(Error::SourceReadOnly { path: "x".into() }, "source_read_only", 6)]
-#[case(Error::SourceUnaligned { path: "x".into(), size: 1 }, "source_unaligned", 6)]
+#[case(Error::SourceUnaligned { path: "x".into(), size: 1, unit: 512 }, "source_unaligned", 6)]
+#[case(Error::SourceBlockSize { path: "x".into(), size: 8192 }, "source_block_size", 6)]
+#[case(Error::SourceRefused { path: "x".into(), write: true, refusal: Refusal::Immutable }, "source_read_only", 6)]
+#[case(Error::SourceRefused { path: "x".into(), write: true, refusal: Refusal::NotRoot }, "denied", 11)]
+#[case(Error::SourceFormat { path: "x".into(), format: "qcow2" }, "source_format", 6)]
+#[case(Error::ShrinkInUse { volume: "v".into(), asked: 1, holders: vec![] }, "busy", 5)]
 #[case(Error::TimedOut { what: "x".into() }, "timed_out", 7)]
 #[case(Error::AgentTimedOut { method: "Probe" }, "timed_out", 7)]
 #[case(Error::AgentNotResponding { address: "x".into() }, "timed_out", 7)]
@@ -80,11 +93,16 @@ fn io(kind: io::ErrorKind) -> io::Error {
     "descriptor_limit",
     11
 )]
+#[case(Error::NotAudited { source: io(io::ErrorKind::StorageFull) }, "not_audited", 1)]
+#[case(Error::AuditLost { source: io(io::ErrorKind::StorageFull) }, "audit_lost", 16)]
 #[case(Error::OutputLost { source: io(io::ErrorKind::StorageFull) }, "output_lost", 1)]
 #[case(Error::OutputFile { path: "x".into(), source: io(io::ErrorKind::PermissionDenied) }, "output_file", 1)]
 #[case(Error::Interrupted { signal: 2, name: "SIGINT" }, "interrupted", 130)]
 #[case(Error::Interrupted { signal: 15, name: "SIGTERM" }, "interrupted", 143)]
 #[case(Error::FaultPoint { point: "x" }, "fault_point", 1)]
+#[case(untrusted_path().into(), "untrusted_path", 11)]
+#[case(QmpError::Untrusted(untrusted_path()).into(), "untrusted_path", 11)]
+#[case(Untrusted::Server { path: "x".into(), pid: 1, user: 0, expected: "y".into() }.into(), "untrusted_server", 11)]
 #[case(QmpError::Held { path: "x".into() }.into(), "qmp_held", 13)]
 #[case(QmpError::Silent { path: "x".into() }.into(), "timed_out", 7)]
 #[case(QmpError::NotQmp { path: "x".into() }.into(), "not_qemu", 10)]

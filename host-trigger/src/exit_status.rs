@@ -36,9 +36,9 @@ pub enum ExitStatus {
     QmpHeld,
     /// QEMU or the agent cannot be reached.
     Unreachable,
-    /// The state of a volume cannot be determined. Reserved.
+    /// The guest could not tell the state of a volume.
     StateUnknown,
-    /// Done, but the audit record of its end was lost. Reserved.
+    /// Done, but the audit record of its end was lost.
     AuditLost,
     /// A signal ended the command, after its rollback.
     Signal(u8),
@@ -108,8 +108,8 @@ impl ExitStatus {
             Self::VersionSkew => "version skew",
             Self::QmpHeld => "QMP socket held by another client",
             Self::Unreachable => "QEMU or the agent is unreachable",
-            Self::StateUnknown => "state unknown (reserved)",
-            Self::AuditLost => "audit record lost (reserved)",
+            Self::StateUnknown => "state unknown",
+            Self::AuditLost => "audit record lost",
             Self::Signal(_) => "ended by a signal, after the rollback",
         }
     }
@@ -147,13 +147,19 @@ impl ExitStatus {
                  changed safely, not QEMU"
             }
             Self::PermissionDenied => {
-                "not root, the host's kernel refuses the source, or a limit of open files below 32"
+                "not root, a run directory that others than root can change, the host's kernel \
+                 refuses the source, or a limit of open files below 32"
             }
             Self::VersionSkew => "the plugin speaks another API level",
             Self::QmpHeld => "Kata's shim holds the only QMP socket",
             Self::Unreachable => "the sandbox does not run, or a socket does not exist",
-            Self::StateUnknown => "the guest could not report the state of a volume",
-            Self::AuditLost => "the end of the operation could not be written to the audit log",
+            Self::StateUnknown => {
+                "`list` and `inspect`, after printing: the guest does not reply, refuses, or cannot \
+                 tell; the container is paused"
+            }
+            Self::AuditLost => {
+                "done, but the end of the operation could not be written to the audit log"
+            }
             Self::Signal(_) => "128 + n for the signal n: 130 SIGINT, 143 SIGTERM, 129 SIGHUP",
         }
     }

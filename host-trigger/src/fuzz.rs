@@ -1,13 +1,17 @@
 //! Access to private functions for the targets in `fuzz/`. The feature `fuzz` is off in every
 //! binary.
 
+use std::{ffi::OsString, path::PathBuf};
+
 use block_volume_api::block_volume::{Attached, Attachment, Holder};
 use block_volume_qmp::{Qmp, QmpError};
+use tokio::net::UnixStream;
 
 use crate::{
     Error,
     guest_holder::GuestHolder,
-    kata::shim,
+    host::{credentials::Credentials, holders, kernel_text, mountinfo, overlay::Directories},
+    kata::{agent_address::AgentAddress, shim},
     ops::{commit, inspect::VolumeView, volume::State},
     output::{
         envelope::Envelope,
@@ -46,9 +50,41 @@ pub async fn inspect(qmp: &mut Qmp) -> Result<String, QmpError> {
     Ok([listing::table(&listing), listing::details(&listing), counts].concat())
 }
 
+/// Asks the shim at the other end of `stream` for its agent's address.
+///
+/// # Errors
+/// Says what went wrong.
+pub async fn agent_url(stream: UnixStream) -> Result<AgentAddress, String> {
+    shim::agent_url_over(stream).await
+}
+
 /// Parses `persist.json` of a shim.
 pub fn state(text: &[u8]) -> shim::State {
     shim::State::parse(text)
+}
+
+/// Parses a mount table; returns the mount points and all directories of overlays.
+pub fn mounts(table: &[u8]) -> Option<Vec<PathBuf>> {
+    let mounts = mountinfo::parse(table).ok()?;
+    let overlays = mounts.iter().filter_map(|mount| Directories::of(&mount.options).ok());
+    let directories = overlays.flat_map(|found| [found.lower, found.upper].concat());
+    let points = mounts.iter().map(|mount| mount.point.clone());
+    Some(points.chain(directories.collect::<Vec<_>>()).collect())
+}
+
+/// Parses `/proc/swaps`.
+pub fn swaps(text: &[u8]) -> Vec<PathBuf> {
+    holders::parse_swaps(text)
+}
+
+/// Whether `/proc/PID/status` has credentials.
+pub fn credentials(status: &[u8]) -> bool {
+    Credentials::parse(status).is_some()
+}
+
+/// Reads the kernel's octal escapes.
+pub fn unescape(text: &[u8]) -> OsString {
+    kernel_text::unescape(text)
 }
 
 /// Makes a string safe for a terminal.

@@ -21,11 +21,14 @@
 //! `commands` and `command_line` use `cli` and `output`. `ci/layers` checks it. The other files
 //! here are leaves that all may use: errors and exit statuses, IDs, sizes, time, escaping.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 pub mod cli;
 pub mod command_line;
 pub mod commands;
 pub mod device_path;
 mod diagnostics;
+pub mod disk_geometry;
 pub mod error;
 pub mod exit_status;
 mod fault;
@@ -37,6 +40,7 @@ pub mod guest_holder;
 pub mod host;
 mod inherited;
 pub mod kata;
+pub mod left_behind;
 pub mod ops;
 pub mod output;
 mod path_text;

@@ -24,5 +24,6 @@ pub(crate) fn volume() -> Volume {
         node: "mknod".into(),
         moved_to: None,
         throttle: Limits::default(),
+        left_behind: Vec::new(),
     }
 }

@@ -46,6 +46,14 @@ impl VolumeId {
     }
 }
 
+impl VolumeId {
+    /// The name of the block node that keeps the record of an abandoned volume (at most 31
+    /// characters).
+    pub(crate) fn abandoned_node(&self) -> String {
+        format!("ecrblk-{}-a", self.0)
+    }
+}
+
 /// The name that reserves a path in a container: that of a block node in QEMU (at most 31
 /// characters). QEMU refuses a second node of the same name, so no second volume gets the path, and
 /// the records of all other volumes need not be read.
@@ -92,6 +100,8 @@ mod tests {
         let name = reservation_name("c1", "/dev/xvda");
         assert!(name.len() <= 31 && name != reservation_name("c1/dev", "/xvda"));
         assert_eq!(VolumeId::of_name(&name), None);
+        let abandoned = VolumeId::derive("s1", "b:7:0:12").abandoned_node();
+        assert!(abandoned.len() <= 31 && VolumeId::of_name(&abandoned).is_none());
     }
 
     #[rstest]

@@ -4,7 +4,8 @@ mod common;
 
 use std::{fs, os::unix::net::UnixDatagram, path::Path};
 
-use common::{Host, run, volume::Loop};
+use common::{Host, run, shell::start, volume::Loop};
+use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
@@ -29,7 +30,8 @@ async fn every_operation_writes_a_line_with_caller_arguments_volume_and_result()
         .await
         .report();
 
-    let lines = lines(&log);
+    let (begun, lines): (Vec<_>, Vec<_>) =
+        lines(&log).into_iter().partition(|line| line["phase"] == "begin");
     let results: Vec<_> = lines
         .iter()
         .map(|line| (line["result"].as_str().unwrap(), line["volume"]["device_path"].as_str()))
@@ -44,7 +46,9 @@ async fn every_operation_writes_a_line_with_caller_arguments_volume_and_result()
         ("detached", a),
     ];
     assert_eq!(results, expected);
-    for line in &lines {
+    let commands: Vec<_> = begun.iter().map(|line| line["command"].as_str().unwrap()).collect();
+    assert_eq!(commands, ["hot-plug", "hot-plug", "hot-unplug"], "a query has no beginning");
+    for line in begun.iter().chain(&lines) {
         assert_eq!(line["uid"], 0, "{line}");
         assert!(
             line["caller"].as_str().unwrap().ends_with(&format!("({})", std::process::id())),
@@ -55,6 +59,19 @@ async fn every_operation_writes_a_line_with_caller_arguments_volume_and_result()
             "{line}"
         );
     }
+    assert_eq!((&begun[0]["sandbox"], &begun[0]["container"]), (&"s1".into(), &"c1".into()));
+    let path = |volume: &Loop| volume.path().to_str().unwrap().to_owned();
+    let requested = serde_json::json!([
+        {"source": path(&first), "device_path": "/dev/xvda"},
+        {"source": path(&second), "device_path": "/dev/xvdb"},
+    ]);
+    assert_eq!(begun[0]["requested"], requested);
+    assert_eq!(begun[2]["requested"], serde_json::json!([{"device_path": "/dev/xvda"}]));
+    // The records of a run are known by its ID.
+    for (beginning, end) in [(0, 0), (0, 1), (1, 2), (2, 5)] {
+        assert_eq!(begun[beginning]["run"], lines[end]["run"]);
+    }
+    assert_ne!(begun[0]["run"], begun[1]["run"]);
     let plugged = &lines[0];
     assert_eq!((&plugged["sandbox"], &plugged["exit_code"]), (&"s1".into(), &0.into()));
     assert_eq!(plugged["volume"]["id"], report.body.volumes[0].id);
@@ -82,11 +99,14 @@ async fn syslog_gets_the_same_lines_with_a_priority() {
     };
     host.plug(volume.path(), "/dev/xvda", &to_syslog).await.report();
     let line = received();
+    assert!(line.starts_with("<85>ecr-runtime[") && line.contains(r#""phase":"begin""#), "{line}");
+    let line = received();
     assert!(
         line.starts_with("<85>ecr-runtime[") && line.contains(r#""result":"attached""#),
         "{line}"
     );
     host.plug(volume.path(), "/dev/xvdb", &to_syslog).await.assert_fails("volume_taken", 4);
+    assert!(received().contains(r#""phase":"begin""#));
     let line = received();
     assert!(
         line.starts_with("<84>ecr-runtime[") && line.contains(r#""reason":"volume_taken""#),
@@ -105,4 +125,25 @@ async fn nothing_is_changed_if_the_audit_log_cannot_be_written() {
     ran.assert_fails("system", 1);
     assert!(ran.stdout.contains("/nonexistent/log"), "{ran:?}");
     assert_eq!(host.snapshot().await, before);
+}
+
+#[tokio::test]
+async fn a_run_that_is_killed_leaves_its_beginning() {
+    let host = Host::boot().await;
+    let (volume, log) = (Loop::of(MIB), host.path("audit.log"));
+    let to_log = ["--audit-log", log.to_str().unwrap()];
+    host.plug(volume.path(), "/dev/xvda", &to_log).await.report();
+    host.agent.request_received.notified().await;
+    *host.agent.hangs_on_detach.lock().unwrap() = true;
+    let unplug = [&["--device-path", "/dev/xvda"][..], &to_log].concat();
+    let (mut child, pid) = start(&mut host.verb_command("hot-unplug", &unplug));
+    host.agent.request_received.notified().await;
+    kill(pid, Signal::SIGKILL).unwrap();
+    child.wait().await.unwrap();
+    let lines = lines(&log);
+    let last = lines.last().unwrap();
+    assert_eq!(
+        (lines.len(), &last["phase"], &last["command"]),
+        (3, &"begin".into(), &"hot-unplug".into())
+    );
 }

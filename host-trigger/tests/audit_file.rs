@@ -10,7 +10,7 @@ use std::{
         fs::{FileTypeExt, symlink},
         net::UnixListener,
     },
-    path::{Path, PathBuf},
+    path::Path,
     process::Stdio,
     time::Duration,
 };
@@ -18,7 +18,7 @@ use std::{
 use common::{
     Host, RunOutput, run,
     shell::{after, run_to},
-    volume::Image,
+    volume::{Image, Small},
 };
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use rstest::rstest;
@@ -58,33 +58,14 @@ async fn a_record_begins_on_a_line_of_its_own(#[case] before: &str, #[case] torn
     assert!(fs::read_to_string(&log).unwrap().starts_with(before));
 }
 
-/// A file system of 8 KiB, unmounted when this is dropped.
-struct Small(PathBuf);
-
-impl Small {
-    fn mount(at: PathBuf) -> Self {
-        fs::create_dir(&at).unwrap();
-        let mounted = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=8k", "tmpfs"])
-            .arg(&at)
-            .status();
-        assert!(mounted.unwrap().success());
-        Self(at)
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg(&self.0).status();
-    }
-}
-
+/// The listing is printed, and the exit status says that its record is lost.
 #[track_caller]
-fn assert_warned(ran: &RunOutput, why: &str) {
-    assert_eq!(ran.exit_code, Some(0), "{ran:?}");
-    let warning = "warning: the audit record could not be written: ";
-    assert!(ran.stderr.contains(&format!("{warning}{why}")), "{ran:?}");
-    ran.listing();
+fn assert_lost(ran: &RunOutput, why: &str) {
+    assert_eq!(ran.exit_code, Some(16), "{ran:?}");
+    let lost = "error: the audit record of what was done could not be written: ";
+    assert!(ran.stderr.contains(&format!("{lost}{why}")), "{ran:?}");
+    let document: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((&document["result"], &document["error"]), (&"listed".into(), &Value::Null));
 }
 
 /// The record is longer than what is free, and part of it fits.
@@ -92,17 +73,17 @@ fn assert_warned(ran: &RunOutput, why: &str) {
 async fn a_record_that_does_not_fit_leaves_no_part_of_it() {
     let host = Host::boot().await;
     let small = Small::mount(host.path("small"));
-    let log = small.0.join("audit.log");
+    let log = small.path().join("audit.log");
     let mut filler = "{\"filler\":0}".to_owned();
     filler.push_str(&" ".repeat(8192 - 100 - filler.len() - 1));
     filler.push('\n');
     fs::write(&log, &filler).unwrap();
-    assert_warned(&run(&mut list(&host, &log)).await, "No space left on device");
+    assert_lost(&run(&mut list(&host, &log)).await, "No space left on device");
     assert!(fs::read_to_string(&log).unwrap() == filler, "the file has changed");
     // With a torn line before it, the newline that was to end the torn line goes as well.
     let torn = &filler[..filler.len() - 1];
     fs::write(&log, torn).unwrap();
-    assert_warned(&run(&mut list(&host, &log)).await, "No space left on device");
+    assert_lost(&run(&mut list(&host, &log)).await, "No space left on device");
     assert!(fs::read_to_string(&log).unwrap() == torn, "the file has changed");
     // There is room again.
     fs::write(&log, "{}\n{\"torn").unwrap();
@@ -119,17 +100,17 @@ async fn a_record_beyond_the_limit_of_the_file_size_leaves_no_part_of_it() {
     filler.push(b'\n');
     fs::write(&log, &filler).unwrap();
     let ran = run(&mut after("ulimit -f 2", &list(&host, &log))).await;
-    assert_warned(&ran, "File too large");
+    assert_lost(&ran, "File too large");
     assert!(fs::read(&log).unwrap() == filler, "the file has changed");
-    // The work is done and reported although its record is lost.
+    // What may change something is refused.
     let image = Image::of(MIB);
     let more = ["--audit-log", log.to_str().unwrap()];
     let plug = host.command(&[(image.path(), "/dev/xvda")], &more);
     let ran = run(&mut after("ulimit -f 2", &plug)).await;
-    ran.report();
-    assert!(ran.stderr.contains("File too large"), "{ran:?}");
+    ran.assert_fails("not_audited", 1);
+    assert!(ran.stdout.contains("File too large"), "{ran:?}");
     assert!(fs::read(&log).unwrap() == filler, "the file has changed");
-    assert_eq!(common::records(&host.snapshot().await).len(), 2);
+    assert!(common::records(&host.snapshot().await).is_empty() && host.changes().is_empty());
 }
 
 /// Each ends the torn line or finds it ended.

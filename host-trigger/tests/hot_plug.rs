@@ -234,6 +234,7 @@ async fn the_text_output_is_lines_and_the_json_output_one_object() {
         "c1",
     ]);
     command.arg("--block-volume").arg(image.path()).args(["--device-path", "/dev/xvda"]);
+    command.arg("--audit-log").arg(host.path("audit.log"));
     let plugged = run(&mut command).await;
     assert!(plugged.stdout.starts_with("plugged ") && plugged.stderr.is_empty(), "{plugged:?}");
     let refused = run(command.arg("--read-only")).await;

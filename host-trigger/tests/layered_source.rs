@@ -5,21 +5,30 @@
 mod common;
 
 use std::{
+    ffi::OsStr,
     fs,
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{DirBuilderExt, MetadataExt},
+    },
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use common::{
     Host,
     volume::{Image, Loop},
 };
-use host_trigger::{Error, host::source::Source};
+use host_trigger::{Deadline, Error, host::source::Source};
 use nix::sys::stat::{Mode, SFlag, mknod};
 use serde_json::json;
 
 const MIB: u64 = 1 << 20;
+
+fn deadline() -> Deadline {
+    Deadline::after(Duration::from_secs(30))
+}
 
 fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output().unwrap();
@@ -104,6 +113,37 @@ async fn a_second_loop_device_over_the_image_of_a_mounted_one_is_refused() {
     let expected =
         format!("is over {}, which is held by the loop device {name}", mounted.image().display());
     assert_refused(&mut host, volume.path(), &[], "source_held", &expected).await;
+}
+
+#[tokio::test]
+async fn names_that_are_not_utf8_hide_nothing() {
+    let mut host = Host::boot().await;
+    let directory =
+        tempfile::Builder::new().prefix(OsStr::from_bytes(b"a b\xff")).tempdir().unwrap();
+    let image = directory.path().join(OsStr::from_bytes(b"image\xfe"));
+    fs::File::create(&image).unwrap().set_len(16 * MIB).unwrap();
+    // A loop device over the image is mounted, on a path with such a byte.
+    let mounted = Loop::over(&image);
+    let point = directory.path().join(OsStr::from_bytes(b"\xfd"));
+    fs::create_dir(&point).unwrap();
+    run("mkfs.ext4", &["-q", text(mounted.path())]);
+    let mount = Command::new("mount").arg(mounted.path()).arg(&point).status().unwrap();
+    assert!(mount.success());
+    let volume = Loop::over(&image);
+    let name = mounted.path().file_name().unwrap().to_str().unwrap();
+    let held = format!("is over {}, which is held by the loop device {name}", image.display());
+    assert_refused(&mut host, volume.path(), &[], "source_held", &held).await;
+    volume.detach();
+    let mounted_on = format!("is mounted on {}", point.display());
+    assert_refused(&mut host, mounted.path(), &[], "source_mounted", &mounted_on).await;
+    // What it is over is found in the mount tables, too.
+    let upper = Loop::over(mounted.path());
+    let over = format!("is over {}, which {mounted_on}", mounted.path().display());
+    assert_refused(&mut host, upper.path(), &[], "source_mounted", &over).await;
+    upper.detach();
+    let unmounted = Command::new("umount").arg(&point).status().unwrap();
+    assert!(unmounted.success());
+    host.plug(mounted.path(), "/dev/xvda", &[]).await.report();
 }
 
 #[tokio::test]
@@ -277,10 +317,10 @@ async fn a_loop_device_of_kubelet_is_no_obstacle_until_it_is_used() {
     host.plug(volume.path(), "/dev/xvda", &[]).await.report();
     host.verb("hot-unplug", &["--device-path", "/dev/xvda"]).await.report();
 
-    let source = Source::open(volume.path(), false).unwrap();
-    source.claim().unwrap();
+    let source = Source::open(volume.path(), false, deadline()).await.unwrap();
+    source.claim(deadline()).await.unwrap();
     let mount = Mount::of(kubelets.path());
-    let error = source.claim().unwrap_err();
+    let error = source.claim(deadline()).await.unwrap_err();
     assert!(matches!(error, Error::SourceMounted { .. }), "it is checked again: {error}");
     drop(source);
     let expected = format!(
@@ -315,15 +355,15 @@ async fn a_loop_device_of_kubelet_is_no_obstacle_until_it_is_used() {
     host.plug(kubelets.path(), "/dev/xvda", &[]).await.report();
 }
 
-#[test]
-fn a_device_below_that_is_mounted_after_the_check_is_noticed_by_the_claim() {
+#[tokio::test]
+async fn a_device_below_that_is_mounted_after_the_check_is_noticed_by_the_claim() {
     let lower = Loop::of(16 * MIB);
     let volume = Loop::over(lower.path());
-    let source = Source::open(volume.path(), false).unwrap();
-    source.claim().unwrap();
+    let source = Source::open(volume.path(), false, deadline()).await.unwrap();
+    source.claim(deadline()).await.unwrap();
     let mount = Mount::of(lower.path());
-    let error = source.claim().unwrap_err();
+    let error = source.claim(deadline()).await.unwrap_err();
     assert!(matches!(error, Error::SourceMounted { .. }), "{error}");
     drop(mount);
-    source.claim().unwrap();
+    source.claim(deadline()).await.unwrap();
 }

@@ -67,7 +67,9 @@ async fn every_verb_reports_a_full_standard_output(#[case] format: &str) {
         vec!["repair"],
         [&["hot-unplug"][..], &path].concat(),
     ] {
-        let (status, stderr) = run_to(&mut verb(&host, format, &words), full()).await;
+        let mut command = verb(&host, format, &words);
+        command.arg("--audit-log").arg(host.path("audit.log"));
+        let (status, stderr) = run_to(&mut command, full()).await;
         assert_eq!(status, Some(1), "{words:?}: {stderr}");
         let lost = format!("{LOST}{FULL}\nremedy: ");
         assert!(stderr.starts_with(&lost), "{words:?}: {stderr}");

@@ -144,7 +144,7 @@ const EVERYTHING: &[(&str, &str)] = &[
     ("Detach it", "ecr-runtime block-volume hot-unplug --container 4f1c --device-path /dev/xvda"),
 ];
 
-const FILES: [(&str, &str); 4] = [
+const FILES: [(&str, &str); 6] = [
     (
         "/run/vc/vm/SANDBOX/extra-monitor.sock, qmp.sock",
         "QMP sockets of a sandbox of Kata's Go runtime, in the order in which they are tried. The \
@@ -152,16 +152,23 @@ const FILES: [(&str, &str); 4] = [
     ),
     (
         "/run/vc/sbs/SANDBOX/shim-monitor.sock, persist.json",
-        "Where the agent's address is found. The directories beside them are the containers.",
+        "Where the agent's address is found, and QEMU's process. The directories beside them are \
+         the containers.",
     ),
     (
         "/run/kata/SANDBOX/shim-monitor.sock",
         "The same for Kata's Rust runtime; the QMP socket must be named with --qmp.",
     ),
     (
+        "/run/user/UID/run/vc",
+        "The same for a VMM that runs as another user; named with --run-dir, and the user with \
+         --vmm-user. All other directories must belong to root and be writable by root alone.",
+    ),
+    (
         "/dev/log",
         "Where audit records are written, unless --audit-log names another file or socket.",
     ),
+    ("/dev/kmsg", "Where they are written if /dev/log does not take them within 2 seconds."),
 ];
 
 const ENVIRONMENT: [(&str, &str); 2] = [

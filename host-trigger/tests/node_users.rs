@@ -117,6 +117,8 @@ async fn a_node_in_use_is_refused_before_anything_changes(#[case] user: &str, #[
         ("hot-unplug", &["--dry-run", "--wait", "60s"]),
         ("hot-unplug", &[]),
         ("hot-unplug", &["--force"]),
+        ("hot-unplug", &["--force", "--without-guest"]),
+        ("hot-unplug", &["--force", "--without-guest", "--dry-run"]),
         ("hot-unplug", &["--wait", "100ms"]),
         ("resize", &["--size", "8MiB", "--dry-run"]),
         ("resize", &["--size", "8MiB"]),
@@ -210,7 +212,7 @@ async fn repair_leaves_a_volume_whose_node_is_in_use() {
 async fn a_volume_that_was_mirrored_away_is_shown_where_it_is() {
     let mut setup = Setup::new().await;
     setup.use_node("mirror").await;
-    setup.host.await_event("BLOCK_JOB_READY").await;
+    while setup.host.await_event("JOB_STATUS_CHANGE").await.data["status"] != "ready" {}
     setup.host.execute("block-job-complete", json!({"device": "m1"})).await;
     setup.host.await_event("BLOCK_JOB_COMPLETED").await;
     let listed = setup.host.verb("list", &[]).await.listing().body.volumes.remove(0);

@@ -68,7 +68,8 @@ async fn call(length: u32, body: Body) -> (Error, Duration) {
     });
     let began = Instant::now();
     let deadline = Deadline::after(TIMEOUT);
-    let client = agent_address::dial(&AgentAddress::Unix { path }, deadline).await.unwrap();
+    let address: AgentAddress = format!("unix://{}", path.display()).parse().unwrap();
+    let client = agent_address::dial(&address, deadline).await.unwrap();
     let error = Agent::new(client).probe("", Vec::new(), deadline).await.unwrap_err();
     server.abort();
     (error, began.elapsed())

@@ -19,6 +19,7 @@ async fn a_qemu_that_does_not_greet_has_the_users_time(
     let host = Host::boot().await;
     let path = host.path("silent.sock");
     let _silent = UnixListener::bind(&path).unwrap();
+    host.record_pid(std::process::id());
     let ran = host.verb("list", &["--timeout", timeout, "--qmp", path.to_str().unwrap()]).await;
     ran.assert_fails("timed_out", 7);
     assert!(ran.took >= Duration::from_secs_f64(seconds), "{ran:?}");

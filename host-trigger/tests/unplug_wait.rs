@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use block_volume_api::block_volume::Reason;
+use block_volume_api::block_volume::{LeftBehind, Reason};
 use common::{Host, RunOutput, run, volume::Image};
 use host_trigger::{Deadline, output::envelope::Outcome};
 use nix::{
@@ -77,6 +77,40 @@ async fn a_volume_that_another_run_unplugs_meanwhile_is_unchanged() {
     host.verb("hot-unplug", &[&C1[..], &["--force"]].concat()).await.report();
     let report = soon(unplug).await.unwrap().report();
     assert_eq!((report.result, report.body.volumes.len()), (Outcome::Unchanged, 0));
+    assert_eq!(host.snapshot().await, clean);
+}
+
+#[tokio::test]
+async fn what_the_guest_leaves_behind_when_the_wait_ends_is_reported_once() {
+    let host = Host::boot().await;
+    let image = Image::of(MIB);
+    plug_held(&host, &image).await;
+    let (path, reason) = ("/dev/xvda".to_owned(), "its device node: EBUSY".to_owned());
+    *host.agent.left_behind.lock().unwrap() =
+        vec![LeftBehind { path, reason, ..Default::default() }];
+    let unplug = begin(&host, "60s").await;
+    host.agent.is_held.send_replace(false);
+    let ran = soon(unplug).await.unwrap();
+    assert_eq!(ran.stderr.matches("left behind in the container at /dev/xvda").count(), 1);
+    let report = ran.report();
+    assert_eq!(report.result, Outcome::Detached);
+    let left = &report.body.volumes[0].left_behind;
+    assert_eq!((left.len(), left[0].reason.as_str()), (1, "its device node: EBUSY"));
+}
+
+#[tokio::test]
+async fn a_volume_that_is_taken_without_the_guest_meanwhile_is_detached_in_the_guest() {
+    let mut host = Host::boot().await;
+    let clean = host.snapshot().await;
+    let image = Image::of(MIB);
+    let id = plug_held(&host, &image).await;
+    let unplug = begin(&host, "60s").await;
+    let taken = ["--volume", &id, "--force", "--without-guest"];
+    let taken = host.verb("hot-unplug", &taken).await.report();
+    assert_eq!(taken.result, Outcome::Abandoned);
+    host.agent.is_held.send_replace(false);
+    let report = soon(unplug).await.unwrap().report();
+    assert_eq!((report.result, &report.body.volumes[0].id), (Outcome::Detached, &id));
     assert_eq!(host.snapshot().await, clean);
 }
 

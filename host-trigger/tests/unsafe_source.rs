@@ -8,14 +8,19 @@ use std::{
     os::unix::fs::{FileTypeExt, MetadataExt, symlink},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use common::{Host, volume::Loop};
-use host_trigger::{Error, host::source::Source};
+use host_trigger::{Deadline, Error, host::source::Source};
 use nix::sys::stat::{Mode, SFlag, major, mknod};
 use serde_json::json;
 
 const MIB: u64 = 1 << 20;
+
+fn deadline() -> Deadline {
+    Deadline::after(Duration::from_secs(30))
+}
 
 /// A child process with an open descriptor. It ends with its test.
 struct Holder(Child);
@@ -114,6 +119,8 @@ async fn a_mount_in_another_mount_namespace_is_reported_with_its_process() {
     let mut line = [0; 8];
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
     let process = Holder(child);
+    // Programs that inspect new devices open them for a moment: they do not hold the device.
+    let _inspector = Holder::of(fs::File::open(volume.path()).unwrap());
     let holder = format!("mount namespace of process {}", process.0.id());
     assert_refused(&mut host, volume.path(), "source_mounted", &holder).await;
 }
@@ -198,13 +205,13 @@ async fn a_symbolic_link_is_followed_and_its_device_reported() {
     assert_eq!(again.result, host_trigger::output::envelope::Outcome::Unchanged);
 }
 
-#[test]
-fn a_device_that_changes_after_it_was_vetted_is_refused() {
+#[tokio::test]
+async fn a_device_that_changes_after_it_was_vetted_is_refused() {
     let volume = Loop::of(MIB);
-    let source = Source::open(volume.path(), false).unwrap();
-    source.claim().unwrap();
+    let source = Source::open(volume.path(), false, deadline()).await.unwrap();
+    source.claim(deadline()).await.unwrap();
     volume.resize(2 * MIB);
-    let error = source.claim().unwrap_err();
+    let error = source.claim(deadline()).await.unwrap_err();
     assert!(matches!(error, Error::SourceChanged { .. }), "{error}");
 }
 

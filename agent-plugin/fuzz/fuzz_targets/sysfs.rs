@@ -16,15 +16,16 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
     let Some((&parser, bytes)) = input.split_first() else { return };
-    if parser == b'v' {
-        return page_80(bytes);
+    match parser {
+        b'v' => return page_80(bytes),
+        b's' => return counters(bytes),
+        _ => {}
     }
     let Ok(text) = str::from_utf8(bytes) else { return };
     match parser {
         b'h' => host(text),
         b'd' => device(text),
         b'n' => number(text),
-        b's' => counters(text),
         _ => {}
     }
 });
@@ -62,7 +63,7 @@ fn number(text: &str) {
     }
 }
 
-fn counters(text: &str) {
+fn counters(text: &[u8]) {
     let Some(stats) = DiskStats::parse(text) else { return };
     // The columns, written in their order, are read back unchanged.
     let sectors = |bytes: u64| bytes / 512;
@@ -77,7 +78,7 @@ fn counters(text: &str) {
         .iter()
         .flatten()
         .for_each(|column| write!(line, " {column}").expect("a String takes everything"));
-    let again = DiskStats::parse(&line).expect("sixteen numbers");
+    let again = DiskStats::parse(line.as_bytes()).expect("sixteen numbers");
     let whole = |bytes: u64| bytes - bytes % 512;
     let expected = DiskStats {
         read_bytes: whole(stats.read_bytes),

@@ -7,6 +7,7 @@ use super::access::Access;
 use crate::{
     block::DeviceNumber,
     error::{Error, Result},
+    text::{decimal, lines, split_once, words},
 };
 
 /// One line of `devices.list`; `None` stands for every number.
@@ -29,31 +30,30 @@ impl Entry {
 pub(super) struct DeviceList(Vec<Entry>);
 
 impl DeviceList {
-    fn parse(text: &str) -> DeviceList {
-        let entry = |line: &str| {
-            let mut words = line.split_ascii_whitespace();
+    pub(super) fn parse(text: &[u8]) -> DeviceList {
+        let entry = |line| {
+            let mut words = words(line);
             let (kind, numbers, access) = (words.next()?, words.next()?, words.next()?);
-            let (major, minor) = numbers.split_once(':')?;
-            if !matches!(kind, "a" | "b") {
+            let (major, minor) = split_once(numbers, b":")?;
+            if !matches!(kind, b"a" | b"b") {
                 return None;
             }
             // A line with anything but a star or a number matches nothing, and is left out.
             let number =
-                |text: &str| if text == "*" { Some(None) } else { text.parse().ok().map(Some) };
+                |text: &[u8]| if text == b"*" { Some(None) } else { decimal(text).map(Some) };
             Some(Entry {
                 major: number(major)?,
                 minor: number(minor)?,
-                access: Access::parse(access),
+                access: Access::parse(str::from_utf8(access).ok()?),
             })
         };
-        DeviceList(text.lines().filter_map(entry).collect())
+        DeviceList(lines(text).filter_map(entry).collect())
     }
 
     /// Reads the list of a group.
     pub(super) fn read(group: &Path) -> Result<DeviceList> {
         let list = group.join("devices.list");
-        let text =
-            fs::read_to_string(&list).map_err(Error::system("read", list.display().to_string()))?;
+        let text = fs::read(&list).map_err(Error::system("read", list.display().to_string()))?;
         Ok(DeviceList::parse(&text))
     }
 
@@ -102,12 +102,15 @@ mod tests {
         #[case] requested: &str,
         #[case] allowed: bool,
     ) {
-        assert_eq!(DeviceList::parse(list).allows(DISK, Access::parse(requested)), allowed);
+        assert_eq!(
+            DeviceList::parse(list.as_bytes()).allows(DISK, Access::parse(requested)),
+            allowed
+        );
     }
 
     #[test]
     fn the_entry_of_a_device_is_distinguished_from_wildcards() {
-        let list = DeviceList::parse("b *:* m\nb 8:16 rw\nnonsense\nb x:y rwm");
+        let list = DeviceList::parse(b"b *:* m\nb 8:16 rw\nnonsense\nb x:y rwm");
         assert_eq!(list.0.len(), 2);
         assert_eq!(list.exact(DISK), Access::READ_WRITE);
         assert!(!list.allows_by_wildcard(DISK, Access::READ));

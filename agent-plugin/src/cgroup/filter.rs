@@ -56,14 +56,52 @@ impl<'a> Filter<'a> {
             // The agent's path is that of the devices controller. Which other processes are in the
             // v2 group is not known.
             Hierarchies { devices: Some(devices), unified: Some(unified) } => {
-                let text = target.proc("cgroup")?;
-                let other = unified_group(&text).map(relative).transpose()?;
+                let other = match target.proc("cgroup") {
+                    Ok(text) => unified_group(&text).map(relative).transpose()?,
+                    Err(Error::ContainerEnded { .. }) => None,
+                    Err(error) => return Err(error),
+                };
                 let other = other.map(|path| v2::Group::shared(&unified, &path));
                 (Some(v1::Groups::new(&devices, &cgroup)), other)
             }
         };
+        Filter::new(v1, v2, &target.container.device_rules)
+    }
+
+    /// The filter of the container in `cgroup`, whether or not its first process has ended: others
+    /// may survive it there. `None`: the group is gone, and so is every process of it.
+    ///
+    /// On a hybrid system this is the list alone. Which programs decide as well depends on the
+    /// process, and they are never changed.
+    ///
+    /// # Errors
+    /// No hierarchy is mounted, or it cannot be read.
+    pub fn of_group(cgroup: &Path, rules: &'a [DeviceRule]) -> Result<Option<Filter<'a>>> {
+        let path = relative(cgroup)?;
+        let found = match Hierarchies::mounted()? {
+            Hierarchies { devices: Some(devices), .. } => {
+                let groups = v1::Groups::new(&devices, &path);
+                (groups.exist()).then(|| Filter::new(Some(groups), None, rules))
+            }
+            Hierarchies { devices: None, unified: Some(unified) } => {
+                let group = v2::Group::new(&unified, &path);
+                let filter = Filter::new(None, Some(group.clone()), rules).map(Some);
+                return group.unless_gone(None, || filter);
+            }
+            Hierarchies { devices: None, unified: None } => {
+                return Err(Unsupported::NoCgroup.into());
+            }
+        };
+        found.transpose()
+    }
+
+    fn new(
+        v1: Option<v1::Groups>,
+        v2: Option<v2::Group>,
+        rules: &'a [DeviceRule],
+    ) -> Result<Filter<'a>> {
         let programs = v2.as_ref().map(v2::Group::programs).transpose()?.unwrap_or_default();
-        Ok(Filter { v1, v2, programs, rules: &target.container.device_rules })
+        Ok(Filter { v1, v2, programs, rules })
     }
 
     /// What kind of filter it is.

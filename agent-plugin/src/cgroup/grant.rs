@@ -19,9 +19,9 @@ pub struct Grant {
     /// The container had the access from elsewhere: a wildcard, a rule of its specification, or its
     /// program.
     pub allowed_before: bool,
-    /// What was added, also to the pod's group of v1. That entry is removed by [`Grant::roll_back`]
-    /// alone, immediately, when nothing else can depend on it; later it might be another
-    /// container's, too.
+    /// What was added, also to the pod's group of v1. [`Grant::roll_back`] removes that entry
+    /// immediately, when nothing else can depend on it; later another container may have the disk,
+    /// too.
     pub added: Vec<Box<dyn Added>>,
 }
 

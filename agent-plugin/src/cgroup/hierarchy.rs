@@ -42,18 +42,18 @@ impl Hierarchies {
             return Ok(Hierarchies { devices: None, unified: Some(USUAL.into()) });
         }
         let text = fs::read(MOUNTS).map_err(Error::system("read", MOUNTS))?;
-        Ok(Hierarchies::parse(&String::from_utf8_lossy(&text)))
+        Ok(Hierarchies::parse(&text))
     }
 
     /// Finds them in the contents of a mountinfo. A later mount hides an earlier one.
-    pub fn parse(text: &str) -> Hierarchies {
+    pub fn parse(text: &[u8]) -> Hierarchies {
         let mut found = Hierarchies::default();
         // Only a mount that shows the hierarchy's root shows all groups.
-        for mount in MountLine::all(text).filter(|mount| mount.root == "/") {
+        for mount in MountLine::all(text).filter(|mount| mount.root == b"/") {
             let point = || Some(OsString::from_vec(mount.point()).into());
             match mount.file_system {
-                "cgroup2" => found.unified = point(),
-                "cgroup" if mount.options.split(',').any(|option| option == "devices") => {
+                b"cgroup2" => found.unified = point(),
+                b"cgroup" if has_devices(mount.options) => {
                     found.devices = point();
                 }
                 _ => {}
@@ -61,6 +61,11 @@ impl Hierarchies {
         }
         found
     }
+}
+
+/// Whether the options of a v1 hierarchy name the devices controller.
+fn has_devices(options: &[u8]) -> bool {
+    options.split(|&byte| byte == b',').any(|option| option == b"devices")
 }
 
 /// Whether v2 is mounted at `path` with its root. This and [`devices_in_v1`] decide for most
@@ -74,7 +79,7 @@ fn is_unified(path: &Path) -> bool {
 /// Whether the devices controller may be a part of a v1 hierarchy. Where the kernel does not show
 /// it, it may.
 fn devices_in_v1() -> bool {
-    fs::read_to_string("/proc/cgroups").map_or(true, |text| !is_devices_unattached(&text))
+    fs::read("/proc/cgroups").map_or(true, |text| !is_devices_unattached(&text))
 }
 
 #[cfg(test)]
@@ -110,12 +115,12 @@ mod tests {
             devices: devices.map(PathBuf::from),
             unified: unified.map(PathBuf::from),
         };
-        assert_eq!(Hierarchies::parse(&lines.join("\n")), expected);
+        assert_eq!(Hierarchies::parse(lines.join("\n").as_bytes()), expected);
     }
 
     #[test]
     fn a_part_of_v2_is_not_all_of_it() {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mounts = fs::read("/proc/self/mountinfo").unwrap();
         let Some(whole) = Hierarchies::parse(&mounts).unified else { return };
         let parts = fs::read_dir(&whole).unwrap().map(|entry| entry.unwrap().path());
         let shown: Vec<_> = parts.filter(|path| path.is_dir() && is_unified(path)).collect();

@@ -39,3 +39,9 @@ pub mod v2;
 pub use access::{Access, granted_by};
 pub use filter::{Filter, Mode};
 pub use grant::{Added, Grant};
+
+/// Whether a `devices.list` allows a device to be read, for the fuzz targets.
+#[cfg(feature = "fuzz")]
+pub(crate) fn is_listed(list: &[u8], number: crate::block::DeviceNumber) -> bool {
+    device_list::DeviceList::parse(list).allows(number, Access::READ)
+}

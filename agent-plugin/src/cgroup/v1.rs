@@ -3,8 +3,8 @@
 //! `devices.allow`, `devices.deny`.
 //!
 //! A group can only get access that its parent has, so access is added from the pod down. A deny
-//! reaches every group below, so access is removed in the container's group only: the pod has other
-//! containers.
+//! reaches every group below, so access is removed in the container's group first, and then in the
+//! pod's, as far as no other container of the pod has it.
 
 use std::{
     fs, io,
@@ -135,25 +135,55 @@ impl Groups {
         Ok(DeviceList::read(self.own.as_ref().unwrap_or(&self.root))?.allows(number, access))
     }
 
+    /// Whether the container's group exists.
+    pub fn exist(&self) -> bool {
+        self.own.as_ref().is_none_or(|own| own.exists())
+    }
+
     /// Removes the device's own entry, except for what the specification grants. Groups below lose
-    /// it, too.
+    /// it, too. The groups above lose what no other group below them has.
     ///
     /// # Errors
     /// The kernel refuses. A group that is gone is fine.
     pub fn revoke(&self, number: DeviceNumber, by_specification: Access) -> Result<Access> {
         let Some(own) = &self.own else { return Ok(Access::default()) };
-        if !own.exists() {
-            return Ok(Access::default());
+        let mut revoked = Access::default();
+        if own.exists() {
+            let entry = DeviceList::read(own)?.exact(number);
+            revoked = entry.without(by_specification).without(Access::MKNOD);
+            if !revoked.is_empty() {
+                deny(own, number, revoked)?;
+            }
         }
-        let ours =
-            |list: DeviceList| list.exact(number).without(by_specification).without(Access::MKNOD);
-        let access = ours(DeviceList::read(own)?);
-        if access.is_empty() {
-            return Ok(Access::default());
+        for pod in self.ancestors.iter().rev() {
+            // The container itself has lost the access. What stays above it grants nothing.
+            if let Err(error) = revoke_above(pod, number, by_specification) {
+                tracing::warn!("a device rule of the pod's cgroup stays: {}", error.message());
+            }
         }
-        deny(own, number, access)?;
-        Ok(access)
+        Ok(revoked)
     }
+}
+
+/// Removes what no group directly below `pod` has of the device's own entry: a list is never wider
+/// than that of the group above.
+fn revoke_above(pod: &Path, number: DeviceNumber, by_specification: Access) -> Result<()> {
+    if !pod.exists() {
+        return Ok(());
+    }
+    let mut excess =
+        DeviceList::read(pod)?.exact(number).without(by_specification).without(Access::MKNOD);
+    if excess.is_empty() {
+        return Ok(());
+    }
+    for group in children(pod)? {
+        match DeviceList::read(&group) {
+            Ok(list) => excess = excess.without(list.exact(number)),
+            Err(_) if !group.exists() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if excess.is_empty() { Ok(()) } else { deny(pod, number, excess) }
 }
 
 /// Adds what `group` lacks.
@@ -205,21 +235,24 @@ fn nested(group: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut left = vec![group.to_owned()];
     while let Some(directory) = left.pop() {
-        let entries = match fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            Err(error) if sysfs::is_gone(&error) && directory != group => continue,
-            Err(error) => {
-                return Err(Error::system("readdir", directory.display().to_string())(error));
+        match children(&directory) {
+            Ok(children) => {
+                found.extend_from_slice(&children);
+                left.extend(children);
             }
-        };
-        for entry in entries.flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                found.push(entry.path());
-                left.push(entry.path());
-            }
+            Err(_) if directory != group && !directory.exists() => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(found)
+}
+
+/// The groups directly below `group`.
+fn children(group: &Path) -> Result<Vec<PathBuf>> {
+    let entries =
+        fs::read_dir(group).map_err(Error::system("readdir", group.display().to_string()))?;
+    let is_group = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    Ok(entries.flatten().filter(is_group).map(|entry| entry.path()).collect())
 }
 
 #[cfg(test)]

@@ -103,14 +103,22 @@ impl Group {
         })
     }
 
-    /// Whether the container can open a block device with this access. A program that cannot be
-    /// read is assumed to refuse.
+    /// Whether the container can open a block device with this access.
     ///
     /// # Errors
-    /// The group does not exist, or the query is not permitted.
+    /// The group does not exist, or the query is not permitted; or a program cannot be read, and no
+    /// other refuses.
     pub fn allows(&self, number: DeviceNumber, access: Access) -> Result<bool> {
         let state = self.read()?;
-        Ok(state.own.iter().chain(&state.above).all(|program| program.allows(number, access)))
+        let mut unreadable = None;
+        for attached in state.own.iter().chain(&state.above) {
+            match &attached.program {
+                Ok(program) if !program.allows_block(number, access) => return Ok(false),
+                Ok(_) => {}
+                Err(why) => unreadable = Some(why.clone()),
+            }
+        }
+        unreadable.map_or(Ok(true), |why| Err(why.into()))
     }
 
     /// Revokes what [`Group::allow`] granted, and returns it.
@@ -257,8 +265,8 @@ fn granted(own: &[AttachedProgram], number: DeviceNumber) -> Access {
 
 /// Whether the kernel hides the instructions of programs that are loaded from now on.
 fn is_hardened() -> bool {
-    let level = fs::read_to_string("/proc/sys/net/core/bpf_jit_harden");
-    level.is_ok_and(|level| level.trim() == "2")
+    let level = fs::read("/proc/sys/net/core/bpf_jit_harden");
+    level.is_ok_and(|level| level.trim_ascii() == b"2")
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@
 //! propagate.
 
 use std::{
-    ffi::{CStr, CString},
-    os::fd::OwnedFd,
+    ffi::CString,
+    os::fd::{AsRawFd as _, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -21,11 +21,12 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
     sys::stat::{Mode, SFlag, mknod, umask},
-    unistd::{Gid, Uid, UnlinkatFlags, fchdir, fchownat, unlinkat},
+    unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat},
 };
 
 use super::{
-    device::Device, location::Location, open::open_device, parents::Parents, path::NodePath,
+    agent_proc::AgentProc, device::Device, identity::Identity, location::Location,
+    open::open_device, parents::Parents, unmount::Unmount, watch,
 };
 use crate::{
     block::DeviceNumber,
@@ -39,7 +40,6 @@ use crate::{
 
 /// The mount point of the private tmpfs, over the guest's devices, in the thread's own namespace.
 const PRIVATE: &str = "/dev";
-const SOURCE: &CStr = c"/dev/volume";
 
 /// A rollback gets at least this much time, whatever the deadline was.
 const ROLLBACK: Duration = Duration::from_secs(1);
@@ -50,6 +50,7 @@ pub struct BindNode {
     location: Location,
     target: Target,
     number: DeviceNumber,
+    identity: Identity,
     /// The mount, with the node as its root.
     mount: OwnedFd,
     /// Once it is published.
@@ -61,12 +62,18 @@ impl BindNode {
     pub(super) fn new(
         location: Location,
         target: &Target,
+        identity: Identity,
         device: Device,
         deadline: Instant,
     ) -> Result<BindNode> {
-        let mount = target.aside(move || private_node(device))?.finish(deadline)?;
+        let of = identity.clone();
+        let mount = target.aside(move || private_node(device, &of))?.finish(deadline)?;
+        if !device.guarded {
+            let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
+            watch::begin(&identity, &target.id, path.as_str());
+        }
         let (target, number) = (target.clone(), device.number);
-        Ok(BindNode { location, target, number, mount, parents: None })
+        Ok(BindNode { location, target, number, identity, mount, parents: None })
     }
 
     pub(super) fn verify_open(&self) -> Result<bool> {
@@ -89,10 +96,12 @@ impl BindNode {
                 }
             }
         };
-        let (name, number) = (self.location.path().clone(), self.number);
-        let abandoned = move |(directory, parents): (OwnedFd, Parents)| {
+        // Prepared here: a container's /proc is not trusted. The path is not either, after a while.
+        let mut unmount = self.unmount(Instant::now() + ROLLBACK, None)?;
+        let abandoned = move |(_, parents): (OwnedFd, Parents)| {
+            unmount.deadline = Instant::now() + ROLLBACK;
             // There is no one to report an error to.
-            let _ = unmount(&directory, &name, number);
+            let _ = unmount.run(&[]);
             parents.remove();
         };
         let visit = self.target.enter_with(|| Ok(()), move |_, ()| work(), abandoned)?;
@@ -108,57 +117,75 @@ impl BindNode {
 
     pub(super) fn remove(&self, deadline: Instant) -> Result<()> {
         let Some(parents) = &self.parents else { return Ok(()) };
-        let removed = remove(
-            &self.location,
-            &self.target,
-            self.number,
-            deadline.max(Instant::now() + ROLLBACK),
-        );
+        let deadline = deadline.max(Instant::now() + ROLLBACK);
+        let directory = self.location.directory().try_clone();
+        let file = directory.map_err(Error::system("fcntl", "a directory"))?;
+        let unmount =
+            self.unmount(deadline, Some((file, self.location.path().name().to_owned())))?;
+        // Something of it may be on a file system that outlives the container.
+        let entered = self.target.enter_even_ended(move || unmount.run(&[]));
+        let removed = entered.and_then(|entered| entered.finish(deadline));
         parents.remove();
-        if removed? { Ok(()) } else { Err(self.location.moved()) }
+        // Before the disk is deleted. Our own mount is closed later, which the next sweep sees.
+        watch::keep(&self.identity, Some(self.number));
+        let removed = removed?;
+        if removed.options.is_some() && removed.left.is_empty() {
+            Ok(())
+        } else {
+            Err(self.location.moved())
+        }
+    }
+
+    fn unmount(&self, deadline: Instant, file: Option<(OwnedFd, String)>) -> Result<Unmount> {
+        Ok(Unmount {
+            identity: self.identity.clone(),
+            number: Some(self.number),
+            file,
+            was_bind: true,
+            watch_for: None,
+            deadline,
+            proc: AgentProc::open()?,
+        })
     }
 }
 
-/// Unmounts the node of `number`, and removes the file below it if it is as empty as ours was.
-pub(super) fn remove(
-    location: &Location,
-    target: &Target,
-    number: DeviceNumber,
-    deadline: Instant,
-) -> Result<bool> {
-    let directory =
-        location.directory().try_clone().map_err(Error::system("fcntl", "a directory"))?;
-    let path = location.path().clone();
-    // The file may be on something that outlives the container.
-    target.enter_even_ended(move || unmount(&directory, &path, number))?.finish(deadline)
-}
-
 /// Makes the node on a private tmpfs. Runs on a thread that ends soon: it has left its namespace.
-fn private_node(device: Device) -> Result<OwnedFd> {
+fn private_node(device: Device, identity: &Identity) -> Result<OwnedFd> {
     const NONE: Option<&str> = None;
     let harmless = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     unshare(CloneFlags::CLONE_NEWNS).map_err(Error::system("unshare", "CLONE_NEWNS"))?;
     // Mounts from now on do not propagate.
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
         .map_err(Error::system("mount", "MS_PRIVATE"))?;
-    mount(Some("volume"), PRIVATE, Some("tmpfs"), harmless, Some("size=4k,nr_inodes=4,mode=0711"))
-        .map_err(Error::system("mount", "a tmpfs"))?;
+    let name = format!("{PRIVATE}/{}", identity.name());
+    mount(
+        Some(identity.source()),
+        PRIVATE,
+        Some("tmpfs"),
+        harmless,
+        Some("size=4k,nr_inodes=4,mode=0711"),
+    )
+    .map_err(Error::system("mount", "a tmpfs"))?;
     umask(Mode::empty());
     let mode = Mode::from_bits_truncate(device.options.mode);
-    mknod(SOURCE, SFlag::S_IFBLK, mode, device.number.to_raw())
+    mknod(name.as_str(), SFlag::S_IFBLK, mode, device.number.to_raw())
         .map_err(Error::system("mknod", "a node"))?;
     if !fault::skips("owner") {
         let (uid, gid) = (Uid::from_raw(device.options.uid), Gid::from_raw(device.options.gid));
-        fchownat(AT_FDCWD, SOURCE, Some(uid), Some(gid), AtFlags::empty())
+        fchownat(AT_FDCWD, name.as_str(), Some(uid), Some(gid), AtFlags::empty())
             .map_err(Error::system("fchownat", "a node"))?;
     }
     if device.read_only {
         let flags = harmless | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
         mount(NONE, PRIVATE, NONE, flags, NONE).map_err(Error::system("mount", "MS_RDONLY"))?;
     }
-    let copy = mount::copy_of(SOURCE).map_err(Error::system("open_tree", "a private node"))?;
+    let copy = CString::new(name).map_err(|_| Errno::EINVAL).and_then(|name| mount::copy_of(&name));
+    let copy = copy.map_err(Error::system("open_tree", "a private node"))?;
     mount::set_propagation(&copy, libc::MS_UNBINDABLE)
         .map_err(Error::system("mount_setattr", "MS_UNBINDABLE"))?;
+    // Now, and not when the kernel gets round to freeing this namespace: a container that is quick
+    // to give up its node gives up the last mount of it.
+    umount2(PRIVATE, MntFlags::MNT_DETACH).map_err(Error::system("umount2", PRIVATE))?;
     Ok(copy)
 }
 
@@ -194,35 +221,4 @@ fn mount_over_file(location: &Location, directory: &OwnedFd, mount: &OwnedFd) ->
 fn is_same(found: &Inode, file: &OwnedFd) -> bool {
     Inode::of(file)
         .is_ok_and(|ours| (ours.number, ours.file_system) == (found.number, found.file_system))
-}
-
-/// Unmounts the node and removes the file below it. Runs inside the container's namespace.
-/// `false`: there is no such mount.
-fn unmount(directory: &OwnedFd, path: &NodePath, number: DeviceNumber) -> Result<bool> {
-    let found = Inode::at(directory, path.name()).map_err(Error::system("statx", path.as_str()))?;
-    let is_ours =
-        |inode: &Inode| inode.is_mounted && inode.kind == SFlag::S_IFBLK && inode.device == number;
-    if !found.is_some_and(|inode| is_ours(&inode)) {
-        return Ok(false);
-    }
-    // No call unmounts relative to a directory's descriptor.
-    fchdir(directory).map_err(Error::system("fchdir", path.parent()))?;
-    let name = CString::new(path.name())
-        .map_err(|_| Error::system("umount2", path.as_str())(Errno::EINVAL))?;
-    umount2(name.as_c_str(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
-        .map_err(Error::system("umount2", path.as_str()))?;
-    // A file that is not empty is not ours any more. Others may have put their own file there, such
-    // as the host, where the file system is the host's.
-    let below =
-        Inode::synced_at(directory, path.name()).map_err(Error::system("statx", path.as_str()))?;
-    if below.is_some_and(|below| below.kind == SFlag::S_IFREG && below.size == 0) {
-        match unlinkat(directory, path.name(), UnlinkatFlags::NoRemoveDir) {
-            Ok(()) | Err(Errno::ENOENT) => {}
-            Err(Errno::EROFS) => {
-                return Err(Error::ReadOnlyFileSystem { path: path.as_str().to_owned() });
-            }
-            Err(errno) => return Err(Error::system("unlinkat", path.as_str())(errno)),
-        }
-    }
-    Ok(true)
 }

@@ -50,4 +50,6 @@ pub struct Device {
     pub options: NodeOptions,
     /// Whether the container may only read it.
     pub read_only: bool,
+    /// Whether a device filter of the container protects the disk's number.
+    pub guarded: bool,
 }

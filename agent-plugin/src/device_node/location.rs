@@ -17,6 +17,7 @@ use super::{
     existing::Existing,
     file_system::FileSystem,
     path::{NodePath, TEMPORARY},
+    watch,
 };
 use crate::{
     block::DeviceNumber,
@@ -131,11 +132,13 @@ impl Location {
     }
 
     /// Decides on the kind of node: a mknod node only where it is visible to the container alone
-    /// and can be opened.
+    /// and can be opened, and where a device filter protects (`guarded`) its number. Without a
+    /// filter a hard link would lead to whichever disk gets the number next; no link leads across
+    /// mounts.
     ///
     /// # Errors
     /// Why no node is possible, and what to use instead.
-    pub fn check(&self, target: &Target) -> Result<NodeKind> {
+    pub fn check(&self, target: &Target, guarded: bool) -> Result<NodeKind> {
         let path = || self.path.as_str().to_owned();
         if self.read_only() {
             return Err(Error::ReadOnlyFileSystem { path: path() });
@@ -144,14 +147,22 @@ impl Location {
             return Err(self.takes_no_file().into());
         }
         let is_private = self.is_in_memory() && !self.nodev() && !self.is_in_guest;
-        if is_private && target.container.user_namespace.is_none() {
+        let fits_mknod = is_private && target.container.user_namespace.is_none();
+        if fits_mknod && guarded {
             return Ok(NodeKind::Mknod);
+        }
+        if !guarded && watch::kept(&target.id) >= watch::MOST_KEPT {
+            return Err(Unsupported::Referenced { container: target.id.to_string() }.into());
+        }
+        if !mount::can_set_propagation() {
+            // Without a filter its number is then kept after the removal, whatever refers to it.
+            if fits_mknod {
+                return Ok(NodeKind::Mknod);
+            }
+            return Err(Unsupported::Kernel { call: "mount_setattr", since: "5.12" }.into());
         }
         if mount::is_shared(target, &self.directory)? {
             return Err(Unsupported::Shared { path: path() }.into());
-        }
-        if !mount::can_set_propagation() {
-            return Err(Unsupported::Kernel { call: "mount_setattr", since: "5.12" }.into());
         }
         Ok(NodeKind::Bind)
     }

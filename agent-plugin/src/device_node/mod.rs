@@ -2,8 +2,8 @@
 //!
 //! | kind | where | how |
 //! |---|---|---|
-//! | [`NodeKind::Mknod`] | a tmpfs or ramfs of the container alone | made under a temporary name, opened, renamed |
-//! | [`NodeKind::Bind`] | a container with a user namespace; nodev mounts; every file system that is visible outside of the container | made on a private tmpfs, mounted over an empty file |
+//! | [`NodeKind::Mknod`] | a tmpfs or ramfs of the container alone, if a device filter protects the number | made under a temporary name, opened, renamed |
+//! | [`NodeKind::Bind`] | everywhere else: a container without a device filter or with a user namespace; nodev mounts; every file system that is visible outside of the container | made on a private tmpfs, mounted over an empty file |
 //!
 //! A node holds a device number and nothing else: for another kernel (the host's, another guest's)
 //! it is another disk. And a node on a file system that was mounted in a user namespace, or with
@@ -19,26 +19,43 @@
 //! | `mknod`, `bind` | make, publish and remove a node of one kind |
 //! | `open` | opens a node by descriptor |
 //! | `parents` | makes and removes directories that did not exist |
+//! | `identity` | whose a bind node is, as mountinfo shows it |
+//! | `removal`, `unmount`, `copies` | remove a node: from a container, from one mount namespace, from all others |
+//! | `watch` | whether something still refers to a node that was removed, and its number until then |
+//! | `agent_proc` | the agent's `/proc`, for a thread in another mount namespace |
+//! | `left` | what a removal had to leave behind |
 
+mod agent_proc;
 mod bind;
+mod copies;
 mod device;
 mod existing;
 mod file_system;
+mod identity;
+mod left;
 mod location;
 mod mknod;
 mod open;
 mod parents;
 mod path;
+mod removal;
+mod unmount;
+mod watch;
 
 use std::time::Instant;
 
-use crate::{block::DeviceNumber, error::Result, namespace::Target};
+use crate::{error::Result, namespace::Target};
+
+use identity::Identity;
 
 pub use device::{Device, NodeKind, NodeOptions};
 pub use existing::Existing;
+pub use left::LeftBehind;
 pub use location::Location;
 pub use parents::remove_parents;
 pub use path::{NodePath, TEMPORARY};
+pub use removal::{Removal, Removed};
+pub use watch::sweep;
 
 /// A node that we made.
 #[derive(Debug)]
@@ -115,31 +132,13 @@ impl Location {
         device: Device,
         deadline: Instant,
     ) -> Result<Node> {
-        match self.check(target)? {
+        match self.check(target, device.guarded)? {
             NodeKind::Mknod => Ok(Node::Mknod(mknod::MknodNode::new(self, id, device)?)),
-            NodeKind::Bind => Ok(Node::Bind(bind::BindNode::new(self, target, device, deadline)?)),
+            NodeKind::Bind => {
+                let identity = Identity::new(id, &target.id, self.path());
+                let node = bind::BindNode::new(self, target, identity, device, deadline)?;
+                Ok(Node::Bind(node))
+            }
         }
-    }
-
-    /// Removes the node of `number` at the path, whatever its kind. Returns the kind; `None`: there
-    /// was no such node.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn remove(
-        &self,
-        target: &Target,
-        number: DeviceNumber,
-        deadline: Instant,
-    ) -> Result<Option<NodeKind>> {
-        let kind = match self.find_node()? {
-            Some((found, kind)) if found == number => kind,
-            _ => return Ok(None),
-        };
-        let removed = match kind {
-            NodeKind::Mknod => self.unlink(self.path().name())?,
-            NodeKind::Bind => bind::remove(self, target, number, deadline)?,
-        };
-        Ok(removed.then_some(kind))
     }
 }

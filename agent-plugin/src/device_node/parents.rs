@@ -17,7 +17,7 @@ use nix::{
 use super::{location::Location, path::NodePath};
 use crate::{
     error::{Error, Result},
-    namespace::{Root, Target},
+    namespace::{Root, Target, check_awaited},
 };
 
 /// Directories that we made ourselves. One that appeared before our `mkdirat` belongs to its maker.
@@ -104,6 +104,7 @@ pub fn remove_parents(target: &Target, paths: &[NodePath], deadline: Instant) ->
         for path in paths.iter().rev() {
             // If it cannot be reached safely, it is not the directory that we made.
             let Ok(Some(directory)) = root.existing(path.parent()) else { break };
+            check_awaited()?;
             if !remove(&directory, path.name()) {
                 break;
             }

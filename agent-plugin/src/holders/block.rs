@@ -12,9 +12,10 @@ use std::{
 
 use super::{
     disk::{Disk, directory},
-    found::{Found, Trace},
+    found::{Found, LONGEST_NAME, Trace},
+    scan::Budget,
 };
-use crate::{block::DeviceNumber, error::Result, holder::HolderKind, sysfs};
+use crate::{block::DeviceNumber, error::Result, holder::HolderKind, sysfs, text::readable};
 
 /// The devices on top of `disks` that have claimed them.
 pub(super) fn above(disks: &[Disk]) -> Result<Vec<Found>> {
@@ -36,12 +37,8 @@ fn describe(name: &str) -> (HolderKind, String) {
     if directory.join("dm").exists() {
         // The name is for people. A mapping that is being removed has none any more (EINVAL).
         let mapped = fs::read(directory.join("dm/name")).unwrap_or_default();
-        let mapped = String::from_utf8_lossy(&mapped);
-        let detail = if mapped.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{name} ({})", mapped.trim_end())
-        };
+        let mapped = readable(mapped.trim_ascii_end(), LONGEST_NAME);
+        let detail = if mapped.is_empty() { name.to_owned() } else { format!("{name} ({mapped})") };
         return (HolderKind::Dm, detail);
     }
     let kind = if directory.join("md").exists() { HolderKind::Md } else { HolderKind::Device };
@@ -49,11 +46,14 @@ fn describe(name: &str) -> (HolderKind, String) {
 }
 
 /// The loop devices over `disks`.
-pub(super) fn loops(disks: &[Disk]) -> Result<Vec<Found>> {
+pub(super) fn loops(disks: &[Disk], budget: &mut Budget) -> Result<Vec<Found>> {
     let mut found = Vec::new();
     for name in
         sysfs::names(Path::new("/sys/block"))?.into_iter().filter(|name| name.starts_with("loop"))
     {
+        if !budget.is_left() {
+            break;
+        }
         // One without a backing file is not in use.
         if !directory(&name).join("loop/backing_file").exists() {
             continue;
@@ -97,7 +97,10 @@ fn backing_device(name: &str) -> Option<DeviceNumber> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::{
+        process::Command,
+        time::{Duration, Instant},
+    };
 
     use super::*;
 
@@ -118,9 +121,10 @@ mod tests {
             sysfs::read(&directory(&name(&below)).join("dev")).unwrap().unwrap();
         let disk =
             Disk { serial: "s".into(), path: "/x".into(), devices: vec![(name(&below), number)] };
-        let found = loops(std::slice::from_ref(&disk)).unwrap();
+        let mut budget = Budget::until(Instant::now() + Duration::from_secs(60));
+        let found = loops(std::slice::from_ref(&disk), &mut budget).unwrap();
         losetup(&["--detach", &above]);
-        let after = loops(&[disk]).unwrap();
+        let after = loops(&[disk], &mut budget).unwrap();
         losetup(&["--detach", &below]);
         let details: Vec<_> = found.iter().map(|found| found.holder.detail.clone()).collect();
         assert_eq!(details, [name(&above)]);

@@ -2,7 +2,7 @@
 
 use std::{fs::File, path::PathBuf, rc::Rc};
 
-use super::disk::Disk;
+use super::{disk::Disk, scan::Cost};
 use crate::{
     holder::{Holder, HolderKind},
     text::truncated,
@@ -38,6 +38,12 @@ impl Found {
     /// A holder that claims the disk and is not visible.
     pub fn unknown(disk: &Disk) -> Found {
         let detail = format!("an unknown holder that claims {}", disk.devices[0].0);
+        Found::new(disk, HolderKind::Unknown, detail, Trace::Nothing)
+    }
+
+    /// Stands for the holders that a scan may have missed.
+    pub(super) fn not_searched(disk: &Disk, cost: &Cost) -> Found {
+        let detail = format!("perhaps others: the search did not end in time{cost}");
         Found::new(disk, HolderKind::Unknown, detail, Trace::Nothing)
     }
 

@@ -5,13 +5,19 @@
 //! ([`BlockDevice::claim`](crate::block::BlockDevice::claim)), which fails for mounts, device
 //! mapper, md and swap alike, in whatever namespace they are; it does not fail for a process or a
 //! loop device that merely has the disk open, and these are found here. The kernel does not show a
-//! mapping whose descriptor was closed, nor a descriptor that is in transit in a socket.
+//! mapping whose descriptor was closed, nor a descriptor that is in transit in a socket or that is
+//! registered with io_uring.
+//!
+//! A scan ends at its deadline, whatever the processes of a container do to make it long, and says
+//! whether it is complete.
 //!
 //! | module | does |
 //! |---|---|
 //! | `disk` | a disk to look for, with its partitions |
 //! | `found` | a holder that was found, and how its release can be noticed |
+//! | `scan` | the result of a scan, and the time that it has |
 //! | `process`, `mount`, `swap`, `block` | find one kind of holder each |
+//! | `task`, `table` | processes and their threads; a table of descriptors |
 //! | `watch` | waits until a holder may have released the disk |
 
 mod block;
@@ -19,13 +25,21 @@ mod disk;
 mod found;
 mod mount;
 mod process;
+mod scan;
 mod swap;
+mod table;
+mod task;
 mod watch;
+
+use std::time::Instant;
 
 use crate::{error::Result, namespace::Target};
 
 pub use disk::Disk;
 pub use found::Found;
+pub use scan::{Cost, Scan};
+#[cfg(feature = "fuzz")]
+pub(crate) use swap::devices as swap_devices;
 pub use watch::{Waited, Watch};
 
 /// Which holders to find.
@@ -37,24 +51,38 @@ pub enum Scope {
     All,
 }
 
-/// Finds the holders of `disks`. Each is assigned to one of `containers` by its namespace or its
-/// cgroup.
+/// Finds the holders of `disks` until `deadline`. Each is assigned to one of `containers` by its
+/// namespace or its cgroup.
 ///
 /// # Errors
 /// `/proc` or sysfs cannot be read. Whatever disappears in the meantime is not a holder.
-pub fn find(disks: &[Disk], containers: &[&Target], scope: Scope) -> Result<Vec<Found>> {
+pub fn find(
+    disks: &[Disk],
+    containers: &[&Target],
+    scope: Scope,
+    deadline: Instant,
+) -> Result<Scan> {
     if disks.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Scan::Complete(Vec::new()));
     }
-    let pids = process::pids()?;
-    let mut found = process::openers(&pids, disks, containers);
+    let mut budget = scan::Budget::until(deadline);
+    let pids = task::processes()?;
+    // What a container can make most of comes last.
+    let mut devices = Vec::new();
     if scope == Scope::All {
-        found.extend(mount::mounts(&pids, disks, containers));
-        found.extend(block::above(disks)?);
-        found.extend(swap::swaps(disks)?);
+        devices.extend(block::above(disks)?);
+        devices.extend(swap::swaps(disks)?);
     }
-    found.extend(block::loops(disks)?);
-    Ok(found)
+    devices.extend(block::loops(disks, &mut budget)?);
+    let mut mounts = mount::Search::new(disks, containers);
+    if scope == Scope::All {
+        mounts.small(&pids, &mut budget);
+    }
+    let mut found = process::openers(&pids, disks, containers, &mut budget);
+    mounts.large(&mut budget);
+    found.extend(mounts.found);
+    found.extend(devices);
+    Ok(budget.end(found))
 }
 
 /// Adds an unknown holder for each of the disks `claimed` by another, where no holder was found

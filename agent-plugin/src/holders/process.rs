@@ -5,13 +5,18 @@
 //!
 //! A descriptor is recognized by its device number, so that a node which the container made itself
 //! is found as well as ours.
+//!
+//! A process may have very many descriptors, and a user very many such processes. So the tables are
+//! looked at in passes, a part of each in every pass: those with few descriptors are done first,
+//! whoever has many.
 
 use std::{
-    collections::HashSet,
-    ffi::CString,
-    fs, io,
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
-    path::Path,
+    collections::{HashSet, VecDeque},
+    ffi::{CString, OsStr},
+    fs,
+    os::{fd::AsFd as _, unix::ffi::OsStrExt as _},
+    path::{Path, PathBuf},
+    time::Instant,
 };
 
 use nix::sys::stat::{SFlag, fstat};
@@ -19,64 +24,117 @@ use nix::sys::stat::{SFlag, fstat};
 use super::{
     disk::Disk,
     found::{Found, LONGEST_NAME, Trace},
+    scan::Budget,
+    table::Table,
+    task::{Task, further_tables, with_threads},
 };
 use crate::{
     block::DeviceNumber,
-    error::{Error, Result},
     holder::{Holder, HolderKind},
     inode::Inode,
     namespace::Target,
-    procfs::{cgroup::device_group, stat::is_kernel_thread},
-    text::truncated,
+    procfs::cgroup::device_group,
+    text::readable,
 };
 
-/// Returns every process but the agent. Kernel threads have no descriptors, and are left out where
-/// that is cheap.
-pub(super) fn pids() -> Result<Vec<u32>> {
-    let own = std::process::id();
-    let threads = kernel_threads();
-    let entries = fs::read_dir("/proc").map_err(Error::system("readdir", "/proc"))?;
-    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    Ok(pids.filter(|pid| *pid != own && !threads.contains(pid)).collect())
-}
+/// How many descriptors of each table the first pass looks at. Each further pass looks at more by
+/// the factor.
+const FIRST_PASS: usize = 64;
+const FACTOR: usize = 8;
 
-/// The children of kthreadd, where that is process 2. They include the few programs that the kernel
-/// starts by itself, which end soon.
-fn kernel_threads() -> HashSet<u32> {
-    let stat = fs::read_to_string("/proc/2/stat").unwrap_or_default();
-    if !is_kernel_thread(&stat) {
-        return HashSet::new();
-    }
-    let children = fs::read_to_string("/proc/2/task/2/children").unwrap_or_default();
-    children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).chain([2]).collect()
+/// What is left to look at.
+#[derive(Debug, Clone, Copy)]
+enum Work {
+    /// The descriptors of a table from `next` on, in this pass about as many as `share`.
+    Table { task: Task, next: u32, share: usize },
+    /// Which further tables the threads of a process have.
+    Threads { pid: u32 },
 }
 
 /// Finds the processes among `pids` that have one of `disks` open, each once per disk.
-pub(super) fn openers(pids: &[u32], disks: &[Disk], containers: &[&Target]) -> Vec<Found> {
-    let mut found = Vec::new();
-    for &pid in pids {
-        let directory = format!("/proc/{pid}/fd");
-        // The process has ended, and its descriptors are closed.
-        let Ok(descriptors) = fs::read_dir(&directory) else { continue };
-        let mut holds: Vec<usize> = Vec::new();
-        for descriptor in descriptors.flatten() {
-            let path = descriptor.path();
-            let Some(number) = block_device(&path) else { continue };
-            let Some(index) = disks.iter().position(|disk| disk.has(number)) else { continue };
-            if holds.contains(&index) {
-                continue;
+pub(super) fn openers(
+    pids: &[u32],
+    disks: &[Disk],
+    containers: &[&Target],
+    budget: &mut Budget,
+) -> Vec<Found> {
+    let mut openers = Openers { disks, containers, found: Vec::new(), known: HashSet::new() };
+    // Whatever is not finished goes to the end, behind the rest of its pass.
+    let mut left: VecDeque<Work> = pids.iter().map(|&pid| table(Task::first(pid))).collect();
+    left.extend(with_threads(pids, budget).into_iter().map(|pid| Work::Threads { pid }));
+    while let Some(work) = left.pop_front() {
+        if !budget.is_left() {
+            break;
+        }
+        match work {
+            Work::Table { task, next, share } => {
+                let unfinished = openers.look_at(task, next, share, budget);
+                let share = share * FACTOR;
+                left.extend(unfinished.map(|next| Work::Table { task, next, share }));
             }
-            holds.push(index);
-            let name = fs::read_link(&path).unwrap_or_default().to_string_lossy().into_owned();
-            // The node was removed by us.
-            let name = name.strip_suffix(" (deleted)").unwrap_or(&name).to_owned();
-            let trace = Trace::Descriptor(path);
-            let mut opener = Found::new(&disks[index], HolderKind::Process, name, trace);
-            identify(&mut opener.holder, pid, containers);
-            found.push(opener);
+            Work::Threads { pid } => {
+                let began = Instant::now();
+                left.extend(further_tables(pid, budget).into_iter().map(table));
+                budget.spend(pid, began, 0);
+            }
         }
     }
-    found
+    openers.found
+}
+
+fn table(task: Task) -> Work {
+    Work::Table { task, next: 0, share: FIRST_PASS }
+}
+
+struct Openers<'a> {
+    disks: &'a [Disk],
+    containers: &'a [&'a Target],
+    found: Vec<Found>,
+    /// Processes that were found, and which of the disks they have open.
+    known: HashSet<(u32, usize)>,
+}
+
+impl Openers<'_> {
+    /// Looks at a part of a table. Returns where the rest begins.
+    fn look_at(&mut self, task: Task, next: u32, share: usize, budget: &mut Budget) -> Option<u32> {
+        let began = Instant::now();
+        // The process has ended, and its descriptors are closed.
+        let mut table = Table::open(task, next).ok()?;
+        let (mut seen, mut rest) = (0, None);
+        loop {
+            let descriptors = table.read();
+            let Some(last) = descriptors.last() else { break };
+            seen += descriptors.len();
+            rest = last.checked_add(1);
+            descriptors.iter().for_each(|descriptor| self.look_at_one(task, *descriptor));
+            if seen >= share || !budget.is_left() {
+                break;
+            }
+            rest = None;
+        }
+        budget.spend(task.pid, began, seen);
+        rest
+    }
+
+    fn look_at_one(&mut self, task: Task, descriptor: u32) {
+        let path = PathBuf::from(task.file(&format!("fd/{descriptor}")));
+        let Some(number) = block_device(&path) else { return };
+        let Some(index) = self.disks.iter().position(|disk| disk.has(number)) else { return };
+        if self.known.insert((task.pid, index)) {
+            self.found.push(opener(&self.disks[index], task.pid, path, self.containers));
+        }
+    }
+}
+
+fn opener(disk: &Disk, pid: u32, descriptor: PathBuf, containers: &[&Target]) -> Found {
+    let name = fs::read_link(&descriptor).unwrap_or_default();
+    let name = name.as_os_str().as_bytes();
+    // The node was removed by us.
+    let name = readable(name.strip_suffix(b" (deleted)").unwrap_or(name), LONGEST_NAME);
+    let trace = Trace::Descriptor(descriptor);
+    let mut opener = Found::new(disk, HolderKind::Process, name, trace);
+    identify(&mut opener.holder, pid, containers);
+    opener
 }
 
 /// Fills in the process of a holder, and the container that the process is in.
@@ -94,22 +152,18 @@ pub(super) fn block_device(path: &Path) -> Option<DeviceNumber> {
 }
 
 /// The name of a process; empty where it has ended.
-fn command(pid: u32) -> String {
+pub(super) fn command(pid: u32) -> String {
     let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
-    truncated(String::from_utf8_lossy(&name).trim_end_matches('\n').to_owned(), LONGEST_NAME)
-}
-
-/// The inode number of a process's mount namespace.
-pub(super) fn mount_namespace(pid: u32) -> io::Result<u64> {
-    fs::metadata(format!("/proc/{pid}/ns/mnt")).map(|namespace| namespace.ino())
+    // The kernel adds the last newline; others belong to the name.
+    readable(name.strip_suffix(b"\n").unwrap_or(&name), LONGEST_NAME)
 }
 
 /// The container that a process is in: one of `containers`, or the name of its cgroup if that is a
 /// container id.
-fn container(pid: u32, containers: &[&Target]) -> String {
-    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let cgroup = device_group(&cgroups).unwrap_or_default();
-    let namespace = mount_namespace(pid).ok();
+pub(super) fn container(pid: u32, containers: &[&Target]) -> String {
+    let cgroups = fs::read(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let cgroup = device_group(&cgroups).unwrap_or(Path::new(""));
+    let namespace = Task::first(pid).mount_namespace().ok();
     let is_in = |target: &&&Target| {
         let own = fstat(target.container.mount_namespace.as_fd()).ok().map(|stat| stat.st_ino);
         (own.is_some() && own == namespace) || is_below(cgroup, &target.container.cgroup)
@@ -120,15 +174,15 @@ fn container(pid: u32, containers: &[&Target]) -> String {
     }
 }
 
-fn is_below(cgroup: &str, container: &Path) -> bool {
+fn is_below(cgroup: &Path, container: &Path) -> bool {
     // Every process would be in a container of the root group.
-    container.parent().is_some() && Path::new(cgroup).starts_with(container)
+    container.parent().is_some() && cgroup.starts_with(container)
 }
 
 /// The last component of a cgroup's path, if it has the form that runtimes give to a container's
 /// id: 12 to 128 hexadecimal digits, possibly with systemd's prefix and suffix.
-fn id_of(cgroup: &str) -> &str {
-    let last = cgroup.rsplit('/').next().unwrap_or_default();
+fn id_of(cgroup: &Path) -> &str {
+    let last = cgroup.file_name().and_then(OsStr::to_str).unwrap_or_default();
     let last = last.strip_suffix(".scope").unwrap_or(last);
     let last = last.rsplit([':', '-']).next().unwrap_or_default();
     let is_id =
@@ -137,57 +191,5 @@ fn id_of(cgroup: &str) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{fs::File, process::Command};
-
-    use rstest::rstest;
-
-    use super::*;
-
-    #[rstest]
-    #[case("/pod/0123456789abcdef0123456789abcdef", "0123456789abcdef0123456789abcdef")]
-    #[case("/a/cri-containerd-0123456789ab.scope", "0123456789ab")]
-    #[case("/kubepods-pod1.slice:cri-containerd:0123456789ab", "0123456789ab")]
-    #[case("/system.slice/cron.service", "")]
-    #[case("/pod", "")]
-    #[case("/0123456789abcdef/nested", "")]
-    #[case("/", "")]
-    fn only_an_id_is_taken_for_a_container(#[case] cgroup: &str, #[case] id: &str) {
-        assert_eq!(id_of(cgroup), id);
-    }
-
-    #[test]
-    fn a_group_below_the_containers_belongs_to_the_container() {
-        assert!(is_below("/pod/c1/nested", Path::new("/pod/c1")));
-        assert!(!is_below("/pod/c10", Path::new("/pod/c1")));
-        assert!(!is_below("/pod/c1", Path::new("/")));
-    }
-
-    #[test]
-    fn a_process_that_has_the_device_open_is_found_and_this_one_is_not() {
-        let node = "/dev/loop0";
-        let open = File::open(node).expect("these tests need root and the loop module");
-        let number = block_device(Path::new(node)).unwrap();
-        let disk = Disk {
-            serial: "s".into(),
-            path: "/dev/xvda".into(),
-            devices: vec![("loop0".into(), number)],
-        };
-        let mut child =
-            Command::new("sleep").arg("60").stdin(open.try_clone().unwrap()).spawn().unwrap();
-        let found = openers(&pids().unwrap(), &[disk], &[]);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let found: Vec<_> =
-            found.into_iter().filter(|found| found.holder.command == "sleep").collect();
-        assert_eq!(found.len(), 1, "{found:?}");
-        let holder = &found[0].holder;
-        assert_eq!((holder.pid, holder.detail.as_str()), (child.id(), node));
-    }
-
-    #[test]
-    fn other_files_are_no_block_devices() {
-        assert_eq!(block_device(Path::new("/dev/null")), None);
-        assert_eq!(block_device(Path::new("/proc/self/fd/999999")), None);
-    }
-}
+#[path = "process_tests.rs"]
+mod tests;

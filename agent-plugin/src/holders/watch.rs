@@ -230,8 +230,14 @@ mod tests {
     }
 
     fn of_sleep(disk: &Disk) -> Vec<Found> {
-        let found = find(std::slice::from_ref(disk), &[], Scope::Opened).unwrap();
-        found.into_iter().filter(|found| found.holder.command == "sleep").collect()
+        let deadline = Instant::now() + LONG;
+        let found = find(std::slice::from_ref(disk), &[], Scope::Opened, deadline).unwrap();
+        found
+            .certain()
+            .unwrap()
+            .into_iter()
+            .filter(|found| found.holder.command == "sleep")
+            .collect()
     }
 
     #[test]

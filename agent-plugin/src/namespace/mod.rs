@@ -5,15 +5,17 @@
 //!
 //! The container's file system is not trusted. Its links are followed inside its root only, and a
 //! file system that the container provides itself (FUSE) may never answer. So paths are resolved on
-//! a separate thread, which is abandoned when it does not return in time. A change that an
-//! abandoned thread makes later is rolled back by that thread.
+//! a separate thread, which is abandoned when it does not return in time. An abandoned thread
+//! begins no further change, and rolls back the one that it was in.
 //!
 //! | module | is |
 //! |---|---|
 //! | `target` | a container, and threads inside its mount namespace |
 //! | `task` | the work of such a thread, with a deadline |
+//! | `pinned` | what the namespace shows, wherever the container's first process is |
 //! | `root` | the container's root directory |
 
+mod pinned;
 mod root;
 mod target;
 mod task;
@@ -21,3 +23,4 @@ mod task;
 pub use root::Root;
 pub use target::Target;
 pub use task::NamespaceTask;
+pub(crate) use task::check_awaited;

@@ -8,6 +8,7 @@ use nix::{
     fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
 };
 
+use super::task::check_awaited;
 use crate::error::{Error, Result, Unsupported};
 
 /// A container's root directory.
@@ -47,6 +48,8 @@ impl Root {
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
         let mut result = Err(Errno::EAGAIN);
         for _ in 0..TRIES {
+            // One walk may take long: the links of a path may lead up a hundred thousand times.
+            check_awaited()?;
             result = openat2(&self.directory, path, how);
             if !matches!(result, Err(Errno::EAGAIN)) {
                 break;

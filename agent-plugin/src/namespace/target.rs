@@ -1,19 +1,16 @@
 //! A container in a request, and threads inside its mount namespace.
 
-use std::{
-    fs,
-    os::fd::{AsRawFd as _, OwnedFd},
-    sync::Arc,
-};
+use std::{fs, os::fd::AsRawFd as _, sync::Arc};
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, open},
     sched::{CloneFlags, setns, unshare},
-    sys::stat::Mode,
 };
 
-use super::{root::Root, task::NamespaceTask};
+use super::{
+    root::Root,
+    task::{NamespaceTask, check_abandoned, check_awaited},
+};
 use crate::{
     agent::Container,
     error::{Error, Result},
@@ -47,53 +44,39 @@ impl Target {
     }
 
     /// The pid of the first process, which is valid only if the process has not ended afterwards.
-    fn pid(&self) -> Result<i32> {
+    pub(super) fn pid(&self) -> Result<i32> {
         let info = format!("/proc/self/fdinfo/{}", self.container.init.as_raw_fd());
-        let text = fs::read_to_string(&info).map_err(Error::system("read", info.as_str()))?;
+        let text = fs::read(&info).map_err(Error::system("read", info.as_str()))?;
         fdinfo::pid(&text).ok_or_else(|| self.ended())
     }
 
-    /// Reads a file of the first process below `/proc/PID`.
+    /// Reads a file of the first process below `/proc/PID`. Names in it are bytes.
     ///
     /// # Errors
     /// [`Error::ContainerEnded`], or `/proc` cannot be read.
-    pub fn proc(&self, file: &str) -> Result<String> {
+    pub fn proc(&self, file: &str) -> Result<Vec<u8>> {
         let path = format!("/proc/{}/{file}", self.pid()?);
-        let text = fs::read_to_string(&path);
+        let text = fs::read(&path);
         self.check_alive()?;
         text.map_err(Error::system("read", path))
-    }
-
-    /// Opens the root directory of the container's first process, safe against a reuse of its pid.
-    ///
-    /// # Errors
-    /// [`Error::ContainerEnded`], or `/proc` cannot be read.
-    pub fn root(&self) -> Result<Root> {
-        let pid = self.pid()?;
-        let path =
-            if fault::skips("namespace") { "/".to_owned() } else { format!("/proc/{pid}/root") };
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let opened = open(path.as_str(), flags, Mode::empty());
-        // If the pid had been reused before the open, our process would have ended.
-        self.check_alive()?;
-        let directory: OwnedFd = opened.map_err(Error::system("open", path))?;
-        Ok(Root::new(directory))
     }
 
     /// When the container's first process began, in clock ticks since boot: it distinguishes a
     /// container from a later one of the same id.
     ///
     /// # Errors
-    /// As [`root`](Self::root).
+    /// As [`proc`](Self::proc).
     pub fn started(&self) -> Result<u64> {
         stat::start_time(&self.proc("stat")?)
             .ok_or_else(|| Error::system("read", "starttime")(Errno::EINVAL))
     }
 
     /// Runs `work` on a new thread inside the container's mount namespace. The thread ends with it.
+    /// The container may have ended.
     ///
     /// # Errors
-    /// The container has ended, or no thread can be started.
+    /// The container's root cannot be found, no thread can be started, or too many of this
+    /// container do not return.
     pub fn enter<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Root) -> Result<T> + Send + 'static,
@@ -112,11 +95,15 @@ impl Target {
         work: impl FnOnce(&Root, P) -> Result<T> + Send + 'static,
         abandoned: impl FnOnce(T) + Send + 'static,
     ) -> Result<NamespaceTask<T>> {
+        check_abandoned(&self.id)?;
         let root = self.root()?;
         let target = self.clone();
         let enter_and_work = move || {
             let prepared = before()?;
+            // The file of the fault points is the guest's.
+            fault::at("tree");
             target.enter_here()?;
+            check_awaited()?;
             work(&root, prepared)
         };
         NamespaceTask::start(&self.id, enter_and_work, abandoned)
@@ -135,6 +122,7 @@ impl Target {
         let target = self.clone();
         let enter_and_work = move || {
             target.enter_here()?;
+            check_awaited()?;
             work()
         };
         NamespaceTask::start(&self.id, enter_and_work, drop)
@@ -153,7 +141,7 @@ impl Target {
     }
 
     /// Moves the calling thread into the namespace, for good: the thread must end soon.
-    fn enter_here(&self) -> Result<()> {
+    pub(super) fn enter_here(&self) -> Result<()> {
         // A thread shares its root and working directory with the whole process otherwise, and
         // setns would refuse (EINVAL).
         unshare(CloneFlags::CLONE_FS).map_err(Error::system("unshare", "CLONE_FS"))?;

@@ -1,5 +1,5 @@
-//! Parsers of files of [`/proc`](https://man7.org/linux/man-pages/man5/proc.5.html). They take text
-//! and read no file.
+//! Parsers of files of [`/proc`](https://man7.org/linux/man-pages/man5/proc.5.html). They take
+//! bytes and read no file.
 //!
 //! | module | file |
 //! |---|---|

@@ -6,21 +6,23 @@ use std::{
 };
 
 use super::{
-    BlockVolume, audit,
+    BlockVolume,
+    at_work::Demand,
+    audit,
     operation::{Operation, Taken},
     policy, reply, request,
 };
 use crate::{
     agent::Agent,
     api::block_volume as wire,
-    error::Result,
-    namespace::Target,
-    volume::{self, AttachJob, Attached, Failed, Stages, Ticket},
+    error::{Error, Result},
+    volume::{self, Announced, AttachJob, Attached, Failed, Stages, Ticket},
 };
 
 pub(super) struct Attach {
     jobs: Vec<AttachJob>,
-    ticket: Ticket,
+    /// Once it has joined the queues.
+    ticket: Option<Ticket>,
     timeout: Duration,
 }
 
@@ -31,27 +33,38 @@ impl Operation for Attach {
     type Subject = Vec<AttachJob>;
     type Output = Vec<Attached>;
 
+    fn announce<A: Agent>(
+        service: &BlockVolume<A>,
+        request: &wire::AttachRequest,
+    ) -> Result<Option<Announced>> {
+        let attachments = request::attachments(&request.attachments)?;
+        Ok(Some(service.queues.announce(request::serials(&attachments))))
+    }
+
+    fn demand(request: &wire::AttachRequest) -> Demand {
+        let volumes = request.attachments.len();
+        Demand { volumes, timeout_ms: request.timeout_ms, is_patient: false }
+    }
+
     async fn prepare<A: Agent>(
         service: &BlockVolume<A>,
         request: &wire::AttachRequest,
     ) -> Result<Attach> {
         let timeout = request::timeout(request.timeout_ms)?;
         let attachments = request::attachments(&request.attachments)?;
-        // The queues are joined before anything is awaited, so that a detach that arrives from now
-        // on sees this attach.
-        let ticket = service.queues.attach(request::serials(&attachments))?;
         service.agent.authorize(policy::ATTACH, &policy::attachments(&attachments)).await?;
-        let mut targets: HashMap<String, Target> = HashMap::new();
+        let mut known = HashMap::new();
         let mut jobs = Vec::with_capacity(attachments.len());
         for attachment in attachments {
-            let target = match targets.get(&attachment.container_id) {
-                Some(target) => target.clone(),
-                None => service.target(&attachment.container_id).await?,
-            };
-            targets.insert(attachment.container_id.clone(), target.clone());
+            let target = service.target_of(&attachment.container_id, &mut known).await?;
             jobs.push(AttachJob { attachment, target });
         }
-        Ok(Attach { jobs, ticket, timeout })
+        Ok(Attach { jobs, ticket: None, timeout })
+    }
+
+    fn join<A: Agent>(self, _: &BlockVolume<A>, announced: Option<Announced>) -> Result<Attach> {
+        let ticket = announced.map(Announced::join).transpose()?;
+        Ok(Attach { ticket, ..self })
     }
 
     fn run(
@@ -59,7 +72,10 @@ impl Operation for Attach {
         began: Instant,
         stages: &mut Stages,
     ) -> (Vec<AttachJob>, Result<Vec<Attached>, Failed>) {
-        let result = volume::attach(&self.jobs, &self.ticket, began + self.timeout, stages);
+        let result = match &self.ticket {
+            Some(ticket) => volume::attach(&self.jobs, ticket, began + self.timeout, stages),
+            None => Err(Error::Panicked.into()),
+        };
         (self.jobs, result)
     }
 

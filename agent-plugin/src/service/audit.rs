@@ -81,7 +81,63 @@ fn cut(text: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        fmt,
+        sync::{Arc, Mutex},
+    };
+
+    use tracing::{Event, Metadata, Subscriber, field, span};
+
     use super::*;
+    use crate::error::Error;
+
+    /// A log that writes text as it is.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<String>>);
+
+    impl field::Visit for Log {
+        fn record_str(&mut self, field: &field::Field, value: &str) {
+            self.0.lock().unwrap().push_str(&format!("{field}={value} "));
+        }
+
+        fn record_debug(&mut self, field: &field::Field, value: &dyn fmt::Debug) {
+            self.record_str(field, &format!("{value:?}"));
+        }
+    }
+
+    impl Subscriber for Log {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+        fn event(&self, event: &Event<'_>) {
+            event.record(&mut self.clone());
+            self.0.lock().unwrap().push('\n');
+        }
+        fn enter(&self, _: &span::Id) {}
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    #[test]
+    fn a_path_of_a_container_adds_no_line_and_no_escape_sequence_to_the_log() {
+        let path = "/dev/a\n\u{1b}[2Jdetach done\r";
+        let source = std::io::Error::from_raw_os_error(libc::EMLINK);
+        let error = Error::System { call: "mkdirat", subject: path.into(), source };
+        let left = Error::NodeMoved { path: path.into() };
+        let failed = Failed { left: vec![left], ..Failed::from(error) };
+        let lines = Log::default();
+        tracing::subscriber::with_default(lines.clone(), || {
+            super::log("attach", "about", Instant::now(), Some(&failed));
+        });
+        let lines = lines.0.lock().unwrap();
+        let shown = r"/dev/a\n\u{1b}[2Jdetach done\r";
+        assert_eq!(lines.matches(shown).count(), 2, "{lines}");
+        assert_eq!(lines.chars().filter(|shown| shown.is_control()).count(), 1, "{lines:?}");
+    }
 
     fn attachment(serial: &str, path: &str) -> Requested {
         Requested {

@@ -1,9 +1,14 @@
 //! Detach: removes volumes from containers, and their disks from the guest.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use super::{
-    BlockVolume, audit,
+    BlockVolume,
+    at_work::Demand,
+    audit,
     operation::{Operation, Taken},
     policy, reply,
     request::{self, Detachment},
@@ -12,15 +17,20 @@ use crate::{
     agent::{Agent, ContainerError},
     api::block_volume as wire,
     error::{Error, Result},
-    holder::Holder,
-    volume::{self, CancelOnDrop, DetachJob, DetachPolicy, Detached, Failed, Stages, Ticket},
+    volume::{
+        self, Announced, CancelOnDrop, DetachJob, DetachOutput, DetachPolicy, Failed, LeftBehind,
+        Stages, Ticket,
+    },
 };
 
 pub(super) struct Detach {
     jobs: Vec<DetachJob>,
     busy: DetachPolicy,
-    ticket: Ticket,
+    /// Once it has joined the queues.
+    ticket: Option<Ticket>,
     timeout: Duration,
+    /// What stays in containers that the agent cannot reach.
+    unreached: Vec<LeftBehind>,
 }
 
 impl Operation for Detach {
@@ -28,7 +38,7 @@ impl Operation for Detach {
     type Request = wire::DetachRequest;
     type Response = wire::DetachResponse;
     type Subject = Vec<DetachJob>;
-    type Output = (Vec<Detached>, Vec<Holder>);
+    type Output = DetachOutput;
 
     async fn prepare<A: Agent>(
         service: &BlockVolume<A>,
@@ -40,25 +50,46 @@ impl Operation for Detach {
         let detachments = request::detachments(&request.detachments)?;
         let question = policy::detach(&detachments, request.force);
         service.agent.authorize(policy::DETACH, &question).await?;
-        // The queues are joined before the containers are looked up, so that an attach in one of
-        // them is cancelled as early as possible.
-        let serials = request::serials(detachments.iter().map(|item| &item.attachment));
-        let ticket = service.queues.detach(serials, busy.waits())?;
-        let mut jobs = Vec::with_capacity(detachments.len());
+        let mut known = HashMap::new();
+        let (mut jobs, mut unreached) = (Vec::with_capacity(detachments.len()), Vec::new());
         for Detachment { attachment, outcome, keep_disk, keep_right } in detachments {
-            let target = match service.target(&attachment.container_id).await {
+            let id = &attachment.container_id;
+            let target = match service.target_of(id, &mut known).await {
                 Ok(target) => Some(target),
                 // Its file system and its device filter are gone with it, or never existed.
                 Err(Error::Container {
-                    source:
-                        ContainerError::Unknown | ContainerError::Created | ContainerError::Stopped,
+                    source: ContainerError::Unknown | ContainerError::Created,
                     ..
                 }) => None,
+                Err(Error::Container { source: ContainerError::Stopped, .. }) => {
+                    service.remains_of(id, &mut known).await
+                }
+                Err(error @ Error::Container { source: ContainerError::Unreachable(_), .. })
+                    if request.force =>
+                {
+                    unreached.push(LeftBehind {
+                        serial: attachment.serial.clone(),
+                        path: attachment.path.as_str().to_owned(),
+                        reason: format!("its device node and its right: {}", error.message()),
+                    });
+                    None
+                }
                 Err(error) => return Err(error),
             };
             jobs.push(DetachJob { attachment, outcome, keep_disk, keep_right, target });
         }
-        Ok(Detach { jobs, busy, ticket, timeout })
+        Ok(Detach { jobs, busy, ticket: None, timeout, unreached })
+    }
+
+    fn demand(request: &wire::DetachRequest) -> Demand {
+        let (volumes, is_patient) = (request.detachments.len(), request.wait_ms > 0);
+        Demand { volumes, is_patient, timeout_ms: request.timeout_ms }
+    }
+
+    fn join<A: Agent>(self, service: &BlockVolume<A>, _: Option<Announced>) -> Result<Detach> {
+        let serials = request::serials(self.jobs.iter().map(|job| &job.attachment));
+        let ticket = service.queues.detach(serials, self.busy.waits())?;
+        Ok(Detach { ticket: Some(ticket), ..self })
     }
 
     fn run(
@@ -67,7 +98,17 @@ impl Operation for Detach {
         stages: &mut Stages,
     ) -> (Vec<DetachJob>, Result<Self::Output, Failed>) {
         let deadline = began + self.timeout;
-        let result = volume::detach(&mut self.jobs, self.busy, &self.ticket, deadline, stages);
+        let mut result = match &self.ticket {
+            Some(ticket) => volume::detach(&mut self.jobs, self.busy, ticket, deadline, stages),
+            None => Err(Error::Panicked.into()),
+        };
+        if let Ok(output) = &mut result {
+            output.left_behind.append(&mut self.unreached);
+            for LeftBehind { serial, path, reason } in &output.left_behind {
+                let reason = reason.escape_debug();
+                tracing::warn!("left behind of volume {serial} at {path:?}: {reason}");
+            }
+        }
         (self.jobs, result)
     }
 
@@ -85,6 +126,6 @@ impl Operation for Detach {
 
     /// A wait for holders is of use to the caller alone.
     fn cancel_on_drop(&self) -> Option<CancelOnDrop> {
-        self.busy.waits().then(|| self.ticket.cancel_on_drop())
+        self.ticket.as_ref().filter(|_| self.busy.waits()).map(Ticket::cancel_on_drop)
     }
 }

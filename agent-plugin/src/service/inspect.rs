@@ -1,6 +1,6 @@
 //! Inspect: the present state of attachments. Changes nothing.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{
     BlockVolume, audit,
@@ -12,11 +12,14 @@ use crate::{
     agent::Agent,
     api::block_volume as wire,
     error::Result,
-    volume::{self, DetachJob, Failed, Inspected, Stages},
+    volume::{self, Failed, InspectJob, Inspected, Stages},
 };
 
+/// How long holders are searched: the request has no time-out of its own.
+const LONGEST_SCAN: Duration = Duration::from_secs(2);
+
 pub(super) struct Inspect {
-    subjects: Vec<DetachJob>,
+    subjects: Vec<InspectJob>,
     holders: bool,
 }
 
@@ -24,7 +27,7 @@ impl Operation for Inspect {
     const NAME: &'static str = "inspect";
     type Request = wire::InspectRequest;
     type Response = wire::InspectResponse;
-    type Subject = Vec<DetachJob>;
+    type Subject = Vec<InspectJob>;
     type Output = Vec<Inspected>;
 
     async fn prepare<A: Agent>(
@@ -34,15 +37,20 @@ impl Operation for Inspect {
         let detachments = request::detachments(&request.attachments)?;
         service.agent.authorize(policy::INSPECT, &policy::inspect(&detachments)).await?;
         let mut subjects = Vec::with_capacity(detachments.len());
-        for Detachment { attachment, outcome, keep_disk, keep_right } in detachments {
-            let target = service.target(&attachment.container_id).await.ok();
-            subjects.push(DetachJob { attachment, outcome, keep_disk, keep_right, target });
+        for Detachment { attachment, outcome, .. } in detachments {
+            let container = service.target_or_why(&attachment.container_id).await;
+            subjects.push(InspectJob { attachment, outcome, container });
         }
         Ok(Inspect { subjects, holders: request.holders })
     }
 
-    fn run(self, _: Instant, _: &mut Stages) -> (Vec<DetachJob>, Result<Vec<Inspected>, Failed>) {
-        let result = volume::inspect(&self.subjects, self.holders).map_err(Failed::from);
+    fn run(
+        self,
+        began: Instant,
+        _: &mut Stages,
+    ) -> (Vec<InspectJob>, Result<Vec<Inspected>, Failed>) {
+        let result = volume::inspect(&self.subjects, self.holders, began + LONGEST_SCAN)
+            .map_err(Failed::from);
         (self.subjects, result)
     }
 
@@ -50,7 +58,7 @@ impl Operation for Inspect {
         reply::inspect(result.map(Vec::as_slice))
     }
 
-    fn describe(subjects: &Vec<DetachJob>, _: Option<&Vec<Inspected>>) -> String {
+    fn describe(subjects: &Vec<InspectJob>, _: Option<&Vec<Inspected>>) -> String {
         audit::volumes(subjects.iter().map(|subject| &subject.attachment))
     }
 

@@ -10,13 +10,14 @@ use std::{
 };
 
 use tokio::sync::oneshot;
+use ttrpc::r#async::TtrpcContext;
 
-use super::{BlockVolume, audit};
+use super::{BlockVolume, at_work::Demand, audit};
 use crate::{
     agent::Agent,
     error::{Error, Result},
     fault,
-    volume::{CancelOnDrop, Failed, Stages},
+    volume::{self, Announced, CancelOnDrop, Failed, Stages},
 };
 
 /// The time that each stage took.
@@ -35,11 +36,41 @@ pub(super) trait Operation: Sized + Send + 'static {
     /// What the work returns.
     type Output;
 
-    /// Checks the request, asks the agent, and joins the queues of its volumes.
+    /// Announces the request in the queues of its volumes, before it waits for anything. By default
+    /// it does not.
+    ///
+    /// # Errors
+    /// The request is invalid.
+    fn announce<A: Agent>(
+        _service: &BlockVolume<A>,
+        _request: &Self::Request,
+    ) -> Result<Option<Announced>> {
+        Ok(None)
+    }
+
+    /// What it takes of the service while it works.
+    fn demand(_request: &Self::Request) -> Demand {
+        Demand::default()
+    }
+
+    /// Checks the request, asks the agent, and looks up the containers.
     fn prepare<A: Agent>(
         service: &BlockVolume<A>,
         request: &Self::Request,
     ) -> impl Future<Output = Result<Self>> + Send;
+
+    /// Joins the queues of its volumes, when nothing can refuse the request any more: from then on
+    /// it may cancel others. By default it has none.
+    ///
+    /// # Errors
+    /// A later request has cancelled it.
+    fn join<A: Agent>(
+        self,
+        _service: &BlockVolume<A>,
+        _announced: Option<Announced>,
+    ) -> Result<Self> {
+        Ok(self)
+    }
 
     /// Does the work, on its own thread. A ticket of the queues is dropped with `self`, so
     /// that the next request starts before this one is answered.
@@ -67,13 +98,24 @@ pub(super) trait Operation: Sized + Send + 'static {
 /// Serves one request. If it never starts or panics, the audit line is about what was requested.
 pub(super) async fn serve<O: Operation, A: Agent>(
     service: &BlockVolume<A>,
+    context: &TtrpcContext,
     request: &O::Request,
 ) -> O::Response {
     let began = Instant::now();
-    let prepared = O::prepare(service, request).await;
-    // Dropped with this future, when the caller closes the connection.
-    let _cancel = prepared.as_ref().ok().and_then(O::cancel_on_drop);
-    let failed = match prepared.and_then(|operation| start(operation, began)) {
+    let prepare = async {
+        let announced = O::announce(service, request)?;
+        let place = service.at_work.enter(O::demand(request), began, context.timeout_nano).await?;
+        let operation = O::prepare(service, request).await?.join(service, announced)?;
+        Ok((operation, place))
+    };
+    // Both are dropped with this future, when the caller closes the connection: a thread that a
+    // container keeps waiting keeps nobody else from work.
+    let (operation, _place) = match prepare.await {
+        Ok((operation, place)) => (Ok(operation), Some(place)),
+        Err(error) => (Err(error), None),
+    };
+    let _cancel = operation.as_ref().ok().and_then(O::cancel_on_drop);
+    let failed = match operation.and_then(|operation| start(operation, began)) {
         Err(error) => Failed::from(error),
         Ok(reply) => match reply.await {
             Ok(reply) => return reply,
@@ -93,7 +135,9 @@ fn start<O: Operation>(operation: O, began: Instant) -> Result<oneshot::Receiver
     let work = move || {
         let is_gone = {
             let mut stages = Stages::new(O::NAME);
+            volume::sweep();
             let (subject, result) = operation.run(began, &mut stages);
+            volume::sweep();
             let is_gone = sender.send(O::reply(result.as_ref(), &stages.taken)).is_err();
             let description = O::describe(&subject, result.as_ref().ok());
             audit::log(O::NAME, &description, began, result.as_ref().err());

@@ -71,11 +71,14 @@ fn probe(
 ) -> Result<(Guest, Option<wire::ContainerState>)> {
     let guest = volume::probe()?;
     let Some(target) = target else { return Ok((guest, None)) };
+    // As an attach does.
+    target.check_inside()?;
     let filter = Filter::of(target)?;
     let container = wire::ContainerState {
         user_namespace: target.container.user_namespace.is_some(),
         filter: Some(reply::filter_state(&filter)).into(),
         paths: volume::paths(target, paths)?.into_iter().map(reply::path_state).collect(),
+        status: reply::container_status(volume::ContainerStatus::Running).into(),
         ..Default::default()
     };
     Ok((guest, Some(container)))

@@ -14,7 +14,10 @@ use crate::{
     holder::Holder,
     scsi::ScsiHost,
     text::truncated,
-    volume::{Attached, Detached, Failed, Guest, Inspected, Outcome, PathState, Resized},
+    volume::{
+        Attached, ContainerStatus, DetachOutput, Detached, Failed, Guest, Inspected, LeftBehind,
+        Outcome, PathState, Resized,
+    },
 };
 
 const CAPABILITIES: [&str; 5] = ["attach", "detach", "holders", "inspect", "resize"];
@@ -61,7 +64,7 @@ pub(crate) fn attach(
 }
 
 pub(crate) fn detach(
-    result: Result<&(Vec<Detached>, Vec<Holder>), &Failed>,
+    result: Result<&DetachOutput, &Failed>,
     stages: &[(&'static str, Duration)],
 ) -> wire::DetachResponse {
     let mut response =
@@ -72,9 +75,10 @@ pub(crate) fn detach(
         ..Default::default()
     };
     match result {
-        Ok((volumes, interrupted)) => {
-            response.detached = volumes.iter().map(detached).collect();
-            response.holders = holders(interrupted);
+        Ok(output) => {
+            response.detached = output.volumes.iter().map(detached).collect();
+            response.holders = holders(&output.interrupted);
+            response.left_behind = output.left_behind.iter().map(left_behind).collect();
         }
         Err(failed) => {
             response.failure = some_failure(failed);
@@ -84,6 +88,15 @@ pub(crate) fn detach(
         }
     }
     response
+}
+
+fn left_behind(left: &LeftBehind) -> wire::LeftBehind {
+    wire::LeftBehind {
+        serial: left.serial.clone(),
+        path: left.path.clone(),
+        reason: truncated(left.reason.clone(), LONGEST_MESSAGE),
+        ..Default::default()
+    }
 }
 
 pub(crate) fn inspect(result: Result<&[Inspected], &Failed>) -> wire::InspectResponse {
@@ -135,9 +148,27 @@ pub(crate) fn probe(
             response.scan_mode.clone_from(&guest.scan_mode);
             response.container = container.clone().into();
         }
-        Err(failed) => response.failure = some_failure(failed),
+        Err(failed) => {
+            response.failure = some_failure(failed);
+            if let Error::Container { source, .. } = &*failed.error {
+                let status = container_status(source.into()).into();
+                response.container =
+                    Some(wire::ContainerState { status, ..Default::default() }).into();
+            }
+        }
     }
     response
+}
+
+pub(crate) fn container_status(status: ContainerStatus) -> wire::ContainerStatus {
+    match status {
+        ContainerStatus::Running => wire::ContainerStatus::CONTAINER_STATUS_RUNNING,
+        ContainerStatus::Paused => wire::ContainerStatus::CONTAINER_STATUS_PAUSED,
+        ContainerStatus::Stopped => wire::ContainerStatus::CONTAINER_STATUS_STOPPED,
+        ContainerStatus::Created => wire::ContainerStatus::CONTAINER_STATUS_CREATED,
+        ContainerStatus::UnknownId => wire::ContainerStatus::CONTAINER_STATUS_UNKNOWN_ID,
+        ContainerStatus::Unreachable => wire::ContainerStatus::CONTAINER_STATUS_UNREACHABLE,
+    }
 }
 
 pub(crate) fn filter_state(filter: &cgroup::Filter<'_>) -> wire::FilterState {
@@ -218,7 +249,8 @@ fn inspected(inspected: &Inspected) -> wire::Inspected {
         serial: inspected.serial.clone(),
         size: inspected.size,
         read_only: inspected.read_only,
-        container_running: inspected.container_running,
+        container_running: inspected.container == ContainerStatus::Running,
+        container_status: container_status(inspected.container).into(),
         container_started: inspected.container_started,
         node_present: inspected.node_present,
         allowed: inspected.allowed,
@@ -226,6 +258,8 @@ fn inspected(inspected: &Inspected) -> wire::Inspected {
         leftovers: inspected.leftovers.clone(),
         stats: inspected.stats.map(stats).into(),
         holders: holders(&inspected.holders),
+        unknown: why(inspected.unknown.as_deref()),
+        holders_unknown: why(inspected.holders_unknown.as_deref()),
         ..Default::default()
     };
     if let Some(disk) = &inspected.disk {
@@ -234,6 +268,10 @@ fn inspected(inspected: &Inspected) -> wire::Inspected {
         encoded.device = device_number(disk.number);
     }
     encoded
+}
+
+fn why(text: Option<&str>) -> String {
+    truncated(text.unwrap_or_default().to_owned(), LONGEST_MESSAGE)
 }
 
 fn stats(stats: DiskStats) -> wire::BlockStats {

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    BlockVolume, audit,
+    BlockVolume,
+    at_work::Demand,
+    audit,
     operation::{Operation, Taken},
     policy, reply, request,
 };
@@ -11,12 +13,12 @@ use crate::{
     agent::Agent,
     api::block_volume as wire,
     error::Result,
-    volume::{self, Attachment, Failed, Resized, Stages, Ticket},
+    volume::{self, Announced, Attachment, Failed, Resized, Stages},
 };
 
 pub(super) struct Resize {
     attachments: Vec<Attachment>,
-    ticket: Ticket,
+    announced: Announced,
     timeout: Duration,
 }
 
@@ -34,9 +36,15 @@ impl Operation for Resize {
         let timeout = request::timeout(request.timeout_ms)?;
         let attachments = request::attachments(&request.attachments)?;
         service.agent.authorize(policy::RESIZE, &policy::attachments(&attachments)).await?;
-        // In the queues as an attach is: a detach of one of these volumes ends the wait.
-        let ticket = service.queues.attach(request::serials(&attachments))?;
-        Ok(Resize { attachments, ticket, timeout })
+        // In the queues as an attach is: a detach of one of these volumes ends the wait. It joins
+        // them when the disks were found.
+        let announced = service.queues.announce(request::serials(&attachments));
+        Ok(Resize { attachments, announced, timeout })
+    }
+
+    fn demand(request: &wire::ResizeRequest) -> Demand {
+        let volumes = request.attachments.len();
+        Demand { volumes, timeout_ms: request.timeout_ms, is_patient: false }
     }
 
     fn run(
@@ -44,7 +52,8 @@ impl Operation for Resize {
         began: Instant,
         stages: &mut Stages,
     ) -> (Vec<Attachment>, Result<Vec<Resized>, Failed>) {
-        let result = volume::resize(&self.attachments, &self.ticket, began + self.timeout, stages);
+        let deadline = began + self.timeout;
+        let result = volume::resize(&self.attachments, self.announced, deadline, stages);
         (self.attachments, result)
     }
 

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     block::BlockDevice,
-    cgroup::{Filter, Grant},
+    cgroup::{self, Filter, Grant},
     device_node::{Device, Existing, Location, Node, NodeKind, NodePath},
     error::{Error, Result},
     fault,
@@ -61,7 +61,8 @@ pub(crate) fn attach(
             for (job, volume) in jobs.iter().zip(&attached) {
                 let parents = &volume.outcome.parents_made;
                 ticket.set_attached(&volume.serial, true);
-                ticket.record_parents(&volume.serial, &job.target.id, parents);
+                let path = &job.attachment.path;
+                ticket.record_parents(&volume.serial, &job.target.id, path, parents);
             }
             return Ok(attached);
         }
@@ -107,17 +108,20 @@ fn sequence(
     }
     stages.end("verify")?;
 
+    guard.check("the disks")?;
     let locations = resolve::finish(jobs, tasks, guard.deadline)?;
     for (index, (location, job)) in locations.into_iter().zip(jobs).enumerate() {
         let Attachment { serial, .. } = &job.attachment;
         let location = location.of(serial)?;
         let volume = &mut progress.volumes[index];
-        make_node(job, disk(&progress.searches[index]), location, volume, guard.deadline)
+        let guarded = filters[index].mode() != cgroup::Mode::None;
+        make_node(job, disk(&progress.searches[index]), location, volume, guarded, guard.deadline)
             .of(serial)?;
         verify_open(index, progress, &mut socket, guard)?;
     }
     stages.end("node")?;
 
+    guard.check("the nodes")?;
     for (index, job) in jobs.iter().enumerate().filter(|_| !fault::skips("filter")) {
         let Attachment { serial, access, .. } = &job.attachment;
         let number = disk(&progress.searches[index]).number;
@@ -163,6 +167,7 @@ fn look_up<'a>(jobs: &'a [AttachJob], progress: &mut Progress) -> Result<Vec<Fil
     let mut filters = Vec::with_capacity(jobs.len());
     for AttachJob { attachment, target } in jobs {
         let serial = &attachment.serial;
+        target.check_inside().of(serial)?;
         let options =
             Ids::of(target).and_then(|ids| attachment.options.outside(&ids)).of(serial)?;
         let filter = Filter::of(target).of(serial)?;
@@ -206,6 +211,7 @@ fn make_node(
     disk: &BlockDevice,
     location: Location,
     volume: &mut VolumeProgress,
+    guarded: bool,
     deadline: Instant,
 ) -> Result<()> {
     let requested = volume.options.unwrap_or(attachment.options);
@@ -239,7 +245,7 @@ fn make_node(
         None if fault::skips("node") => Ok(()),
         None => {
             let read_only = attachment.access == AccessMode::ReadOnly;
-            let device = Device { number: disk.number, options: requested, read_only };
+            let device = Device { number: disk.number, options: requested, read_only, guarded };
             volume.node = Some(location.make(target, &attachment.serial, device, deadline)?);
             Ok(())
         }

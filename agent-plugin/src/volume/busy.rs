@@ -12,9 +12,13 @@ use super::{
 use crate::{
     error::{Error, Result},
     holder::Holder,
-    holders::{self, Disk, Found, Scope, Waited, Watch},
+    holders::{self, Disk, Found, Scan, Scope, Waited, Watch},
     namespace::Target,
+    text::shown,
 };
+
+/// How long a scan for holders that lose the disk anyway may take.
+const LONGEST_FORCED_SCAN: Duration = Duration::from_secs(2);
 
 /// What a detach does where a disk has holders.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +34,27 @@ impl DetachPolicy {
     pub(crate) fn waits(self) -> bool {
         !self.wait.is_zero()
     }
+
+    /// When a scan that begins now has to end. A container can make a scan as long as it likes, and
+    /// what follows needs time, too: another scan and, where that does not end, the rollback. With
+    /// force a scan only supplies names, and gets a small part.
+    fn scans_until(self, deadline: Instant) -> Instant {
+        let now = Instant::now();
+        let left = deadline.saturating_duration_since(now);
+        now + if self.force { (left / 4).min(LONGEST_FORCED_SCAN) } else { left / 2 }
+    }
+
+    /// What a scan found. With force that is enough, complete or not.
+    fn known(self, scan: Scan) -> Result<Vec<Found>> {
+        if !self.force {
+            return scan.certain();
+        }
+        if let Scan::Partial(_, cost) = &scan {
+            let cost = shown(&cost.to_string());
+            tracing::warn!("not every process was looked at before a forced detach{cost}");
+        }
+        Ok(scan.found())
+    }
 }
 
 /// Claims every disk that is to be detached and makes sure that it has no holder, as the policy
@@ -42,11 +67,11 @@ pub(super) fn wait_until_free(
     deadline: Instant,
 ) -> Result<Vec<Holder>, Failed> {
     let until = deadline.min(Instant::now() + policy.wait);
-    let mut found = claim_and_find(jobs, all)?;
+    let mut found = claim_and_find(jobs, all, policy, deadline)?;
     if !found.is_empty() && !policy.force && policy.waits() {
         // Its open files of /proc must not keep alive what is waited for.
         drop(std::mem::take(&mut found));
-        found = wait(jobs, all, ticket, until)?;
+        found = wait(jobs, all, policy, ticket, (until, deadline))?;
     }
     let holders = holders_of(found);
     if policy.force || holders.is_empty() { Ok(holders) } else { Err(busy(all, holders)) }
@@ -54,9 +79,15 @@ pub(super) fn wait_until_free(
 
 /// Finds holders again, after the nodes and the access were removed: those that came since. A disk
 /// that we claimed cannot have been claimed by others.
-pub(super) fn find_late_holders(jobs: &[DetachJob], all: &[Present]) -> Result<Vec<Holder>> {
+pub(super) fn find_late_holders(
+    jobs: &[DetachJob],
+    all: &[Present],
+    policy: DetachPolicy,
+    deadline: Instant,
+) -> Result<Vec<Holder>> {
     let scope = if jobs.iter().any(|job| job.keep_disk) { Scope::All } else { Scope::Opened };
-    find(jobs, all, scope).map(holders_of)
+    let scan = find(jobs, all, scope, policy.scans_until(deadline))?;
+    policy.known(scan).map(holders_of)
 }
 
 /// The error that names the holders.
@@ -75,8 +106,9 @@ fn holders_of(found: Vec<Found>) -> Vec<Holder> {
 fn wait(
     jobs: &mut [DetachJob],
     all: &mut [Present],
+    policy: DetachPolicy,
     ticket: &Ticket,
-    until: Instant,
+    (until, deadline): (Instant, Instant),
 ) -> Result<Vec<Found>, Failed> {
     let mut watch = Watch::new()?;
     for present in &*all {
@@ -88,7 +120,7 @@ fn wait(
         // Our handles of a container that has ended would keep its mounts alive.
         let ended = |target: &mut Target| target.has_ended();
         jobs.iter_mut().for_each(|job| drop(job.target.take_if(ended)));
-        let found = claim_and_find(jobs, all)?;
+        let found = claim_and_find(jobs, all, policy, deadline)?;
         if found.is_empty() {
             return Ok(found);
         }
@@ -101,7 +133,12 @@ fn wait(
     }
 }
 
-fn claim_and_find(jobs: &[DetachJob], all: &mut [Present]) -> Result<Vec<Found>, Failed> {
+fn claim_and_find(
+    jobs: &[DetachJob],
+    all: &mut [Present],
+    policy: DetachPolicy,
+    deadline: Instant,
+) -> Result<Vec<Found>, Failed> {
     let mut claimed = Vec::new();
     for (job, present) in jobs.iter().zip(all.iter_mut()).filter(|(job, _)| !job.keep_disk) {
         if !claim(present).of(&job.attachment.serial)? {
@@ -110,11 +147,14 @@ fn claim_and_find(jobs: &[DetachJob], all: &mut [Present]) -> Result<Vec<Found>,
     }
     let keeps = jobs.iter().any(|job| job.keep_disk);
     let scope = if claimed.is_empty() && !keeps { Scope::Opened } else { Scope::All };
-    let mut found = find(jobs, all, scope)?;
+    let scan = find(jobs, all, scope, policy.scans_until(deadline))?;
     let disks = disks(jobs, all)?;
     let claimed = disks.iter().filter(|disk| claimed.contains(&disk.serial));
-    holders::add_unknown(&mut found, claimed);
-    Ok(found)
+    let scan = scan.map(|mut found| {
+        holders::add_unknown(&mut found, claimed);
+        found
+    });
+    Ok(policy.known(scan)?)
 }
 
 /// Claims a disk. `false`: it is claimed by another.
@@ -130,16 +170,16 @@ fn claim(present: &mut Present) -> Result<bool> {
     Ok(true)
 }
 
-fn find(jobs: &[DetachJob], all: &[Present], scope: Scope) -> Result<Vec<Found>> {
+fn find(jobs: &[DetachJob], all: &[Present], scope: Scope, until: Instant) -> Result<Scan> {
     let containers = distinct_targets(jobs.iter().filter_map(|job| job.target.as_ref()));
-    let mut found = holders::find(&disks(jobs, all)?, &containers, scope)?;
+    let scan = holders::find(&disks(jobs, all)?, &containers, scope, until)?;
     // A disk that stays is used by other containers as well.
-    found.retain(|found| {
+    let counts = |found: &Found| {
         let mut of_disk = jobs.iter().filter(|job| job.attachment.serial == found.holder.serial);
         of_disk
             .any(|job| !job.keep_disk || job.attachment.container_id == found.holder.container_id)
-    });
-    Ok(found)
+    };
+    Ok(scan.map(|found| found.into_iter().filter(counts).collect()))
 }
 
 fn disks(jobs: &[DetachJob], all: &[Present]) -> Result<Vec<Disk>> {
@@ -149,4 +189,24 @@ fn disks(jobs: &[DetachJob], all: &[Present]) -> Result<Vec<Disk>> {
         Some(Disk::new(&attachment.serial, attachment.path.as_str(), disk))
     };
     jobs.iter().zip(all).filter_map(disk).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scan_leaves_time_for_what_follows() {
+        let hour = Duration::from_secs(3600);
+        let deadline = Instant::now() + hour;
+        let slice = |force| {
+            let policy = DetachPolicy { force, wait: Duration::ZERO };
+            policy.scans_until(deadline).saturating_duration_since(Instant::now())
+        };
+        assert!(slice(false) <= hour / 2 && slice(false) > hour / 3);
+        assert!(slice(true) <= LONGEST_FORCED_SCAN);
+        let short = DetachPolicy { force: true, wait: Duration::ZERO };
+        let deadline = Instant::now() + Duration::from_secs(4);
+        assert!(short.scans_until(deadline) < deadline - Duration::from_secs(2));
+    }
 }

@@ -1,36 +1,38 @@
 //! Detach: release, unlink, revoke, flush, check, delete. A part that does not exist any more is no
 //! error.
 //!
-//! Until the first disk is deleted, a failure restores nodes and access. A process that opens the
-//! disk by its own node between the last check and the deletion is not noticed; that time is
-//! as long as a system call takes.
+//! The container's tree is not trusted, and has no veto: what it answers, or that it does not
+//! answer, never ends a detach. What could not be removed there is reported, and the disk goes.
+//! Each step in a tree has a part of the remaining time only.
+//!
+//! Until the first disk is deleted, a failure restores nodes and access. Nothing is removed after
+//! the deadline. A process that opens the disk by its own node between the last check and the
+//! deletion is not noticed; that time is as long as a system call takes.
 
-use std::{
-    sync::mpsc,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fs, sync::Arc, time::Instant};
 
 use super::{
     attach::private_umask,
     attachment::{AccessMode, Attachment},
     busy::{DetachPolicy, busy, find_late_holders, wait_until_free},
+    disk_removal::{delete, flush},
     failed::{Failed, OfVolume as _},
     job::DetachJob,
-    present::Present,
+    present::{LeftBehind, Present},
     queue::Ticket,
     stages::Stages,
+    tree::{Trees, check_time, rollback_until},
 };
 use crate::{
-    block::{self, BlockDevice, Claim, DeviceNumber},
+    block::{self, BlockDevice, DeviceNumber},
     cgroup::{Filter, Grant, Mode},
-    device_node::{Device, Existing, Location, NodePath, remove_parents},
+    device_node::{Device, Location, NodeKind, NodePath, Removal, Removed, remove_parents},
     error::{Error, Result, Unsupported},
     fault,
     holder::Holder,
     mount::Mounts,
-    namespace::Target,
-    scsi::ScsiHost,
+    namespace::{Target, check_awaited},
+    scsi::{ScsiDevice, ScsiHost},
     sysfs,
 };
 
@@ -41,34 +43,46 @@ pub(crate) struct Detached {
     pub(crate) unchanged: bool,
 }
 
-/// Detaches all volumes, and returns the holders that lost a disk by that. If one is busy, nothing
-/// is changed; after a disk was deleted, a repeated request continues from there.
+/// What a detach did.
+#[derive(Debug)]
+pub(crate) struct DetachOutput {
+    pub(crate) volumes: Vec<Detached>,
+    /// The holders that lost a disk.
+    pub(crate) interrupted: Vec<Holder>,
+    pub(crate) left_behind: Vec<LeftBehind>,
+}
+
+/// Detaches all volumes. If one is busy, nothing is changed; after a disk was deleted, a repeated
+/// request continues from there.
 pub(crate) fn detach(
     jobs: &mut [DetachJob],
     policy: DetachPolicy,
     ticket: &Ticket,
     deadline: Instant,
     stages: &mut Stages,
-) -> Result<(Vec<Detached>, Vec<Holder>), Failed> {
+) -> Result<DetachOutput, Failed> {
     ticket.wait_for_turn(deadline)?;
     let mut all = Vec::with_capacity(jobs.len());
-    match sequence(jobs, policy, ticket, deadline, stages, &mut all) {
+    let mut trees = Trees::new(deadline);
+    let result = sequence(jobs, policy, ticket, deadline, stages, (&mut all, &mut trees));
+    let failed = match result {
         Ok(interrupted) => {
+            let left_behind = all.iter_mut().flat_map(|present| present.left.drain(..)).collect();
             let detached = |present: Present| Detached {
                 unchanged: !present.changed(),
                 serial: present.serial,
             };
-            Ok((all.into_iter().map(detached).collect(), interrupted))
+            let volumes = all.into_iter().map(detached).collect();
+            return Ok(DetachOutput { volumes, interrupted, left_behind });
         }
-        Err(failed) if all.iter().any(|present| present.deleted) => {
-            Err(Failed { partial: true, ..failed })
-        }
-        Err(failed) => {
-            let partial = all.iter().any(|present| present.cleared);
-            let left = roll_back(jobs, &mut all, deadline);
-            Err(Failed { left, partial, ..failed })
-        }
+        Err(failed) => failed,
+    };
+    if all.iter().any(|present| present.deleted) {
+        return Err(Failed { partial: true, ..failed });
     }
+    let partial = all.iter().any(|present| present.cleared || present.uncertain);
+    let left = roll_back(jobs, &mut all, deadline);
+    Err(Failed { left, partial, ..failed })
 }
 
 fn sequence(
@@ -77,12 +91,11 @@ fn sequence(
     ticket: &Ticket,
     deadline: Instant,
     stages: &mut Stages,
-    all: &mut Vec<Present>,
+    (all, trees): (&mut Vec<Present>, &mut Trees),
 ) -> Result<Vec<Holder>, Failed> {
     let hosts = ScsiHost::all()?;
     for job in &*jobs {
-        let serial = &job.attachment.serial;
-        all.push(look_up(job, &hosts, deadline).of(serial)?);
+        all.push(look_up(job, &hosts, trees).of(&job.attachment.serial)?);
     }
     stages.end("lookup")?;
 
@@ -90,21 +103,31 @@ fn sequence(
     stages.end("release")?;
 
     for (job, present) in jobs.iter().zip(all.iter_mut()) {
-        unlink(job, present, deadline).of(&job.attachment.serial)?;
+        check_time(deadline, "the removal of the device node").of(&present.serial)?;
+        if let Err(error) = unlink(job, present, trees) {
+            present.leave(job, "device node", &error);
+        }
     }
     stages.end("unlink")?;
 
     for (job, present) in jobs.iter().zip(all.iter_mut()) {
-        revoke(job, present).of(&job.attachment.serial)?;
+        check_time(deadline, "the revocation of the right").of(&present.serial)?;
+        match revoke(job, present) {
+            Err(error) if policy.force || job.target.as_ref().is_some_and(Target::has_ended) => {
+                present.leave(job, "right", &error);
+            }
+            result => result.of(&present.serial)?,
+        }
     }
     stages.end("revoke")?;
 
-    for (job, present) in jobs.iter().zip(all.iter()).filter(|(job, _)| !job.keep_disk) {
-        flush(present, policy, deadline).of(&job.attachment.serial)?;
+    for (_, present) in jobs.iter().zip(all.iter()).filter(|(job, _)| !job.keep_disk) {
+        check_time(deadline, "the flush").of(&present.serial)?;
+        flush(present, policy, deadline).of(&present.serial)?;
     }
     stages.end("flush")?;
 
-    let late = find_late_holders(jobs, all)?;
+    let late = find_late_holders(jobs, all, policy, deadline)?;
     if !late.is_empty() && !policy.force {
         return Err(busy(all, late));
     }
@@ -114,20 +137,22 @@ fn sequence(
 
     let parents: Vec<_> = jobs.iter().map(|job| parents_made(job, ticket)).collect();
     for (job, present) in jobs.iter().zip(all.iter_mut()).filter(|(job, _)| !job.keep_disk) {
-        if let Some(device) = present.device {
-            // The claim is held until the device is gone: the disk cannot be mounted in between.
-            device.delete().of(&job.attachment.serial)?;
-            present.deleted = true;
-            present.claim = None;
-        }
-        ticket.set_attached(&job.attachment.serial, false);
+        check_time(deadline, "the deletion of the disk").of(&job.attachment.serial)?;
+        delete(present, ticket, deadline).of(&job.attachment.serial)?;
     }
     stages.end("delete")?;
-    jobs.iter().zip(parents).for_each(|(job, parents)| tidy(job, &parents, deadline));
+    for (job, parents) in jobs.iter().zip(parents) {
+        tidy(job, &parents, trees);
+        let Attachment { serial, container_id, path, .. } = &job.attachment;
+        ticket.forget_parents(serial, container_id, path);
+        if !job.keep_disk {
+            ticket.set_attached(serial, false);
+        }
+    }
     Ok(interrupted)
 }
 
-fn look_up(job: &DetachJob, hosts: &[ScsiHost], deadline: Instant) -> Result<Present> {
+fn look_up(job: &DetachJob, hosts: &[ScsiHost], trees: &mut Trees) -> Result<Present> {
     let attachment = &job.attachment;
     let mut present = Present { serial: attachment.serial.clone(), ..Present::default() };
     // Without the controller there is no disk either.
@@ -139,65 +164,126 @@ fn look_up(job: &DetachJob, hosts: &[ScsiHost], deadline: Instant) -> Result<Pre
         }
     }
     if let Some(target) = &job.target {
-        present.location = match find_location(target, attachment, deadline) {
-            Ok(location) => Some(location),
-            // Such a path cannot be reached, so it has no node of ours.
+        match find_location(target, attachment, trees) {
+            Ok(location) => present.location = Some(Arc::new(location)),
+            // Such a path cannot be reached. It had a node, if an attach made one for this
+            // container.
             Err(
-                Error::ParentMissing { .. } | Error::Unsupported(Unsupported::MagicLink { .. }),
-            ) => None,
-            Err(Error::ContainerEnded { .. }) => None,
-            Err(error) => return Err(error),
-        };
+                Error::ParentMissing { .. }
+                | Error::Unsupported(Unsupported::MagicLink { .. })
+                | Error::ContainerEnded { .. },
+            ) if !had_node(job, target) => {}
+            Err(error) => present.leave(job, "device node", &error),
+        }
     }
     Ok(present)
 }
 
-fn find_location(target: &Target, attachment: &Attachment, deadline: Instant) -> Result<Location> {
+/// Whether an attach made a node for this container, and not for an earlier one of the same id.
+fn had_node(job: &DetachJob, target: &Target) -> bool {
+    let started = || target.started().ok();
+    job.outcome
+        .as_ref()
+        .is_some_and(|outcome| started().is_none_or(|started| started == outcome.container_started))
+}
+
+fn find_location(target: &Target, attachment: &Attachment, trees: &mut Trees) -> Result<Location> {
     let path = attachment.path.clone();
     let find = move |root: &_, mounts| Location::find(root, &path, &mounts);
     let of = target.clone();
-    target.enter_with(move || Mounts::read(&of), find, drop)?.finish(deadline)
+    trees.run(target, |_| target.enter_with(move || Mounts::read(&of), find, drop))
 }
 
 /// The device number of the container's node. Where the disk is gone, its number may belong to
 /// another disk by now.
-fn number(job: &DetachJob, present: &Present) -> Result<Option<DeviceNumber>> {
+fn number(job: &DetachJob, present: &Present) -> Option<DeviceNumber> {
     if let Some(disk) = &present.disk {
-        return Ok(Some(disk.number));
+        return Some(disk.number);
     }
-    let Some(outcome) = &job.outcome else { return Ok(None) };
-    let is_reused = sysfs::exists(&format!("/sys/dev/block/{}", outcome.device));
-    Ok((!is_reused).then_some(outcome.device))
+    let outcome = job.outcome.as_ref()?;
+    let is_reused = sysfs::exists(&format!("/sys/dev/block/{}", outcome.device))
+        && !is_being_removed(outcome.device, &job.attachment);
+    (!is_reused).then_some(outcome.device)
 }
 
-fn unlink(job: &DetachJob, present: &mut Present, deadline: Instant) -> Result<()> {
-    let number = number(job, present)?;
-    let (Some(location), Some(target)) = (&present.location, &job.target) else { return Ok(()) };
-    present.cleared |= match location.remove_leftover(&job.attachment.serial) {
-        // The container has something of its own under that name: not ours to remove.
-        Err(Error::PathTaken { .. }) => false,
-        result => result?,
+/// Whether the disk of this number is the attachment's, of which the kernel has removed the SCSI
+/// device and not yet the block device: that takes a while if there is data to write. It has no
+/// serial number any more.
+fn is_being_removed(number: DeviceNumber, attachment: &Attachment) -> bool {
+    let Ok(link) = fs::read_link(format!("/sys/dev/block/{number}")) else { return false };
+    let Some((device, _)) = link.to_str().and_then(ScsiDevice::from_devpath) else { return false };
+    let hosts = ScsiHost::all().unwrap_or_default();
+    let hosts = ScsiHost::candidates(&hosts, attachment.controller.as_deref()).unwrap_or_default();
+    let is_at_address = hosts.iter().any(|host| host.device(attachment.address) == device);
+    is_at_address && block::serial(device).is_ok_and(|serial| serial.is_none())
+}
+
+/// Removes what the container has of the volume, wherever it is.
+fn unlink(job: &DetachJob, present: &mut Present, trees: &mut Trees) -> Result<()> {
+    let Attachment { serial, container_id, path, .. } = &job.attachment;
+    let number = number(job, present);
+    let was_bind = job.outcome.as_ref().is_some_and(|outcome| outcome.node == NodeKind::Bind);
+    let removal =
+        |guarded| Removal::new(serial, container_id, path, number, guarded).of_bind_node(was_bind);
+    let Some(target) = &job.target else {
+        present.leave_all(removal(false).after_its_end(trees.until()).left);
+        return Ok(());
     };
-    let Some(number) = number else { return Ok(()) };
-    // The container may have changed its owner.
-    let Some(Existing::Block(_, options)) = location.existing()? else { return Ok(()) };
-    if fault::skips("unlink") || location.remove(target, number, deadline)?.is_some() {
-        match &present.disk {
-            Some(_) => present.removed = Some(options),
-            None => present.cleared = true,
+    // What cannot be read protects nothing.
+    let guarded = Filter::of(target).is_ok_and(|filter| filter.mode() != Mode::None);
+    let (removal, silent) = (removal(guarded), removal(guarded));
+    // On a thread: a container can make its own tmpfs wait, too (a directory stays locked while an
+    // entry of it is copied to memory that a file system of the container provides).
+    let (location, of, serial) = (present.location.clone(), target.clone(), serial.clone());
+    let result = trees.run(target, |until| {
+        target.aside(move || Ok(remove_nodes(&removal, location.as_deref(), &of, &serial, until)))
+    });
+    present.uncertain = matches!(result, Err(Error::TimedOut { .. }));
+    let (leftover, removed) = match result {
+        Ok(done) => done,
+        Err(error) => {
+            // The container's file system does not answer: the node stays, and its number with it.
+            let is_known = !present.left.is_empty();
+            present.leave_all(silent.after_its_end(trees.until()).left);
+            // The look-up has reported the same.
+            return if is_known { Ok(()) } else { Err(error) };
         }
+    };
+    present.cleared |= leftover;
+    match &present.disk {
+        Some(_) => present.removed = removed.options,
+        None => present.cleared |= removed.options.is_some(),
     }
+    present.leave_all(removed.left);
     Ok(())
 }
 
-fn revoke(job: &DetachJob, present: &mut Present) -> Result<()> {
-    let Some(target) = job.target.as_ref().filter(|target| !target.has_ended()) else {
-        return Ok(());
-    };
-    if job.keep_right {
-        return Ok(());
+/// Removes the temporary node of an earlier run, and the node. Returns whether there was one of the
+/// former.
+fn remove_nodes(
+    removal: &Removal,
+    location: Option<&Location>,
+    target: &Target,
+    serial: &str,
+    until: Instant,
+) -> (bool, Removed) {
+    // The container may have something of its own under that name: then there is none of ours.
+    let leftover = check_awaited()
+        .and_then(|()| location.map_or(Ok(false), |location| location.remove_leftover(serial)))
+        .unwrap_or(false);
+    if fault::skips("unlink") {
+        return (leftover, Removed::default());
     }
-    let filter = Filter::of(target)?;
+    (leftover, removal.from(target, location, until))
+}
+
+fn revoke(job: &DetachJob, present: &mut Present) -> Result<()> {
+    let Some(target) = job.target.as_ref().filter(|_| !job.keep_right) else { return Ok(()) };
+    let filter = match Filter::of(target) {
+        // The group of a container that has ended may be gone, and every right with it.
+        Err(error) if target.has_ended() && is_missing(&error) => return Ok(()),
+        result => result?,
+    };
     // In a list, an entry that existed before cannot be distinguished from ours. In front of a
     // program there are our entries alone: access that a program itself granted at the attach may
     // have been lost since, and been replaced by ours.
@@ -206,61 +292,35 @@ fn revoke(job: &DetachJob, present: &mut Present) -> Result<()> {
     {
         return Ok(());
     }
-    if let Some(number) = number(job, present)? {
+    if let Some(number) = number(job, present) {
         present.revoked = filter.revoke(number)?;
     }
     Ok(())
 }
 
-/// Writes back what the guest's caches hold. With force an error is logged, and a disk that does
-/// not answer costs half of the remaining time.
-fn flush(present: &Present, policy: DetachPolicy, deadline: Instant) -> Result<()> {
-    let Some(disk) = &present.disk else { return Ok(()) };
-    if !policy.force {
-        return present.claim.as_ref().map_or(Ok(()), Claim::flush);
+/// Whether an object of the kernel does not exist.
+fn is_missing(error: &Error) -> bool {
+    match error {
+        Error::System { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
     }
-    let patience = deadline.saturating_duration_since(Instant::now()) / 2;
-    if let Err(error) = flush_within(disk, patience) {
-        tracing::warn!("the last writes may be lost: {}", error.message());
-    }
-    Ok(())
-}
-
-/// Flushes on a thread. One that does not return in time is abandoned: it ends when the disk
-/// answers, or is gone.
-fn flush_within(disk: &BlockDevice, patience: Duration) -> Result<()> {
-    let (sender, result) = mpsc::sync_channel(1);
-    let work = disk.clone();
-    let flush = move || {
-        // The receiver is gone where the thread was abandoned.
-        let _ = sender.send(work.write_back());
-    };
-    let thread = thread::Builder::new().name("block-volume-wb".to_owned()).spawn(flush);
-    thread.map_err(Error::system("clone", "a thread"))?;
-    let timed_out = || Err(Error::TimedOut { awaited: format!("a flush of {}", disk.name) });
-    result.recv_timeout(patience).unwrap_or_else(|_| timed_out())
 }
 
 /// The directories that were made for the volume, from the host's record if the host got the reply
 /// to the attach.
 fn parents_made(job: &DetachJob, ticket: &Ticket) -> Vec<NodePath> {
-    let attachment = &job.attachment;
+    let Attachment { serial, container_id, path, .. } = &job.attachment;
     match &job.outcome {
         Some(outcome) => outcome.parents_made.clone(),
-        None => ticket.parents_made(&attachment.serial, &attachment.container_id, &attachment.path),
+        None => ticket.parents_made(serial, container_id, path),
     }
 }
 
 /// Removes the directories that were made for the volume. An error is logged: the volume is
 /// detached already.
-fn tidy(job: &DetachJob, parents: &[NodePath], deadline: Instant) {
-    let Some(target) = job.target.as_ref().filter(|target| !target.has_ended()) else {
-        return;
-    };
-    if parents.is_empty() {
-        return;
-    }
-    if let Err(error) = remove_parents(target, parents, deadline) {
+fn tidy(job: &DetachJob, parents: &[NodePath], trees: &mut Trees) {
+    let Some(target) = job.target.as_ref().filter(|_| !parents.is_empty()) else { return };
+    if let Err(error) = trees.ask(target, |until| remove_parents(target, parents, until)) {
         let path = job.attachment.path.as_str();
         tracing::warn!("directories that were made for {path:?} stay: {}", error.message());
     }
@@ -268,24 +328,37 @@ fn tidy(job: &DetachJob, parents: &[NodePath], deadline: Instant) {
 
 /// Restores nodes and access of the containers that run. Continues after an error.
 fn roll_back(jobs: &[DetachJob], all: &mut [Present], deadline: Instant) -> Vec<Error> {
-    let restore = |(job, present)| restore(job, present, deadline).err();
+    let restore = |(job, present)| restore(job, present, rollback_until(deadline)).err();
     let changed = jobs.iter().zip(all).filter(|(_, present)| present.changed());
     changed.filter_map(restore).collect()
 }
 
-fn restore(job: &DetachJob, present: &mut Present, deadline: Instant) -> Result<()> {
+fn restore(job: &DetachJob, present: &mut Present, until: Instant) -> Result<()> {
     let (Some(target), Some(disk)) = (&job.target, &present.disk) else { return Ok(()) };
+    // Its number may be another disk's by now, which must not get to the container.
+    if block::serial(disk.device)?.as_ref() != Some(&present.serial)
+        || BlockDevice::at(disk.device)?.as_ref() != Some(disk)
+    {
+        return Ok(());
+    }
     let mut restore = || {
         if !present.revoked.is_empty() {
             Filter::of(target)?.allow(disk.number, present.revoked, &mut Grant::default())?;
         }
-        if let (Some(options), Some(location)) = (present.removed, present.location.take()) {
+        let Some(options) = present.removed else { return Ok(()) };
+        let Some(location) = present.location.take().and_then(Arc::into_inner) else {
+            return Err(Error::NodeMoved { path: job.attachment.path.as_str().to_owned() });
+        };
+        let read_only = job.attachment.access == AccessMode::ReadOnly;
+        let guarded = Filter::of(target)?.mode() != Mode::None;
+        let device = Device { number: disk.number, options, read_only, guarded };
+        let (of, serial) = (target.clone(), present.serial.clone());
+        let make = move || {
             private_umask()?;
-            let read_only = job.attachment.access == AccessMode::ReadOnly;
-            let device = Device { number: disk.number, options, read_only };
-            location.make(target, &job.attachment.serial, device, deadline)?.publish(deadline)?;
-        }
-        Ok(())
+            check_awaited()?;
+            location.make(&of, &serial, device, until)?.publish(until)
+        };
+        target.aside(make)?.finish(until)
     };
     match restore() {
         // Node and access are gone with the container.

@@ -25,7 +25,7 @@ pub(super) struct Search {
     attachment: Attachment,
     /// The hosts that may have it.
     hosts: Vec<ScsiHost>,
-    /// The addresses that we scanned.
+    /// The addresses that we scanned; a host may have been ruled out since.
     scanned: Vec<ScsiDevice>,
     /// The error for a disk at our address with another serial.
     mismatch: Option<Error>,
@@ -126,22 +126,19 @@ impl Search {
         format!("a disk with serial {serial} at target {} and LUN {}", address.target, address.lun)
     }
 
-    /// Removes the devices that this request added: those that we scanned, and those that the
-    /// kernel scanned by itself. `in_use`: the volume was attached before this request, so its disk
-    /// stays.
+    /// Removes the disk that this request added, by a scan or because the kernel scanned by itself,
+    /// and no other: somebody else may have plugged one there in the meantime. `in_use`: the volume
+    /// was attached before this request, so its disk stays.
     pub(super) fn roll_back(&self, in_use: bool) -> Result<()> {
         if in_use {
             return Ok(());
         }
+        let candidates = self.candidates().filter(|device| !self.scanned.contains(device));
+        let devices: Vec<_> = self.scanned.iter().copied().chain(candidates).collect();
         let mut result = Ok(());
-        for device in &self.scanned {
-            result = result.and(device.delete());
-        }
-        for device in self.candidates().filter(|device| !self.scanned.contains(device)) {
-            // The serial is known even before the disk has a name.
-            if block::serial(device)?.as_ref() == Some(&self.attachment.serial) {
-                result = result.and(device.delete());
-            }
+        for device in devices {
+            let deleted = device.delete(&self.attachment.serial).map(|_| ());
+            result = result.and(deleted);
         }
         result
     }

@@ -4,11 +4,14 @@
 //! never answers keeps that thread; the caller's time-out ends the call, and nothing else waits for
 //! it.
 
+use std::time::Instant;
+
 use super::{
-    attachment::Attachment,
-    job::{DetachJob, distinct_targets},
+    attachment::{Attachment, Outcome},
+    job::distinct_targets,
 };
 use crate::{
+    agent::ContainerError,
     block::{self, BlockDevice, DeviceNumber},
     cgroup::{self, Filter},
     device_node::{Existing, Location, NodeKind, NodePath},
@@ -58,6 +61,7 @@ pub(crate) struct ParentState {
 pub(crate) fn paths(target: &Target, paths: &[NodePath]) -> Result<Vec<PathState>> {
     let root = target.root()?;
     let mounts = if paths.is_empty() { Mounts::default() } else { Mounts::read(target)? };
+    let guarded = Filter::of(target)?.mode() != cgroup::Mode::None;
     let state = |path: &NodePath| {
         let mut state = PathState { path: path.as_str().to_owned(), parent: None, existing: None };
         if let Some(location) = reachable(Location::find(&root, path, &mounts))? {
@@ -67,7 +71,7 @@ pub(crate) fn paths(target: &Target, paths: &[NodePath]) -> Result<Vec<PathState
                 nodev: location.nodev(),
                 read_only: location.read_only(),
                 is_missing: !location.missing().is_empty(),
-                kind: location.check(target),
+                kind: location.check(target, guarded),
             });
         }
         Ok(state)
@@ -85,14 +89,48 @@ fn reachable(location: Result<Location>) -> Result<Option<Location>> {
     }
 }
 
-/// The present state of an attachment.
-#[derive(Debug, Default)]
+/// An attachment to inspect.
+#[derive(Debug)]
+pub(crate) struct InspectJob {
+    pub(crate) attachment: Attachment,
+    /// From the host's record of the reply to Attach, if the host got one.
+    pub(crate) outcome: Option<Outcome>,
+    /// Its container, or what the agent says of a container that cannot be entered.
+    pub(crate) container: Result<Target, ContainerError>,
+}
+
+/// What is known of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ContainerStatus {
+    Running,
+    Paused,
+    Stopped,
+    Created,
+    UnknownId,
+    Unreachable,
+}
+
+impl From<&ContainerError> for ContainerStatus {
+    fn from(error: &ContainerError) -> Self {
+        match error {
+            ContainerError::Unknown => Self::UnknownId,
+            ContainerError::Created => Self::Created,
+            ContainerError::Stopped => Self::Stopped,
+            ContainerError::Paused => Self::Paused,
+            ContainerError::Unreachable(_) => Self::Unreachable,
+        }
+    }
+}
+
+/// The present state of an attachment. Where `unknown` is set, what is missing is neither present
+/// nor gone; a disk that is there was told.
+#[derive(Debug)]
 pub(crate) struct Inspected {
     pub(crate) serial: String,
     pub(crate) disk: Option<BlockDevice>,
     pub(crate) size: u64,
     pub(crate) read_only: bool,
-    pub(crate) container_running: bool,
+    pub(crate) container: ContainerStatus,
     pub(crate) container_started: u64,
     pub(crate) node_present: bool,
     pub(crate) allowed: bool,
@@ -101,30 +139,43 @@ pub(crate) struct Inspected {
     pub(crate) stats: Option<DiskStats>,
     /// Where they were requested.
     pub(crate) holders: Vec<Holder>,
+    /// Why a part could not be told.
+    pub(crate) unknown: Option<String>,
+    /// Why the holders could not be told.
+    pub(crate) holders_unknown: Option<String>,
 }
 
-/// Reads the state of attachments, in their order, and on request the holders of their disks.
-pub(crate) fn inspect(subjects: &[DetachJob], holders: bool) -> Result<Vec<Inspected>> {
+/// Reads the state of attachments, in their order, and on request the holders of their disks. What
+/// cannot be told of one attachment is said there.
+///
+/// # Errors
+/// The guest's SCSI hosts cannot be read: nothing is known of any disk.
+pub(crate) fn inspect(
+    subjects: &[InspectJob],
+    holders: bool,
+    deadline: Instant,
+) -> Result<Vec<Inspected>> {
     let hosts = ScsiHost::all()?;
     let mut all: Vec<Inspected> =
-        subjects.iter().map(|subject| inspect_one(subject, &hosts)).collect::<Result<_>>()?;
-    if holders {
-        find_holders(subjects, &mut all)?;
+        subjects.iter().map(|subject| inspect_one(subject, &hosts)).collect();
+    if holders && let Err(error) = find_holders(subjects, &mut all, deadline) {
+        all.iter_mut().for_each(|one| one.holders_unknown = Some(error.message()));
     }
     Ok(all)
 }
 
 /// Finds holders without a claim, which could make an open or a mount of another process fail.
-fn find_holders(subjects: &[DetachJob], all: &mut [Inspected]) -> Result<()> {
-    let disk = |(subject, inspected): (&DetachJob, &Inspected)| {
+fn find_holders(subjects: &[InspectJob], all: &mut [Inspected], deadline: Instant) -> Result<()> {
+    let disk = |(subject, inspected): (&InspectJob, &Inspected)| {
         let (attachment, disk) = (&subject.attachment, inspected.disk.as_ref()?);
         Some(Disk::new(&attachment.serial, attachment.path.as_str(), disk))
     };
     let disks: Vec<Disk> = subjects.iter().zip(&*all).filter_map(disk).collect::<Result<_>>()?;
     let containers =
-        distinct_targets(subjects.iter().filter_map(|subject| subject.target.as_ref()));
-    for found in holders::find(&disks, &containers, Scope::All)? {
-        let is_of = |subject: &DetachJob| subject.attachment.serial == found.holder.serial;
+        distinct_targets(subjects.iter().filter_map(|subject| subject.container.as_ref().ok()));
+    let scan = holders::find(&disks, &containers, Scope::All, deadline)?;
+    for found in scan.with_the_rest_unknown(&disks) {
+        let is_of = |subject: &InspectJob| subject.attachment.serial == found.holder.serial;
         if let Some(index) = subjects.iter().position(is_of) {
             all[index].holders.push(found.holder);
         }
@@ -133,37 +184,79 @@ fn find_holders(subjects: &[DetachJob], all: &mut [Inspected]) -> Result<()> {
 }
 
 fn inspect_one(
-    DetachJob { attachment, outcome, target, .. }: &DetachJob,
+    InspectJob { attachment, outcome, container }: &InspectJob,
     hosts: &[ScsiHost],
-) -> Result<Inspected> {
-    let mut inspected = Inspected { serial: attachment.serial.clone(), ..Inspected::default() };
-    for host in ScsiHost::candidates(hosts, attachment.controller.as_deref()).unwrap_or_default() {
-        let device = host.device(attachment.address);
-        if block::serial(device)?.as_ref() == Some(&attachment.serial)
-            && let Some(disk) = BlockDevice::at(device)?
-        {
-            inspected.size = disk.size()?;
-            inspected.read_only = disk.read_only()?;
-            inspected.stats = Some(DiskStats::of(&disk)?);
-            inspected.disk = Some(disk);
-        }
-    }
+) -> Inspected {
+    let mut inspected = Inspected {
+        serial: attachment.serial.clone(),
+        disk: None,
+        size: 0,
+        read_only: false,
+        container: ContainerStatus::Running,
+        container_started: 0,
+        node_present: false,
+        allowed: false,
+        filter: None,
+        leftovers: Vec::new(),
+        stats: None,
+        holders: Vec::new(),
+        unknown: None,
+        holders_unknown: None,
+    };
+    let mut unknown = inspect_disk(attachment, hosts, &mut inspected).err();
     let number = inspected
         .disk
         .as_ref()
         .map(|disk| disk.number)
         .or(outcome.as_ref().map(|outcome| outcome.device));
-    if let Some(target) = target.as_ref().filter(|target| !target.has_ended()) {
-        match inspect_container(attachment, number, target, &mut inspected) {
-            // The container ended in the meantime.
-            Err(_) if target.has_ended() => {}
-            result => {
-                result?;
-                inspected.container_running = true;
+    match container {
+        Err(error) => {
+            inspected.container = error.into();
+            if is_unknown(error) {
+                let (id, source) = (attachment.container_id.to_string(), error.clone());
+                unknown = unknown.or(Some(Error::Container { id, source }));
+            }
+        }
+        Ok(target) => {
+            let found = inspect_container(attachment, number, target, &mut inspected);
+            if target.has_ended() {
+                inspected.container = ContainerStatus::Stopped;
+                inspected.container_started = 0;
+            } else {
+                unknown = unknown.or(found.err());
             }
         }
     }
-    Ok(inspected)
+    inspected.unknown = unknown.map(|error| error.message());
+    inspected
+}
+
+/// Whether a container may have the volume although it cannot be entered now.
+fn is_unknown(error: &ContainerError) -> bool {
+    match error {
+        ContainerError::Paused | ContainerError::Unreachable(_) => true,
+        ContainerError::Unknown | ContainerError::Created | ContainerError::Stopped => false,
+    }
+}
+
+/// Reads the disk with the attachment's serial number. It is reported as a whole or not at all.
+fn inspect_disk(
+    attachment: &Attachment,
+    hosts: &[ScsiHost],
+    inspected: &mut Inspected,
+) -> Result<()> {
+    // Without the controller there is no disk at it.
+    for host in ScsiHost::candidates(hosts, attachment.controller.as_deref()).unwrap_or_default() {
+        let device = host.device(attachment.address);
+        if block::serial(device)?.as_ref() == Some(&attachment.serial)
+            && let Some(disk) = BlockDevice::at(device)?
+        {
+            let stats = DiskStats::of(&disk)?;
+            (inspected.size, inspected.read_only) = (disk.size()?, disk.read_only()?);
+            (inspected.stats, inspected.disk) = (Some(stats), Some(disk));
+        }
+    }
+    Ok(())
 }
 
 fn inspect_container(

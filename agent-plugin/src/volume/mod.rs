@@ -12,6 +12,8 @@
 //! | `resolve` | finds the directories of the nodes |
 //! | `progress` | what an attach has done, and its rollback |
 //! | `present` | what exists of a volume that is detached |
+//! | `disk_removal` | the disk's own part of a detach: flush, delete |
+//! | `tree` | the time of a detach in the trees of containers |
 //! | `busy` | holders of a disk that is detached: claim, find, wait |
 //! | `queue` | one operation at a time on a volume |
 //! | `guard` | what ends a request early |
@@ -22,6 +24,7 @@ mod attachment;
 mod busy;
 mod detach;
 mod discover;
+mod disk_removal;
 mod failed;
 mod guard;
 mod inspect;
@@ -32,14 +35,21 @@ mod queue;
 mod resize;
 mod resolve;
 mod stages;
+mod tree;
 
 pub(crate) use attach::{Attached, attach};
 pub(crate) use attachment::{AccessMode, Attachment, Outcome};
 pub(crate) use busy::DetachPolicy;
-pub(crate) use detach::{Detached, detach};
+pub(crate) use detach::{DetachOutput, Detached, detach};
 pub(crate) use failed::Failed;
-pub(crate) use inspect::{Guest, Inspected, PathState, inspect, paths, probe};
+pub(crate) use inspect::{
+    ContainerStatus, Guest, InspectJob, Inspected, PathState, inspect, paths, probe,
+};
 pub(crate) use job::{AttachJob, DetachJob};
-pub(crate) use queue::{CancelOnDrop, Queues, Ticket};
+pub(crate) use present::LeftBehind;
+pub(crate) use queue::{Announced, CancelOnDrop, Queues, Ticket};
 pub(crate) use resize::{Resized, resize};
 pub(crate) use stages::Stages;
+
+/// Gives up the numbers of deleted disks that nothing refers to any more.
+pub(crate) use crate::device_node::sweep;

@@ -1,9 +1,13 @@
 //! What exists of a volume that is detached, and what a detach has removed of it.
 
+use std::sync::Arc;
+
+use super::job::DetachJob;
 use crate::{
     block::{BlockDevice, Claim},
     cgroup::Access,
-    device_node::{Location, NodeOptions},
+    device_node::{self, Location, NodeOptions},
+    error::Error,
     scsi::ScsiDevice,
 };
 
@@ -14,16 +18,20 @@ pub(super) struct Present {
     /// The SCSI device with our serial; it may have no name yet.
     pub(super) device: Option<ScsiDevice>,
     pub(super) disk: Option<BlockDevice>,
-    pub(super) location: Option<Location>,
+    pub(super) location: Option<Arc<Location>>,
     pub(super) claim: Option<Claim>,
     /// The node that was removed.
     pub(super) removed: Option<NodeOptions>,
     /// The access that was revoked.
     pub(super) revoked: Access,
-    /// The disk is deleted.
+    /// The disk is deleted, or its deletion has begun.
     pub(super) deleted: bool,
     /// A leftover of an earlier run was removed. A rollback does not restore it.
     pub(super) cleared: bool,
+    /// The container did not answer during the removal: the node may be removed.
+    pub(super) uncertain: bool,
+    /// What could not be removed in the container. The detach goes on.
+    pub(super) left: Vec<LeftBehind>,
 }
 
 impl Present {
@@ -31,4 +39,31 @@ impl Present {
     pub(super) fn changed(&self) -> bool {
         self.removed.is_some() || !self.revoked.is_empty() || self.deleted || self.cleared
     }
+
+    /// Notes what the removal of the node left behind.
+    pub(super) fn leave_all(&mut self, left: Vec<device_node::LeftBehind>) {
+        let serial = &self.serial;
+        self.left.extend(left.into_iter().map(|device_node::LeftBehind { path, reason }| {
+            LeftBehind { serial: serial.clone(), path, reason }
+        }));
+    }
+
+    /// Notes a part that stays in the container of `job`, at the attachment's path.
+    pub(super) fn leave(&mut self, job: &DetachJob, part: &str, error: &Error) {
+        self.left.push(LeftBehind {
+            serial: self.serial.clone(),
+            path: job.attachment.path.as_str().to_owned(),
+            reason: format!("its {part}: {}", error.message()),
+        });
+    }
+}
+
+/// A part of an attachment that stays in the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LeftBehind {
+    pub(crate) serial: String,
+    /// In the container: of the attachment, or where the part is now.
+    pub(crate) path: String,
+    /// What, and why.
+    pub(crate) reason: String,
 }

@@ -3,12 +3,16 @@
 //!
 //! A request joins the queues of all its volumes in one step, so that two requests never wait for
 //! each other.
+//!
+//! It joins them when the agent has allowed it and has found its containers: a request that is
+//! refused cancels no other. An attach announces itself before that, since a caller that has lost
+//! its reply sends a detach, and relies on that one to cancel it.
 
 use std::{
     collections::{HashMap, VecDeque},
     os::fd::{AsFd, BorrowedFd},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Instant,
@@ -31,12 +35,33 @@ pub(crate) struct Queues {
 #[derive(Debug, Default)]
 struct Queue {
     entries: VecDeque<Arc<Entry>>,
+    /// Attaches that were announced. Nothing waits for them: they have not begun.
+    announced: Vec<Arc<Entry>>,
     /// Attached through this service, and not detached since: then a failed request must not remove
     /// its disk.
     attached: bool,
-    /// Directories that were made for it, each with its container, outermost first: for a detach
-    /// whose caller never got the reply to its attach.
-    parents: Vec<(String, NodePath)>,
+    /// For a detach whose caller never got the reply to its attach.
+    made: Vec<Made>,
+}
+
+impl Queue {
+    fn is_idle(&self) -> bool {
+        self.entries.is_empty() && self.announced.is_empty() && !self.attached
+    }
+}
+
+/// The directories that were made for one attachment, outermost first.
+#[derive(Debug)]
+struct Made {
+    container: String,
+    path: NodePath,
+    parents: Vec<NodePath>,
+}
+
+impl Made {
+    fn is_for(&self, container: &str, path: &NodePath) -> bool {
+        self.container == container && self.path == *path
+    }
 }
 
 /// A request in the queues of its volumes.
@@ -47,7 +72,8 @@ struct Entry {
     /// a detach that waits for holders.
     kind: RequestKind,
     cancelled: AtomicBool,
-    cancel: EventFd,
+    /// Not before it joins the queues: a request that waits for the agent has no descriptor.
+    cancel: OnceLock<EventFd>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,41 +93,43 @@ impl RequestKind {
     }
 }
 
-/// A request's place in the queues. Dropping it starts the next request.
-#[derive(Debug)]
+/// A request's place in the queues. Dropping the last clone starts the next request.
+#[derive(Debug, Clone)]
 pub(crate) struct Ticket {
+    place: Arc<Place>,
+}
+
+/// An attach that is not in the queues yet.
+#[derive(Debug)]
+pub(crate) struct Announced {
+    place: Place,
+}
+
+#[derive(Debug)]
+struct Place {
     queues: Arc<Queues>,
     entry: Arc<Entry>,
 }
 
 impl Queues {
-    /// Joins the end of each volume's queue. Never waits.
-    pub(crate) fn attach(self: &Arc<Self>, serials: Vec<String>) -> Result<Ticket> {
-        self.enqueue(serials, RequestKind::Attach)
-    }
-
-    /// Joins the end of each volume's queue, and cancels every attach that is in one of the queues
-    /// or under way. A detach that `waits` for holders of a disk does so until any other request
-    /// for its volume arrives.
-    pub(crate) fn detach(self: &Arc<Self>, serials: Vec<String>, waits: bool) -> Result<Ticket> {
-        self.enqueue(serials, if waits { RequestKind::WaitingDetach } else { RequestKind::Detach })
-    }
-
-    fn enqueue(self: &Arc<Self>, serials: Vec<String>, kind: RequestKind) -> Result<Ticket> {
-        let cancel = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(Error::system("eventfd", "a request"))?;
-        let entry = Arc::new(Entry { serials, kind, cancelled: AtomicBool::new(false), cancel });
+    /// Announces an attach: a detach that arrives from now on cancels it, and it cancels nothing.
+    pub(crate) fn announce(self: &Arc<Self>, serials: Vec<String>) -> Announced {
+        let entry = Arc::new(Entry::new(serials, RequestKind::Attach));
         let mut queues = self.lock();
         for serial in &entry.serials {
-            let queue = queues.entry(serial.clone()).or_default();
-            let cancelled = queue.entries.iter().filter(|ahead| ahead.kind.is_cancelled_by(kind));
-            cancelled.for_each(|ahead| ahead.cancel());
-            queue.entries.push_back(entry.clone());
+            queues.entry(serial.clone()).or_default().announced.push(entry.clone());
         }
         drop(queues);
-        // Those that were cancelled may be waiting for their turn.
-        self.changed.notify_all();
-        Ok(Ticket { queues: self.clone(), entry })
+        Announced { place: Place { queues: self.clone(), entry } }
+    }
+
+    /// Joins the end of each volume's queue, and cancels every attach that is announced, in one of
+    /// the queues or under way. A detach that `waits` for holders of a disk does so until any other
+    /// request for its volume arrives. Never waits.
+    pub(crate) fn detach(self: &Arc<Self>, serials: Vec<String>, waits: bool) -> Result<Ticket> {
+        let kind = if waits { RequestKind::WaitingDetach } else { RequestKind::Detach };
+        let entry = Arc::new(Entry::new(serials, kind));
+        Place { queues: self.clone(), entry }.join()
     }
 
     /// A panic elsewhere does not leave the queues inconsistent: every change to them is complete
@@ -111,11 +139,58 @@ impl Queues {
     }
 }
 
+impl Announced {
+    /// Joins the end of each volume's queue.
+    ///
+    /// # Errors
+    /// A detach has cancelled it.
+    pub(crate) fn join(self) -> Result<Ticket> {
+        self.place.join()
+    }
+}
+
+impl Place {
+    fn join(self) -> Result<Ticket> {
+        let Place { queues, entry } = &self;
+        let cancel = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(Error::system("eventfd", "a request"))?;
+        entry.cancel.get_or_init(|| cancel);
+        let mut all = queues.lock();
+        if entry.is_cancelled() {
+            // The lock is taken again when the place is dropped.
+            drop(all);
+            return Err(Error::Cancelled);
+        }
+        for serial in &entry.serials {
+            let queue = all.entry(serial.clone()).or_default();
+            queue.announced.retain(|announced| !Arc::ptr_eq(announced, entry));
+            let ahead = queue.entries.iter().chain(&queue.announced);
+            let cancelled = ahead.filter(|ahead| ahead.kind.is_cancelled_by(entry.kind));
+            cancelled.for_each(|ahead| ahead.cancel());
+            queue.entries.push_back(entry.clone());
+        }
+        drop(all);
+        // Those that were cancelled may be waiting for their turn.
+        queues.changed.notify_all();
+        Ok(Ticket { place: Arc::new(self) })
+    }
+}
+
 impl Entry {
+    fn new(serials: Vec<String>, kind: RequestKind) -> Entry {
+        Entry { serials, kind, cancelled: AtomicBool::new(false), cancel: OnceLock::new() }
+    }
+
     fn cancel(&self) {
         self.cancelled.store(true, Ordering::Release);
-        // Adding 1 to a counter that is never read cannot overflow in 64 bits.
-        let _ = self.cancel.write(1);
+        if let Some(cancel) = self.cancel.get() {
+            // Adding 1 to a counter that is never read cannot overflow in 64 bits.
+            let _ = cancel.write(1);
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
     }
 }
 
@@ -125,13 +200,13 @@ impl Ticket {
     /// # Errors
     /// The deadline passed, or this request was cancelled.
     pub(crate) fn wait_for_turn(&self, deadline: Instant) -> Result<()> {
-        let mut queues = self.queues.lock();
+        let mut queues = self.lock();
         loop {
             if self.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            let waits_for =
-                self.entry.serials.iter().find(|serial| !self.is_first(&queues, serial));
+            let serials = &self.place.entry.serials;
+            let waits_for = serials.iter().find(|serial| !self.is_first(&queues, serial));
             let Some(serial) = waits_for else { return Ok(()) };
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -139,69 +214,89 @@ impl Ticket {
                     awaited: format!("an earlier request for volume {serial}"),
                 });
             }
-            let woken = self.queues.changed.wait_timeout(queues, left);
+            let woken = self.place.queues.changed.wait_timeout(queues, left);
             queues = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Queue>> {
+        self.place.queues.lock()
     }
 
     fn is_first(&self, queues: &HashMap<String, Queue>, serial: &str) -> bool {
         queues
             .get(serial)
             .and_then(|queue| queue.entries.front())
-            .is_some_and(|first| Arc::ptr_eq(first, &self.entry))
+            .is_some_and(|first| Arc::ptr_eq(first, &self.place.entry))
     }
 
     /// Whether a later request, or the end of the caller, cancelled this one.
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.entry.cancelled.load(Ordering::Acquire)
+        self.place.entry.is_cancelled()
     }
 
     /// Readable once [`Ticket::is_cancelled`].
     pub(crate) fn cancelled(&self) -> BorrowedFd<'_> {
-        self.entry.cancel.as_fd()
+        self.place.entry.cancel.get().expect("it was made before the queues were joined").as_fd()
     }
 
     /// Returns what cancels the request when it is dropped, for a request that waits for holders
     /// and whose caller may close the connection.
     pub(crate) fn cancel_on_drop(&self) -> CancelOnDrop {
-        CancelOnDrop(self.entry.clone())
+        CancelOnDrop(self.place.entry.clone())
     }
 
     /// Records whether a volume is attached.
     pub(crate) fn set_attached(&self, serial: &str, attached: bool) {
-        if let Some(queue) = self.queues.lock().get_mut(serial) {
+        if let Some(queue) = self.lock().get_mut(serial) {
             queue.attached = attached;
             if !attached {
-                queue.parents.clear();
+                queue.made.clear();
             }
         }
     }
 
-    /// Records which directories were made in a container for a volume that is attached.
-    pub(crate) fn record_parents(&self, serial: &str, container: &str, made: &[NodePath]) {
-        if let Some(queue) = self.queues.lock().get_mut(serial) {
-            queue.parents.extend(made.iter().map(|path| (container.to_owned(), path.clone())));
+    /// Records which directories were made in a container for an attachment.
+    pub(crate) fn record_parents(
+        &self,
+        serial: &str,
+        container: &str,
+        path: &NodePath,
+        made: &[NodePath],
+    ) {
+        // A repeated attach has made none; those that the first one made are its own.
+        if let Some(queue) = self.lock().get_mut(serial)
+            && !made.is_empty()
+        {
+            queue.made.retain(|made| !made.is_for(container, path));
+            let (container, parents) = (container.to_owned(), made.to_vec());
+            queue.made.push(Made { container, path: path.clone(), parents });
         }
     }
 
-    /// The directories that were made for `path` in a container, as far as this service made them.
+    /// The directories that this service made for an attachment.
     pub(crate) fn parents_made(
         &self,
         serial: &str,
         container: &str,
         path: &NodePath,
     ) -> Vec<NodePath> {
-        let queues = self.queues.lock();
-        let made = queues.get(serial).map(|queue| queue.parents.as_slice()).unwrap_or_default();
-        let is_of = |(in_container, parent): &&(String, NodePath)| {
-            in_container == container && path.is_below(parent)
-        };
-        made.iter().filter(is_of).map(|(_, parent)| parent.clone()).collect()
+        let queues = self.lock();
+        let mut made = queues.get(serial).map(|queue| queue.made.iter()).unwrap_or_default();
+        let made = made.find(|made| made.is_for(container, path));
+        made.map(|made| made.parents.clone()).unwrap_or_default()
+    }
+
+    /// Forgets them: the attachment is detached.
+    pub(crate) fn forget_parents(&self, serial: &str, container: &str, path: &NodePath) {
+        if let Some(queue) = self.lock().get_mut(serial) {
+            queue.made.retain(|made| !made.is_for(container, path));
+        }
     }
 
     /// Whether this service attached the volume, and did not detach it since.
     pub(crate) fn is_attached(&self, serial: &str) -> bool {
-        self.queues.lock().get(serial).is_some_and(|queue| queue.attached)
+        self.lock().get(serial).is_some_and(|queue| queue.attached)
     }
 }
 
@@ -215,13 +310,14 @@ impl Drop for CancelOnDrop {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for Place {
     fn drop(&mut self) {
         let mut queues = self.queues.lock();
         for serial in &self.entry.serials {
             if let Some(queue) = queues.get_mut(serial) {
                 queue.entries.retain(|entry| !Arc::ptr_eq(entry, &self.entry));
-                if queue.entries.is_empty() && !queue.attached {
+                queue.announced.retain(|entry| !Arc::ptr_eq(entry, &self.entry));
+                if queue.is_idle() {
                     queues.remove(serial);
                 }
             }

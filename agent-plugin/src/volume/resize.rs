@@ -14,7 +14,7 @@ use super::{
     discover,
     failed::{Failed, OfVolume as _},
     guard::Guard,
-    queue::Ticket,
+    queue::Announced,
     stages::Stages,
 };
 use crate::{
@@ -59,15 +59,23 @@ impl Growing<'_> {
 /// Makes the kernel read the expected sizes.
 pub(crate) fn resize(
     attachments: &[Attachment],
-    ticket: &Ticket,
+    announced: Announced,
     deadline: Instant,
     stages: &mut Stages,
 ) -> Result<Vec<Resized>, Failed> {
+    let mut socket = UeventSocket::open()?;
+    stages.end("uevent-socket")?;
+    // A resize of what is not there cancels no other request.
+    let hosts = ScsiHost::all()?;
+    for attachment in attachments {
+        discover::find_attached(attachment, &hosts).of(&attachment.serial)?;
+    }
+    let ticket = announced.join()?;
     ticket.wait_for_turn(deadline)?;
     // The containers are not involved.
-    let guard = Guard { deadline, ticket, jobs: &[] };
+    let guard = Guard { deadline, ticket: &ticket, jobs: &[] };
     let mut all = Vec::with_capacity(attachments.len());
-    let result = sequence(attachments, &guard, stages, &mut all);
+    let result = sequence(attachments, &mut socket, &guard, stages, &mut all);
     let changed = all.iter().any(|disk| disk.now != disk.before);
     result.map_err(|failed| Failed { partial: changed, ..failed })?;
     let resized = |disk: &Growing<'_>| Resized {
@@ -80,13 +88,11 @@ pub(crate) fn resize(
 
 fn sequence<'a>(
     attachments: &'a [Attachment],
+    socket: &mut UeventSocket,
     guard: &Guard<'_>,
     stages: &mut Stages,
     all: &mut Vec<Growing<'a>>,
 ) -> Result<(), Failed> {
-    let mut socket = UeventSocket::open()?;
-    stages.end("uevent-socket")?;
-
     let hosts = ScsiHost::all()?;
     for attachment in attachments {
         let disk = discover::find_attached(attachment, &hosts).of(&attachment.serial)?;
@@ -95,6 +101,7 @@ fn sequence<'a>(
     }
     stages.end("lookup")?;
 
+    guard.check_time(|| "the look-up".to_owned())?;
     for disk in all.iter_mut().filter(|disk| disk.is_pending() && !fault::skips("rescan")) {
         disk.disk.device.rescan().of(&disk.attachment.serial)?;
         disk.read_size()?;
@@ -102,7 +109,7 @@ fn sequence<'a>(
     stages.end("rescan")?;
 
     while let Some(pending) = all.iter().position(Growing::is_pending) {
-        next_event(all, pending, &mut socket, guard)?;
+        next_event(all, pending, socket, guard)?;
     }
     Ok(stages.end("wait")?)
 }

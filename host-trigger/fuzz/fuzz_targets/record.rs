@@ -31,6 +31,10 @@ fuzz_target!(|input: &[u8]| {
                 assert_eq!(outcome.parents_made, commit.parents_made);
                 state.commits.push((PassedFd { set: 7, fd }, commit));
             }
+            Record::Abandoned(record) => {
+                state.intents.push((7, record.abandoned));
+                state.is_abandoned = true;
+            }
         }
     }
     assert_attachments(&state);

@@ -3,16 +3,13 @@
 
 #![no_main]
 
-use std::{path::Path, sync::LazyLock, time::Duration};
+use std::{sync::LazyLock, time::Duration};
 
-use host_trigger::{
-    Deadline, fuzz,
-    kata::{agent_address::AgentAddress, shim},
-};
+use host_trigger::{Deadline, fuzz, kata::agent_address::AgentAddress};
 use libfuzzer_sys::fuzz_target;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::UnixListener,
+    net::{UnixListener, UnixStream},
     runtime::{Builder, Runtime},
 };
 
@@ -54,8 +51,12 @@ fn agent_url_of(response: &[u8]) -> Option<AgentAddress> {
             let _ = stream.shutdown().await;
             let _ = stream.read(&mut request).await;
         };
-        let client = shim::agent_url(Path::new(&*SOCKET), Deadline::after(Duration::from_secs(2)));
-        tokio::join!(server, client).1.ok()
+        let client = async {
+            let stream = UnixStream::connect(&*SOCKET).await.expect("the server listens");
+            let deadline = Deadline::after(Duration::from_secs(2));
+            deadline.wait(fuzz::agent_url(stream)).await.ok()?.ok()
+        };
+        tokio::join!(server, client).1
     })
 }
 
@@ -63,7 +64,7 @@ fn assert_address(address: Option<AgentAddress>) {
     let Some(address) = address else { return };
     match &address {
         AgentAddress::Vsock { .. } => {}
-        AgentAddress::Hybrid { path, .. } | AgentAddress::Unix { path } => {
+        AgentAddress::Hybrid { path, .. } | AgentAddress::Unix { path, .. } => {
             assert!(path.is_absolute())
         }
     }

@@ -13,19 +13,22 @@ use nix::sys::socket::{
 use qapi::{ExecuteError, futures::QmpStreamTokio};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::{net::UnixStream, sync::mpsc};
 
 use crate::{
-    Deadline, QmpError,
+    Deadline, PathError, QmpError, Server, Trust,
     commands::{self, Service},
     socket_peers, unix_socket,
-    wire::{CommandIds, CommandWriter, Event, ListReply, MAX_EVENTS, ReplyReader},
+    wire::{CommandIds, CommandWriter, Event, ListReply, MAX_EVENTS, ReplyReader, weight},
 };
 
 /// The longest that any command may take, unless the user gave more time ([`Deadline::capped`]).
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest that the greeting may take, likewise.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The most memory that a list may take when it is parsed: some ten thousand volumes.
+const MAX_LIST_WEIGHT: usize = 128 << 20;
 
 /// A descriptor in a descriptor set of QEMU: `/dev/fdset/<set>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,12 +90,37 @@ impl Qmp {
         greeting_timeout: Duration,
     ) -> Result<Self, QmpError> {
         let path = path.as_ref();
-        let stream = match unix_socket::connect(path).await {
-            Ok(stream) => stream,
-            // The listener's queue is full: other clients wait for a greeting, too.
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(no_greeting(path, None)),
-            Err(source) => return Err(QmpError::Connect { path: path.to_owned(), source }),
-        };
+        let stream = connected(unix_socket::connect(path).await, path)?;
+        Self::greet(stream, path, deadline, greeting_timeout).await
+    }
+
+    /// Connects as [`connect_within`](Self::connect_within), if `trust` includes everything on the
+    /// way to the socket, and `server` listens there.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect), or the path or the server is not trusted.
+    pub async fn connect_trusted(
+        path: &Path,
+        (trust, server): (&Trust, Server),
+        deadline: Deadline,
+        greeting_timeout: Duration,
+    ) -> Result<Self, QmpError> {
+        let socket = trust.locate(path).map_err(|e| match e {
+            PathError::Io(source) => QmpError::Connect { path: path.to_owned(), source },
+            PathError::Untrusted(why) => why.into(),
+        })?;
+        let stream = connected(socket.connect().await, path)?;
+        server.check(&stream, path, trust)?;
+        Self::greet(stream, path, deadline, greeting_timeout).await
+    }
+
+    /// Waits for the greeting.
+    async fn greet(
+        stream: UnixStream,
+        path: &Path,
+        deadline: Deadline,
+        greeting_timeout: Duration,
+    ) -> Result<Self, QmpError> {
         let socket = stream
             .as_fd()
             .try_clone_to_owned()
@@ -165,6 +193,9 @@ impl Qmp {
     ) -> Result<T, QmpError> {
         let reply = self.reply(command, arguments).await?;
         let read = match self.list_reply.take() {
+            Some(list) if weight(&list) > MAX_LIST_WEIGHT => {
+                return Err(QmpError::Answer { command: command.to_owned() });
+            }
             Some(list) => serde_json::from_slice(&list).map(|Reply { list }| list),
             None => serde_json::from_value(reply),
         };
@@ -246,6 +277,15 @@ impl Qmp {
     pub async fn next_event(&mut self, deadline: Deadline) -> Option<Event> {
         deadline.wait(self.events.recv()).await.ok().flatten()
     }
+}
+
+/// The result of `connect` on the socket `path`.
+fn connected(stream: io::Result<UnixStream>, path: &Path) -> Result<UnixStream, QmpError> {
+    stream.map_err(|source| match source.kind() {
+        // The listener's queue is full: other clients wait for a greeting, too.
+        io::ErrorKind::WouldBlock => no_greeting(path, None),
+        _ => QmpError::Connect { path: path.to_owned(), source },
+    })
 }
 
 fn no_greeting(path: &Path, socket: Option<BorrowedFd<'_>>) -> QmpError {

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use crate::Untrusted;
+
 /// Why a command got no reply, or which error QEMU replied.
 #[derive(Debug, thiserror::Error)]
 pub enum QmpError {
@@ -25,6 +27,10 @@ pub enum QmpError {
         /// The socket.
         path: PathBuf,
     },
+    /// Somebody else than root, or than the VMM's user, could have put the socket there, or serves
+    /// it.
+    #[error(transparent)]
+    Untrusted(#[from] Untrusted),
     /// The server closed the connection or sent something else than a greeting.
     #[error("the server on {path:?} does not speak QMP")]
     NotQmp {

@@ -9,6 +9,11 @@ use tokio::{
 
 use crate::wire::{CommandIds, Event, ListReply, MAX_EVENTS, ReplyReader};
 
+/// Whether events of this name are passed on.
+pub fn is_kept(event: &str) -> bool {
+    crate::wire::KEPT.contains(&event)
+}
+
 /// What the client makes of QEMU's lines.
 #[derive(Debug)]
 pub struct Passed {

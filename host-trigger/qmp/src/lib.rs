@@ -15,6 +15,8 @@
 //!   `wire::CommandWriter` adds IDs and `wire::ReplyReader` checks them.
 //! - qapi parses a reply several times. `wire::ReplyReader` keeps lists from it, as they can be
 //!   long.
+//! - A hostile QEMU can send any number of events, of any length, and lists that are many times as
+//!   long in memory as on the wire. Each line, each event and what is parsed of a list have bounds.
 //! - qapi cannot send a descriptor. It is sent with a single newline ahead of its command.
 //!
 //! | module | contents |
@@ -22,9 +24,12 @@
 //! | `client` | one connection: greeting, commands, descriptors, events |
 //! | `commands` | the names of the commands that are used |
 //! | `wire` | lines below qapi: IDs, events, lists |
+//! | [`Trust`], [`Untrusted`] | whose directories, files and servers are trusted |
 //! | `socket_peers` | whether another client holds the socket |
 //! | [`unix_socket`] | connecting by a path of any length |
 //! | `deadline` | the end of a wait |
+
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 mod client;
 mod commands;
@@ -33,11 +38,15 @@ mod error;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;
+mod peer;
 mod socket_peers;
+mod trust;
 pub mod unix_socket;
 mod wire;
 
 pub use client::{COMMAND_TIMEOUT, GREETING_TIMEOUT, PassedFd, Qmp};
 pub use deadline::{Deadline, Elapsed};
 pub use error::QmpError;
+pub use peer::Server;
+pub use trust::{Located, PathError, Trust, Untrusted};
 pub use wire::Event;

@@ -7,24 +7,26 @@
 //! is accepted and another one waits, the accepted one belongs to another client. If none waits,
 //! ours was accepted and the server is merely silent. The table shows the network namespace of its
 //! reader, and an end belongs to the namespace of the client that connected. Therefore the table of
-//! the listener's namespace (a sandbox has its own) is read, too.
+//! the listener's namespace (a sandbox has its own) is read, too. Every user can bind a socket to a
+//! path of any bytes.
 
 use std::{
+    ffi::OsStr,
     fs,
-    os::unix::fs::MetadataExt,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
 /// The state of a connection that the server has not accepted yet.
-const CONNECTING: &str = "02";
+const CONNECTING: &[u8] = b"02";
 /// The state of a connection that the server has accepted.
-const CONNECTED: &str = "03";
+const CONNECTED: &[u8] = b"03";
 
 /// Whether the server of `socket` has a client while ours waits to be accepted. `server` is the
 /// process that listens.
 pub(crate) fn another_client(socket: &Path, server: Option<i32>) -> bool {
     let tables = ["/proc/net/unix".to_owned(), format!("/proc/{}/net/unix", server.unwrap_or(0))];
-    let tables = tables.map(|table| fs::read_to_string(table).unwrap_or_default());
+    let tables = tables.map(|table| fs::read(table).unwrap_or_default());
     let directory = PathBuf::from(format!("/proc/{}/cwd", server.unwrap_or(0)));
     let any = |state| {
         let mut ends = tables.iter().flat_map(|table| server_ends(table, state));
@@ -34,15 +36,18 @@ pub(crate) fn another_client(socket: &Path, server: Option<i32>) -> bool {
 }
 
 /// Returns the paths of the server ends in the state `wanted`.
-fn server_ends<'a>(table: &'a str, wanted: &str) -> impl Iterator<Item = &'a str> {
-    table.lines().skip(1).filter_map(move |line| {
+fn server_ends<'a>(table: &'a [u8], wanted: &[u8]) -> impl Iterator<Item = &'a OsStr> {
+    table.split(|&byte| byte == b'\n').skip(1).filter_map(move |line| {
         // Num RefCount Protocol Flags Type St Inode Path
-        let (mut fields, mut rest) = ([""; 7], line);
+        let (mut fields, mut rest) = ([&b""[..]; 7], line);
         for field in &mut fields {
-            (*field, rest) = rest.trim_start().split_once(' ')?;
+            rest = rest.trim_ascii_start();
+            let end = rest.iter().position(|&byte| byte == b' ')?;
+            (*field, rest) = (&rest[..end], &rest[end + 1..]);
         }
-        let is_path = !rest.is_empty() && !rest.starts_with('@');
-        (fields[3] == "00000000" && fields[5] == wanted && is_path).then_some(rest)
+        let is_path = !rest.is_empty() && !rest.starts_with(b"@");
+        (fields[3] == b"00000000" && fields[5] == wanted && is_path)
+            .then_some(OsStr::from_bytes(rest))
     })
 }
 
@@ -62,7 +67,7 @@ mod tests {
     #[test]
     fn another_client_is_reported_only_if_one_is_served_while_one_waits() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("monitor");
+        let path = directory.path().join(OsStr::from_bytes(b"monitor\xff"));
         let listener = UnixListener::bind(&path).unwrap();
         let _first = UnixStream::connect(&path).unwrap();
         assert!(!another_client(&path, None), "our client waits, and no client is served");
@@ -75,7 +80,7 @@ mod tests {
 
     #[test]
     fn a_path_with_spaces_is_read_to_its_end() {
-        let table = "Num\n0000: 00000003 00000000 00000000 0001 03 4711 a b/c 4711\n0000: 00000002 00000000 00010000 0001 01 4712 /l\n";
+        let table = b"Num\n0000: 00000003 00000000 00000000 0001 03 4711 a b/c 4711\n0000: 00000002 00000000 00010000 0001 01 4712 /l\n";
         assert_eq!(server_ends(table, CONNECTED).collect::<Vec<_>>(), ["a b/c 4711"]);
     }
 }

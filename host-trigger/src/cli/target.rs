@@ -12,6 +12,9 @@ use crate::{
     ops::session::SessionOptions,
 };
 
+/// The highest user ID. The number above it means "no user".
+const MAX_UID: i64 = u32::MAX as i64 - 1;
+
 /// Which sandbox, how to reach it, and how to report; the same for all verbs.
 #[derive(Debug, Args)]
 pub struct Target {
@@ -34,6 +37,10 @@ pub struct Target {
     /// Address of the agent: vsock://CID:PORT, hvsock://PATH:PORT or unix://PATH
     #[arg(long, value_name = "ADDRESS")]
     pub agent: Option<String>,
+
+    /// User that QEMU runs as, if its sockets are in /run/user/UID (rootless Kata)
+    #[arg(long, value_name = "UID", value_parser = clap::value_parser!(u32).range(..=MAX_UID))]
+    pub vmm_user: Option<u32>,
 
     /// Log each step to standard error
     #[arg(short, long)]
@@ -58,6 +65,7 @@ impl Target {
             container: container.map(str::to_owned),
             qmp: self.qmp.clone(),
             agent,
+            vmm_user: self.vmm_user,
         })
     }
 

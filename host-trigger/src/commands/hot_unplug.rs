@@ -14,10 +14,11 @@
 //! command (`patience`).
 
 mod patience;
+mod without_guest;
 
 use std::{path::PathBuf, time::Duration};
 
-use block_volume_api::block_volume::Detachment;
+use block_volume_api::block_volume::{Detachment, Reason};
 use block_volume_qmp::Qmp;
 use clap::Args;
 
@@ -28,7 +29,7 @@ use crate::{
     cli::{duration::parse_duration, selector::VolumeSelector, target::Target},
     guest_holder::GuestHolder,
     ops::{
-        detach::Detach,
+        detach::{Detach, Detached},
         holder_wait,
         inspect::{self, VolumeView},
         select,
@@ -58,11 +59,19 @@ use crate::{
 /// broken until it is unmounted, and the holders that lost the volume are listed. The container may
 /// be gone. A volume that an interrupted run left incomplete is detached as far as it exists. On
 /// success the guest has no disk, the container no device node and no right, and QEMU no device,
-/// block node or descriptor of the volume: the host can use it again.
+/// block node or descriptor of the volume: the host can use it again. What the container keeps the
+/// guest from removing in its file system is left behind, with a warning on standard error: the
+/// volume is detached all the same, and what is left leads to no disk.
 ///
 /// A volume that does not exist is `unchanged`, with exit status 0, if --volume names it: it is as
 /// requested. A device path alone does not say which volume was meant, so with --device-path it is
 /// not found (exit status 3).
+///
+/// --force --without-guest frees the volume on the host alone, and never contacts the guest: for a
+/// guest that hangs, that lies, or that has no agent of ours. All attachments of a shared volume
+/// lose it, so it is named by --volume alone. The output says what is lost and what the guest may
+/// still have. The volume is then `abandoned`: nothing new is plugged into the sandbox (exit status
+/// 4) before repair, or hot-unplug without this option, has detached it in the guest. Use it last.
 ///
 /// SIGINT, SIGTERM or SIGHUP ends a wait, with nothing changed. Once the guest was asked to detach,
 /// a first signal lets the command complete; a second one ends it immediately. The same command
@@ -92,6 +101,11 @@ pub struct HotUnplug {
     #[arg(long, conflicts_with = "wait")]
     pub force: bool,
 
+    /// Free the volume on the host without asking the guest, which hangs, lies, or has no agent of
+    /// ours; list what is lost. Needs --force
+    #[arg(long)]
+    pub without_guest: bool,
+
     /// Check everything that can be checked, and report what would be done; change nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -111,8 +125,16 @@ fn parse_wait(text: &str) -> Result<Duration, String> {
 /// The volume is not detached; unless it is [`Error::Incomplete`], nothing has changed.
 pub async fn run(verb: &HotUnplug, run_dir: Option<PathBuf>) -> Result<Envelope<Report>, Error> {
     verb.selector.check()?;
+    if verb.without_guest && !verb.force {
+        let text = "--without-guest takes the volume from a guest that is not asked, and what the \
+                    guest has not written is lost: confirm it with --force";
+        return Err(Error::Usage { text: text.to_owned() });
+    }
     let options = verb.target.session(run_dir, verb.container.as_deref())?;
     let (mut session, mut signals) = Session::open(options).await?;
+    if verb.without_guest {
+        return without_guest::run(verb, session, signals).await;
+    }
     let mut patience = Patience::new(verb.wait);
     loop {
         if let Some(done) = turn(verb, &mut session, &mut signals, &mut patience).await? {
@@ -173,7 +195,9 @@ async fn turn(
             qmp: &mut qmp,
             id: &known.id,
             guest: guest.as_ref(),
+            is_abandoned: known.state.is_abandoned,
             force: verb.force,
+            left_behind: patience.left_behind(),
         };
         let mut work = std::pin::pin!(detach.run(request.clone()));
         tokio::select! {
@@ -204,8 +228,8 @@ async fn turn(
             Ok(None)
         }
         done => {
-            let broken_holders = done.map_err(|e| patience.failed(e))?;
-            let volume = Some(view.volume);
+            let Detached { broken_holders, left_behind } = done.map_err(|e| patience.failed(e))?;
+            let volume = Some(Volume { left_behind, ..view.volume });
             Ok(Some(Done { result: Outcome::Detached, volume, broken_holders }))
         }
     }
@@ -271,6 +295,10 @@ async fn dry_run(
 ) -> Result<Vec<GuestHolder>, Error> {
     let (Some(guest), Some(request)) = (guest, request) else { return Ok(Vec::new()) };
     let seen = inspect::inspect(&guest.agent, request, true, deadline).await?;
+    if !seen.holders_unknown.is_empty() {
+        let (reason, message) = (Reason::REASON_SYSTEM, seen.holders_unknown);
+        return Err(Error::Guest { reason, message, undone: true });
+    }
     // If the disk stays, other containers keep using it.
     let container = &request.attachment.container_id;
     let mut holders = seen.holders;
@@ -289,6 +317,7 @@ fn report(
     broken_holders: Vec<GuestHolder>,
     watch: Stopwatch,
 ) -> Envelope<Report> {
-    let report = Report { volumes: volume.into_iter().collect(), broken_holders };
+    let volumes = volume.into_iter().collect();
+    let report = Report { volumes, broken_holders, lost: Vec::new() };
     Envelope::new("hot-unplug", result, report).with_dry_run(verb.dry_run).with_timings(watch)
 }

@@ -18,8 +18,8 @@ use crate::{
 
 /// Show everything that is known of one volume
 ///
-/// Changes nothing. The states are those of list. The holders of the volume in the guest are
-/// listed, too.
+/// Changes nothing. The states and the exit status 15 are those of list. The holders of the volume
+/// in the guest are listed, too.
 #[derive(Debug, Args)]
 #[command(
     before_help = "Example: ecr-runtime block-volume inspect --sandbox 7d3a --device-path /dev/xvda"
@@ -54,5 +54,8 @@ pub async fn run(verb: &Inspect, run_dir: Option<PathBuf>) -> Result<Envelope<Li
     let inspected = inspect::inspect_volumes(&mut session, choose, true);
     let (volumes, guest_error) = signals.unless_caught(inspected).await?;
     let listing = Listing { volumes, guest_error };
-    Ok(Envelope::new("inspect", Outcome::Inspected, listing).with_timings(session.watch))
+    let unknown = listing.unknown();
+    Ok(Envelope::new("inspect", Outcome::Inspected, listing)
+        .with_error(unknown.as_ref())
+        .with_timings(session.watch))
 }

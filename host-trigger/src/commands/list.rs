@@ -22,9 +22,13 @@ use crate::{
 /// Changes nothing. The state of a volume is `attached`; `incomplete` (a run was interrupted, or
 /// something removed a part: repair completes it or rolls it back); `stale: container gone`; or
 /// `stale: container restarted` (the container of this ID was started later, and does not have the
-/// volume). Stale volumes are freed by hot-unplug and repair; hot-plug attaches them to the
-/// container that runs now. A shared volume has a row for each attachment. If the guest does not
-/// reply, the volumes are shown as QEMU has them, with a note that says so.
+/// volume); `unknown` with its cause (the guest does not reply, refuses, or cannot tell; the
+/// container is paused or unreachable); or `abandoned` (freed by hot-unplug --without-guest). Stale
+/// volumes are freed by hot-unplug and repair; hot-plug attaches them to the container that runs
+/// now; repair detaches abandoned ones in the guest. A shared volume has a row for each attachment.
+///
+/// If the guest could not tell the state of a volume, the exit status is 15, after everything is
+/// printed.
 #[derive(Debug, Args)]
 #[command(before_help = "Example: ecr-runtime block-volume list --sandbox 7d3a")]
 pub struct List {
@@ -50,5 +54,8 @@ pub async fn run(verb: &List, run_dir: Option<PathBuf>) -> Result<Envelope<Listi
     let inspected = inspect::inspect_volumes(&mut session, choose, false);
     let (volumes, guest_error) = signals.unless_caught(inspected).await?;
     let listing = Listing { volumes, guest_error };
-    Ok(Envelope::new("list", Outcome::Listed, listing).with_timings(session.watch))
+    let unknown = listing.unknown();
+    Ok(Envelope::new("list", Outcome::Listed, listing)
+        .with_error(unknown.as_ref())
+        .with_timings(session.watch))
 }

@@ -28,7 +28,7 @@ use crate::{
         repair_report::{Found, RepairReport, RepairedVolume, UnusedDescriptor},
     },
     path_text,
-    qemu::{removal::remove_descriptor, volume_state::Unused},
+    qemu::{abandoned, removal::remove_descriptor, volume_state::Unused},
     stopwatch::Stopwatch,
 };
 
@@ -37,8 +37,9 @@ use crate::{
 /// Each volume of which anything is left ends attached or gone. An attachment that the guest had
 /// completed is committed; any other is rolled back. An interrupted unplug is completed. A device
 /// node or a right that the container lost is made again. A volume whose container is gone is
-/// freed. Unused descriptors of ours are removed. Complete volumes are kept, and nothing that
-/// others own is touched.
+/// freed. A volume that hot-unplug --without-guest has freed is detached in the guest, and its
+/// record removed. Where the guest cannot tell, nothing is done on a guess. Unused descriptors of
+/// ours are removed. Complete volumes are kept, and nothing that others own is touched.
 ///
 /// The exit status is 0 if nothing is left to repair, and 8 otherwise: the guest has to be asked
 /// and does not reply, the volume is in use, or its record is lost. For each volume, the report
@@ -152,11 +153,7 @@ async fn recover(
             volumes.push(row(view, view.without_guest().state, recovered));
             continue;
         }
-        let reported = ask(view, guest, session).await;
-        let state = match &reported {
-            GuestReport::Reported(listed) => listed.state,
-            _ => view.without_guest().state,
-        };
+        let (state, reported) = ask(view, guest, session).await;
         let plan = RecoveryPlan::new(&view.known, &reported);
         session.log.step(|| format!("volume {}: {}: {plan:?}", view.volume.id, state.text()));
         let recovered = match verb.dry_run {
@@ -170,9 +167,9 @@ async fn recover(
         progress.current.replace(what.clone());
         let recovered = match verb.dry_run {
             true => Recovered::rolled_back(what),
-            false => match remove_descriptor(recovery.qmp, unused.set, unused.fd).await {
+            false => match remove_unused(recovery.qmp, unused).await {
                 Ok(()) => Recovered::rolled_back(what),
-                Err(e) => Recovered::failed(format!("{what}: {}", Error::from(e).message())),
+                Err(e) => Recovered::failed(format!("{what}: {}", e.message())),
             },
         };
         volumes.push(RepairedVolume {
@@ -189,19 +186,31 @@ async fn recover(
     volumes
 }
 
+async fn remove_unused(qmp: &mut Qmp, unused: &Unused) -> Result<(), Error> {
+    match &unused.id {
+        Some(id) if unused.is_abandoned => abandoned::remove(qmp, id, None).await,
+        _ => Ok(remove_descriptor(qmp, unused.set, unused.fd).await?),
+    }
+}
+
 async fn ask(
     view: &VolumeView,
     guest: Option<Result<&Guest, &ErrorBody>>,
     session: &Session,
-) -> GuestReport {
+) -> (State, GuestReport) {
+    let state = view.without_guest().state;
+    // What one volume takes leaves time for the others.
+    let deadline = session.deadline.within(session.deadline.remaining() / 2);
     match (&view.request, guest) {
-        (Some(_), Some(Ok(guest))) => match view.ask(&guest.agent, false, session.deadline).await {
-            Ok(ListedVolume { guest_error: Some(error), .. }) => GuestReport::Unavailable(error),
-            Ok(listed) => GuestReport::Reported(Box::new(listed)),
-            Err(e) => GuestReport::Unavailable(ErrorBody::from(&e)),
+        (Some(_), Some(Ok(guest))) => match view.ask(&guest.agent, false, deadline).await {
+            Ok(ListedVolume { guest_error: Some(error), state, .. }) => {
+                (state, GuestReport::Unavailable(error))
+            }
+            Ok(listed) => (listed.state, GuestReport::Reported(Box::new(listed))),
+            Err(e) => (state, GuestReport::Unavailable(ErrorBody::from(&e))),
         },
-        (Some(_), Some(Err(error))) => GuestReport::Unavailable(error.clone()),
-        _ => GuestReport::NotAsked,
+        (Some(_), Some(Err(error))) => (state, GuestReport::Unavailable(error.clone())),
+        _ => (state, GuestReport::NotAsked),
     }
 }
 

@@ -3,8 +3,8 @@
 //! ([`block_resize`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-block-core.block_resize)).
 //!
 //! 1. Before anything changes: find the volume, open its source to check that it is still the
-//!    volume that was attached, and have the guest read the size that QEMU has: this shows that the
-//!    guest can follow, and may.
+//!    volume that was attached, and have the guest read the size that it has: this shows that the
+//!    guest can follow, and may. For a smaller size, ask it what it uses the volume for.
 //! 2. `block_resize`. QEMU changes the length of an image through the descriptor that it has: no
 //!    path is followed, so it cannot be another file. Of a block device it takes the real size.
 //! 3. The guest reads the size again until it is QEMU's.
@@ -119,7 +119,7 @@ pub async fn run(verb: &Resize, run_dir: Option<PathBuf>) -> Result<Envelope<Rep
     };
     volume.size = size;
     let result = if unchanged { Outcome::Unchanged } else { Outcome::Resized };
-    let report = Report { volumes: vec![volume], broken_holders: Vec::new() };
+    let report = Report { volumes: vec![volume], broken_holders: Vec::new(), lost: Vec::new() };
     Ok(Envelope::new("resize", result, report)
         .with_dry_run(verb.dry_run)
         .with_timings(session.watch))
@@ -132,31 +132,49 @@ async fn prepare(verb: &Resize, session: &Session) -> Result<(Work, Volume), Err
     let selection = verb.selector.selection();
     let known = select::one(selection, verb.container.as_deref(), sandbox, &inventory)?;
     let id = known.id.clone();
+    if known.state.is_abandoned {
+        return Err(known.abandoned_error());
+    }
     let (Some(before), Some(attachment)) = (known.state.attached_size(), known.attachment.as_ref())
     else {
         return Err(Error::IncompleteVolume { volume: id.to_string() });
     };
-    let source = Source::open(&path_text::decode(&attachment.intent.source), true)?;
+    let source = path_text::decode(&attachment.intent.source);
+    let source = Source::open(&source, true, *deadline).await?;
     if VolumeId::derive(&sandbox.id, &source.identity) != id {
         return Err(Error::SourceReplaced { path: source.given });
     }
-    let after = new_size(verb, &id, &source, before)?;
-    if after != before && attachment.intent.access == Access::ReadOnly {
-        return Err(Error::ResizeReadOnly { volume: id.to_string() });
-    }
+    let is_read_only = attachment.intent.access == Access::ReadOnly;
     let mut view = VolumeView::new(&mut qmp, &inventory, &sandbox.id, known).await?;
     view.set_drive(&Drive::read(&mut qmp).await?);
     if let Some(node) = view.volume.moved_to {
         return Err(Error::NodeMoved { volume: id.to_string(), node });
     }
-    if after != before {
-        NodeUsers::read(&mut qmp).await?.check(&id)?;
-    }
     let guest = guest.await?;
     // A committed volume has a commit record, and with it a request.
     let request = view.request.unwrap_or_default();
+    // Not QEMU's size if the guest did not follow an earlier resize.
+    let in_guest = match disk_size::in_guest(&guest.agent, &request, *deadline).await {
+        Ok(Some(size)) => size,
+        // `Resize` will report what is wrong.
+        Ok(None) | Err(Error::Guest { .. }) => before,
+        Err(e) => return Err(e),
+    };
+    let after = new_size(verb, &id, &source, before, in_guest)?;
+    if after != before && is_read_only {
+        return Err(Error::ResizeReadOnly { volume: id.to_string() });
+    }
+    if after != before {
+        NodeUsers::read(&mut qmp).await?.check(&id)?;
+    }
+    if after < in_guest {
+        disk_size::check_unused(&guest.agent, &request, after, *deadline).await?;
+    }
     // Only QEMU has written what this run adds.
-    let is_revertible = source.kind == SourceKind::File && source.size == before && after > before;
+    let is_revertible = source.kind == SourceKind::File
+        && source.size == before
+        && in_guest == before
+        && after > before;
     let work = Work {
         deadline: *deadline,
         qmp,
@@ -165,6 +183,7 @@ async fn prepare(verb: &Resize, session: &Session) -> Result<(Work, Volume), Err
         path: source.given,
         request,
         before,
+        in_guest,
         after,
         is_revertible,
         touched: false,
@@ -173,10 +192,20 @@ async fn prepare(verb: &Resize, session: &Session) -> Result<(Work, Volume), Err
 }
 
 /// The size that the volume is to have, where QEMU has `before`.
-fn new_size(verb: &Resize, id: &VolumeId, source: &Source, before: u64) -> Result<u64, Error> {
+fn new_size(
+    verb: &Resize,
+    id: &VolumeId,
+    source: &Source,
+    before: u64,
+    in_guest: u64,
+) -> Result<u64, Error> {
     let asked = verb.size.unwrap_or(source.size);
-    // An image may have been grown by others than QEMU: that part would be lost as well.
-    let present = if source.kind == SourceKind::File { before.max(source.size) } else { before };
+    let present = match source.kind {
+        // Others than QEMU may have grown it: that part would be lost as well.
+        SourceKind::File => before.max(source.size),
+        // What the guest never had, it does not lose.
+        SourceKind::Block(_) => before.min(in_guest),
+    };
     if asked < present && !verb.allow_shrink {
         return Err(Error::WouldShrink { volume: id.to_string(), asked, present });
     }
@@ -202,7 +231,10 @@ struct Work {
     id: VolumeId,
     path: PathBuf,
     request: Detachment,
+    /// QEMU's size.
     before: u64,
+    /// The guest's size.
+    in_guest: u64,
     after: u64,
     is_revertible: bool,
     /// QEMU may have been asked to resize.
@@ -222,7 +254,10 @@ impl Work {
     }
 
     async fn run(&mut self, watch: &mut Stopwatch) -> Result<Resized, Error> {
-        let unchanged = self.resize_in_guest(self.before).await?;
+        // If both are not the same, an earlier resize failed, and the guest may never be able to
+        // follow that one.
+        let first = if self.after == self.before { self.before } else { self.in_guest };
+        let unchanged = self.resize_in_guest(first).await?;
         watch.lap("ask_guest");
         if self.after == self.before {
             return Ok(Resized { unchanged, size: self.before });

@@ -13,6 +13,7 @@ use crate::{
     },
     error::ErrorBody,
     ops::{
+        container_state::ContainerState,
         guest_stats::GuestStats,
         inspect::{self, VolumeView},
         select,
@@ -103,6 +104,7 @@ async fn count(
             device_path: volume.device_path,
             size: volume.size,
             qemu,
+            container_state: None,
             guest: None,
             guest_error: None,
         });
@@ -115,10 +117,17 @@ async fn count(
             for (volume, request) in volumes.iter_mut().zip(&requests) {
                 let Some(request) = request else { continue };
                 match inspect::inspect(&guest.agent, request, false, *deadline).await {
-                    Ok(seen) => volume.guest = seen.stats.as_ref().map(GuestStats::from),
-                    Err(refused @ Error::Guest { .. }) => {
-                        volume.guest_error = Some(ErrorBody::from(&refused));
+                    Ok(seen) => {
+                        volume.container_state = Some(ContainerState::from_reply(&seen));
+                        volume.guest = seen.stats.as_ref().map(GuestStats::from);
+                        let untold = inspect::untold(&seen).filter(|_| !seen.disk_present);
+                        volume.guest_error = untold.map(|(_, error)| ErrorBody::from(&error));
                     }
+                    Err(
+                        e @ (Error::Guest { .. }
+                        | Error::AgentTimedOut { .. }
+                        | Error::AgentReply { .. }),
+                    ) => volume.guest_error = Some(ErrorBody::from(&e)),
                     Err(e) => return Err(e),
                 }
             }

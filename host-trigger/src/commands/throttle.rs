@@ -73,6 +73,9 @@ pub async fn run(verb: &Throttle, run_dir: Option<PathBuf>) -> Result<Envelope<R
         let (mut qmp, inventory) = session::connect_qemu(sandbox, session.deadline).await?;
         let known = select::one(verb.selector.selection(), container, sandbox, &inventory)?;
         let id = known.id.clone();
+        if known.state.is_abandoned {
+            return Err(known.abandoned_error());
+        }
         if !known.state.device {
             return Err(Error::IncompleteVolume { volume: id.to_string() });
         }
@@ -93,7 +96,7 @@ pub async fn run(verb: &Throttle, run_dir: Option<PathBuf>) -> Result<Envelope<R
         volume.throttle.write(&mut qmp, &id).await?;
     }
     session.watch.lap("throttle");
-    let report = Report { volumes: vec![volume], broken_holders: Vec::new() };
+    let report = Report { volumes: vec![volume], broken_holders: Vec::new(), lost: Vec::new() };
     Ok(Envelope::new("throttle", result, report)
         .with_dry_run(verb.dry_run)
         .with_timings(session.watch))

@@ -3,7 +3,7 @@
 use std::io;
 
 use block_volume_api::block_volume::Reason;
-use block_volume_qmp::QmpError;
+use block_volume_qmp::{QmpError, Untrusted};
 
 use super::Error;
 use crate::exit_status::ExitStatus::{self, *};
@@ -60,6 +60,9 @@ pub(super) fn of(error: &Error) -> Class {
         Error::VolumeAmbiguous { .. } => {
             class("ambiguous_volume", Usage, "name one with --device-path and --container")
         }
+        Error::WholeVolume { .. } => {
+            class("whole_volume", Usage, "name the whole volume with --volume, and no container")
+        }
         Error::AgentAddress { .. } => class(
             "invalid_agent_address",
             Usage,
@@ -106,6 +109,11 @@ pub(super) fn of(error: &Error) -> Class {
             Conflict,
             "run it again if the volume is still to be unplugged",
         ),
+        Error::AbandonedVolume { .. } => class(
+            "abandoned_volume",
+            Conflict,
+            "detach it in the guest first, by `ecr-runtime block-volume repair`",
+        ),
         Error::LimitsConflict { .. } => class(
             "limits_conflict",
             Conflict,
@@ -115,6 +123,11 @@ pub(super) fn of(error: &Error) -> Class {
             "would_shrink",
             Conflict,
             "--allow-shrink makes it smaller; the data beyond the new end is lost",
+        ),
+        Error::ShrinkInUse { .. } => class(
+            "busy",
+            Busy,
+            "unmount it in the container, or end its other use there, and then make it smaller",
         ),
         Error::DeviceSize { .. } => class(
             "device_size",
@@ -131,6 +144,11 @@ pub(super) fn of(error: &Error) -> Class {
         Error::SourceIsRoot { .. } => {
             class("source_is_root", UnsafeSource, "use a volume on another disk")
         }
+        Error::SourceStacked { .. } => class(
+            "source_stacked",
+            UnsafeSource,
+            "name the file in the directory that the overlay shows, or move it to another file system",
+        ),
         Error::SourceUnchecked { .. } => class(
             "source_unchecked",
             UnsafeSource,
@@ -143,8 +161,23 @@ pub(super) fn of(error: &Error) -> Class {
             class("source_read_only", UnsafeSource, "plug it with --read-only")
         }
         Error::SourceUnaligned { .. } => {
-            class("source_unaligned", UnsafeSource, "grow the file to a multiple of 512 bytes")
+            class("source_unaligned", UnsafeSource, "resize it to a multiple of its block size")
         }
+        Error::SourceBlockSize { .. } => class(
+            "source_block_size",
+            UnsafeSource,
+            "use one with logical blocks of 512 to 4096 bytes (`blockdev --getss`)",
+        ),
+        Error::SourceRefused { refusal, .. } if refusal.is_protection() => {
+            class("source_read_only", UnsafeSource, refusal.remedy())
+        }
+        Error::SourceRefused { refusal, .. } => class("denied", PermissionDenied, refusal.remedy()),
+        Error::SourceFormat { .. } => class(
+            "source_format",
+            UnsafeSource,
+            "make a raw image of it (`qemu-img convert -O raw`), or plug its bytes as they are with \
+             --image-format raw, also if a container has written them",
+        ),
         Error::SourceReplaced { .. } => class(
             "source_replaced",
             UnsafeSource,
@@ -172,6 +205,12 @@ pub(super) fn of(error: &Error) -> Class {
             "record_lost",
             Incomplete,
             "plug it again with the same options, which rolls back what is left, then unplug it",
+        ),
+        Error::StateUnknown { .. } => class(
+            "state_unknown",
+            StateUnknown,
+            "try again when the agent replies and the container is not paused; `hot-unplug --force \
+             --without-guest` frees a volume from a guest that does not reply",
         ),
         Error::IncompleteVolume { .. } => class(
             "incomplete_volume",
@@ -232,12 +271,25 @@ pub(super) fn of(error: &Error) -> Class {
             "unplug it, resize the source, and plug it again",
         ),
 
+        Error::Untrusted(why) => of_untrusted(why),
         Error::DescriptorLimit { .. } => class("descriptor_limit", PermissionDenied, RAISE_LIMIT),
         Error::System { source, .. } if source.raw_os_error() == Some(libc::EMFILE) => {
             class("descriptor_limit", PermissionDenied, RAISE_LIMIT)
         }
         Error::Denied { .. } => class("denied", PermissionDenied, RUN_AS_ROOT),
         Error::System { .. } => class("system", Unexpected, None),
+        Error::NotAudited { .. } => class(
+            "not_audited",
+            Unexpected,
+            "let the file or socket of --audit-log take records (free space, a reader), or name \
+             another one",
+        ),
+        Error::AuditLost { .. } => class(
+            "audit_lost",
+            AuditLost,
+            "only the record is lost: what the command did stays done; let the audit log take records \
+             again",
+        ),
         Error::OutputLost { .. } => class(
             "output_lost",
             Unexpected,
@@ -295,6 +347,23 @@ fn of_guest(reason: Reason) -> Class {
     }
 }
 
+fn of_untrusted(why: &Untrusted) -> Class {
+    match why {
+        Untrusted::Path { .. } => class(
+            "untrusted_path",
+            PermissionDenied,
+            "let it belong to root and be writable by root alone (`chown root`, `chmod go-w`), or name \
+             the user of a rootless VMM with --vmm-user",
+        ),
+        Untrusted::Server { .. } => class(
+            "untrusted_server",
+            PermissionDenied,
+            "name a socket of this sandbox's own QEMU with --qmp, and the user of a rootless VMM with \
+             --vmm-user",
+        ),
+    }
+}
+
 /// The class of an error of the QMP client.
 fn of_qmp(error: &QmpError) -> Class {
     match error {
@@ -304,6 +373,7 @@ fn of_qmp(error: &QmpError) -> Class {
         QmpError::Connect { .. } => {
             class("qmp_unreachable", Unreachable, "check that the sandbox is running")
         }
+        QmpError::Untrusted(why) => of_untrusted(why),
         QmpError::Held { .. } => class(
             "qmp_held",
             QmpHeld,

@@ -19,18 +19,18 @@ use std::{
 use nix::sys::stat::major;
 
 use super::{
-    block_device::{self, BlockDevice, NamedDisk},
+    block_device::{self, BlockDevice, NamedDisk, SYSFS},
     conflict::{Conflict, Problem},
     holders::{
         self, FileId, Holder,
         loop_device::{self, LoopDevice},
-        opener::{Opener, openers},
+        opener::{Opener, Unseen, openers},
     },
-    process, root_disk,
+    mountinfo, overlay, process, root_disk,
+    search::{Search, TimeUp},
 };
 use crate::error::{Chain, Step};
 
-const SYSFS: &str = "/sys";
 /// Where kubelet keeps its state. It puts a loop device over each block volume of a pod, only to
 /// keep the device from being replaced.
 const KUBELET: &str = "/var/lib/kubelet";
@@ -43,6 +43,8 @@ pub(crate) struct OpenSource<'a> {
     pub(crate) file_id: FileId,
     pub(crate) read_only: bool,
     pub(crate) file: BorrowedFd<'a>,
+    /// Its real path.
+    pub(crate) path: Option<&'a Path>,
 }
 
 /// The block devices of this host, for sources that are examined together.
@@ -150,23 +152,43 @@ impl Layer {
     }
 
     /// Whether the layer is free, as far as that can be found without a search of all processes.
-    fn check(&self) -> Result<(), Problem> {
+    fn check(&self, search: &Search) -> Result<(), Problem> {
         match (self.file_id, self.reached) {
-            (FileId::File(..), _) => self.check_swap(),
+            (FileId::File(..), Reached::Source) => self.check_swap(),
+            (FileId::File(device, _), _) => {
+                self.check_file_system(device)?;
+                self.check_swap()
+            }
             (FileId::Block(_), Reached::Source) => Ok(()),
             // What claims it was reached before it. The root's disk may hold other volumes.
-            (FileId::Block(number), Reached::BelowClaim) => match root_disk::has_root(number) {
+            (FileId::Block(number), Reached::BelowClaim) => match root_disk::has_root(number)? {
                 true => Err(Problem::Root),
                 false => Ok(()),
             },
-            (FileId::Block(number), _) if root_disk::is_root(number) => Err(Problem::Root),
-            (FileId::Block(number), _) => self.check_claim(number),
+            (FileId::Block(number), _) if root_disk::is_root(number)? => Err(Problem::Root),
+            (FileId::Block(number), _) => self.check_claim(number, search),
         }
+    }
+
+    /// Checks that the file has no other name that has another device and inode number. Its path
+    /// may lead elsewhere; then the mount tables say what has the number of its file system.
+    fn check_file_system(&self, device: u64) -> Result<(), Problem> {
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&self.path);
+        let is_it = |file: &fs::File| {
+            file.metadata().is_ok_and(|metadata| FileId::of(&metadata) == Some(self.file_id))
+        };
+        let is_stacked = match file.ok().filter(is_it) {
+            Some(file) => overlay::is_stacked(file)?,
+            None => mountinfo::of("self")?
+                .iter()
+                .any(|mount| mount.device == device && overlay::is_stacked_kind(&mount.kind)),
+        };
+        if is_stacked { Err(Problem::Stacked) } else { Ok(()) }
     }
 
     /// Checks that nothing has claimed the block device: no mount, in whatever mount namespace, no
     /// swap, no device on top of it, no process.
-    fn check_claim(&self, number: u64) -> Result<(), Problem> {
+    fn check_claim(&self, number: u64, search: &Search) -> Result<(), Problem> {
         let is_it = |metadata: &fs::Metadata| FileId::of(metadata) == Some(self.file_id);
         let other = || Problem::Unchecked("its device node is another device".to_owned());
         // Opening another device could have an effect.
@@ -182,7 +204,8 @@ impl Layer {
                     Reached::BelowLoop(number) => Some(number),
                     _ => None,
                 };
-                Err(Problem::Held(holders::holder_besides(self.file_id, except)))
+                let path = Some(self.path.as_path());
+                Err(Problem::Held(holders::holder_besides(self.file_id, path, except, search)))
             }
             Err(e) => Err(e.into()),
         }
@@ -211,7 +234,7 @@ impl Layer {
     /// # Errors
     /// Another loop device has bytes of this layer.
     fn loops_above(&self, loops: &[LoopDevice]) -> Result<Vec<Self>, Problem> {
-        let family = self.file_id.family();
+        let family = self.file_id.family()?;
         let is_above = |known: &&LoopDevice| {
             let backing = known.backing.as_ref();
             self.reached != Reached::BelowLoop(known.number)
@@ -277,7 +300,11 @@ pub(crate) struct Layers(Vec<Layer>);
 
 impl Layers {
     /// Looks at all layers of a source, except for processes that have one of them open.
-    fn examine(source: &OpenSource<'_>, system: &mut System) -> Result<Self, Conflict> {
+    fn examine(
+        source: &OpenSource<'_>,
+        system: &mut System,
+        search: &Search,
+    ) -> Result<Self, Conflict> {
         let unchecked = |error: io::Error| Layer::source(source.file_id).conflict(error);
         if let FileId::Block(number) = source.file_id {
             let device = BlockDevice::find(&system.sysfs, number);
@@ -288,10 +315,17 @@ impl Layers {
                 system.set_loop(disk, known);
             }
         }
+        // One that cannot be asked may be over any of the layers.
+        let is_unseen =
+            |known: &&LoopDevice| !known.backing.as_ref().is_some_and(|backing| backing.is_certain);
+        if let Some(LoopDevice { name, .. }) = system.loops.iter().find(is_unseen) {
+            let why = format!("what is below the loop device {name} cannot be seen");
+            return Err(Layer::source(source.file_id).conflict(Problem::Unchecked(why)));
+        }
         let mut layers = layers(system, source.file_id)?;
         let mut next = 0;
         while let Some(layer) = layers.get(next).cloned() {
-            let checked = layer.check().and_then(|()| layer.loops_above(&system.loops));
+            let checked = layer.check(search).and_then(|()| layer.loops_above(&system.loops));
             layers.extend(checked.map_err(|problem| layer.conflict(problem))?);
             next += 1;
         }
@@ -300,45 +334,77 @@ impl Layers {
 
     /// Looks at the layers again: each must still be unclaimed. It neither lists all loop devices
     /// nor searches the descriptors of all processes, which takes longer.
-    pub(crate) fn check_again(&self) -> Result<(), Conflict> {
-        self.0.iter().try_for_each(|layer| layer.check().map_err(|problem| layer.conflict(problem)))
+    pub(crate) fn check_again(&self, search: &Search) -> Result<(), Conflict> {
+        self.0
+            .iter()
+            .try_for_each(|layer| layer.check(search).map_err(|problem| layer.conflict(problem)))
     }
 
-    fn families(&self) -> Vec<Vec<FileId>> {
-        self.0.iter().map(|layer| layer.file_id.family()).collect()
+    fn families(&self) -> Result<Vec<Vec<FileId>>, Conflict> {
+        let family = |layer: &Layer| layer.file_id.family().map_err(|e| layer.conflict(e));
+        self.0.iter().map(family).collect()
+    }
+
+    /// Returns the paths of all layers: who could open them.
+    fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        let paths = self.0.iter().map(|layer| layer.path.clone());
+        paths.filter(|path| !path.as_os_str().is_empty())
     }
 }
+
+/// A source that was examined, with the family of each of its layers.
+type Examined = Result<(Layers, Vec<Vec<FileId>>), Conflict>;
 
 /// Returns the layers of each of `sources` in their order, or what conflicts with this use and did
 /// not make the open fail. A loop device never makes it fail, and neither does a process that
 /// opened the source without a claim. Of such processes, for a block device only those that run a
 /// VM conflict (programs that inspect new devices open them for a moment), for a file all of them.
 /// A reader does not conflict with another reader.
-pub(crate) fn examine(sources: &[OpenSource<'_>]) -> Vec<Result<Layers, Conflict>> {
+pub(crate) fn examine(
+    sources: &[OpenSource<'_>],
+    search: &Search,
+) -> Vec<Result<Layers, Conflict>> {
     if sources.is_empty() {
         return Vec::new();
     }
-    let mut system = System::new(Path::new(SYSFS), loop_device::all());
-    let examined: Vec<_> =
-        sources.iter().map(|source| Layers::examine(source, &mut system)).collect();
-    let families: Vec<_> = examined
+    let loops = loop_device::all();
+    let all = |problem: Problem| {
+        let conflict =
+            |source: &OpenSource<'_>| Err(Layer::source(source.file_id).conflict(problem.clone()));
+        sources.iter().map(conflict).collect()
+    };
+    let loops = match loops {
+        Ok(loops) => loops,
+        Err(e) => return all(e.into()),
+    };
+    let mut system = System::new(Path::new(SYSFS), loops);
+    let examined: Vec<Examined> = sources
         .iter()
-        .map(|layers| layers.as_ref().map(Layers::families).unwrap_or_default())
+        .map(|source| {
+            let layers = Layers::examine(source, &mut system, search)?;
+            let families = layers.families()?;
+            Ok((layers, families))
+        })
         .collect();
+    let free = || examined.iter().flatten();
+    let wanted = free().flat_map(|(_, families)| families.concat()).collect::<Vec<_>>();
+    let nodes = wanted.iter().filter_map(|&member| holders::node(member));
+    let paths = free().flat_map(|(layers, _)| layers.paths()).chain(nodes);
+    let paths = paths.chain(sources.iter().filter_map(|source| source.path.map(Path::to_owned)));
     // One search for all layers of all sources.
-    let openers = openers(&families.concat().concat());
+    let openers = openers(&wanted, &paths.collect::<Vec<_>>(), search);
+    let openers = match openers.and_then(|openers| relevant(openers, search)) {
+        Ok(openers) => openers,
+        Err(unseen) => return all(unseen.into()),
+    };
     let opener = |source: &OpenSource<'_>, family: &Vec<FileId>| {
-        let conflicts = |opener: &&Opener| {
-            let is_relevant =
-                || matches!(opener.file_id, FileId::File(..)) || process::runs_a_vm(opener.pid);
-            (opener.writes || !source.read_only) && is_relevant()
-        };
+        let conflicts = |opener: &&Opener| opener.writes || !source.read_only;
         openers.iter().filter(|opener| family.contains(&opener.file_id)).find(conflicts)
     };
-    let found = sources.iter().zip(examined).zip(families);
+    let found = sources.iter().zip(examined);
     found
-        .map(|((source, examined), families)| {
-            let layers = examined?;
+        .map(|(source, examined)| {
+            let (layers, families) = examined?;
             for (layer, family) in layers.0.iter().zip(&families) {
                 if let Some(opener) = opener(source, family) {
                     return Err(layer.conflict(Problem::Held(Holder::process(opener.pid))));
@@ -347,6 +413,23 @@ pub(crate) fn examine(sources: &[OpenSource<'_>]) -> Vec<Result<Layers, Conflict
             Ok(layers)
         })
         .collect()
+}
+
+/// Returns the openers that are in the way of a use: of a device, those that run a VM.
+fn relevant(openers: Vec<Opener>, search: &Search) -> Result<Vec<Opener>, Unseen> {
+    let mut relevant = Vec::new();
+    for opener in openers {
+        let is_file = matches!(opener.file_id, FileId::File(..));
+        let is_relevant = is_file
+            || process::runs_a_vm(opener.pid, search).map_err(|TimeUp| {
+                let process = Holder::process(opener.pid);
+                Unseen::TimeUp(format!("the search of the open descriptors of {process}"))
+            })?;
+        if is_relevant {
+            relevant.push(opener);
+        }
+    }
+    Ok(relevant)
 }
 
 #[cfg(test)]

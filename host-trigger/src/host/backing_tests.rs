@@ -11,6 +11,10 @@ use super::{
 
 const MIB: u64 = 1 << 20;
 
+fn search() -> Search {
+    Search::until(crate::Deadline::after(std::time::Duration::from_secs(30)))
+}
+
 fn loop_over(minor: u64, file_id: FileId, range: Range<u64>) -> LoopDevice {
     let (name, number) = (format!("loop{minor}"), makedev(7, minor));
     let backing = Some(Backing { file_id, range, is_certain: true });
@@ -152,7 +156,9 @@ fn loop_devices_over_other_bytes_of_the_file_do_not_conflict() {
 fn the_root_is_recognized_below_a_loop_device_and_its_disk_not_below_a_mapping() {
     use std::os::unix::fs::MetadataExt;
     let root = fs::metadata("/").unwrap().dev();
-    let check = |number, reached| Layer { reached, ..Layer::source(FileId::Block(number)) }.check();
+    let check = |number, reached| {
+        Layer { reached, ..Layer::source(FileId::Block(number)) }.check(&search())
+    };
     let below_loop = Reached::BelowLoop(makedev(7, 0));
     for reached in [below_loop, Reached::OtherPath, Reached::BelowClaim] {
         assert_eq!(check(root, reached), Err(Problem::Root), "{reached:?}");
@@ -173,8 +179,9 @@ fn a_reader_conflicts_with_a_writer_and_a_writer_with_everyone() {
             file_id,
             read_only,
             file: file.as_file().as_fd(),
+            path: Some(file.path()),
         });
-        let found = examine(&sources);
+        let found = examine(&sources, &search());
         child.kill().unwrap();
         child.wait().unwrap();
         let child = Holder::Process(i32::try_from(child.id()).unwrap(), "sleep".into());

@@ -1,18 +1,23 @@
 //! What a block device consists of, from
 //! [sysfs](https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-block): the disk of a
 //! partition, the devices below device mapper, md and DRBD (`slaves`), and the other paths to a
-//! disk (`wwid`). What cannot be read is an error: a caller that must not miss a device would
-//! otherwise take it for none.
+//! disk (`wwid`), the devices on top (`holders`). What cannot be read is an error: a caller that
+//! must not miss a device would otherwise take it for none.
 
 use std::{
     ffi::{OsStr, OsString},
     fs, io,
     ops::Range,
-    os::unix::ffi::{OsStrExt, OsStringExt},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
-use nix::sys::stat::{major, makedev, minor};
+use nix::sys::stat::{major, minor};
+
+use super::kernel_text::{self, entries};
+
+/// Where sysfs is mounted.
+pub(crate) const SYSFS: &str = "/sys";
 
 /// A block device and its directory in sysfs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,32 +30,71 @@ impl BlockDevice {
     /// Finds the device `number` in the sysfs that is mounted on `sysfs`.
     pub(crate) fn find(sysfs: &Path, number: u64) -> io::Result<Self> {
         let link = sysfs.join(format!("dev/block/{}:{}", major(number), minor(number)));
-        Ok(Self { number, directory: fs::canonicalize(link)? })
+        let directory = fs::canonicalize(&link).map_err(kernel_text::of(link))?;
+        Ok(Self { number, directory })
+    }
+
+    /// Returns all disks. One that disappears meanwhile is left out.
+    pub(crate) fn disks(sysfs: &Path) -> io::Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for entry in entries(&sysfs.join("block"))? {
+            match fs::canonicalize(&entry).map_err(kernel_text::of(entry)).and_then(Self::at) {
+                Ok(disk) => found.push(disk),
+                // It has disappeared, or it is hidden and has no number: no process can open it.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Finds the device of the number `number`; `None` if sysfs is there and has none.
+    pub(crate) fn find_any(sysfs: &Path, number: u64) -> io::Result<Option<Self>> {
+        match Self::find(sysfs, number) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let all = sysfs.join("dev/block");
+                fs::metadata(&all).map_err(kernel_text::of(all))?;
+                Ok(None)
+            }
+            found => found.map(Some),
+        }
     }
 
     fn at(directory: PathBuf) -> io::Result<Self> {
-        let number = parse_number(&fs::read(directory.join("dev"))?)
-            .ok_or_else(|| io::Error::other(format!("{} has no number", directory.display())))?;
+        let file = directory.join("dev");
+        let number = kernel_text::device_number(&kernel_text::read(&file)?)
+            .ok_or_else(|| kernel_text::malformed(file, "it has no device number"))?;
         Ok(Self { number, directory })
+    }
+
+    /// Its directory in sysfs.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The kernel's name, such as `sda1`.
+    pub(crate) fn name(&self) -> &OsStr {
+        self.directory.file_name().unwrap_or_default()
     }
 
     /// Returns the path of its device node, as the kernel names it.
     pub(crate) fn node(&self) -> io::Result<PathBuf> {
-        let event = fs::read(self.directory.join("uevent"))?;
+        let file = self.directory.join("uevent");
+        let event = kernel_text::read(&file)?;
         let mut lines = event.split(|&byte| byte == b'\n');
         let name = lines.find_map(|line| line.strip_prefix(b"DEVNAME="));
-        let name = name.ok_or_else(|| io::Error::other("the kernel has no name for it"))?;
+        let name = name.ok_or_else(|| kernel_text::malformed(file, "it has no DEVNAME"))?;
         Ok(Path::new("/dev").join(OsStr::from_bytes(name)))
     }
 
     /// Whether it is a partition.
-    fn is_partition(&self) -> bool {
-        self.directory.join("partition").exists()
+    fn is_partition(&self) -> io::Result<bool> {
+        is_partition(&self.directory)
     }
 
     /// Returns the disk that it is a partition of, or itself.
     pub(crate) fn disk(&self) -> io::Result<Self> {
-        match (self.is_partition(), self.directory.parent()) {
+        match (self.is_partition()?, self.directory.parent()) {
             (true, Some(disk)) => Self::at(disk.to_owned()),
             _ => Ok(self.clone()),
         }
@@ -58,7 +102,7 @@ impl BlockDevice {
 
     /// Returns which bytes of its disk it has.
     pub(crate) fn range(&self) -> io::Result<Range<u64>> {
-        if !self.is_partition() {
+        if !self.is_partition()? {
             return Ok(0..u64::MAX);
         }
         // Sysfs counts sectors of 512 bytes, whatever the device's own are.
@@ -68,8 +112,9 @@ impl BlockDevice {
     }
 
     fn bytes_of(&self, name: &str) -> io::Result<u64> {
-        let text = fs::read_to_string(self.directory.join(name))?;
-        let sectors: u64 = text.trim_end().parse().map_err(io::Error::other)?;
+        let file = self.directory.join(name);
+        let sectors: Option<u64> = kernel_text::number(&kernel_text::read(&file)?);
+        let sectors = sectors.ok_or_else(|| kernel_text::malformed(file, "it has no number"))?;
         Ok(sectors.saturating_mul(512))
     }
 
@@ -78,7 +123,7 @@ impl BlockDevice {
         let mut found = Vec::new();
         for device in [self, &self.disk()?] {
             for slave in entries(&device.directory.join("slaves"))? {
-                let directory = fs::canonicalize(slave)?;
+                let directory = fs::canonicalize(&slave).map_err(kernel_text::of(slave))?;
                 if !found.iter().any(|known: &Self| known.directory == directory) {
                     found.push(Self::at(directory)?);
                 }
@@ -94,13 +139,13 @@ impl BlockDevice {
         &self,
         disks: impl FnOnce() -> io::Result<&'a [NamedDisk]>,
     ) -> io::Result<Vec<Self>> {
-        let (disk, range) = (self.disk()?, self.range()?);
+        let (disk, range, is_partition) = (self.disk()?, self.range()?, self.is_partition()?);
         let Some(name) = disk.world_wide_name() else { return Ok(Vec::new()) };
         let others = disks()?.iter().filter(|other| other.name == name && other.disk != disk);
         let mut found = Vec::new();
         for NamedDisk { disk: other, .. } in others {
             let same = other.partitions()?.into_iter().find(|partition| {
-                self.is_partition() && partition.range().is_ok_and(|known| known == range)
+                is_partition && partition.range().is_ok_and(|known| known == range)
             });
             found.push(same.unwrap_or_else(|| other.clone()));
         }
@@ -108,8 +153,29 @@ impl BlockDevice {
     }
 
     fn partitions(&self) -> io::Result<Vec<Self>> {
-        let inside = entries(&self.directory)?.into_iter();
-        inside.filter(|entry| entry.join("partition").exists()).map(Self::at).collect()
+        let mut found = Vec::new();
+        for entry in entries(&self.directory)? {
+            if entry.is_dir() && is_partition(&entry)? {
+                found.push(Self::at(entry)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Returns it, its partitions, and the disk that it is a partition of: a use of one of them
+    /// conflicts with a use of it. (Two partitions of one disk do not conflict.)
+    pub(crate) fn family(&self) -> io::Result<Vec<Self>> {
+        let mut family = vec![self.clone()];
+        family.extend(self.partitions()?);
+        let disk = self.disk()?;
+        family.extend((disk.number != self.number).then_some(disk));
+        Ok(family)
+    }
+
+    /// Returns the names of the devices that are built on it.
+    pub(crate) fn holders(&self) -> io::Result<Vec<OsString>> {
+        let holders = entries(&self.directory.join("holders"))?.into_iter();
+        Ok(holders.filter_map(|path| path.file_name().map(OsStr::to_owned)).collect())
     }
 
     /// Returns the disk's NAA or EUI-64 designator. Designators of other types (`t10.`, `scsi.`)
@@ -132,43 +198,14 @@ pub(crate) struct NamedDisk {
 
 /// Returns the disks of `sysfs` that report which disk they are.
 pub(crate) fn named_disks(sysfs: &Path) -> io::Result<Vec<NamedDisk>> {
-    let named = entries(&sysfs.join("block"))?.into_iter().filter_map(|entry| {
-        // A disk that has disappeared since, and a hidden one, which has no number: no process can
-        // open either.
-        let disk = fs::canonicalize(entry).and_then(BlockDevice::at).ok()?;
-        Some(NamedDisk { name: disk.world_wide_name()?, disk })
-    });
-    Ok(named.collect())
+    let disks = BlockDevice::disks(sysfs)?.into_iter();
+    Ok(disks.filter_map(|disk| Some(NamedDisk { name: disk.world_wide_name()?, disk })).collect())
 }
 
-/// Reads a device number, such as `8:16`.
-pub(crate) fn parse_number(text: &[u8]) -> Option<u64> {
-    let (major, minor) = std::str::from_utf8(text).ok()?.trim_end().split_once(':')?;
-    Some(makedev(major.parse().ok()?, minor.parse().ok()?))
-}
-
-/// Returns the paths in `directory`; none if it does not exist.
-fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(directory) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    entries.map(|entry| Ok(entry?.path())).collect()
-}
-
-/// Returns the bytes for which the kernel prints `\` and three octal digits, in `/proc/swaps` as in
-/// `/proc/self/mountinfo`.
-pub(crate) fn unescape(text: &[u8]) -> OsString {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((&first, after)) = rest.split_first() {
-        let digits = after.first_chunk::<3>().filter(|_| first == b'\\');
-        let value =
-            digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        bytes.push(value.unwrap_or(first));
-        rest = if value.is_some() { &after[3..] } else { after };
-    }
-    OsString::from_vec(bytes)
+/// Whether the device of this directory is a partition.
+fn is_partition(directory: &Path) -> io::Result<bool> {
+    let file = directory.join("partition");
+    file.try_exists().map_err(kernel_text::of(file))
 }
 
 #[cfg(test)]

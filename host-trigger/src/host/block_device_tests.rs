@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::symlink;
 
+use nix::sys::stat::makedev;
+
 use super::*;
 
 /// A sysfs of files. Its directories are arranged as the kernel arranges them.
@@ -154,17 +156,30 @@ fn the_other_path_to_a_partition_is_the_same_partition_or_the_disk() {
 }
 
 #[test]
-fn escaped_bytes_are_read_and_others_kept() {
-    let read = |text: &[u8]| unescape(text).into_vec();
-    assert_eq!(read(b"/a\\040b\\134\\377"), b"/a b\\\xff");
-    assert_eq!(read(b"/a\\04"), b"/a\\04");
-    assert_eq!(read(b"\\999\\"), b"\\999\\");
-}
-
-#[test]
 fn the_device_of_the_root_is_found_in_the_real_sysfs() {
     use std::os::unix::fs::MetadataExt;
     let root = BlockDevice::find(Path::new("/sys"), fs::metadata("/").unwrap().dev()).unwrap();
     assert_eq!(fs::metadata(root.node().unwrap()).unwrap().rdev(), root.number);
     assert!(root.disk().unwrap().slaves().is_ok() && named_disks(Path::new("/sys")).is_ok());
+}
+
+#[test]
+fn a_use_of_a_disk_conflicts_with_one_of_its_partitions_and_not_with_a_sibling() {
+    let sysfs = FakeSysfs::new();
+    let disk = sysfs.disk("sda", (8, 0));
+    let parts = [(1, 2048), (2, 4096)]
+        .map(|(minor, start)| sysfs.partition("sda", &format!("sda{minor}"), (8, minor), start));
+    assert_eq!(numbers(sysfs.find(disk).family()), [disk, parts[0], parts[1]]);
+    assert_eq!(numbers(sysfs.find(parts[1]).family()), [disk, parts[1]]);
+    // What cannot be read is not taken for a disk without partitions.
+    sysfs.write("sda/sda2/dev", b"\xff");
+    assert!(sysfs.find(disk).family().is_err());
+}
+
+#[test]
+fn a_number_without_a_device_is_told_from_a_sysfs_that_is_not_there() {
+    let sysfs = FakeSysfs::new();
+    let absent = makedev(4095, 7);
+    assert_eq!(BlockDevice::find_any(sysfs.path(), absent).unwrap(), None);
+    assert!(BlockDevice::find_any(&sysfs.path().join("absent"), absent).is_err());
 }

@@ -10,13 +10,16 @@ use std::{
 use libc::c_int;
 
 mod request {
-    use libc::{c_int, c_uint};
+    use libc::{c_int, c_uint, c_ushort};
 
     nix::ioctl_read!(blkgetsize64, 0x12, 114, u64);
     nix::ioctl_read!(blkgetdiskseq, 0x12, 128, u64);
     nix::ioctl_read_bad!(blkroget, nix::request_code_none!(0x12, 94), c_int);
     nix::ioctl_read_bad!(blksszget, nix::request_code_none!(0x12, 104), c_int);
     nix::ioctl_read_bad!(blkpbszget, nix::request_code_none!(0x12, 123), c_uint);
+    nix::ioctl_read_bad!(blkiomin, nix::request_code_none!(0x12, 120), c_uint);
+    nix::ioctl_read_bad!(blkioopt, nix::request_code_none!(0x12, 121), c_uint);
+    nix::ioctl_read_bad!(blkrotational, nix::request_code_none!(0x12, 126), c_ushort);
 }
 
 macro_rules! get {
@@ -64,6 +67,24 @@ get!(
     physical_block_size,
     blkpbszget,
     libc::c_uint
+);
+get!(
+    /// Returns the smallest request that the device handles well, in bytes.
+    minimum_io_size,
+    blkiomin,
+    libc::c_uint
+);
+get!(
+    /// Returns the size of the requests that suit the device best, in bytes; 0 if it names none.
+    optimal_io_size,
+    blkioopt,
+    libc::c_uint
+);
+get!(
+    /// Returns nonzero for a device that rotates, or that does not say.
+    rotational,
+    blkrotational,
+    libc::c_ushort
 );
 
 /// Which other openings of a file there are.

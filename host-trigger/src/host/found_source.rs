@@ -17,7 +17,7 @@ use std::{
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use super::{fd, root_disk};
+use super::{fd, overlay, refused, root_disk};
 use crate::{Error, error::Chain};
 
 /// What a path leads to, before it is opened for use.
@@ -39,8 +39,22 @@ impl<'a> FoundSource<'a> {
         let path_fd = path_fd.map_err(|e| cannot_open(path, e))?;
         let metadata = path_fd.metadata().map_err(|e| Error::system("fstat", path, e))?;
         let is_block = is_block_device(path, &metadata)?;
-        if is_block && root_disk::is_root(metadata.rdev()) {
-            return Err(Error::SourceIsRoot { path: path.to_owned(), chain: Chain::default() });
+        let (given, chain) = (|| path.to_owned(), Chain::default());
+        if is_block {
+            match root_disk::is_root(metadata.rdev()) {
+                Ok(false) => {}
+                Ok(true) => return Err(Error::SourceIsRoot { path: given(), chain }),
+                Err(e) => {
+                    return Err(Error::SourceUnchecked {
+                        path: given(),
+                        chain,
+                        why: e.to_string(),
+                    });
+                }
+            }
+        // Opening the file of an overlay for writing would copy it.
+        } else if overlay::is_stacked(&path_fd).map_err(|e| Error::system("fstatfs", path, e))? {
+            return Err(Error::SourceStacked { path: given(), chain });
         }
         let device =
             fs::read_link(proc_path(&path_fd)).map_err(|e| Error::system("readlink", path, e))?;
@@ -69,7 +83,7 @@ impl<'a> FoundSource<'a> {
                 Ok((file, true))
             }
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
-                open(false, 0).map(|file| (file, false)).map_err(|e| cannot_open(path, e))
+                open(false, 0).map(|file| (file, false)).map_err(|e| self.refused(false, e))
             }
             Err(e)
                 if !read_only
@@ -80,16 +94,29 @@ impl<'a> FoundSource<'a> {
             {
                 // Some kernels refuse to open a read-only device for writing and report another
                 // errno than EROFS.
-                let is_read_only = e.raw_os_error() == Some(libc::EROFS)
-                    || open(false, 0)
-                        .is_ok_and(|file| fd::read_only(file.as_fd()).is_ok_and(|ro| ro != 0));
+                let is_read_only = self.is_block
+                    && (e.raw_os_error() == Some(libc::EROFS)
+                        || open(false, 0)
+                            .is_ok_and(|file| fd::read_only(file.as_fd()).is_ok_and(|ro| ro != 0)));
                 Err(if is_read_only {
                     Error::SourceReadOnly { path: path.to_owned() }
                 } else {
-                    cannot_open(path, e)
+                    self.refused(true, e)
                 })
             }
-            Err(e) => Err(cannot_open(path, e)),
+            Err(e) => Err(self.refused(false, e)),
+        }
+    }
+
+    /// Returns the error of a failed open, with its cause.
+    fn refused(&self, write: bool, e: io::Error) -> Error {
+        match e.raw_os_error() {
+            Some(errno) if refused::is_refusal(&e) => Error::SourceRefused {
+                path: self.path.to_owned(),
+                write,
+                refusal: refused::cause(&self.path_fd, self.is_block, write, errno),
+            },
+            _ => cannot_open(self.path, e),
         }
     }
 }

@@ -4,8 +4,10 @@
 
 use std::{
     fs::{self, File},
+    io::{BufRead, BufReader},
     os::unix::fs::MetadataExt,
     path::Path,
+    time::Duration,
 };
 
 use nix::{
@@ -15,7 +17,14 @@ use nix::{
 };
 use tokio::sync::oneshot;
 
-use crate::{Deadline, Error, host::holders::Holder};
+use super::{
+    holders::Holder,
+    search::{self, Search},
+};
+use crate::{Deadline, Error};
+
+/// How long the holder of a lock is looked for that was not released in time.
+const HOLDER_TIME: Duration = Duration::from_millis(500);
 
 /// The lock. It is released when this is dropped.
 #[derive(Debug)]
@@ -58,7 +67,8 @@ pub(crate) async fn acquire(directory: &Path, deadline: Deadline) -> Result<Sand
         Ok(Ok(Ok(lock))) => Ok(SandboxLock { lock }),
         Ok(Ok(Err((_, errno)))) => Err(Error::system("flock", directory, errno.into())),
         Ok(Err(_)) | Err(_) => {
-            let holder = holder(directory).map(|holder| format!(", {holder},"));
+            let holder = holder(directory, Deadline::after(HOLDER_TIME)).await;
+            let holder = holder.map(|holder| format!(", {holder},"));
             let what = format!(
                 "another run{} that works on {}",
                 holder.unwrap_or_default(),
@@ -69,16 +79,16 @@ pub(crate) async fn acquire(directory: &Path, deadline: Deadline) -> Result<Sand
     }
 }
 
-/// Returns the present holder of the lock: the first one that
-/// [`/proc/locks`](https://man7.org/linux/man-pages/man5/proc_locks.5.html) lists.
-pub(crate) fn holder(directory: &Path) -> Option<Holder> {
-    let pids = pids(directory, Side::Holds);
-    pids.first().map(|&pid| Holder::process(pid))
+/// Returns the present holder of the lock, if it is found before the deadline: the first one that
+/// [`/proc/locks`](https://man7.org/linux/man-pages/man5/proc_locks.5.html) lists. Users can have
+/// very many other locks.
+pub(crate) async fn holder(directory: &Path, deadline: Deadline) -> Option<Holder> {
+    find(directory, Side::Holds, deadline).await.map(Holder::process)
 }
 
-/// Whether another run waits for the lock.
-pub(crate) fn is_awaited(directory: &Path) -> bool {
-    !pids(directory, Side::Waits).is_empty()
+/// Whether another run waits for the lock, as far as that is found before the deadline.
+pub(crate) async fn is_awaited(directory: &Path, deadline: Deadline) -> bool {
+    find(directory, Side::Waits, deadline).await.is_some()
 }
 
 /// On which side of a lock a process is.
@@ -88,29 +98,37 @@ enum Side {
     Waits,
 }
 
-/// The processes on one side of the lock. A line is one of
+/// The first process on this side of the lock.
+async fn find(directory: &Path, side: Side, deadline: Deadline) -> Option<i32> {
+    let directory = directory.to_owned();
+    search::run(deadline, move |search| Ok(find_pid(&directory, side, search))).await.ok()?
+}
+
+fn find_pid(directory: &Path, side: Side, search: &Search) -> Option<i32> {
+    let metadata = fs::metadata(directory).ok()?;
+    let locks = BufReader::new(File::open("/proc/locks").ok()?).split(b'\n');
+    locks.map_while(|line| line.ok().filter(|_| search.check().is_ok())).find_map(|line| {
+        let (found, pid, file) = parse(std::str::from_utf8(&line).ok()?)?;
+        let (device, inode) = file.rsplit_once(':')?;
+        let same = inode.parse() == Ok(metadata.ino()) && is_device(device, metadata.dev());
+        (same && found == side).then_some(pid)
+    })
+}
+
+/// Parses a line: which side, the process, and the file. A line is one of
 ///
 /// ```text
 /// 1: FLOCK ADVISORY WRITE pid major:minor:inode start end
 /// 1: -> FLOCK ADVISORY WRITE pid major:minor:inode start end
 /// ```
-fn pids(directory: &Path, side: Side) -> Vec<i32> {
-    let (Ok(metadata), Ok(locks)) = (fs::metadata(directory), fs::read("/proc/locks")) else {
-        return Vec::new();
+fn parse(line: &str) -> Option<(Side, i32, &str)> {
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let (side, kind) = match fields.next()? {
+        "->" => (Side::Waits, fields.next()?),
+        kind => (Side::Holds, kind),
     };
-    let locks = String::from_utf8_lossy(&locks);
-    let pid = |line: &str| {
-        let fields: Vec<_> = line.split_ascii_whitespace().skip(1).collect();
-        let (found, fields) = match fields.split_first()? {
-            (&"->", fields) => (Side::Waits, fields),
-            _ => (Side::Holds, &fields[..]),
-        };
-        let ["FLOCK", _, _, pid, file, ..] = fields else { return None };
-        let (device, inode) = file.rsplit_once(':')?;
-        let same = inode.parse() == Ok(metadata.ino()) && is_device(device, metadata.dev());
-        (same && found == side).then(|| pid.parse().ok()).flatten()
-    };
-    locks.lines().filter_map(pid).collect()
+    let (pid, file) = (fields.nth(2)?, fields.next()?);
+    Some((side, pid.parse().ok()?, file)).filter(|_| kind == "FLOCK")
 }
 
 /// Whether `text`, such as `fe:01` in hexadecimal, is the device `number`.
@@ -123,23 +141,24 @@ fn is_device(text: &str, number: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[tokio::test]
     async fn a_second_run_waits_until_its_deadline() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(holder(directory.path()), None);
+        let deadline = Deadline::after(Duration::from_secs(30));
+        assert_eq!(holder(directory.path(), deadline).await, None);
         let _first =
             acquire(directory.path(), Deadline::after(Duration::from_secs(1))).await.unwrap();
         let own = i32::try_from(std::process::id()).unwrap();
-        assert!(matches!(holder(directory.path()), Some(Holder::Process(pid, _)) if pid == own));
+        assert!(
+            matches!(holder(directory.path(), deadline).await, Some(Holder::Process(pid, _)) if pid == own)
+        );
         let second = acquire(directory.path(), Deadline::after(Duration::from_millis(50))).await;
         let Err(Error::TimedOut { what }) = second else { panic!("{second:?}") };
         assert!(what.starts_with(&format!("another run, process {own} (")), "{what}");
         // The thread of the second one still waits.
-        assert!(is_awaited(directory.path()));
+        assert!(is_awaited(directory.path(), deadline).await);
     }
 
     #[tokio::test]

@@ -70,7 +70,7 @@ impl LockWatch {
         // about to: it is looked for again, once.
         for late in [Duration::ZERO, LATE] {
             let opened = Deadline::after(late).wait(&mut opened).await;
-            if matches!(opened, Ok(Ok(()))) || lock::is_awaited(&self.directory) {
+            if matches!(opened, Ok(Ok(()))) || self.is_awaited().await {
                 return;
             }
             if opened.is_ok() {
@@ -87,17 +87,21 @@ impl LockWatch {
     /// again first.
     pub(crate) async fn give_way(&self, lock: SandboxLock, deadline: Deadline) {
         let _ = self.drain();
-        let mut is_awaited = lock::is_awaited(&self.directory);
+        let mut is_awaited = self.is_awaited().await;
         // The directory stays open, so what is closed from now on was another run's.
         let Some(_directory) = lock.release() else { return };
         // Between its wait and its work, the other run neither waits for the lock nor holds it.
-        while is_awaited || lock::holder(&self.directory).is_some() {
+        while is_awaited || lock::holder(&self.directory, soon()).await.is_some() {
             let closed = deadline.wait(self.next(AddWatchFlags::IN_CLOSE_NOWRITE)).await;
             if !matches!(closed, Ok(Ok(()))) {
                 return;
             }
-            is_awaited = lock::is_awaited(&self.directory);
+            is_awaited = self.is_awaited().await;
         }
+    }
+
+    async fn is_awaited(&self) -> bool {
+        lock::is_awaited(&self.directory, soon()).await
     }
 
     /// Awaits one of `events` of the directory itself.
@@ -130,13 +134,14 @@ impl LockWatch {
     }
 }
 
+/// When a look at the present locks ends, however many there are.
+fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(20))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn soon() -> Deadline {
-        Deadline::after(Duration::from_secs(20))
-    }
 
     #[tokio::test]
     async fn a_run_that_waits_for_the_lock_is_noticed_and_gets_its_turn_first() {
@@ -155,7 +160,7 @@ mod tests {
             drop(lock);
         });
         soon().wait(watch.wanted()).await.unwrap();
-        while !lock::is_awaited(directory.path()) {
+        while !lock::is_awaited(directory.path(), soon()).await {
             tokio::task::yield_now().await;
         }
         let mut turn = std::pin::pin!(watch.give_way(first, soon()));
@@ -173,7 +178,7 @@ mod tests {
         let _first = lock::acquire(directory.path(), soon()).await.unwrap();
         let path = directory.path().to_owned();
         tokio::spawn(async move { lock::acquire(&path, soon()).await });
-        while !lock::is_awaited(directory.path()) {
+        while !lock::is_awaited(directory.path(), soon()).await {
             tokio::task::yield_now().await;
         }
         let watch = LockWatch::new(directory.path()).unwrap();

@@ -3,14 +3,21 @@
 
 pub(crate) mod backing;
 pub(crate) mod block_device;
+mod btrfs;
 pub(crate) mod conflict;
+pub(crate) mod credentials;
 pub(crate) mod fd;
 mod found_source;
+mod geometry;
 pub mod holders;
+mod image_format;
+pub(crate) mod kernel_text;
 pub(crate) mod lock;
 pub(crate) mod lock_watch;
 pub(crate) mod mountinfo;
+pub(crate) mod overlay;
 pub(crate) mod process;
+mod refused;
 pub(crate) mod root_disk;
+pub(crate) mod search;
 pub mod source;
-pub(crate) mod sysfs;

@@ -1,18 +1,36 @@
 //! Processes of this host ([`proc(5)`](https://man7.org/linux/man-pages/man5/proc.5.html)): their
 //! names, and which of them run a VM.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
+use std::{ffi::OsStr, fs, io, os::unix::ffi::OsStrExt, path::Path};
+
+use super::{
+    kernel_text::{self, entries},
+    search::{BATCH, Search, TimeUp},
 };
 
-use super::sysfs::names;
+/// Returns the process IDs of all processes.
+pub(crate) fn all() -> io::Result<Vec<i32>> {
+    let names = entries(Path::new("/proc"))?.into_iter();
+    let ids = names.filter_map(|path| kernel_text::number(path.file_name()?.as_bytes()));
+    Ok(ids.collect())
+}
+
+/// Returns the name of the process `pid`. It may have any bytes; those that are not UTF-8 are
+/// replaced.
+pub(crate) fn name(pid: i32) -> String {
+    String::from_utf8_lossy(command(pid).trim_ascii_end()).into_owned()
+}
 
 /// Returns the name of the process `pid`, and the name of its VM if it is a QEMU.
 pub(crate) fn describe(pid: i32) -> String {
-    let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    let vm = vm_name(&arguments(pid)).map(|name| format!(", {name}")).unwrap_or_default();
-    format!("{}{vm}", command.trim_end())
+    // The arguments are in the process's memory, and their reader may have to wait for it.
+    let vm = is_named_qemu(pid).then(|| vm_name(&arguments(pid))).flatten();
+    let vm = vm.map(|name| format!(", {name}")).unwrap_or_default();
+    format!("{}{vm}", name(pid))
+}
+
+fn command(pid: i32) -> Vec<u8> {
+    fs::read(format!("/proc/{pid}/comm")).unwrap_or_default()
 }
 
 fn arguments(pid: i32) -> Vec<u8> {
@@ -21,26 +39,48 @@ fn arguments(pid: i32) -> Vec<u8> {
 
 /// Whether the process runs a VM: its program is named like QEMU, or it has a descriptor of a KVM
 /// VM.
-pub(crate) fn runs_a_vm(pid: i32) -> bool {
-    let descriptors = PathBuf::from(format!("/proc/{pid}/fd"));
-    let is_vm = |name| {
-        fs::read_link(descriptors.join(name))
-            .is_ok_and(|link| link == Path::new("anon_inode:kvm-vm"))
-    };
-    is_qemu(pid) || names(&descriptors).any(is_vm)
+///
+/// # Errors
+/// It has too many descriptors for the time of the search.
+pub(crate) fn runs_a_vm(pid: i32, search: &Search) -> Result<bool, TimeUp> {
+    if is_qemu(pid) {
+        return Ok(true);
+    }
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Ok(false) };
+    for (index, descriptor) in descriptors.filter_map(Result::ok).enumerate() {
+        if index % BATCH == BATCH - 1 {
+            search.check()?;
+        }
+        let link = fs::read_link(descriptor.path());
+        if link.is_ok_and(|link| link == Path::new("anon_inode:kvm-vm")) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
-/// Whether the process's program is named like QEMU (`qemu-…`).
+/// Whether the process or its program is named like QEMU (`qemu-…`).
 pub(crate) fn is_qemu(pid: i32) -> bool {
-    is_qemu_command_line(&arguments(pid))
+    is_named_qemu(pid) || is_qemu_command_line(&arguments(pid))
+}
+
+/// Whether the process or its program is named like QEMU, as far as that is known without its
+/// arguments.
+pub(crate) fn is_named_qemu(pid: i32) -> bool {
+    let program = fs::read_link(format!("/proc/{pid}/exe"));
+    is_qemu_name(&command(pid))
+        || program
+            .is_ok_and(|path| path.file_name().is_some_and(|name| is_qemu_name(name.as_bytes())))
+}
+
+fn is_qemu_name(name: &[u8]) -> bool {
+    name.starts_with(b"qemu-")
 }
 
 fn is_qemu_command_line(arguments: &[u8]) -> bool {
-    let program =
-        String::from_utf8_lossy(arguments.split(|&byte| byte == 0).next().unwrap_or_default());
-    PathBuf::from(program.into_owned())
-        .file_name()
-        .is_some_and(|name| name.to_string_lossy().starts_with("qemu-"))
+    let program = arguments.split(|&byte| byte == 0).next().unwrap_or_default();
+    let name = Path::new(OsStr::from_bytes(program)).file_name();
+    name.is_some_and(|name| is_qemu_name(name.as_bytes()))
 }
 
 /// Returns the name of QEMU's VM: `sandbox-<id>` with Kata (`-name sandbox-x,debug-threads=on`),

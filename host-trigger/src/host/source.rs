@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use nix::sys::stat::{major, minor};
@@ -14,12 +15,15 @@ use super::{
     conflict::Conflict,
     fd::{self, OtherOpeners},
     found_source::FoundSource,
+    geometry,
     holders::{self, FileId},
+    image_format,
+    search::{self, Search},
 };
-use crate::Error;
+use crate::{Deadline, Error, disk_geometry::DiskGeometry};
 
 /// A vetted source.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Source {
     /// The path as the user gave it.
     pub given: PathBuf,
@@ -36,7 +40,7 @@ pub struct Source {
     read_only: bool,
     state: ClaimState,
     /// What it consists of, if it is claimed.
-    layers: Layers,
+    layers: Arc<Layers>,
     /// For a file: it has no other opening at all, not even for reading.
     exclusive: bool,
 }
@@ -45,21 +49,16 @@ pub struct Source {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SourceKind {
     /// A block device, opened with `O_DIRECT`.
-    Block {
-        /// The logical block size in bytes.
-        logical_block_size: u32,
-        /// The physical block size in bytes.
-        physical_block_size: u32,
-    },
+    Block(DiskGeometry),
     /// A raw image file, opened without `O_DIRECT`.
     File,
 }
 
 /// Whether this process may use the source.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum ClaimState {
     /// It may: this is the descriptor that claims it.
-    Claimed(File),
+    Claimed(Arc<File>),
     /// In use. The holder is determined only when it is needed.
     InUse,
     /// In use, or consisting of something that is in use.
@@ -71,27 +70,38 @@ impl Source {
     /// has no [`claim`](Self::claim): the VM that it is meant for may already use it.
     ///
     /// # Errors
-    /// The source does not exist, or is not safe to use.
-    pub fn open(path: &Path, read_only: bool) -> Result<Self, Error> {
-        let mut source = Self::open_one(path, read_only)?;
-        find_conflicts(std::slice::from_mut(&mut source));
-        Ok(source)
+    /// The source does not exist, is not safe to use, or could not be vetted until the deadline.
+    pub async fn open(path: &Path, read_only: bool, deadline: Deadline) -> Result<Self, Error> {
+        let path = path.to_owned();
+        let open = move |search: &Search| {
+            let mut source = Self::open_one(&path, read_only, search)?;
+            find_conflicts(std::slice::from_mut(&mut source), search)?;
+            Ok(source)
+        };
+        search::run(deadline, open).await
     }
 
     /// Opens and vets several sources. Their other holders are determined together, in one pass.
     ///
     /// # Errors
     /// As [`open`](Self::open), for the first source that fails.
-    pub fn open_all(paths: &[PathBuf], read_only: bool) -> Result<Vec<Self>, Error> {
-        let mut sources = paths
-            .iter()
-            .map(|path| Self::open_one(path, read_only))
-            .collect::<Result<Vec<_>, _>>()?;
-        find_conflicts(&mut sources);
-        Ok(sources)
+    pub async fn open_all(
+        paths: &[PathBuf],
+        read_only: bool,
+        deadline: Deadline,
+    ) -> Result<Vec<Self>, Error> {
+        let paths = paths.to_owned();
+        let open = move |search: &Search| {
+            let opened = paths.iter().map(|path| Self::open_one(path, read_only, search));
+            let mut sources = opened.collect::<Result<Vec<_>, _>>()?;
+            find_conflicts(&mut sources, search)?;
+            Ok(sources)
+        };
+        search::run(deadline, open).await
     }
 
-    fn open_one(path: &Path, read_only: bool) -> Result<Self, Error> {
+    fn open_one(path: &Path, read_only: bool, search: &Search) -> Result<Self, Error> {
+        search.step(format!("the open of {path:?}"));
         let found = FoundSource::at(path)?;
         let (file, mut is_free) = found.open(read_only)?;
         let metadata = file.metadata().map_err(|e| Error::system("fstat", path, e))?;
@@ -106,7 +116,7 @@ impl Source {
             is_free = is_available(openers, read_only);
             exclusive = openers == OtherOpeners::None;
         }
-        let state = if is_free { ClaimState::Claimed(file) } else { ClaimState::InUse };
+        let state = if is_free { ClaimState::Claimed(Arc::new(file)) } else { ClaimState::InUse };
         Ok(Self {
             given: path.to_owned(),
             device: found.device,
@@ -116,7 +126,7 @@ impl Source {
             file_id,
             read_only,
             state,
-            layers: Layers::default(),
+            layers: Arc::default(),
             exclusive,
         })
     }
@@ -126,30 +136,68 @@ impl Source {
     ///
     /// # Errors
     /// Something else uses the source: the error names the holder. Or the source has changed.
-    pub fn claim(&self) -> Result<&File, Error> {
-        let conflict = match &self.state {
-            ClaimState::Claimed(file) if self.is_still_free(file)? => {
-                match self.layers.check_again() {
-                    Ok(()) => return Ok(file),
-                    Err(conflict) => conflict,
-                }
-            }
-            ClaimState::Conflicts(conflict) => conflict.clone(),
-            ClaimState::Claimed(_) | ClaimState::InUse => {
-                Conflict::of_source(holders::holder(self.file_id))
-            }
-        };
-        Err(conflict.into_error(self.given.clone()))
+    pub async fn claim(&self, deadline: Deadline) -> Result<&File, Error> {
+        let source = self.clone();
+        let checked = search::run(deadline, move |search| {
+            let conflict = source.conflict(search)?;
+            Ok(conflict.map(|conflict| conflict.into_error(source.given)))
+        });
+        match (checked.await?, &self.state) {
+            (None, ClaimState::Claimed(file)) => Ok(file),
+            (Some(error), _) => Err(error),
+            (None, _) => Err(Error::SourceChanged { path: self.given.clone() }),
+        }
     }
 
-    fn as_open<'a>(&self, file: &'a File) -> OpenSource<'a> {
-        OpenSource { file_id: self.file_id, read_only: self.read_only, file: file.as_fd() }
+    /// Returns what is in the way of its use now.
+    fn conflict(&self, search: &Search) -> Result<Option<Conflict>, Error> {
+        Ok(match &self.state {
+            ClaimState::Claimed(file) if self.is_still_free(file)? => {
+                self.layers.check_again(search).err()
+            }
+            ClaimState::Conflicts(conflict) => Some(conflict.clone()),
+            ClaimState::Claimed(_) | ClaimState::InUse => {
+                let holder = holders::holder(self.file_id, Some(&self.device), search);
+                Some(Conflict::of_source(holder))
+            }
+        })
+    }
+
+    /// Checks that an image does not have another format than raw. A block device is what it is:
+    /// an encrypted disk that the container opens is normal.
+    ///
+    /// # Errors
+    /// It seems to have one.
+    pub(crate) fn check_format(&self, file: &File) -> Result<(), Error> {
+        if self.kind != SourceKind::File {
+            return Ok(());
+        }
+        let path = || self.given.clone();
+        match image_format::of(file, self.size).map_err(|e| Error::system("read", path(), e))? {
+            Some(format) => Err(Error::SourceFormat { path: path(), format }),
+            None => Ok(()),
+        }
+    }
+
+    fn as_open<'a>(&'a self, file: &'a File) -> OpenSource<'a> {
+        let (file_id, read_only) = (self.file_id, self.read_only);
+        OpenSource { file_id, read_only, file: file.as_fd(), path: Some(&self.device) }
     }
 
     /// Whether it is certain that no QEMU has anything of this source, not even a leftover of a
     /// killed run: that QEMU would have a file open, and a block device claimed.
     pub fn is_exclusive(&self) -> bool {
         self.exclusive && self.is_claimed()
+    }
+
+    /// Whether the medium rotates, or is not known.
+    pub(crate) fn is_rotational(&self) -> bool {
+        match (self.kind, self.file_id) {
+            (SourceKind::Block(geometry), _) => geometry.rotational,
+            (SourceKind::File, FileId::Block(number) | FileId::File(number, _)) => {
+                geometry::is_rotational(number).unwrap_or(true)
+            }
+        }
     }
 
     /// Whether this process may use the source: nothing else uses it.
@@ -163,7 +211,7 @@ impl Source {
         let path = &self.given;
         let metadata = file.metadata().map_err(|e| Error::system("fstat", path, e))?;
         let now = match self.kind {
-            SourceKind::Block { .. } => block(path, file, &metadata, self.read_only),
+            SourceKind::Block(_) => block(path, file, &metadata, self.read_only),
             SourceKind::File => image(path, &metadata),
         };
         match now {
@@ -177,7 +225,10 @@ impl Source {
 }
 
 /// Finds what conflicts with the use of a source although it could be claimed.
-fn find_conflicts(sources: &mut [Source]) {
+///
+/// # Errors
+/// The search for it did not end in time.
+fn find_conflicts(sources: &mut [Source], search: &Search) -> Result<(), Error> {
     let needs_check = |file: &File, source: &Source| {
         // For most files the lease has answered this already.
         source.kind != SourceKind::File
@@ -192,12 +243,18 @@ fn find_conflicts(sources: &mut [Source]) {
             open.push(source.as_open(file));
         }
     }
-    for (index, examined) in checked.into_iter().zip(backing::examine(&open)) {
+    let examined = backing::examine(&open, search);
+    drop(open);
+    for (index, examined) in checked.into_iter().zip(examined) {
         match examined {
-            Ok(layers) => sources[index].layers = layers,
+            Ok(layers) => sources[index].layers = Arc::new(layers),
+            Err(conflict) if conflict.is_timeout() => {
+                return Err(conflict.into_error(sources[index].given.clone()));
+            }
             Err(conflict) => sources[index].state = ClaimState::Conflicts(conflict),
         }
     }
+    Ok(())
 }
 
 /// Returns which other openings of the image there are.
@@ -233,14 +290,12 @@ fn block(
     if size == 0 {
         return Err(Error::SourceEmpty { path: path.to_owned() });
     }
-    let kind = SourceKind::Block {
-        logical_block_size: u32::try_from(fd::logical_block_size(device).map_err(failed)?)
-            .unwrap_or(512),
-        physical_block_size: fd::physical_block_size(device).map_err(failed)?,
-    };
+    let number = metadata.rdev();
+    let geometry = geometry::read(device, number).map_err(failed)?;
+    geometry::check(&geometry, path, size)?;
+    let kind = SourceKind::Block(geometry);
     // Kernels before 5.15 have no disk sequence number.
     let sequence = fd::disk_sequence(device).unwrap_or(0);
-    let number = metadata.rdev();
     Ok((
         format!("b:{}:{}:{sequence}", major(number), minor(number)),
         size,
@@ -254,7 +309,7 @@ fn image(path: &Path, metadata: &fs::Metadata) -> Result<Vetted, Error> {
     match size {
         0 => Err(Error::SourceEmpty { path: path.to_owned() }),
         _ if !size.is_multiple_of(512) => {
-            Err(Error::SourceUnaligned { path: path.to_owned(), size })
+            Err(Error::SourceUnaligned { path: path.to_owned(), size, unit: 512 })
         }
         _ => {
             Ok((format!("f:{device}:{inode}"), size, SourceKind::File, FileId::File(device, inode)))

@@ -1,10 +1,18 @@
 //! Tests of vetting with real files, links and openers. What needs real disks is tested in a VM.
 
-use std::fs::OpenOptions;
+use std::{fs::OpenOptions, time::Duration};
 
 use rstest::rstest;
 
 use super::*;
+
+fn deadline() -> Deadline {
+    Deadline::after(Duration::from_secs(30))
+}
+
+async fn open(path: impl AsRef<Path>, read_only: bool) -> Result<Source, Error> {
+    Source::open(path.as_ref(), read_only, deadline()).await
+}
 
 fn file_of(size: u64) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -12,44 +20,49 @@ fn file_of(size: u64) -> tempfile::NamedTempFile {
     file
 }
 
-#[test]
-fn an_image_is_claimed_after_a_lease_probe() {
+#[tokio::test]
+async fn an_image_is_claimed_after_a_lease_probe() {
     let path = file_of(1 << 20).into_temp_path();
-    let source = Source::open(&path, false).unwrap();
+    let source = open(&path, false).await.unwrap();
     assert_eq!((source.size, source.kind), (1 << 20, SourceKind::File));
-    assert!(source.claim().is_ok() && source.is_exclusive());
-    let second = Source::open(&path, false).unwrap();
+    assert!(source.claim(deadline()).await.is_ok() && source.is_exclusive());
+    let second = open(&path, false).await.unwrap();
     assert_eq!(second.identity, source.identity);
-    assert!(matches!(second.claim(), Err(Error::SourceHeld { .. })) && !second.is_exclusive());
+    assert!(
+        matches!(second.claim(deadline()).await, Err(Error::SourceHeld { .. }))
+            && !second.is_exclusive()
+    );
 }
 
-#[test]
-fn an_image_with_another_reader_may_be_read_and_is_not_exclusive() {
+#[tokio::test]
+async fn an_image_with_another_reader_may_be_read_and_is_not_exclusive() {
     let path = file_of(1 << 20).into_temp_path();
-    let first = Source::open(&path, true).unwrap();
-    let second = Source::open(&path, true).unwrap();
-    assert!(first.is_exclusive() && second.claim().is_ok() && !second.is_exclusive());
+    let first = open(&path, true).await.unwrap();
+    let second = open(&path, true).await.unwrap();
+    assert!(
+        first.is_exclusive() && second.claim(deadline()).await.is_ok() && !second.is_exclusive()
+    );
 }
 
-#[test]
-fn an_image_that_changed_after_it_was_vetted_is_not_claimed() {
+#[tokio::test]
+async fn an_image_that_changed_after_it_was_vetted_is_not_claimed() {
     let path = file_of(1 << 20).into_temp_path();
-    let source = Source::open(&path, false).unwrap();
+    let source = open(&path, false).await.unwrap();
     let reader = File::open(&path).unwrap();
-    assert!(matches!(source.claim(), Err(Error::SourceHeld { .. })));
+    assert!(matches!(source.claim(deadline()).await, Err(Error::SourceHeld { .. })));
     drop(reader);
-    source.claim().unwrap();
+    source.claim(deadline()).await.unwrap();
     OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 19).unwrap();
-    assert!(matches!(source.claim(), Err(Error::SourceChanged { .. })));
+    assert!(matches!(source.claim(deadline()).await, Err(Error::SourceChanged { .. })));
 }
 
-#[test]
-fn a_link_is_followed_and_the_real_path_reported() {
+#[tokio::test]
+async fn a_link_is_followed_and_the_real_path_reported() {
     let path = file_of(512).into_temp_path();
     let directory = tempfile::tempdir().unwrap();
     let link = directory.path().join("by-id");
     std::os::unix::fs::symlink(&path, &link).unwrap();
-    let source = Source::open(&link, true).unwrap();
+    let source = open(&link, true).await.unwrap();
     assert_eq!((source.given.as_path(), source.device.as_path()), (link.as_path(), &*path));
 }
 
@@ -58,28 +71,26 @@ fn a_link_is_followed_and_the_real_path_reported() {
 #[case("/dev/null", 6)]
 #[case("/tmp", 6)]
 #[case("/dev/null/x", 3)]
-fn unsafe_paths_are_refused(#[case] path: &str, #[case] exit_code: u8) {
+#[tokio::test]
+async fn unsafe_paths_are_refused(#[case] path: &str, #[case] exit_code: u8) {
     assert_eq!(
-        Source::open(Path::new(path), false).unwrap_err().class().exit_status.code(),
+        open(Path::new(path), false).await.unwrap_err().class().exit_status.code(),
         exit_code
     );
 }
 
-#[test]
-fn a_dangling_link_is_not_found() {
+#[tokio::test]
+async fn a_dangling_link_is_not_found() {
     let directory = tempfile::tempdir().unwrap();
     let link = directory.path().join("l");
     std::os::unix::fs::symlink("/nonexistent", &link).unwrap();
-    assert!(matches!(Source::open(&link, false), Err(Error::SourceNotFound { .. })));
+    assert!(matches!(open(&link, false).await, Err(Error::SourceNotFound { .. })));
 }
 
-#[test]
-fn invalid_sizes_are_refused() {
+#[tokio::test]
+async fn invalid_sizes_are_refused() {
     let empty = file_of(0);
-    assert!(matches!(Source::open(empty.path(), false), Err(Error::SourceEmpty { .. })));
+    assert!(matches!(open(empty.path(), false).await, Err(Error::SourceEmpty { .. })));
     let odd = file_of(513);
-    assert!(matches!(
-        Source::open(odd.path(), false),
-        Err(Error::SourceUnaligned { size: 513, .. })
-    ));
+    assert!(matches!(open(odd.path(), false).await, Err(Error::SourceUnaligned { size: 513, .. })));
 }

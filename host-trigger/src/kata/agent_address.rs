@@ -5,9 +5,14 @@
 //! [hybrid](https://github.com/firecracker-microvm/firecracker/blob/main/docs/vsock.md) of both:
 //! the client writes `CONNECT <port>` to a Unix socket and reads a line `OK …`.
 
-use std::{fmt, io, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
-use block_volume_qmp::unix_socket;
+use block_volume_qmp::{PathError, Server, Trust};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -38,12 +43,28 @@ pub enum AgentAddress {
         path: PathBuf,
         /// The agent's port in the guest.
         port: u32,
+        /// Whose sockets are used.
+        trust: Trust,
     },
     /// `unix://PATH`
     Unix {
         /// The agent's socket.
         path: PathBuf,
+        /// Whose sockets are used.
+        trust: Trust,
     },
+}
+
+impl AgentAddress {
+    /// Uses sockets of `trusted`; otherwise only root's are used.
+    #[must_use]
+    pub fn trusting(mut self, trusted: &Trust) -> Self {
+        match &mut self {
+            Self::Hybrid { trust, .. } | Self::Unix { trust, .. } => trust.clone_from(trusted),
+            Self::Vsock { .. } => {}
+        }
+        self
+    }
 }
 
 impl FromStr for AgentAddress {
@@ -64,9 +85,10 @@ fn parse(text: &str) -> Option<AgentAddress> {
         }
         "hvsock" => {
             let (socket, port) = rest.rsplit_once(':')?;
-            Some(AgentAddress::Hybrid { path: path(socket)?, port: port.parse().ok()? })
+            let (path, port, trust) = (path(socket)?, port.parse().ok()?, Trust::root());
+            Some(AgentAddress::Hybrid { path, port, trust })
         }
-        "unix" => Some(AgentAddress::Unix { path: path(rest)? }),
+        "unix" => Some(AgentAddress::Unix { path: path(rest)?, trust: Trust::root() }),
         _ => None,
     }
 }
@@ -75,8 +97,8 @@ impl fmt::Display for AgentAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Vsock { cid, port } => write!(f, "vsock://{cid}:{port}"),
-            Self::Hybrid { path, port } => write!(f, "hvsock://{}:{port}", path.display()),
-            Self::Unix { path } => write!(f, "unix://{}", path.display()),
+            Self::Hybrid { path, port, .. } => write!(f, "hvsock://{}:{port}", path.display()),
+            Self::Unix { path, .. } => write!(f, "unix://{}", path.display()),
         }
     }
 }
@@ -84,7 +106,8 @@ impl fmt::Display for AgentAddress {
 /// Connects to the agent at `address`, within [`CONNECT_TIMEOUT`] and by `deadline`.
 ///
 /// # Errors
-/// Nothing listens there, or nothing responds in time.
+/// Nothing listens there, or nothing responds in time, or the path to the socket or its server is
+/// not trusted.
 pub async fn dial(address: &AgentAddress, deadline: Deadline) -> Result<Client, Error> {
     let connect = async {
         match address {
@@ -92,25 +115,34 @@ pub async fn dial(address: &AgentAddress, deadline: Deadline) -> Result<Client, 
                 let stream = VsockStream::connect(VsockAddr::new(*cid, *port)).await?;
                 Ok(Client::new(stream.into()))
             }
-            AgentAddress::Hybrid { path, port } => {
-                let mut stream = unix_socket::connect(path).await?;
+            AgentAddress::Hybrid { path, port, trust } => {
+                let mut stream = connect_trusted(path, trust).await?;
                 connect_port(&mut stream, *port).await?;
                 Ok(Client::new(stream.into()))
             }
-            AgentAddress::Unix { path } => {
-                Ok(Client::new(unix_socket::connect(path).await?.into()))
+            AgentAddress::Unix { path, trust } => {
+                Ok(Client::new(connect_trusted(path, trust).await?.into()))
             }
         }
     };
     match deadline.capped(CONNECT_TIMEOUT).wait(connect).await {
-        Ok(connected) => connected.map_err(|source: io::Error| match source.kind() {
-            io::ErrorKind::PermissionDenied => {
-                Error::Denied { call: "connect", path: address.to_string().into(), source }
-            }
-            _ => Error::AgentUnreachable { address: address.to_string(), source },
-        }),
+        Ok(Err(PathError::Untrusted(why))) => Err(why.into()),
+        Ok(Err(PathError::Io(source))) if source.kind() == io::ErrorKind::PermissionDenied => {
+            Err(Error::Denied { call: "connect", path: address.to_string().into(), source })
+        }
+        Ok(Err(PathError::Io(source))) => {
+            Err(Error::AgentUnreachable { address: address.to_string(), source })
+        }
+        Ok(Ok(client)) => Ok(client),
         Err(_) => Err(Error::AgentNotResponding { address: address.to_string() }),
     }
+}
+
+/// Connects to a socket of Kata's or of the VMM's device.
+pub(super) async fn connect_trusted(path: &Path, trust: &Trust) -> Result<UnixStream, PathError> {
+    let stream = trust.locate(path)?.connect().await?;
+    Server::Runtime.check(&stream, path, trust)?;
+    Ok(stream)
 }
 
 /// Asks the multiplexer for `port`. The reply is read byte by byte: what follows it is sent by the
@@ -176,7 +208,7 @@ mod tests {
             // The connection stays open: only a deadline ends the wait for more bytes.
             std::future::pending::<()>().await;
         });
-        (directory, AgentAddress::Hybrid { path, port: 1024 })
+        (directory, AgentAddress::Hybrid { path, port: 1024, trust: Trust::root() })
     }
 
     #[tokio::test]
@@ -190,6 +222,15 @@ mod tests {
         let (_directory, address) = muxer(b"Failed\n").await;
         let dialled = dial(&address, Deadline::after(Duration::from_secs(2))).await;
         assert!(matches!(dialled, Err(Error::AgentUnreachable { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_socket_in_a_directory_that_others_can_write_is_not_used() {
+        let (directory, address) = muxer(b"OK 1073741824\n").await;
+        let others = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(directory.path(), others).unwrap();
+        let dialled = dial(&address, Deadline::after(Duration::from_secs(2))).await;
+        assert!(matches!(dialled, Err(Error::Untrusted(_))));
     }
 
     #[tokio::test]

@@ -4,5 +4,6 @@
 pub mod agent;
 pub mod agent_address;
 mod layout;
+mod run_file;
 pub mod sandbox;
 pub mod shim;

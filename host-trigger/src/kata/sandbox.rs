@@ -6,21 +6,25 @@
 //! | agent | `sbs/<sid>/shim-monitor.sock`, else `sbs/<sid>/persist.json` | `<sid>/shim-monitor.sock` |
 //! | containers | `sbs/<sid>/<cid>/` | – |
 //!
+//! A descriptor of root's goes to whoever listens on the socket. So nothing is used that anybody
+//! but root could have put there ([`Trust`]), and QEMU is the process that the runtime recorded.
+//!
 //! See [Kata's
 //! architecture](https://github.com/kata-containers/kata-containers/blob/main/docs/design/architecture/README.md).
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use block_volume_qmp::{GREETING_TIMEOUT, Qmp, QmpError};
+use block_volume_qmp::{GREETING_TIMEOUT, Qmp, QmpError, Server, Trust};
 
 use super::{
     agent_address::AgentAddress,
     layout::{Layout, check_id, directories, find_by_container, find_container, find_sandbox},
-    shim,
+    run_file,
+    shim::{self, NoUrl},
 };
 use crate::{Deadline, Error};
 
@@ -43,6 +47,8 @@ pub struct Search {
     pub qmp: Option<PathBuf>,
     /// The agent's address.
     pub agent: Option<AgentAddress>,
+    /// The user that the VMM runs as, if it has directories of its own.
+    pub vmm_user: Option<u32>,
 }
 
 /// A sandbox, and how to reach its QEMU and its agent.
@@ -53,13 +59,15 @@ pub struct Sandbox {
     layout: Layout,
     qmp: Option<PathBuf>,
     agent: Option<AgentAddress>,
+    trust: Trust,
 }
 
 impl Sandbox {
     /// Finds the sandbox.
     ///
     /// # Errors
-    /// An ID is invalid, ambiguous or unknown, no sandbox is named, or a directory cannot be read.
+    /// An ID is invalid, ambiguous or unknown, no sandbox is named, or a directory cannot be read
+    /// or is not trusted.
     pub fn find(search: &Search) -> Result<Self, Error> {
         if let Some(container) = &search.container {
             check_id("container", container)?;
@@ -87,7 +95,12 @@ impl Sandbox {
             (None, Some(container)) => find_by_container(&roots, container)?,
             (None, None) => return Err(Error::SandboxNotNamed),
         };
-        Ok(Self { id: sandbox, layout, qmp: search.qmp.clone(), agent: search.agent.clone() })
+        let trust = Trust::with_vmm_user(search.vmm_user);
+        let agent = search.agent.clone().map(|address| address.trusting(&trust));
+        let found = Self { id: sandbox, layout, qmp: search.qmp.clone(), agent, trust };
+        // Whoever owns the directory could hold its lock, too.
+        run_file::check_directory(&found.lock_directory(), &found.trust)?;
+        Ok(found)
     }
 
     /// Completes the container ID `prefix` from the containers that the runtime lists and from
@@ -114,13 +127,20 @@ impl Sandbox {
     }
 
     /// QEMU's process ID, as the runtime recorded it. It may be out of date.
-    pub fn qemu_pid(&self) -> Option<i32> {
-        let Layout::Go(root) = &self.layout else { return None };
-        let recorded = shim::state(&root.join("sbs").join(&self.id).join("persist.json")).pid;
-        let written = || {
-            fs::read_to_string(root.join("vm").join(&self.id).join("pid")).ok()?.trim().parse().ok()
-        };
-        recorded.or_else(written)
+    ///
+    /// # Errors
+    /// A file with it cannot be read, or is not trusted.
+    pub fn qemu_pid(&self) -> Result<Option<i32>, Error> {
+        let Layout::Go(root) = &self.layout else { return Ok(None) };
+        match self.state(root)?.pid {
+            Some(recorded) => Ok(Some(recorded)),
+            None => shim::pidfile(&root.join("vm").join(&self.id).join("pid"), &self.trust),
+        }
+    }
+
+    /// What the Go runtime recorded.
+    fn state(&self, root: &Path) -> Result<shim::State, Error> {
+        shim::state(&root.join("sbs").join(&self.id).join("persist.json"), &self.trust)
     }
 
     /// The directory that each run on this sandbox locks: `vm/<sid>`, or the one in its place.
@@ -145,7 +165,7 @@ impl Sandbox {
     /// The agent's address: as named, as the shim reports, or as recorded on disk.
     ///
     /// # Errors
-    /// It is not known.
+    /// It is not known, or its source is not trusted.
     pub async fn agent_address(&self, deadline: Deadline) -> Result<AgentAddress, Error> {
         if let Some(address) = &self.agent {
             return Ok(address.clone());
@@ -159,9 +179,11 @@ impl Sandbox {
                 });
             }
         };
-        match shim::agent_url(&directory.join("shim-monitor.sock"), deadline).await {
+        let socket = directory.join("shim-monitor.sock");
+        match shim::agent_url(&socket, &self.trust, deadline).await {
             Ok(address) => Ok(address),
-            Err(why) => shim::state(&directory.join("persist.json"))
+            Err(NoUrl::Untrusted(why)) => Err(why.into()),
+            Err(NoUrl::Failed(why)) => shim::state(&directory.join("persist.json"), &self.trust)?
                 .agent
                 .ok_or(Error::AgentUnknown { why }),
         }
@@ -171,9 +193,7 @@ impl Sandbox {
     /// that the Go runtime recorded. It is known without waiting for the shim.
     pub fn likely_agent_address(&self) -> Option<AgentAddress> {
         match (&self.agent, &self.layout) {
-            (None, Layout::Go(root)) => {
-                shim::state(&root.join("sbs").join(&self.id).join("persist.json")).agent
-            }
+            (None, Layout::Go(root)) => self.state(root).ok()?.agent,
             _ => None,
         }
     }
@@ -181,7 +201,8 @@ impl Sandbox {
     /// Connects to the sandbox's QEMU.
     ///
     /// # Errors
-    /// The hypervisor is not QEMU, or none of its sockets responds.
+    /// The hypervisor is not QEMU, or none of its sockets responds, or the path to one, or its
+    /// server, is not trusted.
     pub async fn connect_qmp(&self, deadline: Deadline) -> Result<Qmp, Error> {
         self.connect_qmp_within(deadline, GREETING_TIMEOUT).await
     }
@@ -196,8 +217,8 @@ impl Sandbox {
         patience: Duration,
     ) -> Result<Qmp, Error> {
         if let Layout::Go(root) = &self.layout {
-            let state = shim::state(&root.join("sbs").join(&self.id).join("persist.json"));
-            if let Some(hypervisor) = state.hypervisor.filter(|kind| kind != "qemu") {
+            let hypervisor = self.state(root)?.hypervisor;
+            if let Some(hypervisor) = hypervisor.filter(|kind| kind != "qemu") {
                 return Err(Error::NotQemu { sandbox: self.id.clone(), hypervisor });
             }
         }
@@ -209,19 +230,22 @@ impl Sandbox {
             }
             (None, Layout::Rust(_) | Layout::None) => Vec::new(),
         };
+        let server = Server::Qemu(self.qemu_pid()?);
         // All greetings together have the time limit of one.
         let greeting = deadline.capped(patience);
         let mut failed = None;
         let mut remaining = u32::try_from(sockets.len()).unwrap_or(1);
         for socket in sockets {
             let share = greeting.within(greeting.remaining() / remaining);
-            match Qmp::connect_within(&socket, share, patience).await {
+            match Qmp::connect_trusted(&socket, (&self.trust, server), share, patience).await {
                 Ok(mut qmp) => {
                     qmp.set_deadline(deadline);
                     return Ok(qmp);
                 }
                 Err(QmpError::Connect { source, .. })
                     if source.kind() == io::ErrorKind::NotFound => {}
+                // Another socket does not make up for it.
+                Err(e @ QmpError::Untrusted(_)) => return Err(e.into()),
                 Err(e) => failed = Some(e),
             }
             remaining -= 1;

@@ -1,6 +1,6 @@
 //! Sandboxes and containers, found in run directories as Kata's two runtimes lay them out.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use rstest::{fixture, rstest};
 

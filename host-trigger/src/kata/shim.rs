@@ -4,16 +4,20 @@
 //! The shim rewrites that file in place without a lock, so an incomplete file may be read. It is
 //! never written here.
 
-use std::{fs::File, io::Read, path::Path, time::Duration};
+use std::{io::Read, path::Path, time::Duration};
 
-use block_volume_qmp::unix_socket;
+use block_volume_qmp::{PathError, Trust, Untrusted};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::{Request, StatusCode, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use tokio::net::UnixStream;
 
-use super::agent_address::AgentAddress;
-use crate::Deadline;
+use super::{
+    agent_address::{AgentAddress, connect_trusted},
+    run_file,
+};
+use crate::{Deadline, Error};
 
 /// The maximum time that the shim may take.
 pub const TIMEOUT: Duration = Duration::from_secs(3);
@@ -21,6 +25,9 @@ pub const TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_BODY: usize = 16 << 10;
 /// The maximum length of `persist.json`; Kata's has some ten kilobytes.
 const MAX_STATE: u64 = 8 << 20;
+
+/// The maximum length of a pidfile.
+const MAX_PID: u64 = 32;
 
 /// The parts of `persist.json` that are used.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -33,26 +40,47 @@ pub struct State {
     pub pid: Option<i32>,
 }
 
+/// Why a shim did not tell its agent's address.
+#[derive(Debug)]
+pub enum NoUrl {
+    /// The path to its socket, or who listens there, is not trusted.
+    Untrusted(Untrusted),
+    /// What went wrong, as a part of a sentence: the caller has a second source.
+    Failed(String),
+}
+
 /// Asks the shim that listens on `socket` for its agent's address.
 ///
 /// # Errors
-/// Says what went wrong, as a part of a sentence: the caller has a second source.
-pub async fn agent_url(socket: &Path, deadline: Deadline) -> Result<AgentAddress, String> {
-    match deadline.capped(TIMEOUT).wait(get(socket, "/agent-url")).await {
-        Ok(Ok(body)) => {
-            let text = String::from_utf8_lossy(&body);
-            text.trim().parse().map_err(|_| {
-                format!("{} did not reply to /agent-url with an address", socket.display())
-            })
-        }
-        Ok(Err(why)) => Err(why),
-        Err(_) => Err(format!("{} did not reply to /agent-url", socket.display())),
+/// It did not tell one.
+pub async fn agent_url(
+    socket: &Path,
+    trust: &Trust,
+    deadline: Deadline,
+) -> Result<AgentAddress, NoUrl> {
+    let failed = |what: String| NoUrl::Failed(format!("{}: {what}", socket.display()));
+    let exchange = async {
+        let stream = connect_trusted(socket, trust).await.map_err(|e| match e {
+            PathError::Untrusted(why) => NoUrl::Untrusted(why),
+            PathError::Io(e) => failed(e.to_string()),
+        })?;
+        agent_url_over(stream).await.map_err(failed)
+    };
+    match deadline.capped(TIMEOUT).wait(exchange).await {
+        Ok(told) => told.map(|address| address.trusting(trust)),
+        Err(_) => Err(failed("no reply to /agent-url".into())),
     }
 }
 
-async fn get(socket: &Path, path: &str) -> Result<Bytes, String> {
-    let failed = |what: &dyn std::fmt::Display| format!("{}: {what}", socket.display());
-    let stream = unix_socket::connect(socket).await.map_err(|e| failed(&e))?;
+/// Asks the shim at the other end of `stream` for its agent's address.
+pub(crate) async fn agent_url_over(stream: UnixStream) -> Result<AgentAddress, String> {
+    let body = get(stream, "/agent-url").await?;
+    let text = String::from_utf8_lossy(&body);
+    text.trim().parse().map_err(|_| "the reply to /agent-url is no address".to_owned())
+}
+
+async fn get(stream: UnixStream, path: &str) -> Result<Bytes, String> {
+    let failed = |what: &dyn std::fmt::Display| what.to_string();
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed(&e))?;
     let request = Request::get(path).header("host", "localhost").body(Empty::<Bytes>::new());
@@ -78,13 +106,28 @@ async fn get(socket: &Path, path: &str) -> Result<Bytes, String> {
     }
 }
 
-/// Reads `persist.json` as far as it can be parsed.
-pub fn state(file: &Path) -> State {
+/// Reads `persist.json` as far as it can be parsed; a file that does not exist has nothing.
+///
+/// # Errors
+/// It cannot be read, or somebody else than the runtime can change it.
+pub fn state(file: &Path, trust: &Trust) -> Result<State, Error> {
+    let Some(opened) = run_file::open(file, trust)? else { return Ok(State::default()) };
     let mut text = Vec::new();
-    match File::open(file).and_then(|file| file.take(MAX_STATE).read_to_end(&mut text)) {
-        Ok(_) => State::parse(&text),
-        Err(_) => State::default(),
-    }
+    opened.take(MAX_STATE).read_to_end(&mut text).map_err(|e| Error::system("read", file, e))?;
+    let state = State::parse(&text);
+    Ok(State { agent: state.agent.map(|address| address.trusting(trust)), ..state })
+}
+
+/// Reads the process ID in a pidfile; `None` if the file does not exist or has none.
+///
+/// # Errors
+/// As [`state`].
+pub fn pidfile(file: &Path, trust: &Trust) -> Result<Option<i32>, Error> {
+    let Some(opened) = run_file::open(file, trust)? else { return Ok(None) };
+    let mut text = Vec::new();
+    opened.take(MAX_PID).read_to_end(&mut text).map_err(|e| Error::system("read", file, e))?;
+    let pid = str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
+    Ok(pid.filter(|&pid| pid > 0))
 }
 
 impl State {
@@ -128,7 +171,7 @@ mod tests {
 
     use super::*;
 
-    async fn agent_url_of(answer: &'static str, hold: bool) -> Result<AgentAddress, String> {
+    async fn agent_url_of(answer: &'static str, hold: bool) -> Result<AgentAddress, NoUrl> {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("shim-monitor.sock");
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
@@ -142,7 +185,7 @@ mod tests {
                 std::future::pending::<()>().await;
             }
         });
-        agent_url(&socket, Deadline::after(Duration::from_millis(500))).await
+        agent_url(&socket, &Trust::root(), Deadline::after(Duration::from_millis(500))).await
     }
 
     #[rstest]
@@ -188,7 +231,32 @@ mod tests {
     ) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        let state = state(file.path());
+        let state = state(file.path(), &Trust::root()).unwrap();
         assert_eq!((state.hypervisor.as_deref(), state.agent.is_some()), (hypervisor, agent));
+    }
+
+    #[rstest]
+    #[case("4711", Some(4711))]
+    #[case("4711\n", Some(4711))]
+    #[case("0", None)]
+    #[case("-5", None)]
+    #[case("x", None)]
+    #[case("", None)]
+    fn a_pidfile_has_the_number_of_a_process(#[case] text: &str, #[case] pid: Option<i32>) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        assert_eq!(pidfile(file.path(), &Trust::root()).unwrap(), pid);
+    }
+
+    #[test]
+    fn what_others_can_write_is_an_error_and_what_does_not_exist_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("persist.json");
+        assert_eq!(state(&file, &Trust::root()).unwrap(), State::default());
+        std::fs::write(&file, "{}").unwrap();
+        let others = std::os::unix::fs::PermissionsExt::from_mode(0o646);
+        std::fs::set_permissions(&file, others).unwrap();
+        assert!(matches!(state(&file, &Trust::root()), Err(Error::Untrusted(_))));
+        assert!(matches!(pidfile(&file, &Trust::root()), Err(Error::Untrusted(_))));
     }
 }

@@ -19,11 +19,13 @@ use super::{
 };
 use crate::{
     Deadline, Error,
-    diagnostics::StepLog,
+    diagnostics::{self, StepLog},
     fault,
     guest_holder::GuestHolder,
     kata::{agent::Agent, agent_address, sandbox::Sandbox},
+    left_behind::LeftBehind,
     qemu::{
+        abandoned,
         inventory::Inventory,
         removal::{self, Owner},
     },
@@ -42,21 +44,31 @@ pub(crate) struct Detach<'a> {
     pub(crate) id: &'a VolumeId,
     /// `None`: the guest cannot have anything of the volume.
     pub(crate) guest: Option<&'a Guest>,
+    /// Only the records of an abandoned volume are left in QEMU.
+    pub(crate) is_abandoned: bool,
     /// Detach from holders in the guest, too.
     pub(crate) force: bool,
+    /// What the guest has left behind already, during a wait for the holders; warnings are printed.
+    pub(crate) left_behind: Vec<LeftBehind>,
+}
+
+/// What the guest did.
+#[derive(Debug, Default)]
+pub(crate) struct Detached {
+    /// The holders that lost the volume by force.
+    pub(crate) broken_holders: Vec<GuestHolder>,
+    pub(crate) left_behind: Vec<LeftBehind>,
 }
 
 impl Detach<'_> {
-    /// Detaches what exists; `request` is what the guest is asked to detach. Returns the holders
-    /// that lost the volume by force.
+    /// Detaches what exists; `request` is what the guest is asked to detach. Prints a warning for
+    /// each part that stays in the container.
     ///
     /// # Errors
     /// Unless it is [`Error::Incomplete`], nothing has changed.
-    pub(crate) async fn run(
-        &mut self,
-        request: Option<Detachment>,
-    ) -> Result<Vec<GuestHolder>, Error> {
-        let mut broken = Vec::new();
+    pub(crate) async fn run(&mut self, request: Option<Detachment>) -> Result<Detached, Error> {
+        let mut detached =
+            Detached { left_behind: self.left_behind.clone(), ..Detached::default() };
         fault::point("before-detach").await?;
         let one = request.as_ref().filter(|request| request.keep_disk).map(|request| {
             (request.attachment.container_id.clone(), request.attachment.path.clone())
@@ -67,7 +79,7 @@ impl Detach<'_> {
             }
             self.log.step(|| format!("the guest detaches volume {}", self.id));
             match detach(guest, &request, self.force, Duration::ZERO, self.deadline).await {
-                Ok(holders) => broken = holders,
+                Ok(done) => detached = self.with_left_behind(done),
                 Err(cause) => return Err(self.incomplete_unless_undone(cause).await),
             }
             fault::point("after-detach").await?;
@@ -75,7 +87,15 @@ impl Detach<'_> {
         }
         let removed = self.remove_from_qemu(one).await;
         self.watch.lap("remove");
-        removed.map(|()| broken)
+        removed.map(|()| detached)
+    }
+
+    /// Adds what was left behind before. A guest that is asked again may name it again.
+    fn with_left_behind(&self, done: Detached) -> Detached {
+        let mut left_behind = self.left_behind.clone();
+        let new = done.left_behind.into_iter().filter(|left| !self.left_behind.contains(left));
+        left_behind.extend(new.inspect(|left| diagnostics::line(&left.to_string())));
+        Detached { left_behind, ..done }
     }
 
     /// Returns `cause` if the guest's failure left everything as it was, and
@@ -138,6 +158,7 @@ impl Detach<'_> {
         deadline: Deadline,
     ) -> Result<(), Error> {
         match one {
+            _ if self.is_abandoned => abandoned::remove(self.qmp, self.id, one).await?,
             Some((container, path)) => {
                 removal::remove_attachment(self.qmp, self.id, container, path).await?;
             }
@@ -145,7 +166,11 @@ impl Detach<'_> {
         }
         fault::point("after-remove").await?;
         // A stopped QEMU 7.2 replies that it removed a descriptor, and keeps it.
-        let left = Inventory::read(self.qmp).await?.volume(self.id);
+        let inventory = Inventory::read(self.qmp).await?;
+        let left = match self.is_abandoned {
+            true => inventory.abandoned(self.id),
+            false => inventory.volume(self.id),
+        };
         let is_gone = match one {
             Some((container, path)) => {
                 !left.attachments().iter().any(|known| known.is_at(container, path))
@@ -170,14 +195,13 @@ pub(crate) fn left_by(cause: &Error, id: &VolumeId) -> Option<String> {
 }
 
 /// Asks the guest to detach, again if the connection was lost: what is done is not done twice.
-/// Returns the holders that lost the volume by force.
 pub(crate) async fn detach(
     guest: &Guest,
     detachment: &Detachment,
     force: bool,
     wait: Duration,
     deadline: Deadline,
-) -> Result<Vec<GuestHolder>, Error> {
+) -> Result<Detached, Error> {
     let patience = Deadline::after(wait);
     let request = || DetachRequest {
         detachments: vec![detachment.clone()],
@@ -195,5 +219,9 @@ pub(crate) async fn detach(
         }
         done => done,
     };
-    Ok(GuestHolder::from_reply(&reply?.holders))
+    let reply = reply?;
+    Ok(Detached {
+        broken_holders: GuestHolder::from_reply(&reply.holders),
+        left_behind: LeftBehind::from_reply(&reply.left_behind),
+    })
 }

@@ -7,7 +7,10 @@ use block_volume_qmp::Qmp;
 use serde_json::json;
 
 use super::inspect;
-use crate::{Deadline, Error, kata::agent::Agent, qemu::inventory::Inventory, volume_id::VolumeId};
+use crate::{
+    Deadline, Error, guest_holder::GuestHolder, kata::agent::Agent, qemu::inventory::Inventory,
+    sanitize::sanitize, volume_id::VolumeId,
+};
 
 /// Reads the size in QEMU.
 ///
@@ -45,12 +48,38 @@ pub(crate) async fn set_in_qemu(
 /// Reads the size in the guest; `None` if the guest has no such disk.
 ///
 /// # Errors
-/// The guest refuses, or does not reply.
+/// The guest refuses, cannot tell, or does not reply.
 pub(crate) async fn in_guest(
     agent: &Agent,
     attachment: &Detachment,
     deadline: Deadline,
 ) -> Result<Option<u64>, Error> {
     let seen = inspect::inspect(agent, attachment, false, deadline).await?;
-    Ok(seen.disk_present.then_some(seen.size))
+    match inspect::untold(&seen) {
+        // What the container has of it does not matter here.
+        _ if seen.disk_present => Ok(Some(seen.size)),
+        Some((_, error)) => Err(error),
+        None => Ok(None),
+    }
+}
+
+/// Checks that nothing in the guest relies on the part of the disk beyond `size`: no mount, mapping
+/// or swap. A process that has the disk open gets errors there, and can handle them.
+///
+/// # Errors
+/// Something does, or the guest cannot tell.
+pub(crate) async fn check_unused(
+    agent: &Agent,
+    attachment: &Detachment,
+    size: u64,
+    deadline: Deadline,
+) -> Result<(), Error> {
+    let mut seen = inspect::inspect(agent, attachment, true, deadline).await?;
+    // First: so many processes do not hide a mount.
+    seen.holders.retain(|holder| holder.kind != "process");
+    let holders = GuestHolder::from_reply(&seen.holders);
+    match holders.is_empty() {
+        true => Ok(()),
+        false => Err(Error::ShrinkInUse { volume: sanitize(&seen.serial), asked: size, holders }),
+    }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use block_volume_api::block_volume::{Detachment, Reason};
 
 use super::{detach, session::Guest};
-use crate::{Deadline, Error};
+use crate::{Deadline, Error, left_behind::LeftBehind};
 
 /// A wait that lasted less than this part of what was asked for ended early: the guest's clock is
 /// not that wrong.
@@ -16,10 +16,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How a wait ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Waited {
-    /// The guest has detached the volume.
-    Detached,
+    /// The guest has detached the volume, and left this behind.
+    Detached(Vec<LeftBehind>),
     /// Another request for the volume ended the wait.
     Ended,
 }
@@ -69,7 +69,7 @@ pub(crate) async fn wait(
         let (asked, began) = (patience.remaining(), Instant::now());
         let waited = detach::detach(guest, detachment, false, asked, deadline).await;
         let ended = match waited {
-            Ok(_) => return Ok(Waited::Detached),
+            Ok(done) => return Ok(Waited::Detached(done.left_behind)),
             Err(Error::Guest { reason: Reason::REASON_CANCELLED, undone: true, .. }) => true,
             Err(busy) if is_busy(&busy) => {
                 if patience.remaining() < FIRST_PAUSE {

@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 
-use block_volume_api::block_volume::{Detachment, InspectRequest, Inspected};
+use block_volume_api::block_volume::{Detachment, InspectRequest, Inspected, Reason};
 use block_volume_qmp::{Qmp, QmpError};
 use serde_json::json;
 
 use super::{
+    container_state::ContainerState,
     guest_request,
     session::{self, Connections, Session},
-    volume::{Cause, GuestView, ListedVolume, Scsi, State, Volume},
+    volume::{Cause, GuestView, ListedVolume, Scsi, State, UnknownCause, Volume},
 };
 use crate::{
     Deadline, Error,
@@ -64,7 +65,9 @@ impl VolumeView {
             None => String::new(),
         };
         let mut request = None;
-        if let Some(attachment) = attachment.as_ref().filter(|_| state.device || commit.is_some()) {
+        if let Some(attachment) =
+            attachment.as_ref().filter(|_| state.device || commit.is_some() || state.is_abandoned)
+        {
             let pci = inventory.pci_address(&controller);
             request = Some(guest_request::detachment(qmp, state, attachment, pci).await?);
         }
@@ -100,43 +103,69 @@ impl VolumeView {
         }
     }
 
+    /// Whether the guest has to be asked for the state. Of an abandoned volume nothing of the state
+    /// is the guest's to tell.
+    pub(crate) fn needs_guest(&self) -> bool {
+        self.request.is_some() && !self.known.state.is_abandoned
+    }
+
     /// Asks the guest about the volume, if it can have anything of it; with `holders`, also for its
     /// holders there.
     ///
     /// # Errors
-    /// The agent cannot be asked any more. A refusal is a part of the result.
+    /// The agent cannot be asked any more. What it cannot tell of this volume is a part of the
+    /// result.
     pub(crate) async fn ask(
         &self,
         agent: &Agent,
         holders: bool,
         deadline: Deadline,
     ) -> Result<ListedVolume, Error> {
-        let Some(request) = &self.request else { return Ok(self.without_guest()) };
+        let Some(request) = self.request.as_ref().filter(|_| self.needs_guest()) else {
+            return Ok(self.without_guest());
+        };
         match inspect(agent, request, holders, deadline).await {
             Ok(seen) => Ok(self.with_guest(&seen, holders)),
-            Err(refused @ Error::Guest { .. }) => {
-                let guest_error = Some(ErrorBody::from(&refused));
-                Ok(ListedVolume { guest_error, ..self.without_guest() })
+            Err(
+                e @ (Error::Guest { .. } | Error::AgentTimedOut { .. } | Error::AgentReply { .. }),
+            ) => {
+                let guest_error = Some(ErrorBody::from(&e));
+                let state = self.unless_known(UnknownCause::GuestError);
+                Ok(ListedVolume { guest_error, state, ..self.without_guest() })
             }
             Err(e) => Err(e),
         }
     }
 
-    /// The volume as QEMU has it.
+    /// The volume as QEMU has it. It is never attached by that alone.
     pub(crate) fn without_guest(&self) -> ListedVolume {
-        let state = if self.known.is_attached() { State::Attached } else { State::Incomplete };
+        let state = self.unless_known(UnknownCause::GuestUnreachable);
         ListedVolume { volume: self.volume.clone(), state, guest: None, guest_error: None }
     }
 
+    /// The state that QEMU alone shows. If QEMU has the whole volume, it is unknown by this cause.
+    fn unless_known(&self, cause: UnknownCause) -> State {
+        match () {
+            () if self.known.state.is_abandoned => State::Abandoned,
+            () if self.known.is_attached() => State::Unknown { cause },
+            () => State::Incomplete,
+        }
+    }
+
     fn with_guest(&self, seen: &Inspected, holders: bool) -> ListedVolume {
-        let state = self.state(seen);
+        let container = ContainerState::from_reply(seen);
+        let untold = untold(seen);
+        let state = match &untold {
+            Some((cause, _)) => self.unless_known(*cause),
+            None => self.state(seen, container == ContainerState::Running),
+        };
         let mut volume = self.volume.clone();
         if seen.disk_present {
             let device = seen.device.clone().unwrap_or_default();
             volume.guest_device = sanitize(&seen.guest_device);
             volume.device_number = format!("{}:{}", device.major, device.minor);
         }
-        if seen.container_running {
+        if container == ContainerState::Running && untold.is_none() {
             volume.device_filter = filter_name(seen.filter.enum_value_or_default()).to_owned();
         }
         let leftovers = seen.leftovers.iter().take(MAX_LEFTOVERS);
@@ -144,21 +173,25 @@ impl VolumeView {
             disk_present: seen.disk_present,
             size: seen.size,
             read_only: seen.read_only,
-            container_running: seen.container_running,
+            container_running: container == ContainerState::Running,
+            container_state: container,
             node_present: seen.node_present,
             allowed: seen.allowed,
             leftovers: leftovers.map(|name| sanitize(name)).collect(),
-            holders: holders.then(|| GuestHolder::from_reply(&seen.holders)),
+            holders: (holders && seen.holders_unknown.is_empty())
+                .then(|| GuestHolder::from_reply(&seen.holders)),
+            holders_unknown: if holders { sanitize(&seen.holders_unknown) } else { String::new() },
         };
-        ListedVolume { volume, state, guest: Some(guest), guest_error: None }
+        let guest_error = untold.map(|(_, error)| ErrorBody::from(&error));
+        ListedVolume { volume, state, guest: Some(guest), guest_error }
     }
 
-    fn state(&self, seen: &Inspected) -> State {
+    fn state(&self, seen: &Inspected, is_running: bool) -> State {
         let complete =
             seen.disk_present && seen.node_present && seen.allowed && seen.leftovers.is_empty();
         let committed = self.known.attachment.as_ref().and_then(|known| known.committed());
         let started = committed.map_or(0, |(_, commit)| commit.started);
-        match (self.known.is_attached(), seen.container_running) {
+        match (self.known.is_attached(), is_running) {
             (true, false) => State::Stale { cause: Cause::ContainerGone },
             (true, true) if started != seen.container_started => {
                 State::Stale { cause: Cause::ContainerRestarted }
@@ -169,9 +202,36 @@ impl VolumeView {
     }
 }
 
+/// What the guest could not tell of an attachment: the cause and the error; `None` if it told
+/// everything.
+pub(crate) fn untold(seen: &Inspected) -> Option<(UnknownCause, Error)> {
+    let (cause, reason, default) = match ContainerState::from_reply(seen) {
+        ContainerState::Paused => (
+            UnknownCause::ContainerPaused,
+            Reason::REASON_CONTAINER_NOT_RUNNING,
+            "the container is paused",
+        ),
+        ContainerState::Unreachable => (
+            UnknownCause::ContainerUnreachable,
+            Reason::REASON_SYSTEM,
+            "the agent cannot reach the container",
+        ),
+        _ if seen.unknown.is_empty() => return None,
+        _ => (UnknownCause::GuestError, Reason::REASON_SYSTEM, ""),
+    };
+    let message = if seen.unknown.is_empty() { default } else { &seen.unknown };
+    Some((cause, Error::Guest { reason, message: message.to_owned(), undone: true }))
+}
+
+/// The time for one of `left` volumes that are still to be inspected: one that never gets a reply
+/// leaves time for the others.
+fn share(deadline: Deadline, left: usize) -> Deadline {
+    if left > 1 { deadline.within(deadline.remaining() / 2) } else { deadline }
+}
+
 /// Inspects the volumes that `choose` selects, in QEMU and in the guest; with `holders`, also their
-/// holders in the guest. If the guest cannot be asked, the volumes are as QEMU has them, and the
-/// error is returned beside them.
+/// holders in the guest. If the guest cannot be asked, the volumes are unknown, and the error is
+/// returned beside them.
 ///
 /// # Errors
 /// QEMU cannot be asked, or `choose` fails.
@@ -193,11 +253,12 @@ pub(crate) async fn inspect_volumes(
     watch.lap("qemu");
     let mut volumes = Vec::new();
     let mut guest_error = None;
-    if views.iter().any(|view| view.request.is_some()) {
+    if views.iter().any(VolumeView::needs_guest) {
         match guest.await {
             Ok(guest) => {
-                for view in &views {
-                    match view.ask(&guest.agent, holders, *deadline).await {
+                for (index, view) in views.iter().enumerate() {
+                    let deadline = share(*deadline, views.len() - index);
+                    match view.ask(&guest.agent, holders, deadline).await {
                         Ok(listed) => volumes.push(listed),
                         Err(e) => {
                             guest_error = Some(e);

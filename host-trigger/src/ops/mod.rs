@@ -3,6 +3,7 @@
 //! host; it prints nothing but steps on standard error.
 
 pub(crate) mod commit;
+pub mod container_state;
 pub(crate) mod detach;
 pub(crate) mod disk_size;
 pub(crate) mod guest_request;

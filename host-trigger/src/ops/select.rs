@@ -98,15 +98,17 @@ fn only(
         (_, last) => {
             found.extend(last);
             let name = |known: &KnownVolume| match &known.attachment {
-                Some(attachment) => {
-                    let IntentRecord { container, path, .. } = &attachment.intent;
-                    format!("{} at {path} in container {container}", known.id)
-                }
+                Some(attachment) => format!("{} {}", known.id, place(&attachment.intent)),
                 None => known.id.to_string(),
             };
             Err(several(found.iter().map(name).collect()))
         }
     }
+}
+
+/// Where an attachment is, for people.
+pub(crate) fn place(IntentRecord { container, path, .. }: &IntentRecord) -> String {
+    format!("at {path} in container {container}")
 }
 
 /// Returns all volumes, or those of `container`, by container and device path.

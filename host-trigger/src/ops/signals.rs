@@ -20,7 +20,7 @@ pub(crate) struct Signals {
 
 impl Signals {
     pub(crate) fn catch() -> Result<Self, Error> {
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let status = fs::read("/proc/self/status").unwrap_or_default();
         let catch = |kind: SignalKind| {
             let caught = !is_ignored(&status, kind.as_raw_value());
             let caught = caught.then(|| signal(kind)).transpose();
@@ -66,9 +66,12 @@ async fn received(signal: Option<&mut Signal>) {
 
 /// Whether `signal` is in the mask `SigIgn` of
 /// [`/proc/PID/status`](https://man7.org/linux/man-pages/man5/proc_pid_status.5.html).
-fn is_ignored(status: &str, signal: i32) -> bool {
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+fn is_ignored(status: &[u8], signal: i32) -> bool {
+    // The name of the program in it may have any bytes.
+    let mut lines = status.split(|&byte| byte == b'\n');
+    let mask = lines.find_map(|line| line.strip_prefix(b"SigIgn:"));
+    let mask = mask.and_then(|mask| std::str::from_utf8(mask.trim_ascii()).ok());
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask, 16).ok());
     mask.is_some_and(|mask| mask & 1 << (signal - 1) != 0)
 }
 
@@ -78,8 +81,11 @@ mod tests {
 
     #[test]
     fn ignored_signals_are_read_from_the_mask() {
-        assert!(is_ignored("SigBlk:\t0000000000000001\nSigIgn:\t0000000000001001\n", libc::SIGHUP));
-        assert!(!is_ignored("SigIgn:\t0000000000001000\n", libc::SIGHUP));
-        assert!(!is_ignored("", libc::SIGHUP));
+        assert!(is_ignored(
+            b"Name:\t\xff\nSigBlk:\t0000000000000001\nSigIgn:\t0000000000001001\n",
+            libc::SIGHUP
+        ));
+        assert!(!is_ignored(b"SigIgn:\t0000000000001000\n", libc::SIGHUP));
+        assert!(!is_ignored(b"", libc::SIGHUP));
     }
 }

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::container_state::ContainerState;
 use crate::{
     error::ErrorBody,
     guest_holder::GuestHolder,
+    left_behind::LeftBehind,
     path_text,
     qemu::{medium::Drive, record::CommitRecord, throttle::Limits, volume_state::VolumeState},
     volume_id::VolumeId,
@@ -57,6 +59,9 @@ pub struct Volume {
     /// The limits; absent if there are none.
     #[serde(default, skip_serializing_if = "Limits::is_unlimited")]
     pub throttle: Limits,
+    /// What `hot-unplug` could not remove in the container; absent if there is nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_behind: Vec<LeftBehind>,
 }
 
 impl Volume {
@@ -108,10 +113,29 @@ pub enum State {
         /// What happened to the container.
         cause: Cause,
     },
-    /// The state could not be determined. Reserved.
-    Unknown,
-    /// The host freed the volume without the guest. Reserved.
+    /// QEMU has the volume, and what the guest has of it could not be told: it is neither attached
+    /// nor gone.
+    Unknown {
+        /// Why.
+        cause: UnknownCause,
+    },
+    /// The host freed the volume without the guest (`hot-unplug --force --without-guest`), which
+    /// may still have its part.
     Abandoned,
+}
+
+/// Why the state of a volume is unknown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownCause {
+    /// The guest could not be asked: see `guest_error` of the whole reply.
+    GuestUnreachable,
+    /// The guest could not tell about this volume: see its `guest_error`.
+    GuestError,
+    /// The container is paused.
+    ContainerPaused,
+    /// The agent cannot open the container.
+    ContainerUnreachable,
 }
 
 /// Why a volume is stale.
@@ -132,7 +156,12 @@ impl State {
             Self::Incomplete => "incomplete",
             Self::Stale { cause: Cause::ContainerGone } => "stale: container gone",
             Self::Stale { cause: Cause::ContainerRestarted } => "stale: container restarted",
-            Self::Unknown => "unknown",
+            Self::Unknown { cause: UnknownCause::GuestUnreachable } => "unknown: guest unreachable",
+            Self::Unknown { cause: UnknownCause::GuestError } => "unknown: guest error",
+            Self::Unknown { cause: UnknownCause::ContainerPaused } => "unknown: container paused",
+            Self::Unknown { cause: UnknownCause::ContainerUnreachable } => {
+                "unknown: container unreachable"
+            }
             Self::Abandoned => "abandoned",
         }
     }
@@ -151,12 +180,13 @@ pub struct ListedVolume {
     /// What the guest reports; absent if it was not asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestView>,
-    /// Why the guest does not report this volume.
+    /// What the guest could not tell of this volume, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_error: Option<ErrorBody>,
 }
 
-/// One volume as the guest sees it.
+/// One volume as the guest sees it. Beside a `guest_error` what is missing is neither present nor
+/// gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GuestView {
@@ -168,6 +198,8 @@ pub struct GuestView {
     pub read_only: bool,
     /// Whether the container runs.
     pub container_running: bool,
+    /// The state of the container.
+    pub container_state: ContainerState,
     /// Whether the node at the device path is this disk's.
     pub node_present: bool,
     /// Whether the device filter lets the container use the disk.
@@ -177,4 +209,7 @@ pub struct GuestView {
     /// The holders of the disk; only `inspect` asks for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holders: Option<Vec<GuestHolder>>,
+    /// Why the holders could not be told.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub holders_unknown: String,
 }

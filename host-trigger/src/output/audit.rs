@@ -1,55 +1,47 @@
-//! Audit records: a line of JSON about each operation, whether it succeeds or fails, to
+//! Audit records: lines of JSON about each operation, whether it succeeds or fails, to
 //! [syslog](https://man7.org/linux/man-pages/man3/syslog.3.html) (facility `authpriv`, by the
 //! socket `/dev/log`) or to a file.
 //!
-//! A record says who called (user, login user, calling process), the command line, the volumes and
-//! the result. An operation on several volumes has a record for each. A run that is killed leaves
-//! none; the guest's agent has its own.
+//! A command that may change something has a record when it begins, and each has records when it
+//! ends. Where the records must go was named (`--audit-log`), a command whose beginning cannot be
+//! recorded is refused. The default syslog is no veto: every user can fill its queue. A record that
+//! it does not take in time goes to the kernel's log.
 
-use std::{
-    fs, io,
-    os::unix::{fs::FileTypeExt, net::UnixDatagram},
-    path::Path,
-    time::SystemTime,
-};
+use std::{cell::Cell, fs, io, os::unix::fs::FileTypeExt, path::Path};
 
-use nix::unistd::{getppid, getuid};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
-use super::{audit_file::AuditFile, file_kind};
-use crate::{Error, diagnostics, path_text, sanitize::sanitize};
+pub(crate) use super::audit_record::{Requested, RequestedVolume};
+use super::{
+    audit_file::AuditFile,
+    audit_record, file_kind,
+    syslog::{self, Syslog},
+};
+use crate::{Error, diagnostics};
 
 /// The default syslog socket.
 const SYSLOG: &str = "/dev/log";
-/// The facility `authpriv`.
-const FACILITY: u8 = 10 << 3;
-/// The maximum number of recorded arguments; each has a bounded length.
-const MAX_ARGUMENTS: usize = 64;
-/// The fields of a volume that are recorded, by their names in the JSON output; absent ones are
-/// left out.
-const VOLUME_FIELDS: [&str; 13] = [
-    "id",
-    "container",
-    "device_path",
-    "source",
-    "source_device",
-    "size",
-    "read_only",
-    "shared",
-    "guest_device",
-    "device_number",
-    "state",
-    "cause",
-    "action",
-];
 
-/// Where audit records go.
+/// The audit records of one run.
 #[derive(Debug)]
-pub(crate) enum Audit {
+pub(crate) struct Audit {
+    sink: Sink,
+    /// Joins the records of a run.
+    run: String,
+    /// The kernel's log was used, and this was said.
+    diverted: Cell<bool>,
+}
+
+#[derive(Debug)]
+enum Sink {
     /// There is no syslog, and no file or socket was named.
-    Disabled,
-    Syslog(UnixDatagram),
+    None(io::Error),
+    /// The default syslog.
+    Default(Syslog),
+    /// The socket that was named.
+    Socket(Syslog),
+    /// The file that was named.
     File(AuditFile),
 }
 
@@ -59,148 +51,97 @@ impl Audit {
     /// # Errors
     /// `path` was given and cannot be used: then nothing is done, because it could not be audited.
     pub(crate) fn open(path: Option<&Path>) -> Result<Self, Error> {
-        let Some(path) = path else {
-            return Ok(syslog(Path::new(SYSLOG)).map_or(Self::Disabled, Self::Syslog));
+        let sink = match path {
+            Some(path) => named(path)?,
+            None => Syslog::connect(Path::new(SYSLOG)).map_or_else(Sink::None, Sink::Default),
         };
-        // To open a device may already do something to it, and a FIFO may have no reader.
-        match fs::metadata(path).map(|metadata| metadata.file_type()) {
-            Ok(kind) if kind.is_socket() => {
-                syslog(path).map(Self::Syslog).map_err(|e| Error::system("connect", path, e))
+        let run = format!("{:016x}", fastrand::u64(..));
+        Ok(Self { sink, run, diverted: Cell::new(false) })
+    }
+
+    /// Records that a command begins which may change something.
+    ///
+    /// # Errors
+    /// A file or socket was named and does not take the record.
+    pub(crate) fn begin(&self, command: &str, requested: &Requested<'_>) -> Result<(), Error> {
+        if let Sink::None(e) = &self.sink {
+            diagnostics::line(&format!(
+                "warning: {SYSLOG} cannot be used ({e}): this command is not audited (--audit-log \
+                 names a file)"
+            ));
+        }
+        let line = audit_record::begin(command, requested, &self.run);
+        match (self.write(&line, syslog::NOTICE), &self.sink) {
+            (Err(source), Sink::File(_) | Sink::Socket(_)) => Err(Error::NotAudited { source }),
+            (Err(e), _) => {
+                diagnostics::line(&format!("warning: the audit record could not be written: {e}"));
+                Ok(())
             }
-            Ok(kind) if !kind.is_file() => {
-                Err(Error::AuditLog { path: path.to_owned(), kind: file_kind::name(kind) })
-            }
-            _ => AuditFile::open(path).map(Self::File),
+            (Ok(()), _) => Ok(()),
         }
     }
 
     /// Records what a command printed, `document`, and its exit status.
-    pub(crate) fn record(&self, document: &impl Serialize, status: u8) {
-        if matches!(self, Self::Disabled) {
-            return;
+    ///
+    /// # Errors
+    /// A record is lost.
+    pub(crate) fn end(&self, document: &impl Serialize, status: u8) -> Result<(), Error> {
+        if matches!(self.sink, Sink::None(_)) {
+            return Ok(());
         }
         let document = serde_json::to_value(document).unwrap_or_default();
-        for line in lines(&document, status) {
-            if let Err(e) = self.write(&line, severity(&line, status)) {
-                diagnostics::line(&format!("warning: the audit record could not be written: {e}"));
-            }
+        let mut result = Ok(());
+        // A record that is lost does not keep the others from being written.
+        for line in audit_record::end(&document, status, &self.run) {
+            let written = self.write(&line, audit_record::severity(&line, status));
+            result = result.and(written);
         }
+        result.map_err(|source| Error::AuditLost { source })
     }
 
     fn write(&self, line: &Value, severity: u8) -> io::Result<()> {
-        match self {
-            Self::Disabled => Ok(()),
-            Self::Syslog(socket) => {
-                let priority = FACILITY | severity;
-                socket
-                    .send(
-                        format!("<{priority}>ecr-runtime[{}]: {line}", std::process::id())
-                            .as_bytes(),
-                    )
-                    .map(drop)
+        match &self.sink {
+            Sink::None(_) => Ok(()),
+            Sink::File(file) => file.append(&line.to_string()),
+            Sink::Socket(socket) => socket.send(line, severity),
+            Sink::Default(socket) => {
+                socket.send(line, severity).or_else(|e| self.divert(line, severity, &e))
             }
-            Self::File(file) => file.append(&line.to_string()),
         }
     }
-}
 
-/// Connects to syslog. A syslog that no longer reads must not delay the work.
-fn syslog(path: &Path) -> io::Result<UnixDatagram> {
-    let socket = UnixDatagram::unbound()?;
-    socket.connect(path)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
-}
-
-/// The syslog severity: warning, notice or informational.
-fn severity(line: &Value, status: u8) -> u8 {
-    let is_query = matches!(line["command"].as_str(), Some("list" | "inspect" | "stats" | "check"));
-    match status {
-        0 if is_query => 6,
-        0 => 5,
-        _ => 4,
+    /// Writes the record to the kernel's log, as syslog did not take it because of `error`.
+    fn divert(&self, line: &Value, severity: u8, error: &io::Error) -> io::Result<()> {
+        syslog::to_kernel_log(line, severity).map_err(|e| {
+            io::Error::other(format!("{SYSLOG}: {error}; {}: {e}", syslog::KERNEL_LOG))
+        })?;
+        if !self.diverted.replace(true) {
+            diagnostics::line(&format!(
+                "warning: {SYSLOG} does not take the audit record ({error}): it is in {}",
+                syslog::KERNEL_LOG
+            ));
+        }
+        Ok(())
     }
 }
 
-fn lines(document: &Value, status: u8) -> Vec<Value> {
-    let mut line = caller();
-    line.insert("command".into(), document["command"].clone());
-    line.insert("sandbox".into(), document["volumes"][0]["sandbox"].clone());
-    let error = &document["error"];
-    line.insert("result".into(), document["result"].clone());
-    line.insert("dry_run".into(), document["dry_run"].clone());
-    line.insert("exit_code".into(), status.into());
-    if !error.is_null() {
-        line.insert("reason".into(), error["reason"].clone());
-        line.insert("message".into(), error["message"].clone());
-    }
-    line.retain(|_, value| !value.is_null());
-    let volumes = document["volumes"].as_array().filter(|volumes| !volumes.is_empty());
-    let Some(volumes) = volumes else { return vec![Value::Object(line)] };
-    let with = |volume: &Value| {
-        let fields = VOLUME_FIELDS.iter().filter(|field| !volume[**field].is_null());
-        let volume: Map<_, _> =
-            fields.map(|field| ((*field).to_owned(), volume[*field].clone())).collect();
-        let mut line = line.clone();
-        line.insert("volume".into(), volume.into());
-        Value::Object(line)
-    };
-    volumes.iter().map(with).collect()
-}
-
-/// Who called, and with which arguments.
-fn caller() -> Map<String, Value> {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let parent = getppid();
-    let parent_name = fs::read_to_string(format!("/proc/{parent}/comm")).unwrap_or_default();
-    let login = fs::read_to_string("/proc/self/loginuid")
-        .ok()
-        .and_then(|text| text.trim_end().parse().ok());
-    let words = std::env::args_os().skip(1).take(MAX_ARGUMENTS);
-    let caller = json!({
-        "time": since.as_secs_f64(),
-        "pid": std::process::id(),
-        "uid": getuid().as_raw(),
-        // The highest number means that no user has logged in.
-        "login_uid": login.filter(|&uid: &u32| uid != u32::MAX),
-        "caller": format!("{} ({parent})", sanitize(parent_name.trim_end())),
-        "arguments": words.map(|word| sanitize(&path_text::encode(word))).collect::<Vec<_>>(),
-    });
-    match caller {
-        Value::Object(caller) => caller,
-        _ => Map::new(),
+/// Opens a file or socket that was named.
+fn named(path: &Path) -> Result<Sink, Error> {
+    // To open a device may already do something to it, and a FIFO may have no reader.
+    match fs::metadata(path).map(|metadata| metadata.file_type()) {
+        Ok(kind) if kind.is_socket() => {
+            Syslog::connect(path).map(Sink::Socket).map_err(|e| Error::system("connect", path, e))
+        }
+        Ok(kind) if !kind.is_file() => {
+            Err(Error::AuditLog { path: path.to_owned(), kind: file_kind::name(kind) })
+        }
+        _ => AuditFile::open(path).map(Sink::File),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_volume_has_its_own_record() {
-        let document = json!({"command": "hot-plug", "result": "attached", "volumes": [
-            {"id": "a", "sandbox": "s1", "source_device": "/dev/sdb", "scsi": {}}, {"id": "b", "sandbox": "s1"}]});
-        let lines = lines(&document, 0);
-        assert_eq!(lines.len(), 2);
-        assert_eq!(lines[0]["volume"], json!({"id": "a", "source_device": "/dev/sdb"}));
-        assert_eq!(
-            (&lines[1]["volume"]["id"], &lines[1]["result"]),
-            (&"b".into(), &"attached".into())
-        );
-        assert_eq!((&lines[0]["sandbox"], severity(&lines[0], 0)), (&"s1".into(), 5));
-    }
-
-    #[test]
-    fn a_failure_is_recorded_with_its_reason() {
-        let document = json!({"command": "hot-plug", "result": "error", "error": {"reason": "denied", "exit_code": 11, "message": "x", "remedy": "y"}});
-        let lines = lines(&document, 11);
-        assert_eq!(
-            (lines.len(), &lines[0]["reason"], &lines[0]["result"]),
-            (1, &"denied".into(), &"error".into())
-        );
-        assert_eq!(severity(&lines[0], 11), 4);
-        assert!(lines[0]["arguments"].is_array() && lines[0]["uid"].is_u64());
-    }
 
     #[test]
     fn a_given_path_that_cannot_be_used_is_an_error() {

@@ -53,6 +53,9 @@ pub enum Outcome {
     Unchanged,
     /// `hot-unplug`: the volume is gone from its container, from the guest and from QEMU.
     Detached,
+    /// `hot-unplug --without-guest`: the host has the volume again; the guest was not asked, and
+    /// may still have its part.
+    Abandoned,
     /// `resize`: QEMU and the guest have the new size.
     Resized,
     /// `throttle`: QEMU has the new limits.

@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::{
-    ops::volume::{Cause, GuestView, State, Volume},
+    ops::{
+        container_state::ContainerState,
+        volume::{Cause, GuestView, State, UnknownCause, Volume},
+    },
     output::envelope::{Envelope, Outcome, Timings},
     qemu::throttle::{Limit, Limits},
     sample,
@@ -24,10 +27,12 @@ fn listed(state: State, path: &str) -> ListedVolume {
             size: 64 << 20,
             read_only: true,
             container_running: true,
+            container_state: ContainerState::Running,
             node_present: true,
             allowed: true,
             leftovers: Vec::new(),
             holders: None,
+            holders_unknown: String::new(),
         }),
         guest_error: None,
     }
@@ -55,7 +60,7 @@ fn the_json_form_is_stable() {
         r#""source_device":"/dev/sdb","size":67108864,"read_only":true,"shared":false,"#,
         r#""scsi":{"controller":"scsi0","target":255,"lun":3},"guest_device":"sda","device_number":"8:0","#,
         r#""device_filter":"none","node":"mknod","state":"stale","cause":"container_gone","guest":{"disk_present":true,"#,
-        r#""size":67108864,"read_only":true,"container_running":true,"node_present":true,"allowed":true,"#,
+        r#""size":67108864,"read_only":true,"container_running":true,"container_state":"running","node_present":true,"allowed":true,"#,
         r#""leftovers":[]}}],"timings_us":{"total":7}}"#
     );
     let listing = Envelope {
@@ -96,10 +101,39 @@ fn a_guest_that_was_not_asked_is_reported() {
     for text in [table(&listing), details(&listing)] {
         assert!(text.contains("\nthe guest was not asked: no"), "{text}");
         assert!(
-            text.ends_with("\nthe guest does not report volume 0123456789abcdef: no"),
+            text.ends_with("\nthe guest cannot tell about volume 0123456789abcdef: no"),
             "{text}"
         );
     }
+}
+
+#[test]
+fn what_was_not_told_is_unknown_and_not_a_no() {
+    let paused = State::Unknown { cause: UnknownCause::ContainerPaused };
+    let mut volume = listed(paused, "/dev/xvda");
+    volume.guest_error = Some(error());
+    let guest = volume.guest.as_mut().unwrap();
+    (guest.node_present, guest.container_running) = (false, false);
+    guest.container_state = ContainerState::Paused;
+    guest.holders_unknown = "busy".into();
+    let listing = listing(vec![volume.clone(), volume]);
+    let text = details(&listing);
+    for line in ["unknown: container paused", "paused", "unknown: busy"] {
+        assert!(text.contains(&format!(" {line}\n")), "{line}: {text}");
+    }
+    assert!(text.contains("\n  node        unknown\n"), "{text}");
+    let unknown = listing.unknown().unwrap();
+    assert_eq!((unknown.class().reason, unknown.class().exit_status.code()), ("state_unknown", 15));
+    assert!(unknown.message().ends_with("of volume 0123456789abcdef"), "{}", unknown.message());
+    let json = serde_json::to_string(&listing).unwrap();
+    assert!(json.contains(r#""state":"unknown","cause":"container_paused""#), "{json}");
+    assert_eq!(serde_json::from_str::<Listing>(&json).unwrap(), listing);
+}
+
+#[test]
+fn a_listing_in_which_everything_was_told_is_no_error() {
+    let told = vec![listed(State::Attached, "/dev/a"), listed(State::Abandoned, "/dev/b")];
+    assert!(listing(told).unknown().is_none());
 }
 
 #[test]

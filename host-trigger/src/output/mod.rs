@@ -9,6 +9,7 @@ use crate::{Error, diagnostics, error::ErrorBody, format::Format};
 
 pub(crate) mod audit;
 mod audit_file;
+mod audit_record;
 pub mod envelope;
 mod file_kind;
 pub mod findings;
@@ -20,6 +21,7 @@ pub mod report;
 pub mod schema;
 mod standard_output;
 pub mod stats_report;
+mod syslog;
 pub(crate) mod table;
 
 /// Prints a result: `document` as JSON, or what `human` returns.

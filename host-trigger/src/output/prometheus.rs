@@ -51,6 +51,16 @@ pub(crate) fn exposition(report: &StatsReport) -> String {
 
     page.family("guest_up", "gauge", "Whether the guest reported its counters.");
     all.iter().for_each(|volume| page.sample(volume, None, count(volume.guest.is_some().into())));
+    page.family(
+        "container_state",
+        "gauge",
+        "1 for the state of the container that the guest reports.",
+    );
+    for volume in all {
+        if let Some(state) = volume.container_state {
+            page.labelled(volume, Some(("state", state.label())), count(1));
+        }
+    }
     page.each(
         "guest_operations_total",
         "Operations, as the guest's kernel counts.",
@@ -133,7 +143,12 @@ impl Page {
         operation: Option<&str>,
         value: impl Into<Option<String>>,
     ) {
-        let Some(value) = value.into() else { return };
+        if let Some(value) = value.into() {
+            self.labelled(volume, operation.map(|kind| ("operation", kind)), value);
+        }
+    }
+
+    fn labelled(&mut self, volume: &VolumeStats, label: Option<(&str, &str)>, value: String) {
         self.text.extend(self.head.take());
         let VolumeStats { sandbox, container, id, device_path, .. } = volume;
         let labels = [
@@ -144,9 +159,9 @@ impl Page {
         ];
         let labels: Vec<_> =
             labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
-        let operation = operation.map(|kind| format!(",operation=\"{kind}\"")).unwrap_or_default();
+        let label = label.map(|(name, value)| format!(",{name}=\"{value}\"")).unwrap_or_default();
         // Writing to a String does not fail.
-        let _ = writeln!(self.text, "{}{{{}{operation}}} {value}", self.name, labels.join(","));
+        let _ = writeln!(self.text, "{}{{{}{label}}} {value}", self.name, labels.join(","));
     }
 }
 

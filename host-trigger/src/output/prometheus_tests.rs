@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use rstest::rstest;
 
 use super::*;
+use crate::ops::container_state::ContainerState;
 use crate::output::stats_report::tests::{report, volume};
 
 /// One line of the page.
@@ -152,6 +153,19 @@ fn a_guest_that_does_not_reply_is_down() {
     assert_eq!(values(&samples, "guest_up")[""], 0.0);
     assert_eq!(values(&samples, "operations_total").len(), 4);
     assert!(samples.iter().all(|sample| !sample.metric.contains("guest_operations")));
+}
+
+#[test]
+fn a_paused_container_is_said_to_be_paused() {
+    let paused =
+        VolumeStats { container_state: Some(ContainerState::Paused), ..volume("/dev/xvda") };
+    let samples = scrape(&exposition(&report(vec![paused, volume("/dev/xvdb")])));
+    let states: Vec<_> = samples
+        .iter()
+        .filter(|sample| sample.metric == "ecr_block_volume_container_state")
+        .map(|sample| (sample.labels["device_path"].as_str(), sample.labels["state"].as_str()))
+        .collect();
+    assert_eq!(states, [("/dev/xvda", "paused")]);
 }
 
 #[rstest]

@@ -15,6 +15,9 @@ pub struct Report {
     /// The holders that lost the volume by `hot-unplug --force`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub broken_holders: Vec<GuestHolder>,
+    /// What is lost by `hot-unplug --without-guest`, and what the guest may still have; for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<String>,
 }
 
 /// The report for people.
@@ -28,6 +31,13 @@ pub(crate) fn human(envelope: &Envelope<Report>) -> String {
         true => format!("  would break {holder}"),
         false => format!("  broke {holder}"),
     }));
+    let heading = match (envelope.body.lost.is_empty(), envelope.dry_run) {
+        (true, _) => None,
+        (false, true) => Some("  would be lost, or left in the guest:"),
+        (false, false) => Some("  lost, or left in the guest:"),
+    };
+    lines.extend(heading.map(str::to_owned));
+    lines.extend(envelope.body.lost.iter().map(|lost| format!("    {}", sanitize(lost))));
     if envelope.body.volumes.is_empty() {
         lines.push("unchanged: there is no such volume".to_owned());
     }
@@ -42,13 +52,15 @@ fn volume_lines(envelope: &Envelope<Report>, volume: &Volume) -> Vec<String> {
         (Outcome::Attached, true) => "would plug",
         (Outcome::Detached, false) => "unplugged",
         (Outcome::Detached, true) => "would unplug",
+        (Outcome::Abandoned, false) => "freed",
+        (Outcome::Abandoned, true) => "would free",
         (Outcome::Resized, false) => "resized",
         (Outcome::Resized, true) => "would resize",
         (Outcome::Throttled, false) => "throttled",
         (Outcome::Throttled, true) => "would throttle",
         _ => "unchanged:",
     };
-    let detaches = envelope.result == Outcome::Detached;
+    let detaches = matches!(envelope.result, Outcome::Detached | Outcome::Abandoned);
     let access = if volume.read_only { ", read-only" } else { "" };
     let preposition = if detaches { "from" } else { "at" };
     let first = format!(

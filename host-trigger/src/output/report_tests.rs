@@ -11,7 +11,8 @@ use crate::{
 
 fn report() -> Envelope<Report> {
     let timings = [("probe".into(), 1200), ("attach".into(), 15_000), ("total".into(), 20_001)];
-    let report = Report { volumes: vec![sample::volume()], broken_holders: Vec::new() };
+    let report =
+        Report { volumes: vec![sample::volume()], broken_holders: Vec::new(), lost: Vec::new() };
     Envelope {
         timings_us: Some(Timings(timings.into())),
         ..Envelope::new("hot-plug", Outcome::Attached, report)

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::table::table;
 use crate::{
     error::ErrorBody,
-    ops::guest_stats::GuestStats,
+    ops::{container_state::ContainerState, guest_stats::GuestStats},
     qemu::block_stats::{Operations, QemuStats},
     sanitize::sanitize,
     size::human_size,
@@ -39,10 +39,13 @@ pub struct VolumeStats {
     /// QEMU's counters; absent if QEMU has no such disk, as of an incomplete volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qemu: Option<QemuStats>,
+    /// The state of the container; absent if the guest was not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_state: Option<ContainerState>,
     /// The guest's counters; absent if the guest was not asked, or has no such disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestStats>,
-    /// Why the guest does not report this volume.
+    /// What the guest could not tell of this volume, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_error: Option<ErrorBody>,
 }
@@ -99,7 +102,7 @@ pub(crate) fn human(report: &StatsReport) -> String {
     );
     lines.extend(report.volumes.iter().filter_map(|volume| {
         let error = volume.guest_error.as_ref()?;
-        Some(format!("the guest does not report volume {}: {}", volume.id, error.message))
+        Some(format!("the guest cannot tell about volume {}: {}", volume.id, error.message))
     }));
     lines.join("\n")
 }

@@ -24,6 +24,7 @@ pub(in crate::output) fn volume(device_path: &str) -> VolumeStats {
         device_path: device_path.into(),
         size: 1 << 20,
         qemu: Some(QemuStats { read, ..QemuStats::default() }),
+        container_state: None,
         guest: Some(GuestStats {
             read: seen,
             in_flight: 1,
@@ -82,5 +83,5 @@ fn a_guest_that_was_not_asked_is_reported() {
         text.contains("\nthe guest was not asked: no\n") && !text.contains("  guest  "),
         "{text}"
     );
-    assert!(text.ends_with("\nthe guest does not report volume 0123456789abcdef: no"), "{text}");
+    assert!(text.ends_with("\nthe guest cannot tell about volume 0123456789abcdef: no"), "{text}");
 }

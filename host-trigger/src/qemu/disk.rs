@@ -5,19 +5,16 @@
 use block_volume_qmp::{Qmp, QmpError};
 use serde_json::{Value, json};
 
-use crate::{Error, fault, volume_id::VolumeId};
-
-/// What QEMU assumes for both block sizes by default. The physical one is never below the logical
-/// one.
-const DEFAULT_BLOCK_SIZE: u32 = 512;
+use super::disk_options;
+use crate::{Error, disk_geometry::DiskGeometry, fault, volume_id::VolumeId};
 
 /// What the descriptor leads to, as far as QEMU's options depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Backend {
-    /// A block device, opened with `O_DIRECT`. The sizes are in bytes.
-    HostDevice { logical_block_size: u32, physical_block_size: u32 },
-    /// A raw image.
-    File,
+    /// A block device, opened with `O_DIRECT`.
+    HostDevice(DiskGeometry),
+    /// A raw image, and whether the disk that it is on rotates, or is not known.
+    File { rotational: bool },
 }
 
 /// The address of a disk on its controller.
@@ -69,8 +66,8 @@ pub(crate) async fn add_node(
     reservation: Option<&str>,
 ) -> Result<bool, Error> {
     let (driver, direct) = match backend {
-        Backend::HostDevice { .. } => ("host_device", true),
-        Backend::File => ("file", false),
+        Backend::HostDevice(_) => ("host_device", true),
+        Backend::File { .. } => ("file", false),
     };
     // QEMU reads a command byte by byte, so defaults are left out.
     let mut common = json!({"discard": "unmap"});
@@ -157,11 +154,9 @@ pub(crate) async fn add_device(
             // The default on ENOSPC stops the whole VM.
             "werror": "report", "rerror": "report",
         });
-        if let Backend::HostDevice { logical_block_size, physical_block_size } = backend
-            && physical_block_size != DEFAULT_BLOCK_SIZE
-        {
-            device["logical_block_size"] = json!(logical_block_size);
-            device["physical_block_size"] = json!(physical_block_size);
+        match backend {
+            Backend::HostDevice(geometry) => disk_options::add_geometry(&mut device, &geometry),
+            Backend::File { rotational } => disk_options::add_rotation(&mut device, rotational),
         }
         match qmp.execute("device_add", device).await {
             Ok(_) => return Ok(address),

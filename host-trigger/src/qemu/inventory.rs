@@ -2,7 +2,7 @@
 //! is the only registry of volumes. See the [QMP
 //! reference](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html) for the queries.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use block_volume_qmp::{PassedFd, Qmp, QmpError};
 use serde::Deserialize;
@@ -64,6 +64,15 @@ struct Property {
 /// A descriptor set of ours: its number, the intent record, the commit records.
 pub type RecordedSet = (u64, IntentRecord, Vec<(PassedFd, CommitRecord)>);
 
+/// Which descriptor sets are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Those of volumes that QEMU has.
+    Present,
+    /// Those of abandoned volumes.
+    Abandoned,
+}
+
 impl Inventory {
     /// Reads everything but the block nodes.
     ///
@@ -98,6 +107,23 @@ impl Inventory {
         Ok(())
     }
 
+    /// What is recorded of the abandoned volume `id`.
+    pub fn abandoned(&self, id: &VolumeId) -> VolumeState {
+        let mut state = VolumeState { is_abandoned: true, ..VolumeState::default() };
+        for (set, intent, commits) in self.records(Kind::Abandoned) {
+            if intent.id == id.as_str() {
+                state.intents.push((set, intent));
+                state.commits.extend(commits);
+            }
+        }
+        state
+    }
+
+    /// Whether there is an abandoned volume.
+    pub(crate) fn has_abandoned(&self) -> bool {
+        self.records(Kind::Abandoned).next().is_some()
+    }
+
     /// What QEMU has of the volume `id`; its block node only after
     /// [`read_nodes`](Self::read_nodes).
     pub fn volume(&self, id: &VolumeId) -> VolumeState {
@@ -123,23 +149,30 @@ impl Inventory {
 
     /// All descriptor sets that have an intent record.
     pub fn recorded(&self) -> impl Iterator<Item = RecordedSet> {
-        self.sets.iter().filter_map(|set| {
+        self.records(Kind::Present)
+    }
+
+    fn records(&self, kind: Kind) -> impl Iterator<Item = RecordedSet> {
+        self.sets.iter().filter_map(move |set| {
             let (mut intent, mut commits) = (None, Vec::new());
             for fd in &set.fds {
                 match Record::from_opaque(&fd.opaque) {
-                    Some(Record::Intent(found)) => intent = Some(found),
+                    Some(Record::Intent(found)) if kind == Kind::Present => intent = Some(found),
+                    Some(Record::Abandoned(found)) if kind == Kind::Abandoned => {
+                        intent = Some(found.abandoned);
+                    }
                     Some(Record::Commit(found)) => {
                         commits.push((PassedFd { set: set.fdset_id, fd: fd.fd }, found));
                     }
-                    None => {}
+                    Some(Record::Intent(_) | Record::Abandoned(_)) | None => {}
                 }
             }
             Some((set.fdset_id, intent?, commits))
         })
     }
 
-    /// All volumes of which QEMU has anything, by ID; block nodes only after
-    /// [`read_nodes`](Self::read_nodes).
+    /// All volumes of which QEMU has anything but the records of abandoned ones, by ID; block nodes
+    /// only after [`read_nodes`](Self::read_nodes).
     pub fn volumes(&self) -> Vec<(VolumeId, VolumeState)> {
         let mut records: BTreeMap<VolumeId, Vec<RecordedSet>> = BTreeMap::new();
         for recorded in self.recorded() {
@@ -158,9 +191,20 @@ impl Inventory {
         volumes.collect()
     }
 
-    /// All volumes, once for each attachment.
+    /// The abandoned volumes, by ID. One that QEMU has is none: its abandonment was interrupted
+    /// before anything was taken, or it was plugged again by an older version.
+    fn abandoned_volumes(&self) -> Vec<(VolumeId, VolumeState)> {
+        let ids = self.records(Kind::Abandoned);
+        let ids: BTreeSet<_> =
+            ids.filter_map(|(_, intent, _)| VolumeId::parse(&intent.id)).collect();
+        let volumes = ids.into_iter().filter(|id| self.volume(id).is_absent());
+        volumes.map(|id| (id.clone(), self.abandoned(&id))).collect()
+    }
+
+    /// All volumes, once for each attachment; then the abandoned ones.
     pub fn attachments(&self) -> Vec<KnownVolume> {
-        let known = self.volumes().into_iter().flat_map(|(id, state)| {
+        let volumes = self.volumes().into_iter().chain(self.abandoned_volumes());
+        let known = volumes.flat_map(|(id, state)| {
             let attachments = state.attachments();
             let lost = attachments.is_empty().then(|| (id.clone(), state.clone(), None));
             let attachments = attachments
@@ -178,20 +222,32 @@ impl Inventory {
         self.devices.iter().filter(move |(_, kind)| is_disk(kind)).map(|(id, _)| id.as_str())
     }
 
-    /// Descriptors of ours that no volume needs: those of `VolumeState::unused`, and commit
-    /// records without an intent record. The descriptors of an incomplete volume are removed with
-    /// it.
+    /// Descriptors of ours that no volume needs: those of `VolumeState::unused`, commit records
+    /// without an intent record, and records of abandoned volumes that QEMU has. The descriptors of
+    /// an incomplete volume are removed with it.
     pub fn unused(&self) -> Vec<Unused> {
         let volumes = self.volumes();
         let mut unused: Vec<_> = volumes.iter().flat_map(|(id, state)| state.unused(id)).collect();
         for set in &self.sets {
+            let number = set.fdset_id;
             let records = || set.fds.iter().map(|fd| (fd.fd, Record::from_opaque(&fd.opaque)));
             if records().any(|(_, record)| matches!(record, Some(Record::Intent(_)))) {
                 continue;
             }
+            let abandoned = records().find_map(|(_, record)| match record {
+                Some(Record::Abandoned(record)) => VolumeId::parse(&record.abandoned.id),
+                _ => None,
+            });
+            if let Some(id) = abandoned {
+                if !self.volume(&id).is_absent() {
+                    let (id, set) = (Some(id), number);
+                    unused.push(Unused { id, set, fd: None, is_abandoned: true });
+                }
+                continue;
+            }
             let commits = records().filter(|(_, record)| record.is_some());
-            let set = set.fdset_id;
-            unused.extend(commits.map(|(fd, _)| Unused { id: None, set, fd: Some(fd) }));
+            let of = |fd| Unused { id: None, set: number, fd: Some(fd), is_abandoned: false };
+            unused.extend(commits.map(|(fd, _)| of(fd)));
         }
         unused
     }

@@ -1,9 +1,11 @@
 //! What QEMU holds for `ecr-runtime`, and the QMP commands that change it. Knows nothing of Kata,
 //! of the guest or of the volume on the host.
 
+pub(crate) mod abandoned;
 pub mod block_stats;
 pub mod controller;
 pub(crate) mod disk;
+mod disk_options;
 pub mod inventory;
 pub mod known_bugs;
 pub(crate) mod medium;

@@ -4,7 +4,8 @@
 //!
 //! The volume's own descriptor carries the [`IntentRecord`], written before anything else happens.
 //! A second descriptor in the same set, of `/dev/null`, carries the [`CommitRecord`] once the guest
-//! has done its part. A set that has an intent record alone is incomplete.
+//! has done its part. A set that has an intent record alone is incomplete. A set with an
+//! [`AbandonedRecord`] is all that QEMU has of a volume that was taken from the guest.
 //!
 //! The texts are short on purpose: QEMU reads a command byte by byte, at some four microseconds
 //! each.
@@ -23,6 +24,8 @@ pub enum Record {
     Intent(IntentRecord),
     /// What was done.
     Commit(CommitRecord),
+    /// What was taken from a guest that was not asked.
+    Abandoned(AbandonedRecord),
 }
 
 /// What was requested.
@@ -54,6 +57,16 @@ pub struct IntentRecord {
     pub tool: String,
     /// A random name of the run that wrote the record.
     pub run: String,
+}
+
+/// A volume that the host freed without the guest. The commit records beside it say what the guest
+/// may still have. An older version does not recognise it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AbandonedRecord {
+    /// The format's version, 1.
+    pub v: u32,
+    /// The intent record that the volume had.
+    pub abandoned: IntentRecord,
 }
 
 /// Whether the container may write.
@@ -151,6 +164,7 @@ impl Record {
         match self {
             Self::Intent(intent) => intent.v,
             Self::Commit(commit) => commit.v,
+            Self::Abandoned(record) => record.v,
         }
     }
 }
@@ -237,6 +251,19 @@ mod tests {
         let record = Record::from_opaque(COMMIT).unwrap();
         assert_eq!(record.to_opaque(), COMMIT);
         assert!(matches!(record, Record::Commit(commit) if commit.committed && commit.lun == 3));
+    }
+
+    #[test]
+    fn an_abandoned_record_is_no_intent() {
+        let text = format!(
+            r#"ecrblk1:{{"v":1,"abandoned":{}}}"#,
+            INTENT.strip_prefix(PREFIX).unwrap_or_default()
+        );
+        let record = Record::from_opaque(&text).unwrap();
+        assert_eq!(record.to_opaque(), text);
+        assert!(
+            matches!(record, Record::Abandoned(record) if record.abandoned.path == "/dev/xvda")
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use block_volume_qmp::PassedFd;
 
 use super::record::{CommitRecord, IntentRecord};
-use crate::volume_id::VolumeId;
+use crate::{Error, volume_id::VolumeId};
 
 /// What QEMU has of one volume.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -23,6 +23,8 @@ pub struct VolumeState {
     pub node: Option<u64>,
     /// Its device exists.
     pub device: bool,
+    /// It is abandoned: the host freed it without the guest, and the records are all there is.
+    pub is_abandoned: bool,
 }
 
 /// One attachment of a volume, as recorded in QEMU.
@@ -56,6 +58,8 @@ pub struct Unused {
     pub set: u64,
     /// The descriptor's number in QEMU; `None` for the whole set.
     pub fd: Option<i64>,
+    /// It is the record of an abandoned volume that is not abandoned any more.
+    pub is_abandoned: bool,
 }
 
 impl KnownVolume {
@@ -63,6 +67,14 @@ impl KnownVolume {
     pub fn is_attached(&self) -> bool {
         self.state.attached_size().is_some()
             && self.attachment.as_ref().is_some_and(|attachment| attachment.committed().is_some())
+    }
+
+    /// The error of a command that cannot work on an abandoned volume, or beside one.
+    pub(crate) fn abandoned_error(&self) -> Error {
+        let intent = self.attachment.as_ref().map(|known| known.intent.clone());
+        let (container, path) =
+            intent.map(|intent| (intent.container, intent.path)).unwrap_or_default();
+        Error::AbandonedVolume { volume: self.id.to_string(), container, path }
     }
 
     /// The other attachments of the volume.
@@ -85,6 +97,11 @@ impl Attachment {
         self.commits.iter().any(|(_, commit)| commit.further.is_some())
     }
 
+    /// Whether the attachment is committed.
+    pub(crate) fn is_committed(&self) -> bool {
+        self.committed().is_some()
+    }
+
     /// The commit record, if the attachment is committed.
     pub fn committed(&self) -> Option<&(PassedFd, CommitRecord)> {
         self.commits.iter().find(|(_, commit)| commit.committed)
@@ -94,7 +111,7 @@ impl Attachment {
 impl VolumeState {
     /// Whether QEMU has nothing of the volume.
     pub fn is_absent(&self) -> bool {
-        *self == Self::default()
+        self.intents.is_empty() && self.commits.is_empty() && self.node.is_none() && !self.device
     }
 
     /// Describes what may be left if the removal of the volume is interrupted.
@@ -153,7 +170,12 @@ impl VolumeState {
             return Vec::new();
         }
         let attachments = self.attachments();
-        let unused = |set: u64, fd: Option<i64>| Unused { id: Some(id.clone()), set, fd };
+        let unused = |set: u64, fd: Option<i64>| Unused {
+            id: Some(id.clone()),
+            set,
+            fd,
+            is_abandoned: false,
+        };
         let is_used = |set: u64| attachments.iter().any(|known| known.set == set);
         let sets = self.intents.iter().filter(|(set, _)| !is_used(*set));
         let sets = sets.map(|(set, _)| unused(*set, None));
@@ -211,7 +233,8 @@ mod tests {
     }
 
     fn state(commits: Vec<(PassedFd, CommitRecord)>) -> VolumeState {
-        VolumeState { intents: vec![(7, intent())], commits, node: Some(512), device: true }
+        let intents = vec![(7, intent())];
+        VolumeState { intents, commits, node: Some(512), device: true, is_abandoned: false }
     }
 
     fn attachments(state: &VolumeState) -> Vec<(String, String, bool)> {
@@ -249,10 +272,11 @@ mod tests {
             carried(3, Some("c2"), false),
             carried(4, None, true),
         ]);
-        assert_eq!(replaced.unused(&id), [Unused { id: Some(id.clone()), set: 7, fd: Some(2) }]);
+        let unused = |set, fd| Unused { id: Some(id.clone()), set, fd, is_abandoned: false };
+        assert_eq!(replaced.unused(&id), [unused(7, Some(2))]);
         let mut twice = state(vec![carried(2, None, true)]);
         twice.intents.push((8, intent()));
-        assert_eq!(twice.unused(&id), [Unused { id: Some(id.clone()), set: 8, fd: None }]);
+        assert_eq!(twice.unused(&id), [unused(8, None)]);
         assert_eq!(VolumeState { device: false, ..twice }.unused(&id), []);
     }
 }

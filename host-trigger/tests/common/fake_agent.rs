@@ -4,17 +4,20 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use async_trait::async_trait;
 use block_volume_api::{
     block_volume::{
         Access, AttachRequest, AttachResponse, Attached, Attachment, BlockStats, ContainerState,
-        DetachRequest, DetachResponse, Detached, Detachment, DeviceNumber, Failure, FilterMode,
-        FilterState, Holder, InspectRequest, InspectResponse, Inspected, NodeWay, Outcome,
-        PathState, PathUse, ProbeRequest, ProbeResponse, Reason, ResizeRequest, ResizeResponse,
-        Resized, ScsiHost, Stage,
+        ContainerStatus, DetachRequest, DetachResponse, Detached, Detachment, DeviceNumber,
+        Failure, FilterMode, FilterState, Holder, InspectRequest, InspectResponse, Inspected,
+        LeftBehind, NodeWay, Outcome, PathState, PathUse, ProbeRequest, ProbeResponse, Reason,
+        ResizeRequest, ResizeResponse, Resized, ScsiHost, Stage,
     },
     block_volume_ttrpc::{self, BlockVolume},
 };
@@ -46,6 +49,8 @@ pub enum OnResize {
     /// Takes the new size and never replies.
     Hangs,
     ReportsAnotherSize,
+    /// Takes whole blocks of 4096 bytes only, as the kernel does for a disk that has them.
+    TakesWholeBlocks,
     /// Fails with this reason, whatever the size.
     Refuses(Reason),
 }
@@ -73,6 +78,8 @@ pub struct FakeAgent {
     pub api_level: Mutex<u32>,
     /// The holders in the reply to a request to detach.
     pub detach_holders: Mutex<Vec<Holder>>,
+    /// What a request that detaches something leaves behind.
+    pub left_behind: Mutex<Vec<LeftBehind>>,
     /// `force` of the last request to detach, and the longest `wait_ms` with the same one.
     pub detach_terms: Mutex<(bool, u64)>,
     /// How a request to detach fails, and whether it is rolled back.
@@ -97,9 +104,19 @@ pub struct FakeAgent {
     pub gone_containers: Mutex<Vec<String>>,
     /// The commands of the processes that hold the disks.
     pub holder_commands: Mutex<Vec<String>>,
+    /// What else holds the disks: kind and detail.
+    pub other_holders: Mutex<Vec<(&'static str, &'static str)>>,
     /// Paths whose device node the container lost, until they are attached again.
     pub lost_nodes: Mutex<Vec<String>>,
     pub inspect_failure: Mutex<Option<Reason>>,
+    /// What is reported of a container, as a plugin that has the field does.
+    pub container_status: Mutex<Option<ContainerStatus>>,
+    /// The path of which Inspect cannot tell, and why.
+    pub untold: Mutex<Option<(String, String)>>,
+    /// The path at which Inspect never replies.
+    pub hangs_on_inspect: Mutex<Option<String>>,
+    /// The number of all requests.
+    pub requests: AtomicUsize,
     /// The sizes of the requests to resize, in order.
     pub requested_sizes: Mutex<Vec<u64>>,
     pub on_resize: Mutex<OnResize>,
@@ -124,6 +141,7 @@ impl FakeAgent {
             probe_failure: Mutex::default(),
             api_level: Mutex::new(1),
             detach_holders: Mutex::default(),
+            left_behind: Mutex::default(),
             detach_terms: Mutex::default(),
             detach_failure: Mutex::default(),
             loses_detach_reply: Mutex::default(),
@@ -137,7 +155,12 @@ impl FakeAgent {
             gone_containers: Mutex::default(),
             lost_nodes: Mutex::default(),
             holder_commands: Mutex::default(),
+            other_holders: Mutex::default(),
             inspect_failure: Mutex::default(),
+            container_status: Mutex::default(),
+            untold: Mutex::default(),
+            hangs_on_inspect: Mutex::default(),
+            requests: AtomicUsize::default(),
             requested_sizes: Mutex::default(),
             on_resize: Mutex::new(OnResize::Follows),
             stats: Mutex::default(),
@@ -190,7 +213,14 @@ impl FakeAgent {
             command: command.clone(),
             ..Default::default()
         };
-        self.holder_commands.lock().unwrap().iter().map(holder).collect()
+        let other = |&(kind, detail): &(&str, &str)| Holder {
+            kind: kind.to_owned(),
+            detail: detail.to_owned(),
+            ..Default::default()
+        };
+        let processes = self.holder_commands.lock().unwrap();
+        let others = self.other_holders.lock().unwrap();
+        processes.iter().map(holder).chain(others.iter().map(other)).collect()
     }
 
     /// Returns an attachment of the volume with this serial number.
@@ -255,6 +285,7 @@ pub fn failure(reason: Reason, undone: bool) -> protobuf::MessageField<Failure> 
 #[async_trait]
 impl BlockVolume for FakeAgent {
     async fn probe(&self, _: &TtrpcContext, request: ProbeRequest) -> ttrpc::Result<ProbeResponse> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         let filter =
             FilterState { mode: FilterMode::FILTER_MODE_NONE.into(), ..Default::default() };
         let paths =
@@ -277,6 +308,7 @@ impl BlockVolume for FakeAgent {
         _: &TtrpcContext,
         request: AttachRequest,
     ) -> ttrpc::Result<AttachResponse> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         self.another_request.notify_waiters();
         if !(1..=600_000).contains(&request.timeout_ms) {
             let failure = failure(Reason::REASON_INVALID_REQUEST, true);
@@ -328,8 +360,9 @@ impl BlockVolume for FakeAgent {
         _: &TtrpcContext,
         request: DetachRequest,
     ) -> ttrpc::Result<DetachResponse> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         self.request_received.notify_one();
-        self.detach_requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.detach_requests.fetch_add(1, Ordering::Relaxed);
         self.another_request.notify_waiters();
         if let Some(reason) = self.wait_for_holder(&request).await {
             let failure = failure(reason, true);
@@ -359,6 +392,9 @@ impl BlockVolume for FakeAgent {
             let serial = detachment.attachment.serial.clone();
             let key = key(&detachment.attachment);
             let unchanged = self.attached.lock().unwrap().remove(&key).is_none();
+            if !unchanged {
+                (*self.left_behind.lock().unwrap()).clone_into(&mut reply.left_behind);
+            }
             self.detached.lock().unwrap().push(serial.clone());
             reply.detached.push(Detached { serial, unchanged, ..Default::default() });
         }
@@ -378,13 +414,24 @@ impl BlockVolume for FakeAgent {
         _: &TtrpcContext,
         request: InspectRequest,
     ) -> ttrpc::Result<InspectResponse> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         if let Some(reason) = *self.inspect_failure.lock().unwrap() {
             return Ok(InspectResponse { failure: failure(reason, true), ..Default::default() });
         }
         let mut reply = InspectResponse::new();
         for subject in request.attachments {
             let attachment = subject.attachment.unwrap();
-            let running = !self.gone_containers.lock().unwrap().contains(&attachment.container_id);
+            if self.hangs_on_inspect.lock().unwrap().as_ref() == Some(&attachment.path) {
+                self.request_received.notify_one();
+                std::future::pending::<()>().await;
+            }
+            let untold = self.untold.lock().unwrap().clone();
+            let untold = untold.filter(|(path, _)| *path == attachment.path);
+            let status = *self.container_status.lock().unwrap();
+            let is_running =
+                status.is_none_or(|status| status == ContainerStatus::CONTAINER_STATUS_RUNNING);
+            let running = is_running
+                && !self.gone_containers.lock().unwrap().contains(&attachment.container_id);
             let size = self.attachment(&attachment.serial).map(|known| known.size);
             let disk = size.is_some();
             let attached = self.attached.lock().unwrap().contains_key(&key(&attachment));
@@ -398,6 +445,8 @@ impl BlockVolume for FakeAgent {
                 stats: self.stats.lock().unwrap().clone().into(),
                 read_only: attachment.access == Access::ACCESS_READ_ONLY.into(),
                 container_running: running,
+                container_status: status.unwrap_or_default().into(),
+                unknown: untold.map(|(_, why)| why).unwrap_or_default(),
                 node_present: attached && running && !lost,
                 allowed: attached && running,
                 filter: FilterMode::FILTER_MODE_V1.into(),
@@ -426,7 +475,8 @@ impl BlockVolume for FakeAgent {
         for Attachment { serial, size, .. } in request.attachments {
             self.requested_sizes.lock().unwrap().push(size);
             let before = self.attachment(&serial).unwrap().size;
-            if before != size && on_resize == OnResize::KeepsSize {
+            let cannot = on_resize == OnResize::TakesWholeBlocks && !size.is_multiple_of(4096);
+            if before != size && (cannot || on_resize == OnResize::KeepsSize) {
                 let failure = failure(Reason::REASON_TIMED_OUT, true);
                 return Ok(ResizeResponse { failure, ..Default::default() });
             }

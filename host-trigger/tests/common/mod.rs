@@ -9,6 +9,7 @@
 )]
 
 pub mod fake_agent;
+pub mod scripted_qemu;
 pub mod shell;
 pub mod volume;
 
@@ -16,7 +17,7 @@ use std::{
     fs,
     os::{
         fd::OwnedFd,
-        unix::{fs::PermissionsExt, net::UnixListener},
+        unix::{fs::PermissionsExt, net::UnixListener, process::CommandExt},
     },
     path::{Path, PathBuf},
     process::{Child, Stdio},
@@ -24,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use block_volume_qmp::{PassedFd, Qmp};
+use block_volume_qmp::{Event, PassedFd, Qmp};
 use fake_agent::FakeAgent;
 use host_trigger::{
     Deadline,
@@ -90,6 +91,15 @@ impl RunOutput {
         self.document()
     }
 
+    /// Returns what `list` or `inspect` printed before it ended with "state unknown".
+    #[track_caller]
+    pub fn listing_with_unknown(&self) -> Envelope<Listing> {
+        let listing = self.document::<Listing>();
+        let error = listing.error.as_ref().unwrap_or_else(|| panic!("{self:?}"));
+        assert_eq!((error.reason.as_str(), self.exit_code), ("state_unknown", Some(15)));
+        listing
+    }
+
     /// Returns the report of `repair`.
     #[track_caller]
     pub fn repaired(&self) -> Envelope<RepairReport> {
@@ -127,7 +137,16 @@ impl Host {
     }
 
     pub async fn boot_with(devices: &[&str]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::boot_in(tempfile::tempdir().unwrap(), None, devices).await
+    }
+
+    /// Boots in a directory of the caller's, with a QEMU of another user, if one is given; then the
+    /// directory becomes that user's.
+    pub async fn boot_in(
+        directory: tempfile::TempDir,
+        user: Option<u32>,
+        devices: &[&str],
+    ) -> Self {
         for part in ["vm/s1", "sbs/s1/s1", "sbs/s1/c1", "sbs/s1/c2"] {
             fs::create_dir_all(directory.path().join(part)).unwrap();
         }
@@ -136,7 +155,15 @@ impl Host {
         // other child can inherit by accident.
         let listen =
             |name: &str| OwnedFd::from(UnixListener::bind(directory.path().join(name)).unwrap());
-        let qemu = std::process::Command::new("qemu-system-x86_64")
+        let mut qemu = std::process::Command::new("qemu-system-x86_64");
+        if let Some(user) = user {
+            for part in ["", "vm", "vm/s1"] {
+                std::os::unix::fs::chown(directory.path().join(part), Some(user), Some(user))
+                    .unwrap();
+            }
+            qemu.uid(user).gid(user);
+        }
+        let qemu = qemu
             .args([
                 "-name",
                 "sandbox-s1",
@@ -283,10 +310,22 @@ impl Host {
     }
 
     /// Waits until QEMU has sent `event`.
-    pub async fn await_event(&mut self, event: &str) {
+    pub async fn await_event(&mut self, event: &str) -> Event {
         let deadline = Deadline::after(Duration::from_secs(30));
-        while self.control.next_event(deadline).await.expect("QEMU sends the event").name != event {
+        loop {
+            let sent = self.control.next_event(deadline).await.expect("QEMU sends the event");
+            if sent.name == event {
+                return sent;
+            }
         }
+    }
+
+    /// Records `pid` as that of QEMU.
+    pub fn record_pid(&self, pid: u32) {
+        let file = self.path("sbs/s1/persist.json");
+        let mut state: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        state["HypervisorState"]["Pid"] = json!(pid);
+        fs::write(file, state.to_string()).unwrap();
     }
 
     /// Runs `command` in QEMU as another QMP client and returns the reply.

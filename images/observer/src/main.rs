@@ -1,10 +1,12 @@
 //! The observer: one thread for each connection of the harness. The library documents the protocol.
 //!
 //! The guest's init starts it, and it runs beside the agent. A panic ends one connection, not the
-//! observer. In a container it plays the attacker (see `swap`).
+//! observer. In a container it plays the attacker (see `swap` and `hold`).
 
 mod agent_state;
+mod descriptors;
 mod floor;
+mod hold;
 mod programs;
 mod restored;
 mod run;
@@ -25,11 +27,9 @@ use vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
 
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    if let [attack, directory, first, second] = arguments.as_slice()
-        && attack == "swap"
-    {
-        println!("{}", swap::swap(Path::new(directory), first, second)?);
-        return Ok(());
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if !words.is_empty() {
+        return attack(&words);
     }
     let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, PORT)?;
     loop {
@@ -39,6 +39,29 @@ fn main() -> io::Result<()> {
                 eprintln!("observer: connection ended: {error}");
             }
         });
+    }
+}
+
+/// Plays the attacker.
+fn attack(words: &[&str]) -> io::Result<()> {
+    let number = |text: &str| text.parse().map_err(io::Error::other);
+    match *words {
+        ["swap", directory, first, second] => {
+            println!("{}", swap::swap(Path::new(directory), first, second)?);
+            Ok(())
+        }
+        ["hold", kind, node, directory] => {
+            println!("{}", hold::hold(kind, Path::new(node), Path::new(directory))?);
+            Ok(())
+        }
+        ["flood", processes, descriptors, user] => {
+            let user = user.parse().map_err(io::Error::other)?;
+            descriptors::flood(number(processes)?, descriptors, user)
+        }
+        ["fill", descriptors] => descriptors::fill(number(descriptors)?),
+        ["hide", path] => descriptors::hide(Path::new(path), false),
+        ["hide", path, "alone"] => descriptors::hide(Path::new(path), true),
+        _ => Err(io::Error::other(format!("unknown attack {words:?}"))),
     }
 }
 

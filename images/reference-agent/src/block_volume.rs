@@ -20,6 +20,10 @@ impl Agent for BlockVolumeAgent {
         self.sandbox.lock().await.container(id).ok_or(ContainerError::Unknown)?.handles()
     }
 
+    async fn remains(&self, id: &str) -> Option<Container> {
+        self.sandbox.lock().await.container(id)?.remains()
+    }
+
     async fn authorize(&self, method: &str, request: &Value) -> Result<(), Denied> {
         self.policy.check(method, request).map_err(|error| Denied(error.to_string()))
     }

@@ -9,7 +9,10 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     io,
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -94,6 +97,15 @@ impl Container {
             cgroup: self.cgroup.clone(),
             device_rules: self.device_rules.clone(),
         })
+    }
+
+    /// Returns what remains after the end of the first process, for the plugin: the namespaces stay
+    /// pinned until the container is removed.
+    pub(crate) fn remains(&self) -> Option<agent_plugin::Container> {
+        let pinned = self.pinned.as_ref().filter(|_| self.init.has_ended())?;
+        let path = format!("/proc/self/fd/{}", pinned.mount.as_raw_fd());
+        let (cgroup, rules) = (self.cgroup.clone(), self.device_rules.clone());
+        agent_plugin::Container::remains(Path::new(&path), cgroup, rules).ok()
     }
 
     /// Returns a process: the first one by the container's own ID or an empty ID, or one that was

@@ -65,7 +65,10 @@ pub use self::{
     message::{Message, command, event, greeting, reply_to},
     rule::Rule,
 };
-use crate::{Error, Sandbox, vm::run_dir::short_directory};
+use crate::{
+    Error, Sandbox,
+    vm::run_dir::{self, short_directory},
+};
 
 /// A proxy in front of QEMU's socket.
 pub type QmpProxy = Proxy<QmpFraming>;
@@ -114,6 +117,8 @@ impl<F: Framing> Proxy<F> {
         record: Option<&Path>,
     ) -> Result<Self, Error> {
         let listener = UnixListener::bind(path).map_err(Error::file("listen on", path))?;
+        // `ecr-runtime` talks to no other process than the recorded one, and this is another.
+        run_dir::forget_qemu(server)?;
         let accepting = listener.try_clone().map_err(Error::file("listen on", path))?;
         let shared = Arc::new(Shared::new(Traffic::new(record)?, Rules::new(rules)));
         let (server, passed) = (server.to_owned(), Arc::clone(&shared));

@@ -92,7 +92,12 @@ impl BootOptions<'_> {
                 .wait_for("the observer", STEP, Measured::during(&vm.observer, wait))
                 .await??;
             match measured.check() {
-                Ok(()) => return Ok(vm),
+                Ok(()) => {
+                    if self.machine.user.is_some() {
+                        vm.run_dir.take_back()?;
+                    }
+                    return Ok(vm);
+                }
                 Err(error) if boots == BOOTS => return Err(error),
                 Err(error) => tracing::warn!("booting again: {error}"),
             }

@@ -38,6 +38,18 @@ pub(crate) fn short_directory() -> Result<tempfile::TempDir, Error> {
     made.map_err(Error::file("make a directory in", BASE))
 }
 
+/// Removes QEMU's process ID from the state of the sandbox that has the socket `qmp`, if there is
+/// one.
+pub(crate) fn forget_qemu(qmp: &Path) -> Result<(), Error> {
+    // <root>/vm/<sid>/qmp.sock
+    let (Some(vm), Some(root)) = (qmp.parent(), qmp.ancestors().nth(3)) else { return Ok(()) };
+    let file = root.join("sbs").join(vm.file_name().unwrap_or_default()).join("persist.json");
+    let Ok(text) = fs::read(&file) else { return Ok(()) };
+    let Ok(mut state) = serde_json::from_slice::<serde_json::Value>(&text) else { return Ok(()) };
+    state["HypervisorState"]["Pid"] = 0.into();
+    fs::write(&file, state.to_string()).map_err(Error::file("write", file))
+}
+
 /// The run directory of one sandbox. It is removed when the value is dropped.
 #[derive(Debug)]
 pub struct RunDir {
@@ -99,6 +111,16 @@ impl RunDir {
                 .map_err(Error::file("change the owner of", &path))?;
         }
         Ok(())
+    }
+
+    /// Gives the directory of the VM back to root, as a shim has it: with QEMU's sockets in it,
+    /// which stay the user's.
+    ///
+    /// # Errors
+    /// The caller is not root.
+    pub fn take_back(&self) -> Result<(), Error> {
+        let vm = self.vm();
+        chown(&vm, Some(0), Some(0)).map_err(Error::file("change the owner of", vm))
     }
 
     /// Writes `persist.json`.
@@ -206,5 +228,17 @@ mod tests {
         let kept = run_dir.keep_logs(&artifacts.path().join("new")).unwrap();
         assert_eq!(fs::read_to_string(kept.join("console.log")).unwrap(), "boot");
         assert_eq!(fs::read_dir(&kept).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn process_of_qemu_is_forgotten_and_the_rest_stays() {
+        let run_dir = RunDir::create("s1").unwrap();
+        run_dir.write_state("vsock://3:1024", 4711).unwrap();
+        forget_qemu(&run_dir.vm().join("qmp.sock")).unwrap();
+        let text = fs::read(run_dir.sandbox_state().join("persist.json")).unwrap();
+        let state: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(state["HypervisorState"]["Pid"], 0);
+        assert_eq!(state["AgentState"]["URL"], "vsock://3:1024");
+        forget_qemu(Path::new("/q")).unwrap();
     }
 }

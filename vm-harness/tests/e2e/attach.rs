@@ -221,7 +221,7 @@ async fn output_describes_the_volume(#[future(awt)] sandbox: Sandbox) {
     assert_eq!(found["source"], volume.name());
     assert_eq!(found["size"], volume.size());
     assert_eq!(found["read_only"], false);
-    assert_eq!(found["node"], "mknod");
+    assert_eq!(found["node"], "bind");
     let lun = found["scsi"]["lun"].as_u64().unwrap();
     let target = found["scsi"]["target"].as_u64().unwrap();
     assert!(

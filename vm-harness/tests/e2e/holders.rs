@@ -84,7 +84,7 @@ async fn ends_soon(sandbox: &Sandbox, command: Child) -> Finished {
 
 /// Checks that the unplug of a volume is refused while it is held, that `inspect` shows the holder,
 /// and that an unplug that waits ends as soon as `release` has run. Returns the holder.
-async fn assert_named_and_waited_for(
+pub(crate) async fn assert_named_and_waited_for(
     sandbox: &Sandbox,
     plugged: &Plugged,
     kind: &str,

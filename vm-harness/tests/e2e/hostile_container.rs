@@ -9,7 +9,9 @@ use std::{
 };
 
 use rstest::rstest;
-use vm_harness::{Container, ContainerOptions, Finished, Machine, Sandbox, Snapshot, Volume};
+use vm_harness::{
+    Container, ContainerOptions, DeviceFilter, Finished, Machine, Sandbox, Snapshot, Volume,
+};
 
 use super::{
     MIB, boot,
@@ -74,7 +76,10 @@ async fn symbolic_links_as_parents_stay_in_the_container_or_are_refused(
 async fn names_from_a_container_are_escaped_before_they_reach_a_terminal(
     #[future(awt)] sandbox: Sandbox,
 ) {
-    let container = sandbox.start_container().await;
+    // A link is made to the node, which is possible in the container's own file system alone.
+    let options =
+        ContainerOptions { device_filter: DeviceFilter::Bpf, ..ContainerOptions::default() };
+    let container = sandbox.start_container_with(&options).await;
     let volume = Volume::image(MIB);
     let path = "/dev/a\nb\u{1b}[2J\u{202e}/x\u{7}";
     let plugged = sandbox.hot_plug(&container, &volume, path).await;
@@ -214,7 +219,12 @@ async fn container_whose_first_process_repeatedly_executes_itself_is_served(
     // The first process executes a new program every few milliseconds and keeps its PID.
     let script = "sleep 0.01; exec /bin/sh -c \"$0\" \"$0\"";
     let command = ["/bin/sh", "-c", script, script].map(str::to_owned).to_vec();
-    let options = ContainerOptions { command, user_namespace, ..ContainerOptions::default() };
+    let options = ContainerOptions {
+        command,
+        user_namespace,
+        device_filter: DeviceFilter::Bpf,
+        ..ContainerOptions::default()
+    };
     let container = sandbox.start_container_with(&options).await;
     let before = Snapshot::of(&sandbox, &[&container]).await;
     for _ in 0..5 {

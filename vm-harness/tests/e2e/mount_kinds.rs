@@ -2,7 +2,9 @@
 //! or a bind node, or gives a specific error. Nothing is left in either case.
 
 use rstest::rstest;
-use vm_harness::{Container, ContainerOptions, Machine, Sandbox, Snapshot, Volume, mount};
+use vm_harness::{
+    Container, ContainerOptions, DeviceFilter, Machine, Sandbox, Snapshot, Volume, mount,
+};
 
 use super::{
     MIB, at_fault_point, boot, ext4_image,
@@ -63,6 +65,8 @@ async fn every_kind_of_mount_works_or_is_refused_with_a_reason() {
         .await;
     let layers = ["lowerdir=/layers/lower,upperdir=/layers/upper,workdir=/layers/work"];
     let options = ContainerOptions {
+        // Without a filter every node would be a bind node.
+        device_filter: DeviceFilter::Bpf,
         // Below /dev, which a snapshot covers.
         mounts: vec![
             mount("/dev/nodev", "tmpfs", "tmpfs", &["nodev"]),
@@ -126,10 +130,13 @@ async fn every_kind_of_mount_works_or_is_refused_with_a_reason() {
 #[rstest]
 #[tokio::test]
 async fn read_only_root_takes_volumes_below_dev_only(#[future(awt)] sandbox: Sandbox) {
-    let options = ContainerOptions { read_only_root: true, ..ContainerOptions::default() };
-    let container = sandbox.start_container_with(&options).await;
-    is_refused(&sandbox, &[&container], "/mnt/xvda", 9, "read_only_file_system").await;
-    works(&sandbox, &[&container], "/dev/xvda", "mknod").await;
+    for (device_filter, node) in [(DeviceFilter::Bpf, "mknod"), (DeviceFilter::None, "bind")] {
+        let options =
+            ContainerOptions { read_only_root: true, device_filter, ..ContainerOptions::default() };
+        let container = sandbox.start_container_with(&options).await;
+        is_refused(&sandbox, &[&container], "/mnt/xvda", 9, "read_only_file_system").await;
+        works(&sandbox, &[&container], "/dev/xvda", node).await;
+    }
 }
 
 #[rstest]
@@ -154,7 +161,11 @@ async fn container_with_the_guests_dev_gets_a_mount_that_the_guest_does_not_see(
 async fn container_in_a_chroot_is_served(#[case] user_namespace: bool, #[case] node: &str) {
     let kernel_parameters = vec!["agent.no_pivot_root=on".to_owned()];
     let sandbox = boot(&Machine { kernel_parameters, ..Machine::default() }).await;
-    let options = ContainerOptions { user_namespace, ..ContainerOptions::default() };
+    let options = ContainerOptions {
+        user_namespace,
+        device_filter: DeviceFilter::Bpf,
+        ..ContainerOptions::default()
+    };
     let container = sandbox.start_container_with(&options).await;
     works(&sandbox, &[&container], "/dev/new/xvda", node).await;
     works(&sandbox, &[&container], "/tmp/xvda", "bind").await;

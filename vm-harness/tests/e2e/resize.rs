@@ -158,6 +158,28 @@ async fn image_is_shrunk_if_that_is_allowed(#[future(awt)] sandbox: Sandbox) {
 
 #[rstest]
 #[tokio::test]
+async fn volume_with_a_mounted_file_system_is_not_shrunk(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container_with(&ContainerOptions::privileged()).await;
+    let volume = Volume::image(SIZE);
+    make_ext4(&volume);
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    shell(&container, "mount -t ext4 /dev/xvda /mnt").await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let shrink = ["--size", "8MiB", "--allow-shrink"];
+    for more in [&[][..], &["--dry-run"]] {
+        let finished = resize(&sandbox, &container, &[&shrink[..], more].concat()).await;
+        let (reason, message) = finished.failed_with(5);
+        assert_eq!(reason, "busy");
+        assert!(message.contains("mount /mnt"), "{message}");
+    }
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    assert_eq!((volume.size(), size_in(&container).await), (SIZE, SIZE));
+    shell(&container, "umount /mnt").await;
+    assert_eq!(resized(&sandbox, &container, &shrink).await.volume["size"], 8 * MIB);
+}
+
+#[rstest]
+#[tokio::test]
 async fn guest_that_keeps_the_old_size_leaves_the_volume_unchanged() {
     let sandbox = boot_with_faults(&controller(false)).await;
     let container = sandbox.start_container().await;

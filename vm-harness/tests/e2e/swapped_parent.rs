@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use block_volume_api::block_volume::{AttachRequest, Attachment, DetachRequest, Detachment};
 use rstest::rstest;
-use vm_harness::{Container, ContainerOptions, Sandbox, Snapshot, Volume, mount};
+use vm_harness::{Container, ContainerOptions, DeviceFilter, Sandbox, Snapshot, Volume, mount};
 
 use super::{MIB, at_fault_point, hot_unplug::unplug_command, sandbox, sandbox_with_faults};
 
@@ -15,8 +15,12 @@ pub(crate) async fn swapping_pair(
     user_namespace: bool,
 ) -> (Container, Container) {
     let program = mount("/dev/observer", "bind", "/usr/bin/observer", &["bind", "ro"]);
-    let options =
-        ContainerOptions { user_namespace, mounts: vec![program], ..ContainerOptions::default() };
+    let options = ContainerOptions {
+        user_namespace,
+        mounts: vec![program],
+        device_filter: DeviceFilter::Bpf,
+        ..ContainerOptions::default()
+    };
     (sandbox.start_container_with(&options).await, sandbox.start_container_with(&options).await)
 }
 
@@ -141,6 +145,8 @@ async fn attach_and_detach(
             attachment: Some(attach.attachments[0].clone()).into(),
             outcome: outcome.unwrap_or_default(),
             keep_disk: true,
+            // The volume is at another path of the container, too.
+            keep_right: true,
             ..Default::default()
         };
         let request = DetachRequest {
@@ -190,7 +196,11 @@ async fn parent_that_is_exchanged_after_the_lookup_leads_to_no_other_directory(
     #[case] node: &str,
 ) {
     let sandbox = sandbox_with_faults;
-    let options = ContainerOptions { user_namespace, ..ContainerOptions::default() };
+    let options = ContainerOptions {
+        user_namespace,
+        device_filter: DeviceFilter::Bpf,
+        ..ContainerOptions::default()
+    };
     let container = sandbox.start_container_with(&options).await;
     // A file of the guest at the path that the link leads to. A detach must not remove it.
     sandbox.observer().shell("touch /etc/held").await;

@@ -39,6 +39,15 @@ impl Agent for BlockVolume {
         }
     }
 
+    /// Processes that survive a container's first one keep its nodes and rights, until a detach
+    /// removes both.
+    async fn remains(&self, id: &str) -> Option<Container> {
+        let sandbox = self.sandbox.lock().await;
+        let container = sandbox.containers.get(id)?;
+        let namespace = container.config.spec.as_ref().and_then(mount_namespace)?;
+        Container::remains(&namespace, cgroup(container).ok()?, rules(container)).ok()
+    }
+
     #[cfg(feature = "agent-policy")]
     async fn authorize(&self, method: &str, request: &serde_json::Value) -> Result<(), Denied> {
         let allowed = crate::policy::is_allowed_with_entrypoint(method, request).await;
@@ -60,16 +69,23 @@ fn handles(container: &LinuxContainer) -> Result<Container, ContainerError> {
     let mount_namespace = spec
         .and_then(mount_namespace)
         .unwrap_or_else(|| PathBuf::from(format!("/proc/{}/ns/mnt", container.init_process_pid)));
-    let cgroup = container.cgroup_manager.get_cgroup_path("devices");
-    let cgroup =
-        cgroup.map_err(|error| ContainerError::Unreachable(format!("its cgroup: {error}")))?;
-    let rules = spec.map(device_rules).unwrap_or_default();
     Container::of_process(
         container.init_process_pid,
         &mount_namespace,
-        below_hierarchy(&cgroup),
-        rules,
+        cgroup(container)?,
+        rules(container),
     )
+}
+
+fn cgroup(container: &LinuxContainer) -> Result<PathBuf, ContainerError> {
+    let cgroup = container.cgroup_manager.get_cgroup_path("devices");
+    let cgroup =
+        cgroup.map_err(|error| ContainerError::Unreachable(format!("its cgroup: {error}")))?;
+    Ok(below_hierarchy(&cgroup))
+}
+
+fn rules(container: &LinuxContainer) -> Vec<DeviceRule> {
+    container.config.spec.as_ref().map(device_rules).unwrap_or_default()
 }
 
 /// kata-agent 4.x keeps the namespaces of a container open; the specification holds the paths of

@@ -6,6 +6,7 @@ use std::convert::TryFrom as _;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex as StdMutex};
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use agent_plugin::api::block_volume::{self as wire, Reason};
 use agent_plugin::api::block_volume_ttrpc::BlockVolumeClient;
+use agent_plugin::namespace::Target;
 use agent_plugin::{Agent, ContainerError, DeviceRule};
 use oci_spec::runtime::Spec;
 use rstest::rstest;
@@ -169,8 +171,35 @@ async fn another_process_with_the_same_pid_is_not_taken_for_the_container() {
     let mut spec = container.spec();
     spec["linux"]["namespaces"][1]["path"] = json!(format!("/proc/self/fd/{}", other.as_raw_fd()));
     let agent = agent(container.container(ContainerState::Running, Some(spec)));
-    let error = agent.container("c1").await.unwrap_err().to_string();
+    let target = Target { id: "c1".into(), container: agent.container("c1").await.unwrap().into() };
+    let error = target.check_inside().unwrap_err().message();
     assert!(error.contains("is not in the container's mount namespace"), "{}", error);
+}
+
+#[tokio::test]
+async fn what_remains_of_a_stopped_container_is_its_pinned_namespace_and_its_cgroup() {
+    let mut process = Process::start();
+    let agent = agent(process.container(ContainerState::Running, Some(process.spec())));
+    process.end();
+    assert_eq!(agent.container("c1").await.unwrap_err(), ContainerError::Stopped);
+    let remains = agent.remains("c1").await.unwrap();
+    let inode = |file: File| file.metadata().unwrap().ino();
+    assert_eq!(
+        inode(remains.mount_namespace.into()),
+        inode(process.namespace.try_clone().unwrap())
+    );
+    assert_eq!((remains.cgroup, remains.device_rules.len()), (PathBuf::from("/pod/c1"), 3));
+    assert!(agent.remains("c2").await.is_none());
+}
+
+#[tokio::test]
+async fn nothing_remains_of_a_stopped_container_whose_namespace_is_not_pinned() {
+    let mut process = Process::start();
+    let mut spec = process.spec();
+    spec["linux"]["namespaces"][1]["path"] = json!(format!("/proc/{}/ns/mnt", process.child.id()));
+    let agent = agent(process.container(ContainerState::Running, Some(spec)));
+    process.end();
+    assert!(agent.remains("c1").await.is_none());
 }
 
 #[tokio::test]

@@ -8,6 +8,12 @@ fn serials(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
+impl Queues {
+    fn attach(self: &Arc<Self>, serials: Vec<String>) -> Result<Ticket> {
+        self.announce(serials).join()
+    }
+}
+
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(10)
 }
@@ -114,21 +120,84 @@ fn an_attached_volume_is_remembered_until_it_is_detached() {
 }
 
 #[test]
-fn directories_are_remembered_for_their_container_until_the_volume_is_detached() {
+fn an_attach_that_is_announced_cancels_nothing_before_it_joins() {
+    let queues = Arc::new(Queues::default());
+    let patient = queues.detach(serials(&["a"]), true).unwrap();
+    // Refused, for example by the policy.
+    drop(queues.announce(serials(&["a"])));
+    assert!(!patient.is_cancelled());
+    let attach = queues.announce(serials(&["a"])).join().unwrap();
+    assert!(patient.is_cancelled() && !attach.is_cancelled());
+    drop(patient);
+    attach.wait_for_turn(soon()).unwrap();
+}
+
+#[test]
+fn a_detach_cancels_an_attach_that_is_announced_and_does_not_wait_for_it() {
+    let queues = Arc::new(Queues::default());
+    let announced = queues.announce(serials(&["a", "b"]));
+    let elsewhere = queues.announce(serials(&["c"]));
+    let detach = queues.detach(serials(&["b"]), false).unwrap();
+    detach.wait_for_turn(Instant::now()).unwrap();
+    assert!(matches!(announced.join(), Err(Error::Cancelled)));
+    elsewhere.join().unwrap();
+    drop(detach);
+    assert!(queues.lock().is_empty());
+}
+
+#[test]
+fn the_next_request_waits_for_the_last_clone_of_a_ticket() {
+    let queues = Arc::new(Queues::default());
+    let first = queues.detach(serials(&["a"]), false).unwrap();
+    let second = queues.attach(serials(&["a"])).unwrap();
+    let under_way = first.clone();
+    drop(first);
+    second.wait_for_turn(Instant::now()).unwrap_err();
+    drop(under_way);
+    second.wait_for_turn(Instant::now()).unwrap();
+}
+
+#[test]
+fn directories_are_remembered_for_their_attachment_until_it_is_detached() {
     let queues: Arc<Queues> = Arc::default();
     let path = |text: &str| NodePath::new(text).unwrap();
+    let (deep, x) = ([path("/dev/n"), path("/dev/n/m")], path("/dev/n/m/x"));
     let ticket = queues.attach(serials(&["a"])).unwrap();
-    ticket.record_parents("a", "c1", &[path("/dev/n"), path("/dev/n/m")]);
+    ticket.record_parents("a", "c1", &x, &deep);
+    ticket.record_parents("a", "c1", &path("/dev/n/x"), &deep[..1]);
+    // A repeated attach finds them.
+    ticket.record_parents("a", "c1", &x, &[]);
     ticket.set_attached("a", true);
     drop(ticket);
     let ticket = queues.detach(serials(&["a", "b"]), false).unwrap();
-    assert_eq!(
-        ticket.parents_made("a", "c1", &path("/dev/n/m/x")),
-        [path("/dev/n"), path("/dev/n/m")]
-    );
-    assert_eq!(ticket.parents_made("a", "c1", &path("/dev/n/x")), [path("/dev/n")]);
-    assert!(ticket.parents_made("a", "c2", &path("/dev/n/m/x")).is_empty());
-    assert!(ticket.parents_made("b", "c1", &path("/dev/n/m/x")).is_empty());
+    assert!(ticket.parents_made("a", "c2", &x).is_empty());
+    assert!(ticket.parents_made("b", "c1", &x).is_empty());
+    assert_eq!(ticket.parents_made("a", "c1", &x), deep);
+    ticket.forget_parents("a", "c1", &x);
+    assert!(ticket.parents_made("a", "c1", &x).is_empty());
+    assert_eq!(ticket.parents_made("a", "c1", &path("/dev/n/x")), deep[..1]);
+    ticket.record_parents("a", "c1", &x, &deep);
     ticket.set_attached("a", false);
-    assert!(ticket.parents_made("a", "c1", &path("/dev/n/m/x")).is_empty());
+    assert!(ticket.parents_made("a", "c1", &x).is_empty());
+}
+
+#[test]
+fn cycles_beside_a_shared_disk_that_stays_leave_nothing() {
+    let queues: Arc<Queues> = Arc::default();
+    let path = |text: &str| NodePath::new(text).unwrap();
+    let count = || queues.lock().get("a").map_or(0, |queue| queue.made.len());
+    let first = queues.attach(serials(&["a"])).unwrap();
+    first.record_parents("a", "c1", &path("/dev/n/x"), &[path("/dev/n")]);
+    first.set_attached("a", true);
+    drop(first);
+    for _ in 0..1000 {
+        let further = queues.attach(serials(&["a"])).unwrap();
+        further.record_parents("a", "c2", &path("/dev/n/x"), &[path("/dev/n")]);
+        drop(further);
+        assert_eq!(count(), 2);
+        let detach = queues.detach(serials(&["a"]), false).unwrap();
+        detach.forget_parents("a", "c2", &path("/dev/n/x"));
+        drop(detach);
+        assert_eq!(count(), 1);
+    }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use toml_edit::DocumentMut;
 
-use crate::{host::sysfs::names, output::findings::Finding};
+use crate::{host::kernel_text::entries, output::findings::Finding};
 
 /// The files that the runtime tries, in this order. In kata-deploy's directory ([`DEPLOYED`]) every
 /// file is used.
@@ -40,12 +40,10 @@ struct Settings {
 /// Checks every file below `root` that configures QEMU.
 pub(super) fn check(root: &Path) -> Finding {
     let deployed = root.join(DEPLOYED);
-    let mut deployed_names: Vec<_> =
-        names(&deployed).filter(|name| name.ends_with(".toml")).collect();
-    deployed_names.sort_unstable();
+    let deployed = toml_files(&deployed);
     // The runtime uses the first one that exists.
     let first = FILES.iter().map(|file| root.join(file)).find(|file| file.exists());
-    let files = first.into_iter().chain(deployed_names.iter().map(|name| deployed.join(name)));
+    let files = first.into_iter().chain(deployed);
     let (mut suitable, mut unsuitable, mut read) = (Vec::new(), Vec::new(), false);
     for file in files {
         let name = file.display().to_string();
@@ -90,21 +88,24 @@ fn missing(settings: &Settings) -> Vec<&'static str> {
     all.into_iter().filter_map(|(is_set, what)| (!is_set).then_some(what)).collect()
 }
 
+/// Returns the files `*.toml` in `directory` in the order of their names.
+fn toml_files(directory: &Path) -> Vec<PathBuf> {
+    let mut files = entries(directory).unwrap_or_default();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "toml"));
+    files.sort_unstable();
+    files
+}
+
 /// Reads the settings for QEMU from the file and its drop-ins; `None` if it configures another
 /// hypervisor.
 fn settings(file: &Path) -> Result<Option<Settings>, String> {
     let drop_ins = file.with_file_name("config.d");
-    let mut more: Vec<PathBuf> = names(&drop_ins)
-        .filter(|name| name.ends_with(".toml"))
-        .map(|name| drop_ins.join(name))
-        .collect();
-    more.sort_unstable();
+    let more = toml_files(&drop_ins);
     let mut settings = None;
     for (index, file) in std::iter::once(file.to_owned()).chain(more).enumerate() {
-        let text = fs::read_to_string(&file).map_err(|e| e.to_string())?;
-        let document = text
-            .parse::<DocumentMut>()
-            .map_err(|_| format!("{} is not valid TOML", file.display()))?;
+        let text = fs::read(&file).map_err(|e| e.to_string())?;
+        let document = str::from_utf8(&text).ok().and_then(|text| text.parse::<DocumentMut>().ok());
+        let document = document.ok_or_else(|| format!("{} is not valid TOML", file.display()))?;
         let qemu = document.get("hypervisor").and_then(|hypervisor| hypervisor.get("qemu"));
         let Some(qemu) = qemu else { if index == 0 { return Ok(None) } else { continue } };
         let settings = settings.get_or_insert_with(Settings::default);

@@ -13,7 +13,8 @@ pub(super) fn check(root: &Path) -> Finding {
         return Finding::ok("lvm", "not installed");
     }
     let configuration = ["etc/lvm/lvm.conf", "etc/lvm/lvmlocal.conf"]
-        .map(|file| fs::read_to_string(root.join(file)).unwrap_or_default())
+        .map(|file| fs::read(root.join(file)).unwrap_or_default())
+        .map(|text| String::from_utf8_lossy(&text).into_owned())
         .join("\n");
     let devices_file = root.join("etc/lvm/devices/system.devices").exists();
     match () {

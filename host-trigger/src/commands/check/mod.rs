@@ -95,7 +95,7 @@ async fn check_sandbox(
     watch: &mut Stopwatch,
 ) {
     let directory = sandbox.lock_directory();
-    let holder = lock::holder(&directory);
+    let holder = lock::holder(&directory, deadline).await;
     // QEMU's socket serves one client, and the volumes of a run that is not finished would look
     // incomplete.
     let lock = lock::acquire(&directory, deadline).await;

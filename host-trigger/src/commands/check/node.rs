@@ -8,7 +8,7 @@ use nix::unistd::geteuid;
 use super::{kata, lvm};
 use crate::{
     Error,
-    host::sysfs::names,
+    host::kernel_text::entries,
     kata::sandbox::{self, RUN_DIRS},
     output::findings::Finding,
 };
@@ -58,11 +58,10 @@ fn sandboxes(run_dir: Option<&Path>) -> Finding {
 
 /// Disk sequence numbers distinguish a disk from a later one with the same device number.
 fn kernel() -> Finding {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let release = release.trim_end().to_owned();
-    let disks: Vec<_> = names(Path::new("/sys/block")).collect();
-    let is_numbered =
-        disks.iter().any(|name| Path::new("/sys/block").join(name).join("diskseq").exists());
+    let release = fs::read("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = String::from_utf8_lossy(release.trim_ascii()).into_owned();
+    let disks = entries(Path::new("/sys/block")).unwrap_or_default();
+    let is_numbered = disks.iter().any(|disk| disk.join("diskseq").exists());
     if is_numbered || disks.is_empty() {
         return Finding::ok("kernel", release);
     }
@@ -86,8 +85,7 @@ fn vsock() -> Finding {
 
 /// SELinux checks again when a descriptor is passed to another process.
 fn security_module() -> Option<Finding> {
-    let enforces =
-        fs::read_to_string("/sys/fs/selinux/enforce").is_ok_and(|text| text.trim_end() == "1");
+    let enforces = fs::read("/sys/fs/selinux/enforce").is_ok_and(|text| text.trim_ascii() == b"1");
     enforces.then(|| {
         Finding::warning(
             "selinux",

@@ -126,10 +126,10 @@ fn version(version: &str) -> Finding {
 /// Checks how many more volumes QEMU could open.
 fn descriptors(sandbox: &Sandbox, qmp: &Qmp) -> Option<Finding> {
     // The recorded process ID may belong to another process by now.
-    let recorded = sandbox.qemu_pid().filter(|&pid| process::is_qemu(pid));
+    let recorded = sandbox.qemu_pid().ok()?.filter(|&pid| process::is_qemu(pid));
     let pid = recorded.or(qmp.server())?;
-    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
-    let limit = soft_limit(&limits)?;
+    let limits = fs::read(format!("/proc/{pid}/limits")).ok()?;
+    let limit = soft_limit(&String::from_utf8_lossy(&limits))?;
     let open = u64::try_from(fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count()).ok()?;
     let room = limit.saturating_sub(open) / PER_VOLUME;
     let message = format!(
@@ -158,8 +158,12 @@ fn soft_limit(limits: &str) -> Option<u64> {
 fn volumes(inventory: &Inventory) -> Finding {
     let attachments = inventory.attachments();
     let attached = attachments.iter().filter(|known| known.is_attached()).count();
-    let incomplete = attachments.len() - attached;
+    let abandoned = attachments.iter().filter(|known| known.state.is_abandoned).count();
+    let incomplete = attachments.len() - attached - abandoned;
     let unused = inventory.unused().len();
+    if let Some(known) = attachments.iter().find(|known| known.state.is_abandoned) {
+        return Finding::problem("volumes", &known.abandoned_error());
+    }
     match (incomplete, unused) {
         (0, 0) => Finding::ok("volumes", format!("{attached} attached")),
         _ => Finding::warning(

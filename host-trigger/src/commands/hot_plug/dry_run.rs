@@ -14,6 +14,9 @@ impl Plug<'_> {
         for volume in self.volumes.iter_mut().filter(|volume| volume.is_attached()) {
             let request = volume.detachment();
             let seen = inspect::inspect(&self.agent, &request, false, deadline).await?;
+            if let Some((_, error)) = inspect::untold(&seen) {
+                return Err(error);
+            }
             if !seen.node_present {
                 preflight::check_path(probe, &volume.intent.path)?;
             }

@@ -10,7 +10,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 mod dry_run;
 mod plug;
@@ -66,6 +66,12 @@ pub struct HotPlug {
     #[arg(long, value_name = "PATH", required = true)]
     pub device_path: Vec<String>,
 
+    /// Format of the images: their bytes are the disk's, whatever they look like. Without it, a
+    /// file that begins or ends like an image of another format (qcow2, VMDK, VHD, VHDX, VDI,
+    /// LUKS) is refused
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub image_format: Option<ImageFormat>,
+
     /// The container can only read
     #[arg(long)]
     pub read_only: bool,
@@ -95,6 +101,13 @@ pub struct HotPlug {
     /// The limits of each volume, from the start.
     #[command(flatten)]
     pub limits: LimitArgs,
+}
+
+/// The format of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ImageFormat {
+    /// The bytes of the file are the disk's.
+    Raw,
 }
 
 fn parse_mode(text: &str) -> Result<u32, String> {

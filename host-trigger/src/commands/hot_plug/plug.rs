@@ -110,7 +110,10 @@ impl<'a> Plug<'a> {
         let warnings = known_bugs::warnings(self.qmp.version());
         warnings.for_each(|warning| diagnostics::line(&warning));
         let rolled_back = match inventory {
-            Some(inventory) => self.reconcile(inventory).await?,
+            Some(inventory) => {
+                self.check_abandoned(inventory)?;
+                self.reconcile(inventory).await?
+            }
             None => false,
         };
         if rolled_back && !self.verb.dry_run {
@@ -131,7 +134,10 @@ impl<'a> Plug<'a> {
             free?;
             let volume = &self.volumes[index];
             if volume.existing.is_none() {
-                volume.source.claim()?;
+                let file = volume.source.claim(self.session.deadline).await?;
+                if self.verb.image_format.is_none() {
+                    volume.source.check_format(file)?;
+                }
             }
         }
         self.session.watch.lap("reconcile");
@@ -176,7 +182,8 @@ impl<'a> Plug<'a> {
         // buffer when it resumes, with no client connected (1 in 5, QEMU 10.0).
         volume.added = Added::Records;
         let intent = Record::Intent(volume.intent.clone()).to_opaque();
-        volume.set = qmp.add_fd(volume.source.claim()?, None, &intent).await?.set;
+        let file = volume.source.claim(self.session.deadline).await?;
+        volume.set = qmp.add_fd(file, None, &intent).await?.set;
         fault::point("after-add-fd").await?;
         self.session.watch.lap("add_fd");
 

@@ -20,7 +20,7 @@ use crate::{
         sandbox::Sandbox,
     },
     ops::session::PROBE_TIMEOUT,
-    qemu::{controller::Controller, inventory::Inventory},
+    qemu::{abandoned, controller::Controller, inventory::Inventory},
     stopwatch::Stopwatch,
 };
 
@@ -52,19 +52,21 @@ pub(super) async fn run(
         let mut qmp = sandbox.connect_qmp(deadline).await?;
         let connected = start.elapsed();
         let controller = Inventory::find_controller(&mut qmp, verb.controller.as_deref()).await?;
+        let has_abandoned = abandoned::exist(&mut qmp).await?;
         let stages = [("qmp_connect", connected), ("qmp_query", start.elapsed() - connected)];
-        Ok((qmp, controller, stages))
+        Ok(((qmp, has_abandoned), controller, stages))
     };
-    // Polled last: the others have sent their requests by then, and this never waits.
+    // Polled first: its thread works while the others are sent their requests.
     let sources = async {
         let start = Instant::now();
-        let sources = Source::open_all(&verb.block_volume, verb.read_only)?;
+        let sources = Source::open_all(&verb.block_volume, verb.read_only, deadline).await?;
         Ok((sources, start.elapsed()))
     };
-    let (probed, (mut qmp, controller, host), (sources, opened)) =
-        tokio::try_join!(guest, host, sources)?;
+    let ((sources, opened), probed, ((mut qmp, has_abandoned), controller, host)) =
+        tokio::try_join!(sources, guest, host)?;
     let Probed { address, agent, probe, stages } = probed;
-    let inventory = match sources.iter().all(Source::is_exclusive) && !verb.dry_run {
+    let is_new = sources.iter().all(Source::is_exclusive);
+    let inventory = match is_new && !has_abandoned && !verb.dry_run {
         true => None,
         false => Some(Inventory::read(&mut qmp).await?),
     };

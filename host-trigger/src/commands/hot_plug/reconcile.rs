@@ -38,11 +38,31 @@ impl Plug<'_> {
                 self.roll_back_leftover(index, &state, Extent::Volume).await?;
                 let source = &mut self.volumes[index].source;
                 if !source.is_claimed() {
-                    *source = Source::open(&source.given, self.verb.read_only)?;
+                    let (read_only, deadline) = (self.verb.read_only, self.session.deadline);
+                    *source = Source::open(&source.given, read_only, deadline).await?;
                 }
             }
         }
         Ok(rolled_back)
+    }
+
+    /// Checks that nothing new is plugged beside an abandoned volume: its container may still have
+    /// the device node and the right, and a new disk could get the device number. What is attached
+    /// already has its number.
+    pub(super) fn check_abandoned(&self, inventory: &Inventory) -> Result<(), Error> {
+        let attachments = inventory.attachments();
+        // The block nodes may not have been read.
+        let has_disk = |volume: &PlugVolume| {
+            let mut same = attachments.iter().filter(|known| known.id == volume.id);
+            same.any(|known| {
+                known.state.device
+                    && known.attachment.as_ref().is_some_and(Attachment::is_committed)
+            })
+        };
+        match attachments.iter().find(|known| known.state.is_abandoned) {
+            Some(known) if !self.volumes.iter().all(has_disk) => Err(known.abandoned_error()),
+            _ => Ok(()),
+        }
     }
 
     /// Reconciles with a whole disk. Returns whether an interrupted run left something of this

@@ -44,7 +44,8 @@ impl Plug<'_> {
                 None => reported,
             }
         });
-        let report = Report { volumes: volumes.collect(), broken_holders: Vec::new() };
+        let report =
+            Report { volumes: volumes.collect(), broken_holders: Vec::new(), lost: Vec::new() };
         let watch = self.session.watch;
         Ok(Envelope::new("hot-plug", result, report)
             .with_dry_run(self.verb.dry_run)

@@ -102,10 +102,8 @@ impl PlugVolume {
     /// What the block node is made over.
     pub(super) fn backend(&self) -> Backend {
         match self.source.kind {
-            SourceKind::Block { logical_block_size, physical_block_size } => {
-                Backend::HostDevice { logical_block_size, physical_block_size }
-            }
-            SourceKind::File => Backend::File,
+            SourceKind::Block(geometry) => Backend::HostDevice(geometry),
+            SourceKind::File => Backend::File { rotational: self.source.is_rotational() },
         }
     }
 

@@ -10,8 +10,9 @@ use block_volume_qmp::{Qmp, QmpError};
 
 use super::Done;
 use crate::{
-    Deadline, Error,
+    Deadline, Error, diagnostics,
     host::lock_watch::LockWatch,
+    left_behind::LeftBehind,
     ops::{
         detach,
         holder_wait::{self, Pause, Waited},
@@ -19,6 +20,7 @@ use crate::{
         job_wait, rollback,
         session::{Guest, Session},
         signals::Signals,
+        volume::Volume,
     },
     output::envelope::Outcome,
     qemu::{inventory::Inventory, volume_state::KnownVolume},
@@ -34,6 +36,8 @@ pub(super) struct Patience {
     seen: Option<VolumeView>,
     /// The guest has detached the volume during a wait.
     detached: bool,
+    /// What it left behind in the container then; warnings are printed.
+    left_behind: Vec<LeftBehind>,
     /// Another request ended the last wait.
     ended: bool,
     /// Of the lock that this run has.
@@ -48,6 +52,7 @@ impl Patience {
             until: None,
             seen: None,
             detached: false,
+            left_behind: Vec::new(),
             ended: false,
             watch: None,
             pause: Pause::new(),
@@ -84,9 +89,12 @@ impl Patience {
     /// # Errors
     /// Another run has plugged it again.
     pub(super) fn same(&self, view: &VolumeView) -> Result<(), Error> {
+        let run =
+            |view: &VolumeView| view.known.attachment.as_ref().map(|known| known.intent.clone());
         match &self.seen {
             // The record has the name of the run that plugged it, and the descriptors are those
-            // that carry the records.
+            // that carry the records. A run that took it without the guest has moved them.
+            Some(seen) if view.known.state.is_abandoned && run(seen) == run(view) => Ok(()),
             Some(seen) if seen.known.attachment != view.known.attachment => {
                 Err(Error::VolumeChanged { volume: view.known.id.to_string() })
             }
@@ -99,8 +107,14 @@ impl Patience {
     pub(super) fn gone(&self) -> Done {
         let result = if self.detached { Outcome::Detached } else { Outcome::Unchanged };
         let seen = self.seen.as_ref().filter(|_| self.detached);
-        let volume = seen.map(|seen| seen.volume.clone());
+        let left_behind = self.left_behind();
+        let volume = seen.map(|seen| Volume { left_behind, ..seen.volume.clone() });
         Done { result, volume, broken_holders: Vec::new() }
+    }
+
+    /// What the guest left behind in the container when it detached the volume during a wait.
+    pub(super) fn left_behind(&self) -> Vec<LeftBehind> {
+        self.left_behind.clone()
     }
 
     /// Whether the guest is asked to detach before it is asked to wait. If another request ended
@@ -194,21 +208,28 @@ impl Patience {
                     // The guest serves it before the one that waits, and says what has been done.
                     match detach::detach(guest, request, false, Duration::ZERO, deadline).await {
                         Err(busy) if holder_wait::is_busy(&busy) => Err(interrupted),
-                        done => done.map(|_| Waited::Detached),
+                        done => done.map(|done| Waited::Detached(done.left_behind)),
                     }
                 }
             }
         };
         self.ended = matches!(waited, Ok(Waited::Ended));
-        self.detached |= matches!(waited, Ok(Waited::Detached));
-        if let Err(cause) = waited {
-            let left = detach::left_by(&cause, &view.known.id);
-            return Err(match left {
-                Some(left) if rollback::is_alive(&session.sandbox).await => {
-                    Error::Incomplete { cause: Box::new(cause), left: vec![left] }
-                }
-                _ => cause,
-            });
+        match waited {
+            Ok(Waited::Ended) => {}
+            Ok(Waited::Detached(left_behind)) => {
+                self.detached = true;
+                left_behind.iter().for_each(|left| diagnostics::line(&left.to_string()));
+                self.left_behind.extend(left_behind);
+            }
+            Err(cause) => {
+                let left = detach::left_by(&cause, &view.known.id);
+                return Err(match left {
+                    Some(left) if rollback::is_alive(&session.sandbox).await => {
+                        Error::Incomplete { cause: Box::new(cause), left: vec![left] }
+                    }
+                    _ => cause,
+                });
+            }
         }
         self.go_on(session, signals, began, "wait_for_holders", Ok(())).await
     }

@@ -5,23 +5,24 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, OpenOptions},
+    fs::OpenOptions,
     io,
     ops::Range,
     os::{
         fd::{AsFd, AsRawFd},
         unix::{
-            ffi::OsStringExt,
+            ffi::{OsStrExt, OsStringExt},
             fs::{MetadataExt, OpenOptionsExt},
         },
     },
     path::{Path, PathBuf},
 };
 
-use nix::sys::stat::{major, minor};
-
 use super::FileId;
-use crate::host::{block_device::parse_number, sysfs::names};
+use crate::host::{
+    block_device::{BlockDevice, SYSFS},
+    kernel_text,
+};
 
 /// The major number of loop devices.
 pub(crate) const MAJOR: u64 = 7;
@@ -98,45 +99,59 @@ impl Backing {
     }
 }
 
-/// Returns all loop devices that are in use. Without a device node to query, the path in sysfs is
-/// used.
-pub(crate) fn all() -> Vec<LoopDevice> {
-    let loops = names(Path::new("/sys/block")).filter(|name| name.starts_with("loop"));
-    loops.filter_map(read).collect()
+/// Returns all loop devices that are in use.
+///
+/// # Errors
+/// They cannot be listed.
+pub(crate) fn all() -> io::Result<Vec<LoopDevice>> {
+    let mut found = Vec::new();
+    for disk in BlockDevice::disks(Path::new(SYSFS))? {
+        if disk.name().as_bytes().starts_with(b"loop") {
+            found.extend(find(&disk)?);
+        }
+    }
+    Ok(found)
 }
 
-fn read(name: String) -> Option<LoopDevice> {
-    let directory = Path::new("/sys/block").join(&name);
-    let path = backing_path(&directory)?;
-    let number = parse_number(&fs::read(directory.join("dev")).ok()?)?;
+/// Returns the loop device `device` if it is in use. Without a device node to query, the path in
+/// sysfs is used.
+pub(crate) fn find(device: &BlockDevice) -> io::Result<Option<LoopDevice>> {
+    let directory = device.directory();
+    let attributes = directory.join("loop");
+    if !attributes.try_exists().map_err(kernel_text::of(&attributes))? {
+        return Ok(None);
+    }
+    let (name, number) = (device.name().to_string_lossy().into_owned(), device.number);
+    let path = backing_path(directory);
     let by_path = || {
-        let bytes = |part| fs::read_to_string(directory.join(part)).ok()?.trim_end().parse().ok();
-        let [offset, limit] = ["loop/offset", "loop/sizelimit"].map(bytes);
+        let bytes = |part| kernel_text::number(&kernel_text::read(attributes.join(part)).ok()?);
+        let [offset, limit] = ["offset", "sizelimit"].map(bytes);
         Some(Backing::new(FileId::at(&path)?, offset.unwrap_or(0), limit.unwrap_or(0), false))
     };
     let backing = match Backing::of_node(&name, number) {
         // It has been detached in the meantime.
-        Ok(None) => return None,
+        Ok(None) => return Ok(None),
         Ok(backing) => backing,
         Err(_) => by_path(),
     };
-    Some(LoopDevice { name, number, path, backing })
+    Ok(Some(LoopDevice { name, number, path, backing }))
 }
 
 /// Returns the loop device `number`, given its own descriptor. It needs no device node.
-pub(crate) fn of(number: u64, device: impl AsFd) -> io::Result<Option<LoopDevice>> {
-    let link = format!("/sys/dev/block/{}:{}", major(number), minor(number));
-    let directory = fs::canonicalize(link)?;
-    let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let path = backing_path(&directory).unwrap_or_default();
-    let backing = Backing::of(device)?;
+pub(crate) fn of(number: u64, file: impl AsFd) -> io::Result<Option<LoopDevice>> {
+    let device = BlockDevice::find(Path::new(SYSFS), number)?;
+    let name = device.name().to_string_lossy().into_owned();
+    let path = backing_path(device.directory());
+    let backing = Backing::of(file)?;
     Ok(backing.map(|backing| LoopDevice { name, number, path, backing: Some(backing) }))
 }
 
-fn backing_path(directory: &Path) -> Option<PathBuf> {
-    let mut path = fs::read(directory.join("loop/backing_file")).ok()?;
+/// Returns the path of the backing file; an empty one if the kernel has none, or one that is longer
+/// than a page.
+fn backing_path(directory: &Path) -> PathBuf {
+    let mut path = kernel_text::read(directory.join("loop/backing_file")).unwrap_or_default();
     path.pop_if(|last| *last == b'\n');
-    Some(OsString::from_vec(path).into())
+    OsString::from_vec(path).into()
 }
 
 #[expect(unsafe_code, reason = "nix has no safe wrapper for this request")]
@@ -171,7 +186,7 @@ mod tests {
     #[test]
     fn no_loop_device_is_backed_by_a_file_that_does_not_exist() {
         let absent = |known: &Backing| known.file_id == FileId::File(0, 0);
-        assert!(!all().iter().any(|known| known.backing.as_ref().is_some_and(absent)));
+        assert!(!all().unwrap().iter().any(|known| known.backing.as_ref().is_some_and(absent)));
     }
 
     #[test]

@@ -149,7 +149,10 @@ impl Recovery<'_> {
             qmp: self.qmp,
             id: &view.known.id,
             guest: self.guest,
-            force: false,
+            is_abandoned: view.known.state.is_abandoned,
+            // The disk of an abandoned volume has gone: its holders have nothing to lose.
+            force: view.known.state.is_abandoned,
+            left_behind: Vec::new(),
         };
         detach.run(request).await?;
         self.detached.extend(view.known.attachment.clone());

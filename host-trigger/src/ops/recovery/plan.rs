@@ -9,10 +9,11 @@
 //! | attached; the guest has no disk, or QEMU no device | completed: an interrupted unplug is finished |
 //! | attached; the container is gone, or was restarted without the volume | rolled back |
 //! | a block node in QEMU without device and record | rolled back |
+//! | the record of a volume that the host freed without the guest | completed: the guest detaches it |
 //! | a device without record | left alone: what a container has of it is not known |
 //!
 //! An attachment that cannot be completed is rolled back. If the guest has to be asked and does not
-//! reply, nothing changes.
+//! reply or cannot tell, nothing changes.
 
 use super::{Action, Recovered, StateAfter};
 use crate::{
@@ -83,6 +84,10 @@ impl RecoveryPlan {
             }
             GuestReport::Reported(listed) => listed,
         };
+        if state.is_abandoned {
+            let why = "the host had freed it without the guest";
+            return Self::Detach { completes: true, why };
+        }
         let Some(guest) = &listed.guest else {
             return Self::Leave { why: "the guest does not report it".to_owned() };
         };

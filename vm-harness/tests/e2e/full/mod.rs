@@ -2,7 +2,10 @@
 //! `ci/test` does not.
 
 mod conformance;
+mod descriptor_flood;
+mod hostile_cycles;
 mod load;
+mod references;
 mod scaling;
 mod shared_directories;
 mod swapped_parent;

@@ -1,0 +1,297 @@
+//! Unmounts the bind node of an attachment in one mount namespace, wherever it is there now
+//! ([mount_namespaces(7)](https://man7.org/linux/man-pages/man7/mount_namespaces.7.html)).
+//!
+//! The container may move its mounts and rename their directories at any time. So a path is only a
+//! hint from mountinfo: what is opened there is ours if it is on the mount of that id. Only that
+//! mount is then unmounted, through its descriptor. A mount that the container put over ours goes
+//! first; it would not survive ours anyway.
+
+use std::{
+    ffi::OsStr,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+    time::Instant,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
+    sys::stat::{Mode, SFlag},
+    unistd::{UnlinkatFlags, chroot, fchdir, unlinkat},
+};
+
+use super::{
+    agent_proc::AgentProc, device::NodeOptions, identity::Identity, left::LeftBehind, watch,
+};
+use crate::{
+    block::DeviceNumber,
+    error::{Error, Result},
+    inode::Inode,
+    mount,
+    namespace::check_awaited,
+    procfs::mountinfo::MountLine,
+};
+
+/// How often mountinfo is read again: the container may rename a directory between that and the
+/// open, or have mounted over the node as often as this.
+const TRIES: usize = 64;
+
+/// The bind node of one attachment, for a thread in a mount namespace that may have it.
+#[derive(Debug)]
+pub(super) struct Unmount {
+    pub(super) identity: Identity,
+    /// `None`: the disk is gone, and its number may be another's. Then the identity decides.
+    pub(super) number: Option<DeviceNumber>,
+    /// The name of the file below it, and the directory in which it was looked for, in the
+    /// container's own namespace: elsewhere no file is removed.
+    pub(super) file: Option<(OwnedFd, String)>,
+    /// There was a mount, also if there is none any more.
+    pub(super) was_bind: bool,
+    /// The container whose node is to be watched, if it is not watched yet.
+    pub(super) watch_for: Option<String>,
+    /// Nothing is changed after it.
+    pub(super) deadline: Instant,
+    pub(super) proc: AgentProc,
+}
+
+const UNREACHED: &str = "the node's mount is not reached by its path: something is mounted over it, or it is moved all the time";
+
+/// What was found and done.
+#[derive(Debug, Default)]
+pub(super) struct Unmounted {
+    /// Owner and mode of the node, if there was one.
+    pub(super) options: Option<NodeOptions>,
+    pub(super) left: Vec<LeftBehind>,
+    /// Mounts that stay, by their ids.
+    mounts: Vec<(u32, LeftBehind)>,
+}
+
+/// What became of a mount.
+enum Step {
+    /// Something was unmounted: see what is left.
+    Progress,
+    /// It is elsewhere by now, or not reached by its path.
+    Unreached,
+    /// Not ours, although it has our identity.
+    Foreign,
+    /// It stays.
+    Refused(Errno),
+}
+
+impl Unmount {
+    /// Unmounts it below the thread's own root directory, and then as seen from each of `roots`.
+    /// The thread must have a root and a working directory of its own, and ends soon.
+    pub(super) fn run(&self, roots: &[OwnedFd]) -> Result<Unmounted> {
+        let mut done = Unmounted::default();
+        self.below_root(&mut done)?;
+        for root in roots {
+            fchdir(root)
+                .and_then(|()| chroot("."))
+                .map_err(Error::system("chroot", "a container's root"))?;
+            self.below_root(&mut done)?;
+        }
+        // Where the container moved or unmounted the mount, its file is still there. Ours has no
+        // permissions.
+        let was_bind = self.was_bind || done.options.is_some();
+        if let Some((directory, name)) = self.file.as_ref().filter(|_| was_bind)
+            && matches!(Inode::synced_at(directory, name), Ok(Some(file)) if file.permissions == 0)
+            && self.may_change()
+            && let Err(left) = remove_empty(directory, name, name.as_bytes())
+        {
+            done.left.push(left);
+        }
+        done.left.extend(done.mounts.drain(..).map(|(_, left)| left));
+        Ok(done)
+    }
+
+    fn below_root(&self, done: &mut Unmounted) -> Result<()> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = open("/", flags, Mode::empty()).map_err(Error::system("open", "/"))?;
+        let mut foreign: Vec<u32> = Vec::new();
+        for attempt in 1..=TRIES {
+            let text = self.proc.mountinfo()?;
+            let lines: Vec<_> = MountLine::all(&text).collect();
+            let is_ours = |line: &&MountLine<'_>| {
+                self.identity.is_shown_by(line) && !foreign.contains(&line.id)
+            };
+            let ours: Vec<_> = lines.iter().filter(is_ours).collect();
+            if ours.is_empty() {
+                return Ok(());
+            }
+            let is_last = attempt == TRIES || Instant::now() >= self.deadline;
+            for line in ours {
+                let stays = match self.step(&root, line, &lines, done) {
+                    Step::Progress => None,
+                    Step::Unreached => is_last.then(|| UNREACHED.to_owned()),
+                    Step::Foreign => {
+                        foreign.push(line.id);
+                        None
+                    }
+                    Step::Refused(errno) => {
+                        foreign.push(line.id);
+                        Some(format!("umount2: {errno}"))
+                    }
+                };
+                // As the last of the roots shows it.
+                done.mounts.retain(|(id, _)| *id != line.id);
+                let left = |reason| (line.id, LeftBehind::new(shown(&line.point()), reason));
+                done.mounts.extend(stays.map(left));
+            }
+            if is_last {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the request still waits for this.
+    fn may_change(&self) -> bool {
+        Instant::now() < self.deadline && check_awaited().is_ok()
+    }
+
+    fn step(
+        &self,
+        root: &OwnedFd,
+        line: &MountLine<'_>,
+        lines: &[MountLine<'_>],
+        done: &mut Unmounted,
+    ) -> Step {
+        let point = line.point();
+        let Ok(node) = reach(root, &point, OFlag::O_PATH) else { return Step::Unreached };
+        let Ok(inode) = Inode::of(&node) else { return Step::Unreached };
+        if !self.may_change() {
+            return Step::Unreached;
+        }
+        if inode.mount != u64::from(line.id) {
+            if !is_over(lines, inode.mount, line.id) {
+                return Step::Unreached;
+            }
+            return match self.proc.unmount(&node) {
+                Ok(()) => Step::Progress,
+                Err(_) => Step::Unreached,
+            };
+        }
+        let is_node = inode.is_mounted && inode.kind == SFlag::S_IFBLK;
+        if !is_node || self.number.is_some_and(|number| number != inode.device) {
+            return Step::Foreign;
+        }
+        done.options.get_or_insert(NodeOptions {
+            uid: inode.uid,
+            gid: inode.gid,
+            mode: inode.permissions,
+        });
+        self.watch(&node);
+        // What was opened through this mount is opened; nothing more is.
+        if let Err(errno) = mount::set_nodev(&node) {
+            tracing::warn!(
+                "the node at {} stays usable until it is unmounted: mount_setattr: {errno}",
+                shown(&point)
+            );
+        }
+        let file = self.file_below(root, line, &point);
+        match self.proc.unmount(&node) {
+            Ok(()) => {}
+            Err(errno) => return Step::Refused(errno),
+        }
+        // Its file system has ended before the event is looked for.
+        drop(node);
+        if let Some(Err(left)) =
+            file.map(|(directory, name)| remove_empty(&directory, &name, &point))
+        {
+            done.left.push(left);
+        }
+        Step::Progress
+    }
+
+    /// The directory and the name of the file that the node is mounted over, if that is the one
+    /// that was made for it.
+    fn file_below(
+        &self,
+        root: &OwnedFd,
+        line: &MountLine<'_>,
+        point: &[u8],
+    ) -> Option<(OwnedFd, String)> {
+        let (_, name) = self.file.as_ref()?;
+        let path = Path::new(OsStr::from_bytes(point));
+        if path.file_name()?.as_bytes() != name.as_bytes() {
+            return None;
+        }
+        let parent = path.parent()?.as_os_str().as_bytes();
+        let directory = reach(root, parent, OFlag::O_PATH | OFlag::O_DIRECTORY).ok()?;
+        let found = Inode::at(&directory, name).ok()??;
+        (found.mount == u64::from(line.id)).then(|| (directory, name.clone()))
+    }
+
+    fn watch(&self, node: &OwnedFd) {
+        let Some(container) = &self.watch_for else { return };
+        match self.proc.path_of(node) {
+            Ok(path) => watch::begin(&self.identity, container, path.as_c_str()),
+            Err(errno) => tracing::warn!("a node cannot be watched: fchdir: {errno}"),
+        }
+    }
+}
+
+/// Opens what is at a path of mountinfo. Such a path has no links.
+fn reach(root: &OwnedFd, path: &[u8], flags: OFlag) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS;
+    let how = OpenHow::new().flags(flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).resolve(resolve);
+    openat2(root, path, how)
+}
+
+/// Whether mount `upper` is on `lower`, or on another one that is.
+fn is_over(lines: &[MountLine<'_>], upper: u64, lower: u32) -> bool {
+    let mut next = u32::try_from(upper).ok();
+    // No more steps than mounts: the list may have been read while it changed.
+    for _ in lines {
+        let Some(line) = lines.iter().find(|line| Some(line.id) == next) else { return false };
+        if line.parent == lower {
+            return true;
+        }
+        next = Some(line.parent);
+    }
+    false
+}
+
+/// Removes a file if it is as empty as ours was. Others may have put their own file there, such as
+/// the host, where the file system is the host's.
+pub(super) fn remove_empty(
+    directory: &impl AsFd,
+    name: &str,
+    path: &[u8],
+) -> Result<(), LeftBehind> {
+    let failed = |call: &str, errno: Errno| {
+        Err(LeftBehind::new(shown(path), format!("an empty file stays: {call}: {errno}")))
+    };
+    match Inode::synced_at(directory, name) {
+        Ok(Some(file)) if file.kind == SFlag::S_IFREG && file.size == 0 && !file.is_mounted => {}
+        Ok(_) => return Ok(()),
+        Err(errno) => return failed("statx", errno),
+    }
+    match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => failed("unlinkat", errno),
+    }
+}
+
+/// A path of a container, for a message.
+pub(super) fn shown(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).escape_debug().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_over_another_is_recognized_by_its_parents() {
+        let text = "36 35 0:44 / /dev rw - tmpfs t rw\n40 36 0:45 /n /dev/x rw - tmpfs t rw\n\
+                    41 40 0:5 /null /dev/x rw - devtmpfs t rw\n42 41 0:5 /zero /dev/x rw - devtmpfs t rw";
+        let lines: Vec<_> = MountLine::all(text.as_ref()).collect();
+        assert!(is_over(&lines, 41, 40) && is_over(&lines, 42, 40));
+        assert!(!is_over(&lines, 40, 40) && !is_over(&lines, 36, 40) && !is_over(&lines, 7, 40));
+        assert!(!is_over(&lines, u64::MAX, 40));
+    }
+}

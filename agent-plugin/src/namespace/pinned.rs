@@ -1,0 +1,152 @@
+//! What the mount namespace that the agent pinned shows, wherever the container's first process is
+//! now ([setns(2)](https://man7.org/linux/man-pages/man2/setns.2.html),
+//! [proc_pid_mountinfo(5)](https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html)).
+//!
+//! A container may enter another namespace by itself (`unshare(2)`): then `/proc/PID` shows what it
+//! has made there, and not where the plugin's nodes are. And a container that has ended has no
+//! `/proc/PID`, but its namespace exists as long as our handle.
+
+use std::{
+    fs::{self, File},
+    io::Read as _,
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    thread,
+};
+
+use nix::{
+    fcntl::{OFlag, open, openat},
+    sys::stat::{Mode, fstat},
+};
+
+use super::{root::Root, target::Target};
+use crate::{
+    agent::ContainerError,
+    error::{Error, Result},
+    fault,
+    inode::Inode,
+};
+
+const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
+
+impl Target {
+    /// Checks that the container's first process runs, and is in the pinned namespace: elsewhere it
+    /// would not see a volume that is attached there.
+    ///
+    /// # Errors
+    /// It has ended, or left the namespace.
+    pub fn check_inside(&self) -> Result<()> {
+        let inside = self.pid().is_ok_and(|pid| self.is_inside(pid));
+        self.check_alive()?;
+        if inside || fault::skips("namespace") {
+            return Ok(());
+        }
+        let reason = "its first process is not in the container's mount namespace: it left it, or \
+                      has ended and its pid was reused";
+        Err(self.unreachable(reason))
+    }
+
+    /// Opens the container's root directory: that of its first process while it is in the pinned
+    /// namespace, else that of the namespace itself.
+    ///
+    /// # Errors
+    /// The first process has ended, or left the namespace, in which it had merely changed its root
+    /// directory.
+    pub fn root(&self) -> Result<Root> {
+        if fault::skips("namespace") {
+            return open("/", DIRECTORY, Mode::empty())
+                .map(Root::new)
+                .map_err(Error::system("open", "/"));
+        }
+        match self.root_of_process() {
+            Some(root) => Ok(root),
+            None => self.root_of_namespace(),
+        }
+    }
+
+    /// `None`: the process has left the namespace, or has ended.
+    fn root_of_process(&self) -> Option<Root> {
+        let pid = self.pid().ok()?;
+        if !self.is_inside(pid) {
+            return None;
+        }
+        let root = open(format!("/proc/{pid}/root").as_str(), DIRECTORY, Mode::empty()).ok()?;
+        // If the pid had been reused before the open, our process would have ended.
+        (self.is_inside(pid) && !self.has_ended()).then(|| Root::new(root))
+    }
+
+    fn root_of_namespace(&self) -> Result<Root> {
+        let root: OwnedFd = self.inside(|| {
+            open("/", DIRECTORY, Mode::empty()).map_err(Error::system("open", "the root"))
+        })?;
+        let stat = |found: Result<Inode, _>| found.map_err(Error::system("statx", "the root"));
+        let (found, ours) = (stat(Inode::of(&root))?, stat(Inode::followed(c"/"))?);
+        // A container that was started with chroot alone has the guest's tree around its own.
+        if (found.file_system, found.number) == (ours.file_system, ours.number) {
+            self.check_alive()?;
+            let reason = "its first process is gone from its mount namespace, and the root \
+                          directory there is the guest's own";
+            return Err(self.unreachable(reason));
+        }
+        Ok(Root::new(root))
+    }
+
+    /// The mountinfo of the pinned namespace.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub fn mountinfo(&self) -> Result<Vec<u8>> {
+        // The agent's own: the container may have mounted something else there.
+        let proc =
+            open("/proc", DIRECTORY, Mode::empty()).map_err(Error::system("open", "/proc"))?;
+        self.inside(move || {
+            const PATH: &str = "thread-self/mountinfo";
+            let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+            let file = openat(&proc, PATH, flags, Mode::empty());
+            let mut file = File::from(file.map_err(Error::system("open", PATH))?);
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes).map_err(Error::system("read", PATH))?;
+            Ok(bytes)
+        })
+    }
+
+    /// Whether the process is in the pinned namespace.
+    fn is_inside(&self, pid: i32) -> bool {
+        is_same(&format!("/proc/{pid}/ns/mnt"), &self.container.mount_namespace)
+    }
+
+    /// Whether a file of the first process below `/proc/PID` is the open `file`.
+    ///
+    /// # Errors
+    /// [`Error::ContainerEnded`].
+    pub(crate) fn proc_is(&self, path: &str, file: &OwnedFd) -> Result<bool> {
+        let same = is_same(&format!("/proc/{}/{path}", self.pid()?), file);
+        self.check_alive().map(|()| same)
+    }
+
+    /// Runs `work` on a thread inside the namespace, and waits for it: for work that never waits
+    /// for a file system of the container.
+    fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        thread::scope(|scope| {
+            let run = || {
+                self.enter_here()?;
+                work()
+            };
+            let thread = thread::Builder::new().name("block-volume-ns".to_owned());
+            let thread = thread.spawn_scoped(scope, run);
+            let thread = thread.map_err(Error::system("clone", "a thread"))?;
+            thread.join().map_err(|_| Error::Panicked)?
+        })
+    }
+
+    fn unreachable(&self, reason: &str) -> Error {
+        let source = ContainerError::Unreachable(reason.to_owned());
+        Error::Container { id: self.id.to_string(), source }
+    }
+}
+
+fn is_same(path: &str, file: &OwnedFd) -> bool {
+    let (found, known) = (fs::metadata(path), fstat(file));
+    found.is_ok_and(|found| {
+        known.is_ok_and(|known| (known.st_dev, known.st_ino) == (found.dev(), found.ino()))
+    })
+}
