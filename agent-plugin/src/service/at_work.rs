@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 
 /// So many requests for a few volumes each work at a time.
 const MOST: usize = 16;
-/// A request for more volumes than this waits for others of its kind alone, so that a few of them do
-/// not keep all others waiting.
+/// A request for more volumes than this waits for others of its kind alone, so that a few of them
+/// do not keep all others waiting.
 const FEW: usize = 32;
 /// So many requests for many volumes each work at a time.
 const MOST_BULKY: usize = 2;
