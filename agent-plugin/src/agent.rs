@@ -28,9 +28,9 @@ pub trait Agent: Send + Sync + 'static {
     /// What remains of a container for which [`container`](Self::container) returned
     /// [`ContainerError::Stopped`]: [`Container::remains`].
     ///
-    /// Other processes of a container may survive its first one, where that is not the first process
-    /// of its pid namespace. They keep its device nodes and its rights, so a detach removes both.
-    /// Without this method they keep them until they end; the disk is removed anyway.
+    /// Other processes of a container may survive its first one, where that is not the first
+    /// process of its pid namespace. They keep its device nodes and its rights, so a detach removes
+    /// both. Without this method they keep them until they end; the disk is removed anyway.
     async fn remains(&self, _id: &str) -> Option<Container> {
         None
     }

@@ -3,8 +3,8 @@
 //!
 //! Each namespace is found by a process or thread that is in it
 //! ([`/proc/PID/task/TID/ns/mnt`](https://man7.org/linux/man-pages/man7/namespaces.7.html)), and
-//! entered only if its mountinfo shows the node. A namespace that only a descriptor or a mount keeps
-//! is not found, nor is a mount that is in no namespace. Those are what `watch` is for.
+//! entered only if its mountinfo shows the node. A namespace that only a descriptor or a mount
+//! keeps is not found, nor is a mount that is in no namespace. Those are what `watch` is for.
 
 use std::{
     collections::HashSet,

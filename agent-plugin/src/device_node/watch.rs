@@ -4,9 +4,10 @@
 //! number, the number must not be given to another disk.
 //!
 //! The kernel says when the last one is gone. Each bind node is alone on its file system, so that
-//! this is the end of the file system: [inotify(7)](https://man7.org/linux/man-pages/man7/inotify.7.html)
-//! reports `IN_UNMOUNT` for the node's inode. The event is in the queue before the call returns that
-//! gave up the last reference. A watch is itself no such reference.
+//! this is the end of the file system:
+//! [inotify(7)](https://man7.org/linux/man-pages/man7/inotify.7.html) reports `IN_UNMOUNT` for the
+//! node's inode. The event is in the queue before the call returns that gave up the last reference.
+//! A watch is itself no such reference.
 //!
 //! The watch begins when the node is made, so that the answer is known whatever the container does
 //! with the node, and also after the container's end. A node that was removed and can still be

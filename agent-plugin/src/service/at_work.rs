@@ -11,11 +11,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::error::{Error, Result};
 
 /// So many requests for a few volumes each work at a time.
-const MOST: u32 = 16;
+const MOST: usize = 16;
+/// A request for more volumes than this waits for others of its kind alone, so that a few of them
+/// do not keep all others waiting.
+const FEW: usize = 32;
+/// So many requests for many volumes each work at a time.
+const MOST_BULKY: usize = 2;
 /// So many detaches wait for holders at a time. They do little, for a long time.
-const MOST_PATIENT: u32 = 32;
-/// A request for more volumes counts as several.
-const VOLUMES: usize = 32;
+const MOST_PATIENT: usize = 32;
 /// A caller that waits longer than any request may take.
 const LONGEST: Duration = Duration::from_secs(600);
 
@@ -23,6 +26,7 @@ const LONGEST: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub(super) struct AtWork {
     usual: Arc<Semaphore>,
+    bulky: Arc<Semaphore>,
     patient: Arc<Semaphore>,
 }
 
@@ -44,8 +48,8 @@ pub(super) struct Place {
 
 impl Default for AtWork {
     fn default() -> AtWork {
-        let places = |most: u32| Arc::new(Semaphore::new(most as usize));
-        AtWork { usual: places(MOST), patient: places(MOST_PATIENT) }
+        let places = |most| Arc::new(Semaphore::new(most));
+        AtWork { usual: places(MOST), bulky: places(MOST_BULKY), patient: places(MOST_PATIENT) }
     }
 }
 
@@ -60,17 +64,21 @@ impl AtWork {
         began: Instant,
         timeout_nano: i64,
     ) -> Result<Place> {
-        let (places, most, what) = match demand.is_patient {
-            true => (&self.patient, MOST_PATIENT, "detaches that wait for holders"),
-            false => (&self.usual, MOST, "requests at work"),
+        let (places, most, what) = match demand {
+            Demand { is_patient: true, .. } => {
+                (&self.patient, MOST_PATIENT, "detaches that wait for holders")
+            }
+            Demand { volumes, .. } if volumes > FEW => {
+                (&self.bulky, MOST_BULKY, "requests for many volumes")
+            }
+            _ => (&self.usual, MOST, "requests at work"),
         };
-        let taken = demand.taken().min(most);
         // No timer where there is no need to wait.
-        if let Ok(permit) = places.clone().try_acquire_many_owned(taken) {
+        if let Ok(permit) = places.clone().try_acquire_owned() {
             return Ok(Place { _permit: permit });
         }
         let patience = demand.patience(timeout_nano).saturating_sub(began.elapsed());
-        let acquired = tokio::time::timeout(patience, places.clone().acquire_many_owned(taken));
+        let acquired = tokio::time::timeout(patience, places.clone().acquire_owned());
         match acquired.await {
             Ok(Ok(permit)) => Ok(Place { _permit: permit }),
             // It is never closed.
@@ -84,10 +92,6 @@ impl AtWork {
 }
 
 impl Demand {
-    fn taken(self) -> u32 {
-        u32::try_from(1 + self.volumes / VOLUMES).unwrap_or(u32::MAX)
-    }
-
     fn patience(self, timeout_nano: i64) -> Duration {
         let of_call = u64::try_from(timeout_nano).ok().filter(|nanos| *nanos > 0);
         let of_call = of_call.map(Duration::from_nanos);
@@ -134,12 +138,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_for_many_volumes_counts_as_several() {
+    async fn requests_for_many_volumes_keep_only_their_kind_waiting() {
         let at_work = AtWork::default();
-        let many = Demand { volumes: 256, ..SHORT };
-        let place = enter(&at_work, many).await.unwrap();
-        enter(&at_work, many).await.unwrap_err();
-        drop(place);
+        let many = Demand { volumes: 255, ..SHORT };
+        let mut places = Vec::new();
+        for _ in 0..MOST_BULKY {
+            places.push(enter(&at_work, many).await.unwrap());
+        }
+        let error = enter(&at_work, many).await.unwrap_err().to_string();
+        assert!(error.ends_with("at most 2 requests for many volumes are served"), "{error}");
+        enter(&at_work, SHORT).await.unwrap();
+        places.pop();
         enter(&at_work, many).await.unwrap();
     }
 

@@ -1,5 +1,5 @@
-//! The disk's own part of a detach: it is flushed and deleted, each on a thread, since the kernel may
-//! wait for a disk that does not answer.
+//! The disk's own part of a detach: it is flushed and deleted, each on a thread, since the kernel
+//! may wait for a disk that does not answer.
 
 use std::{
     sync::mpsc::{self, RecvTimeoutError},
