@@ -17,7 +17,7 @@ use crate::{
     block::DeviceNumber,
     error::{Error, Result},
     namespace::Target,
-    procfs::{fdinfo, mountinfo::MountLine},
+    procfs::mountinfo::MountLine,
 };
 
 /// Returns a detached mount: a copy of the one at `path`, with that file as its root. It is freed
@@ -85,12 +85,13 @@ fn set_attributes(mount: &impl AsFd, attributes: libc::mount_attr) -> Result<(),
     Errno::result(result).map(drop)
 }
 
-/// The file systems that decide how a node can be made: a node must not be seen outside of its
-/// container.
+/// The mounts and file systems that decide how a node can be made: a node must not be seen outside
+/// of its container.
 #[derive(Debug, Default)]
 pub struct Mounts {
     in_guest: HashSet<DeviceNumber>,
     in_memory: HashSet<DeviceNumber>,
+    shared: HashSet<u64>,
 }
 
 impl Mounts {
@@ -108,7 +109,11 @@ impl Mounts {
             .filter(|mount| is_in_memory(mount.file_system))
             .map(|mount| mount.number)
             .collect();
-        Ok(Mounts { in_guest, in_memory })
+        let shared = MountLine::all(&of_container)
+            .filter(|mount| mount.is_shared)
+            .map(|mount| mount.id.into())
+            .collect();
+        Ok(Mounts { in_guest, in_memory, shared })
     }
 
     /// Whether a file system is mounted in the guest itself, so that its files are visible outside
@@ -122,21 +127,17 @@ impl Mounts {
     pub fn have_in_memory(&self, file_system: DeviceNumber) -> bool {
         self.in_memory.contains(&file_system)
     }
+
+    /// Whether a mount below the container's mount `id` would propagate to other mounts. The kernel
+    /// itself refuses one below a mount that becomes shared later.
+    pub fn are_shared_below(&self, id: u64) -> bool {
+        self.shared.contains(&id)
+    }
 }
 
 /// By the file system's type.
 fn is_in_memory(file_system: &[u8]) -> bool {
     matches!(file_system, b"tmpfs" | b"ramfs" | b"devtmpfs" | b"rootfs")
-}
-
-/// Whether a mount below the mount that `file` is on would propagate to other mounts. `file` is in
-/// the container.
-pub(crate) fn is_shared(target: &Target, file: &impl AsFd) -> Result<bool> {
-    let info = format!("/proc/self/fdinfo/{}", file.as_fd().as_raw_fd());
-    let text = fs::read(&info).map_err(Error::system("read", info.as_str()))?;
-    let Some(id) = fdinfo::mount_id(&text) else { return Ok(false) };
-    let mounts = target.mountinfo()?;
-    Ok(MountLine::all(&mounts).any(|mount| mount.id == id && mount.is_shared))
 }
 
 #[cfg(test)]

@@ -43,6 +43,8 @@ pub struct Location {
     /// Whether the file system is mounted in the guest, too, so that files on it are visible
     /// outside of the container.
     is_in_guest: bool,
+    /// Whether a mount there would propagate to others.
+    is_shared: bool,
     /// The inode at the path when the location was found.
     found: Option<Inode>,
 }
@@ -66,6 +68,7 @@ impl Location {
             ),
             flags: statfs.flags(),
             is_in_guest: mounts.have_in_guest(inode.file_system),
+            is_shared: mounts.are_shared_below(inode.mount),
             found: None,
         };
         location.found = location.stat(path.name())?;
@@ -101,6 +104,7 @@ impl Location {
             file_system: self.file_system,
             flags: self.flags,
             is_in_guest: self.is_in_guest,
+            is_shared: self.is_shared,
             found: self.found,
         })
     }
@@ -161,7 +165,7 @@ impl Location {
             }
             return Err(Unsupported::Kernel { call: "mount_setattr", since: "5.12" }.into());
         }
-        if mount::is_shared(target, &self.directory)? {
+        if self.is_shared {
             return Err(Unsupported::Shared { path: path() }.into());
         }
         Ok(NodeKind::Bind)

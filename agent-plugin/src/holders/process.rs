@@ -130,7 +130,12 @@ fn opener(disk: &Disk, pid: u32, descriptor: PathBuf, containers: &[&Target]) ->
     let name = fs::read_link(&descriptor).unwrap_or_default();
     let name = name.as_os_str().as_bytes();
     // The node was removed by us.
-    let name = readable(name.strip_suffix(b" (deleted)").unwrap_or(name), LONGEST_NAME);
+    let name = match name {
+        // The root of a mount that was removed, which has no path any more.
+        b"/" => disk.path.as_bytes(),
+        name => name.strip_suffix(b" (deleted)").unwrap_or(name),
+    };
+    let name = readable(name, LONGEST_NAME);
     let trace = Trace::Descriptor(descriptor);
     let mut opener = Found::new(disk, HolderKind::Process, name, trace);
     identify(&mut opener.holder, pid, containers);

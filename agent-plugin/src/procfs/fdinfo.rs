@@ -8,11 +8,6 @@ pub fn pid(text: &[u8]) -> Option<i32> {
     field::<i32>(text, "Pid").filter(|&pid| pid > 0)
 }
 
-/// The id of the mount that the file is on.
-pub fn mount_id(text: &[u8]) -> Option<u32> {
-    field(text, "mnt_id")
-}
-
 fn field<T: std::str::FromStr>(text: &[u8], name: &str) -> Option<T> {
     let value = |line: &'_ [u8]| {
         parsed(line.strip_prefix(name.as_bytes())?.strip_prefix(b":")?.trim_ascii())
@@ -27,7 +22,7 @@ mod tests {
     #[test]
     fn a_field_is_found_by_its_whole_name() {
         let text = b"pos:\t0\nflags:\t02000002\nmnt_id:\t16\nino:\t1069\nPid:\t57\nNSpid:\t57\n";
-        assert_eq!((pid(text), mount_id(text)), (Some(57), Some(16)));
+        assert_eq!(pid(text), Some(57));
         assert_eq!(
             (pid(b"Pid:\t-1\n"), pid(b"Pid:\t0\n"), pid(b"NSpid:\t57\n")),
             (None, None, None)
