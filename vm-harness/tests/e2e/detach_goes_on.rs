@@ -7,12 +7,10 @@ use std::time::Duration;
 use block_volume_api::block_volume::{AttachRequest, ProbeRequest, Reason};
 use rstest::rstest;
 use serde_json::Value;
-use vm_harness::{
-    Container, ContainerOptions, DeviceFilter, Finished, Plugged, Sandbox, Snapshot, Volume,
-};
+use vm_harness::{Container, ContainerOptions, Finished, Plugged, Sandbox, Snapshot, Volume};
 
 use super::{
-    MIB,
+    MIB, guarded,
     host_failures::claim_is_free,
     hot_unplug::{query_volumes, unplug_command},
     qmp_faults::short,
@@ -20,11 +18,6 @@ use super::{
     swapped_parent::swapping_pair,
     wait_for_console, wait_for_fault_point,
 };
-
-/// A container whose node is made by mknod, and whose device filter protects the device number.
-fn guarded() -> ContainerOptions {
-    ContainerOptions { device_filter: DeviceFilter::Bpf, ..ContainerOptions::default() }
-}
 
 /// Unplugs a volume whose node cannot be removed. Returns the reason that is reported.
 async fn unplug_without_node(

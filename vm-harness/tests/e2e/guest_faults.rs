@@ -5,10 +5,10 @@
 use std::time::Duration;
 
 use rstest::rstest;
-use vm_harness::{ContainerOptions, DeviceFilter, Finished, Scan, Snapshot, Volume};
+use vm_harness::{Finished, Scan, Snapshot, Volume};
 
 use super::{
-    MIB, boot_with_faults,
+    MIB, boot_with_faults, guarded,
     hot_unplug::{at, unplug},
     qmp_faults::short,
     set_guest_faults, wait_for_fault_point,
@@ -21,9 +21,7 @@ async fn plug_succeeds_or_is_rolled_back_with_each_fault_in_the_guest(
 ) {
     let sandbox = boot_with_faults(&vm_harness::Machine { scan, ..Default::default() }).await;
     // With a device filter, so that the node is made in the container's file system.
-    let options =
-        ContainerOptions { device_filter: DeviceFilter::Bpf, ..ContainerOptions::default() };
-    let container = sandbox.start_container_with(&options).await;
+    let container = sandbox.start_container_with(&guarded()).await;
     let volume = Volume::loop_device(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let plug = || sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);

@@ -7,7 +7,7 @@ use rstest::rstest;
 use vm_harness::{Container, ContainerOptions, Sandbox, Snapshot, Volume, mount};
 
 use super::{
-    MIB,
+    MIB, guarded,
     holders::assert_named_and_waited_for,
     hot_unplug::{at, query_volumes, unplug, verb},
     sandbox,
@@ -53,7 +53,7 @@ async fn names_that_are_no_text_keep_no_volume(#[future(awt)] sandbox: Sandbox) 
     let options = ContainerOptions {
         command: ["/bin/sh", "-c", NO_TEXT].map(str::to_owned).to_vec(),
         mounts: vec![mount("/dev/parent/point", "tmpfs", "tmpfs", &[])],
-        ..ContainerOptions::default()
+        ..guarded()
     };
     let container = sandbox.start_container_with(&options).await;
     let renamed =

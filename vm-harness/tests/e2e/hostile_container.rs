@@ -14,7 +14,7 @@ use vm_harness::{
 };
 
 use super::{
-    MIB, boot,
+    MIB, boot, guarded,
     hot_unplug::{at, query_volumes, unplug},
     sandbox, sandbox_with_faults, set_guest_faults,
     swapped_parent::GuestFiles,
@@ -77,9 +77,7 @@ async fn names_from_a_container_are_escaped_before_they_reach_a_terminal(
     #[future(awt)] sandbox: Sandbox,
 ) {
     // A link is made to the node, which is possible in the container's own file system alone.
-    let options =
-        ContainerOptions { device_filter: DeviceFilter::Bpf, ..ContainerOptions::default() };
-    let container = sandbox.start_container_with(&options).await;
+    let container = sandbox.start_container_with(&guarded()).await;
     let volume = Volume::image(MIB);
     let path = "/dev/a\nb\u{1b}[2J\u{202e}/x\u{7}";
     let plugged = sandbox.hot_plug(&container, &volume, path).await;

@@ -98,7 +98,7 @@ async fn clean_up(container: &Container) {
             test \"$(cat /proc/$pid/comm 2>/dev/null)\" = observer -o \
                  \"$(cat /proc/$pid/comm 2>/dev/null)\" = dd && echo $pid
         done | grep -q .; do usleep 10000; done
-        rm -rf /dev/d /dev/e /dev/arena /dev/links /dev/held /dev/ready /dev/parent /dev/log.txt \
+        rm -rf /dev/d /dev/e /dev/arena /dev/links /dev/held /dev/ready /dev/parent /dev/log.txt /dev/xvda \
             $(printf '/dev/\\377')";
     container.exec(&["sh", "-c", script]).await;
 }

@@ -9,7 +9,8 @@ use vm_harness::{
 };
 
 use super::{
-    MIB, boot, ext4_image, host_failures::claim_is_free, mount_in_guest, repair::state_of, sandbox,
+    MIB, boot, ext4_image, guarded, host_failures::claim_is_free, mount_in_guest, repair::state_of,
+    sandbox,
 };
 
 /// Returns the command `ecr-runtime block-volume VERB` for this sandbox, with JSON output.
@@ -262,7 +263,7 @@ async fn device_rights_that_existed_before_or_belong_to_a_sibling_are_kept() {
 async fn list_and_inspect_report_the_real_state_and_change_nothing(
     #[future(awt)] sandbox: Sandbox,
 ) {
-    let container = sandbox.start_container().await;
+    let container = sandbox.start_container_with(&guarded()).await;
     let other = sandbox.start_container().await;
     let (volume, read_only) = (Volume::loop_device(2 * MIB), Volume::image(4 * MIB));
     let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;

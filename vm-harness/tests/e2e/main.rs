@@ -53,7 +53,10 @@ use std::{
 };
 
 use rstest::fixture;
-use vm_harness::{Container, EcrRuntime, Finished, Machine, Plugged, Sandbox, Volume};
+use vm_harness::{
+    Container, ContainerOptions, DeviceFilter, EcrRuntime, Finished, Machine, Plugged, Sandbox,
+    Volume,
+};
 
 pub(crate) const MIB: u64 = 1 << 20;
 
@@ -132,6 +135,12 @@ pub(crate) async fn at_fault_point(
     container.exec(&["sh", "-c", script]).await;
     set_guest_faults(sandbox, "").await;
     Finished::new(&call.wait_with_output().await.unwrap(), Duration::ZERO)
+}
+
+/// A container whose node is made in its own file system, by mknod, because a device filter
+/// protects the device number: the container can remove, link and rename the node.
+pub(crate) fn guarded() -> ContainerOptions {
+    ContainerOptions { device_filter: DeviceFilter::Bpf, ..ContainerOptions::default() }
 }
 
 /// Returns an image with an ext4 file system.

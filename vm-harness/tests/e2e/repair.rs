@@ -8,7 +8,8 @@ use vm_harness::{
 };
 
 use super::{
-    MIB, boot, ext4_image, host_failures::claim_is_free, hot_unplug::verb, mount_in_guest, sandbox,
+    MIB, boot, ext4_image, guarded, host_failures::claim_is_free, hot_unplug::verb, mount_in_guest,
+    sandbox,
 };
 
 /// Runs `repair` and checks that it exits with `status`.
@@ -141,7 +142,7 @@ async fn killed_unplug_is_completed(#[future(awt)] sandbox: Sandbox) {
 #[rstest]
 #[tokio::test]
 async fn node_that_the_container_removed_is_created_again(#[future(awt)] sandbox: Sandbox) {
-    let container = sandbox.start_container().await;
+    let container = sandbox.start_container_with(&guarded()).await;
     let volume = Volume::loop_device(MIB);
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     container.exec(&["rm", "/dev/xvda"]).await;
