@@ -89,6 +89,11 @@ impl Removal {
         removed
     }
 
+    /// The disk stays after all, because the request failed: its number need not be kept.
+    pub fn roll_back(serial: &str, container: &str, path: &NodePath) {
+        watch::keep_none(&Identity::new(serial, container, path));
+    }
+
     /// The container is gone, and its mounts with it, but perhaps not what refers to them.
     pub fn after_its_end(&self, deadline: Instant) -> Removed {
         let mut removed = Removed::default();

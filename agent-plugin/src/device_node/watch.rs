@@ -137,6 +137,13 @@ pub(super) fn keep_unwatched(
     References::Unknown
 }
 
+/// Gives up what is kept for nodes of an attachment whose disk stays: its number is not free.
+pub(super) fn keep_none(identity: &Identity) {
+    let mut watches = lock();
+    watches.nodes.retain(|node| node.identity != *identity || node.watch.is_some());
+    watches.of(identity).for_each(|node| node.disk = None);
+}
+
 /// How many numbers are kept because of nodes of this container.
 pub(super) fn kept(container: &str) -> usize {
     let is_kept = |node: &&Node| node.container == container && node.disk.is_some();

@@ -1,6 +1,9 @@
 //! Inspect: the present state of attachments. Changes nothing.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use super::{
     BlockVolume, audit,
@@ -12,6 +15,7 @@ use crate::{
     agent::Agent,
     api::block_volume as wire,
     error::Result,
+    namespace::Target,
     volume::{self, Failed, InspectJob, Inspected, Stages},
 };
 
@@ -37,8 +41,16 @@ impl Operation for Inspect {
         let detachments = request::detachments(&request.attachments)?;
         service.agent.authorize(policy::INSPECT, &policy::inspect(&detachments)).await?;
         let mut subjects = Vec::with_capacity(detachments.len());
+        let mut known: HashMap<String, Target> = HashMap::new();
         for Detachment { attachment, outcome, .. } in detachments {
-            let container = service.target_or_why(&attachment.container_id).await;
+            let id = &attachment.container_id;
+            let container = match known.get(id) {
+                Some(target) => Ok(target.clone()),
+                None => service.target_or_why(id).await,
+            };
+            if let Ok(target) = &container {
+                known.insert(id.clone(), target.clone());
+            }
             subjects.push(InspectJob { attachment, outcome, container });
         }
         Ok(Inspect { subjects, holders: request.holders })

@@ -341,6 +341,8 @@ fn restore(job: &DetachJob, present: &mut Present, until: Instant) -> Result<()>
     {
         return Ok(());
     }
+    let Attachment { serial, container_id, path, .. } = &job.attachment;
+    Removal::roll_back(serial, container_id, path);
     let mut restore = || {
         if !present.revoked.is_empty() {
             Filter::of(target)?.allow(disk.number, present.revoked, &mut Grant::default())?;

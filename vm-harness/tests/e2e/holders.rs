@@ -406,6 +406,8 @@ async fn force_breaks_a_mounted_file_system_under_writes_and_reports_it(
     container.exec(&["umount", "/mnt"]).await;
     sandbox.observer().shell(CLOSE).await;
     assert_eq!(witness.read("/dev/xvda", 0..MIB).await, other.bytes(0..MIB));
+    // With the next request the agent notices that no descriptor refers to the node any more.
+    query_volumes(&sandbox, "list", &[]).await;
     before.assert_unchanged(&sandbox, &[&witness]).await;
 
     // Data that was written back before the detach is on the volume.
