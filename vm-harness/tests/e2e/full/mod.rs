@@ -5,6 +5,7 @@ mod conformance;
 mod descriptor_flood;
 mod hostile_cycles;
 mod load;
+mod node_kinds;
 mod references;
 mod scaling;
 mod shared_directories;
