@@ -7,6 +7,7 @@ use std::{
     fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -92,6 +93,13 @@ fn remove(container: &Fixture, path: &str) -> Removed {
     removal.from(&container.target, Some(&place), soon())
 }
 
+/// The tests look at the descriptors of their process, which is the same for all where they are
+/// threads (`cargo test`): one at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// How many descriptors of the disk this process has.
 fn kept() -> usize {
     let links = fs::read_dir("/proc/self/fd").unwrap().flatten();
@@ -117,6 +125,7 @@ fn mounts_of(container: &Fixture) -> Vec<String> {
 #[case::a_disk(FOREIGN)]
 #[case::overlay(OVERLAY)]
 fn a_node_is_mounted_where_mknod_cannot_be_used(#[case] extra: &str) {
+    let _alone = alone();
     let container = start(extra);
     let of_container = format!("/proc/{}/mountinfo", container.pid());
     let before = (mounts("/proc/self/mountinfo"), mounts(&of_container));
@@ -148,6 +157,7 @@ fn a_node_is_mounted_where_mknod_cannot_be_used(#[case] extra: &str) {
 
 #[test]
 fn a_container_with_a_user_namespace_gets_a_node_owned_by_its_root() {
+    let _alone = alone();
     let container = start_with_user_namespace("");
     let root = NodeOptions { uid: 100_000, gid: 100_000, mode: 0o660 };
     let mut node = make_for(&container, "/dev/new/x", root, false).expect("a node");
@@ -162,6 +172,7 @@ fn a_container_with_a_user_namespace_gets_a_node_owned_by_its_root() {
 
 #[test]
 fn a_read_only_node_is_on_a_read_only_mount() {
+    let _alone = alone();
     let container = start(NODEV);
     let mut node = make_for(&container, "/dev/there/x", OPTIONS, true).expect("a node");
     node.publish(soon()).expect("published");
@@ -171,6 +182,7 @@ fn a_read_only_node_is_on_a_read_only_mount() {
 
 #[test]
 fn a_file_system_that_is_mounted_elsewhere_gets_no_mknod_node() {
+    let _alone = alone();
     // Our own /dev: whatever the container has there is visible to us.
     let container = start("mkdir $root/dev/there; mount --bind /dev $root/dev/there");
     let mut node = make(&container, "/dev/there/ecr-test-x").expect("a node");
@@ -188,6 +200,7 @@ fn a_file_system_that_is_mounted_elsewhere_gets_no_mknod_node() {
 #[case("mkdir $root/dev/there/x", "directory")]
 #[case("ln -s /nowhere $root/dev/there/x", "symbolic link")]
 fn an_existing_file_at_the_path_is_named_and_kept(#[case] extra: &str, #[case] expected: &str) {
+    let _alone = alone();
     let container = start(&format!("{NODEV}; {extra}"));
     let before = container.stat("%i", "/dev/there/x");
     let error = make(&container, "/dev/there/x")
@@ -200,6 +213,7 @@ fn an_existing_file_at_the_path_is_named_and_kept(#[case] extra: &str, #[case] e
 
 #[test]
 fn a_full_file_system_leaves_nothing() {
+    let _alone = alone();
     let container =
         start("mkdir $root/dev/there; mount -t tmpfs -o nodev,nr_inodes=1 t $root/dev/there");
     for path in ["/dev/there/x", "/dev/there/new/x"] {
@@ -211,6 +225,7 @@ fn a_full_file_system_leaves_nothing() {
 
 #[test]
 fn a_file_system_of_the_kernel_is_named() {
+    let _alone = alone();
     let container = start("");
     let error = found(&container, "/proc/x").check(&container.target, false).unwrap_err();
     assert!(error.to_string().contains("is on proc, which takes no file"), "{error}");
@@ -218,6 +233,7 @@ fn a_file_system_of_the_kernel_is_named() {
 
 #[test]
 fn shared_propagation_is_refused_by_the_check_and_later_by_the_kernel() {
+    let _alone = alone();
     let container = start(&format!("{NODEV}; mount --make-shared $root/dev/there"));
     let error = found(&container, "/dev/there/x").check(&container.target, false).unwrap_err();
     assert!(matches!(error, Error::Unsupported(Unsupported::Shared { .. })), "{error}");
@@ -231,6 +247,7 @@ fn shared_propagation_is_refused_by_the_check_and_later_by_the_kernel() {
 
 #[test]
 fn a_directory_that_is_replaced_by_a_link_after_the_lookup_is_not_followed() {
+    let _alone = alone();
     let container = start(&format!("{NODEV}; mkdir $root/dev/there/sub"));
     let mut node = make(&container, "/dev/there/sub/x").expect("a node");
     container.run(&["sh", "-c", "mv /dev/there/sub /dev/there/old; ln -s /srv /dev/there/sub"]);
@@ -243,6 +260,7 @@ fn a_directory_that_is_replaced_by_a_link_after_the_lookup_is_not_followed() {
 
 #[test]
 fn data_that_the_container_wrote_to_the_file_under_the_node_is_kept() {
+    let _alone = alone();
     // perl reads its program from /dev/null.
     let container = start(&format!("{NODEV}; mknod $root/dev/null c 1 3"));
     let mut node = make(&container, "/dev/there/x").expect("a node");
@@ -260,6 +278,7 @@ fn data_that_the_container_wrote_to_the_file_under_the_node_is_kept() {
 
 #[test]
 fn the_file_under_a_node_that_the_container_unmounted_is_removed_if_it_is_known() {
+    let _alone = alone();
     let container = start(NODEV);
     make(&container, "/dev/there/x").expect("a node").publish(soon()).expect("published");
     // umount(8) would take the device for the thing to unmount.
@@ -278,6 +297,7 @@ fn the_file_under_a_node_that_the_container_unmounted_is_removed_if_it_is_known(
 
 #[test]
 fn mounts_over_the_node_go_with_it() {
+    let _alone = alone();
     let container = start(NODEV);
     let before = mounts_of(&container);
     make(&container, "/dev/there/x").expect("a node").publish(soon()).expect("published");
@@ -292,6 +312,7 @@ fn mounts_over_the_node_go_with_it() {
 
 #[test]
 fn a_node_is_removed_wherever_the_container_moved_it() {
+    let _alone = alone();
     let container = start(&format!("{NODEV}; mkdir $root/dev/there/sub; touch $root/srv/x"));
     let before = mounts_of(&container);
     make(&container, "/dev/there/sub/x").expect("a node").publish(soon()).expect("published");
@@ -310,6 +331,7 @@ fn a_node_is_removed_wherever_the_container_moved_it() {
 
 #[test]
 fn a_node_that_cannot_be_reached_is_reported_and_its_number_is_kept() {
+    let _alone = alone();
     let container = start(NODEV);
     make(&container, "/dev/there/x").expect("a node").publish(soon()).expect("published");
     container.run(&["mount", "-t", "tmpfs", "cover", "/dev/there"]);
@@ -351,6 +373,7 @@ const HERE: &str = "echo here; cat";
 
 #[test]
 fn a_copy_in_a_private_namespace_is_unmounted() {
+    let _alone = alone();
     let container = start(NODEV);
     make(&container, "/dev/there/x").expect("a node").publish(soon()).expect("published");
     let keeper = keeper(&container, &["unshare", "--mount", "sh", "-c", HERE]);
@@ -365,6 +388,7 @@ fn a_copy_in_a_private_namespace_is_unmounted() {
 /// locked together because the namespace belongs to another user namespace.
 #[test]
 fn a_copy_in_a_user_namespace_goes_with_the_file_under_it() {
+    let _alone = alone();
     let container = start(NODEV);
     make(&container, "/dev/there/x").expect("a node").publish(soon()).expect("published");
     let keeper = keeper(&container, &["unshare", "-Urm", "sh", "-c", HERE]);
@@ -377,6 +401,7 @@ fn a_copy_in_a_user_namespace_goes_with_the_file_under_it() {
 
 #[test]
 fn a_locked_copy_over_a_file_that_stays_is_nodev_and_keeps_the_number_until_it_ends() {
+    let _alone = alone();
     let container = start(&format!(
         "{NODEV}; mkdir $root/dev/again; mount --bind $root/dev/there $root/dev/again"
     ));
@@ -402,6 +427,7 @@ fn a_locked_copy_over_a_file_that_stays_is_nodev_and_keeps_the_number_until_it_e
 
 #[test]
 fn a_descriptor_of_the_node_keeps_the_number_until_it_is_closed() {
+    let _alone = alone();
     let container = start(NODEV);
     make(&container, "/dev/there/x").expect("a node").publish(soon()).expect("published");
     let path = format!("/proc/{}/root/dev/there/x", container.pid());
@@ -415,6 +441,7 @@ fn a_descriptor_of_the_node_keeps_the_number_until_it_is_closed() {
 
 #[test]
 fn a_container_that_keeps_too_many_references_gets_no_further_node() {
+    let _alone = alone();
     let container = start(NODEV);
     let path = format!("/proc/{}/root/dev/there/x", container.pid());
     let mut held = Vec::new();
@@ -440,6 +467,7 @@ fn a_container_that_keeps_too_many_references_gets_no_further_node() {
 
 #[test]
 fn the_disk_of_an_ended_container_is_released() {
+    let _alone = alone();
     let container = start(FOREIGN);
     let device = container.run(&["findmnt", "--noheadings", "--output", "SOURCE", "/dev/there"]);
     let device = String::from_utf8(device.stdout).unwrap().trim().replace("/dev/", "/sys/block/");
@@ -468,6 +496,7 @@ fn the_disk_of_an_ended_container_is_released() {
 
 #[test]
 fn an_ended_container_leaves_no_file_on_a_file_system_that_outlives_it() {
+    let _alone = alone();
     let outside = tempfile::tempdir().unwrap();
     let bind =
         format!("mkdir $root/dev/there; mount --bind {} $root/dev/there", outside.path().display());
