@@ -1,6 +1,6 @@
 use std::{
     fs::File,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     process::{Child, Command, Stdio},
     sync::{Barrier, mpsc},
     thread,
@@ -138,8 +138,12 @@ fn a_name_is_bytes() {
     let name = OsStr::from_bytes(b"\xff) S\n\x1b[2J");
     let directory = tempfile::tempdir().unwrap();
     let program = directory.path().join(name);
-    std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
-    let child = Command::new(&program).arg("60").spawn().unwrap();
+    std::os::unix::fs::symlink("/bin/cat", &program).unwrap();
+    let mut child = Command::new(&program);
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // Linux sets the name after it has let the parent of an exec continue.
+    child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
     let command = command(child.id());
     end(child);
     assert_eq!(command, "\\xff) S\n\u{1b}[2J");
