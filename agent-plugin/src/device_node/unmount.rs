@@ -160,7 +160,7 @@ impl Unmount {
         done: &mut Unmounted,
     ) -> Step {
         let point = line.point();
-        let Ok(node) = reach(root, &point, OFlag::O_PATH) else { return Step::Unreached };
+        let Ok((directory, node)) = reach_both(root, &point) else { return Step::Unreached };
         let Ok(inode) = Inode::of(&node) else { return Step::Unreached };
         if !self.may_change() {
             return Step::Unreached;
@@ -191,38 +191,24 @@ impl Unmount {
                 shown(&point)
             );
         }
-        let file = self.file_below(root, line, &point);
+        let file = self.file_below(&point);
         match self.proc.unmount(&node) {
             Ok(()) => {}
             Err(errno) => return Step::Refused(errno),
         }
         // Its file system has ended before the event is looked for.
         drop(node);
-        if let Some(Err(left)) =
-            file.map(|(directory, name)| remove_empty(&directory, &name, &point))
-        {
+        if let Some(Err(left)) = file.map(|name| remove_empty(&directory, name, &point)) {
             done.left.push(left);
         }
         Step::Progress
     }
 
-    /// The directory and the name of the file that the node is mounted over, if that is the one
-    /// that was made for it.
-    fn file_below(
-        &self,
-        root: &OwnedFd,
-        line: &MountLine<'_>,
-        point: &[u8],
-    ) -> Option<(OwnedFd, String)> {
+    /// The name of the file that the node is mounted over, if that is the one that was made for it.
+    fn file_below(&self, point: &[u8]) -> Option<&str> {
         let (_, name) = self.file.as_ref()?;
-        let path = Path::new(OsStr::from_bytes(point));
-        if path.file_name()?.as_bytes() != name.as_bytes() {
-            return None;
-        }
-        let parent = path.parent()?.as_os_str().as_bytes();
-        let directory = reach(root, parent, OFlag::O_PATH | OFlag::O_DIRECTORY).ok()?;
-        let found = Inode::at(&directory, name).ok()??;
-        (found.mount == u64::from(line.id)).then(|| (directory, name.clone()))
+        let found = Path::new(OsStr::from_bytes(point)).file_name()?;
+        (found.as_bytes() == name.as_bytes()).then_some(name)
     }
 
     fn watch(&self, node: &OwnedFd) {
@@ -232,6 +218,19 @@ impl Unmount {
             Err(errno) => tracing::warn!("a node cannot be watched: fchdir: {errno}"),
         }
     }
+}
+
+/// Opens the directory of a mount point, and through it what is mounted there: the container may
+/// exchange directories at any time, and the two must belong together.
+fn reach_both(root: &OwnedFd, point: &[u8]) -> Result<(OwnedFd, OwnedFd), Errno> {
+    let path = Path::new(OsStr::from_bytes(point));
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Errno::EINVAL);
+    };
+    let parent = parent.as_os_str().as_bytes();
+    let directory = reach(root, parent, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+    let node = reach(&directory, name.as_bytes(), OFlag::O_PATH)?;
+    Ok((directory, node))
 }
 
 /// Opens what is at a path of mountinfo. Such a path has no links.
