@@ -216,9 +216,14 @@ pub(crate) async fn cycles_with_exchanged_parent(sandbox: &Sandbox, count: usize
     let container = attacker(sandbox, &[]).await;
     let volume = Volume::image(MIB);
     container.exec(&["sh", "-c", "mkdir -p /dev/etc"]).await;
-    let swapper = Swapper::start(&container, "ln -s /dev/etc b").await;
-    let (mut attached, mut refused) = (0, 0);
-    for _ in 0..count {
+    let (mut attached, mut refused, mut swaps) = (0, 0, 0);
+    let mut swapper = Swapper::start(&container, "ln -s /dev/etc b").await;
+    for cycle in 0..count {
+        // A command in a container has a time-out.
+        if cycle % 25 == 24 {
+            swaps += swapper.stop().await;
+            swapper = Swapper::start(&container, "ln -s /dev/etc b").await;
+        }
         let path = "/dev/arena/a/vol";
         let plug = sandbox.hot_plug_command(&container, &[(&volume, path)]).run().await;
         if plug.status != 0 {
@@ -231,7 +236,7 @@ pub(crate) async fn cycles_with_exchanged_parent(sandbox: &Sandbox, count: usize
         let left = container.exec(&["find", "/dev/etc", "/dev/arena", "-name", "vol"]).await;
         assert_eq!(String::from_utf8(left).unwrap(), "", "after {attached} and {refused}");
     }
-    let swaps = swapper.stop().await;
+    swaps += swapper.stop().await;
     println!("{attached} attached, {refused} refused, {swaps} exchanges");
     assert!(attached > count / 4 && swaps > count as u64, "{attached} attached, {swaps} exchanges");
     assert_eq!(kept(sandbox).await, Vec::<String>::new());
