@@ -371,12 +371,13 @@ fn end(mut keeper: std::process::Child) {
 
 const HERE: &str = "echo here; cat";
 
-#[test]
-fn a_copy_in_a_private_namespace_is_unmounted() {
+/// A process in namespaces of its own (an option of `unshare`) has a copy of the node, which goes with
+/// the node.
+fn assert_copy_goes_with_the_node(namespaces: &str) {
     let _alone = alone();
     let container = start(NODEV);
     make(&container, "/dev/there/x").expect("a node").publish(soon()).expect("published");
-    let keeper = keeper(&container, &["unshare", "--mount", "sh", "-c", HERE]);
+    let keeper = keeper(&container, &["unshare", namespaces, "sh", "-c", HERE]);
     let removed = remove(&container, "/dev/there/x");
     assert_eq!((removed.options, removed.left, kept()), (Some(OPTIONS), Vec::new(), 0));
     let of_keeper = fs::read_to_string(format!("/proc/{}/mountinfo", keeper.id())).unwrap();
@@ -384,19 +385,16 @@ fn a_copy_in_a_private_namespace_is_unmounted() {
     end(keeper);
 }
 
+#[test]
+fn a_copy_in_a_private_namespace_is_unmounted() {
+    assert_copy_goes_with_the_node("--mount");
+}
+
 /// The removal of the file under the node ends all mounts over it, also those that the kernel has
 /// locked together because the namespace belongs to another user namespace.
 #[test]
 fn a_copy_in_a_user_namespace_goes_with_the_file_under_it() {
-    let _alone = alone();
-    let container = start(NODEV);
-    make(&container, "/dev/there/x").expect("a node").publish(soon()).expect("published");
-    let keeper = keeper(&container, &["unshare", "-Urm", "sh", "-c", HERE]);
-    let removed = remove(&container, "/dev/there/x");
-    assert_eq!((removed.options, removed.left, kept()), (Some(OPTIONS), Vec::new(), 0));
-    let of_keeper = fs::read_to_string(format!("/proc/{}/mountinfo", keeper.id())).unwrap();
-    assert!(!of_keeper.contains("ecrblk-"), "{of_keeper}");
-    end(keeper);
+    assert_copy_goes_with_the_node("-Urm");
 }
 
 #[test]
