@@ -7,20 +7,21 @@
 
 use std::{
     ffi::CString,
-    fs::File,
-    io::Read as _,
     os::fd::{AsFd, AsRawFd as _, OwnedFd},
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, open, openat},
+    fcntl::{OFlag, open},
     mount::{MntFlags, umount2},
     sys::stat::Mode,
     unistd::fchdir,
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    namespace::mountinfo_of_thread,
+};
 
 /// The agent's own `/proc`.
 #[derive(Debug)]
@@ -41,13 +42,7 @@ impl AgentProc {
 
     /// The mounts that the calling thread reaches from its root directory.
     pub(super) fn mountinfo(&self) -> Result<Vec<u8>> {
-        const PATH: &str = "thread-self/mountinfo";
-        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let file = openat(&self.root, PATH, flags, Mode::empty())
-            .map_err(Error::system("openat", PATH))?;
-        let mut text = Vec::new();
-        File::from(file).read_to_end(&mut text).map_err(Error::system("read", PATH))?;
-        Ok(text)
+        mountinfo_of_thread(&self.root)
     }
 
     /// Changes the thread's working directory, which must be its own, so that the path that is

@@ -20,6 +20,7 @@ mod root;
 mod target;
 mod task;
 
+pub(crate) use pinned::mountinfo_of_thread;
 pub use root::Root;
 pub use target::Target;
 pub use task::NamespaceTask;

@@ -9,7 +9,10 @@
 use std::{
     fs::{self, File},
     io::Read as _,
-    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     thread,
 };
 
@@ -98,15 +101,7 @@ impl Target {
         // The agent's own: the container may have mounted something else there.
         let proc =
             open("/proc", DIRECTORY, Mode::empty()).map_err(Error::system("open", "/proc"))?;
-        self.inside(move || {
-            const PATH: &str = "thread-self/mountinfo";
-            let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-            let file = openat(&proc, PATH, flags, Mode::empty());
-            let mut file = File::from(file.map_err(Error::system("open", PATH))?);
-            let mut bytes = Vec::new();
-            file.read_to_end(&mut bytes).map_err(Error::system("read", PATH))?;
-            Ok(bytes)
-        })
+        self.inside(move || mountinfo_of_thread(&proc))
     }
 
     /// Whether the process is in the pinned namespace.
@@ -149,4 +144,18 @@ fn is_same(path: &str, file: &OwnedFd) -> bool {
     found.is_ok_and(|found| {
         known.is_ok_and(|known| (known.st_dev, known.st_ino) == (found.dev(), found.ino()))
     })
+}
+
+/// The mounts that the calling thread reaches from its root directory. `proc` is the agent's own
+/// `/proc`, which was opened before the thread entered another namespace.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn mountinfo_of_thread(proc: &impl AsFd) -> Result<Vec<u8>> {
+    const PATH: &str = "thread-self/mountinfo";
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let file = openat(proc, PATH, flags, Mode::empty()).map_err(Error::system("open", PATH))?;
+    let mut bytes = Vec::new();
+    File::from(file).read_to_end(&mut bytes).map_err(Error::system("read", PATH))?;
+    Ok(bytes)
 }
