@@ -56,11 +56,7 @@ impl<'a> Filter<'a> {
             // The agent's path is that of the devices controller. Which other processes are in the
             // v2 group is not known.
             Hierarchies { devices: Some(devices), unified: Some(unified) } => {
-                let other = match target.proc("cgroup") {
-                    Ok(text) => unified_group(&text).map(relative).transpose()?,
-                    Err(Error::ContainerEnded { .. }) => None,
-                    Err(error) => return Err(error),
-                };
+                let other = unified_group(&target.proc("cgroup")?).map(relative).transpose()?;
                 let other = other.map(|path| v2::Group::shared(&unified, &path));
                 (Some(v1::Groups::new(&devices, &cgroup)), other)
             }

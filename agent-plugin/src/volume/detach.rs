@@ -277,13 +277,20 @@ fn remove_nodes(
     (leftover, removal.from(target, location, until))
 }
 
+/// The filter of a container, also of one that has ended. `None`: its group is gone, and every
+/// right with it.
+fn filter_of(target: &Target) -> Result<Option<Filter<'_>>> {
+    match Filter::of(target) {
+        Err(_) if target.has_ended() => {
+            Filter::of_group(&target.container.cgroup, &target.container.device_rules)
+        }
+        result => result.map(Some),
+    }
+}
+
 fn revoke(job: &DetachJob, present: &mut Present) -> Result<()> {
     let Some(target) = job.target.as_ref().filter(|_| !job.keep_right) else { return Ok(()) };
-    let filter = match Filter::of(target) {
-        // The group of a container that has ended may be gone, and every right with it.
-        Err(error) if target.has_ended() && is_missing(&error) => return Ok(()),
-        result => result?,
-    };
+    let Some(filter) = filter_of(target)? else { return Ok(()) };
     // In a list, an entry that existed before cannot be distinguished from ours. In front of a
     // program there are our entries alone: access that a program itself granted at the attach may
     // have been lost since, and been replaced by ours.
@@ -296,14 +303,6 @@ fn revoke(job: &DetachJob, present: &mut Present) -> Result<()> {
         present.revoked = filter.revoke(number)?;
     }
     Ok(())
-}
-
-/// Whether an object of the kernel does not exist.
-fn is_missing(error: &Error) -> bool {
-    match error {
-        Error::System { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
-        _ => false,
-    }
 }
 
 /// The directories that were made for the volume, from the host's record if the host got the reply
