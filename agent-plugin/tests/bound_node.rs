@@ -371,8 +371,8 @@ fn end(mut keeper: std::process::Child) {
 
 const HERE: &str = "echo here; cat";
 
-/// A process in namespaces of its own (an option of `unshare`) has a copy of the node, which goes with
-/// the node.
+/// A process in namespaces of its own (an option of `unshare`) has a copy of the node, which goes
+/// with the node.
 fn assert_copy_goes_with_the_node(namespaces: &str) {
     let _alone = alone();
     let container = start(NODEV);
