@@ -1,39 +1,39 @@
 //! One connection to a monitor: connect, run commands, pass descriptors, receive events.
 
 use std::{
-    io::{self, IoSlice},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::Path,
     time::Duration,
 };
 
-use nix::sys::socket::{
-    ControlMessage, MsgFlags, Shutdown, getsockopt, sendmsg, shutdown, sockopt,
-};
-use qapi::{ExecuteError, futures::QmpStreamTokio};
+use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
+use qapi::qmp::QapiCapabilities;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tokio::{net::UnixStream, sync::mpsc};
+use tokio::{io::Interest, net::UnixStream, task::coop};
 
 use crate::{
-    Deadline, PathError, QmpError, Server, Trust,
-    commands::{self, Service},
+    Command, Deadline, Elapsed, PathError, QmpError, Replies, Server, Trust,
+    replies::End,
     socket_peers, unix_socket,
-    wire::{CommandIds, CommandWriter, Event, ListReply, MAX_EVENTS, ReplyReader, weight},
+    wire::{Event, Inbox, Outbox},
 };
 
-/// The longest that any command may take, unless the user gave more time ([`Deadline::capped`]).
+/// The longest that QEMU may take for any command, unless the user gave more time
+/// ([`Deadline::capped`]).
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest that the greeting may take, likewise.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The most memory that a list may take when it is parsed: some ten thousand volumes.
-const MAX_LIST_WEIGHT: usize = 128 << 20;
+/// How much is read at once.
+const CHUNK: usize = 64 << 10;
 
 /// A descriptor in a descriptor set of QEMU: `/dev/fdset/<set>`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub struct PassedFd {
     /// The number of the set.
+    #[serde(rename = "fdset-id")]
     pub set: u64,
     /// The descriptor's number in QEMU.
     pub fd: i64,
@@ -41,21 +41,13 @@ pub struct PassedFd {
 
 /// A connection to QEMU, ready for commands.
 pub struct Qmp {
-    service: Service,
-    events: mpsc::Receiver<Event>,
-    socket: OwnedFd,
+    socket: UnixStream,
+    inbox: Inbox,
+    buffer: Box<[u8]>,
     deadline: Deadline,
     version: String,
-    list_reply: ListReply,
     /// A command was sent and its reply has not been read.
     unanswered: bool,
-}
-
-/// A reply that is a list.
-#[derive(Deserialize)]
-struct Reply<T> {
-    #[serde(rename = "return")]
-    list: T,
 }
 
 impl std::fmt::Debug for Qmp {
@@ -91,11 +83,14 @@ impl Qmp {
     ) -> Result<Self, QmpError> {
         let path = path.as_ref();
         let stream = connected(unix_socket::connect(path).await, path)?;
-        Self::greet(stream, path, deadline, greeting_timeout).await
+        let greeting = deadline.capped(greeting_timeout);
+        Ok(Self::greet(stream, path, deadline, greeting, &[]).await?.0)
     }
 
-    /// Connects as [`connect_within`](Self::connect_within), if `trust` includes everything on the
-    /// way to the socket, and `server` listens there.
+    /// Connects as [`connect`](Self::connect), if `trust` includes everything on the way to the
+    /// socket, and `server` listens there. The greeting must come until `greeting`. The commands
+    /// `first` are sent without waiting for it. They must be queries: a QEMU that greets too late
+    /// may execute them later.
     ///
     /// # Errors
     /// As [`connect`](Self::connect), or the path or the server is not trusted.
@@ -103,47 +98,59 @@ impl Qmp {
         path: &Path,
         (trust, server): (&Trust, Server),
         deadline: Deadline,
-        greeting_timeout: Duration,
-    ) -> Result<Self, QmpError> {
+        greeting: Deadline,
+        first: &[Command<'_>],
+    ) -> Result<(Self, Replies), QmpError> {
         let socket = trust.locate(path).map_err(|e| match e {
             PathError::Io(source) => QmpError::Connect { path: path.to_owned(), source },
             PathError::Untrusted(why) => why.into(),
         })?;
         let stream = connected(socket.connect().await, path)?;
         server.check(&stream, path, trust)?;
-        Self::greet(stream, path, deadline, greeting_timeout).await
+        Self::greet(stream, path, deadline, greeting, first).await
     }
 
-    /// Waits for the greeting.
+    /// Waits for the greeting, and for the replies to the commands that were sent ahead of it. QEMU
+    /// reads them once it has greeted.
     async fn greet(
-        stream: UnixStream,
+        socket: UnixStream,
         path: &Path,
         deadline: Deadline,
-        greeting_timeout: Duration,
-    ) -> Result<Self, QmpError> {
-        let socket = stream
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(|source| QmpError::Connect { path: path.to_owned(), source })?;
-        let (sender, events) = mpsc::channel(MAX_EVENTS);
-        let (read, write) = stream.into_split();
-        let (ids, list_reply) = (CommandIds::new(), ListReply::default());
-        let greeting = async {
-            let reader = ReplyReader::new(read, ids.clone(), sender, list_reply.clone());
-            let writer = CommandWriter::new(write, ids);
-            let greeted = QmpStreamTokio::open_split(reader, writer).await?;
-            let version = greeted.capabilities.QMP.version.qemu.clone();
-            Ok::<_, io::Error>((greeted.negotiate().await?, version))
-        };
-        let (stream, version) = match deadline.capped(greeting_timeout).wait(greeting).await {
-            Ok(Ok(greeted)) => greeted,
-            Ok(Err(_)) => return Err(QmpError::NotQmp { path: path.to_owned() }),
-            Err(_) => return Err(no_greeting(path, Some(socket.as_fd()))),
-        };
-        let (service, replies) = stream.into_parts();
-        tokio::spawn(replies.into_future());
-        let version = format!("{}.{}.{}", version.major, version.minor, version.micro);
-        Ok(Self { service, events, socket, deadline, version, list_reply, unanswered: false })
+        greeting: Deadline,
+        first: &[Command<'_>],
+    ) -> Result<(Self, Replies), QmpError> {
+        let negotiation = Command::new("qmp_capabilities", json!({}));
+        let commands = [std::slice::from_ref(&negotiation), first].concat();
+        // Random, so that the IDs differ from those of an earlier client, and short.
+        let mut inbox = Inbox::new(fastrand::u32(10_000..100_000));
+        let mut outbox = Outbox::new(&commands, inbox.expect(commands.len()));
+        let (buffer, version) = (vec![0; CHUNK].into(), String::new());
+        let mut this = Self { socket, inbox, buffer, deadline, version, unanswered: true };
+        let not_qmp = || QmpError::NotQmp { path: path.to_owned() };
+        let greeted = this.negotiate(&mut outbox);
+        match greeting.wait(greeted).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(not_qmp()),
+            Err(Elapsed) => return Err(no_greeting(path, Some(this.socket.as_fd()))),
+        }
+        let negotiated = this.inbox.take_replies(1);
+        let accepted = Replies::new(&commands[..1], negotiated, None).read::<Value>();
+        accepted.map_err(|_| not_qmp())?;
+        let replies = this.exchange(&mut outbox, first).await;
+        Ok((this, replies))
+    }
+
+    /// Reads until QEMU has greeted and has replied to the first command.
+    async fn negotiate(&mut self, outbox: &mut Outbox<'_>) -> io::Result<()> {
+        while self.version.is_empty() || self.inbox.arrived() == 0 {
+            self.progress(outbox).await?;
+            if let Some(greeting) = self.inbox.take_greeting() {
+                let greeting: QapiCapabilities = serde_json::from_slice(&greeting)?;
+                let qemu = greeting.QMP.version.qemu;
+                self.version = format!("{}.{}.{}", qemu.major, qemu.minor, qemu.micro);
+            }
+        }
+        Ok(())
     }
 
     /// Returns QEMU's version, for instance `10.0.2`.
@@ -191,47 +198,7 @@ impl Qmp {
         command: &str,
         arguments: Value,
     ) -> Result<T, QmpError> {
-        let reply = self.reply(command, arguments).await?;
-        let read = match self.list_reply.take() {
-            Some(list) if weight(&list) > MAX_LIST_WEIGHT => {
-                return Err(QmpError::Answer { command: command.to_owned() });
-            }
-            Some(list) => serde_json::from_slice(&list).map(|Reply { list }| list),
-            None => serde_json::from_value(reply),
-        };
-        read.map_err(|_| QmpError::Answer { command: command.to_owned() })
-    }
-
-    /// Returns QEMU's reply. A list is replaced by an empty one; see [`ListReply`].
-    async fn reply(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
-        if std::mem::replace(&mut self.unanswered, true) {
-            return Err(QmpError::Disconnected { command: command.to_owned() });
-        }
-        let limit = self.deadline.capped(COMMAND_TIMEOUT);
-        let reply = match limit.wait(commands::send(&self.service, command, arguments)).await {
-            Ok(Some(reply)) => reply,
-            Ok(None) => {
-                self.unanswered = false;
-                return Err(QmpError::Unlisted { command: command.to_owned() });
-            }
-            Err(_) => return Err(QmpError::TimedOut { command: command.to_owned() }),
-        };
-        match reply {
-            Ok(value) => {
-                self.unanswered = false;
-                Ok(value)
-            }
-            Err(ExecuteError::Qapi(error)) => {
-                self.unanswered = false;
-                let class = format!("{:?}", error.class);
-                Err(QmpError::Refused {
-                    command: command.to_owned(),
-                    class,
-                    description: error.desc,
-                })
-            }
-            Err(ExecuteError::Io(_)) => Err(QmpError::Disconnected { command: command.to_owned() }),
-        }
+        self.send_all(&[Command::new(command, arguments)]).await.read()
     }
 
     /// Passes `fd` to QEMU, into the set `set` or a new one, with the free text `opaque`.
@@ -244,38 +211,78 @@ impl Qmp {
         set: Option<u64>,
         opaque: &str,
     ) -> Result<PassedFd, QmpError> {
-        let command = "add-fd".to_owned();
-        if self.unanswered {
-            return Err(QmpError::Disconnected { command });
+        self.send_all(&[Command::add_fd(&fd, set, opaque)]).await.read()
+    }
+
+    /// Sends all `commands` without waiting for replies in between. QEMU executes them in their
+    /// order, each of them also if one before it failed. Each may take [`COMMAND_TIMEOUT`].
+    pub async fn send_all(&mut self, commands: &[Command<'_>]) -> Replies {
+        if std::mem::replace(&mut self.unanswered, true) {
+            return Replies::new(commands, self.inbox.take_replies(0), Some(End::Lost));
         }
-        let fds = [fd.as_fd().as_raw_fd()];
-        let rights = [ControlMessage::ScmRights(&fds)];
-        // No command is in flight, so the socket's buffer is empty and one byte does not block.
-        let sent = sendmsg::<()>(
-            self.socket.as_raw_fd(),
-            &[IoSlice::new(b"\n")],
-            &rights,
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        );
-        if sent.is_err() {
-            self.unanswered = true;
-            return Err(QmpError::Disconnected { command });
+        let mut outbox = Outbox::new(commands, self.inbox.expect(commands.len()));
+        self.exchange(&mut outbox, commands).await
+    }
+
+    /// Sends what is left in `outbox`, and reads the replies to `commands`.
+    async fn exchange(&mut self, outbox: &mut Outbox<'_>, commands: &[Command<'_>]) -> Replies {
+        let mut end = None;
+        while end.is_none() && self.inbox.arrived() < commands.len() {
+            let limit = self.deadline.capped(COMMAND_TIMEOUT);
+            end = match limit.wait(self.next_reply(outbox)).await {
+                Ok(Ok(())) => None,
+                Ok(Err(_)) => Some(End::Lost),
+                Err(Elapsed) => Some(End::TimedOut),
+            };
         }
-        let arguments = match set {
-            Some(set) => json!({"fdset-id": set, "opaque": opaque}),
-            None => json!({"opaque": opaque}),
+        self.unanswered = end.is_some();
+        Replies::new(commands, self.inbox.take_replies(commands.len()), end)
+    }
+
+    /// Reads until another reply has arrived.
+    async fn next_reply(&mut self, outbox: &mut Outbox<'_>) -> io::Result<()> {
+        let arrived = self.inbox.arrived();
+        while self.inbox.arrived() == arrived {
+            self.progress(outbox).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends and reads as much as is possible now, or as soon as anything is. Both, because a
+    /// server whose replies are not read may stop reading commands.
+    async fn progress(&mut self, outbox: &mut Outbox<'_>) -> io::Result<()> {
+        // A flood of events must not keep the deadline from being noticed.
+        coop::consume_budget().await;
+        let interest = match outbox.is_empty() {
+            true => Interest::READABLE,
+            false => Interest::READABLE | Interest::WRITABLE,
         };
-        let reply = self.execute("add-fd", arguments).await?;
-        match (reply["fdset-id"].as_u64(), reply["fd"].as_i64()) {
-            (Some(set), Some(fd)) => Ok(PassedFd { set, fd }),
-            _ => Err(QmpError::Answer { command }),
+        let ready = self.socket.ready(interest).await?;
+        if ready.is_writable() {
+            outbox.send(&self.socket)?;
         }
+        if ready.is_readable() {
+            match self.socket.try_read(&mut self.buffer) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(length) => self.inbox.take_bytes(&self.buffer[..length])?,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
     }
 
     /// Returns the oldest event not yet taken; `None` at `deadline` or when QEMU is gone.
     pub async fn next_event(&mut self, deadline: Deadline) -> Option<Event> {
-        deadline.wait(self.events.recv()).await.ok().flatten()
+        let event = async {
+            loop {
+                if let Some(event) = self.inbox.take_event() {
+                    return Ok::<_, io::Error>(event);
+                }
+                self.progress(&mut Outbox::default()).await?;
+            }
+        };
+        deadline.wait(event).await.ok()?.ok()
     }
 }
 

@@ -65,12 +65,6 @@ pub enum QmpError {
         /// The command.
         command: String,
     },
-    /// This client's table does not list the command.
-    #[error("the command {command} is not in this client's table")]
-    Unlisted {
-        /// The command.
-        command: String,
-    },
 }
 
 impl QmpError {

@@ -2,12 +2,10 @@
 
 use std::io;
 
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _},
-    sync::mpsc,
-};
+use crate::wire::{Event, Inbox};
 
-use crate::wire::{CommandIds, Event, ListReply, MAX_EVENTS, ReplyReader};
+/// The number of events that are kept; later ones are dropped.
+pub const MAX_EVENTS: usize = crate::wire::MAX_EVENTS;
 
 /// Whether events of this name are passed on.
 pub fn is_kept(event: &str) -> bool {
@@ -17,25 +15,24 @@ pub fn is_kept(event: &str) -> bool {
 /// What the client makes of QEMU's lines.
 #[derive(Debug)]
 pub struct Passed {
-    /// The bytes that qapi reads.
-    pub bytes: Vec<u8>,
+    /// The greeting.
+    pub greeting: Option<Vec<u8>>,
+    /// The replies that were awaited.
+    pub replies: Vec<Vec<u8>>,
     /// The events.
     pub events: Vec<Event>,
-    /// The last list that was kept from qapi.
-    pub list: Option<Vec<u8>>,
 }
 
-/// Reads QEMU's lines from `socket` to its end; `last` is the ID of the last command.
+/// Takes the pieces of what QEMU sends while the replies to `count` commands are awaited, of which
+/// `first` is the ID of the first one.
 ///
 /// # Errors
-/// A line is too long.
-pub async fn lines(socket: impl AsyncRead + Unpin, last: u32) -> io::Result<Passed> {
-    let (sender, mut receiver) = mpsc::channel(MAX_EVENTS);
-    let list_reply = ListReply::default();
-    let ids = CommandIds::starting_after(last);
-    let mut reader = ReplyReader::new(socket, ids, sender, list_reply.clone());
-    let mut bytes = Vec::new();
-    reader.read_to_end(&mut bytes).await?;
-    let events = std::iter::from_fn(|| receiver.try_recv().ok()).collect();
-    Ok(Passed { bytes, events, list: list_reply.take() })
+/// A list is too long.
+pub fn lines(pieces: &[&[u8]], first: u32, count: usize) -> io::Result<Passed> {
+    let mut inbox = Inbox::new(first);
+    inbox.expect(count);
+    pieces.iter().try_for_each(|piece| inbox.take_bytes(piece))?;
+    let events = std::iter::from_fn(|| inbox.take_event()).collect();
+    let replies = inbox.take_replies(count).into();
+    Ok(Passed { greeting: inbox.take_greeting(), replies, events })
 }

@@ -27,10 +27,18 @@ const CONNECTED: &[u8] = b"03";
 pub(crate) fn another_client(socket: &Path, server: Option<i32>) -> bool {
     let tables = ["/proc/net/unix".to_owned(), format!("/proc/{}/net/unix", server.unwrap_or(0))];
     let tables = tables.map(|table| fs::read(table).unwrap_or_default());
-    let directory = PathBuf::from(format!("/proc/{}/cwd", server.unwrap_or(0)));
+    let server = PathBuf::from(format!("/proc/{}", server.unwrap_or(0)));
     let any = |state| {
         let mut ends = tables.iter().flat_map(|table| server_ends(table, state));
-        ends.any(|bound| same_file(&directory.join(bound), socket))
+        ends.any(|bound| {
+            // A server with a path that is too long for an address binds by a descriptor of its
+            // own.
+            let bound = match Path::new(bound).strip_prefix("/proc/self") {
+                Ok(below) => server.join(below),
+                Err(_) => server.join("cwd").join(bound),
+            };
+            same_file(&bound, socket)
+        })
     };
     any(CONNECTED) && any(CONNECTING)
 }

@@ -109,6 +109,16 @@ impl Trust {
         Self { vmm_user, ..Self::root() }
     }
 
+    /// The run directory of a user, `/run/user/<user>`: a rootless VMM has its files there.
+    pub fn user_run_dir(user: u32) -> PathBuf {
+        Path::new(USER_RUN_DIRS).join(user.to_string())
+    }
+
+    /// Whether `path` is below the run directory of a user.
+    pub fn is_user_run_dir(path: &Path) -> bool {
+        path.starts_with(USER_RUN_DIRS)
+    }
+
     /// The user that the VMM must run as, if one is named.
     pub fn vmm_user(&self) -> Option<u32> {
         self.vmm_user

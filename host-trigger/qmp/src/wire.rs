@@ -1,15 +1,15 @@
-//! The lines of QMP below qapi. Each command gets an ID, and the lines that QEMU sends are filtered
-//! before qapi reads them.
+//! The lines of QMP: what is sent, and what arrives.
 
-mod command_writer;
 mod event;
-mod reply_reader;
+mod inbox;
+mod outbox;
 mod weight;
 
-pub(crate) use command_writer::{CommandIds, CommandWriter};
 pub use event::Event;
 #[cfg(feature = "fuzz")]
 pub(crate) use event::KEPT;
+#[cfg(feature = "fuzz")]
 pub(crate) use event::MAX_EVENTS;
-pub(crate) use reply_reader::{ListReply, ReplyReader};
+pub(crate) use inbox::Inbox;
+pub(crate) use outbox::Outbox;
 pub(crate) use weight::weight;

@@ -1,5 +1,7 @@
 //! A real QEMU whose CPU never starts.
 
+#![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses a part of it")]
+
 use std::{
     os::{fd::OwnedFd, unix::net::UnixListener},
     path::PathBuf,
@@ -36,6 +38,15 @@ impl Qemu {
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("qmp.sock")
+    }
+
+    /// Returns what the descriptor `fd` of QEMU leads to.
+    pub(crate) fn file_of(&self, fd: i64) -> PathBuf {
+        std::fs::read_link(format!("/proc/{}/fd/{fd}", self.process.id())).unwrap()
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.process.kill().unwrap();
     }
 
     /// On a busy machine QEMU starts later than the greeting's timeout.

@@ -1,5 +1,7 @@
 //! A scripted peer in place of QEMU, for what QEMU does only rarely.
 
+#![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses a part of it")]
+
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -27,6 +29,27 @@ pub(crate) async fn start<F: Future<Output = ()> + Send + 'static>(
         peer.reply(&command, json!({})).await;
         script(peer).await;
         std::future::pending::<()>().await;
+    });
+}
+
+/// As [`start`], on a thread of its own: `script` need not be `Send`, and the client and the peer
+/// do not share a thread.
+pub(crate) fn start_local<F: Future<Output = ()>>(
+    path: &Path,
+    script: impl FnOnce(ScriptedPeer) -> F + Send + 'static,
+) {
+    let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (stream, _) = listener.accept().unwrap();
+            stream.set_nonblocking(true).unwrap();
+            let mut peer = ScriptedPeer(BufReader::new(UnixStream::from_std(stream).unwrap()));
+            peer.send(GREETING).await;
+            let command = peer.command().await;
+            peer.reply(&command, json!({})).await;
+            script(peer).await;
+        });
     });
 }
 
