@@ -25,12 +25,14 @@ pub trait Agent: Send + Sync + 'static {
     /// The request is denied; the text is returned to the caller.
     async fn authorize(&self, method: &str, request: &serde_json::Value) -> Result<(), Denied>;
 
-    /// What remains of a container for which [`container`](Self::container) returned
-    /// [`ContainerError::Stopped`]: [`Container::remains`].
+    /// What a volume can be removed from, where [`container`](Self::container) returned
+    /// [`ContainerError::Stopped`]: [`Container::remains`], or [`ContainerError::Paused`]: the
+    /// handles of the container.
     ///
-    /// Other processes of a container may survive its first one, where that is not the first
-    /// process of its pid namespace. They keep its device nodes and its rights, so a detach removes
-    /// both. Without this method they keep them until they end; the disk is removed anyway.
+    /// A detach from a paused container is refused without this method. Other processes of a
+    /// container may survive its first one, where that is not the first process of its pid
+    /// namespace. They keep its device nodes and its rights, so a detach removes both. Without this
+    /// method they keep them until they end; the disk is removed anyway.
     async fn remains(&self, _id: &str) -> Option<Container> {
         None
     }

@@ -3,15 +3,13 @@
 //! The identity is never the kernel's name (`sda`): names are reused. It is the unit serial number
 //! of [VPD page 0x80](https://docs.kernel.org/admin-guide/abi-testing.html) (`vpd_pg80` in sysfs).
 
-use std::{
-    fmt, fs::File, os::fd::AsRawFd as _, os::unix::fs::MetadataExt as _, path::PathBuf,
-    str::FromStr,
-};
+use std::{fmt, fs::File, os::fd::AsRawFd as _, path::PathBuf, str::FromStr};
 
-use nix::{errno::Errno, fcntl::OFlag, sys::stat::Mode};
+use nix::{errno::Errno, fcntl::OFlag};
 
 use crate::{
     error::{Error, Result},
+    node::open_block_device,
     scsi::ScsiDevice,
     sysfs,
 };
@@ -48,7 +46,8 @@ impl FromStr for DeviceNumber {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (major, minor) = text.split_once(':').unwrap_or((text, ""));
-        Ok(DeviceNumber { major: major.parse()?, minor: minor.parse()? })
+        let number = |text: &str| text.parse::<u32>();
+        Ok(DeviceNumber { major: number(major)?, minor: number(minor)? })
     }
 }
 
@@ -105,44 +104,30 @@ impl BlockDevice {
     pub fn write_back(&self) -> Result<()> {
         let names = sysfs::names(&PathBuf::from(format!("/sys/class/block/{}", self.name)))?;
         let partitions = names.iter().filter(|name| name.starts_with(&self.name));
+        let partition = |name: &String| {
+            let number = sysfs::read(&PathBuf::from(format!("/sys/class/block/{name}/dev")))?;
+            // One that is gone has nothing to write back.
+            number.map_or(Ok(()), |number| write_back(name, number))
+        };
         // The whole disk comes last, and flushes the disk's own cache.
-        partitions.chain([&self.name]).map(|name| write_back(name)).fold(Ok(()), Result::and)
+        let done = partitions.map(partition).fold(Ok(()), Result::and);
+        done.and(write_back(&self.name, self.number))
     }
 
-    /// Claims the disk by an exclusive open of the guest's own node in devtmpfs.
+    /// Claims the disk by an exclusive open.
     ///
     /// # Errors
     /// [`Error::Busy`] where it is mounted, or held by device mapper, md, swap or another claim.
     pub fn claim(&self) -> Result<Claim> {
-        let path = format!("/dev/{}", self.name);
-        let flags = OFlag::O_RDWR | OFlag::O_EXCL | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        // A read-only disk can be opened for reading only.
-        let opened =
-            nix::fcntl::open(path.as_str(), flags, Mode::empty()).or_else(|error| match error {
-                Errno::EROFS | Errno::EACCES => {
-                    nix::fcntl::open(path.as_str(), flags & !OFlag::O_RDWR, Mode::empty())
-                }
-                other => Err(other),
-            });
-        let file = match opened {
-            Ok(file) => File::from(file),
+        // For reading: that is enough for a claim and for a flush, and udev probes a disk again
+        // when a descriptor is closed that could write.
+        match open_block_device(&self.name, self.number, OFlag::O_RDONLY | OFlag::O_EXCL) {
+            Ok(file) => Ok(Claim { file, name: self.name.clone() }),
             Err(Errno::EBUSY) => {
-                return Err(Error::Busy { device: self.name.clone(), holders: Vec::new() });
+                Err(Error::Busy { device: self.name.clone(), holders: Vec::new() }.into())
             }
-            Err(error) => return Err(Error::system("open", path)(error)),
-        };
-        let found = DeviceNumber::from_raw(
-            file.metadata().map_err(Error::system("fstat", path.as_str()))?.rdev(),
-        );
-        if found != self.number {
-            return Err(Error::IdentityMismatch {
-                device: path,
-                what: "device number",
-                found: found.to_string(),
-                expected: self.number.to_string(),
-            });
+            Err(errno) => Err(Error::system("open", &self.name.as_str())(errno)),
         }
-        Ok(Claim { file, name: self.name.clone() })
     }
 }
 
@@ -159,7 +144,7 @@ impl Claim {
     /// # Errors
     /// The process has too many descriptors.
     pub fn try_clone(&self) -> Result<Claim> {
-        let file = self.file.try_clone().map_err(Error::system("fcntl", self.name.as_str()))?;
+        let file = self.file.try_clone().map_err(Error::system("fcntl", &self.name.as_str()))?;
         Ok(Claim { file, name: self.name.clone() })
     }
 
@@ -174,24 +159,22 @@ impl Claim {
                 "{}, where not all that was written is saved (force detaches it anyway),",
                 self.name
             );
-            Error::system("fsync", subject)(error)
+            Error::system("fsync", &subject)(error)
         })
     }
 }
 
 #[expect(unsafe_code, reason = "BLKFLSBUF has no safe wrapper in libc or nix")]
-fn write_back(name: &str) -> Result<()> {
+fn write_back(name: &str, number: DeviceNumber) -> Result<()> {
     const BLKFLSBUF: libc::c_ulong = 0x1261;
-    let path = format!("/dev/{name}");
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let opened = nix::fcntl::open(path.as_str(), flags, Mode::empty());
-    let file = File::from(opened.map_err(Error::system("open", path.as_str()))?);
+    let opened = open_block_device(name, number, OFlag::O_RDONLY);
+    let file = opened.map_err(Error::system("open", &name))?;
     // Unlike fsync, it writes back a file system that is mounted on the device, in whatever
     // namespace.
     // SAFETY: a descriptor and two numbers are passed.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKFLSBUF as _, 0) };
-    Errno::result(result).map_err(Error::system("ioctl(BLKFLSBUF)", path.as_str()))?;
-    file.sync_all().map_err(Error::system("fsync", path))
+    Errno::result(result).map_err(Error::system("ioctl(BLKFLSBUF)", &name))?;
+    file.sync_all().map_err(Error::system("fsync", &name))
 }
 
 /// Reads the serial of a SCSI disk; `None` where it has none or is gone. The disk need not have a

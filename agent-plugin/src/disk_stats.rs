@@ -5,9 +5,9 @@ use std::path::Path;
 
 use crate::{
     block::BlockDevice,
-    error::{Error, Result},
+    error::{BoxedError, Error, Result},
     sysfs,
-    text::{decimal, readable, words},
+    text::{decimal, displayed, readable, words},
 };
 
 /// Counters of one disk. Times add up over concurrent requests.
@@ -42,21 +42,17 @@ impl DiskStats {
     /// sysfs cannot be read, or the disk is gone.
     pub fn of(disk: &BlockDevice) -> Result<DiskStats> {
         let stat = format!("/sys/class/block/{}/stat", disk.name);
-        let errors = disk.device.directory().join("ioerr_cnt");
         let text = text(Path::new(&stat))?;
-        let malformed =
-            |subject, text: &[u8]| Error::Malformed { subject, found: readable(text, LONGEST) };
         let parsed = DiskStats::parse(&text).ok_or_else(|| malformed(stat, &text))?;
-        let text = self::text(&errors)?;
-        let count = text.strip_prefix(b"0x").and_then(|digits| str::from_utf8(digits).ok());
-        let count = count.and_then(|digits| u64::from_str_radix(digits, 16).ok());
-        let count = count.ok_or_else(|| malformed(errors.display().to_string(), &text))?;
-        Ok(DiskStats { errors: count, ..parsed })
+        Ok(DiskStats { errors: errors(disk)?, ..parsed })
     }
 
     /// Parses columns of numbers. Later kernels add columns on the right. Sectors have 512 bytes.
     pub fn parse(text: &[u8]) -> Option<DiskStats> {
-        let columns: Vec<u64> = words(text).map(decimal).collect::<Option<_>>()?;
+        let mut columns: Vec<u64> = Vec::with_capacity(17);
+        for word in words(text) {
+            columns.push(decimal(word)?);
+        }
         let [
             reads,
             _,
@@ -90,8 +86,25 @@ impl DiskStats {
     }
 }
 
+/// The number of SCSI commands that failed since the disk appeared. Those by which the kernel
+/// probes a disk are among them: they ask for what the disk need not support.
+///
+/// # Errors
+/// As of [`DiskStats::of`].
+pub(crate) fn errors(disk: &BlockDevice) -> Result<u64> {
+    let path = disk.device.directory().join("ioerr_cnt");
+    let text = text(&path)?;
+    let count = text.strip_prefix(b"0x").and_then(|digits| str::from_utf8(digits).ok());
+    let count = count.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    count.ok_or_else(|| malformed(displayed(&path.display()), &text))
+}
+
 /// How much of an attribute a message shows.
 const LONGEST: usize = 400;
+
+fn malformed(subject: String, text: &[u8]) -> BoxedError {
+    BoxedError::from(Error::Malformed { subject, found: readable(text, LONGEST) })
+}
 
 fn text(path: &Path) -> Result<Vec<u8>> {
     let bytes = sysfs::required(path, sysfs::read_bytes(path)?)?;

@@ -1,33 +1,27 @@
 //! The library's error: one enum, in which each variant has one [`Reason`] on the wire.
 
-use std::{error::Error as _, fmt::Write as _, io};
+use std::{error::Error as _, fmt, io};
 
 use crate::{
     agent::{ContainerError, Denied},
     api::block_volume::Reason,
     holder::Holder,
-    text::{escaped, quoted, shown},
+    text::{append, displayed, escaped, quoted, shown},
 };
 
+pub use crate::boxed_error::BoxedError;
 pub(crate) use crate::unsupported::Unsupported;
 
 /// A result with this library's [`Error`].
-pub type Result<T, E = Error> = std::result::Result<T, E>;
+pub type Result<T, E = BoxedError> = std::result::Result<T, E>;
 
 /// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A field of the request breaks a rule of the API.
-    #[error("{field}: {value} {rule}")]
-    InvalidRequest {
-        /// Which one: `attachments[2].path`.
-        field: String,
-        /// Its value, escaped and shortened.
-        value: String,
-        /// The rule.
-        rule: &'static str,
-    },
+    #[error("{}: {} {}", .0.field, .0.value, .0.rule)]
+    InvalidRequest(Box<InvalidField>),
     /// The agent has no container of this id that a volume could be attached to.
     #[error("container {id}")]
     Container {
@@ -64,17 +58,10 @@ pub enum Error {
     },
     /// The same attachment exists with another owner, mode or access.
     #[error(
-        "{} is this volume already, with {existing} where {requested} is requested: detach it first",
-        quoted(path)
+        "{} is this volume already, with {} where {} is requested: detach it first",
+        quoted(&.0.path), .0.existing, .0.requested
     )]
-    Conflict {
-        /// In the container.
-        path: String,
-        /// What the attachment has.
-        existing: String,
-        /// What the request specifies.
-        requested: String,
-    },
+    Conflict(Box<Conflict>),
     /// A holder claims the disk, or has it open.
     #[error("{device} is in use in the guest{}", list(.holders))]
     Busy {
@@ -94,17 +81,10 @@ pub enum Error {
     #[error("cancelled by a later request for the same volume, or by the end of the caller")]
     Cancelled,
     /// The disk is not the one that the request describes.
-    #[error("the disk at {device} has {what} {}, expected {expected}", shown(found))]
-    IdentityMismatch {
-        /// SCSI address in the guest.
-        device: String,
-        /// "serial", "size" or "access".
-        what: &'static str,
-        /// From the disk.
-        found: String,
-        /// From the request.
-        expected: String,
-    },
+    #[error(
+        "the disk at {} has {} {}, expected {}", .0.device, .0.what, shown(&.0.found), .0.expected
+    )]
+    IdentityMismatch(Box<Mismatch>),
     /// The node cannot be made on a read-only file system.
     #[error("{} is on a read-only file system: choose a path below /dev", quoted(path))]
     ReadOnlyFileSystem {
@@ -173,6 +153,42 @@ pub enum Error {
     },
 }
 
+/// A field that breaks a rule of the API. Like the other details in a box, it would make every
+/// result of this library larger.
+#[derive(Debug)]
+pub struct InvalidField {
+    /// Which one: `attachments[2].path`.
+    pub field: String,
+    /// Its value, escaped and shortened.
+    pub value: String,
+    /// The rule.
+    pub rule: &'static str,
+}
+
+/// An attachment that exists with other options.
+#[derive(Debug)]
+pub struct Conflict {
+    /// In the container.
+    pub path: String,
+    /// What the attachment has.
+    pub existing: String,
+    /// What the request specifies.
+    pub requested: String,
+}
+
+/// What distinguishes a disk from the requested one.
+#[derive(Debug)]
+pub struct Mismatch {
+    /// SCSI address in the guest.
+    pub device: String,
+    /// "serial", "size" or "access".
+    pub what: &'static str,
+    /// From the disk.
+    pub found: String,
+    /// From the request.
+    pub expected: String,
+}
+
 /// How many bytes of a source a message has: the agent's policy may explain itself.
 const LONGEST_SOURCE: usize = 1000;
 
@@ -181,28 +197,40 @@ fn list(holders: &[Holder]) -> String {
     const MOST: usize = 4;
     let mut text = String::new();
     for (index, holder) in holders.iter().take(MOST).enumerate() {
-        // Writing to a String does not fail.
-        let _ = write!(text, "{} {holder}", if index == 0 { ":" } else { "," });
+        let separator = if index == 0 { ":" } else { "," };
+        append(&mut text, format_args!("{separator} {holder}"));
     }
     if holders.len() > MOST {
-        let _ = write!(text, " and {} more", holders.len() - MOST);
+        append(&mut text, format_args!(" and {} more", holders.len() - MOST));
     }
     text
 }
 
 impl Error {
-    /// Returns a closure for `map_err` on a system call.
-    pub(crate) fn system<E: Into<io::Error>>(
+    /// Returns a closure for `map_err` on a system call. The subject becomes text only for an
+    /// error.
+    pub(crate) fn system<'a, E: Into<io::Error>>(
         call: &'static str,
-        subject: impl Into<String>,
-    ) -> impl FnOnce(E) -> Error {
-        move |source| Error::System { call, subject: subject.into(), source: source.into() }
+        subject: &'a dyn fmt::Display,
+    ) -> impl FnOnce(E) -> BoxedError + use<'a, E> {
+        move |source| Error::of_system_call(call, subject, source.into())
+    }
+
+    /// Not a part of the closure, which is compiled at each of its many uses.
+    #[cold]
+    #[inline(never)]
+    fn of_system_call(
+        call: &'static str,
+        subject: &dyn fmt::Display,
+        source: io::Error,
+    ) -> BoxedError {
+        BoxedError::from(Error::System { call, subject: displayed(&subject), source })
     }
 
     /// Returns the reason on the wire.
     pub fn reason(&self) -> Reason {
         match self {
-            Error::InvalidRequest { .. } => Reason::REASON_INVALID_REQUEST,
+            Error::InvalidRequest(_) => Reason::REASON_INVALID_REQUEST,
             Error::Container { source: ContainerError::Unknown, .. } => {
                 Reason::REASON_CONTAINER_NOT_FOUND
             }
@@ -215,11 +243,11 @@ impl Error {
             Error::Denied(_) => Reason::REASON_DENIED,
             Error::PathTaken { .. } => Reason::REASON_PATH_TAKEN,
             Error::ParentMissing { .. } => Reason::REASON_PARENT_MISSING,
-            Error::Conflict { .. } => Reason::REASON_CONFLICT,
+            Error::Conflict(_) => Reason::REASON_CONFLICT,
             Error::Busy { .. } => Reason::REASON_BUSY,
             Error::TimedOut { .. } => Reason::REASON_TIMED_OUT,
             Error::Cancelled => Reason::REASON_CANCELLED,
-            Error::IdentityMismatch { .. } => Reason::REASON_IDENTITY_MISMATCH,
+            Error::IdentityMismatch(_) => Reason::REASON_IDENTITY_MISMATCH,
             Error::ReadOnlyFileSystem { .. } => Reason::REASON_READ_ONLY_FILE_SYSTEM,
             Error::NoSpace { .. } => Reason::REASON_NO_SPACE,
             Error::NoController { .. } => Reason::REASON_NO_CONTROLLER,
@@ -234,14 +262,26 @@ impl Error {
         }
     }
 
+    /// Whether a deadline passed.
+    pub(crate) fn is_time_out(&self) -> bool {
+        matches!(self, Error::TimedOut { .. })
+    }
+
+    /// Whether a path of a container leads to no directory, or out of the container.
+    pub(crate) fn is_unreachable_path(&self) -> bool {
+        matches!(
+            self,
+            Error::ParentMissing { .. } | Error::Unsupported(Unsupported::MagicLink { .. })
+        )
+    }
+
     /// Returns the message for the caller, with its sources. Names that a container chose are
     /// escaped and bounded.
     pub fn message(&self) -> String {
-        let mut text = self.to_string();
+        let mut text = displayed(&self);
         let mut source = self.source();
         while let Some(error) = source {
-            // Writing to a String does not fail.
-            let _ = write!(text, ": {}", escaped(&error.to_string(), LONGEST_SOURCE));
+            append(&mut text, format_args!(": {}", escaped(&displayed(&error), LONGEST_SOURCE)));
             source = error.source();
         }
         text
@@ -276,12 +316,13 @@ mod tests {
         let name = format!("/tmp/a\n\u{1b}[2J{}", "\u{202e}".repeat(4000));
         let call = "openat2";
         let source = || io::Error::from_raw_os_error(libc::EIO);
+        let conflict = Conflict { path: name.clone(), existing: "a".into(), requested: "b".into() };
         let errors = [
             Error::System { call, subject: name.clone(), source: source() },
             Error::Malformed { subject: name.clone(), found: name.clone() },
             Error::PathTaken { path: name.clone(), by: "file".into() },
             Error::ParentMissing { path: name.clone() },
-            Error::Conflict { path: name.clone(), existing: "a".into(), requested: "b".into() },
+            Error::Conflict(Box::new(conflict)),
             Error::TimedOut { awaited: name.clone() },
             Error::ReadOnlyFileSystem { path: name.clone() },
             Error::NoSpace { path: name.clone() },
@@ -295,6 +336,12 @@ mod tests {
             assert!(message.contains(r"/tmp/a\n\u{1b}[2J"), "{message}");
             assert!(!message.chars().any(char::is_control) && message.len() < 2500, "{message:?}");
         }
+    }
+
+    /// It is moved at each `?`.
+    #[test]
+    fn an_error_is_small() {
+        assert!(size_of::<Error>() <= 56, "{}", size_of::<Error>());
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //!
 //! | point | what happens |
 //! |---|---|
-//! | `OPERATION-after-STAGE` | `error`, `delay`, `wait`, `stay` or `panic`, when that stage has ended |
+//! | `OPERATION-after-STAGE` | `error`, `delay`, `wait`, `stay` or `panic`, when that stage has ended. A Plug is an `attach` with the further stages `ready`, `go`, `prepared`, `attached`, `commit`; after `commit` an error does nothing |
+//! | `detach-after-released` | the same, but for `error`: the caller was told that it may remove the disks |
 //! | `tree=wait` | the container's file system does not answer when a path is resolved |
 //! | `scan=skip`, `rescan=skip` | the kernel is not asked to scan |
 //! | `uevent=lost` | the kernel's events do not arrive, without an error |
@@ -55,7 +56,7 @@ mod active {
         let Some(action) = action(point) else { return Ok(()) };
         tracing::warn!("fault point {point}={action}");
         match action.split_once(':').unwrap_or((&action, "")) {
-            ("error", _) => return Err(Error::Fault { point: point.to_owned() }),
+            ("error", _) => return Err(Error::Fault { point: point.to_owned() }.into()),
             ("panic", _) => panic!("fault injected at {point}"),
             ("delay", millis) => thread::sleep(Duration::from_millis(millis.parse().unwrap_or(0))),
             ("stay", _) => loop {

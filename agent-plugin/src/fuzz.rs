@@ -1,16 +1,15 @@
 //! Access to private parsers for the fuzz targets in `fuzz/`. The feature `fuzz` is off in every
 //! agent.
 
+use protobuf::Message as _;
 use serde_json::Value;
 
 use crate::{
     api::block_volume as wire,
     block::DeviceNumber,
-    cgroup,
-    error::Error,
-    holders, ids,
+    cgroup, holders, ids,
     procfs::mountinfo::MountLine,
-    service::{policy, reply, request},
+    service::{policy, reply, request, requested, rpc::Rpc},
     text,
     volume::Failed,
 };
@@ -24,42 +23,53 @@ pub enum Request {
     Detach(wire::DetachRequest),
     Inspect(wire::InspectRequest),
     Resize(wire::ResizeRequest),
+    Plug(wire::AttachRequest),
 }
 
-/// Checks a request as the service does.
+/// Decodes and checks a request as the service does.
 ///
 /// # Errors
 /// The failure that the caller gets.
+///
+/// # Panics
+/// The service cannot decode what the generated code encodes.
 pub fn check(request: &Request) -> Result<Value, wire::Failure> {
-    checked(request).map_err(|error| reply::failure(&Failed::from(error)))
-}
-
-/// Returns what the policy is asked about.
-fn checked(request: &Request) -> Result<Value, Error> {
-    match request {
-        Request::Probe(request) => {
-            let paths = request::paths(&request.paths)?;
-            if !request.container_id.is_empty() {
-                request::container_id("container_id", &request.container_id)?;
-            }
-            Ok(policy::probe(&request.container_id, &paths))
+    let (rpc, bytes) = match request {
+        Request::Probe(request) => (Rpc::Probe, request.write_to_bytes()),
+        Request::Attach(request) => (Rpc::Attach, request.write_to_bytes()),
+        Request::Detach(request) => (Rpc::Detach, request.write_to_bytes()),
+        Request::Inspect(request) => (Rpc::Inspect, request.write_to_bytes()),
+        Request::Resize(request) => (Rpc::Resize, request.write_to_bytes()),
+        Request::Plug(request) => {
+            let step = Some(wire::plug_request::Step::Start(request.clone()));
+            (Rpc::Plug, wire::PlugRequest { step, ..Default::default() }.write_to_bytes())
         }
-        Request::Attach(request) => {
-            request::timeout(request.timeout_ms)?;
-            Ok(policy::attachments(&request::attachments(&request.attachments)?))
-        }
-        Request::Detach(request) => {
-            request::wait(request.wait_ms, request::timeout(request.timeout_ms)?)?;
-            Ok(policy::detach(&request::detachments(&request.detachments)?, request.force))
-        }
-        Request::Inspect(request) => {
-            Ok(policy::inspect(&request::detachments(&request.attachments)?))
-        }
-        Request::Resize(request) => {
-            request::timeout(request.timeout_ms)?;
-            Ok(policy::attachments(&request::attachments(&request.attachments)?))
+    };
+    let bytes = bytes.expect("a message can be encoded");
+    let bytes = match requested::PlugStep::decode(&bytes) {
+        Ok(requested::PlugStep::Start(request)) if rpc == Rpc::Plug => request,
+        _ => &bytes,
+    };
+    let request = requested::Request::decode(rpc, bytes).expect("the format is the same");
+    match request::check(rpc, &request) {
+        Ok(checked) => Ok(policy::question(rpc, &checked)),
+        Err(error) => {
+            let failure = reply::failure(&Failed::from(error));
+            Err(wire::Failure {
+                reason: failure.reason.into(),
+                message: failure.message,
+                serial: failure.serial,
+                undone: failure.undone,
+                ..Default::default()
+            })
         }
     }
+}
+
+/// Whether a message of any bytes can be decoded.
+pub fn is_request(bytes: &[u8]) -> bool {
+    let is_step = requested::PlugStep::decode(bytes).is_ok();
+    requested::Request::decode(Rpc::Detach, bytes).is_ok() || is_step
 }
 
 /// Parses a line of mountinfo: the device number, the mount point, the file system's type, the

@@ -63,6 +63,18 @@ pub struct Holder {
     pub detail: String,
 }
 
+impl Holder {
+    /// Whether it may release the disk by itself in a moment, as the programs do that the guest
+    /// runs for every disk that appears or changes (udev, blkid, those of multipath and LVM). They
+    /// are outside of all containers; one that claims the disk may be gone before it is looked for.
+    pub(crate) fn may_be_short_lived(&self) -> bool {
+        match self.kind {
+            HolderKind::Process => self.container_id.is_empty(),
+            kind => kind == HolderKind::Unknown,
+        }
+    }
+}
+
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let detail = self.detail.escape_debug();

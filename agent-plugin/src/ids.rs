@@ -13,9 +13,9 @@ use nix::{
 
 use crate::{
     agent::ContainerError,
-    error::{Error, Result, Unsupported},
+    error::{BoxedError, Error, Result, Unsupported},
     namespace::Target,
-    text::{decimal, lines, readable, words},
+    text::{decimal, displayed, lines, readable, words},
 };
 
 /// The id maps of one container.
@@ -50,9 +50,9 @@ impl Ids {
         check()?;
         let read = |file| -> Result<Map> {
             let text = target.proc(file)?;
-            Map::parse(&text).ok_or_else(|| Error::Malformed {
-                subject: file.to_owned(),
-                found: readable(&text, 80),
+            Map::parse(&text).ok_or_else(|| {
+                let subject = file.to_owned();
+                Error::Malformed { subject, found: readable(&text, 80) }.into()
             })
         };
         let ids = Ids { maps: Some((read("uid_map")?, read("gid_map")?)) };
@@ -78,7 +78,7 @@ impl Ids {
     /// The kernel refuses.
     pub(crate) fn assume(&self) -> Result<()> {
         let Some((uids, gids)) = &self.maps else { return Ok(()) };
-        keep_capabilities().map_err(Error::system("prctl", "PR_SET_SECUREBITS"))?;
+        keep_capabilities().map_err(Error::system("prctl", &"PR_SET_SECUREBITS"))?;
         let (uid, gid) = (Uid::from_raw(uids.root()), Gid::from_raw(gids.root()));
         setfsgid(gid);
         setfsuid(uid);
@@ -86,7 +86,7 @@ impl Ids {
         // new one.
         let refused = setfsuid(uid) != uid || setfsgid(gid) != gid;
         if refused {
-            Err(Error::system("setfsuid", format!("{uid}"))(Errno::EPERM))
+            Err(Error::system("setfsuid", &format_args!("{uid}"))(Errno::EPERM))
         } else {
             Ok(())
         }
@@ -94,20 +94,20 @@ impl Ids {
 }
 
 /// The error for a container whose ids cannot be known.
-fn left(target: &Target) -> Error {
+fn left(target: &Target) -> BoxedError {
     let reason = "its first process has left the container's user namespace";
     let source = ContainerError::Unreachable(reason.to_owned());
-    Error::Container { id: target.id.to_string(), source }
+    BoxedError::from(Error::Container { id: displayed(&target.id), source })
 }
 
 impl Map {
     fn parse(text: &[u8]) -> Option<Map> {
-        let range = |line| {
-            let mut numbers = words(line).map(decimal);
-            let mut next = || numbers.next().flatten();
-            Some(Range { inside: next()?, outside: next()?, count: next()? })
-        };
-        let ranges = lines(text).map(range).collect::<Option<Vec<_>>>()?;
+        let mut ranges = Vec::new();
+        for line in lines(text) {
+            let mut words = words(line);
+            let mut next = || decimal(words.next()?);
+            ranges.push(Range { inside: next()?, outside: next()?, count: next()? });
+        }
         (!ranges.is_empty()).then_some(Map(ranges))
     }
 

@@ -7,14 +7,14 @@
 //! followed.
 
 use std::{
-    ffi::{CStr, CString},
+    ffi::CStr,
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd as _},
 };
 
 use nix::{errno::Errno, sys::stat::SFlag};
 
-use crate::block::DeviceNumber;
+use crate::{block::DeviceNumber, named::c_name};
 
 /// What the kernel knows of an inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub(crate) struct Inode {
 impl Inode {
     /// The inode at `name` in `directory`. `None`: there is none.
     pub(crate) fn at(directory: &impl AsFd, name: &str) -> Result<Option<Inode>, Errno> {
-        let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
+        let name = c_name(name.as_bytes())?;
         let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_STATX_DONT_SYNC;
         match statx(directory.as_fd().as_raw_fd(), &name, flags) {
             Err(Errno::ENOENT) => Ok(None),
@@ -52,7 +52,7 @@ impl Inode {
     /// The inode at `name` in `directory`, from the file system's server, which may take long: this
     /// kernel caches for a while a file that the server has removed.
     pub(crate) fn synced_at(directory: &impl AsFd, name: &str) -> Result<Option<Inode>, Errno> {
-        let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
+        let name = c_name(name.as_bytes())?;
         let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_STATX_FORCE_SYNC;
         match statx(directory.as_fd().as_raw_fd(), &name, flags) {
             Err(Errno::ENOENT | Errno::ESTALE) => Ok(None),
@@ -74,6 +74,7 @@ impl Inode {
 }
 
 #[expect(unsafe_code, reason = "statx(2) has no safe wrapper in libc or nix")]
+#[inline(never)]
 fn statx(directory: i32, path: &CStr, flags: i32) -> Result<Inode, Errno> {
     let mut found = MaybeUninit::<libc::statx>::zeroed();
     let flags = flags | libc::AT_NO_AUTOMOUNT;

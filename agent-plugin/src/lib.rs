@@ -7,9 +7,10 @@
 //! kernel and policy.
 //!
 //! The library starts no child process, needs no udev, and has no thread and no timer while no
-//! request is under way. It then has descriptors only because of containers without a device
-//! filter: one of inotify while such a container has a volume, and one of each deleted disk whose
-//! device node something still refers to.
+//! request is under way; the names of its threads begin with `block-volume`. It then has
+//! descriptors only because of containers without a device filter: one of inotify while such a
+//! container has a volume, and one of each deleted disk whose device node something still refers
+//! to.
 //!
 //! | module | does |
 //! |---|---|
@@ -21,11 +22,16 @@
 //! | [`namespace`], [`ids`], [`mount`], `inode`, [`device_node`] | the container's file system, and the node in it |
 //! | [`cgroup`] | the device filter |
 //! | [`holders`], `holder` | who keeps a disk in use |
-//! | [`procfs`], `sysfs`, `pidfd` | kernel files and descriptors that several modules use |
-//! | `error`, `unsupported` | every error, each with one reason of the API |
+//! | [`procfs`], `sysfs`, `pidfd`, `named` | kernel files, descriptors, and calls by name, that several modules use |
+//! | `thread`, `worker` | the plugin's threads: their names; a closure on one |
+//! | `sorted` | sets in a sorted vector |
+//! | `log` | lines of the log |
+//! | `kernel` | what the guest's kernel lacks |
+//! | `error`, `boxed_error`, `unsupported` | every error, each with one reason of the API |
 //! | `fault`, `fuzz` | fault points and parsers, for tests |
 //!
-//! The modules of kernel interfaces are public for tests and fuzzers; agents need none of them.
+//! The modules of kernel interfaces are public for tests and fuzzers only, and hidden: they are no
+//! part of the API that a version promises. `cargo doc --document-private-items` describes them.
 
 // One byte that is no UTF-8 must not make a file of the kernel unreadable (clippy.toml).
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
@@ -34,9 +40,14 @@
 extern crate self as agent_plugin;
 
 mod agent;
+#[doc(hidden)]
 pub mod block;
+mod boxed_error;
+#[doc(hidden)]
 pub mod cgroup;
+#[doc(hidden)]
 pub mod device_node;
+#[doc(hidden)]
 pub mod disk_stats;
 mod error;
 mod fault;
@@ -45,25 +56,40 @@ mod fault;
 pub mod fuzz;
 mod handles;
 mod holder;
+#[doc(hidden)]
 pub mod holders;
+#[doc(hidden)]
 pub mod ids;
 mod inode;
+mod kernel;
+mod log;
+#[doc(hidden)]
 pub mod mount;
+mod named;
+#[doc(hidden)]
 pub mod namespace;
+mod node;
 mod pidfd;
+#[doc(hidden)]
 pub mod procfs;
+mod rename;
+#[doc(hidden)]
 pub mod scsi;
 mod service;
+mod sorted;
 mod sysfs;
 mod text;
+mod thread;
+#[doc(hidden)]
 pub mod uevent;
 mod unsupported;
 mod volume;
+mod worker;
 
 pub use block_volume_api as api;
 
 pub use agent::{Agent, Container, ContainerError, Denied, DeviceRule};
-pub use error::{Error, Result};
+pub use error::{BoxedError, Conflict, Error, InvalidField, Mismatch, Result};
 pub use holder::{Holder, HolderKind};
 pub use service::{incoming, serve, service};
 /// For the listeners that [`serve`] and [`incoming`] take: an agent may have another version of it.

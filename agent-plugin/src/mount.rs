@@ -1,11 +1,11 @@
-//! Mounts by descriptor: [open_tree(2)](https://man7.org/linux/man-pages/man2/open_tree.2.html),
+//! Mounts by descriptor: [fsmount(2)](https://man7.org/linux/man-pages/man2/fsmount.2.html),
+//! [open_tree(2)](https://man7.org/linux/man-pages/man2/open_tree.2.html),
 //! [move_mount(2)](https://man7.org/linux/man-pages/man2/move_mount.2.html),
 //! [mount_setattr(2)](https://man7.org/linux/man-pages/man2/mount_setattr.2.html); and which mounts
 //! exist:
 //! [`/proc/PID/mountinfo`](https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html).
 
 use std::{
-    collections::HashSet,
     ffi::CStr,
     fs,
     os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
@@ -33,6 +33,28 @@ pub(crate) fn copy_of(path: &CStr) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Returns a detached mount of a new tmpfs. It is freed with its last descriptor.
+#[expect(unsafe_code, reason = "fsopen(2) and the calls after it have no wrappers in libc or nix")]
+pub(crate) fn new_tmpfs() -> Result<OwnedFd, Errno> {
+    const CLOSE_ON_EXEC: libc::c_uint = 1;
+    const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+    let descriptor = |fd: libc::c_long| -> Result<OwnedFd, Errno> {
+        let fd = i32::try_from(Errno::result(fd)?).map_err(|_| Errno::EBADF)?;
+        // SAFETY: the descriptor is new, and nothing else owns it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    };
+    // SAFETY: the name is a C string with static lifetime; the call returns a new descriptor or -1.
+    let fd = unsafe { libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), CLOSE_ON_EXEC) };
+    let context = descriptor(fd)?;
+    let (fd, none) = (context.as_raw_fd(), std::ptr::null::<libc::c_char>());
+    // SAFETY: this command takes no key and no value, only numbers.
+    let created =
+        unsafe { libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, none, none, 0) };
+    Errno::result(created)?;
+    // SAFETY: only numbers are passed; the call returns a new descriptor or -1.
+    descriptor(unsafe { libc::syscall(libc::SYS_fsmount, fd, CLOSE_ON_EXEC, 0) })
+}
+
 /// Attaches a mount over `file`, which must be in a mount of the calling thread's namespace.
 /// Neither is given by a path, which another process could replace.
 #[expect(unsafe_code, reason = "move_mount(2) has no safe wrapper in libc or nix")]
@@ -54,6 +76,26 @@ pub(crate) fn can_set_propagation() -> bool {
     let result =
         unsafe { libc::syscall(libc::SYS_mount_setattr, -1, c"".as_ptr(), 0, nothing, 0usize) };
     Errno::result(result) != Err(Errno::ENOSYS)
+}
+
+/// Tries whether a tmpfs can be mounted that is limited as that of a bind node is. A kernel without
+/// `CONFIG_TMPFS` has one of this name that takes no options. Nothing is mounted
+/// ([fsconfig(2)](https://man7.org/linux/man-pages/man2/fsconfig.2.html), Linux 5.2).
+#[expect(unsafe_code, reason = "fsopen(2) and fsconfig(2) have no safe wrapper in libc or nix")]
+pub(crate) fn try_tmpfs() -> Result<(), Errno> {
+    const FSOPEN_CLOEXEC: libc::c_uint = 1;
+    const FSCONFIG_SET_STRING: libc::c_uint = 1;
+    // SAFETY: the name is a C string with static lifetime.
+    let fd = unsafe { libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), FSOPEN_CLOEXEC) };
+    let fd = i32::try_from(Errno::result(fd)?).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the descriptor is new, and nothing else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let (key, value) = (c"nr_inodes".as_ptr(), c"4".as_ptr());
+    // SAFETY: both texts are C strings with static lifetime, the rest are numbers.
+    let result = unsafe {
+        libc::syscall(libc::SYS_fsconfig, fd.as_raw_fd(), FSCONFIG_SET_STRING, key, value, 0)
+    };
+    Errno::result(result).map(drop)
 }
 
 /// Sets the propagation of a mount (`MS_PRIVATE`, `MS_UNBINDABLE`).
@@ -89,9 +131,9 @@ fn set_attributes(mount: &impl AsFd, attributes: libc::mount_attr) -> Result<(),
 /// of its container.
 #[derive(Debug, Default)]
 pub struct Mounts {
-    in_guest: HashSet<DeviceNumber>,
-    in_memory: HashSet<DeviceNumber>,
-    shared: HashSet<u64>,
+    in_guest: Vec<DeviceNumber>,
+    in_memory: Vec<DeviceNumber>,
+    shared: Vec<u64>,
 }
 
 impl Mounts {
@@ -102,18 +144,20 @@ impl Mounts {
     /// `/proc` cannot be read.
     pub fn read(target: &Target) -> Result<Mounts> {
         const PATH: &str = "/proc/thread-self/mountinfo";
-        let text = fs::read(PATH).map_err(Error::system("read", PATH))?;
-        let in_guest = MountLine::all(&text).map(|mount| mount.number).collect();
-        let of_container = target.mountinfo()?;
-        let in_memory = MountLine::all(&of_container)
-            .filter(|mount| is_in_memory(mount.file_system))
-            .map(|mount| mount.number)
-            .collect();
-        let shared = MountLine::all(&of_container)
-            .filter(|mount| mount.is_shared)
-            .map(|mount| mount.id.into())
-            .collect();
-        Ok(Mounts { in_guest, in_memory, shared })
+        let text = fs::read(PATH).map_err(Error::system("read", &PATH))?;
+        let mut mounts = Mounts::default();
+        for mount in MountLine::all(&text) {
+            mounts.in_guest.push(mount.number);
+        }
+        for mount in MountLine::all(&target.mountinfo()?) {
+            if is_in_memory(mount.file_system) {
+                mounts.in_memory.push(mount.number);
+            }
+            if mount.is_shared {
+                mounts.shared.push(mount.id.into());
+            }
+        }
+        Ok(mounts)
     }
 
     /// Whether a file system is mounted in the guest itself, so that its files are visible outside
@@ -147,8 +191,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_can_set_propagation() {
-        assert!(can_set_propagation());
+    fn the_kernel_can_make_bind_nodes() {
+        assert!(can_set_propagation() && try_tmpfs().is_ok());
     }
 
     #[rstest]

@@ -2,34 +2,47 @@
 
 use std::{fs, io, io::Write as _, path::Path, str::FromStr};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{BoxedError, Error, Result},
+    text::displayed,
+};
 
 /// Reads an attribute's bytes; `None` where the kernel has no such attribute (any more).
 pub(crate) fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if is_gone(&error) => Ok(None),
-        Err(error) => Err(Error::system("read", path.display().to_string())(error)),
+        Err(error) => Err(Error::system("read", &path.display())(error)),
     }
 }
 
 /// Reads an attribute's value; `None` where the kernel has no such attribute (any more).
 pub(crate) fn read<T: FromStr>(path: &Path) -> Result<Option<T>> {
-    let Some(bytes) = read_bytes(path)? else { return Ok(None) };
-    let text = String::from_utf8_lossy(&bytes);
-    match text.trim_end().parse() {
-        Ok(value) => Ok(Some(value)),
-        Err(_) => Err(Error::Malformed {
-            subject: path.display().to_string(),
-            found: text.chars().take(80).collect(),
-        }),
-    }
+    let Some(text) = read_text(path)? else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| malformed(path, &text))
+}
+
+/// Not a part of [`read`], which is compiled for each type.
+fn read_text(path: &Path) -> Result<Option<String>> {
+    let bytes = read_bytes(path)?;
+    Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).trim_end().to_owned()))
+}
+
+#[cold]
+fn malformed(path: &Path, text: &str) -> BoxedError {
+    let (subject, found) = (displayed(&path.display()), text.chars().take(80).collect());
+    BoxedError::from(Error::Malformed { subject, found })
 }
 
 /// The value of an attribute that must exist.
 pub(crate) fn required<T>(path: &Path, value: Option<T>) -> Result<T> {
-    let missing = || io::Error::from_raw_os_error(libc::ENOENT);
-    value.ok_or_else(|| Error::system("read", path.display().to_string())(missing()))
+    value.ok_or_else(|| missing(path))
+}
+
+#[cold]
+fn missing(path: &Path) -> BoxedError {
+    let missing = io::Error::from_raw_os_error(libc::ENOENT);
+    Error::system("read", &path.display())(missing)
 }
 
 /// Writes an attribute, with one `write` call as the kernel requires.
@@ -44,16 +57,16 @@ pub(crate) fn exists(path: &str) -> bool {
 
 /// Reads the names in a directory of sysfs; none where it does not exist.
 pub(crate) fn names(path: &Path) -> Result<Vec<String>> {
-    let failed = || Error::system("readdir", path.display().to_string());
+    let failed = |error| Error::system("readdir", &path.display())(error);
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
         Err(error) if is_gone(&error) => return Ok(Vec::new()),
-        Err(error) => return Err(failed()(error)),
+        Err(error) => return Err(failed(error)),
     };
     let mut names = Vec::new();
     for entry in entries {
         // The kernel's own names are ASCII.
-        names.push(entry.map_err(failed())?.file_name().to_string_lossy().into_owned());
+        names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
     }
     Ok(names)
 }

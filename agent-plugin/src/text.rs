@@ -2,12 +2,20 @@
 //! files and mounts are whatever a container made of them. Only numbers and the kernel's own words
 //! are text.
 
-use std::{fmt::Write as _, str::FromStr};
+use std::{
+    fmt::{self, Write as _},
+    str::FromStr,
+};
 
 /// A decimal number of digits only: `str::parse` would accept a leading plus sign.
-pub(crate) fn decimal<T: FromStr>(text: impl AsRef<[u8]>) -> Option<T> {
-    let text = text.as_ref();
-    if text.iter().all(u8::is_ascii_digit) { parsed(text) } else { None }
+pub(crate) fn decimal<T: TryFrom<u64>>(text: impl AsRef<[u8]>) -> Option<T> {
+    T::try_from(number(text.as_ref())?).ok()
+}
+
+/// Not a part of [`decimal`], which is compiled for each type.
+#[inline(never)]
+fn number(digits: &[u8]) -> Option<u64> {
+    if digits.iter().all(u8::is_ascii_digit) { parsed(digits) } else { None }
 }
 
 /// A value in one of the kernel's own notations.
@@ -17,14 +25,51 @@ pub(crate) fn parsed<T: FromStr>(text: &[u8]) -> Option<T> {
 
 /// The lines of a file, without their ends. Unlike [`str::lines`], it keeps a carriage return,
 /// which may be the last byte of a name.
-pub(crate) fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.split_inclusive(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\n").unwrap_or(line))
+pub(crate) fn lines(text: &[u8]) -> Lines<'_> {
+    Lines(text)
+}
+
+/// See [`lines`]. Not made of the iterators of `std`, which are compiled at each use.
+#[derive(Debug, Clone)]
+pub(crate) struct Lines<'a>(&'a [u8]);
+
+impl<'a> Iterator for Lines<'a> {
+    type Item = &'a [u8];
+
+    #[inline(never)]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let end = self.0.iter().position(|&byte| byte == b'\n');
+        let (line, rest) = self.0.split_at(end.unwrap_or(self.0.len()));
+        self.0 = rest.strip_prefix(b"\n").unwrap_or(rest);
+        Some(line)
+    }
 }
 
 /// The words of a line. The kernel separates them by blanks and tabs alone, and escapes both in
 /// names; other white space may be a part of a name.
-pub(crate) fn words(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    line.split(|byte| matches!(byte, b' ' | b'\t')).filter(|word| !word.is_empty())
+pub(crate) fn words(line: &[u8]) -> Words<'_> {
+    Words(line)
+}
+
+/// See [`words`].
+#[derive(Debug, Clone)]
+pub(crate) struct Words<'a>(&'a [u8]);
+
+impl<'a> Iterator for Words<'a> {
+    type Item = &'a [u8];
+
+    #[inline(never)]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+        let begin = self.0.iter().position(|byte| !is_blank(byte))?;
+        let rest = &self.0[begin..];
+        let (word, rest) = rest.split_at(rest.iter().position(is_blank).unwrap_or(rest.len()));
+        self.0 = rest;
+        Some(word)
+    }
 }
 
 /// What is before and behind the first `separator`.
@@ -35,6 +80,7 @@ pub(crate) fn split_once<'a>(text: &'a [u8], separator: &[u8]) -> Option<(&'a [u
 
 /// A name as it was before the kernel escaped it: a byte that would break the line is written as a
 /// backslash and three octal digits.
+#[inline(never)]
 pub(crate) fn unescaped(name: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(name.len());
     let mut rest = name;
@@ -62,20 +108,34 @@ pub(crate) fn readable(name: &[u8], limit: usize) -> String {
     for chunk in name[..name.len().min(limit + 1)].utf8_chunks() {
         text.push_str(chunk.valid());
         for byte in chunk.invalid() {
-            // Writing to a String does not fail.
-            let _ = write!(text, "\\x{byte:02x}");
+            append(&mut text, format_args!("\\x{byte:02x}"));
         }
     }
     truncated(text, limit)
 }
 
 /// Cuts a text to at most `limit` bytes, between two characters, and marks the cut with `…`.
+#[inline(never)]
 pub(crate) fn truncated(mut text: String, limit: usize) -> String {
     if text.len() > limit {
         text.truncate(text.floor_char_boundary(limit));
         text.push('…');
     }
     text
+}
+
+/// A value as it is displayed. `to_string` is compiled once for each type and each use in another
+/// part of the crate; this is not.
+#[inline(never)]
+pub(crate) fn displayed(value: &dyn fmt::Display) -> String {
+    value.to_string()
+}
+
+/// Adds to a text.
+#[inline(never)]
+pub(crate) fn append(text: &mut String, more: fmt::Arguments<'_>) {
+    // Writing to a String does not fail.
+    let _ = text.write_fmt(more);
 }
 
 /// How many bytes of a name are shown in a message.
@@ -88,6 +148,7 @@ pub(crate) fn shown(name: &str) -> String {
 }
 
 /// A path in a message, in quotes.
+#[inline(never)]
 pub(crate) fn quoted(path: &str) -> String {
     let beginning = &path[..path.floor_char_boundary(LONGEST_SHOWN)];
     let cut = if beginning.len() < path.len() { "…" } else { "" };

@@ -11,13 +11,14 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
 };
 
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_KOBJECT_UEVENT};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
-use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_KOBJECT_UEVENT};
 
 use crate::{
     block::DeviceNumber,
     error::{Error, Result},
     fault,
+    text::decimal,
 };
 
 /// Room for the ten events of each of 256 disks, and for many other events. The memory is used only
@@ -40,6 +41,10 @@ pub struct Uevent<'a> {
     pub devtype: &'a str,
     /// The device number, if the device has one.
     pub number: Option<DeviceNumber>,
+    /// Whether a process has asked the kernel for it (Linux 4.13 and later tell): `udevadm
+    /// trigger`, or udev itself when a disk was closed that was open for writing. Nothing has
+    /// happened to the device.
+    pub is_synthetic: bool,
 }
 
 impl<'a> Uevent<'a> {
@@ -48,14 +53,22 @@ impl<'a> Uevent<'a> {
         // A value may have any bytes: it is left out alone, and not the event.
         let mut parts = message.split(|&byte| byte == 0).map(str::from_utf8);
         let (action, devpath) = parts.next()?.ok()?.split_once('@')?;
-        let mut event = Uevent { action, devpath, subsystem: "", devtype: "", number: None };
+        let mut event = Uevent {
+            action,
+            devpath,
+            subsystem: "",
+            devtype: "",
+            number: None,
+            is_synthetic: false,
+        };
         let (mut major, mut minor) = (None, None);
         for (key, value) in parts.filter_map(|part| part.ok()?.split_once('=')) {
             match key {
                 "SUBSYSTEM" => event.subsystem = value,
                 "DEVTYPE" => event.devtype = value,
-                "MAJOR" => major = value.parse().ok(),
-                "MINOR" => minor = value.parse().ok(),
+                "MAJOR" => major = decimal(value),
+                "MINOR" => minor = decimal(value),
+                "SYNTH_UUID" => event.is_synthetic = true,
                 _ => {}
             }
         }
@@ -65,12 +78,16 @@ impl<'a> Uevent<'a> {
 
     /// Whether it announces a whole disk that can be used from now on.
     pub fn adds_disk(&self) -> bool {
-        self.action == "add" && self.subsystem == "block" && self.devtype == "disk"
+        self.action == "add" && self.is_about_disk()
     }
 
     /// Whether it reports a change of a whole disk, for example of its size.
     pub fn changes_disk(&self) -> bool {
-        self.action == "change" && self.subsystem == "block" && self.devtype == "disk"
+        self.action == "change" && self.is_about_disk()
+    }
+
+    fn is_about_disk(&self) -> bool {
+        !self.is_synthetic && self.subsystem == "block" && self.devtype == "disk"
     }
 }
 
@@ -112,7 +129,7 @@ impl UeventSocket {
     /// # Errors
     /// The kernel refuses a socket.
     pub fn with_receive_buffer(bytes: usize) -> Result<UeventSocket> {
-        let failed = |call| Error::system::<io::Error>(call, "the uevent socket");
+        let failed = |call| Error::system::<io::Error>(call, &"the uevent socket");
         let mut socket = Socket::new(NETLINK_KOBJECT_UEVENT).map_err(failed("socket"))?;
         setsockopt(&socket, RcvBufForce, &bytes)
             .map_err(|errno| failed("setsockopt(SO_RCVBUFFORCE)")(errno.into()))?;
@@ -140,7 +157,7 @@ impl UeventSocket {
                     self.drops = true;
                     Ok(Received::Overflow)
                 }
-                _ => Err(Error::system("recvfrom", "the uevent socket")(error)),
+                _ => Err(Error::system("recvfrom", &"the uevent socket")(error)),
             },
         }
     }
@@ -175,6 +192,7 @@ mod tests {
     #[case::other_action("change@/x/block/sda\0SUBSYSTEM=block\0DEVTYPE=disk\0")]
     #[case::other_subsystem("add@/x/block/sda\0SUBSYSTEM=bsg\0DEVTYPE=disk\0")]
     #[case::no_environment("add@/x/block/sda")]
+    #[case::synthetic("add@/x/block/sda\0SUBSYSTEM=block\0SYNTH_UUID=0\0DEVTYPE=disk\0")]
     fn other_events_add_no_disk(#[case] message: &str) {
         assert!(!Uevent::parse(message.as_bytes()).unwrap().adds_disk());
     }
@@ -183,6 +201,7 @@ mod tests {
     #[case(b"change@/x/block/sda\0SUBSYSTEM=block\0RESIZE=1\0DEVTYPE=disk\0", true)]
     #[case::of_the_scsi_device(b"change@/x/0:0:5:3\0SUBSYSTEM=scsi\0DEVTYPE=scsi_device\0", false)]
     #[case::partition(b"change@/x/block/sda/sda1\0SUBSYSTEM=block\0DEVTYPE=partition\0", false)]
+    #[case::synthetic(b"change@/x/block/sda\0SYNTH_UUID=0\0SUBSYSTEM=block\0DEVTYPE=disk\0", false)]
     #[case::other_action(ADD, false)]
     fn a_changed_disk_is_understood(#[case] message: &[u8], #[case] changes: bool) {
         assert_eq!(Uevent::parse(message).unwrap().changes_disk(), changes);

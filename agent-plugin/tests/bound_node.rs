@@ -60,8 +60,7 @@ fn found(container: &Fixture, path: &str) -> Location {
     let path = NodePath::new(path).expect("a valid path");
     let of = container.target.clone();
     let find = move |root: &_, mounts| Location::find(root, &path, &mounts);
-    let visit =
-        container.target.enter_with(move || Mounts::read(&of), find, drop).expect("a thread");
+    let visit = container.target.enter_with(move || Mounts::read(&of), find).expect("a thread");
     visit.finish(soon()).expect("the parent exists")
 }
 
@@ -207,7 +206,7 @@ fn an_existing_file_at_the_path_is_named_and_kept(#[case] extra: &str, #[case] e
         .expect("a node, not published yet")
         .publish(soon())
         .unwrap_err();
-    assert!(matches!(&error, Error::PathTaken { by, .. } if by == expected), "{error}");
+    assert!(matches!(&*error, Error::PathTaken { by, .. } if by == expected), "{error}");
     assert_eq!(container.stat("%i", "/dev/there/x"), before);
 }
 
@@ -218,7 +217,7 @@ fn a_full_file_system_leaves_nothing() {
         start("mkdir $root/dev/there; mount -t tmpfs -o nodev,nr_inodes=1 t $root/dev/there");
     for path in ["/dev/there/x", "/dev/there/new/x"] {
         let error = make(&container, path).expect("a node").publish(soon()).unwrap_err();
-        assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+        assert!(matches!(*error, Error::NoSpace { .. }), "{error}");
         assert!(container.list("/dev/there").is_empty());
     }
 }
@@ -236,12 +235,12 @@ fn shared_propagation_is_refused_by_the_check_and_later_by_the_kernel() {
     let _alone = alone();
     let container = start(&format!("{NODEV}; mount --make-shared $root/dev/there"));
     let error = found(&container, "/dev/there/x").check(&container.target, false).unwrap_err();
-    assert!(matches!(error, Error::Unsupported(Unsupported::Shared { .. })), "{error}");
+    assert!(matches!(*error, Error::Unsupported(Unsupported::Shared { .. })), "{error}");
     let container = start(NODEV);
     let mut node = make(&container, "/dev/there/x").expect("a node");
     container.run(&["mount", "--make-shared", "/dev/there"]);
     let error = node.publish(soon()).unwrap_err();
-    assert!(matches!(error, Error::Unsupported(Unsupported::Shared { .. })), "{error}");
+    assert!(matches!(*error, Error::Unsupported(Unsupported::Shared { .. })), "{error}");
     assert!(container.list("/dev/there").is_empty());
 }
 
@@ -452,7 +451,7 @@ fn a_container_that_keeps_too_many_references_gets_no_further_node() {
     }
     let place = found(&container, "/dev/there/x");
     let error = place.check(&container.target, false).unwrap_err();
-    assert!(matches!(error, Error::Unsupported(Unsupported::Referenced { .. })), "{error}");
+    assert!(matches!(*error, Error::Unsupported(Unsupported::Referenced { .. })), "{error}");
     assert_eq!(place.check(&container.target, true).expect("a filter"), NodeKind::Bind);
     held.pop();
     sweep();

@@ -38,7 +38,7 @@ fn find(container: &Fixture, path: &str) -> Result<Location> {
     let path = NodePath::new(path).expect("a valid path");
     let of = container.target.clone();
     let find = move |root: &_, mounts| Location::find(root, &path, &mounts);
-    container.target.enter_with(move || Mounts::read(&of), find, drop)?.finish(soon())
+    container.target.enter_with(move || Mounts::read(&of), find)?.finish(soon())
 }
 
 /// Makes a node on a separate thread, as the plugin does: otherwise the umask is shared by the
@@ -107,7 +107,7 @@ fn an_existing_file_at_the_path_is_named_and_kept(#[case] extra: &str, #[case] e
     let mut node = make(&container, place).expect("a temporary node");
     let error = node.publish(soon()).unwrap_err();
     assert!(
-        matches!(&error, Error::PathTaken { by, .. } if *by == expected.to_string()),
+        matches!(&*error, Error::PathTaken { by, .. } if *by == expected.to_string()),
         "{error}"
     );
     node.remove(soon()).expect("removed");
@@ -150,7 +150,7 @@ fn links_stay_inside_the_root() {
 fn links_of_proc_are_not_followed(#[case] extra: &str) {
     let container = start(extra);
     let error = find(&container, "/dev/evil/x").unwrap_err();
-    assert!(matches!(error, Error::Unsupported(Unsupported::MagicLink { .. })), "{error}");
+    assert!(matches!(*error, Error::Unsupported(Unsupported::MagicLink { .. })), "{error}");
 }
 
 #[test]
@@ -158,14 +158,14 @@ fn too_many_missing_directories_are_refused() {
     let container = start("");
     assert_eq!(found(&container, &format!("/dev{}/x", "/a".repeat(16))).missing().len(), 16);
     let error = find(&container, &format!("/dev{}/x", "/a".repeat(17))).unwrap_err();
-    assert!(matches!(error, Error::ParentMissing { .. }), "{error}");
+    assert!(matches!(*error, Error::ParentMissing { .. }), "{error}");
 }
 
 #[test]
 fn a_dangling_link_as_parent_is_named_and_not_followed() {
     let container = start("ln -s /dev/nowhere $root/dev/link");
     let error = make(&container, found(&container, "/dev/link/x")).unwrap_err();
-    assert!(matches!(&error, Error::ParentMissing { path } if path == "/dev/link"), "{error}");
+    assert!(matches!(&*error, Error::ParentMissing { path } if path == "/dev/link"), "{error}");
     assert_eq!(container.list("/dev"), ["link", "sub"]);
 }
 
@@ -173,7 +173,7 @@ fn a_dangling_link_as_parent_is_named_and_not_followed() {
 fn a_file_as_parent_is_named() {
     let container = start("touch $root/dev/file");
     let error = find(&container, "/dev/file/x").unwrap_err();
-    assert!(matches!(&error, Error::ParentMissing { path } if path == "/dev/file"), "{error}");
+    assert!(matches!(&*error, Error::ParentMissing { path } if path == "/dev/file"), "{error}");
 }
 
 #[test]
@@ -184,11 +184,11 @@ fn a_read_only_or_full_file_system_is_refused_and_not_changed() {
     );
     for path in ["/dev/full/x", "/dev/full/new/x"] {
         let error = make(&container, found(&container, path)).unwrap_err();
-        assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+        assert!(matches!(*error, Error::NoSpace { .. }), "{error}");
         assert!(container.list("/dev/full").is_empty());
     }
     let error = found(&container, "/dev/ro/x").check(&container.target, true).unwrap_err();
-    assert!(matches!(error, Error::ReadOnlyFileSystem { .. }), "{error}");
+    assert!(matches!(*error, Error::ReadOnlyFileSystem { .. }), "{error}");
 }
 
 #[test]
@@ -251,7 +251,7 @@ fn a_leftover_of_ours_is_replaced_and_a_foreign_file_is_not() {
     make(&container, place).expect("a node").publish(soon()).expect("published");
     assert_eq!(container.list("/dev"), ["sub", "x"]);
     let error = make(&container, found(&container, "/srv/x")).unwrap_err();
-    assert!(matches!(&error, Error::PathTaken { by, .. } if by == "directory"), "{error}");
+    assert!(matches!(&*error, Error::PathTaken { by, .. } if by == "directory"), "{error}");
     assert_eq!(container.list("/srv"), [".ecrblk-0123456789abcdef", "inside"]);
 }
 
@@ -260,9 +260,9 @@ fn a_node_that_the_container_moved_is_detected() {
     let container = start("");
     let mut node = make(&container, found(&container, "/dev/x")).expect("a node");
     container.run(&["mv", "/dev/.ecrblk-0123456789abcdef", "/dev/stolen"]);
-    assert!(matches!(node.publish(soon()).unwrap_err(), Error::NodeMoved { .. }));
+    assert!(matches!(*node.publish(soon()).unwrap_err(), Error::NodeMoved { .. }));
     assert!(
-        matches!(node.remove(soon()).unwrap_err(), Error::NodeMoved { .. }),
+        matches!(*node.remove(soon()).unwrap_err(), Error::NodeMoved { .. }),
         "the error reports that a node remains"
     );
     assert_eq!(container.list("/dev"), ["stolen", "sub"]);
@@ -274,7 +274,7 @@ fn a_node_that_the_container_put_in_place_of_ours_is_recognized() {
     let mut node = make(&container, found(&container, "/dev/x")).expect("a node");
     container.run(&["rm", "/dev/.ecrblk-0123456789abcdef"]);
     container.run(&["mknod", "/dev/.ecrblk-0123456789abcdef", "b", "7", "0"]);
-    assert!(matches!(node.publish(soon()).unwrap_err(), Error::NodeMoved { .. }));
+    assert!(matches!(*node.publish(soon()).unwrap_err(), Error::NodeMoved { .. }));
     node.remove(soon()).expect("ours is gone");
     assert_eq!(container.list("/dev"), ["sub", "x"], "the container's own node is kept");
 }
@@ -285,9 +285,9 @@ fn a_container_that_has_ended_is_not_entered() {
     container.target.check_alive().expect("alive");
     container.target.root().expect("a root");
     container.kill();
-    assert!(matches!(container.target.check_alive().unwrap_err(), Error::ContainerEnded { .. }));
-    assert!(matches!(container.target.root().unwrap_err(), Error::ContainerEnded { .. }));
-    assert!(matches!(find(&container, "/dev/x").unwrap_err(), Error::ContainerEnded { .. }));
+    assert!(matches!(*container.target.check_alive().unwrap_err(), Error::ContainerEnded { .. }));
+    assert!(matches!(*container.target.root().unwrap_err(), Error::ContainerEnded { .. }));
+    assert!(matches!(*find(&container, "/dev/x").unwrap_err(), Error::ContainerEnded { .. }));
 }
 
 #[test]

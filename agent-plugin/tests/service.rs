@@ -2,130 +2,15 @@
 //! util-linux.
 
 mod container;
+mod guest;
 
-use std::{
-    os::fd::AsRawFd as _,
-    path::Path,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
-
-use agent_plugin::{
-    Agent, Container, ContainerError, Denied,
-    api::{block_volume as wire, block_volume_ttrpc::BlockVolumeClient},
-};
-use async_trait::async_trait;
-use container::{Fixture, start};
+use agent_plugin::api::block_volume as wire;
+use container::start;
+use guest::{Guest, attach, attachment, context, detach, guest, reason};
 use protobuf::EnumOrUnknown;
 use rstest::rstest;
-use serde_json::{Value, json};
-use tempfile::TempDir;
-use tokio::sync::Semaphore;
-use ttrpc::r#async::{Client, Server};
+use serde_json::json;
 use wire::Reason;
-
-/// An agent with one running container, `c1`.
-struct TestAgent {
-    container: Mutex<Option<Fixture>>,
-    denies: bool,
-    asked: Mutex<Vec<(String, Value)>>,
-    /// The policy decides on an attach when it gets a permit.
-    attach: Semaphore,
-}
-
-#[async_trait]
-impl Agent for TestAgent {
-    async fn container(&self, id: &str) -> Result<Container, ContainerError> {
-        match (id, &*self.container.lock().unwrap()) {
-            ("c1", Some(fixture)) => Ok(fixture.handles()),
-            ("no-cgroup", Some(fixture)) => {
-                Ok(Container { cgroup: "/pod/../no-such-cgroup".into(), ..fixture.handles() })
-            }
-            ("created", _) => Err(ContainerError::Created),
-            ("stopped", _) => Err(ContainerError::Stopped),
-            ("paused", _) => Err(ContainerError::Paused),
-            ("broken", _) => Err(ContainerError::Unreachable("pidfd_open: EMFILE".into())),
-            _ => Err(ContainerError::Unknown),
-        }
-    }
-
-    async fn remains(&self, id: &str) -> Option<Container> {
-        match (id, &*self.container.lock().unwrap()) {
-            ("stopped", Some(fixture)) => {
-                let namespace = &fixture.target.container.mount_namespace;
-                let path = format!("/proc/self/fd/{}", namespace.as_raw_fd());
-                Container::remains(Path::new(&path), "/none".into(), Vec::new()).ok()
-            }
-            _ => None,
-        }
-    }
-
-    async fn authorize(&self, method: &str, request: &Value) -> Result<(), Denied> {
-        self.asked.lock().unwrap().push((method.to_owned(), request.clone()));
-        if method == "AttachBlockVolumeRequest" {
-            self.attach.acquire().await.expect("it is never closed").forget();
-        }
-        if self.denies { Err(Denied("no rule allows it".into())) } else { Ok(()) }
-    }
-}
-
-/// A server with the service, and a client.
-struct Guest {
-    agent: Arc<TestAgent>,
-    client: BlockVolumeClient,
-    _server: Server,
-    _directory: TempDir,
-}
-
-async fn guest(container: Option<Fixture>, denies: bool) -> Guest {
-    let agent = Arc::new(TestAgent {
-        container: Mutex::new(container),
-        denies,
-        asked: Mutex::default(),
-        attach: Semaphore::new(100),
-    });
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let address = format!("unix://{}/agent.sock", directory.path().display());
-    let mut server = Server::new()
-        .bind(&address)
-        .expect("bind")
-        .register_service(agent_plugin::service(agent.clone()));
-    server.start().await.expect("the server starts");
-    let client = BlockVolumeClient::new(Client::connect(&address).await.expect("connect"));
-    Guest { agent, client, _server: server, _directory: directory }
-}
-
-fn context() -> ttrpc::context::Context {
-    ttrpc::context::with_duration(Duration::from_secs(20))
-}
-
-fn attachment(container: &str) -> wire::Attachment {
-    wire::Attachment {
-        container_id: container.into(),
-        address: Some(wire::ScsiAddress { target: 255, lun: 1, ..Default::default() }).into(),
-        serial: "0123456789abcdef".into(),
-        size: 1 << 20,
-        path: "/dev/xvda".into(),
-        access: wire::Access::ACCESS_READ_WRITE.into(),
-        mode: 0o660,
-        ..Default::default()
-    }
-}
-
-fn attach(attachment: wire::Attachment) -> wire::AttachRequest {
-    wire::AttachRequest { attachments: vec![attachment], timeout_ms: 10_000, ..Default::default() }
-}
-
-fn detach(attachment: wire::Attachment) -> wire::DetachRequest {
-    let detachment = wire::Detachment { attachment: Some(attachment).into(), ..Default::default() };
-    wire::DetachRequest { detachments: vec![detachment], timeout_ms: 10_000, ..Default::default() }
-}
-
-fn reason(failure: &protobuf::MessageField<wire::Failure>) -> Reason {
-    failure
-        .as_ref()
-        .map_or(Reason::REASON_UNSPECIFIED, |failure| failure.reason.enum_value_or_default())
-}
 
 #[tokio::test]
 async fn probe_reports_the_guests_capabilities() {
@@ -133,7 +18,8 @@ async fn probe_reports_the_guests_capabilities() {
     let reply = guest.client.probe(context(), &wire::ProbeRequest::default()).await.unwrap();
     assert_eq!(reason(&reply.failure), Reason::REASON_UNSPECIFIED);
     assert_eq!((reply.api_level, reply.plugin_version.as_str()), (1, env!("CARGO_PKG_VERSION")));
-    assert_eq!(reply.capabilities, ["attach", "detach", "holders", "inspect", "resize"]);
+    let expected = ["attach", "detach", "holders", "inspect", "resize", "plug", "unplug"];
+    assert_eq!(reply.capabilities, expected);
     assert!(reply.container.is_none());
     let asked = guest.agent.asked.lock().unwrap().clone();
     assert_eq!(
@@ -320,7 +206,10 @@ async fn a_detach_of_a_missing_volume_changes_nothing(#[case] id: &str) {
     assert_eq!(reply.detached.len(), 1);
     assert!(reply.detached[0].unchanged);
     let stages: Vec<_> = reply.stages.iter().map(|stage| stage.name.as_str()).collect();
-    assert_eq!(stages, ["lookup", "release", "unlink", "revoke", "flush", "check", "delete"]);
+    assert_eq!(
+        stages,
+        ["lookup", "release", "unlink", "revoke", "flush", "check", "quiesce", "delete"]
+    );
 }
 
 #[tokio::test]

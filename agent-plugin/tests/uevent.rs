@@ -7,8 +7,8 @@ use std::{
 };
 
 use agent_plugin::uevent::{Received, Uevent, UeventSocket};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_KOBJECT_UEVENT};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_KOBJECT_UEVENT};
 
 const LOOP: &str = "/sys/class/block/loop0/uevent";
 
@@ -43,10 +43,11 @@ fn of_loop0(event: &Uevent<'_>) -> bool {
 fn an_event_from_the_kernel_arrives() {
     let mut socket = UeventSocket::open().expect("a socket");
     trigger("arrives");
-    let number = next(&mut socket, |received| match received {
-        Received::Event(event) if of_loop0(&event) => Some(event.number),
+    let (number, is_synthetic) = next(&mut socket, |received| match received {
+        Received::Event(event) if of_loop0(&event) => Some((event.number, event.is_synthetic)),
         _ => None,
     });
+    assert!(is_synthetic, "a process has asked for it");
     let number = number.expect("a block device has a number");
     assert_eq!(format!("{number}\n"), fs::read_to_string("/sys/class/block/loop0/dev").unwrap());
 }

@@ -7,6 +7,8 @@
 /// The API level of this release. A host refuses a guest of another level.
 pub const API_LEVEL: u32 = 1;
 
+mod kernel_capability;
+
 mod generated {
     #![allow(
         missing_docs,
@@ -20,3 +22,9 @@ mod generated {
 }
 
 pub use generated::{block_volume, block_volume_ttrpc};
+pub use kernel_capability::{KERNEL_CAPABILITIES, KernelCapability, Without};
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 
 use agent_plugin::{
     api::block_volume::{Attachment, Detachment, Reason},
-    fuzz::{Request, check},
+    fuzz::{Request, check, is_request},
 };
 use libfuzzer_sys::fuzz_target;
 use protobuf::Message;
@@ -16,6 +16,8 @@ use serde_json::Value;
 
 fuzz_target!(|input: &[u8]| {
     let Some((&method, message)) = input.split_first() else { return };
+    // Whatever the bytes are: the service has a decoder of its own.
+    let _ = is_request(message);
     let Some(request) = decoded(method, message) else { return };
     match check(&request) {
         Ok(asked) => assert_bounded(&request, &asked),
@@ -34,6 +36,7 @@ fn decoded(method: u8, message: &[u8]) -> Option<Request> {
         b'd' => Request::Detach(Message::parse_from_bytes(message).ok()?),
         b'i' => Request::Inspect(Message::parse_from_bytes(message).ok()?),
         b'r' => Request::Resize(Message::parse_from_bytes(message).ok()?),
+        b'P' => Request::Plug(Message::parse_from_bytes(message).ok()?),
         _ => return None,
     })
 }
@@ -50,6 +53,10 @@ fn assert_bounded(request: &Request, asked: &Value) {
         }
         Request::Attach(request) => (request.attachments.clone(), request.timeout_ms),
         Request::Resize(request) => (request.attachments.clone(), request.timeout_ms),
+        Request::Plug(request) => {
+            assert!(request.conversation != 0);
+            (request.attachments.clone(), request.timeout_ms)
+        }
         Request::Detach(request) => {
             assert!(request.wait_ms <= request.timeout_ms);
             assert_eq!(asked["force"], request.force);

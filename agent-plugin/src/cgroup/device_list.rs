@@ -47,13 +47,17 @@ impl DeviceList {
                 access: Access::parse(str::from_utf8(access).ok()?),
             })
         };
-        DeviceList(lines(text).filter_map(entry).collect())
+        let mut entries = Vec::new();
+        for line in lines(text) {
+            entries.extend(entry(line));
+        }
+        DeviceList(entries)
     }
 
     /// Reads the list of a group.
     pub(super) fn read(group: &Path) -> Result<DeviceList> {
         let list = group.join("devices.list");
-        let text = fs::read(&list).map_err(Error::system("read", list.display().to_string()))?;
+        let text = fs::read(&list).map_err(Error::system("read", &list.display()))?;
         Ok(DeviceList::parse(&text))
     }
 

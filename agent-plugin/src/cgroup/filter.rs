@@ -14,6 +14,7 @@ use crate::{
     error::{Error, Result, Unsupported},
     namespace::Target,
     procfs::cgroup::unified_group,
+    text::displayed,
 };
 
 /// How devices are filtered.
@@ -164,15 +165,20 @@ impl<'a> Filter<'a> {
 
 /// The agent's "/pod/c1", safe to append to the hierarchy's mount point.
 fn relative(cgroup: &Path) -> Result<PathBuf> {
-    let parts = cgroup.components().filter(|part| *part != Component::RootDir);
-    if parts.clone().all(|part| matches!(part, Component::Normal(_))) {
-        Ok(parts.collect())
-    } else {
-        Err(Error::Malformed {
-            subject: "the container's cgroup".into(),
-            found: cgroup.display().to_string(),
-        })
+    let mut relative = PathBuf::new();
+    for part in cgroup.components() {
+        match part {
+            Component::RootDir => {}
+            Component::Normal(name) => relative.push(name),
+            _ => {
+                let subject = "the container's cgroup".to_owned();
+                return Err(
+                    Error::Malformed { subject, found: displayed(&cgroup.display()) }.into()
+                );
+            }
+        }
     }
+    Ok(relative)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::bpf;
-use crate::error::{Error, Result, Unsupported};
+use crate::error::{BoxedError, Error, Result, Unsupported};
 
 /// A cgroup, with the groups above it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl Group {
 
     pub(super) fn open(&self) -> Result<File> {
         let path = self.directory();
-        File::open(&path).map_err(Error::system("open", path.display().to_string()))
+        File::open(&path).map_err(Error::system("open", &path.display()))
     }
 
     /// Queries programs. A kernel without device programs has none.
@@ -79,13 +79,15 @@ impl Group {
         }
     }
 
-    pub(super) fn failed(&self, call: &'static str) -> impl FnOnce(io::Error) -> Error {
+    pub(super) fn failed(&self, call: &'static str) -> impl FnOnce(io::Error) -> BoxedError {
         let cgroup = self.name();
         move |source| match source.raw_os_error() {
             Some(libc::EPERM) => Unsupported::BpfDenied { call }.into(),
-            _ => {
-                Error::System { call, subject: format!("the device programs of {cgroup}"), source }
-            }
+            _ => BoxedError::from(Error::System {
+                call,
+                subject: format!("the device programs of {cgroup}"),
+                source,
+            }),
         }
     }
 }

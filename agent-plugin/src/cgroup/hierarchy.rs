@@ -41,7 +41,7 @@ impl Hierarchies {
         if is_unified(Path::new(USUAL)) && !devices_in_v1() {
             return Ok(Hierarchies { devices: None, unified: Some(USUAL.into()) });
         }
-        let text = fs::read(MOUNTS).map_err(Error::system("read", MOUNTS))?;
+        let text = fs::read(MOUNTS).map_err(Error::system("read", &MOUNTS))?;
         Ok(Hierarchies::parse(&text))
     }
 

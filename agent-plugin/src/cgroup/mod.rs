@@ -19,6 +19,7 @@
 //! | `program`, `insn` | programs and instructions that are understood |
 //! | `interpreter` | what a program answers |
 //! | `bpf`, `bpf_attr` | the system call and its arguments |
+//! | `trial` | whether the kernel has what filters need |
 
 mod access;
 mod attached;
@@ -33,12 +34,14 @@ pub mod insn;
 pub mod interpreter;
 pub mod program;
 pub mod prologue;
+mod trial;
 pub mod v1;
 pub mod v2;
 
 pub use access::{Access, granted_by};
 pub use filter::{Filter, Mode};
 pub use grant::{Added, Grant};
+pub(crate) use trial::try_filters;
 
 /// Whether a `devices.list` allows a device to be read, for the fuzz targets.
 #[cfg(feature = "fuzz")]

@@ -94,8 +94,12 @@ impl Prologue {
         if self.is_empty() {
             return program.to_vec();
         }
-        let devices = self.0.iter().flat_map(|&(number, access)| encode(number, access));
-        HEAD.into_iter().chain(devices).chain(program.iter().copied()).collect()
+        let mut whole = HEAD.to_vec();
+        for &(number, access) in &self.0 {
+            whole.extend_from_slice(&encode(number, access));
+        }
+        whole.extend_from_slice(program);
+        whole
     }
 }
 
@@ -117,7 +121,8 @@ fn decode(found: &[Instruction]) -> Option<(DeviceNumber, Access)> {
         |index: usize| found.get(index).map(|instruction| instruction.immediate().cast_unsigned());
     let number = DeviceNumber { major: immediate(0)?, minor: immediate(1)? };
     let mask = immediate(3)?;
-    let all = ["", "r", "w", "rw", "m", "rm", "wm", "rwm"].map(Access::parse);
-    let access = all.into_iter().find(|&access| !(u32::from(acc_bits(access)) << 16) == mask)?;
+    let is_meant = |access: &Access| !(u32::from(acc_bits(*access)) << 16) == mask;
+    let mut all = ["", "r", "w", "rw", "m", "rm", "wm", "rwm"].iter();
+    let access = all.find_map(|text| Some(Access::parse(text)).filter(is_meant))?;
     (found == encode(number, access)).then_some((number, access))
 }

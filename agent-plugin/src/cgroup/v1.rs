@@ -19,7 +19,7 @@ use super::{
 use crate::{
     block::DeviceNumber,
     error::{Error, Result, Unsupported},
-    sysfs,
+    log, sysfs,
 };
 
 /// The groups that decide about a container's devices.
@@ -49,12 +49,10 @@ impl grant::Added for Added {
 impl Groups {
     /// The groups of the container in `cgroup`, which is relative to the mount point `root`.
     pub fn new(root: &Path, cgroup: &Path) -> Groups {
-        let mut ancestors: Vec<PathBuf> = cgroup
-            .ancestors()
-            .filter(|part| !part.as_os_str().is_empty())
-            .map(|part| root.join(part))
-            .collect();
-        ancestors.reverse();
+        let mut ancestors = Vec::new();
+        for part in cgroup.ancestors().filter(|part| !part.as_os_str().is_empty()) {
+            ancestors.insert(0, root.join(part));
+        }
         let own = ancestors.pop();
         Groups { ancestors, own, root: root.to_owned() }
     }
@@ -158,7 +156,10 @@ impl Groups {
         for pod in self.ancestors.iter().rev() {
             // The container itself has lost the access. What stays above it grants nothing.
             if let Err(error) = revoke_above(pod, number, by_specification) {
-                tracing::warn!("a device rule of the pod's cgroup stays: {}", error.message());
+                log::warn(format_args!(
+                    "a device rule of the pod's cgroup stays: {}",
+                    error.message()
+                ));
             }
         }
         Ok(revoked)
@@ -206,12 +207,14 @@ fn add(
 /// Writes a rule and reads it back.
 fn allow(group: &Path, number: DeviceNumber, access: Access) -> Result<()> {
     let file = group.join("devices.allow");
-    let failed =
-        || Error::system("write", format!("\"{}\" to {}", rule(number, access), file.display()));
-    sysfs::write(&file, &rule(number, access)).map_err(failed())?;
+    let written = || format!("\"{}\" to {}", rule(number, access), file.display());
+    sysfs::write(&file, &rule(number, access))
+        .map_err(|error| Error::system("write", &written())(error))?;
     match DeviceList::read(group)?.allows(number, access) {
         true => Ok(()),
-        false => Err(failed()(io::Error::other("the group's devices.list does not show it"))),
+        false => Err(Error::system("write", &written())(io::Error::other(
+            "the group's devices.list does not show it",
+        ))),
     }
 }
 
@@ -221,7 +224,7 @@ fn deny(group: &Path, number: DeviceNumber, access: Access) -> Result<()> {
         Err(error) if sysfs::is_gone(&error) => Ok(()),
         result => result.map_err(Error::system(
             "write",
-            format!("\"{}\" to {}", rule(number, access), file.display()),
+            &format_args!("\"{}\" to {}", rule(number, access), file.display()),
         )),
     }
 }
@@ -249,10 +252,14 @@ fn nested(group: &Path) -> Result<Vec<PathBuf>> {
 
 /// The groups directly below `group`.
 fn children(group: &Path) -> Result<Vec<PathBuf>> {
-    let entries =
-        fs::read_dir(group).map_err(Error::system("readdir", group.display().to_string()))?;
-    let is_group = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
-    Ok(entries.flatten().filter(is_group).map(|entry| entry.path()).collect())
+    let entries = fs::read_dir(group).map_err(Error::system("readdir", &group.display()))?;
+    let mut children = Vec::new();
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            children.push(entry.path());
+        }
+    }
+    Ok(children)
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     block::DeviceNumber,
-    error::{Error, Result, Unsupported},
+    error::{BoxedError, Error, Result, Unsupported},
 };
 
 pub use super::group::Group;
@@ -55,7 +55,8 @@ struct Added {
 
 impl grant::Added for Added {
     fn roll_back(&self) -> Result<()> {
-        self.group.unless_gone((), || self.group.change(self.number, self.before, |_, _| Ok(())))
+        self.group
+            .unless_gone((), || self.group.change(self.number, self.before, &mut |_, _| Ok(())))
     }
 }
 
@@ -91,7 +92,7 @@ impl Group {
     /// A program cannot be changed, or another process keeps changing it; `grant` has what was done
     /// until then.
     pub fn allow(&self, number: DeviceNumber, access: Access, grant: &mut Grant) -> Result<()> {
-        self.change(number, access, |state, needed| {
+        self.change(number, access, &mut |state, needed| {
             self.check_above(state, number, access)?;
             grant.allowed_before = state.own.iter().all(|own| own.allows_by_itself(number, access));
             if needed {
@@ -128,7 +129,7 @@ impl Group {
     pub fn revoke(&self, number: DeviceNumber) -> Result<Access> {
         self.unless_gone(Access::default(), || {
             let mut had = Access::default();
-            self.change(number, Access::default(), |state, _| {
+            self.change(number, Access::default(), &mut |state, _| {
                 had = had.with(granted(&state.own, number));
                 Ok(())
             })?;
@@ -142,14 +143,18 @@ impl Group {
         &self,
         number: DeviceNumber,
         access: Access,
-        mut before_change: impl FnMut(&State, bool) -> Result<()>,
+        before_change: &mut dyn FnMut(&State, bool) -> Result<()>,
     ) -> Result<()> {
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         // One more read than changes: the last change is read back, too.
         for _ in 0..=ATTEMPTS {
             let state = self.read()?;
-            let plan = |own| Some((own, AttachedProgram::change(own, number, access)?));
-            let plans: Vec<_> = state.own.iter().filter_map(plan).collect();
+            let mut plans = Vec::new();
+            for own in &state.own {
+                if let Some(prologue) = own.change(number, access) {
+                    plans.push((own, prologue));
+                }
+            }
             before_change(&state, !plans.is_empty())?;
             if plans.is_empty() {
                 return Ok(());
@@ -162,8 +167,10 @@ impl Group {
     /// Loads all programs before it attaches the first. Stops where another process was faster.
     fn replace(&self, state: &State, plans: &[(&AttachedProgram, Prologue)]) -> Result<()> {
         plans.iter().try_for_each(|(old, _)| self.check_own(state, old))?;
-        let load = |(old, prologue): &(&AttachedProgram, Prologue)| self.load(old, prologue);
-        let loaded: Vec<Loaded> = plans.iter().map(load).collect::<Result<_>>()?;
+        let mut loaded = Vec::with_capacity(plans.len());
+        for (old, prologue) in plans {
+            loaded.push(self.load(old, prologue)?);
+        }
         for (new, (old, _)) in loaded.iter().zip(plans) {
             match new.attach(&state.directory, &old.loaded) {
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
@@ -212,7 +219,7 @@ impl Group {
         if !state.multi {
             return Err(Unsupported::BpfExclusive { cgroup: self.name() }.into());
         }
-        let inode = state.directory.metadata().map_err(Error::system("fstat", self.name()))?.ino();
+        let inode = state.directory.metadata().map_err(Error::system("fstat", &self.name()))?.ino();
         match bpf::is_linked(own.id, inode).map_err(self.failed("BPF_LINK_GET_NEXT_ID"))? {
             true => Err(Unsupported::BpfLink { program: own.id }.into()),
             false => Ok(()),
@@ -253,8 +260,8 @@ impl Group {
         Ok(Some(programs))
     }
 
-    fn contended(&self) -> Error {
-        Error::FilterContended { cgroup: self.name(), attempts: ATTEMPTS }
+    fn contended(&self) -> BoxedError {
+        BoxedError::from(Error::FilterContended { cgroup: self.name(), attempts: ATTEMPTS })
     }
 }
 

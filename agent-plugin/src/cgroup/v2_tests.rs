@@ -55,7 +55,7 @@ fn a_program_that_changes_between_read_and_change_is_read_again() {
     let mut needs = Vec::new();
     fixture
         .group
-        .change(DISK, Access::READ, |_, needed| {
+        .change(DISK, Access::READ, &mut |_, needed| {
             needs.push(needed);
             if needs.len() == 1 {
                 fixture.reload();
@@ -72,7 +72,7 @@ fn a_program_that_changes_every_time_is_an_error() {
     let fixture = Fixture::new("always");
     let error = fixture
         .group
-        .change(DISK, Access::READ, |_, _| {
+        .change(DISK, Access::READ, &mut |_, _| {
             fixture.reload();
             Ok(())
         })

@@ -12,14 +12,14 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, open},
+    fcntl::OFlag,
     mount::{MntFlags, umount2},
-    sys::stat::Mode,
     unistd::fchdir,
 };
 
 use crate::{
     error::{Error, Result},
+    named::{self, c_name},
     namespace::mountinfo_of_thread,
 };
 
@@ -35,7 +35,7 @@ impl AgentProc {
     pub(super) fn open() -> Result<AgentProc> {
         let directory = |path: &'static str| {
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-            open(path, flags, Mode::empty()).map_err(Error::system("open", path))
+            named::open(path, flags).map_err(Error::system("open", &path))
         };
         Ok(AgentProc { root: directory("/proc")?, descriptors: directory("/proc/self/fd")? })
     }
@@ -49,7 +49,7 @@ impl AgentProc {
     /// returned leads to exactly the file of `fd`.
     pub(super) fn path_of(&self, fd: &impl AsFd) -> Result<CString, Errno> {
         fchdir(&self.descriptors)?;
-        CString::new(fd.as_fd().as_raw_fd().to_string()).map_err(|_| Errno::EINVAL)
+        c_name(fd.as_fd().as_raw_fd().to_string().as_bytes())
     }
 
     /// Unmounts the mount that `fd` is on, or the last one of those that are mounted over it.

@@ -10,18 +10,18 @@
 //! propagate.
 
 use std::{
-    ffi::CString,
+    ffi::CStr,
     os::fd::{AsRawFd as _, OwnedFd},
     time::{Duration, Instant},
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{AT_FDCWD, AtFlags, OFlag, openat},
+    fcntl::{AT_FDCWD, AtFlags, OFlag},
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
     sys::stat::{Mode, SFlag, mknod, umask},
-    unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat},
+    unistd::{Gid, Uid, fchownat},
 };
 
 use super::{
@@ -35,11 +35,12 @@ use crate::{
     ids::Ids,
     inode::Inode,
     mount,
+    named::{self, c_name},
     namespace::Target,
 };
 
 /// The mount point of the private tmpfs, over the guest's devices, in the thread's own namespace.
-const PRIVATE: &str = "/dev";
+const PRIVATE: &CStr = c"/dev";
 
 /// A rollback gets at least this much time, whatever the deadline was.
 const ROLLBACK: Duration = Duration::from_secs(1);
@@ -82,7 +83,7 @@ impl BindNode {
 
     pub(super) fn publish(&mut self, deadline: Instant) -> Result<()> {
         let ids = Ids::of(&self.target)?;
-        let mount = self.mount.try_clone().map_err(Error::system("fcntl", "a mount"))?;
+        let mount = self.mount.try_clone().map_err(Error::system("fcntl", &"a mount"))?;
         let location = self.location.try_clone()?;
         let work = move || {
             ids.assume()?;
@@ -104,7 +105,7 @@ impl BindNode {
             let _ = unmount.run(&[]);
             parents.remove();
         };
-        let visit = self.target.enter_with(|| Ok(()), move |_, ()| work(), abandoned)?;
+        let visit = self.target.enter_with_undo(move |_| work(), abandoned)?;
         let (directory, parents) = visit.finish(deadline)?;
         self.location.set_directory(directory);
         self.parents = Some(parents);
@@ -112,14 +113,17 @@ impl BindNode {
     }
 
     pub(super) fn parents_made(&self) -> Vec<String> {
-        self.parents.as_ref().map(|parents| parents.paths.clone()).unwrap_or_default()
+        match &self.parents {
+            Some(parents) => parents.paths.clone(),
+            None => self.location.missing_paths(),
+        }
     }
 
     pub(super) fn remove(&self, deadline: Instant) -> Result<()> {
         let Some(parents) = &self.parents else { return Ok(()) };
         let deadline = deadline.max(Instant::now() + ROLLBACK);
         let directory = self.location.directory().try_clone();
-        let file = directory.map_err(Error::system("fcntl", "a directory"))?;
+        let file = directory.map_err(Error::system("fcntl", &"a directory"))?;
         let unmount =
             self.unmount(deadline, Some((file, self.location.path().name().to_owned())))?;
         // Something of it may be on a file system that outlives the container.
@@ -151,41 +155,43 @@ impl BindNode {
 
 /// Makes the node on a private tmpfs. Runs on a thread that ends soon: it has left its namespace.
 fn private_node(device: Device, identity: &Identity) -> Result<OwnedFd> {
-    const NONE: Option<&str> = None;
+    const NONE: Option<&CStr> = None;
     let harmless = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    unshare(CloneFlags::CLONE_NEWNS).map_err(Error::system("unshare", "CLONE_NEWNS"))?;
+    unshare(CloneFlags::CLONE_NEWNS).map_err(Error::system("unshare", &"CLONE_NEWNS"))?;
     // Mounts from now on do not propagate.
-    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
-        .map_err(Error::system("mount", "MS_PRIVATE"))?;
-    let name = format!("{PRIVATE}/{}", identity.name());
+    mount(NONE, c"/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
+        .map_err(Error::system("mount", &"MS_PRIVATE"))?;
+    let path = [PRIVATE.to_bytes(), b"/", identity.name().as_bytes()].concat();
+    let name = c_name(&path).map_err(Error::system("mknod", &"a node"))?;
+    let source =
+        c_name(identity.source().as_bytes()).map_err(Error::system("mount", &"a tmpfs"))?;
     mount(
-        Some(identity.source()),
+        Some(&*source),
         PRIVATE,
-        Some("tmpfs"),
+        Some(c"tmpfs"),
         harmless,
-        Some("size=4k,nr_inodes=4,mode=0711"),
+        Some(c"size=4k,nr_inodes=4,mode=0711"),
     )
-    .map_err(Error::system("mount", "a tmpfs"))?;
+    .map_err(Error::system("mount", &"a tmpfs"))?;
     umask(Mode::empty());
     let mode = Mode::from_bits_truncate(device.options.mode);
-    mknod(name.as_str(), SFlag::S_IFBLK, mode, device.number.to_raw())
-        .map_err(Error::system("mknod", "a node"))?;
+    mknod(&*name, SFlag::S_IFBLK, mode, device.number.to_raw())
+        .map_err(Error::system("mknod", &"a node"))?;
     if !fault::skips("owner") {
         let (uid, gid) = (Uid::from_raw(device.options.uid), Gid::from_raw(device.options.gid));
-        fchownat(AT_FDCWD, name.as_str(), Some(uid), Some(gid), AtFlags::empty())
-            .map_err(Error::system("fchownat", "a node"))?;
+        fchownat(AT_FDCWD, &*name, Some(uid), Some(gid), AtFlags::empty())
+            .map_err(Error::system("fchownat", &"a node"))?;
     }
     if device.read_only {
         let flags = harmless | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
-        mount(NONE, PRIVATE, NONE, flags, NONE).map_err(Error::system("mount", "MS_RDONLY"))?;
+        mount(NONE, PRIVATE, NONE, flags, NONE).map_err(Error::system("mount", &"MS_RDONLY"))?;
     }
-    let copy = CString::new(name).map_err(|_| Errno::EINVAL).and_then(|name| mount::copy_of(&name));
-    let copy = copy.map_err(Error::system("open_tree", "a private node"))?;
+    let copy = mount::copy_of(&name).map_err(Error::system("open_tree", &"a private node"))?;
     mount::set_propagation(&copy, libc::MS_UNBINDABLE)
-        .map_err(Error::system("mount_setattr", "MS_UNBINDABLE"))?;
+        .map_err(Error::system("mount_setattr", &"MS_UNBINDABLE"))?;
     // Now, and not when the kernel gets round to freeing this namespace: a container that is quick
     // to give up its node gives up the last mount of it.
-    umount2(PRIVATE, MntFlags::MNT_DETACH).map_err(Error::system("umount2", PRIVATE))?;
+    umount2(PRIVATE, MntFlags::MNT_DETACH).map_err(Error::system("umount2", &"a tmpfs"))?;
     Ok(copy)
 }
 
@@ -194,25 +200,25 @@ fn private_node(device: Device, identity: &Identity) -> Result<OwnedFd> {
 fn mount_over_file(location: &Location, directory: &OwnedFd, mount: &OwnedFd) -> Result<()> {
     let name = location.path().name();
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let file = openat(directory, name, flags, Mode::empty())
-        .map_err(|errno| location.explain("openat", errno))?;
+    let file =
+        named::openat(directory, name, flags).map_err(|errno| location.explain("openat", errno))?;
     let result = mount::move_onto(mount, &file).map_err(|errno| match errno {
         // An unbindable mount cannot propagate, so that the kernel does not attach it below a
         // shared mount.
         Errno::EINVAL => Unsupported::Shared { path: location.path().as_str().to_owned() }.into(),
         Errno::ENOENT => location.moved(),
-        other => Error::system("move_mount", location.path().as_str())(other),
+        other => Error::system("move_mount", &location.path().as_str())(other),
     });
     let result = result.and_then(|()| {
         // From now on the container may treat it as its other mounts.
         mount::set_propagation(mount, libc::MS_PRIVATE)
-            .map_err(Error::system("mount_setattr", "MS_PRIVATE"))
+            .map_err(Error::system("mount_setattr", &"MS_PRIVATE"))
     });
     if result.is_err() {
         // The first error is more useful than an error of the removal. A file that the container
         // has put there instead is not removed.
         if matches!(Inode::synced_at(directory, name), Ok(Some(found)) if is_same(&found, &file)) {
-            let _ = unlinkat(directory, name, UnlinkatFlags::NoRemoveDir);
+            let _ = named::unlinkat(directory, name);
         }
     }
     result

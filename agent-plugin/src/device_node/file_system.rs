@@ -9,17 +9,17 @@ const NINE_P_MAGIC: FsType = FsType(0x0102_1997);
 
 /// Kernel file systems in which no file can be made: proc, sysfs, devpts, cgroup2, cgroup, debugfs,
 /// tracefs, securityfs, bpf, nsfs.
-const KERNELS: [i64; 10] = [
-    0x9fa0,
-    0x6265_6572,
-    0x1cd1,
-    0x6367_7270,
-    0x0027_e0eb,
-    0x6462_6720,
-    0x7472_6163,
-    0x7363_6673,
-    0xcafe_4a11,
-    0x6e73_6673,
+const KERNELS: [FsType; 10] = [
+    FsType(0x9fa0),
+    FsType(0x6265_6572),
+    FsType(0x1cd1),
+    FsType(0x6367_7270),
+    FsType(0x0027_e0eb),
+    FsType(0x6462_6720),
+    FsType(0x7472_6163),
+    FsType(0x7363_6673),
+    FsType(0xcafe_4a11),
+    FsType(0x6e73_6673),
 ];
 
 /// The type of a file system.
@@ -43,7 +43,7 @@ impl FileSystem {
 
     /// Whether it is a kernel file system in which no file can be made.
     pub(super) fn is_the_kernels(self) -> bool {
-        KERNELS.contains(&self.0.0)
+        KERNELS.contains(&self.0)
     }
 }
 

@@ -9,7 +9,6 @@ use std::os::fd::OwnedFd;
 use nix::{
     errno::Errno,
     sys::{stat::SFlag, statfs::fstatfs, statvfs::FsFlags},
-    unistd::{UnlinkatFlags, unlinkat},
 };
 
 use super::{
@@ -21,10 +20,12 @@ use super::{
 };
 use crate::{
     block::DeviceNumber,
-    error::{Error, Result, Unsupported},
+    error::{BoxedError, Error, Result, Unsupported},
     inode::Inode,
     mount::{self, Mounts},
+    named,
     namespace::{Root, Target},
+    text::displayed,
 };
 
 /// At most so many directories are made for one node.
@@ -56,8 +57,8 @@ impl Location {
     /// The path is not safe to follow, or leads through something that is not a directory.
     pub fn find(root: &Root, path: &NodePath, mounts: &Mounts) -> Result<Location> {
         let (directory, missing) = nearest(root, path)?;
-        let statfs = fstatfs(&directory).map_err(Error::system("fstatfs", path.parent()))?;
-        let inode = Inode::of(&directory).map_err(Error::system("statx", path.parent()))?;
+        let statfs = fstatfs(&directory).map_err(Error::system("fstatfs", &path.parent()))?;
+        let inode = Inode::of(&directory).map_err(Error::system("statx", &path.parent()))?;
         let mut location = Location {
             directory,
             missing,
@@ -93,10 +94,8 @@ impl Location {
 
     /// Duplicates the descriptor, for another thread.
     pub(super) fn try_clone(&self) -> Result<Location> {
-        let directory = self
-            .directory
-            .try_clone()
-            .map_err(Error::system("fcntl", self.path.parent().to_owned()))?;
+        let directory =
+            self.directory.try_clone().map_err(Error::system("fcntl", &self.path.parent()))?;
         Ok(Location {
             directory,
             missing: self.missing.clone(),
@@ -122,7 +121,7 @@ impl Location {
 
     /// Name of the file system: "tmpfs", or the number of an uncommon one.
     pub fn file_system(&self) -> String {
-        self.file_system.to_string()
+        displayed(&self.file_system)
     }
 
     /// Whether nodes there cannot be opened (`nodev`).
@@ -145,7 +144,7 @@ impl Location {
     pub fn check(&self, target: &Target, guarded: bool) -> Result<NodeKind> {
         let path = || self.path.as_str().to_owned();
         if self.read_only() {
-            return Err(Error::ReadOnlyFileSystem { path: path() });
+            return Err(Error::ReadOnlyFileSystem { path: path() }.into());
         }
         if self.file_system.is_the_kernels() {
             return Err(self.takes_no_file().into());
@@ -156,7 +155,7 @@ impl Location {
             return Ok(NodeKind::Mknod);
         }
         if !guarded && watch::kept(&target.id) >= watch::MOST_KEPT {
-            return Err(Unsupported::Referenced { container: target.id.to_string() }.into());
+            return Err(Unsupported::Referenced { container: displayed(&target.id) }.into());
         }
         if !mount::can_set_propagation() {
             // Without a filter its number is then kept after the removal, whatever refers to it.
@@ -210,7 +209,7 @@ impl Location {
         if !self.missing.is_empty() {
             return Ok(None);
         }
-        Inode::at(&self.directory, name).map_err(Error::system("statx", self.path.as_str()))
+        Inode::at(&self.directory, name).map_err(Error::system("statx", &self.path.as_str()))
     }
 
     /// Removes the temporary node that an earlier attempt for this volume left, if there is one.
@@ -226,7 +225,7 @@ impl Location {
             None => Ok(false),
             Some(Existing::Block(..)) => self.unlink(&name),
             Some(other) => {
-                Err(Error::PathTaken { path: self.beside(&name), by: other.to_string() })
+                Err(Error::PathTaken { path: self.beside(&name), by: displayed(&other) }.into())
             }
         }
     }
@@ -251,7 +250,7 @@ impl Location {
     }
 
     pub(super) fn unlink(&self, name: &str) -> Result<bool> {
-        match unlinkat(&self.directory, name, UnlinkatFlags::NoRemoveDir) {
+        match named::unlinkat(&self.directory, name) {
             Ok(()) => Ok(true),
             Err(Errno::ENOENT) => Ok(false),
             Err(errno) => Err(self.explain("unlinkat", errno)),
@@ -259,32 +258,36 @@ impl Location {
     }
 
     /// The error where the node was moved or replaced by the container during a change.
-    pub(super) fn moved(&self) -> Error {
-        Error::NodeMoved { path: self.path.as_str().to_owned() }
+    pub(super) fn moved(&self) -> BoxedError {
+        BoxedError::from(Error::NodeMoved { path: self.path.as_str().to_owned() })
     }
 
     /// The error of a call that makes something here.
-    pub(super) fn explain(&self, call: &'static str, errno: Errno) -> Error {
+    pub(super) fn explain(&self, call: &'static str, errno: Errno) -> BoxedError {
         let path = self.path.as_str().to_owned();
         match errno {
-            Errno::EROFS => Error::ReadOnlyFileSystem { path },
-            Errno::ENOSPC | Errno::EDQUOT => Error::NoSpace { path },
+            Errno::EROFS => BoxedError::from(Error::ReadOnlyFileSystem { path }),
+            Errno::ENOSPC | Errno::EDQUOT => BoxedError::from(Error::NoSpace { path }),
             // The directory was removed after it was found.
-            Errno::ENOENT => Error::ParentMissing { path: self.path.parent().to_owned() },
+            Errno::ENOENT => {
+                BoxedError::from(Error::ParentMissing { path: self.path.parent().to_owned() })
+            }
             // Our file was made, and another user of the file system replaced it by a link.
-            Errno::ELOOP => Error::PathTaken { path, by: "symbolic link".to_owned() },
+            Errno::ELOOP => {
+                BoxedError::from(Error::PathTaken { path, by: "symbolic link".to_owned() })
+            }
             Errno::EEXIST => {
                 let by = self
                     .existing()
                     .ok()
                     .flatten()
-                    .map_or("file".to_owned(), |found| found.to_string());
-                Error::PathTaken { path, by }
+                    .map_or("file".to_owned(), |found| displayed(&found));
+                BoxedError::from(Error::PathTaken { path, by })
             }
             Errno::EACCES | Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS => {
                 self.takes_no_file().into()
             }
-            other => Error::system(call, path)(other),
+            other => Error::system(call, &path)(other),
         }
     }
 }
@@ -311,5 +314,5 @@ fn nearest(root: &Root, path: &NodePath) -> Result<(OwnedFd, Vec<String>)> {
         missing.push(name.to_owned());
         parent = if above.is_empty() { "/" } else { above };
     }
-    Err(Error::ParentMissing { path: path.parent().to_owned() })
+    Err(Error::ParentMissing { path: path.parent().to_owned() }.into())
 }

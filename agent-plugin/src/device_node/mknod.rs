@@ -6,9 +6,9 @@ use std::os::fd::OwnedFd;
 
 use nix::{
     errno::Errno,
-    fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2},
+    fcntl::{AtFlags, OFlag},
     sys::stat::{Mode, SFlag, mknodat},
-    unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat},
+    unistd::{Gid, Uid, fchownat},
 };
 
 use super::{
@@ -23,6 +23,8 @@ use crate::{
     error::{Error, Result},
     fault,
     inode::Inode,
+    named::{self, c_name},
+    rename::rename_in,
 };
 
 /// A node in the container's own file system.
@@ -59,12 +61,10 @@ impl MknodNode {
 
     pub(super) fn publish(&mut self) -> Result<()> {
         let name = self.location.path().name();
-        let directory = &self.directory;
-        renameat2(directory, self.name.as_str(), directory, name, RenameFlags::RENAME_NOREPLACE)
-            .map_err(|errno| match errno {
-                Errno::ENOENT => self.location.moved(),
-                other => self.location.explain("renameat2", other),
-            })?;
+        rename_in(&self.directory, &self.name, name).map_err(|errno| match errno {
+            Errno::ENOENT => self.location.moved(),
+            other => self.location.explain("renameat2", other),
+        })?;
         self.name = name.to_owned();
         // Before the rename the container may have put its own node under the temporary name.
         if self.is_at(&self.name)? { Ok(()) } else { Err(self.location.moved()) }
@@ -76,7 +76,7 @@ impl MknodNode {
 
     fn is_at(&self, name: &str) -> Result<bool> {
         let found = Inode::at(&self.directory, name)
-            .map_err(Error::system("statx", self.location.path().as_str()))?;
+            .map_err(Error::system("statx", &self.location.path().as_str()))?;
         Ok(found.is_some_and(|found| found.number == self.inode && is_node(&found, self.number)))
     }
 
@@ -84,7 +84,7 @@ impl MknodNode {
     pub(super) fn remove(&self) -> Result<()> {
         for name in [self.name.as_str(), self.location.path().name()] {
             if self.is_at(name)? {
-                match unlinkat(&self.directory, name, UnlinkatFlags::NoRemoveDir) {
+                match named::unlinkat(&self.directory, name) {
                     Ok(()) | Err(Errno::ENOENT) => {}
                     Err(errno) => return Err(self.location.explain("unlinkat", errno)),
                 }
@@ -92,7 +92,7 @@ impl MknodNode {
         }
         self.parents.remove();
         let inode = Inode::of(&self.handle)
-            .map_err(Error::system("statx", self.location.path().as_str()))?;
+            .map_err(Error::system("statx", &self.location.path().as_str()))?;
         if inode.links == 0 { Ok(()) } else { Err(self.location.moved()) }
     }
 }
@@ -104,13 +104,14 @@ fn make(
     device: Device,
 ) -> Result<(u64, OwnedFd)> {
     let mode = Mode::from_bits_truncate(device.options.mode);
-    mknodat(directory, name, SFlag::S_IFBLK, mode, device.number.to_raw())
+    c_name(name.as_bytes())
+        .and_then(|name| mknodat(directory, &*name, SFlag::S_IFBLK, mode, device.number.to_raw()))
         .map_err(|errno| location.explain("mknodat", errno))?;
     let owned = own(location, directory, name, device);
     if owned.is_err() {
         // The first error is more useful than an error of the removal; a leftover is removed by the
         // next attempt.
-        let _ = unlinkat(directory, name, UnlinkatFlags::NoRemoveDir);
+        let _ = named::unlinkat(directory, name);
     }
     owned
 }
@@ -124,20 +125,20 @@ fn own(
 ) -> Result<(u64, OwnedFd)> {
     let path = || location.path().as_str();
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let handle = openat(directory, name, flags, Mode::empty()).map_err(|errno| match errno {
+    let handle = named::openat(directory, name, flags).map_err(|errno| match errno {
         Errno::ENOENT => location.moved(),
-        other => Error::system("openat", path())(other),
+        other => Error::system("openat", &path())(other),
     })?;
     // The container may have put something else there in the meantime: only a node of our device
     // is changed.
-    let inode = Inode::of(&handle).map_err(Error::system("statx", path()))?;
+    let inode = Inode::of(&handle).map_err(Error::system("statx", &path()))?;
     if !is_node(&inode, device.number) {
         return Err(location.moved());
     }
     let options = device.options;
     if (inode.uid, inode.gid) != (options.uid, options.gid) && !fault::skips("owner") {
         let (uid, gid) = (Uid::from_raw(options.uid), Gid::from_raw(options.gid));
-        fchownat(&handle, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)
+        fchownat(&handle, c"", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)
             .map_err(|errno| location.explain("fchownat", errno))?;
     }
     Ok((inode.number, handle))

@@ -99,7 +99,8 @@ impl Node {
         }
     }
 
-    /// The directories that were made for it, outermost first; complete once it is published.
+    /// The directories that were made for it, outermost first; before it is published, those that
+    /// will be made.
     pub fn parents_made(&self) -> Vec<String> {
         match self {
             Node::Mknod(node) => node.parents_made(),

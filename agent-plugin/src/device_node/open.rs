@@ -3,16 +3,13 @@
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use nix::{
-    errno::Errno,
-    fcntl::{OFlag, open},
-    sys::stat::Mode,
-};
+use nix::{errno::Errno, fcntl::OFlag};
 
 use super::location::Location;
 use crate::{
     block::DeviceNumber,
     error::{Error, Result, Unsupported},
+    named,
 };
 
 /// Opens the node behind `handle`. `false`: the disk is not ready yet (ENXIO).
@@ -24,12 +21,12 @@ pub(super) fn open_device(
     // Through the agent's own /proc: this must not run inside the container's namespace.
     let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    match open(path.as_str(), flags, Mode::empty()) {
+    match named::open(&path, flags) {
         Ok(_) => Ok(true),
         Err(Errno::ENXIO) => Ok(false),
         Err(Errno::EACCES) => {
             Err(Unsupported::NoDev { path: location.path().as_str().to_owned() }.into())
         }
-        Err(errno) => Err(Error::system("open", format!("device {number}"))(errno)),
+        Err(errno) => Err(Error::system("open", &format_args!("device {number}"))(errno)),
     }
 }

@@ -9,14 +9,15 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
+    fcntl::{OFlag, OpenHow, ResolveFlag},
     sys::stat::{Mode, mkdirat},
-    unistd::{UnlinkatFlags, unlinkat},
 };
 
 use super::{location::Location, path::NodePath};
 use crate::{
     error::{Error, Result},
+    log,
+    named::{self, c_name},
     namespace::{Root, Target, check_awaited},
 };
 
@@ -45,15 +46,14 @@ impl Location {
 
     fn descend(&self, parents: &mut Parents) -> Result<OwnedFd> {
         let duplicate =
-            |fd: &OwnedFd| fd.try_clone().map_err(Error::system("fcntl", self.path().parent()));
+            |fd: &OwnedFd| fd.try_clone().map_err(Error::system("fcntl", &self.path().parent()));
         let how = OpenHow::new()
             .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
         let mut directory = duplicate(self.directory())?;
-        let mut path = self.existing_parent().to_owned();
-        for name in self.missing() {
-            path = format!("{path}/{name}");
-            let made = mkdirat(&directory, name.as_str(), Mode::from_bits_truncate(0o755));
+        for (name, path) in self.missing().iter().zip(self.missing_paths()) {
+            let mode = Mode::from_bits_truncate(0o755);
+            let made = c_name(name.as_bytes()).and_then(|name| mkdirat(&directory, &*name, mode));
             match made {
                 Ok(()) => {
                     parents.made.push((duplicate(&directory)?, name.clone()));
@@ -63,16 +63,30 @@ impl Location {
                 Err(Errno::EEXIST) => {}
                 Err(errno) => return Err(self.explain("mkdirat", errno)),
             }
-            directory = openat2(&directory, name.as_str(), how).map_err(|errno| match errno {
-                // A dangling link, or a link that leads elsewhere now.
-                Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR | Errno::EXDEV if made.is_err() => {
-                    Error::ParentMissing { path: path.clone() }
-                }
-                Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR | Errno::EXDEV => self.moved(),
-                other => Error::system("openat2", path.as_str())(other),
-            })?;
+            directory =
+                named::openat2(&directory, name.as_bytes(), how).map_err(|errno| match errno {
+                    // A dangling link, or a link that leads elsewhere now.
+                    Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR | Errno::EXDEV
+                        if made.is_err() =>
+                    {
+                        Error::ParentMissing { path: path.clone() }.into()
+                    }
+                    Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR | Errno::EXDEV => self.moved(),
+                    other => Error::system("openat2", &path.as_str())(other),
+                })?;
         }
         Ok(directory)
+    }
+
+    /// The paths of the directories that do not exist, outermost first.
+    pub(super) fn missing_paths(&self) -> Vec<String> {
+        let mut path = self.existing_parent().to_owned();
+        let mut paths = Vec::with_capacity(self.missing().len());
+        for name in self.missing() {
+            path = format!("{path}/{name}");
+            paths.push(path.clone());
+        }
+        paths
     }
 
     /// The path of the nearest directory that exists; empty for the root.
@@ -116,11 +130,13 @@ pub fn remove_parents(target: &Target, paths: &[NodePath], deadline: Instant) ->
 
 /// Removes a directory. `false`: it stays.
 fn remove(directory: &impl AsFd, name: &str) -> bool {
-    match unlinkat(directory, name, UnlinkatFlags::RemoveDir) {
+    match named::rmdirat(directory, name) {
         Ok(()) | Err(Errno::ENOENT) => true,
         Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR | Errno::EBUSY) => false,
         Err(errno) => {
-            tracing::warn!("the directory {name:?} stays in the container: rmdir: {errno}");
+            log::warn(format_args!(
+                "the directory {name:?} stays in the container: rmdir: {errno}"
+            ));
             false
         }
     }

@@ -22,6 +22,7 @@ use crate::{
     block::DeviceNumber,
     error::{Error, Result},
     namespace::Target,
+    text::displayed,
 };
 
 /// Which node to remove.
@@ -109,7 +110,7 @@ impl Removal {
     ) -> Result<Unmounted> {
         let directory = location.filter(|location| location.missing().is_empty());
         let directory = directory.map(|location| location.directory().try_clone()).transpose();
-        let directory = directory.map_err(Error::system("fcntl", "a directory"))?;
+        let directory = directory.map_err(Error::system("fcntl", &"a directory"))?;
         // Later steps need time, too, whatever the container does with its mounts.
         let now = Instant::now();
         let deadline = now + deadline.saturating_duration_since(now) / 2;
@@ -126,7 +127,7 @@ impl Removal {
             number: self.number,
             was_bind: self.was_bind,
             file: directory.map(|directory| (directory, self.path.name().to_owned())),
-            watch_for: (!self.guarded).then(|| self.container.to_string()),
+            watch_for: (!self.guarded).then(|| displayed(&self.container)),
             deadline,
             proc: AgentProc::open()?,
         })
@@ -147,7 +148,7 @@ impl Removal {
             Some(false) => References::None,
             Some(true) => {
                 let unmount = |end| self.task(end, None);
-                copies::remove(&self.container, &self.identity, deadline, unmount);
+                copies::remove(&self.container, &self.identity, deadline, &unmount);
                 watch::keep(&self.identity, self.number)
             }
             None => match self.number.filter(|_| was_mknod && !self.guarded) {

@@ -18,9 +18,9 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
-    sys::stat::{Mode, SFlag},
-    unistd::{UnlinkatFlags, chroot, fchdir, unlinkat},
+    fcntl::{OFlag, OpenHow, ResolveFlag},
+    sys::stat::SFlag,
+    unistd::{chroot, fchdir},
 };
 
 use super::{
@@ -30,7 +30,7 @@ use crate::{
     block::DeviceNumber,
     error::{Error, Result},
     inode::Inode,
-    mount,
+    log, mount, named,
     namespace::check_awaited,
     procfs::mountinfo::MountLine,
 };
@@ -67,6 +67,8 @@ pub(super) struct Unmounted {
     pub(super) left: Vec<LeftBehind>,
     /// Mounts that stay, by their ids.
     mounts: Vec<(u32, LeftBehind)>,
+    /// The node's file system has ended, so it has no other mount anywhere.
+    has_ended: bool,
 }
 
 /// What became of a mount.
@@ -86,12 +88,16 @@ impl Unmount {
     /// The thread must have a root and a working directory of its own, and ends soon.
     pub(super) fn run(&self, roots: &[OwnedFd]) -> Result<Unmounted> {
         let mut done = Unmounted::default();
-        self.below_root(&mut done)?;
+        let mut seen = self.below_root(&mut done)?;
         for root in roots {
+            // Reading mountinfo takes the longer the more mounts there are.
+            if done.has_ended || seen.is_some() && seen == place(root) {
+                continue;
+            }
             fchdir(root)
                 .and_then(|()| chroot("."))
-                .map_err(Error::system("chroot", "a container's root"))?;
-            self.below_root(&mut done)?;
+                .map_err(Error::system("chroot", &"a container's root"))?;
+            seen = self.below_root(&mut done)?;
         }
         // Where the container moved or unmounted the mount, its file is still there. Ours has no
         // permissions.
@@ -107,9 +113,15 @@ impl Unmount {
         Ok(done)
     }
 
-    fn below_root(&self, done: &mut Unmounted) -> Result<()> {
+    /// Returns where the root directory is.
+    fn below_root(&self, done: &mut Unmounted) -> Result<Place> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let root = open("/", flags, Mode::empty()).map_err(Error::system("open", "/"))?;
+        let root = named::open("/", flags).map_err(Error::system("open", &"/"))?;
+        self.below(&root, done)?;
+        Ok(place(&root))
+    }
+
+    fn below(&self, root: &OwnedFd, done: &mut Unmounted) -> Result<()> {
         let mut foreign: Vec<u32> = Vec::new();
         for attempt in 1..=TRIES {
             let text = self.proc.mountinfo()?;
@@ -123,7 +135,7 @@ impl Unmount {
             }
             let is_last = attempt == TRIES || Instant::now() >= self.deadline;
             for line in ours {
-                let stays = match self.step(&root, line, &lines, done) {
+                let stays = match self.step(root, line, &lines, done) {
                     Step::Progress => None,
                     Step::Unreached => is_last.then(|| UNREACHED.to_owned()),
                     Step::Foreign => {
@@ -140,7 +152,9 @@ impl Unmount {
                 let left = |reason| (line.id, LeftBehind::new(shown(&line.point()), reason));
                 done.mounts.extend(stays.map(left));
             }
-            if is_last {
+            // A second call would not know the node any more.
+            done.has_ended |= watch::is_referenced(&self.identity) == Some(false);
+            if is_last || done.has_ended {
                 return Ok(());
             }
         }
@@ -186,10 +200,10 @@ impl Unmount {
         self.watch(&node);
         // What was opened through this mount is opened; nothing more is.
         if let Err(errno) = mount::set_nodev(&node) {
-            tracing::warn!(
+            log::warn(format_args!(
                 "the node at {} stays usable until it is unmounted: mount_setattr: {errno}",
                 shown(&point)
-            );
+            ));
         }
         let file = self.file_below(&point);
         match self.proc.unmount(&node) {
@@ -215,9 +229,16 @@ impl Unmount {
         let Some(container) = &self.watch_for else { return };
         match self.proc.path_of(node) {
             Ok(path) => watch::begin(&self.identity, container, path.as_c_str()),
-            Err(errno) => tracing::warn!("a node cannot be watched: fchdir: {errno}"),
+            Err(errno) => log::warn(format_args!("a node cannot be watched: fchdir: {errno}")),
         }
     }
+}
+
+/// The mount and the inode of a directory; `None` if the kernel does not tell.
+type Place = Option<(u64, u64)>;
+
+fn place(directory: &OwnedFd) -> Place {
+    Inode::of(directory).ok().map(|inode| (inode.mount, inode.number))
 }
 
 /// Opens the directory of a mount point, and through it what is mounted there: the container may
@@ -237,7 +258,7 @@ fn reach_both(root: &OwnedFd, point: &[u8]) -> Result<(OwnedFd, OwnedFd), Errno>
 fn reach(root: &OwnedFd, path: &[u8], flags: OFlag) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS;
     let how = OpenHow::new().flags(flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).resolve(resolve);
-    openat2(root, path, how)
+    named::openat2(root, path, how)
 }
 
 /// Whether mount `upper` is on `lower`, or on another one that is.
@@ -269,7 +290,7 @@ pub(super) fn remove_empty(
         Ok(_) => return Ok(()),
         Err(errno) => return failed("statx", errno),
     }
-    match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
+    match named::unlinkat(directory, name) {
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
         Err(errno) => failed("unlinkat", errno),
     }

@@ -19,25 +19,22 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::MetadataExt as _,
-    path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use nix::{
     NixPath,
     errno::Errno,
-    fcntl::{OFlag, open},
-    sys::{
-        inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor},
-        stat::Mode,
-    },
+    fcntl::OFlag,
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor},
 };
 
 use super::identity::Identity;
 use crate::{
     block::DeviceNumber,
     error::{Error, Result},
+    log,
+    node::open_block_device,
 };
 
 /// At most so many nodes of one container that were removed may still be in use before it gets no
@@ -88,7 +85,10 @@ pub(super) fn begin<P: NixPath + ?Sized>(identity: &Identity, container: &str, f
     let watch = watches.add(file);
     if let Err(errno) = watch {
         // The container may have used up what its user may have of these.
-        tracing::warn!("a node of {} cannot be watched: inotify: {errno}", identity.source());
+        log::warn(format_args!(
+            "a node of {} cannot be watched: inotify: {errno}",
+            identity.source()
+        ));
     }
     let watch = watch.ok();
     // The same node again.
@@ -187,32 +187,23 @@ impl Watches {
 fn open_disk(identity: &Identity, number: DeviceNumber) -> Option<File> {
     let opened = try_open_disk(number);
     match &opened {
-        Ok(_) => tracing::info!(
+        Ok(_) => log::info(format_args!(
             "something still refers to a node of {} that was removed: the number {number} is kept",
             identity.source()
-        ),
-        Err(error) => tracing::warn!(
+        )),
+        Err(error) => log::warn(format_args!(
             "the number {number} of {} may be used for another disk while something refers to it: {}",
             identity.source(),
             error.message()
-        ),
+        )),
     }
     opened.ok()
 }
 
 fn try_open_disk(number: DeviceNumber) -> Result<File> {
     let link = format!("/sys/dev/block/{number}");
-    let target = fs::read_link(&link).map_err(Error::system("readlink", link))?;
-    let path = Path::new("/dev").join(target.file_name().unwrap_or_default());
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let name = || path.display().to_string();
-    let file =
-        open(&path, flags, Mode::empty()).map_err(|errno| Error::system("open", name())(errno))?;
-    let file = File::from(file);
-    let found = file.metadata().map_err(|error| Error::system("fstat", name())(error))?.rdev();
-    if DeviceNumber::from_raw(found) == number {
-        Ok(file)
-    } else {
-        Err(Error::system("open", name())(Errno::ENXIO))
-    }
+    let target = fs::read_link(&link).map_err(Error::system("readlink", &link))?;
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let opened = open_block_device(&name, number, OFlag::O_RDONLY);
+    opened.map_err(|errno| Error::system("open", &name)(errno))
 }

@@ -4,18 +4,19 @@
 //!
 //! [`holders`]: https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-block
 
-use std::{
-    fs::{self, File, OpenOptions},
-    os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
-    path::Path,
-};
+use std::{fs, os::fd::AsRawFd as _, path::Path};
+
+use nix::fcntl::OFlag;
 
 use super::{
     disk::{Disk, directory},
     found::{Found, LONGEST_NAME, Trace},
     scan::Budget,
 };
-use crate::{block::DeviceNumber, error::Result, holder::HolderKind, sysfs, text::readable};
+use crate::{
+    block::DeviceNumber, error::Result, holder::HolderKind, node::open_block_device, sysfs,
+    text::readable,
+};
 
 /// The devices on top of `disks` that have claimed them.
 pub(super) fn above(disks: &[Disk]) -> Result<Vec<Found>> {
@@ -83,11 +84,8 @@ const _: () = assert!(size_of::<LoopInfo>() == 232);
 #[expect(unsafe_code, reason = "LOOP_GET_STATUS64 has no safe wrapper in libc or nix")]
 fn backing_device(name: &str) -> Option<DeviceNumber> {
     const LOOP_GET_STATUS64: libc::c_ulong = 0x4c05;
-    let node: File = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(format!("/dev/{name}"))
-        .ok()?;
+    let number = sysfs::read(&directory(name).join("dev")).ok()??;
+    let node = open_block_device(name, number, OFlag::O_RDONLY).ok()?;
     let mut info = LoopInfo { device: 0, inode: 0, backing_device: 0, rest: [0; 26] };
     // SAFETY: the kernel writes one `loop_info64`, whose size `LoopInfo` has, to `info`, which
     // outlives the call.

@@ -40,6 +40,7 @@ pub use found::Found;
 pub use scan::{Cost, Scan};
 #[cfg(feature = "fuzz")]
 pub(crate) use swap::devices as swap_devices;
+pub(crate) use task::try_kcmp;
 pub use watch::{Waited, Watch};
 
 /// Which holders to find.

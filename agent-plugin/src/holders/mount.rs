@@ -2,7 +2,7 @@
 //! [`/proc/PID/mountinfo`](https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html), once
 //! for each namespace. A thread may have one of its own.
 
-use std::{collections::HashSet, fs::File, io::Read as _, rc::Rc, time::Instant};
+use std::{fs::File, io::Read as _, rc::Rc, time::Instant};
 
 use super::{
     disk::Disk,
@@ -11,7 +11,9 @@ use super::{
     scan::Budget,
     task::{Task, further_threads, with_threads},
 };
-use crate::{holder::HolderKind, namespace::Target, procfs::mountinfo::MountLine, text::readable};
+use crate::{
+    holder::HolderKind, namespace::Target, procfs::mountinfo::MountLine, sorted, text::readable,
+};
 
 /// Whether a mount is on a disk. A file system with its own device number (btrfs) shows the disk
 /// only as the source that was mounted.
@@ -39,23 +41,26 @@ pub(super) struct Search<'a> {
     disks: &'a [Disk],
     containers: &'a [&'a Target],
     /// The inodes of those that were looked at, or are among `large`.
-    namespaces: HashSet<u64>,
+    namespaces: Vec<u64>,
     large: Vec<Task>,
     pub(super) found: Vec<Found>,
 }
 
 impl<'a> Search<'a> {
     pub(super) fn new(disks: &'a [Disk], containers: &'a [&'a Target]) -> Search<'a> {
-        let namespaces = HashSet::new();
-        Search { disks, containers, namespaces, large: Vec::new(), found: Vec::new() }
+        Search { disks, containers, namespaces: Vec::new(), large: Vec::new(), found: Vec::new() }
     }
 
     /// Looks at the namespaces with few mounts.
     pub(super) fn small(&mut self, pids: &[u32], budget: &mut Budget) {
-        let firsts = [std::process::id()].into_iter().chain(pids.iter().copied()).map(Task::first);
-        self.new_among(firsts, budget);
+        self.visit(Task::first(std::process::id()), budget);
+        for &pid in pids {
+            self.visit(Task::first(pid), budget);
+        }
         for pid in with_threads(pids, budget) {
-            self.new_among(further_threads(pid), budget);
+            for task in further_threads(pid) {
+                self.visit(task, budget);
+            }
         }
     }
 
@@ -69,16 +74,15 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn new_among(&mut self, tasks: impl Iterator<Item = Task>, budget: &mut Budget) {
-        for task in tasks {
-            if !budget.is_left() {
-                return;
-            }
-            // The process has ended, or it is a kernel thread without a namespace.
-            let Ok(namespace) = task.mount_namespace() else { continue };
-            if self.namespaces.insert(namespace) && !self.look_at(task, SMALL, budget) {
-                self.large.push(task);
-            }
+    /// Looks at the namespace of a thread, if it is a new one.
+    fn visit(&mut self, task: Task, budget: &mut Budget) {
+        if !budget.is_left() {
+            return;
+        }
+        // The process has ended, or it is a kernel thread without a namespace.
+        let Ok(namespace) = task.mount_namespace() else { return };
+        if sorted::insert(&mut self.namespaces, namespace) && !self.look_at(task, SMALL, budget) {
+            self.large.push(task);
         }
     }
 

@@ -11,7 +11,7 @@
 //! whoever has many.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::VecDeque,
     ffi::{CString, OsStr},
     fs,
     os::{fd::AsFd as _, unix::ffi::OsStrExt as _},
@@ -34,7 +34,8 @@ use crate::{
     inode::Inode,
     namespace::Target,
     procfs::cgroup::device_group,
-    text::readable,
+    sorted,
+    text::{displayed, readable},
 };
 
 /// How many descriptors of each table the first pass looks at. Each further pass looks at more by
@@ -58,10 +59,15 @@ pub(super) fn openers(
     containers: &[&Target],
     budget: &mut Budget,
 ) -> Vec<Found> {
-    let mut openers = Openers { disks, containers, found: Vec::new(), known: HashSet::new() };
+    let mut openers = Openers { disks, containers, found: Vec::new(), known: Vec::new() };
     // Whatever is not finished goes to the end, behind the rest of its pass.
-    let mut left: VecDeque<Work> = pids.iter().map(|&pid| table(Task::first(pid))).collect();
-    left.extend(with_threads(pids, budget).into_iter().map(|pid| Work::Threads { pid }));
+    let mut left = VecDeque::with_capacity(pids.len());
+    for &pid in pids {
+        left.push_back(table(Task::first(pid)));
+    }
+    for pid in with_threads(pids, budget) {
+        left.push_back(Work::Threads { pid });
+    }
     while let Some(work) = left.pop_front() {
         if !budget.is_left() {
             break;
@@ -70,11 +76,15 @@ pub(super) fn openers(
             Work::Table { task, next, share } => {
                 let unfinished = openers.look_at(task, next, share, budget);
                 let share = share * FACTOR;
-                left.extend(unfinished.map(|next| Work::Table { task, next, share }));
+                if let Some(next) = unfinished {
+                    left.push_back(Work::Table { task, next, share });
+                }
             }
             Work::Threads { pid } => {
                 let began = Instant::now();
-                left.extend(further_tables(pid, budget).into_iter().map(table));
+                for task in further_tables(pid, budget) {
+                    left.push_back(table(task));
+                }
                 budget.spend(pid, began, 0);
             }
         }
@@ -91,7 +101,7 @@ struct Openers<'a> {
     containers: &'a [&'a Target],
     found: Vec<Found>,
     /// Processes that were found, and which of the disks they have open.
-    known: HashSet<(u32, usize)>,
+    known: Vec<(u32, usize)>,
 }
 
 impl Openers<'_> {
@@ -120,7 +130,7 @@ impl Openers<'_> {
         let path = PathBuf::from(task.file(&format!("fd/{descriptor}")));
         let Some(number) = block_device(&path) else { return };
         let Some(index) = self.disks.iter().position(|disk| disk.has(number)) else { return };
-        if self.known.insert((task.pid, index)) {
+        if sorted::insert(&mut self.known, (task.pid, index)) {
             self.found.push(opener(&self.disks[index], task.pid, path, self.containers));
         }
     }
@@ -174,7 +184,7 @@ pub(super) fn container(pid: u32, containers: &[&Target]) -> String {
         (own.is_some() && own == namespace) || is_below(cgroup, &target.container.cgroup)
     };
     match containers.iter().find(is_in) {
-        Some(target) => target.id.to_string(),
+        Some(target) => displayed(&target.id),
         None => id_of(cgroup).to_owned(),
     }
 }

@@ -4,7 +4,6 @@
 //! each need no privilege. So every loop of a scan asks its [`Budget`] first.
 
 use std::{
-    collections::HashMap,
     fmt,
     time::{Duration, Instant},
 };
@@ -30,11 +29,10 @@ impl Scan {
         }
     }
 
-    /// The same scan, with what was found changed by `change`.
-    pub fn map(self, change: impl FnOnce(Vec<Found>) -> Vec<Found>) -> Scan {
+    /// What was found, to be changed.
+    pub fn found_mut(&mut self) -> &mut Vec<Found> {
         match self {
-            Scan::Complete(found) => Scan::Complete(change(found)),
-            Scan::Partial(found, cost) => Scan::Partial(change(found), cost),
+            Scan::Complete(found) | Scan::Partial(found, _) => found,
         }
     }
 
@@ -58,7 +56,8 @@ impl Scan {
         match self {
             Scan::Partial(found, cost) if found.is_empty() => Err(Error::TimedOut {
                 awaited: format!("the search for holders of the disk{cost}"),
-            }),
+            }
+            .into()),
             scan => Ok(scan.found()),
         }
     }
@@ -104,12 +103,13 @@ impl fmt::Display for Cost {
 pub(super) struct Budget {
     deadline: Instant,
     is_over: bool,
-    spent: HashMap<u32, Spent>,
+    /// By the process, in the order of their numbers.
+    spent: Vec<(u32, Spent)>,
 }
 
 impl Budget {
     pub(super) fn until(deadline: Instant) -> Budget {
-        Budget { deadline, is_over: false, spent: HashMap::new() }
+        Budget { deadline, is_over: false, spent: Vec::new() }
     }
 
     /// Whether there is time left. Whoever asks looks at something next: where the answer is no,
@@ -121,7 +121,14 @@ impl Budget {
 
     /// Notes what a look at a process cost.
     pub(super) fn spend(&mut self, pid: u32, since: Instant, descriptors: usize) {
-        let spent = self.spent.entry(pid).or_default();
+        let at = match self.spent.binary_search_by_key(&pid, |(pid, _)| *pid) {
+            Ok(at) => at,
+            Err(at) => {
+                self.spent.insert(at, (pid, Spent::default()));
+                at
+            }
+        };
+        let spent = &mut self.spent[at].1;
         spent.time += since.elapsed();
         spent.descriptors += descriptors;
     }

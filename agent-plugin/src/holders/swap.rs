@@ -24,9 +24,9 @@ pub(super) fn swaps(disks: &[Disk]) -> Result<Vec<Found>> {
     let mut file = match File::open(SWAPS) {
         // A kernel without swap.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        file => file.map_err(Error::system("open", SWAPS))?,
+        file => file.map_err(Error::system("open", &SWAPS))?,
     };
-    file.read_to_end(&mut text).map_err(Error::system("read", SWAPS))?;
+    file.read_to_end(&mut text).map_err(Error::system("read", &SWAPS))?;
     let trace = Trace::Changes(Rc::new(file), None);
     let mut found = Vec::new();
     for path in devices(&text) {

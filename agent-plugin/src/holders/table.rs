@@ -43,7 +43,11 @@ impl Table {
         // SAFETY: the kernel writes at most `size` bytes to `buffer`, which has that size.
         let read = unsafe { libc::syscall(libc::SYS_getdents64, directory, buffer, size) };
         let read = Errno::result(read).ok().and_then(|read| usize::try_from(read).ok());
-        names(&self.buffer[..read.unwrap_or_default()]).filter_map(decimal).collect()
+        let mut numbers = Vec::new();
+        for name in names(&self.buffer[..read.unwrap_or_default()]) {
+            numbers.extend(decimal::<u32>(name));
+        }
+        numbers
     }
 }
 

@@ -6,17 +6,14 @@
 //! [`kcmp`](https://man7.org/linux/man-pages/man2/kcmp.2.html) tells; in a kernel without it
 //! (`CONFIG_KCMP`) every thread counts.
 
-use std::{
-    cmp::Ordering, collections::HashSet, fs, io, os::unix::ffi::OsStrExt as _,
-    os::unix::fs::MetadataExt as _,
-};
+use std::{cmp::Ordering, collections::BinaryHeap, fs, io, os::unix::fs::MetadataExt as _};
 
 use nix::errno::Errno;
 
 use super::scan::Budget;
 use crate::{
     error::{Error, Result},
-    procfs::stat::is_kernel_thread,
+    procfs::{numbers, stat::is_kernel_thread},
     text::{decimal, words},
 };
 
@@ -59,20 +56,30 @@ impl Task {
 pub(super) fn processes() -> Result<Vec<u32>> {
     let own = std::process::id();
     let threads = kernel_threads();
-    let entries = fs::read_dir("/proc").map_err(Error::system("readdir", "/proc"))?;
-    let pids = entries.flatten().filter_map(|entry| decimal(entry.file_name().as_bytes()));
-    Ok(pids.filter(|pid| *pid != own && !threads.contains(pid)).collect())
+    let mut pids = numbers("/proc").map_err(Error::system("readdir", &"/proc"))?;
+    pids.retain(|pid| *pid != own && !threads.contains(pid));
+    Ok(pids)
+}
+
+/// Tries whether the kernel can compare tables of descriptors.
+pub(crate) fn try_kcmp() -> Result<(), Errno> {
+    let own = std::process::id();
+    compare_tables(own, own).map(drop)
 }
 
 /// The children of kthreadd, where that is process 2. They include the few programs that the kernel
 /// starts by itself, which end soon.
-fn kernel_threads() -> HashSet<u32> {
+fn kernel_threads() -> Vec<u32> {
     let stat = fs::read("/proc/2/stat").unwrap_or_default();
     if !is_kernel_thread(&stat) {
-        return HashSet::new();
+        return Vec::new();
     }
     let children = fs::read("/proc/2/task/2/children").unwrap_or_default();
-    words(&children).filter_map(decimal).chain([2]).collect()
+    let mut threads = vec![2];
+    for word in words(&children) {
+        threads.extend(decimal::<u32>(word));
+    }
+    threads
 }
 
 /// Those of the processes that have several threads, first those that have the fewest. A kernel
@@ -87,14 +94,18 @@ pub(super) fn with_threads(pids: &[u32], budget: &mut Budget) -> Vec<u32> {
         let links = fs::metadata(format!("/proc/{pid}/task")).map(|task| task.nlink());
         counted.extend(links.ok().filter(|links| *links != 3).map(|links| (links, pid)));
     }
-    counted.sort_unstable();
-    counted.into_iter().map(|(_, pid)| pid).collect()
+    // A heap sorts as well, with less code.
+    let ordered = BinaryHeap::from(counted).into_sorted_vec();
+    let mut pids = Vec::with_capacity(ordered.len());
+    for (_, pid) in ordered {
+        pids.push(pid);
+    }
+    pids
 }
 
 /// The threads of a process but its first one. None where it has ended.
 pub(super) fn further_threads(pid: u32) -> impl Iterator<Item = Task> {
-    let entries = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let tids = entries.filter_map(|entry| decimal(entry.file_name().as_bytes()));
+    let tids = numbers(&format!("/proc/{pid}/task")).unwrap_or_default().into_iter();
     tids.filter(move |tid| *tid != pid).map(move |tid| Task { pid, tid })
 }
 
@@ -125,7 +136,9 @@ fn tables_by(
             Err(_) => unknown.push(task),
         }
     }
-    known.into_iter().filter(|task| *task != first).chain(unknown).collect()
+    known.retain(|task| *task != first);
+    known.append(&mut unknown);
+    known
 }
 
 fn exists(task: Task) -> bool {

@@ -107,7 +107,7 @@ impl Watch {
             match poll(&mut fds, timeout) {
                 Ok(0) | Err(Errno::EINTR) => continue,
                 Ok(_) => {}
-                Err(errno) => return Err(Error::system("poll", "the holders of a disk")(errno)),
+                Err(errno) => return Err(Error::system("poll", &"the holders of a disk")(errno)),
             }
             let is_ready = |fd: &PollFd<'_>| fd.any() == Some(true);
             if is_ready(&fds[0]) {
@@ -137,7 +137,9 @@ impl Watch {
         loop {
             match self.uevents.receive()? {
                 Received::Event(event) => {
-                    is_about_holder |= event.subsystem == "block" && is_made_of_disks(event.devpath)
+                    is_about_holder |= !event.is_synthetic
+                        && event.subsystem == "block"
+                        && is_made_of_disks(event.devpath)
                 }
                 Received::Overflow => is_about_holder = true,
                 Received::Foreign => {}
@@ -156,13 +158,13 @@ fn is_made_of_disks(devpath: &str) -> bool {
 fn watch_closes<'a>(descriptors: impl Iterator<Item = &'a Path>) -> Result<Option<Inotify>> {
     let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
     let inotify =
-        Inotify::init(flags).map_err(Error::system("inotify_init1", "the holders of a disk"))?;
+        Inotify::init(flags).map_err(Error::system("inotify_init1", &"the holders of a disk"))?;
     for path in descriptors {
         match inotify.add_watch(path, AddWatchFlags::IN_CLOSE) {
             Ok(_) => {}
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ESRCH) => return Ok(None),
             Err(errno) => {
-                return Err(Error::system("inotify_add_watch", path.display().to_string())(errno));
+                return Err(Error::system("inotify_add_watch", &path.display())(errno));
             }
         }
         // It may have been closed, and its number reused, before the watch was added.
@@ -193,7 +195,7 @@ fn changes(found: &[Found]) -> Result<Option<Changes>> {
             Ok(process) => processes.extend(process),
             Err(Errno::ESRCH) => return Ok(None),
             Err(errno) => {
-                return Err(Error::system("pidfd_open", "a process that sees the mount")(errno));
+                return Err(Error::system("pidfd_open", &"a process that sees the mount")(errno));
             }
         }
     }

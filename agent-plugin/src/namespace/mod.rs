@@ -22,6 +22,7 @@ mod task;
 
 pub(crate) use pinned::mountinfo_of_thread;
 pub use root::Root;
+pub(crate) use root::try_openat2;
 pub use target::Target;
 pub use task::NamespaceTask;
 pub(crate) use task::check_awaited;

@@ -13,20 +13,20 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::fs::MetadataExt as _,
     },
-    thread,
 };
 
-use nix::{
-    fcntl::{OFlag, open, openat},
-    sys::stat::{Mode, fstat},
-};
+use nix::{fcntl::OFlag, sys::stat::fstat};
 
 use super::{root::Root, target::Target};
 use crate::{
     agent::ContainerError,
-    error::{Error, Result},
+    error::{BoxedError, Error, Result},
     fault,
     inode::Inode,
+    named,
+    text::displayed,
+    thread::Thread,
+    worker::Worker,
 };
 
 const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
@@ -56,9 +56,7 @@ impl Target {
     /// directory.
     pub fn root(&self) -> Result<Root> {
         if fault::skips("namespace") {
-            return open("/", DIRECTORY, Mode::empty())
-                .map(Root::new)
-                .map_err(Error::system("open", "/"));
+            return named::open("/", DIRECTORY).map(Root::new).map_err(Error::system("open", &"/"));
         }
         match self.root_of_process() {
             Some(root) => Ok(root),
@@ -72,16 +70,15 @@ impl Target {
         if !self.is_inside(pid) {
             return None;
         }
-        let root = open(format!("/proc/{pid}/root").as_str(), DIRECTORY, Mode::empty()).ok()?;
+        let root = named::open(&format!("/proc/{pid}/root"), DIRECTORY).ok()?;
         // If the pid had been reused before the open, our process would have ended.
         (self.is_inside(pid) && !self.has_ended()).then(|| Root::new(root))
     }
 
     fn root_of_namespace(&self) -> Result<Root> {
-        let root: OwnedFd = self.inside(|| {
-            open("/", DIRECTORY, Mode::empty()).map_err(Error::system("open", "the root"))
-        })?;
-        let stat = |found: Result<Inode, _>| found.map_err(Error::system("statx", "the root"));
+        let root: OwnedFd = self
+            .inside(|| named::open("/", DIRECTORY).map_err(Error::system("open", &"the root")))?;
+        let stat = |found: Result<Inode, _>| found.map_err(Error::system("statx", &"the root"));
         let (found, ours) = (stat(Inode::of(&root))?, stat(Inode::followed(c"/"))?);
         // A container that was started with chroot alone has the guest's tree around its own.
         if (found.file_system, found.number) == (ours.file_system, ours.number) {
@@ -99,8 +96,7 @@ impl Target {
     /// `/proc` cannot be read.
     pub fn mountinfo(&self) -> Result<Vec<u8>> {
         // The agent's own: the container may have mounted something else there.
-        let proc =
-            open("/proc", DIRECTORY, Mode::empty()).map_err(Error::system("open", "/proc"))?;
+        let proc = named::open("/proc", DIRECTORY).map_err(Error::system("open", &"/proc"))?;
         self.inside(move || mountinfo_of_thread(&proc))
     }
 
@@ -120,22 +116,21 @@ impl Target {
 
     /// Runs `work` on a thread inside the namespace, and waits for it: for work that never waits
     /// for a file system of the container.
-    fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        thread::scope(|scope| {
-            let run = || {
-                self.enter_here()?;
-                work()
-            };
-            let thread = thread::Builder::new().name("block-volume-ns".to_owned());
-            let thread = thread.spawn_scoped(scope, run);
-            let thread = thread.map_err(Error::system("clone", "a thread"))?;
-            thread.join().map_err(|_| Error::Panicked)?
-        })
+    fn inside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let target = self.clone();
+        let enter_and_work = move || {
+            target.enter_here()?;
+            work()
+        };
+        Worker::start(Thread::Namespace, enter_and_work)?.join()?
     }
 
-    fn unreachable(&self, reason: &str) -> Error {
+    fn unreachable(&self, reason: &str) -> BoxedError {
         let source = ContainerError::Unreachable(reason.to_owned());
-        Error::Container { id: self.id.to_string(), source }
+        BoxedError::from(Error::Container { id: displayed(&self.id), source })
     }
 }
 
@@ -154,8 +149,8 @@ fn is_same(path: &str, file: &OwnedFd) -> bool {
 pub(crate) fn mountinfo_of_thread(proc: &impl AsFd) -> Result<Vec<u8>> {
     const PATH: &str = "thread-self/mountinfo";
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    let file = openat(proc, PATH, flags, Mode::empty()).map_err(Error::system("open", PATH))?;
+    let file = named::openat(proc, PATH, flags).map_err(Error::system("open", &PATH))?;
     let mut bytes = Vec::new();
-    File::from(file).read_to_end(&mut bytes).map_err(Error::system("read", PATH))?;
+    File::from(file).read_to_end(&mut bytes).map_err(Error::system("read", &PATH))?;
     Ok(bytes)
 }

@@ -5,11 +5,22 @@ use std::os::fd::OwnedFd;
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
+    fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag},
 };
 
 use super::task::check_awaited;
-use crate::error::{Error, Result, Unsupported};
+use crate::{
+    error::{Error, Result, Unsupported},
+    named,
+};
+
+/// Tries whether the kernel can resolve a path below a root.
+pub(crate) fn try_openat2() -> Result<(), Errno> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    named::openat2(&AT_FDCWD, b".", how).map(drop)
+}
 
 /// A container's root directory.
 #[derive(Debug)]
@@ -29,7 +40,7 @@ impl Root {
     /// [`Error::ParentMissing`], or a link of `/proc` that leads outside
     /// ([`Unsupported::MagicLink`]).
     pub fn directory(&self, path: &str) -> Result<OwnedFd> {
-        let missing = || Error::ParentMissing { path: path.to_owned() };
+        let missing = || Error::ParentMissing { path: path.to_owned() }.into();
         self.existing(path)?.ok_or_else(missing)
     }
 
@@ -50,7 +61,7 @@ impl Root {
         for _ in 0..TRIES {
             // One walk may take long: the links of a path may lead up a hundred thousand times.
             check_awaited()?;
-            result = openat2(&self.directory, path, how);
+            result = named::openat2(&self.directory, path.as_bytes(), how);
             if !matches!(result, Err(Errno::EAGAIN)) {
                 break;
             }
@@ -58,12 +69,12 @@ impl Root {
         match result {
             Ok(directory) => Ok(Some(directory)),
             Err(Errno::ENOENT) => Ok(None),
-            Err(Errno::ENOTDIR) => Err(Error::ParentMissing { path: path.to_owned() }),
+            Err(Errno::ENOTDIR) => Err(Error::ParentMissing { path: path.to_owned() }.into()),
             Err(Errno::ELOOP | Errno::EXDEV) => {
                 Err(Unsupported::MagicLink { path: path.to_owned() }.into())
             }
             Err(Errno::ENOSYS) => Err(Unsupported::Kernel { call: "openat2", since: "5.6" }.into()),
-            Err(other) => Err(Error::system("openat2", path)(other)),
+            Err(other) => Err(Error::system("openat2", &path)(other)),
         }
     }
 }

@@ -13,9 +13,10 @@ use super::{
 };
 use crate::{
     agent::Container,
-    error::{Error, Result},
+    error::{BoxedError, Error, Result},
     fault, pidfd,
     procfs::{fdinfo, stat},
+    text::displayed,
 };
 
 /// A container in a request, with its id.
@@ -39,14 +40,14 @@ impl Target {
         if self.has_ended() { Err(self.ended()) } else { Ok(()) }
     }
 
-    fn ended(&self) -> Error {
-        Error::ContainerEnded { id: self.id.to_string() }
+    fn ended(&self) -> BoxedError {
+        BoxedError::from(Error::ContainerEnded { id: displayed(&self.id) })
     }
 
     /// The pid of the first process, which is valid only if the process has not ended afterwards.
     pub(super) fn pid(&self) -> Result<i32> {
         let info = format!("/proc/self/fdinfo/{}", self.container.init.as_raw_fd());
-        let text = fs::read(&info).map_err(Error::system("read", info.as_str()))?;
+        let text = fs::read(&info).map_err(Error::system("read", &info.as_str()))?;
         fdinfo::pid(&text).ok_or_else(|| self.ended())
     }
 
@@ -58,7 +59,7 @@ impl Target {
         let path = format!("/proc/{}/{file}", self.pid()?);
         let text = fs::read(&path);
         self.check_alive()?;
-        text.map_err(Error::system("read", path))
+        text.map_err(Error::system("read", &path))
     }
 
     /// When the container's first process began, in clock ticks since boot: it distinguishes a
@@ -68,7 +69,7 @@ impl Target {
     /// As [`proc`](Self::proc).
     pub fn started(&self) -> Result<u64> {
         stat::start_time(&self.proc("stat")?)
-            .ok_or_else(|| Error::system("read", "starttime")(Errno::EINVAL))
+            .ok_or_else(|| Error::system("read", &"starttime")(Errno::EINVAL))
     }
 
     /// Runs `work` on a new thread inside the container's mount namespace. The thread ends with it.
@@ -81,11 +82,28 @@ impl Target {
         &self,
         work: impl FnOnce(&Root) -> Result<T> + Send + 'static,
     ) -> Result<NamespaceTask<T>> {
-        self.enter_with(|| Ok(()), |root, ()| work(root), drop)
+        self.enter_with(|| Ok(()), |root, ()| work(root))
     }
 
-    /// Runs `before` on a new thread, and then `work` inside the container's mount namespace. If
-    /// the task was abandoned by then, `abandoned` gets the result of `work`, in there.
+    /// As [`enter`](Self::enter). If the task was abandoned by then, `undo` gets the result of
+    /// `work`, in there.
+    ///
+    /// # Errors
+    /// As [`enter`](Self::enter).
+    pub fn enter_with_undo<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Root) -> Result<T> + Send + 'static,
+        undo: impl FnOnce(T) + Send + 'static,
+    ) -> Result<NamespaceTask<T>> {
+        let (root, target) = (self.root_to_enter()?, self.clone());
+        let enter_and_work = move || {
+            target.enter_tree()?;
+            work(&root)
+        };
+        NamespaceTask::start_with_undo(&self.id, enter_and_work, undo)
+    }
+
+    /// Runs `before` on a new thread, and then `work` inside the container's mount namespace.
     ///
     /// # Errors
     /// As [`enter`](Self::enter).
@@ -93,20 +111,27 @@ impl Target {
         &self,
         before: impl FnOnce() -> Result<P> + Send + 'static,
         work: impl FnOnce(&Root, P) -> Result<T> + Send + 'static,
-        abandoned: impl FnOnce(T) + Send + 'static,
     ) -> Result<NamespaceTask<T>> {
-        check_abandoned(&self.id)?;
-        let root = self.root()?;
-        let target = self.clone();
+        let (root, target) = (self.root_to_enter()?, self.clone());
         let enter_and_work = move || {
             let prepared = before()?;
-            // The file of the fault points is the guest's.
-            fault::at("tree");
-            target.enter_here()?;
-            check_awaited()?;
+            target.enter_tree()?;
             work(&root, prepared)
         };
-        NamespaceTask::start(&self.id, enter_and_work, abandoned)
+        NamespaceTask::start(&self.id, enter_and_work)
+    }
+
+    /// The container's root, unless too many of its threads do not return.
+    fn root_to_enter(&self) -> Result<Root> {
+        check_abandoned(&self.id)?;
+        self.root()
+    }
+
+    fn enter_tree(&self) -> Result<()> {
+        // The file of the fault points is the guest's.
+        fault::at("tree");
+        self.enter_here()?;
+        check_awaited()
     }
 
     /// Runs `work` on a new thread inside the container's mount namespace, for work that uses
@@ -125,7 +150,7 @@ impl Target {
             check_awaited()?;
             work()
         };
-        NamespaceTask::start(&self.id, enter_and_work, drop)
+        NamespaceTask::start(&self.id, enter_and_work)
     }
 
     /// Runs `work` on a new thread that stays outside, for work that changes the thread itself for
@@ -137,20 +162,20 @@ impl Target {
         &self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<NamespaceTask<T>> {
-        NamespaceTask::start(&self.id, work, drop)
+        NamespaceTask::start(&self.id, work)
     }
 
     /// Moves the calling thread into the namespace, for good: the thread must end soon.
     pub(super) fn enter_here(&self) -> Result<()> {
         // A thread shares its root and working directory with the whole process otherwise, and
         // setns would refuse (EINVAL).
-        unshare(CloneFlags::CLONE_FS).map_err(Error::system("unshare", "CLONE_FS"))?;
+        unshare(CloneFlags::CLONE_FS).map_err(Error::system("unshare", &"CLONE_FS"))?;
         if fault::skips("namespace") {
             return Ok(());
         }
         setns(&self.container.mount_namespace, CloneFlags::CLONE_NEWNS).map_err(Error::system(
             "setns",
-            format!("the mount namespace of container {}", self.id),
+            &format_args!("the mount namespace of container {}", self.id),
         ))
     }
 }

@@ -6,25 +6,27 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
-        mpsc::{self, RecvTimeoutError},
     },
-    thread,
     time::Instant,
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{BoxedError, Error, Result},
+    thread::Thread,
+    worker::{Value, Worker, typed},
+};
 
 /// A container may keep this many abandoned threads. Each costs memory and descriptors for as long
 /// as the file system does not answer, so more are not started.
 const MOST_ABANDONED: usize = 8;
 
 /// How many abandoned threads each container keeps.
-static ABANDONED: Mutex<Option<HashMap<Arc<str>, usize>>> = Mutex::new(None);
+static ABANDONED: Mutex<Vec<(Arc<str>, usize)>> = Mutex::new(Vec::new());
 
 thread_local! {
     /// The work that the thread does; none on the thread of a request.
@@ -43,8 +45,15 @@ struct Work {
 /// A closure that runs on its own thread, in most cases inside a container's mount namespace.
 #[derive(Debug)]
 pub struct NamespaceTask<T> {
-    result: mpsc::Receiver<Result<T>>,
-    thread: thread::JoinHandle<()>,
+    task: Task,
+    result: PhantomData<fn() -> T>,
+}
+
+/// A [`NamespaceTask`] without the type of its result, so that it is compiled once.
+#[derive(Debug)]
+struct Task {
+    /// It returns nothing if it was abandoned.
+    worker: Worker<Option<Result<Value>>>,
     work: Awaited,
 }
 
@@ -73,30 +82,29 @@ impl<T: Send + 'static> NamespaceTask<T> {
     pub(crate) fn start(
         id: &Arc<str>,
         work: impl FnOnce() -> Result<T> + Send + 'static,
-        abandoned: impl FnOnce(T) + Send + 'static,
     ) -> Result<NamespaceTask<T>> {
-        let (sender, result) = mpsc::sync_channel(1);
-        let mine = Work { decided: Arc::default(), id: id.clone() };
-        let theirs = mine.clone();
-        let run = move || {
-            CURRENT.set(Some(mine.clone()));
-            let done = catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(Error::Panicked));
-            if mine.decided.swap(true, Ordering::AcqRel) {
-                // Abandoned. Work that failed has changed nothing. The rollback is not abandoned.
-                CURRENT.set(None);
-                let _ = done.map(abandoned);
-                mine.returned();
-            } else {
-                // The receiver is gone where the task was dropped at this moment: its request has
-                // failed.
-                let _ = sender.send(done);
-            }
+        NamespaceTask::boxed(id, work, Box::new(drop))
+    }
+
+    /// `undo` gets the result of work that was abandoned.
+    pub(super) fn start_with_undo(
+        id: &Arc<str>,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+        undo: impl FnOnce(T) + Send + 'static,
+    ) -> Result<NamespaceTask<T>> {
+        let undo = move |done| {
+            let _ = typed(done).map(undo);
         };
-        let thread = thread::Builder::new()
-            .name("block-volume-ns".to_owned())
-            .spawn(run)
-            .map_err(Error::system("clone", "a thread"))?;
-        Ok(NamespaceTask { result, thread, work: Awaited(theirs) })
+        NamespaceTask::boxed(id, work, Box::new(undo))
+    }
+
+    fn boxed(
+        id: &Arc<str>,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+        abandoned: Box<dyn FnOnce(Value) + Send>,
+    ) -> Result<NamespaceTask<T>> {
+        let work = Box::new(move || -> Result<Value> { Ok(Box::new(work()?)) });
+        Ok(NamespaceTask { task: Task::start(id, work, abandoned)?, result: PhantomData })
     }
 
     /// Waits for the result. A thread that does not return by the deadline is abandoned.
@@ -104,20 +112,42 @@ impl<T: Send + 'static> NamespaceTask<T> {
     /// # Errors
     /// What the closure returned, or [`Error::TimedOut`].
     pub fn finish(self, deadline: Instant) -> Result<T> {
-        let patience = deadline.saturating_duration_since(Instant::now());
-        let result = match self.result.recv_timeout(patience) {
-            Err(RecvTimeoutError::Timeout) if self.work.0.abandon() => {
-                return Err(self.work.0.timed_out());
+        typed(self.task.finish(deadline)?)
+    }
+}
+
+impl Task {
+    fn start(
+        id: &Arc<str>,
+        work: Box<dyn FnOnce() -> Result<Value> + Send>,
+        abandoned: Box<dyn FnOnce(Value) + Send>,
+    ) -> Result<Task> {
+        let mine = Work { decided: Arc::default(), id: id.clone() };
+        let theirs = mine.clone();
+        let run = move || {
+            CURRENT.set(Some(mine.clone()));
+            let done = catch_unwind(AssertUnwindSafe(work))
+                .unwrap_or(Err(BoxedError::from(Error::Panicked)));
+            if !mine.decided.swap(true, Ordering::AcqRel) {
+                return Some(done);
             }
-            // Done at the last moment.
-            Err(RecvTimeoutError::Timeout) => self.result.recv().map_err(|_| Error::Panicked)?,
-            Err(RecvTimeoutError::Disconnected) => return Err(Error::Panicked),
-            Ok(result) => result,
+            // Abandoned. Work that failed has changed nothing. The rollback is not abandoned.
+            CURRENT.set(None);
+            let _ = done.map(abandoned);
+            mine.returned();
+            None
         };
-        // The thread has nothing left to do but to end. After the join, no thread of ours is in the
-        // namespace any more.
-        self.thread.join().map_err(|_| Error::Panicked)?;
-        result
+        Ok(Task { worker: Worker::start(Thread::Namespace, run)?, work: Awaited(theirs) })
+    }
+
+    fn finish(self, deadline: Instant) -> Result<Value> {
+        let patience = deadline.saturating_duration_since(Instant::now());
+        if !self.worker.ends_within(patience) && self.work.0.abandon() {
+            return Err(self.work.0.timed_out());
+        }
+        // Done, perhaps at the last moment: the thread has nothing left to do but to end. After the
+        // join, no thread of ours is in the namespace any more.
+        self.worker.join()?.unwrap_or(Err(BoxedError::from(Error::Panicked)))
     }
 }
 
@@ -129,24 +159,28 @@ impl Work {
         if self.decided.swap(true, Ordering::AcqRel) {
             return false;
         }
-        *all.get_or_insert_default().entry(self.id.clone()).or_default() += 1;
+        match all.iter_mut().find(|(id, _)| *id == self.id) {
+            Some((_, count)) => *count += 1,
+            None => all.push((self.id.clone(), 1)),
+        }
         true
     }
 
     /// The abandoned thread has returned.
     fn returned(&self) {
         let mut all = abandoned();
-        let Some(threads) = all.as_mut() else { return };
-        if let Some(count) = threads.get_mut(&self.id) {
-            *count -= 1;
-            if *count == 0 {
-                threads.remove(&self.id);
+        if let Some(index) = all.iter().position(|(id, _)| *id == self.id) {
+            all[index].1 -= 1;
+            if all[index].1 == 0 {
+                all.swap_remove(index);
             }
         }
     }
 
-    fn timed_out(&self) -> Error {
-        Error::TimedOut { awaited: format!("a file system of container {}", self.id) }
+    fn timed_out(&self) -> BoxedError {
+        BoxedError::from(Error::TimedOut {
+            awaited: format!("a file system of container {}", self.id),
+        })
     }
 }
 
@@ -155,22 +189,26 @@ impl Work {
 /// # Errors
 /// [`Error::TimedOut`], at once: a further thread would not return either.
 pub(super) fn check_abandoned(id: &Arc<str>) -> Result<()> {
-    let count = abandoned().as_ref().and_then(|all| all.get(id).copied()).unwrap_or_default();
+    let count = abandoned().iter().find(|(of, _)| of == id).map_or(0, |(_, count)| *count);
     if count < MOST_ABANDONED {
         return Ok(());
     }
     let awaited = format!("a file system of container {id}, as {count} earlier requests do");
-    Err(Error::TimedOut { awaited })
+    Err(Error::TimedOut { awaited }.into())
 }
 
 /// A panic elsewhere leaves a count that is complete.
-fn abandoned() -> MutexGuard<'static, Option<HashMap<Arc<str>, usize>>> {
+fn abandoned() -> MutexGuard<'static, Vec<(Arc<str>, usize)>> {
     ABANDONED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Barrier, time::Duration};
+    use std::{
+        sync::{Barrier, mpsc},
+        thread,
+        time::Duration,
+    };
 
     use super::*;
 
@@ -189,8 +227,11 @@ mod tests {
             end.send(result.is_err()).unwrap();
             result
         };
-        let task = NamespaceTask::start(&"late".into(), work, drop).unwrap();
-        assert!(matches!(task.finish(Instant::now()), Err(Error::TimedOut { .. })));
+        let task = NamespaceTask::start(&"late".into(), work).unwrap();
+        assert!(matches!(
+            task.finish(Instant::now()).as_ref().map_err(|error| &**error),
+            Err(Error::TimedOut { .. })
+        ));
         start.wait();
         assert!(ended.recv().unwrap(), "the thread was told");
         assert!(!changed.load(Ordering::Acquire));
@@ -205,7 +246,7 @@ mod tests {
             Ok(())
         };
         let undo = move |()| end.send(check_awaited().is_ok()).unwrap();
-        drop(NamespaceTask::start(&"dropped".into(), work, undo).unwrap());
+        drop(NamespaceTask::start_with_undo(&"dropped".into(), work, undo).unwrap());
         start.wait();
         assert!(ended.recv().unwrap(), "its result is rolled back");
     }
@@ -222,7 +263,8 @@ mod tests {
                 end.wait();
                 Ok(())
             };
-            let task = NamespaceTask::start(&id, work, move |()| drop(returned)).unwrap();
+            let undo = move |()| drop(returned);
+            let task = NamespaceTask::start_with_undo(&id, work, undo).unwrap();
             task.finish(Instant::now()).unwrap_err();
         }
         let error = check_abandoned(&id).unwrap_err().to_string();
@@ -239,8 +281,8 @@ mod tests {
 
     #[test]
     fn finished_work_is_returned_and_leaves_nothing() {
-        let task = NamespaceTask::start(&"fine".into(), || Ok(7), drop).unwrap();
+        let task = NamespaceTask::start(&"fine".into(), || Ok(7)).unwrap();
         assert_eq!(task.finish(soon()).unwrap(), 7);
-        assert!(!abandoned().as_ref().is_some_and(|all| all.contains_key("fine")));
+        assert!(!abandoned().iter().any(|(id, _)| **id == *"fine"));
     }
 }

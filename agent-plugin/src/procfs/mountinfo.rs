@@ -11,7 +11,7 @@
 
 use crate::{
     block::DeviceNumber,
-    text::{decimal, lines, parsed, split_once, unescaped},
+    text::{Lines, decimal, lines, parsed, split_once, unescaped},
 };
 
 /// A line of mountinfo, borrowed from its text.
@@ -51,8 +51,8 @@ impl<'a> MountLine<'a> {
     }
 
     /// The lines of a whole file. Lines that are not the kernel's are left out.
-    pub fn all(text: &'a [u8]) -> impl Iterator<Item = MountLine<'a>> {
-        lines(text).filter_map(MountLine::parse)
+    pub fn all(text: &'a [u8]) -> MountLines<'a> {
+        MountLines(lines(text))
     }
 
     /// Where it is mounted.
@@ -63,6 +63,19 @@ impl<'a> MountLine<'a> {
     /// What was mounted: a device, or any text.
     pub fn source(&self) -> Vec<u8> {
         unescaped(self.source)
+    }
+}
+
+/// See [`MountLine::all`].
+#[derive(Debug, Clone)]
+pub struct MountLines<'a>(Lines<'a>);
+
+impl<'a> Iterator for MountLines<'a> {
+    type Item = MountLine<'a>;
+
+    #[inline(never)]
+    fn next(&mut self) -> Option<MountLine<'a>> {
+        self.0.find_map(MountLine::parse)
     }
 }
 

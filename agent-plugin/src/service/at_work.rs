@@ -82,10 +82,10 @@ impl AtWork {
         match acquired.await {
             Ok(Ok(permit)) => Ok(Place { _permit: permit }),
             // It is never closed.
-            Ok(Err(_)) => Err(Error::Panicked),
+            Ok(Err(_)) => Err(Error::Panicked.into()),
             Err(_) => {
                 let awaited = format!("the end of earlier ones: at most {most} {what} are served");
-                Err(Error::TimedOut { awaited })
+                Err(Error::TimedOut { awaited }.into())
             }
         }
     }

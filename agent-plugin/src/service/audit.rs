@@ -4,10 +4,11 @@
 
 use std::time::Instant;
 
+use super::{reply, requested::Request};
 use crate::{
-    api::block_volume::{self as wire, Attachment as Requested},
-    service::reply,
-    volume::{AttachJob, Attached, Attachment, Failed},
+    api::block_volume::Access,
+    text::{append, displayed},
+    volume::{Attached, Attachment, Failed},
 };
 
 /// How many volumes of a refused request are named.
@@ -22,56 +23,56 @@ pub(crate) fn log(operation: &str, about: &str, began: Instant, failed: Option<&
         None => tracing::info!(operation, %about, millis, "done"),
         Some(failed) => {
             let failure = reply::failure(failed);
-            let reason = failure.reason.enum_value_or_default();
-            let (serial, undone) = (failure.serial, failure.undone);
+            let (reason, undone) = (failure.reason, failure.undone);
+            let serial = failure.serial;
             tracing::info!(operation, %about, millis, ?reason, serial, undone, message = failure.message);
         }
     }
 }
 
-/// Describes volumes that were worked on: serial, container and path, access.
-pub(crate) fn volumes<'a>(list: impl Iterator<Item = &'a Attachment>) -> String {
-    let one = |Attachment { serial, container_id, path, access, .. }: &Attachment| {
-        format!("{serial} {container_id}:{:?} {access:?}", path.as_str())
-    };
-    list.map(one).collect::<Vec<_>>().join(", ")
+/// Adds a volume that was worked on: serial, container and path, access.
+pub(crate) fn add(about: &mut String, attachment: &Attachment) {
+    let Attachment { serial, container_id, path, access, .. } = attachment;
+    let separator = if about.is_empty() { "" } else { ", " };
+    let path = path.as_str();
+    append(about, format_args!("{separator}{serial} {container_id}:{path:?} {access:?}"));
 }
 
-/// Describes volumes that were attached, with the guest's devices.
-pub(crate) fn attached(jobs: &[AttachJob], attached: &[Attached]) -> String {
-    let one = |job: &AttachJob| {
-        let volume = volumes(std::iter::once(&job.attachment));
-        match attached.iter().find(|attached| attached.serial == job.attachment.serial) {
-            Some(Attached { guest_device, outcome, .. }) => {
-                format!("{volume} {guest_device} ({})", outcome.device)
-            }
-            None => volume,
-        }
-    };
-    jobs.iter().map(one).collect::<Vec<_>>().join(", ")
+/// Adds where the guest has it.
+pub(crate) fn add_attached(about: &mut String, attached: &Attached) {
+    append(about, format_args!(" {} ({})", attached.guest_device, attached.outcome.device));
 }
 
-/// Describes volumes as they were requested, by a request that may not be valid.
-pub(crate) fn requested<'a>(mut list: impl Iterator<Item = &'a Requested>) -> String {
-    let one = |Requested { serial, container_id, path, access, .. }: &Requested| {
-        let access = match access.enum_value() {
-            Ok(wire::Access::ACCESS_READ_ONLY) => "ReadOnly",
-            Ok(wire::Access::ACCESS_READ_WRITE) => "ReadWrite",
+/// Describes what was requested, by a request that may not be valid.
+pub(crate) fn requested(request: &Request<'_>) -> String {
+    if request.volumes.is_empty() {
+        return escaped(request.container_id);
+    }
+    let attachments = || request.volumes.iter().filter_map(|volume| volume.attachment.as_ref());
+    let mut text = String::new();
+    for (index, attachment) in attachments().take(MOST).enumerate() {
+        const READ_WRITE: i32 = Access::ACCESS_READ_WRITE as i32;
+        const READ_ONLY: i32 = Access::ACCESS_READ_ONLY as i32;
+        let access = match attachment.access {
+            READ_WRITE => "ReadWrite",
+            READ_ONLY => "ReadOnly",
             _ => "?",
         };
-        format!("{} {}:{:?} {access}", escaped(serial), escaped(container_id), cut(path))
-    };
-    let mut named: Vec<_> = list.by_ref().take(MOST).map(one).collect();
-    match list.count() {
-        0 => {}
-        more => named.push(format!("and {more} more")),
+        let separator = if index == 0 { "" } else { ", " };
+        let (serial, path) = (escaped(attachment.serial), cut(attachment.path));
+        let container_id = escaped(attachment.container_id);
+        append(&mut text, format_args!("{separator}{serial} {container_id}:{path:?} {access}"));
     }
-    named.join(", ")
+    let more = attachments().count().saturating_sub(MOST);
+    if more > 0 {
+        append(&mut text, format_args!(", and {more} more"));
+    }
+    text
 }
 
 /// Escapes a name that was not checked.
 pub(crate) fn escaped(text: &str) -> String {
-    cut(text).escape_debug().to_string()
+    displayed(&cut(text).escape_debug())
 }
 
 /// The beginning of a text.
@@ -88,7 +89,10 @@ mod tests {
 
     use tracing::{Event, Metadata, Subscriber, field, span};
 
-    use super::*;
+    use super::{
+        super::requested::{self, Volume},
+        *,
+    };
     use crate::error::Error;
 
     /// A log that writes text as it is.
@@ -128,7 +132,8 @@ mod tests {
         let source = std::io::Error::from_raw_os_error(libc::EMLINK);
         let error = Error::System { call: "mkdirat", subject: path.into(), source };
         let left = Error::NodeMoved { path: path.into() };
-        let failed = Failed { left: vec![left], ..Failed::from(error) };
+        let mut failed = Failed::from(error);
+        failed.left.push(left.into());
         let lines = Log::default();
         tracing::subscriber::with_default(lines.clone(), || {
             super::log("attach", "about", Instant::now(), Some(&failed));
@@ -139,26 +144,24 @@ mod tests {
         assert_eq!(lines.chars().filter(|shown| shown.is_control()).count(), 1, "{lines:?}");
     }
 
-    fn attachment(serial: &str, path: &str) -> Requested {
-        Requested {
-            serial: serial.into(),
-            container_id: "c1".into(),
-            path: path.into(),
-            ..Default::default()
-        }
+    fn request<'a>(count: usize, serial: &'a str, path: &'a str) -> Request<'a> {
+        let attachment =
+            || requested::Attachment { serial, container_id: "c1", path, ..Default::default() };
+        let volume = || Volume { attachment: Some(attachment()), ..Default::default() };
+        Request { volumes: (0..count).map(|_| volume()).collect(), ..Default::default() }
     }
 
     #[test]
     fn a_request_is_described_whatever_it_contains() {
-        let list = [attachment("a\nb", "/dev/\u{1b}[2J")];
-        assert_eq!(requested(list.iter()), r#"a\nb c1:"/dev/\u{1b}[2J" ?"#);
+        let request = request(1, "a\nb", "/dev/\u{1b}[2J");
+        assert_eq!(super::requested(&request), r#"a\nb c1:"/dev/\u{1b}[2J" ?"#);
         assert_eq!(escaped("ä\u{202e}"), r"ä\u{202e}");
     }
 
     #[test]
     fn the_length_of_a_line_is_bounded() {
-        let list = vec![attachment(&"s".repeat(1 << 20), &"ä".repeat(1 << 20)); 1000];
-        let line = requested(list.iter());
+        let (serial, path) = ("s".repeat(1 << 20), "ä".repeat(1 << 20));
+        let line = super::requested(&request(1000, &serial, &path));
         assert!(line.len() < 2000 && line.ends_with(", and 992 more"), "{line}");
     }
 }

@@ -86,12 +86,8 @@ impl PolledListener {
     }
 }
 
-#[expect(
-    unsafe_code,
-    reason = "the caller of this tokio function guarantees that the descriptor stays open"
-)]
+// What replaces this function is in tokio 1.54 only, and Kata's agents have older ones.
+#[allow(clippy::allow_attributes, deprecated, reason = "an owned descriptor is always the same")]
 fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: the `AsyncFd` owns the descriptor, always the same one, and closes it only after it
-    // stopped watching.
-    Ok(unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?)
+    AsyncFd::with_interest(descriptor, Interest::READABLE)
 }

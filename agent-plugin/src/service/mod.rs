@@ -3,11 +3,16 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | `operation` | what the rpcs have in common: prepare, run on a thread, reply, audit |
-//! | `probe`, `attach`, `detach`, `inspect`, `resize` | one rpc each |
+//! | `rpc` | the methods |
+//! | `operation` | what they have in common: check, ask, run on a thread, reply, audit |
+//! | `probe`, `attach`, `detach`, `inspect`, `resize` | one method each; Plug is an attach, Unplug a detach |
+//! | `conversations` | the streams under way, and their Holds |
 //! | `at_work` | how many requests work at a time |
-//! | `request` | checks a message against the limits of the API, and decodes it |
+//! | `message` | protobuf's wire format |
+//! | `requested` | decodes a request |
+//! | `request`, `field` | checks it against the limits of the API |
 //! | `reply` | encodes results |
+//! | `replies` | from the thread of a request to its caller |
 //! | `policy` | a request as the agent's policy sees it |
 //! | `audit` | one log line per request |
 //! | `listener` | connections on a vsock port |
@@ -15,39 +20,72 @@
 mod at_work;
 mod attach;
 mod audit;
+mod conversations;
 mod detach;
+mod field;
 mod inspect;
 mod listener;
+mod message;
 mod operation;
 pub(crate) mod policy;
 mod probe;
+mod replies;
 pub(crate) mod reply;
 pub(crate) mod request;
+pub(crate) mod requested;
 mod resize;
+pub(crate) mod rpc;
 
-use std::{collections::HashMap, io, sync::Arc};
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tokio_vsock::VsockListener;
-use ttrpc::r#async::{Server, Service, TtrpcContext};
+use ttrpc::r#async::{MethodHandler, Server, Service, StreamHandler, StreamInner, TtrpcContext};
 
 use crate::{
     agent::{Agent, ContainerError},
-    api::{block_volume as wire, block_volume_ttrpc as rpc},
-    error::{Error, Result},
+    error::{BoxedError, Error, Result},
     fault,
     namespace::Target,
+    text::displayed,
     volume::Queues,
 };
 
 use at_work::AtWork;
+use conversations::Conversations;
+use message::Malformed;
+use request::Checked;
+use requested::{PlugStep, Request};
+use rpc::Rpc;
 
 pub use listener::incoming;
 
+/// The name of the service in a call.
+const SERVICE: &str = "blockvolume.v1.BlockVolume";
+
 /// The service, for an agent's own ttrpc server (`Server::register_service`).
 pub fn service(agent: Arc<impl Agent>) -> HashMap<String, Service> {
+    service_of(agent)
+}
+
+/// Not generic, so that it is compiled in this crate and not in the agent.
+fn service_of(agent: Arc<dyn Agent>) -> HashMap<String, Service> {
     fault::announce();
-    rpc::create_block_volume(Arc::new(BlockVolume::of(agent)))
+    let service = Arc::new(BlockVolume::of(agent));
+    let mut methods: HashMap<String, Box<dyn MethodHandler + Send + Sync>> = HashMap::new();
+    for rpc in Rpc::CALLS {
+        let method = Method { rpc, service: service.clone() };
+        methods.insert(rpc.name().to_owned(), Box::new(method));
+    }
+    let mut streams: HashMap<String, Arc<dyn StreamHandler + Send + Sync>> = HashMap::new();
+    for (name, rpc) in Rpc::STREAMS {
+        let method = Method { rpc, service: service.clone() };
+        streams.insert(name.to_owned(), Arc::new(method));
+    }
+    let service = Service { methods, streams };
+    let mut services = HashMap::new();
+    services.insert(SERVICE.to_owned(), service);
+    services
 }
 
 /// Serves on a listener of the plugin's own, for agents whose ttrpc differs from ours. Runs until
@@ -58,95 +96,164 @@ pub fn service(agent: Arc<impl Agent>) -> HashMap<String, Service> {
 /// # Errors
 /// The server does not start.
 pub async fn serve(agent: Arc<impl Agent>, listener: VsockListener) -> io::Result<()> {
+    serve_agent(agent, listener).await
+}
+
+async fn serve_agent(agent: Arc<dyn Agent>, listener: VsockListener) -> io::Result<()> {
     let mut server = Server::new()
         .add_listener(listener::incoming_from_host(listener)?)
-        .register_service(service(agent));
+        .register_service(service_of(agent));
     server.start().await.map_err(io::Error::other)?;
     std::future::pending().await
 }
 
-struct BlockVolume<A> {
-    agent: Arc<A>,
+struct BlockVolume {
+    agent: Arc<dyn Agent>,
     queues: Arc<Queues>,
     at_work: AtWork,
+    conversations: Conversations,
 }
 
-impl<A: Agent> BlockVolume<A> {
-    fn of(agent: Arc<A>) -> BlockVolume<A> {
-        BlockVolume { agent, queues: Arc::default(), at_work: AtWork::default() }
-    }
+/// What the agent says of a container.
+#[derive(Debug, Clone)]
+struct Found {
+    container: Result<Target, ContainerError>,
+    /// A paused container, or what remains of a stopped one, if the agent hands it over. Only for a
+    /// detach.
+    remains: Option<Target>,
+}
 
-    /// The running container `id`, or the same one as before: a request for many volumes has one
-    /// set of handles for each container.
-    async fn target_of(&self, id: &str, known: &mut HashMap<String, Target>) -> Result<Target> {
-        if let Some(target) = known.get(id) {
-            return Ok(target.clone());
-        }
-        let target = self.target(id).await?;
-        known.insert(id.to_owned(), target.clone());
-        Ok(target)
-    }
-
-    /// What remains of the stopped container `id`, if the agent hands it over.
-    async fn remains_of(&self, id: &str, known: &mut HashMap<String, Target>) -> Option<Target> {
-        let container = self.agent.remains(id).await?;
-        let target = Target { id: id.into(), container: Arc::new(container) };
-        known.insert(id.to_owned(), target.clone());
-        Some(target)
-    }
-
+impl Found {
     /// The running container `id`.
-    async fn target(&self, id: &str) -> Result<Target> {
-        let target = self.target_or_why(id).await;
-        target.map_err(|source| Error::Container { id: id.to_owned(), source })
+    fn running(&self, id: &str) -> Result<Target> {
+        match &self.container {
+            Ok(target) => Ok(target.clone()),
+            Err(source) => Err(Found::error(id, source)),
+        }
     }
 
-    /// The running container `id`, or what the agent says of it.
-    async fn target_or_why(&self, id: &str) -> Result<Target, ContainerError> {
-        let container = self.agent.container(id).await?;
-        Ok(Target { id: id.into(), container: Arc::new(container) })
+    #[cold]
+    #[inline(never)]
+    fn error(id: &str, source: &ContainerError) -> BoxedError {
+        BoxedError::from(Error::Container { id: id.to_owned(), source: source.clone() })
     }
+}
+
+impl BlockVolume {
+    fn of(agent: Arc<dyn Agent>) -> BlockVolume {
+        BlockVolume {
+            agent,
+            queues: Arc::default(),
+            at_work: AtWork::default(),
+            conversations: Conversations::default(),
+        }
+    }
+
+    /// The container of each volume, or that of a probe. A request for many volumes has one set of
+    /// handles for each container.
+    async fn find_all(&self, rpc: Rpc, checked: &Checked) -> Vec<Found> {
+        let mut ids = Vec::with_capacity(checked.volumes.len() + 1);
+        if let Some(id) = &checked.container_id {
+            ids.push(id.as_str());
+        }
+        // The containers of a disk that changes its size are not involved.
+        for volume in checked.volumes.iter().filter(|_| rpc != Rpc::Resize) {
+            ids.push(&*volume.attachment.container_id);
+        }
+        let mut found: Vec<Found> = Vec::with_capacity(ids.len());
+        for (index, id) in ids.iter().enumerate() {
+            let one = match ids[..index].iter().position(|earlier| earlier == id) {
+                Some(earlier) => found[earlier].clone(),
+                None => self.find(id, rpc == Rpc::Detach).await,
+            };
+            found.push(one);
+        }
+        found
+    }
+
+    async fn find(&self, id: &str, is_detach: bool) -> Found {
+        let target = |container| Target { id: id.into(), container: Arc::new(container) };
+        let container = self.agent.container(id).await.map(target);
+        let remains = match container {
+            Err(ContainerError::Stopped | ContainerError::Paused) if is_detach => {
+                self.agent.remains(id).await.map(target)
+            }
+            _ => None,
+        };
+        Found { container, remains }
+    }
+}
+
+/// A method of the service, as ttrpc calls it.
+struct Method {
+    rpc: Rpc,
+    service: Arc<BlockVolume>,
 }
 
 #[async_trait]
-impl<A: Agent> rpc::BlockVolume for BlockVolume<A> {
-    async fn probe(
+impl MethodHandler for Method {
+    async fn handler(
         &self,
-        context: &TtrpcContext,
-        request: wire::ProbeRequest,
-    ) -> ttrpc::Result<wire::ProbeResponse> {
-        Ok(operation::serve::<probe::Probe, A>(self, context, &request).await)
+        context: TtrpcContext,
+        call: ttrpc::Request,
+    ) -> ttrpc::Result<ttrpc::Response> {
+        let request = decoded(self.rpc, &call.payload)?;
+        let payload = if self.rpc == Rpc::Hold {
+            self.service.conversations.hold(request.conversation).await;
+            None
+        } else {
+            operation::serve(&self.service, self.rpc, &request, context.timeout_nano, None).await
+        };
+        Ok(response(payload))
     }
+}
 
-    async fn attach(
-        &self,
-        context: &TtrpcContext,
-        request: wire::AttachRequest,
-    ) -> ttrpc::Result<wire::AttachResponse> {
-        Ok(operation::serve::<attach::Attach, A>(self, context, &request).await)
-    }
+/// The reply to a call, or the last message of a stream.
+fn response(payload: Option<Vec<u8>>) -> ttrpc::Response {
+    let mut response = ttrpc::Response::new();
+    response.status = Some(ttrpc::get_status(ttrpc::Code::OK, String::new())).into();
+    response.payload = payload.unwrap_or_default();
+    response
+}
 
-    async fn detach(
-        &self,
-        context: &TtrpcContext,
-        request: wire::DetachRequest,
-    ) -> ttrpc::Result<wire::DetachResponse> {
-        Ok(operation::serve::<detach::Detach, A>(self, context, &request).await)
-    }
+/// How long a stream may be open before its first message: the handler of a connection that is
+/// closed would wait for ever.
+const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 
-    async fn inspect(
+#[async_trait]
+impl StreamHandler for Method {
+    async fn handler(
         &self,
-        context: &TtrpcContext,
-        request: wire::InspectRequest,
-    ) -> ttrpc::Result<wire::InspectResponse> {
-        Ok(operation::serve::<inspect::Inspect, A>(self, context, &request).await)
+        context: TtrpcContext,
+        mut stream: StreamInner,
+    ) -> ttrpc::Result<Option<ttrpc::Response>> {
+        let first = tokio::time::timeout(FIRST_MESSAGE, stream.recv()).await;
+        let first = first.map_err(|_| ttrpc::Error::Others("no message".to_owned()))??;
+        let start = match self.rpc {
+            // What a Detach begins with, in no step.
+            Rpc::Detach => &*first,
+            _ => match PlugStep::decode(&first).map_err(undecodable)? {
+                PlugStep::Start(request) => request,
+                // A request for nothing is refused.
+                _ => &[],
+            },
+        };
+        let request = decoded(self.rpc, start)?;
+        let (nanos, stream) = (context.timeout_nano, Some(&mut stream));
+        let mut last = operation::serve(&self.service, self.rpc, &request, nanos, stream).await;
+        if self.rpc == Rpc::Detach {
+            last = last.map(|detached| reply::unplugged(&detached));
+        }
+        // The last message is the response of the stream, which also closes it: a client hands over
+        // each message in a task of its own, so that a message that only closes could overtake one.
+        Ok(last.map(|reply| response(Some(reply))))
     }
+}
 
-    async fn resize(
-        &self,
-        context: &TtrpcContext,
-        request: wire::ResizeRequest,
-    ) -> ttrpc::Result<wire::ResizeResponse> {
-        Ok(operation::serve::<resize::Resize, A>(self, context, &request).await)
-    }
+fn decoded(rpc: Rpc, bytes: &[u8]) -> ttrpc::Result<Request<'_>> {
+    Request::decode(rpc, bytes).map_err(undecodable)
+}
+
+fn undecodable(malformed: Malformed) -> ttrpc::Error {
+    ttrpc::Error::Others(displayed(&malformed))
 }

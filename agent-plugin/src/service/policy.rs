@@ -1,10 +1,10 @@
 //! The requests as the agent's policy sees them: a method name, and JSON whose shape is a part of
 //! the API (docs/policy.md).
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::request::Detachment;
-use crate::{device_node::NodePath, volume::Attachment};
+use super::{request::Checked, rpc::Rpc};
+use crate::{text::displayed, volume::Attachment};
 
 pub(crate) const PROBE: &str = "ProbeBlockVolumeRequest";
 pub(crate) const ATTACH: &str = "AttachBlockVolumeRequest";
@@ -12,40 +12,59 @@ pub(crate) const DETACH: &str = "DetachBlockVolumeRequest";
 pub(crate) const INSPECT: &str = "InspectBlockVolumeRequest";
 pub(crate) const RESIZE: &str = "ResizeBlockVolumeRequest";
 
-/// Probe. `container_id` is empty where the request is about the guest alone.
-pub(crate) fn probe(container_id: &str, paths: &[NodePath]) -> Value {
-    json!({ "container_id": container_id, "paths": paths.iter().map(NodePath::as_str).collect::<Vec<_>>() })
-}
-
-/// Attach and Resize.
-pub(crate) fn attachments(list: &[Attachment]) -> Value {
-    json!({ "attachments": list.iter().map(attachment).collect::<Vec<_>>() })
-}
-
-/// Detach.
-pub(crate) fn detach(list: &[Detachment], force: bool) -> Value {
-    let mut request = inspect(list);
-    request["force"] = force.into();
-    request
-}
-
-/// Inspect.
-pub(crate) fn inspect(list: &[Detachment]) -> Value {
-    json!({ "attachments": list.iter().map(|item| attachment(&item.attachment)).collect::<Vec<_>>() })
+/// The request as JSON.
+pub(crate) fn question(rpc: Rpc, request: &Checked) -> Value {
+    let mut question = Value::Null;
+    if rpc == Rpc::Probe {
+        // Empty where the request is about the guest alone.
+        let container_id = request.container_id.as_deref().unwrap_or_default();
+        set(&mut question, "container_id", text(container_id));
+        let mut paths = Vec::with_capacity(request.paths.len());
+        for path in &request.paths {
+            paths.push(text(path.as_str()));
+        }
+        set(&mut question, "paths", Value::Array(paths));
+        return question;
+    }
+    let mut attachments = Vec::with_capacity(request.volumes.len());
+    for volume in &request.volumes {
+        attachments.push(attachment(&volume.attachment));
+    }
+    set(&mut question, "attachments", Value::Array(attachments));
+    if rpc == Rpc::Detach {
+        set(&mut question, "force", Value::Bool(request.force));
+    }
+    question
 }
 
 fn attachment(item: &Attachment) -> Value {
-    json!({
-        "container_id": item.container_id,
-        "controller": item.controller,
-        "target": item.address.target,
-        "lun": item.address.lun,
-        "serial": item.serial,
-        "size": item.size,
-        "path": item.path.as_str(),
-        "access": item.access.to_string(),
-        "uid": item.options.uid,
-        "gid": item.options.gid,
-        "mode": item.options.mode,
-    })
+    let mut object = Value::Null;
+    set(&mut object, "container_id", text(&item.container_id));
+    set(&mut object, "controller", item.controller.as_deref().map_or(Value::Null, text));
+    set(&mut object, "serial", text(&item.serial));
+    set(&mut object, "path", text(item.path.as_str()));
+    set(&mut object, "access", Value::String(displayed(&item.access)));
+    let numbers = [
+        ("target", item.address.target.into()),
+        ("lun", item.address.lun.into()),
+        ("size", item.size),
+        ("uid", item.options.uid.into()),
+        ("gid", item.options.gid.into()),
+        ("mode", item.options.mode.into()),
+    ];
+    for (name, number) in numbers {
+        set(&mut object, name, number.into());
+    }
+    object
+}
+
+fn text(text: &str) -> Value {
+    Value::String(text.to_owned())
+}
+
+/// Sets a member of an object. What `json!` and maps are compiled to is much more, and this is a
+/// call into serde_json.
+#[inline(never)]
+fn set(object: &mut Value, name: &str, value: Value) {
+    object[name] = value;
 }

@@ -1,20 +1,16 @@
 //! Probe: what the guest can do, and what exists at paths of a container. Changes nothing.
 
-use std::time::Instant;
-
 use super::{
-    BlockVolume, audit,
-    operation::{Operation, Taken},
-    policy, reply, request,
+    Found,
+    operation::{Caller, Deadline, Done, Operation, Output},
+    request::Checked,
 };
 use crate::{
-    agent::Agent,
-    api::block_volume as wire,
-    cgroup::Filter,
     device_node::NodePath,
     error::Result,
     namespace::Target,
-    volume::{self, Failed, Guest, Stages},
+    text::displayed,
+    volume::{self, Failed, Stages},
 };
 
 pub(super) struct Probe {
@@ -22,64 +18,25 @@ pub(super) struct Probe {
     paths: Vec<NodePath>,
 }
 
-impl Operation for Probe {
-    const NAME: &'static str = "probe";
-    type Request = wire::ProbeRequest;
-    type Response = wire::ProbeResponse;
-    type Subject = Option<Target>;
-    type Output = (Guest, Option<wire::ContainerState>);
-
-    async fn prepare<A: Agent>(
-        service: &BlockVolume<A>,
-        request: &wire::ProbeRequest,
-    ) -> Result<Probe> {
-        let paths = request::paths(&request.paths)?;
-        let container = match request.container_id.as_str() {
-            "" => None,
-            id => Some(request::container_id("container_id", id)?),
+impl Probe {
+    /// # Errors
+    /// The container does not run.
+    pub(super) fn new(checked: &Checked, found: &[Found]) -> Result<Probe> {
+        let target = match (&checked.container_id, found) {
+            (Some(id), [found, ..]) => Some(found.running(id)?),
+            _ => None,
         };
-        let question = policy::probe(&request.container_id, &paths);
-        service.agent.authorize(policy::PROBE, &question).await?;
-        let target = match container {
-            Some(id) => Some(service.target(&id).await?),
-            None => None,
-        };
-        Ok(Probe { target, paths })
-    }
-
-    fn run(self, _: Instant, _: &mut Stages) -> (Option<Target>, Result<Self::Output, Failed>) {
-        let result = probe(self.target.as_ref(), &self.paths).map_err(Failed::from);
-        (self.target, result)
-    }
-
-    fn reply(result: Result<&Self::Output, &Failed>, _: &Taken) -> wire::ProbeResponse {
-        reply::probe(result)
-    }
-
-    fn describe(target: &Option<Target>, _: Option<&Self::Output>) -> String {
-        target.as_ref().map(|target| target.id.to_string()).unwrap_or_default()
-    }
-
-    fn describe_request(request: &wire::ProbeRequest) -> String {
-        audit::escaped(&request.container_id)
+        Ok(Probe { target, paths: checked.paths.clone() })
     }
 }
 
-fn probe(
-    target: Option<&Target>,
-    paths: &[NodePath],
-) -> Result<(Guest, Option<wire::ContainerState>)> {
-    let guest = volume::probe()?;
-    let Some(target) = target else { return Ok((guest, None)) };
-    // As an attach does.
-    target.check_inside()?;
-    let filter = Filter::of(target)?;
-    let container = wire::ContainerState {
-        user_namespace: target.container.user_namespace.is_some(),
-        filter: Some(reply::filter_state(&filter)).into(),
-        paths: volume::paths(target, paths)?.into_iter().map(reply::path_state).collect(),
-        status: reply::container_status(volume::ContainerStatus::Running).into(),
-        ..Default::default()
-    };
-    Ok((guest, Some(container)))
+impl Operation for Probe {
+    fn run(self: Box<Self>, _: Deadline, _: &mut Stages, _: &Caller) -> Done {
+        let result = volume::probe(self.target.as_ref(), &self.paths);
+        let about = self.target.as_ref().map(|target| displayed(&target.id));
+        Done {
+            result: result.map(Output::Probed).map_err(Failed::from),
+            about: about.unwrap_or_default(),
+        }
+    }
 }

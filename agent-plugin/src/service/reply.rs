@@ -1,26 +1,27 @@
 //! Encodes results as messages of the API.
 
-use std::time::Duration;
-
-use protobuf::MessageField;
-
+use super::{message::Message, operation::Output, rpc::Rpc};
 use crate::{
-    api::{API_LEVEL, block_volume as wire},
+    api::{
+        API_LEVEL,
+        block_volume::{self as wire, Reason},
+    },
     block::DeviceNumber,
     cgroup,
-    device_node::{Existing, NodeKind, NodePath},
+    device_node::{Existing, NodeKind},
     disk_stats::DiskStats,
     error::Error,
     holder::Holder,
-    scsi::ScsiHost,
-    text::truncated,
+    kernel::Kernel,
+    text::{displayed, truncated},
     volume::{
-        Attached, ContainerStatus, DetachOutput, Detached, Failed, Guest, Inspected, LeftBehind,
-        Outcome, PathState, Resized,
+        Attached, ContainerStatus, DetachOutput, Failed, Inspected, Outcome, PathState, Probed,
+        Said, Taken,
     },
 };
 
-const CAPABILITIES: [&str; 5] = ["attach", "detach", "holders", "inspect", "resize"];
+const CAPABILITIES: [&str; 7] =
+    ["attach", "detach", "holders", "inspect", "resize", "plug", "unplug"];
 
 /// A message may quote paths of the host's request, each up to 4,096 bytes long.
 const LONGEST_MESSAGE: usize = 1024;
@@ -28,7 +29,16 @@ const LONGEST_MESSAGE: usize = 1024;
 /// A container may have any number of processes.
 const MOST_HOLDERS: usize = 256;
 
-pub(crate) fn failure(failed: &Failed) -> wire::Failure {
+/// Why a request failed, as the caller gets it.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) reason: Reason,
+    pub(crate) message: String,
+    pub(crate) serial: String,
+    pub(crate) undone: bool,
+}
+
+pub(crate) fn failure(failed: &Failed) -> Failure {
     let mut message = failed.error.message();
     for left in &failed.left {
         message.push_str("; the rollback failed: ");
@@ -37,236 +47,284 @@ pub(crate) fn failure(failed: &Failed) -> wire::Failure {
     if failed.partial {
         message.push_str("; a part is done, repeat the request to continue");
     }
-    wire::Failure {
-        reason: failed.error.reason().into(),
+    Failure {
+        reason: failed.error.reason(),
         message: truncated(message, LONGEST_MESSAGE),
         serial: failed.serial.clone().unwrap_or_default(),
         undone: failed.is_rolled_back(),
-        ..Default::default()
     }
 }
 
-fn some_failure(failed: &Failed) -> MessageField<wire::Failure> {
-    Some(failure(failed)).into()
-}
-
-pub(crate) fn attach(
-    result: Result<&[Attached], &Failed>,
-    stages: &[(&'static str, Duration)],
-) -> wire::AttachResponse {
-    let mut response =
-        wire::AttachResponse { stages: stages.iter().map(stage).collect(), ..Default::default() };
-    match result {
-        Ok(volumes) => response.attached = volumes.iter().map(attached).collect(),
-        Err(failed) => response.failure = some_failure(failed),
+impl Failure {
+    fn encoded(&self) -> Message {
+        let mut failure = Message::default();
+        failure.choice(1, self.reason as i32);
+        failure.text(2, &self.message);
+        failure.text(3, &self.serial);
+        failure.flag(4, self.undone);
+        failure
     }
-    response
 }
 
-pub(crate) fn detach(
-    result: Result<&DetachOutput, &Failed>,
-    stages: &[(&'static str, Duration)],
-) -> wire::DetachResponse {
-    let mut response =
-        wire::DetachResponse { stages: stages.iter().map(stage).collect(), ..Default::default() };
-    let detached = |volume: &Detached| wire::Detached {
-        serial: volume.serial.clone(),
-        unchanged: volume.unchanged,
-        ..Default::default()
-    };
+/// Encodes the reply to a request.
+pub(super) fn encoded(rpc: Rpc, result: Result<&Output, &Failed>, stages: &[Taken]) -> Vec<u8> {
+    let mut reply = Message::default();
+    if rpc == Rpc::Probe {
+        // In every reply, also in a failure.
+        add_plugin(&mut reply);
+    }
     match result {
-        Ok(output) => {
-            response.detached = output.volumes.iter().map(detached).collect();
-            response.holders = holders(&output.interrupted);
-            response.left_behind = output.left_behind.iter().map(left_behind).collect();
+        Ok(Output::Probed(probed)) => add_probed(&mut reply, probed),
+        Ok(Output::Attached(volumes)) => add_attached(&mut reply, volumes),
+        Ok(Output::Detached(output)) => add_detached(&mut reply, output),
+        Ok(Output::Inspected(volumes)) => {
+            volumes.iter().for_each(|volume| reply.message(1, &inspected(volume)));
         }
-        Err(failed) => {
-            response.failure = some_failure(failed);
-            if let Error::Busy { holders: found, .. } = &*failed.error {
-                response.holders = holders(found);
+        Ok(Output::Resized(volumes)) => {
+            for volume in volumes {
+                let mut resized = Message::default();
+                resized.text(1, &volume.serial);
+                resized.flag(2, volume.unchanged);
+                resized.number(3, volume.size);
+                reply.message(2, &resized);
             }
         }
+        Err(failed) => add_failure(&mut reply, rpc, failed),
     }
-    response
-}
-
-fn left_behind(left: &LeftBehind) -> wire::LeftBehind {
-    wire::LeftBehind {
-        serial: left.serial.clone(),
-        path: left.path.clone(),
-        reason: truncated(left.reason.clone(), LONGEST_MESSAGE),
-        ..Default::default()
-    }
-}
-
-pub(crate) fn inspect(result: Result<&[Inspected], &Failed>) -> wire::InspectResponse {
-    let mut response = wire::InspectResponse::default();
-    match result {
-        Ok(volumes) => response.inspected = volumes.iter().map(inspected).collect(),
-        Err(failed) => response.failure = some_failure(failed),
-    }
-    response
-}
-
-pub(crate) fn resize(
-    result: Result<&[Resized], &Failed>,
-    stages: &[(&'static str, Duration)],
-) -> wire::ResizeResponse {
-    let mut response =
-        wire::ResizeResponse { stages: stages.iter().map(stage).collect(), ..Default::default() };
-    let resized = |volume: &Resized| wire::Resized {
-        serial: volume.serial.clone(),
-        unchanged: volume.unchanged,
-        size: volume.size,
-        ..Default::default()
-    };
-    match result {
-        Ok(volumes) => response.resized = volumes.iter().map(resized).collect(),
-        Err(failed) => response.failure = some_failure(failed),
-    }
-    response
-}
-
-/// The API level, the version and the capabilities are in every reply, also in a failure.
-pub(crate) fn probe(
-    result: Result<&(Guest, Option<wire::ContainerState>), &Failed>,
-) -> wire::ProbeResponse {
-    let mut response = wire::ProbeResponse {
-        api_level: API_LEVEL,
-        plugin_version: env!("CARGO_PKG_VERSION").to_owned(),
-        capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
-        ..Default::default()
-    };
-    match result {
-        Ok((guest, container)) => {
-            let host = |host: &ScsiHost| wire::ScsiHost {
-                number: host.number,
-                controller: host.controller.clone(),
-                ..Default::default()
-            };
-            response.scsi_hosts = guest.hosts.iter().map(host).collect();
-            response.scan_mode.clone_from(&guest.scan_mode);
-            response.container = container.clone().into();
-        }
-        Err(failed) => {
-            response.failure = some_failure(failed);
-            if let Error::Container { source, .. } = &*failed.error {
-                let status = container_status(source.into()).into();
-                response.container =
-                    Some(wire::ContainerState { status, ..Default::default() }).into();
-            }
+    match rpc {
+        Rpc::Probe | Rpc::Inspect | Rpc::Hold => {}
+        Rpc::Attach | Rpc::Resize => add_stages(&mut reply, 3, stages),
+        Rpc::Detach => add_stages(&mut reply, 4, stages),
+        Rpc::Plug => {
+            add_stages(&mut reply, 3, stages);
+            reply = step(ATTACHED, &reply);
         }
     }
-    response
+    reply.into_bytes()
 }
 
-pub(crate) fn container_status(status: ContainerStatus) -> wire::ContainerStatus {
-    match status {
+/// Encodes what is said in a conversation, for [`encoded`] has the last reply.
+pub(super) fn said(said: &Said<'_>, stages: &[Taken]) -> Vec<u8> {
+    let mut reply = Message::default();
+    let field = match said {
+        Said::Ready(probed) => {
+            add_plugin(&mut reply);
+            add_probed(&mut reply, probed);
+            return step(READY, &reply).into_bytes();
+        }
+        Said::Prepared(volumes) => {
+            add_attached(&mut reply, volumes);
+            PREPARED
+        }
+        Said::Attached(volumes) => {
+            add_attached(&mut reply, volumes);
+            ATTACHED
+        }
+    };
+    add_stages(&mut reply, 3, stages);
+    step(field, &reply).into_bytes()
+}
+
+// The steps of PlugResponse.
+const READY: u8 = 1;
+const PREPARED: u8 = 2;
+const ATTACHED: u8 = 3;
+
+fn step(field: u8, reply: &Message) -> Message {
+    let mut step = Message::default();
+    step.message(field, reply);
+    step
+}
+
+/// The message of an Unplug that the disks are released.
+pub(super) fn released(serials: &[&str]) -> Vec<u8> {
+    let mut released = Message::default();
+    released.texts(1, serials);
+    step(RELEASED, &released).into_bytes()
+}
+
+/// The last message of an Unplug, with what a Detach replies.
+pub(super) fn unplugged(detached: &[u8]) -> Vec<u8> {
+    let mut message = Message::default();
+    message.bytes(DETACHED, detached);
+    message.into_bytes()
+}
+
+// The steps of UnplugResponse.
+const RELEASED: u8 = 1;
+const DETACHED: u8 = 2;
+
+fn add_plugin(reply: &mut Message) {
+    reply.number(1, API_LEVEL.into());
+    reply.text(2, env!("CARGO_PKG_VERSION"));
+    reply.texts(3, &CAPABILITIES);
+}
+
+fn add_attached(reply: &mut Message, volumes: &[Attached]) {
+    volumes.iter().for_each(|volume| reply.message(1, &attached(volume)));
+}
+
+fn add_stages(reply: &mut Message, field: u8, stages: &[Taken]) {
+    for (name, taken) in stages {
+        let mut stage = Message::default();
+        stage.text(1, name);
+        stage.number(2, u64::try_from(taken.as_micros()).unwrap_or(u64::MAX));
+        reply.message(field, &stage);
+    }
+}
+
+fn add_failure(reply: &mut Message, rpc: Rpc, failed: &Failed) {
+    let field = match rpc {
+        Rpc::Probe => 7,
+        Rpc::Attach | Rpc::Plug | Rpc::Detach | Rpc::Inspect => 2,
+        // Nothing fails in a Hold.
+        Rpc::Resize | Rpc::Hold => 1,
+    };
+    reply.message(field, &failure(failed).encoded());
+    match (rpc, &*failed.error) {
+        (Rpc::Probe, Error::Container { source, .. }) => {
+            let mut container = Message::default();
+            container.choice(4, status(source.into()));
+            reply.message(6, &container);
+        }
+        (Rpc::Detach, Error::Busy { holders, .. }) => add_holders(reply, 3, holders),
+        _ => {}
+    }
+}
+
+fn add_detached(reply: &mut Message, output: &DetachOutput) {
+    for volume in &output.volumes {
+        let mut detached = Message::default();
+        detached.text(1, &volume.serial);
+        detached.flag(2, volume.unchanged);
+        reply.message(1, &detached);
+    }
+    add_holders(reply, 3, &output.interrupted);
+    for left in &output.left_behind {
+        let mut encoded = Message::default();
+        encoded.text(1, &left.serial);
+        encoded.text(2, &left.path);
+        encoded.text(3, &truncated(left.reason.clone(), LONGEST_MESSAGE));
+        reply.message(5, &encoded);
+    }
+}
+
+fn add_probed(reply: &mut Message, Probed { guest, container }: &Probed) {
+    for host in &guest.hosts {
+        let mut encoded = Message::default();
+        encoded.number(1, host.number.into());
+        encoded.text(2, &host.controller);
+        reply.message(4, &encoded);
+    }
+    reply.text(5, &guest.scan_mode);
+    if let Some(container) = container {
+        let mut filter = Message::default();
+        filter.choice(1, filter_mode(container.filter));
+        filter.numbers(2, &container.programs);
+        filter.text(3, &container.filter_refused);
+        let mut encoded = Message::default();
+        encoded.flag(1, container.user_namespace);
+        encoded.message(2, &filter);
+        container.paths.iter().for_each(|state| encoded.message(3, &path_state(state)));
+        encoded.choice(4, status(ContainerStatus::Running));
+        reply.message(6, &encoded);
+    }
+    let Kernel { release, missing } = &guest.kernel;
+    let mut kernel = Message::default();
+    kernel.text(1, release);
+    kernel.texts(2, missing);
+    reply.message(8, &kernel);
+}
+
+fn status(status: ContainerStatus) -> i32 {
+    (match status {
         ContainerStatus::Running => wire::ContainerStatus::CONTAINER_STATUS_RUNNING,
         ContainerStatus::Paused => wire::ContainerStatus::CONTAINER_STATUS_PAUSED,
         ContainerStatus::Stopped => wire::ContainerStatus::CONTAINER_STATUS_STOPPED,
         ContainerStatus::Created => wire::ContainerStatus::CONTAINER_STATUS_CREATED,
         ContainerStatus::UnknownId => wire::ContainerStatus::CONTAINER_STATUS_UNKNOWN_ID,
         ContainerStatus::Unreachable => wire::ContainerStatus::CONTAINER_STATUS_UNREACHABLE,
-    }
+    }) as i32
 }
 
-pub(crate) fn filter_state(filter: &cgroup::Filter<'_>) -> wire::FilterState {
-    wire::FilterState {
-        mode: filter_mode(filter.mode()).into(),
-        programs: filter.programs().to_vec(),
-        refused: filter.check().err().map(|error| error.message()).unwrap_or_default(),
-        ..Default::default()
-    }
-}
-
-pub(crate) fn path_state(state: PathState) -> wire::PathState {
-    let mut encoded = wire::PathState {
-        path: state.path,
-        use_: match (&state.parent, &state.existing) {
-            (None, _) => wire::PathUse::PATH_USE_PARENT_MISSING,
-            (Some(parent), _) if parent.is_missing => wire::PathUse::PATH_USE_PARENT_MISSING,
-            (_, Some(_)) => wire::PathUse::PATH_USE_TAKEN,
-            (_, None) => wire::PathUse::PATH_USE_FREE,
-        }
-        .into(),
-        ..Default::default()
+fn path_state(state: &PathState) -> Message {
+    let mut encoded = Message::default();
+    encoded.text(1, &state.path);
+    let path_use = match (&state.parent, &state.existing) {
+        (None, _) => wire::PathUse::PATH_USE_PARENT_MISSING,
+        (Some(parent), _) if parent.is_missing => wire::PathUse::PATH_USE_PARENT_MISSING,
+        (_, Some(_)) => wire::PathUse::PATH_USE_TAKEN,
+        (_, None) => wire::PathUse::PATH_USE_FREE,
     };
-    if let Some(existing) = state.existing {
-        encoded.taken_by = existing.to_string();
+    encoded.choice(2, path_use as i32);
+    if let Some(existing) = &state.existing {
+        encoded.text(3, &displayed(&existing));
         if let Existing::Block(number, _) = existing {
-            encoded.device = device_number(number);
+            encoded.message(4, &device_number(*number));
         }
     }
-    if let Some(parent) = state.parent {
-        encoded.file_system = parent.file_system;
-        encoded.nodev = parent.nodev;
-        encoded.read_only = parent.read_only;
-        match parent.kind {
-            Ok(kind) => encoded.way = node_kind(kind).into(),
-            Err(error) => encoded.refused = error.message(),
+    if let Some(parent) = &state.parent {
+        encoded.text(5, &parent.file_system);
+        encoded.flag(6, parent.nodev);
+        encoded.flag(7, parent.read_only);
+        match &parent.kind {
+            Ok(kind) => encoded.choice(8, node_way(*kind)),
+            Err(error) => encoded.text(9, &error.message()),
         }
     }
     encoded
 }
 
-fn stage((name, taken): &(&'static str, Duration)) -> wire::Stage {
-    let micros = u64::try_from(taken.as_micros()).unwrap_or(u64::MAX);
-    wire::Stage { name: (*name).to_owned(), micros, ..Default::default() }
+fn attached(volume: &Attached) -> Message {
+    let mut encoded = Message::default();
+    encoded.text(1, &volume.serial);
+    encoded.flag(2, volume.unchanged);
+    encoded.text(3, &volume.guest_device);
+    encoded.message(4, &outcome(&volume.outcome));
+    encoded.number(5, volume.size);
+    encoded.flag(6, volume.read_only);
+    encoded
 }
 
-fn attached(volume: &Attached) -> wire::Attached {
-    wire::Attached {
-        serial: volume.serial.clone(),
-        unchanged: volume.unchanged,
-        guest_device: volume.guest_device.clone(),
-        outcome: Some(outcome(&volume.outcome)).into(),
-        size: volume.size,
-        read_only: volume.read_only,
-        ..Default::default()
+fn outcome(outcome: &Outcome) -> Message {
+    let mut encoded = Message::default();
+    encoded.message(1, &device_number(outcome.device));
+    encoded.choice(2, node_way(outcome.node));
+    encoded.choice(3, filter_mode(outcome.filter));
+    for parent in &outcome.parents_made {
+        encoded.texts(4, &[parent.as_str()]);
     }
+    encoded.flag(5, outcome.allowed_before);
+    encoded.number(6, outcome.container_started);
+    encoded.number(7, outcome.errors_before);
+    encoded
 }
 
-fn outcome(outcome: &Outcome) -> wire::Outcome {
-    wire::Outcome {
-        device: device_number(outcome.device),
-        node: node_kind(outcome.node).into(),
-        parents_made: outcome
-            .parents_made
-            .iter()
-            .map(NodePath::as_str)
-            .map(str::to_owned)
-            .collect(),
-        filter: filter_mode(outcome.filter).into(),
-        allowed_before: outcome.allowed_before,
-        container_started: outcome.container_started,
-        ..Default::default()
-    }
-}
-
-fn inspected(inspected: &Inspected) -> wire::Inspected {
-    let mut encoded = wire::Inspected {
-        serial: inspected.serial.clone(),
-        size: inspected.size,
-        read_only: inspected.read_only,
-        container_running: inspected.container == ContainerStatus::Running,
-        container_status: container_status(inspected.container).into(),
-        container_started: inspected.container_started,
-        node_present: inspected.node_present,
-        allowed: inspected.allowed,
-        filter: inspected.filter.map(filter_mode).unwrap_or_default().into(),
-        leftovers: inspected.leftovers.clone(),
-        stats: inspected.stats.map(stats).into(),
-        holders: holders(&inspected.holders),
-        unknown: why(inspected.unknown.as_deref()),
-        holders_unknown: why(inspected.holders_unknown.as_deref()),
-        ..Default::default()
-    };
+fn inspected(inspected: &Inspected) -> Message {
+    let mut encoded = Message::default();
+    encoded.text(1, &inspected.serial);
     if let Some(disk) = &inspected.disk {
-        encoded.disk_present = true;
-        encoded.guest_device.clone_from(&disk.name);
-        encoded.device = device_number(disk.number);
+        encoded.flag(2, true);
+        encoded.text(3, &disk.name);
+        encoded.message(4, &device_number(disk.number));
     }
+    encoded.number(5, inspected.size);
+    encoded.flag(6, inspected.read_only);
+    encoded.flag(7, inspected.container == ContainerStatus::Running);
+    encoded.flag(8, inspected.node_present);
+    encoded.flag(9, inspected.allowed);
+    if let Some(mode) = inspected.filter {
+        encoded.choice(10, filter_mode(mode));
+    }
+    encoded.texts(11, &inspected.leftovers);
+    if let Some(stats) = &inspected.stats {
+        encoded.message(12, &counters(stats));
+    }
+    add_holders(&mut encoded, 13, &inspected.holders);
+    encoded.number(14, inspected.container_started);
+    encoded.choice(15, status(inspected.container));
+    encoded.text(16, &why(inspected.unknown.as_deref()));
+    encoded.text(17, &why(inspected.holders_unknown.as_deref()));
     encoded
 }
 
@@ -274,51 +332,58 @@ fn why(text: Option<&str>) -> String {
     truncated(text.unwrap_or_default().to_owned(), LONGEST_MESSAGE)
 }
 
-fn stats(stats: DiskStats) -> wire::BlockStats {
-    wire::BlockStats {
-        reads: stats.reads,
-        read_bytes: stats.read_bytes,
-        read_ms: stats.read_ms,
-        writes: stats.writes,
-        written_bytes: stats.written_bytes,
-        write_ms: stats.write_ms,
-        discards: stats.discards,
-        flushes: stats.flushes,
-        in_flight: stats.in_flight,
-        errors: stats.errors,
-        ..Default::default()
+fn counters(stats: &DiskStats) -> Message {
+    let in_order = [
+        stats.reads,
+        stats.read_bytes,
+        stats.read_ms,
+        stats.writes,
+        stats.written_bytes,
+        stats.write_ms,
+        stats.discards,
+        stats.flushes,
+        stats.in_flight,
+        stats.errors,
+    ];
+    let mut encoded = Message::default();
+    (1..).zip(in_order).for_each(|(field, count)| encoded.number(field, count));
+    encoded
+}
+
+fn add_holders(message: &mut Message, field: u8, holders: &[Holder]) {
+    for holder in holders.iter().take(MOST_HOLDERS) {
+        let mut encoded = Message::default();
+        encoded.text(1, &holder.serial);
+        encoded.text(2, holder.kind.name());
+        encoded.number(3, holder.pid.into());
+        encoded.text(4, &holder.command);
+        encoded.text(5, &holder.container_id);
+        encoded.text(6, &holder.detail);
+        message.message(field, &encoded);
     }
 }
 
-fn holders(holders: &[Holder]) -> Vec<wire::Holder> {
-    let holder = |holder: &Holder| wire::Holder {
-        serial: holder.serial.clone(),
-        kind: holder.kind.name().to_owned(),
-        pid: holder.pid,
-        command: holder.command.clone(),
-        container_id: holder.container_id.clone(),
-        detail: holder.detail.clone(),
-        ..Default::default()
-    };
-    holders.iter().take(MOST_HOLDERS).map(holder).collect()
+fn device_number(number: DeviceNumber) -> Message {
+    let mut encoded = Message::default();
+    encoded.number(1, number.major.into());
+    encoded.number(2, number.minor.into());
+    encoded
 }
 
-fn device_number(number: DeviceNumber) -> MessageField<wire::DeviceNumber> {
-    Some(wire::DeviceNumber { major: number.major, minor: number.minor, ..Default::default() })
-        .into()
-}
-
-fn filter_mode(mode: cgroup::Mode) -> wire::FilterMode {
-    match mode {
+fn filter_mode(mode: cgroup::Mode) -> i32 {
+    (match mode {
         cgroup::Mode::None => wire::FilterMode::FILTER_MODE_NONE,
         cgroup::Mode::V1 => wire::FilterMode::FILTER_MODE_V1,
         cgroup::Mode::Bpf => wire::FilterMode::FILTER_MODE_BPF,
-    }
+    }) as i32
 }
 
-fn node_kind(kind: NodeKind) -> wire::NodeWay {
-    match kind {
+fn node_way(kind: NodeKind) -> i32 {
+    (match kind {
         NodeKind::Mknod => wire::NodeWay::NODE_WAY_MKNOD,
         NodeKind::Bind => wire::NodeWay::NODE_WAY_BIND,
-    }
+    }) as i32
 }
+
+#[cfg(test)]
+mod tests;

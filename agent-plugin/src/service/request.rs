@@ -1,17 +1,20 @@
-//! Checks a message against the limits of the API, and decodes it.
+//! Checks a request against the limits of the API.
 
-use std::{collections::HashSet, time::Duration};
+use std::{fmt::Debug, sync::Arc, time::Duration};
 
-use protobuf::{Enum, EnumOrUnknown, MessageField};
-
+use super::{
+    field::{Field, invalid},
+    requested::{self, Pair, Request, Volume},
+    rpc::Rpc,
+};
 use crate::{
     api::block_volume as wire,
     block::DeviceNumber,
     cgroup,
     device_node::{NodeKind, NodeOptions, NodePath},
-    error::{Error, Result},
+    error::Result,
     scsi::ScsiAddress,
-    text::truncated,
+    text::displayed,
     volume::{AccessMode, Attachment, Outcome},
 };
 
@@ -24,249 +27,298 @@ const LARGEST_SIZE: u64 = i64::MAX as u64;
 const LARGEST_MAJOR: u32 = 0xfff;
 const LARGEST_MINOR: u32 = 0xf_ffff;
 
-/// An attachment with its outcome, as the host recorded it.
+/// A request that is within the limits.
 #[derive(Debug)]
+pub(crate) struct Checked {
+    /// Of a Probe; `None`: it is about the guest alone.
+    pub(crate) container_id: Option<String>,
+    pub(crate) paths: Vec<NodePath>,
+    /// No two for the same volume, address or path.
+    pub(crate) volumes: Vec<Detachment>,
+    /// Zero for a method without one.
+    pub(crate) timeout: Duration,
+    pub(crate) wait: Duration,
+    pub(crate) force: bool,
+    pub(crate) holders: bool,
+    /// Of a Plug.
+    pub(crate) conversation: u64,
+}
+
+/// The values of the API's enums that are compared below; each is the last one of its enum or lies
+/// before it.
+const READ_ONLY: i32 = wire::Access::ACCESS_READ_ONLY as i32;
+const BIND: i32 = wire::NodeWay::NODE_WAY_BIND as i32;
+const V1: i32 = wire::FilterMode::FILTER_MODE_V1 as i32;
+const BPF: i32 = wire::FilterMode::FILTER_MODE_BPF as i32;
+
+impl Checked {
+    /// The serials of the volumes, which name their queues.
+    pub(super) fn serials(&self) -> Vec<String> {
+        let mut serials = Vec::with_capacity(self.volumes.len());
+        for volume in &self.volumes {
+            serials.push(volume.attachment.serial.clone());
+        }
+        serials
+    }
+}
+
+/// An attachment with its outcome, as the host recorded it.
+#[derive(Debug, Clone)]
 pub(crate) struct Detachment {
-    pub(crate) attachment: Attachment,
-    pub(crate) outcome: Option<Outcome>,
+    pub(crate) attachment: Arc<Attachment>,
+    pub(crate) outcome: Option<Arc<Outcome>>,
     /// Only the container's part is removed.
     pub(crate) keep_disk: bool,
     /// Of the container's part, only the node is removed.
     pub(crate) keep_right: bool,
 }
 
-/// The error for a value that breaks a rule.
-fn invalid(field: impl Into<String>, value: impl std::fmt::Debug, rule: &'static str) -> Error {
-    // Debug output is escaped, so that it can be cut between any characters.
-    let value = truncated(format!("{value:?}"), 200);
-    Error::InvalidRequest { field: field.into(), value, rule }
+/// Checks a request.
+///
+/// # Errors
+/// [`Error::InvalidRequest`].
+pub(crate) fn check(rpc: Rpc, request: &Request<'_>) -> Result<Checked> {
+    let mut checked = Checked {
+        container_id: None,
+        paths: Vec::new(),
+        volumes: Vec::new(),
+        timeout: Duration::ZERO,
+        wait: Duration::ZERO,
+        force: request.force,
+        holders: request.holders,
+        conversation: request.conversation,
+    };
+    if rpc == Rpc::Probe {
+        checked.paths = paths(&request.paths)?;
+        if !request.container_id.is_empty() {
+            checked.container_id =
+                Some(container_id(Field::of_request("container_id"), request.container_id)?);
+        }
+        return Ok(checked);
+    }
+    if rpc != Rpc::Inspect {
+        checked.timeout = timeout(request.timeout_ms)?;
+        checked.wait = wait(request.wait_ms, checked.timeout)?;
+    }
+    checked.volumes = volumes(&request.volumes)?;
+    if rpc == Rpc::Plug && checked.conversation == 0 {
+        return Err(invalid(Field::of_request("conversation"), &0, "must be that of a Hold"));
+    }
+    Ok(checked)
 }
 
 /// The request's time-out.
-pub(crate) fn timeout(millis: u64) -> Result<Duration> {
+fn timeout(millis: u64) -> Result<Duration> {
     match millis {
         1..=LONGEST_TIMEOUT_MS => Ok(Duration::from_millis(millis)),
-        _ => Err(invalid("timeout_ms", millis, "must be 1 to 600000")),
+        _ => Err(invalid(Field::of_request("timeout_ms"), &millis, "must be 1 to 600000")),
     }
 }
 
 /// How long a Detach may wait for holders of a disk, as a part of its time-out.
-pub(crate) fn wait(millis: u64, timeout: Duration) -> Result<Duration> {
+fn wait(millis: u64, timeout: Duration) -> Result<Duration> {
     let wait = Duration::from_millis(millis);
     if wait <= timeout {
-        Ok(wait)
-    } else {
-        Err(invalid("wait_ms", millis, "must not be more than timeout_ms"))
+        return Ok(wait);
     }
+    Err(invalid(Field::of_request("wait_ms"), &millis, "must not be more than timeout_ms"))
+}
+
+/// Whether a text consists of letters, digits and `others`, and has a length that is allowed.
+fn is_plain(text: &str, longest: usize, others: &[u8]) -> bool {
+    let is_inside = |byte: &u8| byte.is_ascii_alphanumeric() || others.contains(byte);
+    (1..=longest).contains(&text.len()) && text.as_bytes().iter().all(is_inside)
 }
 
 /// A container's id, also safe as a part of a path and in a log.
-pub(crate) fn container_id(field: &str, id: &str) -> Result<String> {
-    let inside = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
-    let first = id.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-    if first && id.len() <= 128 && id.bytes().all(inside) {
+fn container_id(field: Field, id: &str) -> Result<String> {
+    if is_plain(id, 128, b"_.-") && id.as_bytes()[0].is_ascii_alphanumeric() {
         return Ok(id.to_owned());
     }
-    Err(invalid(
-        field,
-        id,
-        "must be 1 to 128 letters, digits, `_`, `.` or `-`, and begin with a letter or digit",
-    ))
+    let rule =
+        "must be 1 to 128 letters, digits, `_`, `.` or `-`, and begin with a letter or digit";
+    Err(invalid(field, &id, rule))
 }
 
 /// The paths of a Probe.
-pub(crate) fn paths(paths: &[String]) -> Result<Vec<NodePath>> {
-    check_count("paths", paths.len())?;
-    let path = |(index, path): (usize, &String)| node_path(&format!("paths[{index}]"), path);
-    paths.iter().enumerate().map(path).collect()
+fn paths(list: &[&str]) -> Result<Vec<NodePath>> {
+    check_count("paths", list.len())?;
+    let mut paths = Vec::with_capacity(list.len());
+    for (index, path) in list.iter().enumerate() {
+        paths.push(node_path(Field::element("paths", index), path)?);
+    }
+    Ok(paths)
 }
 
-fn node_path(field: &str, path: &str) -> Result<NodePath> {
-    NodePath::new(path).map_err(|rule| invalid(field, path, rule))
+fn node_path(field: Field, path: &str) -> Result<NodePath> {
+    NodePath::new(path).map_err(|rule| invalid(field, &path, rule))
 }
 
-/// The attachments of an Attach or Resize: at least one, and no two for the same volume, address or
-/// path.
-pub(crate) fn attachments(list: &[wire::Attachment]) -> Result<Vec<Attachment>> {
+/// The volumes: at least one, and no two for the same volume, address or path.
+fn volumes(list: &[Volume<'_>]) -> Result<Vec<Detachment>> {
     check_count("attachments", list.len())?;
-    let one = |(index, item): (usize, &wire::Attachment)| {
-        attachment(&format!("attachments[{index}]"), item)
+    let mut volumes: Vec<Detachment> = Vec::with_capacity(list.len());
+    for (index, item) in list.iter().enumerate() {
+        volumes.push(volume(Field::element("attachments", index), item)?);
+    }
+    // There are few: each is compared with those before it.
+    for (index, item) in volumes.iter().enumerate() {
+        for earlier in &volumes[..index] {
+            check_differ(&item.attachment, &earlier.attachment)?;
+        }
+    }
+    Ok(volumes)
+}
+
+fn volume(field: Field, item: &Volume<'_>) -> Result<Detachment> {
+    let attachment = attachment(field, required(field, item.attachment.as_ref())?)?;
+    let outcome = match &item.outcome {
+        Some(recorded) => Some(Arc::new(outcome(field, recorded, &attachment.path)?)),
+        None => None,
     };
-    let attachments = list.iter().enumerate().map(one).collect::<Result<Vec<_>>>()?;
-    check_distinct(attachments.iter())?;
-    Ok(attachments)
+    let attachment = Arc::new(attachment);
+    Ok(Detachment { attachment, outcome, keep_disk: item.keep_disk, keep_right: item.keep_right })
 }
 
-/// The attachments of a Detach or Inspect, with their outcomes.
-pub(crate) fn detachments(list: &[wire::Detachment]) -> Result<Vec<Detachment>> {
-    check_count("attachments", list.len())?;
-    let one = |(index, item): (usize, &wire::Detachment)| {
-        let field = format!("attachments[{index}]");
-        let attachment = attachment(&field, required(&field, &item.attachment)?)?;
-        let outcome = item
-            .outcome
-            .as_ref()
-            .map(|recorded| outcome(&field, recorded, &attachment.path))
-            .transpose()?;
-        let wire::Detachment { keep_disk, keep_right, .. } = *item;
-        Ok(Detachment { attachment, outcome, keep_disk, keep_right })
-    };
-    let detachments = list.iter().enumerate().map(one).collect::<Result<Vec<_>>>()?;
-    check_distinct(detachments.iter().map(|item| &item.attachment))?;
-    Ok(detachments)
-}
-
-/// The serials of attachments, which name the queues of their volumes.
-pub(crate) fn serials<'a>(attachments: impl IntoIterator<Item = &'a Attachment>) -> Vec<String> {
-    attachments.into_iter().map(|attachment| attachment.serial.clone()).collect()
-}
-
-fn check_count(field: &str, count: usize) -> Result<()> {
+fn check_count(field: &'static str, count: usize) -> Result<()> {
     let fewest = usize::from(field == "attachments");
     if (fewest..=MOST_ATTACHMENTS).contains(&count) {
         return Ok(());
     }
-    Err(invalid(field, count, "must be at most 256, and of attachments at least one"))
+    let rule = "must be at most 256, and of attachments at least one";
+    Err(invalid(Field::of_request(field), &count, rule))
 }
 
-fn check_distinct<'a>(attachments: impl Iterator<Item = &'a Attachment>) -> Result<()> {
-    let (mut serials, mut addresses, mut paths) = (HashSet::new(), HashSet::new(), HashSet::new());
-    for item in attachments {
-        if !serials.insert(&item.serial) {
-            return Err(invalid("serial", &item.serial, "must not be twice in one request"));
-        }
-        if !addresses.insert((&item.controller, item.address)) {
-            return Err(invalid(
-                "address",
-                item.address.to_string(),
-                "must not be twice in one request",
-            ));
-        }
-        if !paths.insert((&item.container_id, &item.path)) {
-            return Err(invalid("path", item.path.as_str(), "must not be twice in one container"));
-        }
+fn check_differ(item: &Attachment, earlier: &Attachment) -> Result<()> {
+    let twice =
+        |field, value: &dyn Debug, rule| Err(invalid(Field::of_request(field), value, rule));
+    if item.serial == earlier.serial {
+        return twice("serial", &item.serial, "must not be twice in one request");
+    }
+    if item.address == earlier.address && item.controller == earlier.controller {
+        let address = displayed(&item.address);
+        return twice("address", &address, "must not be twice in one request");
+    }
+    if item.path == earlier.path && item.container_id == earlier.container_id {
+        return twice("path", &item.path.as_str(), "must not be twice in one container");
     }
     Ok(())
 }
 
-fn required<'a, T>(field: &str, value: &'a MessageField<T>) -> Result<&'a T> {
-    value.as_ref().ok_or_else(|| invalid(field, "nothing", "must be present"))
+fn required<T>(field: Field, value: Option<T>) -> Result<T> {
+    value.ok_or_else(|| invalid(field, &"nothing", "must be present"))
 }
 
-/// Decodes an enum. Neither 0 nor a value that this version does not know is valid.
-fn known<E: Enum>(field: &str, value: EnumOrUnknown<E>) -> Result<E> {
-    let known = value.enum_value().ok().filter(|known| known.value() != 0);
-    known.ok_or_else(|| invalid(field, value.value(), "must be a value that the API lists"))
+/// Checks an enum with the values 1 to `last`. Neither 0 nor a value that this version does not
+/// know is valid.
+fn known(field: Field, value: i32, last: i32) -> Result<i32> {
+    if (1..=last).contains(&value) {
+        return Ok(value);
+    }
+    Err(invalid(field, &value, "must be a value that the API lists"))
 }
 
-fn attachment(field: &str, item: &wire::Attachment) -> Result<Attachment> {
-    let at = |part: &str| format!("{field}.{part}");
+fn attachment(field: Field, item: &requested::Attachment<'_>) -> Result<Attachment> {
     Ok(Attachment {
-        container_id: container_id(&at("container_id"), &item.container_id)?,
-        controller: controller(&at("controller"), &item.controller)?,
-        address: address(&at("address"), required(&at("address"), &item.address)?)?,
-        serial: serial(&at("serial"), &item.serial)?,
-        size: match item.size {
-            size @ 1..=LARGEST_SIZE if size.is_multiple_of(512) => size,
-            size => {
-                return Err(invalid(
-                    at("size"),
-                    size,
-                    "must be a multiple of 512, above 0 and below 2^63",
-                ));
-            }
-        },
-        path: node_path(&at("path"), &item.path)?,
-        access: match known(&at("access"), item.access)? {
-            wire::Access::ACCESS_READ_ONLY => AccessMode::ReadOnly,
+        container_id: container_id(field.part("container_id"), item.container_id)?,
+        controller: controller(field.part("controller"), item.controller)?,
+        address: address(field.part("address"), item.address)?,
+        serial: serial(field.part("serial"), item.serial)?,
+        size: size(field.part("size"), item.size)?,
+        path: node_path(field.part("path"), item.path)?,
+        access: match known(field.part("access"), item.access, READ_ONLY)? {
+            READ_ONLY => AccessMode::ReadOnly,
             _ => AccessMode::ReadWrite,
         },
-        options: options(&at("owner"), item)?,
+        options: options(field.part("owner"), item)?,
     })
 }
 
-fn options(field: &str, item: &wire::Attachment) -> Result<NodeOptions> {
+fn size(field: Field, size: u64) -> Result<u64> {
+    if (1..=LARGEST_SIZE).contains(&size) && size.is_multiple_of(512) {
+        return Ok(size);
+    }
+    Err(invalid(field, &size, "must be a multiple of 512, above 0 and below 2^63"))
+}
+
+fn options(field: Field, item: &requested::Attachment<'_>) -> Result<NodeOptions> {
     // The highest number is not an id: for chown it means "do not change".
     if item.uid == u32::MAX || item.gid == u32::MAX {
-        return Err(invalid(
-            field,
-            (item.uid, item.gid),
-            "must be a user and a group id below 4294967295",
-        ));
+        let rule = "must be a user and a group id below 4294967295";
+        return Err(invalid(field, &(item.uid, item.gid), rule));
     }
     if item.mode > 0o777 {
-        return Err(invalid(
-            field,
-            format!("mode {:o}", item.mode),
-            "must have permission bits only",
-        ));
+        let mode = format!("mode {:o}", item.mode);
+        return Err(invalid(field, &mode, "must have permission bits only"));
     }
     Ok(NodeOptions { uid: item.uid, gid: item.gid, mode: item.mode })
 }
 
-fn controller(field: &str, text: &str) -> Result<Option<String>> {
+fn controller(field: Field, text: &str) -> Result<Option<String>> {
     let inside = |byte: u8| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.');
     match text {
         "" => Ok(None),
         _ if text.len() <= 32 && text.bytes().all(inside) => Ok(Some(text.to_ascii_lowercase())),
-        _ => Err(invalid(field, text, "must be a PCI address such as 0000:00:01.0")),
+        _ => Err(invalid(field, &text, "must be a PCI address such as 0000:00:01.0")),
     }
 }
 
-fn address(field: &str, address: &wire::ScsiAddress) -> Result<ScsiAddress> {
-    match (u8::try_from(address.target), u8::try_from(address.lun)) {
+fn address(field: Field, address: Option<Pair>) -> Result<ScsiAddress> {
+    let Pair(target, lun) = required(field, address)?;
+    match (u8::try_from(target), u8::try_from(lun)) {
         (Ok(target), Ok(lun @ 1..)) => Ok(ScsiAddress { target, lun }),
-        _ => Err(invalid(
-            field,
-            format!("{}:{}", address.target, address.lun),
-            "must be a target of 0 to 255 and a LUN of 1 to 255",
-        )),
+        _ => {
+            let rule = "must be a target of 0 to 255 and a LUN of 1 to 255";
+            Err(invalid(field, &format!("{target}:{lun}"), rule))
+        }
     }
 }
 
 /// A serial, also safe as a part of a file name.
-fn serial(field: &str, serial: &str) -> Result<String> {
-    let inside = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
-    if (1..=20).contains(&serial.len()) && serial.bytes().all(inside) {
+fn serial(field: Field, serial: &str) -> Result<String> {
+    if is_plain(serial, 20, b"_-") {
         return Ok(serial.to_owned());
     }
-    Err(invalid(field, serial, "must be 1 to 20 letters, digits, `_` or `-`"))
+    Err(invalid(field, &serial, "must be 1 to 20 letters, digits, `_` or `-`"))
 }
 
-fn outcome(field: &str, item: &wire::Outcome, path: &NodePath) -> Result<Outcome> {
-    let at = |part: &str| format!("{field}.outcome.{part}");
-    let device = required(&at("device"), &item.device)?;
-    let node = match known(&at("node"), item.node)? {
-        wire::NodeWay::NODE_WAY_BIND => NodeKind::Bind,
+fn outcome(field: Field, item: &requested::Outcome<'_>, path: &NodePath) -> Result<Outcome> {
+    let at_device = field.part("outcome.device");
+    let Pair(major, minor) = required(at_device, item.device)?;
+    let device = DeviceNumber { major, minor };
+    let node = match known(field.part("outcome.node"), item.node, BIND)? {
+        BIND => NodeKind::Bind,
         _ => NodeKind::Mknod,
     };
-    let filter = match known(&at("filter"), item.filter)? {
-        wire::FilterMode::FILTER_MODE_V1 => cgroup::Mode::V1,
-        wire::FilterMode::FILTER_MODE_BPF => cgroup::Mode::Bpf,
+    let filter = match known(field.part("outcome.filter"), item.filter, BPF)? {
+        V1 => cgroup::Mode::V1,
+        BPF => cgroup::Mode::Bpf,
         _ => cgroup::Mode::None,
     };
-    let device = DeviceNumber { major: device.major, minor: device.minor };
     if device.major > LARGEST_MAJOR || device.minor > LARGEST_MINOR {
         let rule = "must have a major number of at most 4095 and a minor of at most 1048575";
-        return Err(invalid(at("device"), device.to_string(), rule));
+        return Err(invalid(at_device, &displayed(&device), rule));
     }
-    let wire::Outcome { allowed_before, container_started, .. } = *item;
-    let parents_made = parents_made(&at("parents_made"), &item.parents_made, path)?;
-    Ok(Outcome { device, node, parents_made, filter, allowed_before, container_started })
+    Ok(Outcome {
+        device,
+        node,
+        parents_made: parents_made(field.part("outcome.parents_made"), &item.parents_made, path)?,
+        filter,
+        allowed_before: item.allowed_before,
+        container_started: item.container_started,
+        errors_before: item.errors_before,
+    })
 }
 
 /// Directories that an attach made. A detach removes them where they are empty, so each must be a
 /// part of the volume's own path, below the one before.
-fn parents_made(field: &str, list: &[String], path: &NodePath) -> Result<Vec<NodePath>> {
+fn parents_made(field: Field, list: &[&str], path: &NodePath) -> Result<Vec<NodePath>> {
     let mut parents: Vec<NodePath> = Vec::new();
     for item in list {
         let parent = node_path(field, item)?;
         if !path.is_below(&parent) || parents.last().is_some_and(|above| !parent.is_below(above)) {
-            return Err(invalid(
-                field,
-                item,
-                "must be a directory of the path, below the one before it",
-            ));
+            let rule = "must be a directory of the path, below the one before it";
+            return Err(invalid(field, item, rule));
         }
         parents.push(parent);
     }

@@ -1,71 +1,35 @@
 //! Resize: makes the guest's kernel read the capacity of disks again.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use super::{
-    BlockVolume,
-    at_work::Demand,
     audit,
-    operation::{Operation, Taken},
-    policy, reply, request,
+    operation::{Caller, Deadline, Done, Operation, Output},
+    request::Checked,
 };
-use crate::{
-    agent::Agent,
-    api::block_volume as wire,
-    error::Result,
-    volume::{self, Announced, Attachment, Failed, Resized, Stages},
-};
+use crate::volume::{self, Announced, Attachment, Stages};
 
 pub(super) struct Resize {
-    attachments: Vec<Attachment>,
+    attachments: Vec<Arc<Attachment>>,
     announced: Announced,
-    timeout: Duration,
+}
+
+impl Resize {
+    pub(super) fn new(checked: &Checked, announced: Announced) -> Resize {
+        let mut attachments = Vec::with_capacity(checked.volumes.len());
+        for volume in &checked.volumes {
+            attachments.push(volume.attachment.clone());
+        }
+        Resize { attachments, announced }
+    }
 }
 
 impl Operation for Resize {
-    const NAME: &'static str = "resize";
-    type Request = wire::ResizeRequest;
-    type Response = wire::ResizeResponse;
-    type Subject = Vec<Attachment>;
-    type Output = Vec<Resized>;
-
-    async fn prepare<A: Agent>(
-        service: &BlockVolume<A>,
-        request: &wire::ResizeRequest,
-    ) -> Result<Resize> {
-        let timeout = request::timeout(request.timeout_ms)?;
-        let attachments = request::attachments(&request.attachments)?;
-        service.agent.authorize(policy::RESIZE, &policy::attachments(&attachments)).await?;
-        // In the queues as an attach is: a detach of one of these volumes ends the wait. It joins
-        // them when the disks were found.
-        let announced = service.queues.announce(request::serials(&attachments));
-        Ok(Resize { attachments, announced, timeout })
-    }
-
-    fn demand(request: &wire::ResizeRequest) -> Demand {
-        let volumes = request.attachments.len();
-        Demand { volumes, timeout_ms: request.timeout_ms, is_patient: false }
-    }
-
-    fn run(
-        self,
-        began: Instant,
-        stages: &mut Stages,
-    ) -> (Vec<Attachment>, Result<Vec<Resized>, Failed>) {
-        let deadline = began + self.timeout;
-        let result = volume::resize(&self.attachments, self.announced, deadline, stages);
-        (self.attachments, result)
-    }
-
-    fn reply(result: Result<&Vec<Resized>, &Failed>, taken: &Taken) -> wire::ResizeResponse {
-        reply::resize(result.map(Vec::as_slice), taken)
-    }
-
-    fn describe(attachments: &Vec<Attachment>, _: Option<&Vec<Resized>>) -> String {
-        audit::volumes(attachments.iter())
-    }
-
-    fn describe_request(request: &wire::ResizeRequest) -> String {
-        audit::requested(request.attachments.iter())
+    fn run(self: Box<Self>, deadline: Deadline, stages: &mut Stages, _: &Caller) -> Done {
+        let Resize { attachments, announced } = *self;
+        let result = volume::resize(&attachments, announced, deadline.at(), stages);
+        let mut about = String::new();
+        attachments.iter().for_each(|attachment| audit::add(&mut about, attachment));
+        Done { result: result.map(Output::Resized), about }
     }
 }

@@ -1,4 +1,7 @@
 //! Attach: scan, wait, verify, node, filter, publish, for all volumes of a request. All or nothing.
+//!
+//! In a conversation it stops twice: before the scan, until the disks are there, and at the end,
+//! until its caller has committed.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -12,10 +15,12 @@ use nix::{
 
 use super::{
     attachment::{AccessMode, Attachment, Outcome},
+    conversation::Conversation,
     discover::{self, Search},
     failed::{Failed, OfVolume as _},
     guard::Guard,
     job::AttachJob,
+    probe::{Guest, PathState, Probed, ProbedContainer},
     progress::{Progress, VolumeProgress, parents_made, roll_back},
     queue::Ticket,
     resolve,
@@ -25,11 +30,13 @@ use crate::{
     block::BlockDevice,
     cgroup::{self, Filter, Grant},
     device_node::{Device, Existing, Location, Node, NodeKind, NodePath},
-    error::{Error, Result},
+    disk_stats,
+    error::{BoxedError, Conflict, Error, Mismatch, Result},
     fault,
     ids::Ids,
     namespace::Target,
     scsi::ScsiHost,
+    text::displayed,
     uevent::UeventSocket,
 };
 
@@ -50,12 +57,14 @@ pub(crate) fn attach(
     ticket: &Ticket,
     deadline: Instant,
     stages: &mut Stages,
+    conversation: Option<&Conversation<'_>>,
 ) -> Result<Vec<Attached>, Failed> {
     ticket.wait_for_turn(deadline)?;
     let guard = Guard { deadline, ticket, jobs };
     let mut progress = Progress::default();
-    let result = catch_unwind(AssertUnwindSafe(|| sequence(&guard, stages, &mut progress)))
-        .unwrap_or_else(|_| Err(Error::Panicked.into()));
+    let run = || sequence(&guard, stages, &mut progress, conversation);
+    let result =
+        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(Error::Panicked.into()));
     let mut failed = match result {
         Ok(attached) => {
             for (job, volume) in jobs.iter().zip(&attached) {
@@ -70,7 +79,7 @@ pub(crate) fn attach(
     };
     // The end of a container explains every other error.
     if let Some(ended) = guard.targets().find(|target| target.has_ended()) {
-        failed.error = Box::new(Error::ContainerEnded { id: ended.id.to_string() });
+        failed.error = BoxedError::from(Error::ContainerEnded { id: displayed(&ended.id) });
     }
     if !fault::skips("undo") {
         failed.left = roll_back(jobs, &progress, ticket, deadline);
@@ -82,17 +91,27 @@ fn sequence(
     guard: &Guard<'_>,
     stages: &mut Stages,
     progress: &mut Progress,
+    conversation: Option<&Conversation<'_>>,
 ) -> Result<Vec<Attached>, Failed> {
     let jobs = guard.jobs;
     private_umask()?;
     let mut socket = UeventSocket::open()?;
     stages.end("uevent-socket")?;
 
-    let filters = look_up(jobs, progress)?;
-    let tasks = resolve::start(jobs)?;
+    let hosts = ScsiHost::all()?;
+    let filters = look_up(jobs, &hosts, progress)?;
+    let locations = resolve::locations(jobs, guard.deadline)?;
+    for (index, location) in locations.iter().enumerate() {
+        check_place(&jobs[index], location, &filters[index]).of(&jobs[index].attachment.serial)?;
+    }
     stages.end("lookup")?;
 
     guard.check("the look-up")?;
+    if let Some(conversation) = conversation {
+        let probed = probed(hosts, jobs, &filters, &locations)?;
+        conversation.ready(&probed, guard, stages)?;
+        guard.check("the disks")?;
+    }
     for (search, job) in progress.searches.iter_mut().zip(jobs) {
         search.scan().of(&job.attachment.serial)?;
     }
@@ -109,10 +128,8 @@ fn sequence(
     stages.end("verify")?;
 
     guard.check("the disks")?;
-    let locations = resolve::finish(jobs, tasks, guard.deadline)?;
     for (index, (location, job)) in locations.into_iter().zip(jobs).enumerate() {
-        let Attachment { serial, .. } = &job.attachment;
-        let location = location.of(serial)?;
+        let Attachment { serial, .. } = &*job.attachment;
         let volume = &mut progress.volumes[index];
         let guarded = filters[index].mode() != cgroup::Mode::None;
         make_node(job, disk(&progress.searches[index]), location, volume, guarded, guard.deadline)
@@ -123,7 +140,7 @@ fn sequence(
 
     guard.check("the nodes")?;
     for (index, job) in jobs.iter().enumerate().filter(|_| !fault::skips("filter")) {
-        let Attachment { serial, access, .. } = &job.attachment;
+        let Attachment { serial, access, .. } = &*job.attachment;
         let number = disk(&progress.searches[index]).number;
         let grant = progress.volumes[index].grant.insert(Grant::default());
         filters[index].allow(number, access.access(), grant).of(serial)?;
@@ -131,6 +148,16 @@ fn sequence(
     stages.end("filter")?;
 
     guard.check("the device filter")?;
+    let mut attached = Vec::with_capacity(jobs.len());
+    for (index, job) in jobs.iter().enumerate() {
+        let volume = &progress.volumes[index];
+        let parents = parents_made(jobs, &progress.volumes, index);
+        let disk = disk(&progress.searches[index]);
+        attached.push(report(&job.attachment, disk, &filters[index], volume, parents));
+    }
+    if let Some(conversation) = conversation {
+        conversation.prepared(&attached, stages)?;
+    }
     for (job, volume) in jobs.iter().zip(&mut progress.volumes) {
         if let Some(node) = &mut volume.node {
             node.publish(guard.deadline).of(&job.attachment.serial)?;
@@ -139,31 +166,29 @@ fn sequence(
     stages.end("publish")?;
     // A container that has ended is an error, even if its tmpfs accepted everything.
     guard.targets().try_for_each(Target::check_alive)?;
-
-    let attached = |(index, job): (usize, &AttachJob)| {
-        let parents = parents_made(jobs, &progress.volumes, index);
-        report(
-            &job.attachment,
-            disk(&progress.searches[index]),
-            &filters[index],
-            &progress.volumes[index],
-            parents,
-        )
-    };
-    Ok(jobs.iter().enumerate().map(attached).collect())
+    for (index, one) in attached.iter_mut().enumerate() {
+        one.outcome.parents_made = parents_made(jobs, &progress.volumes, index);
+    }
+    if let Some(conversation) = conversation {
+        conversation.attached(&attached, guard, stages)?;
+    }
+    Ok(attached)
 }
 
 /// Gives the thread its own umask, of 0: otherwise it shares the agent's, and a node would not get
 /// the mode that is requested.
 pub(super) fn private_umask() -> Result<()> {
-    unshare(CloneFlags::CLONE_FS).map_err(Error::system("unshare", "CLONE_FS"))?;
+    unshare(CloneFlags::CLONE_FS).map_err(Error::system("unshare", &"CLONE_FS"))?;
     umask(Mode::empty());
     Ok(())
 }
 
 /// Reads and checks everything that can be known before anything is changed.
-fn look_up<'a>(jobs: &'a [AttachJob], progress: &mut Progress) -> Result<Vec<Filter<'a>>, Failed> {
-    let hosts = ScsiHost::all()?;
+fn look_up<'a>(
+    jobs: &'a [AttachJob],
+    hosts: &[ScsiHost],
+    progress: &mut Progress,
+) -> Result<Vec<Filter<'a>>, Failed> {
     let mut filters = Vec::with_capacity(jobs.len());
     for AttachJob { attachment, target } in jobs {
         let serial = &attachment.serial;
@@ -173,8 +198,8 @@ fn look_up<'a>(jobs: &'a [AttachJob], progress: &mut Progress) -> Result<Vec<Fil
         let filter = Filter::of(target).of(serial)?;
         filter.check().of(serial)?;
         filters.push(filter);
-        let mut search = Search::new(attachment, &hosts).of(serial)?;
-        search.read_sysfs().of(serial)?;
+        let mut search = Search::new(attachment, hosts).of(serial)?;
+        search.read_sysfs().and_then(|()| search.check_mismatch()).of(serial)?;
         progress.searches.push(search);
         let earlier =
             jobs.iter().zip(&progress.volumes).find(|(job, _)| job.target.id == target.id);
@@ -191,6 +216,42 @@ fn look_up<'a>(jobs: &'a [AttachJob], progress: &mut Progress) -> Result<Vec<Fil
     Ok(filters)
 }
 
+/// Checks what can be known of a volume's path before its disk is found.
+fn check_place(
+    AttachJob { attachment, target }: &AttachJob,
+    location: &Location,
+    filter: &Filter<'_>,
+) -> Result<()> {
+    match location.existing()? {
+        None => location.check(target, filter.mode() != cgroup::Mode::None).map(drop),
+        // It may be the disk's own.
+        Some(Existing::Block(..)) => Ok(()),
+        Some(other) => Err(taken(attachment, &other)),
+    }
+}
+
+fn taken(attachment: &Attachment, by: &Existing) -> BoxedError {
+    let (path, by) = (attachment.path.as_str().to_owned(), displayed(by));
+    BoxedError::from(Error::PathTaken { path, by })
+}
+
+/// What a probe for the first container and its paths would find.
+fn probed(
+    hosts: Vec<ScsiHost>,
+    jobs: &[AttachJob],
+    filters: &[Filter<'_>],
+    locations: &[Location],
+) -> Result<Probed> {
+    let guest = Guest::with(hosts)?;
+    let (target, filter) = (&jobs[0].target, &filters[0]);
+    let mut paths = Vec::with_capacity(jobs.len());
+    for (job, location) in jobs.iter().zip(locations).filter(|(job, _)| job.target.id == target.id)
+    {
+        paths.push(PathState::of(&job.attachment.path, Some(location), target, filter)?);
+    }
+    Ok(Probed { guest, container: Some(ProbedContainer::of(target, filter, paths)) })
+}
+
 /// Compares the size. The serial was checked when the disk was found.
 fn verify(attachment: &Attachment, disk: &BlockDevice, volume: &mut VolumeProgress) -> Result<()> {
     volume.size = disk.size()?;
@@ -198,12 +259,13 @@ fn verify(attachment: &Attachment, disk: &BlockDevice, volume: &mut VolumeProgre
     if volume.size == attachment.size {
         return Ok(());
     }
-    Err(Error::IdentityMismatch {
-        device: disk.device.to_string(),
+    Err(Mismatch {
+        device: displayed(&disk.device),
         what: "size",
-        found: volume.size.to_string(),
-        expected: attachment.size.to_string(),
-    })
+        found: displayed(&volume.size),
+        expected: displayed(&attachment.size),
+    }
+    .into())
 }
 
 fn make_node(
@@ -222,10 +284,10 @@ fn make_node(
             let kind = location.find_node()?.map_or(NodeKind::Mknod, |(_, kind)| kind);
             volume.existing = Some(kind);
             let conflict = |existing: String, requested: String| {
-                Err(Error::Conflict { path: path(), existing, requested })
+                Err(Conflict { path: path(), existing, requested }.into())
             };
             if options != requested {
-                return conflict(options.to_string(), requested.to_string());
+                return conflict(displayed(&options), displayed(&requested));
             }
             if access != attachment.access {
                 return conflict(
@@ -235,13 +297,14 @@ fn make_node(
             }
             location.remove_leftover(&attachment.serial).map(drop)
         }
-        Some(other) => Err(Error::PathTaken { path: path(), by: other.to_string() }),
-        None if access != attachment.access => Err(Error::IdentityMismatch {
-            device: disk.device.to_string(),
+        Some(other) => Err(taken(attachment, &other)),
+        None if access != attachment.access => Err(Mismatch {
+            device: displayed(&disk.device),
             what: "access",
-            found: access.to_string(),
-            expected: attachment.access.to_string(),
-        }),
+            found: displayed(&access),
+            expected: displayed(&attachment.access),
+        }
+        .into()),
         None if fault::skips("node") => Ok(()),
         None => {
             let read_only = attachment.access == AccessMode::ReadOnly;
@@ -268,8 +331,8 @@ fn verify_open(
             return Ok(());
         }
         if announced {
-            let failed = Error::system("open", disk(&progress.searches[index]).name.as_str());
-            return Err(failed(nix::errno::Errno::ENXIO)).of(serial);
+            let name = &disk(&progress.searches[index]).name;
+            return Err(Error::system("open", name)(nix::errno::Errno::ENXIO)).of(serial);
         }
         discover::wait_for_event_of(index, &mut progress.searches, socket, guard)?;
     }
@@ -302,6 +365,8 @@ fn report(
             parents_made,
             allowed_before: grant.is_some_and(|grant| grant.allowed_before),
             container_started: volume.container_started,
+            // What cannot be read is counted as an error of the attachment, nothing worse.
+            errors_before: disk_stats::errors(disk).unwrap_or_default(),
         },
         size: volume.size,
         read_only: volume.read_only,

@@ -59,4 +59,6 @@ pub(crate) struct Outcome {
     pub(crate) allowed_before: bool,
     /// Distinguishes a container from a later one of the same id.
     pub(crate) container_started: u64,
+    /// SCSI commands of the disk that had failed before.
+    pub(crate) errors_before: u64,
 }

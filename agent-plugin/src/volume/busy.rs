@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::{
     failed::{Failed, OfVolume as _},
     job::{DetachJob, distinct_targets},
+    patience::{DetachPolicy, Patience},
     present::Present,
     queue::Ticket,
 };
@@ -13,49 +14,9 @@ use crate::{
     error::{Error, Result},
     holder::Holder,
     holders::{self, Disk, Found, Scan, Scope, Waited, Watch},
+    log,
     namespace::Target,
-    text::shown,
 };
-
-/// How long a scan for holders that lose the disk anyway may take.
-const LONGEST_FORCED_SCAN: Duration = Duration::from_secs(2);
-
-/// What a detach does where a disk has holders.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct DetachPolicy {
-    /// Detach anyway.
-    pub(crate) force: bool,
-    /// How long to wait for them.
-    pub(crate) wait: Duration,
-}
-
-impl DetachPolicy {
-    /// Whether the detach waits for holders.
-    pub(crate) fn waits(self) -> bool {
-        !self.wait.is_zero()
-    }
-
-    /// When a scan that begins now has to end. A container can make a scan as long as it likes, and
-    /// what follows needs time, too: another scan and, where that does not end, the rollback. With
-    /// force a scan only supplies names, and gets a small part.
-    fn scans_until(self, deadline: Instant) -> Instant {
-        let now = Instant::now();
-        let left = deadline.saturating_duration_since(now);
-        now + if self.force { (left / 4).min(LONGEST_FORCED_SCAN) } else { left / 2 }
-    }
-
-    /// What a scan found. With force that is enough, complete or not.
-    fn known(self, scan: Scan) -> Result<Vec<Found>> {
-        if !self.force {
-            return scan.certain();
-        }
-        if let Scan::Partial(_, cost) = &scan {
-            let cost = shown(&cost.to_string());
-            tracing::warn!("not every process was looked at before a forced detach{cost}");
-        }
-        Ok(scan.found())
-    }
-}
 
 /// Claims every disk that is to be detached and makes sure that it has no holder, as the policy
 /// says. Returns the holders where the detach is forced.
@@ -66,28 +27,42 @@ pub(super) fn wait_until_free(
     ticket: &Ticket,
     deadline: Instant,
 ) -> Result<Vec<Holder>, Failed> {
-    let until = deadline.min(Instant::now() + policy.wait);
+    let patience = policy.patience(deadline);
     let mut found = claim_and_find(jobs, all, policy, deadline)?;
-    if !found.is_empty() && !policy.force && policy.waits() {
+    if patience.with(&found).is_some() {
         // Its open files of /proc must not keep alive what is waited for.
         drop(std::mem::take(&mut found));
-        found = wait(jobs, all, policy, ticket, (until, deadline))?;
+        found = wait(jobs, all, policy, ticket, (patience, deadline))?;
     }
     let holders = holders_of(found);
     if policy.force || holders.is_empty() { Ok(holders) } else { Err(busy(all, holders)) }
 }
 
-/// Finds holders again, after the nodes and the access were removed: those that came since. A disk
-/// that we claimed cannot have been claimed by others.
+/// Finds holders again, after the nodes and the access were removed: those that came since, and
+/// stay for longer than a grace period. A disk that we claimed cannot have been claimed by others.
 pub(super) fn find_late_holders(
     jobs: &[DetachJob],
     all: &[Present],
     policy: DetachPolicy,
+    ticket: &Ticket,
     deadline: Instant,
 ) -> Result<Vec<Holder>> {
     let scope = if jobs.iter().any(|job| job.keep_disk) { Scope::All } else { Scope::Opened };
-    let scan = find(jobs, all, scope, policy.scans_until(deadline))?;
-    policy.known(scan).map(holders_of)
+    let find = || policy.known(find(jobs, all, scope, policy.scans_until(deadline))?);
+    let mut found = find()?;
+    // The container has lost the volume already: no other holder is waited for.
+    let patience = DetachPolicy { wait: Duration::ZERO, ..policy }.patience(deadline);
+    if patience.with(&found).is_none() {
+        return Ok(holders_of(found));
+    }
+    let mut watch = begin_wait(all)?;
+    loop {
+        found = find()?;
+        let Some(until) = patience.with(&found) else { return Ok(holders_of(found)) };
+        if watch.wait(&found, until, ticket.cancelled())? == Waited::Cancelled {
+            return Err(Error::Cancelled.into());
+        }
+    }
 }
 
 /// The error that names the holders.
@@ -96,11 +71,24 @@ pub(super) fn busy(all: &[Present], holders: Vec<Holder>) -> Failed {
     let disk = all.iter().find(|present| Some(&present.serial) == serial.as_ref());
     let device = disk.and_then(|present| present.disk.as_ref()).map(|disk| disk.name.clone());
     let error = Error::Busy { device: device.unwrap_or_default(), holders };
-    Failed { serial, ..Failed::from(error) }
+    let mut failed = Failed::from(error);
+    failed.serial = serial;
+    failed
 }
 
 fn holders_of(found: Vec<Found>) -> Vec<Holder> {
-    found.into_iter().map(|found| found.holder).collect()
+    let mut holders = Vec::with_capacity(found.len());
+    for found in found {
+        holders.push(found.holder);
+    }
+    holders
+}
+
+fn begin_wait(all: &[Present]) -> Result<Watch> {
+    for present in all {
+        log::info(format_args!("waiting for the holders of volume {}", present.serial));
+    }
+    Watch::new()
 }
 
 fn wait(
@@ -108,12 +96,9 @@ fn wait(
     all: &mut [Present],
     policy: DetachPolicy,
     ticket: &Ticket,
-    (until, deadline): (Instant, Instant),
+    (patience, deadline): (Patience, Instant),
 ) -> Result<Vec<Found>, Failed> {
-    let mut watch = Watch::new()?;
-    for present in &*all {
-        tracing::info!("waiting for the holders of volume {}", present.serial);
-    }
+    let mut watch = begin_wait(all)?;
     loop {
         // A container may mount its disk in the meantime: a claim of ours would prevent that.
         all.iter_mut().for_each(|present| present.claim = None);
@@ -121,9 +106,7 @@ fn wait(
         let ended = |target: &mut Target| target.has_ended();
         jobs.iter_mut().for_each(|job| drop(job.target.take_if(ended)));
         let found = claim_and_find(jobs, all, policy, deadline)?;
-        if found.is_empty() {
-            return Ok(found);
-        }
+        let Some(until) = patience.with(&found) else { return Ok(found) };
         all.iter_mut().for_each(|present| present.claim = None);
         match watch.wait(&found, until, ticket.cancelled())? {
             Waited::Changed => {}
@@ -147,13 +130,10 @@ fn claim_and_find(
     }
     let keeps = jobs.iter().any(|job| job.keep_disk);
     let scope = if claimed.is_empty() && !keeps { Scope::Opened } else { Scope::All };
-    let scan = find(jobs, all, scope, policy.scans_until(deadline))?;
+    let mut scan = find(jobs, all, scope, policy.scans_until(deadline))?;
     let disks = disks(jobs, all)?;
     let claimed = disks.iter().filter(|disk| claimed.contains(&disk.serial));
-    let scan = scan.map(|mut found| {
-        holders::add_unknown(&mut found, claimed);
-        found
-    });
+    holders::add_unknown(scan.found_mut(), claimed);
     Ok(policy.known(scan)?)
 }
 
@@ -162,7 +142,7 @@ fn claim(present: &mut Present) -> Result<bool> {
     let Some(disk) = &present.disk else { return Ok(true) };
     match disk.claim() {
         Ok(claim) => present.claim = Some(claim),
-        Err(Error::Busy { .. }) => return Ok(false),
+        Err(error) if matches!(*error, Error::Busy { .. }) => return Ok(false),
         // QEMU removed it in the meantime.
         Err(_) if !disk.device.exists() => (present.device, present.disk) = (None, None),
         Err(error) => return Err(error),
@@ -172,41 +152,23 @@ fn claim(present: &mut Present) -> Result<bool> {
 
 fn find(jobs: &[DetachJob], all: &[Present], scope: Scope, until: Instant) -> Result<Scan> {
     let containers = distinct_targets(jobs.iter().filter_map(|job| job.target.as_ref()));
-    let scan = holders::find(&disks(jobs, all)?, &containers, scope, until)?;
+    let mut scan = holders::find(&disks(jobs, all)?, &containers, scope, until)?;
     // A disk that stays is used by other containers as well.
     let counts = |found: &Found| {
         let mut of_disk = jobs.iter().filter(|job| job.attachment.serial == found.holder.serial);
         of_disk
             .any(|job| !job.keep_disk || job.attachment.container_id == found.holder.container_id)
     };
-    Ok(scan.map(|found| found.into_iter().filter(counts).collect()))
+    scan.found_mut().retain(counts);
+    Ok(scan)
 }
 
 fn disks(jobs: &[DetachJob], all: &[Present]) -> Result<Vec<Disk>> {
-    let disk = |(job, present): (&DetachJob, &Present)| {
-        let attachment = &job.attachment;
-        let disk = present.disk.as_ref()?;
-        Some(Disk::new(&attachment.serial, attachment.path.as_str(), disk))
-    };
-    jobs.iter().zip(all).filter_map(disk).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_scan_leaves_time_for_what_follows() {
-        let hour = Duration::from_secs(3600);
-        let deadline = Instant::now() + hour;
-        let slice = |force| {
-            let policy = DetachPolicy { force, wait: Duration::ZERO };
-            policy.scans_until(deadline).saturating_duration_since(Instant::now())
-        };
-        assert!(slice(false) <= hour / 2 && slice(false) > hour / 3);
-        assert!(slice(true) <= LONGEST_FORCED_SCAN);
-        let short = DetachPolicy { force: true, wait: Duration::ZERO };
-        let deadline = Instant::now() + Duration::from_secs(4);
-        assert!(short.scans_until(deadline) < deadline - Duration::from_secs(2));
+    let mut disks = Vec::with_capacity(all.len());
+    for (job, present) in jobs.iter().zip(all) {
+        if let Some(disk) = &present.disk {
+            disks.push(Disk::new(&job.attachment.serial, job.attachment.path.as_str(), disk)?);
+        }
     }
+    Ok(disks)
 }

@@ -1,35 +1,38 @@
-//! Detach: release, unlink, revoke, flush, check, delete. A part that does not exist any more is no
-//! error.
+//! Detach: release, unlink, revoke, flush, check, quiesce, delete. A part that does not exist any
+//! more is no error.
 //!
 //! The container's tree is not trusted, and has no veto: what it answers, or that it does not
 //! answer, never ends a detach. What could not be removed there is reported, and the disk goes.
 //! Each step in a tree has a part of the remaining time only.
 //!
-//! Until the first disk is deleted, a failure restores nodes and access. Nothing is removed after
-//! the deadline. A process that opens the disk by its own node between the last check and the
-//! deletion is not noticed; that time is as long as a system call takes.
+//! Before the first disk is deleted, the caller is told that all are released: QEMU removes them at
+//! the same time as the kernel does. Until then a failure restores nodes and access. Nothing is
+//! removed after the deadline. A process that opens the disk by its own node between the last check
+//! and the deletion is not noticed; that time is as long as a flush of nothing takes.
 
 use std::{fs, sync::Arc, time::Instant};
 
 use super::{
-    attach::private_umask,
-    attachment::{AccessMode, Attachment},
-    busy::{DetachPolicy, busy, find_late_holders, wait_until_free},
-    disk_removal::{delete, flush},
+    attachment::Attachment,
+    busy::{busy, find_late_holders, wait_until_free},
+    disk_removal::{Quiesced, delete, flush, quiesce},
     failed::{Failed, OfVolume as _},
     job::DetachJob,
+    patience::DetachPolicy,
     present::{LeftBehind, Present},
     queue::Ticket,
+    restoration::roll_back,
     stages::Stages,
-    tree::{Trees, check_time, rollback_until},
+    tree::{Trees, check_time},
 };
 use crate::{
     block::{self, BlockDevice, DeviceNumber},
-    cgroup::{Filter, Grant, Mode},
-    device_node::{Device, Location, NodeKind, NodePath, Removal, Removed, remove_parents},
-    error::{Error, Result, Unsupported},
+    cgroup::{Filter, Mode},
+    device_node::{Location, NodeKind, NodePath, Removal, Removed, remove_parents},
+    error::{Error, Result},
     fault,
     holder::Holder,
+    log,
     mount::Mounts,
     namespace::{Target, check_awaited},
     scsi::{ScsiDevice, ScsiHost},
@@ -52,37 +55,43 @@ pub(crate) struct DetachOutput {
     pub(crate) left_behind: Vec<LeftBehind>,
 }
 
-/// Detaches all volumes. If one is busy, nothing is changed; after a disk was deleted, a repeated
-/// request continues from there.
+/// Is told the serials of the disks that QEMU may remove from now on.
+pub(super) type Tell<'a> = &'a mut dyn FnMut(&[&str]);
+
+/// Detaches all volumes. If one is busy, nothing is changed; after the disks were released or one
+/// was deleted, a repeated request continues from there.
 pub(crate) fn detach(
     jobs: &mut [DetachJob],
     policy: DetachPolicy,
     ticket: &Ticket,
     deadline: Instant,
     stages: &mut Stages,
+    released: Tell<'_>,
 ) -> Result<DetachOutput, Failed> {
     ticket.wait_for_turn(deadline)?;
     let mut all = Vec::with_capacity(jobs.len());
     let mut trees = Trees::new(deadline);
-    let result = sequence(jobs, policy, ticket, deadline, stages, (&mut all, &mut trees));
-    let failed = match result {
+    let result = sequence(jobs, policy, ticket, deadline, stages, (&mut all, &mut trees), released);
+    let mut failed = match result {
         Ok(interrupted) => {
-            let left_behind = all.iter_mut().flat_map(|present| present.left.drain(..)).collect();
-            let detached = |present: Present| Detached {
-                unchanged: !present.changed(),
-                serial: present.serial,
-            };
-            let volumes = all.into_iter().map(detached).collect();
-            return Ok(DetachOutput { volumes, interrupted, left_behind });
+            let mut output =
+                DetachOutput { volumes: Vec::new(), interrupted, left_behind: Vec::new() };
+            for present in &mut all {
+                let (serial, unchanged) = (present.serial.clone(), !present.changed());
+                output.volumes.push(Detached { serial, unchanged });
+                output.left_behind.append(&mut present.left);
+            }
+            return Ok(output);
         }
         Err(failed) => failed,
     };
     if all.iter().any(|present| present.deleted) {
-        return Err(Failed { partial: true, ..failed });
+        failed.partial = true;
+        return Err(failed);
     }
-    let partial = all.iter().any(|present| present.cleared || present.uncertain);
-    let left = roll_back(jobs, &mut all, deadline);
-    Err(Failed { left, partial, ..failed })
+    failed.partial = all.iter().any(|present| present.cleared || present.uncertain);
+    failed.left = roll_back(jobs, &mut all, deadline);
+    Err(failed)
 }
 
 fn sequence(
@@ -92,6 +101,7 @@ fn sequence(
     deadline: Instant,
     stages: &mut Stages,
     (all, trees): (&mut Vec<Present>, &mut Trees),
+    released: Tell<'_>,
 ) -> Result<Vec<Holder>, Failed> {
     let hosts = ScsiHost::all()?;
     for job in &*jobs {
@@ -127,29 +137,59 @@ fn sequence(
     }
     stages.end("flush")?;
 
-    let late = find_late_holders(jobs, all, policy, deadline)?;
+    let late = find_late_holders(jobs, all, policy, ticket, deadline)?;
     if !late.is_empty() && !policy.force {
         return Err(busy(all, late));
     }
-    interrupted
-        .extend(late.into_iter().filter(|new| !interrupted.contains(new)).collect::<Vec<_>>());
+    for new in late {
+        if !interrupted.contains(&new) {
+            interrupted.push(new);
+        }
+    }
     stages.end("check")?;
 
-    let parents: Vec<_> = jobs.iter().map(|job| parents_made(job, ticket)).collect();
+    // What holds a disk that it loses by force may have something to write until the end.
+    let mut is_quiet = !policy.force;
+    for (_, present) in jobs.iter().zip(all.iter_mut()).filter(|(job, _)| !job.keep_disk) {
+        is_quiet = is_quiet && quiesce(present, deadline).of(&present.serial)?;
+    }
+    stages.end("quiesce")?;
+    if is_quiet {
+        release(jobs, all, released);
+    }
+
+    let mut parents = Vec::with_capacity(jobs.len());
+    for job in &*jobs {
+        parents.push(parents_made(job, ticket));
+    }
     for (job, present) in jobs.iter().zip(all.iter_mut()).filter(|(job, _)| !job.keep_disk) {
         check_time(deadline, "the deletion of the disk").of(&job.attachment.serial)?;
         delete(present, ticket, deadline).of(&job.attachment.serial)?;
     }
     stages.end("delete")?;
-    for (job, parents) in jobs.iter().zip(parents) {
-        tidy(job, &parents, trees);
-        let Attachment { serial, container_id, path, .. } = &job.attachment;
+    for (job, parents) in jobs.iter().zip(&parents) {
+        tidy(job, parents, trees);
+        let Attachment { serial, container_id, path, .. } = &*job.attachment;
         ticket.forget_parents(serial, container_id, path);
         if !job.keep_disk {
             ticket.set_attached(serial, false);
         }
     }
     Ok(interrupted)
+}
+
+/// Tells the caller which disks are released. They are taken for deleted: QEMU may have begun.
+fn release(jobs: &[DetachJob], all: &mut [Present], released: Tell<'_>) {
+    let mut serials = Vec::with_capacity(all.len());
+    for (_, present) in jobs.iter().zip(all).filter(|(job, _)| !job.keep_disk) {
+        present.deleted = present.device.is_some();
+        present.quiesced.iter_mut().for_each(Quiesced::disarm);
+        serials.push(&*present.serial);
+    }
+    if !serials.is_empty() {
+        released(&serials);
+    }
+    fault::at("detach-after-released");
 }
 
 fn look_up(job: &DetachJob, hosts: &[ScsiHost], trees: &mut Trees) -> Result<Present> {
@@ -168,15 +208,15 @@ fn look_up(job: &DetachJob, hosts: &[ScsiHost], trees: &mut Trees) -> Result<Pre
             Ok(location) => present.location = Some(Arc::new(location)),
             // Such a path cannot be reached. It had a node, if an attach made one for this
             // container.
-            Err(
-                Error::ParentMissing { .. }
-                | Error::Unsupported(Unsupported::MagicLink { .. })
-                | Error::ContainerEnded { .. },
-            ) if !had_node(job, target) => {}
+            Err(error) if cannot_be_reached(&error) && !had_node(job, target) => {}
             Err(error) => present.leave(job, "device node", &error),
         }
     }
     Ok(present)
+}
+
+fn cannot_be_reached(error: &Error) -> bool {
+    error.is_unreachable_path() || matches!(error, Error::ContainerEnded { .. })
 }
 
 /// Whether an attach made a node for this container, and not for an earlier one of the same id.
@@ -191,7 +231,7 @@ fn find_location(target: &Target, attachment: &Attachment, trees: &mut Trees) ->
     let path = attachment.path.clone();
     let find = move |root: &_, mounts| Location::find(root, &path, &mounts);
     let of = target.clone();
-    trees.run(target, |_| target.enter_with(move || Mounts::read(&of), find, drop))
+    trees.run(target, |_| target.enter_with(move || Mounts::read(&of), find))
 }
 
 /// The device number of the container's node. Where the disk is gone, its number may belong to
@@ -220,7 +260,7 @@ fn is_being_removed(number: DeviceNumber, attachment: &Attachment) -> bool {
 
 /// Removes what the container has of the volume, wherever it is.
 fn unlink(job: &DetachJob, present: &mut Present, trees: &mut Trees) -> Result<()> {
-    let Attachment { serial, container_id, path, .. } = &job.attachment;
+    let Attachment { serial, container_id, path, .. } = &*job.attachment;
     let number = number(job, present);
     let was_bind = job.outcome.as_ref().is_some_and(|outcome| outcome.node == NodeKind::Bind);
     let removal =
@@ -238,7 +278,7 @@ fn unlink(job: &DetachJob, present: &mut Present, trees: &mut Trees) -> Result<(
     let result = trees.run(target, |until| {
         target.aside(move || Ok(remove_nodes(&removal, location.as_deref(), &of, &serial, until)))
     });
-    present.uncertain = matches!(result, Err(Error::TimedOut { .. }));
+    present.uncertain = result.as_ref().is_err_and(|error| error.is_time_out());
     let (leftover, removed) = match result {
         Ok(done) => done,
         Err(error) => {
@@ -308,7 +348,7 @@ fn revoke(job: &DetachJob, present: &mut Present) -> Result<()> {
 /// The directories that were made for the volume, from the host's record if the host got the reply
 /// to the attach.
 fn parents_made(job: &DetachJob, ticket: &Ticket) -> Vec<NodePath> {
-    let Attachment { serial, container_id, path, .. } = &job.attachment;
+    let Attachment { serial, container_id, path, .. } = &*job.attachment;
     match &job.outcome {
         Some(outcome) => outcome.parents_made.clone(),
         None => ticket.parents_made(serial, container_id, path),
@@ -321,49 +361,9 @@ fn tidy(job: &DetachJob, parents: &[NodePath], trees: &mut Trees) {
     let Some(target) = job.target.as_ref().filter(|_| !parents.is_empty()) else { return };
     if let Err(error) = trees.ask(target, |until| remove_parents(target, parents, until)) {
         let path = job.attachment.path.as_str();
-        tracing::warn!("directories that were made for {path:?} stay: {}", error.message());
-    }
-}
-
-/// Restores nodes and access of the containers that run. Continues after an error.
-fn roll_back(jobs: &[DetachJob], all: &mut [Present], deadline: Instant) -> Vec<Error> {
-    let restore = |(job, present)| restore(job, present, rollback_until(deadline)).err();
-    let changed = jobs.iter().zip(all).filter(|(_, present)| present.changed());
-    changed.filter_map(restore).collect()
-}
-
-fn restore(job: &DetachJob, present: &mut Present, until: Instant) -> Result<()> {
-    let (Some(target), Some(disk)) = (&job.target, &present.disk) else { return Ok(()) };
-    // Its number may be another disk's by now, which must not get to the container.
-    if block::serial(disk.device)?.as_ref() != Some(&present.serial)
-        || BlockDevice::at(disk.device)?.as_ref() != Some(disk)
-    {
-        return Ok(());
-    }
-    let Attachment { serial, container_id, path, .. } = &job.attachment;
-    Removal::roll_back(serial, container_id, path);
-    let mut restore = || {
-        if !present.revoked.is_empty() {
-            Filter::of(target)?.allow(disk.number, present.revoked, &mut Grant::default())?;
-        }
-        let Some(options) = present.removed else { return Ok(()) };
-        let Some(location) = present.location.take().and_then(Arc::into_inner) else {
-            return Err(Error::NodeMoved { path: job.attachment.path.as_str().to_owned() });
-        };
-        let read_only = job.attachment.access == AccessMode::ReadOnly;
-        let guarded = Filter::of(target)?.mode() != Mode::None;
-        let device = Device { number: disk.number, options, read_only, guarded };
-        let (of, serial) = (target.clone(), present.serial.clone());
-        let make = move || {
-            private_umask()?;
-            check_awaited()?;
-            location.make(&of, &serial, device, until)?.publish(until)
-        };
-        target.aside(make)?.finish(until)
-    };
-    match restore() {
-        // Node and access are gone with the container.
-        Err(_) if target.has_ended() => Ok(()),
-        result => result,
+        log::warn(format_args!(
+            "directories that were made for {path:?} stay: {}",
+            error.message()
+        ));
     }
 }

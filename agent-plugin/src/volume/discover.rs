@@ -6,6 +6,8 @@
 
 use std::os::fd::AsFd as _;
 
+use std::sync::Arc;
+
 use super::{
     attachment::Attachment,
     failed::{Failed, OfVolume as _},
@@ -13,22 +15,23 @@ use super::{
 };
 use crate::{
     block::{self, BlockDevice},
-    error::{Error, Result},
-    fault,
+    error::{BoxedError, Mismatch, Result},
+    fault, log,
     scsi::{ScsiDevice, ScsiHost},
+    text::displayed,
     uevent::{Received, UeventSocket},
 };
 
 /// The search for one volume.
 #[derive(Debug)]
 pub(super) struct Search {
-    attachment: Attachment,
+    attachment: Arc<Attachment>,
     /// The hosts that may have it.
     hosts: Vec<ScsiHost>,
     /// The addresses that we scanned; a host may have been ruled out since.
     scanned: Vec<ScsiDevice>,
     /// The error for a disk at our address with another serial.
-    mismatch: Option<Error>,
+    mismatch: Option<BoxedError>,
     pub(super) found: Option<BlockDevice>,
     /// Its event was received, so that it can be opened. A disk that was found in sysfs may need
     /// some more microseconds.
@@ -36,11 +39,11 @@ pub(super) struct Search {
 }
 
 impl Search {
-    pub(super) fn new(attachment: &Attachment, hosts: &[ScsiHost]) -> Result<Search> {
+    pub(super) fn new(attachment: &Arc<Attachment>, hosts: &[ScsiHost]) -> Result<Search> {
         let hosts = ScsiHost::candidates(hosts, attachment.controller.as_deref())?;
         let mut attachment = attachment.clone();
         if fault::skips("address") {
-            attachment.address.lun ^= 0x80;
+            Arc::make_mut(&mut attachment).address.lun ^= 0x80;
         }
         Ok(Search {
             attachment,
@@ -58,7 +61,9 @@ impl Search {
 
     /// Looks the disk up in sysfs.
     pub(super) fn read_sysfs(&mut self) -> Result<()> {
-        for device in self.candidates().collect::<Vec<_>>() {
+        // A host that has another disk there is ruled out meanwhile.
+        for host in self.hosts.clone() {
+            let device = host.device(self.attachment.address);
             if let Some(disk) = BlockDevice::at(device)? {
                 self.take_if_ours(disk)?;
             }
@@ -77,12 +82,15 @@ impl Search {
             }
             serial => {
                 self.hosts.retain(|host| host.number != disk.device.host);
-                self.mismatch = Some(Error::IdentityMismatch {
-                    device: disk.device.to_string(),
-                    what: "serial",
-                    found: serial.map_or("none".to_owned(), |serial| format!("{serial:?}")),
-                    expected: format!("{:?}", self.attachment.serial),
-                });
+                self.mismatch = Some(
+                    Mismatch {
+                        device: displayed(&disk.device),
+                        what: "serial",
+                        found: serial.map_or("none".to_owned(), |serial| format!("{serial:?}")),
+                        expected: format!("{:?}", self.attachment.serial),
+                    }
+                    .into(),
+                );
             }
         }
         Ok(())
@@ -90,7 +98,7 @@ impl Search {
 
     /// Fails where every address that the disk could have is taken by another one: then there is
     /// nothing to wait for.
-    fn check_mismatch(&mut self) -> Result<()> {
+    pub(super) fn check_mismatch(&mut self) -> Result<()> {
         match self.mismatch.take_if(|_| self.found.is_none() && self.hosts.is_empty()) {
             Some(error) => Err(error),
             None => Ok(()),
@@ -99,7 +107,6 @@ impl Search {
 
     /// Scans the address on every host where the kernel knows no device yet.
     pub(super) fn scan(&mut self) -> Result<()> {
-        self.check_mismatch()?;
         if self.found.is_some() || fault::skips("scan") {
             return Ok(());
         }
@@ -122,7 +129,7 @@ impl Search {
     }
 
     fn awaited(&self) -> String {
-        let Attachment { address, serial, .. } = &self.attachment;
+        let Attachment { address, serial, .. } = &*self.attachment;
         format!("a disk with serial {serial} at target {} and LUN {}", address.target, address.lun)
     }
 
@@ -133,8 +140,12 @@ impl Search {
         if in_use {
             return Ok(());
         }
-        let candidates = self.candidates().filter(|device| !self.scanned.contains(device));
-        let devices: Vec<_> = self.scanned.iter().copied().chain(candidates).collect();
+        let mut devices = self.scanned.clone();
+        for device in self.candidates() {
+            if !devices.contains(&device) {
+                devices.push(device);
+            }
+        }
         let mut result = Ok(());
         for device in devices {
             let deleted = device.delete(&self.attachment.serial).map(|_| ());
@@ -158,12 +169,13 @@ pub(super) fn find_attached(attachment: &Attachment, hosts: &[ScsiHost]) -> Resu
             serial => other = other.or(serial),
         }
     }
-    Err(Error::IdentityMismatch {
-        device: attachment.address.to_string(),
+    Err(Mismatch {
+        device: displayed(&attachment.address),
         what: "serial",
         found: other.map_or("none".to_owned(), |serial| format!("{serial:?}")),
         expected: format!("{:?}", attachment.serial),
-    })
+    }
+    .into())
 }
 
 /// Waits until every disk of the request is found.
@@ -209,7 +221,7 @@ fn next_event(
 ) -> Result<Handled, Failed> {
     let serial = searches[awaited].attachment.serial.clone();
     // Events may arrive faster than they are handled, and then no wait would notice the deadline.
-    guard.check_time(|| searches[awaited].awaited()).of(&serial)?;
+    guard.check_time(&|| searches[awaited].awaited()).of(&serial)?;
     match socket.receive().of(&serial)? {
         Received::Event(event) if event.adds_disk() => {
             let Some((device, name)) = ScsiDevice::from_devpath(event.devpath) else {
@@ -227,7 +239,7 @@ fn next_event(
         }
         Received::Event(_) | Received::Foreign => {}
         Received::Overflow => {
-            tracing::warn!("uevents were lost, reading sysfs");
+            log::warn(format_args!("uevents were lost, reading sysfs"));
             for search in searches.iter_mut().filter(|search| search.is_pending()) {
                 let serial = search.attachment.serial.clone();
                 search.read_sysfs().and_then(|()| search.check_mismatch()).of(&serial)?;
@@ -235,7 +247,7 @@ fn next_event(
             return Ok(Handled::Overflow);
         }
         Received::Nothing => {
-            guard.wait(socket.as_fd(), || searches[awaited].awaited()).of(&serial)?
+            guard.wait(socket.as_fd(), &|| searches[awaited].awaited()).of(&serial)?
         }
     }
     Ok(Handled::Anything)

@@ -33,7 +33,7 @@ pub(super) struct Guard<'a> {
 impl Guard<'_> {
     /// Checks the deadline, the ticket and the containers, without waiting.
     pub(super) fn check(&self, doing: &str) -> Result<()> {
-        self.check_time(|| doing.to_owned())?;
+        self.check_time(&|| doing.to_owned())?;
         self.targets().try_for_each(Target::check_alive)
     }
 
@@ -44,18 +44,18 @@ impl Guard<'_> {
     }
 
     /// Checks the deadline and the ticket alone.
-    pub(super) fn check_time(&self, awaited: impl Fn() -> String) -> Result<()> {
+    pub(super) fn check_time(&self, awaited: &dyn Fn() -> String) -> Result<()> {
         if self.ticket.is_cancelled() {
-            return Err(Error::Cancelled);
+            return Err(Error::Cancelled.into());
         }
         if fault::now() >= self.end() {
-            return Err(Error::TimedOut { awaited: awaited() });
+            return Err(Error::TimedOut { awaited: awaited() }.into());
         }
         Ok(())
     }
 
     /// Waits until `fd` is readable.
-    pub(super) fn wait(&self, fd: BorrowedFd<'_>, awaited: impl Fn() -> String) -> Result<()> {
+    pub(super) fn wait(&self, fd: BorrowedFd<'_>, awaited: &dyn Fn() -> String) -> Result<()> {
         let mut fds = vec![
             PollFd::new(fd, PollFlags::POLLIN),
             PollFd::new(self.ticket.cancelled(), PollFlags::POLLIN),
@@ -67,7 +67,7 @@ impl Guard<'_> {
         loop {
             let left = self.end().saturating_duration_since(fault::now());
             if left.is_zero() {
-                return Err(Error::TimedOut { awaited: awaited() });
+                return Err(Error::TimedOut { awaited: awaited() }.into());
             }
             // One millisecond more: poll rounds down, and must not end right before the deadline.
             let timeout =
@@ -75,10 +75,11 @@ impl Guard<'_> {
             match poll(&mut fds, timeout) {
                 Ok(0) | Err(Errno::EINTR) => {}
                 Ok(_) => break,
-                Err(errno) => return Err(Error::system("poll", "the uevent socket")(errno)),
+                Err(errno) => return Err(Error::system("poll", &"a request")(errno)),
             }
         }
-        self.check("a device event")
+        self.check_time(awaited)?;
+        self.targets().try_for_each(Target::check_alive)
     }
 
     /// Each container once.

@@ -1,100 +1,37 @@
-//! What the guest can do, and the present state of attachments. Changes nothing.
+//! The present state of attachments. Changes nothing.
 //!
 //! Paths are resolved by descriptor on the request's own thread. A container whose file system
 //! never answers keeps that thread; the caller's time-out ends the call, and nothing else waits for
 //! it.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use super::{
     attachment::{Attachment, Outcome},
     job::distinct_targets,
+    probe::reachable,
 };
 use crate::{
     agent::ContainerError,
     block::{self, BlockDevice, DeviceNumber},
     cgroup::{self, Filter},
-    device_node::{Existing, Location, NodeKind, NodePath},
+    device_node::{Existing, Location},
     disk_stats::DiskStats,
-    error::{Error, Result, Unsupported},
+    error::{Error, Result},
     holder::Holder,
     holders::{self, Disk, Scope},
     mount::Mounts,
-    namespace::Target,
-    scsi::{self, ScsiHost},
+    namespace::{Root, Target},
+    scsi::ScsiHost,
+    text::displayed,
 };
-
-/// What the guest has, apart from containers.
-#[derive(Debug)]
-pub(crate) struct Guest {
-    pub(crate) hosts: Vec<ScsiHost>,
-    pub(crate) scan_mode: String,
-}
-
-/// Reads what the guest has.
-pub(crate) fn probe() -> Result<Guest> {
-    Ok(Guest { hosts: ScsiHost::all()?, scan_mode: scsi::scan_mode()? })
-}
-
-/// The present state of a path in a container.
-#[derive(Debug)]
-pub(crate) struct PathState {
-    pub(crate) path: String,
-    /// `None`: the parent cannot be reached safely.
-    pub(crate) parent: Option<ParentState>,
-    pub(crate) existing: Option<Existing>,
-}
-
-/// The directory that would hold a node.
-#[derive(Debug)]
-pub(crate) struct ParentState {
-    pub(crate) file_system: String,
-    pub(crate) nodev: bool,
-    pub(crate) read_only: bool,
-    /// The directory has to be made first.
-    pub(crate) is_missing: bool,
-    /// The kind of node that an attach would make there, or why it would make none.
-    pub(crate) kind: Result<NodeKind>,
-}
-
-/// Reads the state of paths in a container.
-pub(crate) fn paths(target: &Target, paths: &[NodePath]) -> Result<Vec<PathState>> {
-    let root = target.root()?;
-    let mounts = if paths.is_empty() { Mounts::default() } else { Mounts::read(target)? };
-    let guarded = Filter::of(target)?.mode() != cgroup::Mode::None;
-    let state = |path: &NodePath| {
-        let mut state = PathState { path: path.as_str().to_owned(), parent: None, existing: None };
-        if let Some(location) = reachable(Location::find(&root, path, &mounts))? {
-            state.existing = location.existing()?;
-            state.parent = Some(ParentState {
-                file_system: location.file_system(),
-                nodev: location.nodev(),
-                read_only: location.read_only(),
-                is_missing: !location.missing().is_empty(),
-                kind: location.check(target, guarded),
-            });
-        }
-        Ok(state)
-    };
-    paths.iter().map(state).collect()
-}
-
-fn reachable(location: Result<Location>) -> Result<Option<Location>> {
-    match location {
-        Ok(location) => Ok(Some(location)),
-        Err(Error::ParentMissing { .. } | Error::Unsupported(Unsupported::MagicLink { .. })) => {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
-}
 
 /// An attachment to inspect.
 #[derive(Debug)]
 pub(crate) struct InspectJob {
-    pub(crate) attachment: Attachment,
+    pub(crate) attachment: Arc<Attachment>,
     /// From the host's record of the reply to Attach, if the host got one.
-    pub(crate) outcome: Option<Outcome>,
+    pub(crate) outcome: Option<Arc<Outcome>>,
     /// Its container, or what the agent says of a container that cannot be entered.
     pub(crate) container: Result<Target, ContainerError>,
 }
@@ -145,6 +82,64 @@ pub(crate) struct Inspected {
     pub(crate) holders_unknown: Option<String>,
 }
 
+/// What is read of a container once, for all its attachments: each of them may be a mount and an
+/// entry of the filter, so that reading them for every attachment would grow with the square.
+struct ContainerView<'a> {
+    started: u64,
+    root: Root,
+    mounts: Mounts,
+    filter: Filter<'a>,
+}
+
+/// The containers of a request that were read so far.
+#[derive(Default)]
+struct Views<'a>(Vec<(&'a Target, Result<ContainerView<'a>, String>)>);
+
+impl<'a> Views<'a> {
+    fn of(&mut self, target: &'a Target) -> &Result<ContainerView<'a>, String> {
+        let known = self.0.iter().position(|(known, _)| known.id == target.id);
+        let index = known.unwrap_or_else(|| {
+            let view = ContainerView::of(target).map_err(|error| error.message());
+            self.0.push((target, view));
+            self.0.len() - 1
+        });
+        &self.0[index].1
+    }
+}
+
+impl<'a> ContainerView<'a> {
+    fn of(target: &'a Target) -> Result<Self> {
+        Ok(Self {
+            started: target.started()?,
+            root: target.root()?,
+            mounts: Mounts::read(target)?,
+            filter: Filter::of(target)?,
+        })
+    }
+
+    /// Reads what the container has of one attachment.
+    fn read(
+        &self,
+        attachment: &Attachment,
+        number: Option<DeviceNumber>,
+        inspected: &mut Inspected,
+    ) -> Result<()> {
+        inspected.container_started = self.started;
+        let location = Location::find(&self.root, &attachment.path, &self.mounts);
+        if let Some(location) = reachable(location)? {
+            let found = location.existing()?;
+            inspected.node_present =
+                matches!(found, Some(Existing::Block(found, _)) if Some(found) == number);
+            inspected.leftovers.extend(location.leftover(&attachment.serial)?);
+        }
+        inspected.filter = Some(self.filter.mode());
+        if let Some(number) = number {
+            inspected.allowed = self.filter.allows(number, attachment.access.access())?;
+        }
+        Ok(())
+    }
+}
+
 /// Reads the state of attachments, in their order, and on request the holders of their disks. What
 /// cannot be told of one attachment is said there.
 ///
@@ -156,8 +151,11 @@ pub(crate) fn inspect(
     deadline: Instant,
 ) -> Result<Vec<Inspected>> {
     let hosts = ScsiHost::all()?;
-    let mut all: Vec<Inspected> =
-        subjects.iter().map(|subject| inspect_one(subject, &hosts)).collect();
+    let mut views = Views::default();
+    let mut all = Vec::with_capacity(subjects.len());
+    for subject in subjects {
+        all.push(inspect_one(subject, &hosts, &mut views));
+    }
     if holders && let Err(error) = find_holders(subjects, &mut all, deadline) {
         all.iter_mut().for_each(|one| one.holders_unknown = Some(error.message()));
     }
@@ -166,26 +164,31 @@ pub(crate) fn inspect(
 
 /// Finds holders without a claim, which could make an open or a mount of another process fail.
 fn find_holders(subjects: &[InspectJob], all: &mut [Inspected], deadline: Instant) -> Result<()> {
-    let disk = |(subject, inspected): (&InspectJob, &Inspected)| {
-        let (attachment, disk) = (&subject.attachment, inspected.disk.as_ref()?);
-        Some(Disk::new(&attachment.serial, attachment.path.as_str(), disk))
-    };
-    let disks: Vec<Disk> = subjects.iter().zip(&*all).filter_map(disk).collect::<Result<_>>()?;
+    let mut disks: Vec<Disk> = Vec::with_capacity(subjects.len());
+    for (subject, inspected) in subjects.iter().zip(&*all) {
+        let serial = &subject.attachment.serial;
+        // A shared disk has several attachments.
+        if let Some(disk) = &inspected.disk
+            && disks.iter().all(|known| known.serial != *serial)
+        {
+            disks.push(Disk::new(serial, subject.attachment.path.as_str(), disk)?);
+        }
+    }
     let containers =
         distinct_targets(subjects.iter().filter_map(|subject| subject.container.as_ref().ok()));
     let scan = holders::find(&disks, &containers, Scope::All, deadline)?;
     for found in scan.with_the_rest_unknown(&disks) {
-        let is_of = |subject: &InspectJob| subject.attachment.serial == found.holder.serial;
-        if let Some(index) = subjects.iter().position(is_of) {
-            all[index].holders.push(found.holder);
+        for one in all.iter_mut().filter(|one| one.serial == found.holder.serial) {
+            one.holders.push(found.holder.clone());
         }
     }
     Ok(())
 }
 
-fn inspect_one(
-    InspectJob { attachment, outcome, container }: &InspectJob,
+fn inspect_one<'a>(
+    InspectJob { attachment, outcome, container }: &'a InspectJob,
     hosts: &[ScsiHost],
+    views: &mut Views<'a>,
 ) -> Inspected {
     let mut inspected = Inspected {
         serial: attachment.serial.clone(),
@@ -203,7 +206,9 @@ fn inspect_one(
         unknown: None,
         holders_unknown: None,
     };
-    let mut unknown = inspect_disk(attachment, hosts, &mut inspected).err();
+    let errors_before = outcome.as_ref().map_or(0, |outcome| outcome.errors_before);
+    let disk = inspect_disk(attachment, errors_before, hosts, &mut inspected);
+    let mut unknown = disk.err().map(|error| error.message());
     let number = inspected
         .disk
         .as_ref()
@@ -213,12 +218,15 @@ fn inspect_one(
         Err(error) => {
             inspected.container = error.into();
             if is_unknown(error) {
-                let (id, source) = (attachment.container_id.to_string(), error.clone());
-                unknown = unknown.or(Some(Error::Container { id, source }));
+                let (id, source) = (displayed(&attachment.container_id), error.clone());
+                unknown = unknown.or(Some(Error::Container { id, source }.message()));
             }
         }
         Ok(target) => {
-            let found = inspect_container(attachment, number, target, &mut inspected);
+            let found = views.of(target).as_ref().map_err(String::clone).and_then(|view| {
+                let read = view.read(attachment, number, &mut inspected);
+                read.map_err(|error| error.message())
+            });
             if target.has_ended() {
                 inspected.container = ContainerStatus::Stopped;
                 inspected.container_started = 0;
@@ -227,7 +235,7 @@ fn inspect_one(
             }
         }
     }
-    inspected.unknown = unknown.map(|error| error.message());
+    inspected.unknown = unknown;
     inspected
 }
 
@@ -242,6 +250,7 @@ fn is_unknown(error: &ContainerError) -> bool {
 /// Reads the disk with the attachment's serial number. It is reported as a whole or not at all.
 fn inspect_disk(
     attachment: &Attachment,
+    errors_before: u64,
     hosts: &[ScsiHost],
     inspected: &mut Inspected,
 ) -> Result<()> {
@@ -251,32 +260,11 @@ fn inspect_disk(
         if block::serial(device)?.as_ref() == Some(&attachment.serial)
             && let Some(disk) = BlockDevice::at(device)?
         {
-            let stats = DiskStats::of(&disk)?;
+            let mut stats = DiskStats::of(&disk)?;
+            stats.errors = stats.errors.saturating_sub(errors_before);
             (inspected.size, inspected.read_only) = (disk.size()?, disk.read_only()?);
             (inspected.stats, inspected.disk) = (Some(stats), Some(disk));
         }
-    }
-    Ok(())
-}
-
-fn inspect_container(
-    attachment: &Attachment,
-    number: Option<DeviceNumber>,
-    target: &Target,
-    inspected: &mut Inspected,
-) -> Result<()> {
-    inspected.container_started = target.started()?;
-    let mounts = Mounts::read(target)?;
-    if let Some(location) = reachable(Location::find(&target.root()?, &attachment.path, &mounts))? {
-        let found = location.existing()?;
-        inspected.node_present =
-            matches!(found, Some(Existing::Block(found, _)) if Some(found) == number);
-        inspected.leftovers.extend(location.leftover(&attachment.serial)?);
-    }
-    let filter = Filter::of(target)?;
-    inspected.filter = Some(filter.mode());
-    if let Some(number) = number {
-        inspected.allowed = filter.allows(number, attachment.access.access())?;
     }
     Ok(())
 }

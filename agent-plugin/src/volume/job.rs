@@ -1,21 +1,23 @@
 //! An attachment together with the container that it is for.
 
+use std::sync::Arc;
+
 use super::attachment::{Attachment, Outcome};
 use crate::namespace::Target;
 
 /// An attachment to make.
 #[derive(Debug, Clone)]
 pub(crate) struct AttachJob {
-    pub(crate) attachment: Attachment,
+    pub(crate) attachment: Arc<Attachment>,
     pub(crate) target: Target,
 }
 
 /// An attachment to remove or to inspect.
 #[derive(Debug)]
 pub(crate) struct DetachJob {
-    pub(crate) attachment: Attachment,
+    pub(crate) attachment: Arc<Attachment>,
     /// From the host's record of the reply to Attach, if the host got one.
-    pub(crate) outcome: Option<Outcome>,
+    pub(crate) outcome: Option<Arc<Outcome>>,
     /// Another container continues to use the disk: only this one's node and access are removed.
     pub(crate) keep_disk: bool,
     /// Another path of the same container continues to use it: only the node is removed.

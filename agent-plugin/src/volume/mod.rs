@@ -8,13 +8,16 @@
 //! |---|---|
 //! | `attachment`, `job` | what a request consists of, and what the host records of it |
 //! | `attach`, `detach`, `resize`, `inspect` | one operation each |
+//! | `probe` | what the guest can do, and what exists at paths of a container |
+//! | `conversation` | what an attach says to its caller, and what it waits for |
 //! | `discover` | finds the disks of a request: sysfs, scan, uevents |
 //! | `resolve` | finds the directories of the nodes |
 //! | `progress` | what an attach has done, and its rollback |
 //! | `present` | what exists of a volume that is detached |
-//! | `disk_removal` | the disk's own part of a detach: flush, delete |
+//! | `restoration` | the rollback of a detach |
+//! | `disk_removal` | the disk's own part of a detach: flush, quiesce, delete |
 //! | `tree` | the time of a detach in the trees of containers |
-//! | `busy` | holders of a disk that is detached: claim, find, wait |
+//! | `busy`, `patience` | holders of a disk that is detached: claim, find, wait; for how long |
 //! | `queue` | one operation at a time on a volume |
 //! | `guard` | what ends a request early |
 //! | `stages`, `failed` | the time of each stage; why a request failed |
@@ -22,6 +25,7 @@
 mod attach;
 mod attachment;
 mod busy;
+mod conversation;
 mod detach;
 mod discover;
 mod disk_removal;
@@ -29,27 +33,35 @@ mod failed;
 mod guard;
 mod inspect;
 mod job;
+mod patience;
 mod present;
+mod probe;
 mod progress;
 mod queue;
 mod resize;
 mod resolve;
+mod restoration;
 mod stages;
 mod tree;
 
 pub(crate) use attach::{Attached, attach};
 pub(crate) use attachment::{AccessMode, Attachment, Outcome};
-pub(crate) use busy::DetachPolicy;
-pub(crate) use detach::{DetachOutput, Detached, detach};
+pub(crate) use conversation::{Conversation, Said, Step, Steps};
+pub(crate) use detach::{DetachOutput, detach};
 pub(crate) use failed::Failed;
-pub(crate) use inspect::{
-    ContainerStatus, Guest, InspectJob, Inspected, PathState, inspect, paths, probe,
-};
+pub(crate) use inspect::{ContainerStatus, InspectJob, Inspected, inspect};
 pub(crate) use job::{AttachJob, DetachJob};
+pub(crate) use patience::DetachPolicy;
 pub(crate) use present::LeftBehind;
+pub(crate) use probe::{PathState, Probed, probe};
 pub(crate) use queue::{Announced, CancelOnDrop, Queues, Ticket};
 pub(crate) use resize::{Resized, resize};
-pub(crate) use stages::Stages;
+pub(crate) use stages::{Stages, Taken};
+#[cfg(test)]
+pub(crate) use {
+    detach::Detached,
+    probe::{Guest, ParentState, ProbedContainer},
+};
 
 /// Gives up the numbers of deleted disks that nothing refers to any more.
 pub(crate) use crate::device_node::sweep;

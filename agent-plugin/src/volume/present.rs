@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::job::DetachJob;
+use super::{disk_removal::Quiesced, job::DetachJob};
 use crate::{
     block::{BlockDevice, Claim},
     cgroup::Access,
@@ -24,7 +24,8 @@ pub(super) struct Present {
     pub(super) removed: Option<NodeOptions>,
     /// The access that was revoked.
     pub(super) revoked: Access,
-    /// The disk is deleted, or its deletion has begun.
+    pub(super) quiesced: Option<Quiesced>,
+    /// The disk is deleted, or its deletion has begun, or the caller was told that it is released.
     pub(super) deleted: bool,
     /// A leftover of an earlier run was removed. A rollback does not restore it.
     pub(super) cleared: bool,

@@ -6,7 +6,7 @@ use super::{discover::Search, job::AttachJob, queue::Ticket};
 use crate::{
     cgroup::Grant,
     device_node::{Node, NodeKind, NodeOptions, NodePath},
-    error::{Error, Result},
+    error::{BoxedError, Result},
 };
 
 /// What was done so far. It lives outside of the sequence, so that an error and a panic are rolled
@@ -46,9 +46,14 @@ pub(super) fn parents_made(
     let nodes = of_container.filter_map(|(_, volume)| volume.node.as_ref());
     // Each is a part of a path that was checked.
     let made = nodes.flat_map(Node::parents_made).filter_map(|path| NodePath::new(&path).ok());
-    let mut above: Vec<_> = made.filter(|made| attachment.path.is_below(made)).collect();
-    above.sort_by_key(|made| made.as_str().len());
-    above.dedup();
+    let mut above: Vec<NodePath> = Vec::new();
+    for made in made.filter(|made| attachment.path.is_below(made)) {
+        // Of two that have the same length and are above the same path, both are the same.
+        let length = |path: &NodePath| path.as_str().len();
+        if let Err(at) = above.binary_search_by_key(&length(&made), length) {
+            above.insert(at, made);
+        }
+    }
     above
 }
 
@@ -59,16 +64,18 @@ pub(super) fn roll_back(
     progress: &Progress,
     ticket: &Ticket,
     deadline: Instant,
-) -> Vec<Error> {
-    let volumes = || progress.volumes.iter().rev();
-    let nodes =
-        volumes().filter_map(|volume| volume.node.as_ref()).map(|node| node.remove(deadline));
-    let grants = volumes().filter_map(|volume| volume.grant.as_ref()).map(Grant::roll_back);
-    let disks = jobs.iter().zip(&progress.searches).zip(&progress.volumes).rev().map(
-        |((job, search), volume)| {
-            let is_attached = ticket.is_attached(&job.attachment.serial);
-            search.roll_back(volume.existing.is_some() || is_attached)
-        },
-    );
-    nodes.chain(grants).chain(disks).filter_map(Result::err).collect()
+) -> Vec<BoxedError> {
+    let mut left = Vec::new();
+    let mut note = |result: Result<()>| left.extend(result.err());
+    for node in progress.volumes.iter().rev().filter_map(|volume| volume.node.as_ref()) {
+        note(node.remove(deadline));
+    }
+    for grant in progress.volumes.iter().rev().filter_map(|volume| volume.grant.as_ref()) {
+        note(grant.roll_back());
+    }
+    for (index, volume) in progress.volumes.iter().enumerate().rev() {
+        let is_attached = ticket.is_attached(&jobs[index].attachment.serial);
+        note(progress.searches[index].roll_back(volume.existing.is_some() || is_attached));
+    }
+    left
 }

@@ -9,7 +9,7 @@
 //! its reply sends a detach, and relies on that one to cancel it.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     os::fd::{AsFd, BorrowedFd},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -28,12 +28,13 @@ use crate::{
 /// The queues of all volumes. An idle volume has none.
 #[derive(Debug, Default)]
 pub(crate) struct Queues {
-    queues: Mutex<HashMap<String, Queue>>,
+    queues: Mutex<Vec<Queue>>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
+    serial: String,
     entries: VecDeque<Arc<Entry>>,
     /// Attaches that were announced. Nothing waits for them: they have not begun.
     announced: Vec<Arc<Entry>>,
@@ -48,6 +49,28 @@ impl Queue {
     fn is_idle(&self) -> bool {
         self.entries.is_empty() && self.announced.is_empty() && !self.attached
     }
+}
+
+// There are as many queues as volumes: few.
+
+fn find<'a>(queues: &'a [Queue], serial: &str) -> Option<&'a Queue> {
+    queues.iter().find(|queue| queue.serial == serial)
+}
+
+fn find_mut<'a>(queues: &'a mut [Queue], serial: &str) -> Option<&'a mut Queue> {
+    queues.iter_mut().find(|queue| queue.serial == serial)
+}
+
+/// The queue of a volume, which may be new.
+fn queue_of<'a>(queues: &'a mut Vec<Queue>, serial: &str) -> &'a mut Queue {
+    let at = match queues.iter().position(|queue| queue.serial == serial) {
+        Some(at) => at,
+        None => {
+            queues.push(Queue { serial: serial.to_owned(), ..Queue::default() });
+            queues.len() - 1
+        }
+    };
+    &mut queues[at]
 }
 
 /// The directories that were made for one attachment, outermost first.
@@ -117,7 +140,7 @@ impl Queues {
         let entry = Arc::new(Entry::new(serials, RequestKind::Attach));
         let mut queues = self.lock();
         for serial in &entry.serials {
-            queues.entry(serial.clone()).or_default().announced.push(entry.clone());
+            queue_of(&mut queues, serial).announced.push(entry.clone());
         }
         drop(queues);
         Announced { place: Place { queues: self.clone(), entry } }
@@ -134,12 +157,17 @@ impl Queues {
 
     /// A panic elsewhere does not leave the queues inconsistent: every change to them is complete
     /// under the lock.
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Queue>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Queue>> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Announced {
+    /// As [`Ticket::cancel_on_drop`], also while the attach is not in the queues.
+    pub(crate) fn cancel_on_drop(&self) -> CancelOnDrop {
+        self.place.cancel_on_drop()
+    }
+
     /// Joins the end of each volume's queue.
     ///
     /// # Errors
@@ -150,19 +178,23 @@ impl Announced {
 }
 
 impl Place {
+    fn cancel_on_drop(&self) -> CancelOnDrop {
+        CancelOnDrop { queues: self.queues.clone(), entry: self.entry.clone() }
+    }
+
     fn join(self) -> Result<Ticket> {
         let Place { queues, entry } = &self;
         let cancel = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(Error::system("eventfd", "a request"))?;
+            .map_err(Error::system("eventfd", &"a request"))?;
         entry.cancel.get_or_init(|| cancel);
         let mut all = queues.lock();
         if entry.is_cancelled() {
             // The lock is taken again when the place is dropped.
             drop(all);
-            return Err(Error::Cancelled);
+            return Err(Error::Cancelled.into());
         }
         for serial in &entry.serials {
-            let queue = all.entry(serial.clone()).or_default();
+            let queue = queue_of(&mut all, serial);
             queue.announced.retain(|announced| !Arc::ptr_eq(announced, entry));
             let ahead = queue.entries.iter().chain(&queue.announced);
             let cancelled = ahead.filter(|ahead| ahead.kind.is_cancelled_by(entry.kind));
@@ -203,7 +235,7 @@ impl Ticket {
         let mut queues = self.lock();
         loop {
             if self.is_cancelled() {
-                return Err(Error::Cancelled);
+                return Err(Error::Cancelled.into());
             }
             let serials = &self.place.entry.serials;
             let waits_for = serials.iter().find(|serial| !self.is_first(&queues, serial));
@@ -212,20 +244,20 @@ impl Ticket {
             if left.is_zero() {
                 return Err(Error::TimedOut {
                     awaited: format!("an earlier request for volume {serial}"),
-                });
+                }
+                .into());
             }
             let woken = self.place.queues.changed.wait_timeout(queues, left);
             queues = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Queue>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Queue>> {
         self.place.queues.lock()
     }
 
-    fn is_first(&self, queues: &HashMap<String, Queue>, serial: &str) -> bool {
-        queues
-            .get(serial)
+    fn is_first(&self, queues: &[Queue], serial: &str) -> bool {
+        find(queues, serial)
             .and_then(|queue| queue.entries.front())
             .is_some_and(|first| Arc::ptr_eq(first, &self.place.entry))
     }
@@ -240,15 +272,15 @@ impl Ticket {
         self.place.entry.cancel.get().expect("it was made before the queues were joined").as_fd()
     }
 
-    /// Returns what cancels the request when it is dropped, for a request that waits for holders
-    /// and whose caller may close the connection.
+    /// Returns what cancels the request when it is dropped, for a request that is of use to its
+    /// caller alone.
     pub(crate) fn cancel_on_drop(&self) -> CancelOnDrop {
-        CancelOnDrop(self.place.entry.clone())
+        self.place.cancel_on_drop()
     }
 
     /// Records whether a volume is attached.
     pub(crate) fn set_attached(&self, serial: &str, attached: bool) {
-        if let Some(queue) = self.lock().get_mut(serial) {
+        if let Some(queue) = find_mut(&mut self.lock(), serial) {
             queue.attached = attached;
             if !attached {
                 queue.made.clear();
@@ -265,7 +297,7 @@ impl Ticket {
         made: &[NodePath],
     ) {
         // A repeated attach has made none; those that the first one made are its own.
-        if let Some(queue) = self.lock().get_mut(serial)
+        if let Some(queue) = find_mut(&mut self.lock(), serial)
             && !made.is_empty()
         {
             queue.made.retain(|made| !made.is_for(container, path));
@@ -282,31 +314,38 @@ impl Ticket {
         path: &NodePath,
     ) -> Vec<NodePath> {
         let queues = self.lock();
-        let mut made = queues.get(serial).map(|queue| queue.made.iter()).unwrap_or_default();
+        let mut made = find(&queues, serial).map(|queue| queue.made.iter()).unwrap_or_default();
         let made = made.find(|made| made.is_for(container, path));
         made.map(|made| made.parents.clone()).unwrap_or_default()
     }
 
     /// Forgets them: the attachment is detached.
     pub(crate) fn forget_parents(&self, serial: &str, container: &str, path: &NodePath) {
-        if let Some(queue) = self.lock().get_mut(serial) {
+        if let Some(queue) = find_mut(&mut self.lock(), serial) {
             queue.made.retain(|made| !made.is_for(container, path));
         }
     }
 
     /// Whether this service attached the volume, and did not detach it since.
     pub(crate) fn is_attached(&self, serial: &str) -> bool {
-        self.lock().get(serial).is_some_and(|queue| queue.attached)
+        find(&self.lock(), serial).is_some_and(|queue| queue.attached)
     }
 }
 
 /// See [`Ticket::cancel_on_drop`].
 #[derive(Debug)]
-pub(crate) struct CancelOnDrop(Arc<Entry>);
+pub(crate) struct CancelOnDrop {
+    queues: Arc<Queues>,
+    entry: Arc<Entry>,
+}
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
-        self.0.cancel();
+        self.entry.cancel();
+        // It may be waiting for its turn: under the lock, so that it is not between its look and
+        // its wait.
+        drop(self.queues.lock());
+        self.queues.changed.notify_all();
     }
 }
 
@@ -314,14 +353,12 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut queues = self.queues.lock();
         for serial in &self.entry.serials {
-            if let Some(queue) = queues.get_mut(serial) {
+            if let Some(queue) = find_mut(&mut queues, serial) {
                 queue.entries.retain(|entry| !Arc::ptr_eq(entry, &self.entry));
                 queue.announced.retain(|entry| !Arc::ptr_eq(entry, &self.entry));
-                if queue.is_idle() {
-                    queues.remove(serial);
-                }
             }
         }
+        queues.retain(|queue| !queue.is_idle());
         drop(queues);
         self.queues.changed.notify_all();
     }

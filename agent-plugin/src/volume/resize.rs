@@ -7,7 +7,7 @@
 //! rescanned. There is no rollback: the guest only mirrors the device. A request that failed may be
 //! repeated.
 
-use std::{os::fd::AsFd as _, time::Instant};
+use std::{os::fd::AsFd as _, sync::Arc, time::Instant};
 
 use super::{
     attachment::Attachment,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     block::BlockDevice,
-    fault,
+    fault, log,
     scsi::{ScsiDevice, ScsiHost},
     uevent::{Received, UeventSocket},
 };
@@ -58,7 +58,7 @@ impl Growing<'_> {
 
 /// Makes the kernel read the expected sizes.
 pub(crate) fn resize(
-    attachments: &[Attachment],
+    attachments: &[Arc<Attachment>],
     announced: Announced,
     deadline: Instant,
     stages: &mut Stages,
@@ -77,17 +77,23 @@ pub(crate) fn resize(
     let mut all = Vec::with_capacity(attachments.len());
     let result = sequence(attachments, &mut socket, &guard, stages, &mut all);
     let changed = all.iter().any(|disk| disk.now != disk.before);
-    result.map_err(|failed| Failed { partial: changed, ..failed })?;
-    let resized = |disk: &Growing<'_>| Resized {
-        serial: disk.attachment.serial.clone(),
-        unchanged: disk.before == disk.now,
-        size: disk.now,
-    };
-    Ok(all.iter().map(resized).collect())
+    if let Err(mut failed) = result {
+        failed.partial = changed;
+        return Err(failed);
+    }
+    let mut resized = Vec::with_capacity(all.len());
+    for disk in &all {
+        resized.push(Resized {
+            serial: disk.attachment.serial.clone(),
+            unchanged: disk.before == disk.now,
+            size: disk.now,
+        });
+    }
+    Ok(resized)
 }
 
 fn sequence<'a>(
-    attachments: &'a [Attachment],
+    attachments: &'a [Arc<Attachment>],
     socket: &mut UeventSocket,
     guard: &Guard<'_>,
     stages: &mut Stages,
@@ -101,7 +107,7 @@ fn sequence<'a>(
     }
     stages.end("lookup")?;
 
-    guard.check_time(|| "the look-up".to_owned())?;
+    guard.check_time(&|| "the look-up".to_owned())?;
     for disk in all.iter_mut().filter(|disk| disk.is_pending() && !fault::skips("rescan")) {
         disk.disk.device.rescan().of(&disk.attachment.serial)?;
         disk.read_size()?;
@@ -122,7 +128,7 @@ fn next_event(
     guard: &Guard<'_>,
 ) -> Result<(), Failed> {
     let serial = all[pending].attachment.serial.as_str();
-    guard.check_time(|| all[pending].awaited()).of(serial)?;
+    guard.check_time(&|| all[pending].awaited()).of(serial)?;
     match socket.receive().of(serial)? {
         Received::Event(event) if event.changes_disk() => {
             let device = ScsiDevice::from_devpath(event.devpath).map(|(device, _)| device);
@@ -131,9 +137,9 @@ fn next_event(
         }
         Received::Event(_) | Received::Foreign => Ok(()),
         Received::Overflow => {
-            tracing::warn!("uevents were lost, reading sysfs");
+            log::warn(format_args!("uevents were lost, reading sysfs"));
             all.iter_mut().try_for_each(Growing::read_size)
         }
-        Received::Nothing => guard.wait(socket.as_fd(), || all[pending].awaited()).of(serial),
+        Received::Nothing => guard.wait(socket.as_fd(), &|| all[pending].awaited()).of(serial),
     }
 }

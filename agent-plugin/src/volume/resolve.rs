@@ -1,57 +1,51 @@
-//! Resolves the paths of a request, while the disks are discovered.
+//! Resolves the paths of a request.
 
 use std::time::Instant;
 
 use super::{
-    failed::Failed,
+    failed::{Failed, OfVolume as _},
     job::{AttachJob, distinct_targets},
 };
 use crate::{
     device_node::Location,
-    error::{Error, Result},
+    error::{BoxedError, Error, Result},
     mount::Mounts,
-    namespace::{NamespaceTask, Target},
+    namespace::{NamespaceTask, Root, Target},
 };
 
-pub(super) type Locations = Vec<Result<Location>>;
-
-/// Starts to resolve the paths of each container on a thread in its namespace, while this thread
-/// works on the disks.
-pub(super) fn start(
-    jobs: &[AttachJob],
-) -> Result<Vec<(&Target, NamespaceTask<Locations>)>, Failed> {
-    let resolve = |target: &Target| {
-        let paths: Vec<_> =
-            of_target(jobs, target).map(|job| job.attachment.path.clone()).collect();
-        let find = move |root: &_, mounts| {
-            Ok(paths.iter().map(|path| Location::find(root, path, &mounts)).collect())
+/// Finds the locations of the nodes, in the order of the request. A thread in the namespace of each
+/// container resolves its paths; those of several containers work side by side.
+pub(super) fn locations(jobs: &[AttachJob], deadline: Instant) -> Result<Vec<Location>, Failed> {
+    let mut tasks: Vec<(&Target, NamespaceTask<Vec<Result<Location>>>)> = Vec::new();
+    for target in distinct_targets(jobs.iter().map(|job| &job.target)) {
+        let mut paths = Vec::with_capacity(jobs.len());
+        for job in of_target(jobs, target) {
+            paths.push(job.attachment.path.clone());
+        }
+        let find = move |root: &Root, mounts| {
+            let mut locations = Vec::with_capacity(paths.len());
+            for path in &paths {
+                locations.push(Location::find(root, path, &mounts));
+            }
+            Ok(locations)
         };
         let of = target.clone();
-        target.enter_with(move || Mounts::read(&of), find, drop)
-    };
-    distinct_targets(jobs.iter().map(|job| &job.target))
-        .into_iter()
-        .map(|target| Ok((target, resolve(target)?)))
-        .collect()
-}
-
-fn of_target<'a>(jobs: &'a [AttachJob], target: &Target) -> impl Iterator<Item = &'a AttachJob> {
-    jobs.iter().filter(move |job| job.target.id == target.id)
-}
-
-/// Waits for the locations, and returns them in the order of the request.
-pub(super) fn finish(
-    jobs: &[AttachJob],
-    tasks: Vec<(&Target, NamespaceTask<Locations>)>,
-    deadline: Instant,
-) -> Result<Locations, Failed> {
+        tasks.push((target, target.enter_with(move || Mounts::read(&of), find)?));
+    }
     let mut found = Vec::with_capacity(tasks.len());
     for (target, task) in tasks {
         found.push((&target.id, task.finish(deadline)?.into_iter()));
     }
-    let next = |job: &AttachJob| {
+    let mut all = Vec::with_capacity(jobs.len());
+    for job in jobs {
         let locations = found.iter_mut().find(|(id, _)| **id == job.target.id);
-        locations.and_then(|(_, locations)| locations.next()).unwrap_or(Err(Error::Panicked))
-    };
-    Ok(jobs.iter().map(next).collect())
+        let location = locations.and_then(|(_, locations)| locations.next());
+        let location = location.unwrap_or_else(|| Err(BoxedError::from(Error::Panicked)));
+        all.push(location.of(&job.attachment.serial)?);
+    }
+    Ok(all)
+}
+
+fn of_target<'a>(jobs: &'a [AttachJob], target: &Target) -> impl Iterator<Item = &'a AttachJob> {
+    jobs.iter().filter(move |job| job.target.id == target.id)
 }

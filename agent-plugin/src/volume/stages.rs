@@ -4,12 +4,15 @@ use std::time::{Duration, Instant};
 
 use crate::{error::Result, fault};
 
+/// A stage, and the time that it took.
+pub(crate) type Taken = (&'static str, Duration);
+
 /// The time that each stage of an operation took.
 #[derive(Debug)]
 pub(crate) struct Stages {
     operation: &'static str,
     since: Instant,
-    pub(crate) taken: Vec<(&'static str, Duration)>,
+    pub(crate) taken: Vec<Taken>,
 }
 
 impl Stages {

@@ -52,10 +52,10 @@ impl Trees {
     ) -> Result<T> {
         if self.silent.contains(&target.id) {
             let awaited = format!("a file system of container {}", target.id);
-            return Err(Error::TimedOut { awaited });
+            return Err(Error::TimedOut { awaited }.into());
         }
         let result = step(self.until());
-        if matches!(result, Err(Error::TimedOut { .. })) {
+        if result.as_ref().is_err_and(|error| error.is_time_out()) {
             self.silent.push(target.id.clone());
         }
         result
@@ -72,7 +72,7 @@ pub(super) fn check_time(deadline: Instant, step: &str) -> Result<()> {
     if fault::now() < deadline {
         return Ok(());
     }
-    Err(Error::TimedOut { awaited: format!("the detach to come to {step}") })
+    Err(Error::TimedOut { awaited: format!("the detach to come to {step}") }.into())
 }
 
 #[cfg(test)]

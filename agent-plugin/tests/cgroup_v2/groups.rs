@@ -10,7 +10,6 @@ use std::{
 };
 
 use agent_plugin::{
-    Error,
     block::DeviceNumber,
     cgroup::{
         Access, Grant,
@@ -157,7 +156,11 @@ impl Drop for Groups {
     }
 }
 
-pub(crate) fn allow(group: &Group, number: DeviceNumber, rights: Access) -> Result<Grant, Error> {
+pub(crate) fn allow(
+    group: &Group,
+    number: DeviceNumber,
+    rights: Access,
+) -> agent_plugin::Result<Grant> {
     let mut grant = Grant::default();
     group.allow(number, rights, &mut grant).map(|()| grant)
 }

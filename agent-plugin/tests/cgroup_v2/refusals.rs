@@ -28,7 +28,7 @@ fn a_program_of_an_ancestor_is_never_changed() {
     group.check().expect("it allows SCSI disks");
     let error = allow(&group, DISK, Access::READ).unwrap_err();
     let expected = Unsupported::BpfShared { program: pod[0], cgroup: format!("/{}", groups.name) };
-    assert!(matches!(error, Error::Unsupported(found) if found == expected));
+    assert!(matches!(&*error, Error::Unsupported(found) if *found == expected));
     assert_eq!((groups.ids(""), groups.ids("c1")), (pod.clone(), own), "nothing was changed");
 
     groups.attach("", &constant(0));
@@ -45,7 +45,7 @@ fn a_shared_cgroup_is_only_read() {
     let disk = DeviceNumber { major: 8, minor: 0 };
     assert!(allow(&group, disk, Access::READ_WRITE).unwrap().added.is_empty());
     assert!(matches!(
-        allow(&group, DISK, Access::READ).unwrap_err(),
+        *allow(&group, DISK, Access::READ).unwrap_err(),
         Error::Unsupported(Unsupported::BpfShared { .. })
     ));
     assert_eq!(groups.ids("c1"), ids);
@@ -88,7 +88,7 @@ fn an_unsafe_change_is_refused_with_its_reason(
     for refused in [group.check(), allow(&group, DISK, Access::READ).map(drop)] {
         let error = refused.unwrap_err();
         assert!(
-            matches!(error, Error::Unsupported(_)) && error.message().contains(reason),
+            matches!(*error, Error::Unsupported(_)) && error.message().contains(reason),
             "{error}"
         );
     }
@@ -109,7 +109,7 @@ fn a_program_that_is_also_attached_to_an_ancestor_is_refused() {
     runtimes::attach(&groups.open("c1"), &loaded, ALLOW_MULTI);
     let ids = groups.ids("c1");
     let error = allow(&groups.container(), DISK, Access::READ).unwrap_err();
-    assert!(matches!(error, Error::Unsupported(Unsupported::BpfShared { .. })), "{error}");
+    assert!(matches!(*error, Error::Unsupported(Unsupported::BpfShared { .. })), "{error}");
     assert_eq!(groups.ids("c1"), ids);
 }
 
@@ -121,7 +121,7 @@ fn without_capabilities() {
     let group = Group::new(&root, Path::new(&name));
     for refused in [group.check(), allow(&group, DISK, Access::READ).map(drop)] {
         let error = refused.unwrap_err();
-        assert!(matches!(error, Error::Unsupported(Unsupported::BpfDenied { .. })), "{error}");
+        assert!(matches!(*error, Error::Unsupported(Unsupported::BpfDenied { .. })), "{error}");
     }
 }
 

@@ -1,22 +1,26 @@
 //! The glue between kata-agent and agent-plugin: looks up containers and asks the policy.
 
-use std::collections::HashMap;
-use std::convert::TryFrom;
+mod audit_log;
+mod spec;
+
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use agent_plugin::{Agent, Container, ContainerError, Denied, DeviceRule};
 use async_trait::async_trait;
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, Spec};
-use runtime_spec::ContainerState;
 use rustjail::container::{BaseContainer, LinuxContainer};
 use tokio::sync::Mutex;
 
 use crate::sandbox::Sandbox;
 
-/// Returns the plugin's service, for `Server::register_service`.
-pub(crate) fn service(sandbox: Arc<Mutex<Sandbox>>) -> HashMap<String, ttrpc::r#async::Service> {
-    agent_plugin::service(Arc::new(BlockVolume { sandbox }))
+pub(crate) use audit_log::AuditLog;
+use spec::ContainerState;
+
+/// Returns this agent, as the plugin sees it.
+pub(crate) fn agent(sandbox: Arc<Mutex<Sandbox>>) -> Arc<BlockVolume> {
+    AuditLog::start();
+    Arc::new(BlockVolume { sandbox })
 }
 
 /// What the plugin needs from this agent.
@@ -27,6 +31,7 @@ pub(crate) struct BlockVolume {
 #[async_trait]
 impl Agent for BlockVolume {
     async fn container(&self, id: &str) -> Result<Container, ContainerError> {
+        let hierarchies = hierarchies();
         // No await while the lock is held.
         let sandbox = self.sandbox.lock().await;
         let container = sandbox.containers.get(id).ok_or(ContainerError::Unknown)?;
@@ -35,17 +40,26 @@ impl Agent for BlockVolume {
             ContainerState::Paused => Err(ContainerError::Paused),
             ContainerState::Stopped => Err(ContainerError::Stopped),
             // As of the agent's last check. The plugin detects that the process has ended.
-            ContainerState::Running => handles(container),
+            ContainerState::Running => handles(container, &hierarchies),
         }
     }
 
     /// Processes that survive a container's first one keep its nodes and rights, until a detach
-    /// removes both.
+    /// removes both. A paused container gets no volume, and can lose one.
     async fn remains(&self, id: &str) -> Option<Container> {
+        let hierarchies = hierarchies();
         let sandbox = self.sandbox.lock().await;
         let container = sandbox.containers.get(id)?;
-        let namespace = container.config.spec.as_ref().and_then(mount_namespace)?;
-        Container::remains(&namespace, cgroup(container).ok()?, rules(container)).ok()
+        if container.status() == ContainerState::Paused {
+            return handles(container, &hierarchies).ok();
+        }
+        let namespace = container
+            .config
+            .spec
+            .as_ref()
+            .and_then(spec::mount_namespace)?;
+        let cgroup = cgroup(container, &hierarchies).ok()?;
+        Container::remains(&namespace, cgroup, rules(container)).ok()
     }
 
     #[cfg(feature = "agent-policy")]
@@ -64,68 +78,69 @@ impl Agent for BlockVolume {
     }
 }
 
-fn handles(container: &LinuxContainer) -> Result<Container, ContainerError> {
+fn handles(
+    container: &LinuxContainer,
+    hierarchies: &[PathBuf],
+) -> Result<Container, ContainerError> {
     let spec = container.config.spec.as_ref();
     let mount_namespace = spec
-        .and_then(mount_namespace)
+        .and_then(spec::mount_namespace)
         .unwrap_or_else(|| PathBuf::from(format!("/proc/{}/ns/mnt", container.init_process_pid)));
     Container::of_process(
         container.init_process_pid,
         &mount_namespace,
-        cgroup(container)?,
+        cgroup(container, hierarchies)?,
         rules(container),
     )
 }
 
-fn cgroup(container: &LinuxContainer) -> Result<PathBuf, ContainerError> {
-    let cgroup = container.cgroup_manager.get_cgroup_path("devices");
-    let cgroup =
-        cgroup.map_err(|error| ContainerError::Unreachable(format!("its cgroup: {error}")))?;
-    Ok(below_hierarchy(&cgroup))
-}
-
 fn rules(container: &LinuxContainer) -> Vec<DeviceRule> {
-    container.config.spec.as_ref().map(device_rules).unwrap_or_default()
+    container
+        .config
+        .spec
+        .as_ref()
+        .map(spec::device_rules)
+        .unwrap_or_default()
 }
 
-/// kata-agent 4.x keeps the namespaces of a container open; the specification holds the paths of
-/// its descriptors.
-fn mount_namespace(spec: &Spec) -> Option<PathBuf> {
-    let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
-    let mount = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Mount)?;
-    mount.path().clone().filter(|path| !path.as_os_str().is_empty())
+/// The container's cgroup below the mount point of its hierarchy.
+///
+/// Without a hierarchy the manager has no path to return, and panics if it is asked for one, with
+/// the sandbox's lock held. Then no cgroup decides about devices; the plugin finds that out itself.
+fn cgroup(container: &LinuxContainer, hierarchies: &[PathBuf]) -> Result<PathBuf, ContainerError> {
+    if hierarchies.is_empty() {
+        return Ok(PathBuf::from("/"));
+    }
+    let unreachable = |reason| ContainerError::Unreachable(format!("its cgroup: {reason}"));
+    let cgroup = container.cgroup_manager.get_cgroup_path("devices");
+    let cgroup = cgroup.map_err(|error| unreachable(error.to_string()))?;
+    let below = hierarchies
+        .iter()
+        .find_map(|point| Path::new(&cgroup).strip_prefix(point).ok());
+    let below = below.ok_or_else(|| unreachable(format!("{cgroup} is in none of {hierarchies:?}")));
+    Ok(Path::new("/").join(below?))
 }
 
-/// The manager returns the full path; the plugin expects the part below the mount point. Only the
-/// root of cgroup v2 has a `cgroup.controllers`.
-fn below_hierarchy(path: &str) -> PathBuf {
-    let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    let mount_point = if unified { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/devices" };
-    Path::new("/")
-        .join(Path::new(path).strip_prefix(mount_point).unwrap_or_else(|_| Path::new(path)))
+/// Where the hierarchy is mounted that the manager uses for devices: that of cgroup v2, where v2 is
+/// the only one, else that of v1's devices controller, if there is one.
+fn hierarchies() -> Vec<PathBuf> {
+    // Only the root of cgroup v2 has a `cgroup.controllers`.
+    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        return vec![PathBuf::from("/sys/fs/cgroup")];
+    }
+    let mounts = fs::read("/proc/thread-self/mountinfo").unwrap_or_default();
+    String::from_utf8_lossy(&mounts)
+        .lines()
+        .filter_map(devices_controller)
+        .collect()
 }
 
-fn device_rules(spec: &Spec) -> Vec<DeviceRule> {
-    let linux = spec.linux().as_ref();
-    let rules = linux.and_then(|linux| linux.resources().as_ref()?.devices().as_ref());
-    rules.map(|rules| rules.iter().filter_map(device_rule).collect()).unwrap_or_default()
-}
-
-fn device_rule(rule: &LinuxDeviceCgroup) -> Option<DeviceRule> {
-    let kind = match rule.typ() {
-        None | Some(LinuxDeviceType::A) => 'a',
-        Some(LinuxDeviceType::B) => 'b',
-        Some(LinuxDeviceType::C) | Some(LinuxDeviceType::U) => 'c',
-        // Not a device.
-        Some(LinuxDeviceType::P) => return None,
-    };
-    // -1 also means all numbers.
-    let number = |number: Option<i64>| number.and_then(|number| u32::try_from(number).ok());
-    Some(DeviceRule {
-        allow: rule.allow(),
-        kind,
-        major: number(rule.major()),
-        minor: number(rule.minor()),
-        access: rule.access().clone().unwrap_or_default(),
-    })
+/// The mount point in a line of mountinfo, if it is one of the devices controller.
+fn devices_controller(line: &str) -> Option<PathBuf> {
+    let (mount, kind) = line.split_once(" - ")?;
+    let mut kind = kind.split(' ');
+    let is_cgroup = kind.next() == Some("cgroup");
+    let has_devices = kind.next_back()?.split(',').any(|name| name == "devices");
+    let point = mount.split(' ').nth(4)?;
+    (is_cgroup && has_devices).then(|| PathBuf::from(point))
 }

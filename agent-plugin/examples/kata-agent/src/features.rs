@@ -7,6 +7,8 @@ pub(crate) fn get_build_features() -> Vec<String> {
         "agent-policy",
         #[cfg(feature = "block-volume")]
         "block-volume",
+        #[cfg(feature = "seccomp")]
+        "seccomp",
     ];
     features.into_iter().map(String::from).collect()
 }

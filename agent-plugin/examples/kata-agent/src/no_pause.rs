@@ -5,7 +5,10 @@ use ttrpc::r#async::Server;
 
 /// As `Server::new().bind(address)`, without the pause of `accept` for `vsock://-1:PORT`.
 pub(crate) fn bind(address: &str) -> ttrpc::Result<Server> {
-    let port = match address.strip_prefix("vsock://-1:").and_then(|port| port.parse().ok()) {
+    let port = match address
+        .strip_prefix("vsock://-1:")
+        .and_then(|port| port.parse().ok())
+    {
         Some(port) => port,
         None => return Server::new().bind(address),
     };

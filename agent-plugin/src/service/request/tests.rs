@@ -2,7 +2,27 @@
 
 use rstest::rstest;
 
+use protobuf::EnumOrUnknown;
+
 use super::*;
+
+/// Checks a message as it arrives.
+fn checked(rpc: Rpc, message: &impl protobuf::Message) -> Result<Checked> {
+    let bytes = message.write_to_bytes().unwrap();
+    check(rpc, &Request::decode(rpc, &bytes).unwrap())
+}
+
+fn attachments(list: &[wire::Attachment]) -> Result<Vec<Arc<Attachment>>> {
+    let attachments = list.to_vec();
+    let request = wire::AttachRequest { attachments, timeout_ms: 1, ..Default::default() };
+    let volumes = checked(Rpc::Attach, &request)?.volumes;
+    Ok(volumes.into_iter().map(|volume| volume.attachment).collect())
+}
+
+fn detachments(list: &[wire::Detachment]) -> Result<Vec<Detachment>> {
+    let request = wire::InspectRequest { attachments: list.to_vec(), ..Default::default() };
+    Ok(checked(Rpc::Inspect, &request)?.volumes)
+}
 
 fn valid() -> wire::Attachment {
     wire::Attachment {
@@ -110,9 +130,8 @@ fn only_parents_of_the_path_are_directories_that_an_attach_made(
     #[case] made: &[&str],
     #[case] fine: bool,
 ) {
-    let made: Vec<String> = made.iter().map(|path| (*path).to_owned()).collect();
     let path = NodePath::new("/dev/a/b/x").unwrap();
-    let result = parents_made("outcome.parents_made", &made, &path);
+    let result = parents_made(Field::of_request("parents_made"), made, &path);
     assert_eq!(result.is_ok(), fine, "{result:?}");
 }
 

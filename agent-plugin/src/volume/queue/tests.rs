@@ -65,7 +65,10 @@ fn a_detach_cancels_earlier_attaches_and_no_detach() {
     let first = queues.detach(serials(&["b"]), false).unwrap();
     let second = queues.detach(serials(&["b"]), false).unwrap();
     assert!(running.is_cancelled() && !elsewhere.is_cancelled() && !first.is_cancelled());
-    assert!(matches!(waiting.wait_for_turn(soon()), Err(Error::Cancelled)));
+    assert!(matches!(
+        waiting.wait_for_turn(soon()).as_ref().map_err(|error| &**error),
+        Err(Error::Cancelled)
+    ));
     drop((running, waiting));
     first.wait_for_turn(soon()).unwrap();
     drop(first);
@@ -92,7 +95,7 @@ fn a_waiting_request_wakes_when_it_is_cancelled() {
         drop(queues.detach(serials(&["a"]), false).unwrap());
         waiter.join().unwrap()
     });
-    assert!(matches!(result, Err(Error::Cancelled)));
+    assert!(matches!(result.as_ref().map_err(|error| &**error), Err(Error::Cancelled)));
     drop(running);
 }
 
@@ -104,6 +107,30 @@ fn a_caller_that_closes_its_connection_cancels_its_request() {
     assert!(!ticket.is_cancelled());
     drop(caller);
     assert!(ticket.is_cancelled());
+}
+
+#[test]
+fn a_request_that_waits_for_its_turn_notices_that_its_caller_is_gone() {
+    let queues = Arc::new(Queues::default());
+    let running = queues.attach(serials(&["a"])).unwrap();
+    let waiting = queues.attach(serials(&["a"])).unwrap();
+    let caller = waiting.cancel_on_drop();
+    let result = thread::scope(|scope| {
+        let waiter = scope.spawn(|| waiting.wait_for_turn(soon()));
+        drop(caller);
+        waiter.join().unwrap()
+    });
+    assert!(matches!(result.as_ref().map_err(|error| &**error), Err(Error::Cancelled)));
+    drop(running);
+}
+
+#[test]
+fn a_caller_that_is_gone_cancels_an_attach_that_is_announced() {
+    let queues = Arc::new(Queues::default());
+    let announced = queues.announce(serials(&["a"]));
+    drop(announced.cancel_on_drop());
+    assert!(matches!(announced.join().as_ref().map_err(|error| &**error), Err(Error::Cancelled)));
+    assert!(queues.lock().is_empty());
 }
 
 #[test]
@@ -139,7 +166,7 @@ fn a_detach_cancels_an_attach_that_is_announced_and_does_not_wait_for_it() {
     let elsewhere = queues.announce(serials(&["c"]));
     let detach = queues.detach(serials(&["b"]), false).unwrap();
     detach.wait_for_turn(Instant::now()).unwrap();
-    assert!(matches!(announced.join(), Err(Error::Cancelled)));
+    assert!(matches!(announced.join().as_ref().map_err(|error| &**error), Err(Error::Cancelled)));
     elsewhere.join().unwrap();
     drop(detach);
     assert!(queues.lock().is_empty());
@@ -185,7 +212,7 @@ fn directories_are_remembered_for_their_attachment_until_it_is_detached() {
 fn cycles_beside_a_shared_disk_that_stays_leave_nothing() {
     let queues: Arc<Queues> = Arc::default();
     let path = |text: &str| NodePath::new(text).unwrap();
-    let count = || queues.lock().get("a").map_or(0, |queue| queue.made.len());
+    let count = || find(&queues.lock(), "a").map_or(0, |queue| queue.made.len());
     let first = queues.attach(serials(&["a"])).unwrap();
     first.record_parents("a", "c1", &path("/dev/n/x"), &[path("/dev/n")]);
     first.set_attached("a", true);

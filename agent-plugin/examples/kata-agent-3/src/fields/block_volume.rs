@@ -1,0 +1,1 @@
+../../../kata-agent/src/block_volume.rs

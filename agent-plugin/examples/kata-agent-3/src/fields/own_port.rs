@@ -1,0 +1,1 @@
+../getters/own_port.rs

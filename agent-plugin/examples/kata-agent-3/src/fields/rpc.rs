@@ -1,0 +1,1 @@
+../getters/rpc.rs

@@ -1,0 +1,1 @@
+../getters/sandbox.rs

@@ -1,0 +1,1 @@
+../getters/tests.rs
