@@ -21,8 +21,9 @@ use crate::{
 const MODULES: [&str; 4] = ["virtio_pci", "virtio_scsi", "sd_mod", "vmw_vsock_virtio_transport"];
 /// Modules that are loaded only if the kernel command line lists them (`guest.modules=ata_piix`).
 /// The image leaves out those that the kernel does not have (Debian's cloud kernels have no `ahci`,
-/// no 9p and no virtio-fs). They provide other kinds of SCSI hosts, devices on top of a disk, file
-/// systems for a container's paths, and vsock within the guest.
+/// no 9p and no virtio-fs), and has nothing to load for those that are built in (Debian 13's
+/// virtio-fs). They provide other kinds of SCSI hosts, devices on top of a disk, file systems for a
+/// container's paths, and vsock within the guest.
 const ON_DEMAND: [&str; 12] = [
     "9p",
     "9pnet_virtio",
@@ -195,7 +196,7 @@ fn kernel_modules(archive: &mut Archive, kernel: &Kernel) -> Result<(), Error> {
     };
     let modules = Modules::of(&kernel.release, directory)?;
     module_list(archive, kernel, "etc/modules.list", modules.in_load_order(&MODULES)?);
-    for name in ON_DEMAND.into_iter().filter(|name| modules.has_file(name)) {
+    for name in ON_DEMAND.into_iter().filter(|name| modules.has(name)) {
         let list = format!("etc/modules-on-demand/{name}");
         module_list(archive, kernel, &list, modules.in_load_order(&[name])?);
     }
@@ -274,6 +275,23 @@ mod tests {
         expected.directory("etc/d", 0o755);
         expected.file("etc/policy", 0o640, "new");
         expected.link("etc/link", "policy");
+        assert_eq!(built.to_bytes().unwrap(), expected.to_bytes().unwrap());
+    }
+
+    #[test]
+    fn module_that_is_built_in_can_be_named_on_the_command_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let built_in = MODULES.iter().chain(&["virtiofs"]);
+        let lines: String = built_in.map(|name| format!("kernel/{name}.ko\n")).collect();
+        fs::create_dir(directory.path().join("kernel")).unwrap();
+        fs::write(directory.path().join("modules.builtin"), lines).unwrap();
+        let modules = Some(directory.path().to_owned());
+        let kernel = Kernel { release: "6".to_owned(), image: PathBuf::new(), modules };
+        let (mut built, mut expected) = (Archive::default(), Archive::default());
+        kernel_modules(&mut built, &kernel).unwrap();
+        for list in ["etc/modules.list", "etc/modules-on-demand/virtiofs"] {
+            expected.file(list, 0o644, "");
+        }
         assert_eq!(built.to_bytes().unwrap(), expected.to_bytes().unwrap());
     }
 

@@ -63,10 +63,11 @@ impl Modules {
         })
     }
 
-    /// Whether the module has a file. Built-in modules have none.
+    /// Whether the kernel has the module, as a file or built in.
     #[must_use]
-    pub fn has_file(&self, name: &str) -> bool {
-        self.files.contains_key(&normalized(name))
+    pub fn has(&self, name: &str) -> bool {
+        let name = normalized(name);
+        self.files.contains_key(&name) || self.built_in.contains(&name)
     }
 
     /// Returns the modules `wanted` and all of their dependencies, each after those that it depends

@@ -2,8 +2,9 @@
 //!
 //! It mounts proc, sysfs and devtmpfs, turns the initramfs into a mount that `pivot_root` accepts,
 //! loads kernel modules, brings `lo` up, starts the observer, and then *executes* `/usr/bin/agent`,
-//! the agent of the image. It prints an error to the console and powers the machine off, so that a
-//! harness detects it immediately.
+//! the agent of the image, or in an image with an init system that one, which starts the agent. It
+//! prints an error to the console and powers the machine off, so that a harness detects it
+//! immediately.
 
 mod command_line;
 mod error;
@@ -11,13 +12,15 @@ mod modules;
 mod mounts;
 mod network;
 
-use std::{convert::Infallible, ffi::CString, process::Command};
+use std::{convert::Infallible, ffi::CString, path::Path, process::Command};
 
 use command_line::CommandLine;
 use error::{Error, at};
 use nix::{sys::reboot, unistd};
 
 const AGENT: &str = "/usr/bin/agent";
+/// An init system, in images that have one.
+const INIT_SYSTEM: &str = "/sbin/init";
 const OBSERVER: &str = "/usr/bin/observer";
 
 fn main() {
@@ -38,7 +41,8 @@ fn start() -> Result<Infallible, Error> {
     // A harness waits for this line before it connects. A connection during the setup of the vsock
     // driver can make vhost-device-vsock 0.3.0 ignore the guest until its end (seen under load, in
     // one boot of five).
-    println!("guest-init: starting {AGENT}");
-    let agent = CString::new(AGENT).map_err(|_| Error::NulByte)?;
-    unistd::execv(&agent, &[&agent]).map_err(|errno| at(AGENT)(errno.into()))
+    let next = if Path::new(INIT_SYSTEM).exists() { INIT_SYSTEM } else { AGENT };
+    println!("guest-init: starting {next}");
+    let program = CString::new(next).map_err(|_| Error::NulByte)?;
+    unistd::execv(&program, &[&program]).map_err(|errno| at(next)(errno.into()))
 }

@@ -1,17 +1,34 @@
-//! The state of PID 1, from [`proc(5)`](https://man7.org/linux/man-pages/man5/proc.5.html).
+//! The state of the agent, from [`proc(5)`](https://man7.org/linux/man-pages/man5/proc.5.html).
 
 use std::{
     fs,
     io::{self, ErrorKind},
     os::unix::fs::MetadataExt,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use guest_observer::{AgentState, Thread};
 
-/// Reads the state of PID 1. Threads and descriptors that end meanwhile are left out.
+const AGENT: &str = "/usr/bin/agent";
+
+/// Reads the state of the agent. Threads and descriptors that end meanwhile are left out.
 pub(crate) fn read() -> io::Result<AgentState> {
-    read_of(Path::new("/proc/1"))
+    read_of(&agent()?)
+}
+
+/// The agent's directory in `/proc`. It is PID 1 where there is no init system.
+fn agent() -> io::Result<PathBuf> {
+    let is_agent = |process: &PathBuf| {
+        let program = fs::read_link(process.join("exe"));
+        program.is_ok_and(|program| program == Path::new(AGENT))
+    };
+    if !Path::new("/sbin/init").exists() {
+        return Ok(PathBuf::from("/proc/1"));
+    }
+    let mut processes = fs::read_dir("/proc")?.flatten().map(|entry| entry.path());
+    processes.find(is_agent).ok_or_else(|| {
+        io::Error::new(ErrorKind::NotFound, format!("the init system runs no {AGENT}"))
+    })
 }
 
 fn read_of(process: &Path) -> io::Result<AgentState> {

@@ -80,7 +80,7 @@ pub(crate) fn hold(kind: &str, node: &Path, directory: &Path) -> io::Result<Stri
     })
 }
 
-fn wait_for(file: &Path) {
+pub(crate) fn wait_for(file: &Path) {
     while !file.exists() {
         thread::sleep(Duration::from_millis(10));
     }

@@ -47,7 +47,7 @@ pub enum Request {
         /// Hexadecimal digits, sixteen for each instruction.
         instructions: String,
     },
-    /// Reads the state of PID 1.
+    /// Reads the state of the agent.
     AgentState,
     /// Opens a uevent socket for the later [`Request::Scan`]s of this connection.
     OpenUevents,
@@ -127,7 +127,7 @@ pub struct Program {
     pub instructions: String,
 }
 
-/// The state of PID 1, which is the agent.
+/// The state of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentState {
     /// Sorted by thread ID.

@@ -1,9 +1,12 @@
 //! The observer: one thread for each connection of the harness. The library documents the protocol.
 //!
 //! The guest's init starts it, and it runs beside the agent. A panic ends one connection, not the
-//! observer. In a container it plays the attacker (see `swap` and `hold`).
+//! observer. In a container it plays the attacker (see `swap` and `hold`), and beside udev a
+//! program that takes a disk for a moment (`claim`). It also measures reads and writes of a disk
+//! (`throughput`).
 
 mod agent_state;
+mod claim;
 mod descriptors;
 mod floor;
 mod hold;
@@ -11,6 +14,7 @@ mod programs;
 mod restored;
 mod run;
 mod swap;
+mod throughput;
 
 use std::{
     env,
@@ -19,10 +23,12 @@ use std::{
     io::{self, BufRead, BufReader, Write},
     path::Path,
     thread,
+    time::Duration,
 };
 
 use floor::Uevents;
 use guest_observer::{PORT, Reply, Request};
+use throughput::Load;
 use vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
 
 fn main() -> io::Result<()> {
@@ -42,7 +48,7 @@ fn main() -> io::Result<()> {
     }
 }
 
-/// Plays the attacker.
+/// Plays the attacker, or measures.
 fn attack(words: &[&str]) -> io::Result<()> {
     let number = |text: &str| text.parse().map_err(io::Error::other);
     match *words {
@@ -59,6 +65,14 @@ fn attack(words: &[&str]) -> io::Result<()> {
             descriptors::flood(number(processes)?, descriptors, user)
         }
         ["fill", descriptors] => descriptors::fill(number(descriptors)?),
+        ["claim", node, release] => claim::claim(Path::new(node), Path::new(release)),
+        ["throughput", node, kind @ ("read" | "write"), block, depth, milliseconds] => {
+            let time = Duration::from_millis(milliseconds.parse().map_err(io::Error::other)?);
+            let depth = depth.parse().map_err(io::Error::other)?;
+            let load = Load { writes: kind == "write", block: number(block)?, depth, time };
+            println!("{}", throughput::run(Path::new(node), load)?);
+            Ok(())
+        }
         ["hide", path] => descriptors::hide(Path::new(path), false),
         ["hide", path, "alone"] => descriptors::hide(Path::new(path), true),
         _ => Err(io::Error::other(format!("unknown attack {words:?}"))),

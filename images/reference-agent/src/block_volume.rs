@@ -17,7 +17,7 @@ pub(crate) struct BlockVolumeAgent {
 #[async_trait]
 impl Agent for BlockVolumeAgent {
     async fn container(&self, id: &str) -> Result<Container, ContainerError> {
-        self.sandbox.lock().await.container(id).ok_or(ContainerError::Unknown)?.handles()
+        self.sandbox.lock().await.container(id).ok_or(ContainerError::Unknown)?.running_handles()
     }
 
     async fn remains(&self, id: &str) -> Option<Container> {

@@ -43,8 +43,16 @@ pub(crate) enum Cgroups {
 }
 
 impl Cgroups {
-    /// Mounts v2 or v1.
-    pub(crate) fn mount(v2: bool) -> Result<Self, Error> {
+    /// Mounts v2 or v1, if this is PID 1. An init system has mounted them itself.
+    pub(crate) fn prepare(v2: bool) -> Result<Self, Error> {
+        match std::process::id() {
+            1 => Self::mount(v2),
+            _ if v2 => Ok(Self::V2),
+            _ => Ok(Self::V1),
+        }
+    }
+
+    fn mount(v2: bool) -> Result<Self, Error> {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         let mount_at = |kind: &str, target: &Path, flags, options: Option<&str>| {
             mount(Some(kind), target, Some(kind), flags, options).map_err(|errno| {

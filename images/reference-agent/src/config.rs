@@ -20,8 +20,13 @@ pub(crate) struct Config {
     /// `agent.no_pivot_root=on`: containers enter their roots by chroot, as in kata-agent if its
     /// own root is an initramfs.
     pub(crate) no_pivot_root: bool,
+    /// `agent.pool=N`: occupy threads of tokio's pool with each `ExecProcess`, two of them with
+    /// every Nth.
+    pub(crate) pool: Option<usize>,
     /// `agent.log`: the log level of the console.
     pub(crate) log: tracing::Level,
+    /// `agent.log_uevents=on`: log each device event of the kernel, as kata-agent does.
+    pub(crate) log_uevents: bool,
     /// The cgroup hierarchy that the agent mounts, by the same parameters as kata-agent.
     pub(crate) cgroup_v2: bool,
 }
@@ -42,7 +47,9 @@ impl Config {
             block_volume_port: None,
             denied: Vec::new(),
             no_pivot_root: false,
+            pool: None,
             log: tracing::Level::INFO,
+            log_uevents: false,
             cgroup_v2: false,
         };
         for (name, value) in text.split_whitespace().filter_map(|word| word.split_once('=')) {
@@ -55,9 +62,14 @@ impl Config {
                     config.port = port.ok_or_else(wrong)?;
                 }
                 "agent.block_volume" => config.block_volume = switch(value).ok_or_else(wrong)?,
+                "agent.log_uevents" => config.log_uevents = switch(value).ok_or_else(wrong)?,
                 "agent.no_pivot_root" => config.no_pivot_root = switch(value).ok_or_else(wrong)?,
                 "agent.block_volume_port" => {
                     config.block_volume_port = Some(value.parse().map_err(|_| wrong())?)
+                }
+                "agent.pool" => {
+                    let period = value.parse().ok().filter(|&period| period > 0);
+                    config.pool = Some(period.ok_or_else(wrong)?);
                 }
                 "agent.deny" => config.denied.extend(value.split(',').map(str::to_owned)),
                 "agent.log" => config.log = value.parse().map_err(|_| wrong())?,
@@ -94,14 +106,17 @@ mod tests {
     #[test]
     fn every_parameter_is_parsed() {
         let text = "agent.server_addr=vsock://-1:9 agent.block_volume=off agent.block_volume_port=1025 \
-                    agent.deny=A,B agent.deny=C agent.no_pivot_root=on agent.log=debug cgroup_no_v1=all";
+                    agent.deny=A,B agent.deny=C agent.no_pivot_root=on agent.pool=4 agent.log=debug \
+                    agent.log_uevents=on cgroup_no_v1=all";
         let expected = Config {
             port: 9,
             block_volume: false,
             block_volume_port: Some(1025),
             denied: ["A", "B", "C"].map(str::to_owned).into(),
             no_pivot_root: true,
+            pool: Some(4),
             log: tracing::Level::DEBUG,
+            log_uevents: true,
             cgroup_v2: true,
         };
         assert_eq!(Config::parse(text).unwrap(), expected);
@@ -114,7 +129,9 @@ mod tests {
             "agent.server_addr=unix:///a",
             "agent.block_volume=no",
             "agent.no_pivot_root=1",
+            "agent.log_uevents=yes",
             "agent.block_volume_port=x",
+            "agent.pool=0",
             "agent.log=loud",
         ] {
             let error = Config::parse(wrong).unwrap_err().to_string();

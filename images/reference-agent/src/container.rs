@@ -34,6 +34,9 @@ pub(crate) struct Container {
     pub(crate) device_rules: Vec<DeviceRule>,
     pub(crate) init: Arc<Process>,
     init_pid: u32,
+    /// Whether a caller has the exit status of its first process.
+    init_forgotten: bool,
+    pub(crate) is_paused: bool,
     /// Set once it has been started.
     pinned: Option<Pinned>,
     pub(crate) execs: HashMap<String, Arc<Process>>,
@@ -57,7 +60,17 @@ impl Container {
         init: Process,
     ) -> Self {
         let init = Arc::new(init);
-        Self { bundle, cgroup, device_rules, init, init_pid, pinned: None, execs: HashMap::new() }
+        Self {
+            bundle,
+            cgroup,
+            device_rules,
+            init,
+            init_pid,
+            init_forgotten: false,
+            is_paused: false,
+            pinned: None,
+            execs: HashMap::new(),
+        }
     }
 
     /// Pins its namespaces. A container stays in the namespaces that it was created with, so this
@@ -79,12 +92,15 @@ impl Container {
         if self.init.has_ended() {
             return Err(ContainerError::Stopped);
         }
-        self.pinned.as_ref().map(|_| ()).ok_or(ContainerError::Created)
+        match self.pinned {
+            Some(_) if self.is_paused => Err(ContainerError::Paused),
+            Some(_) => Ok(()),
+            None => Err(ContainerError::Created),
+        }
     }
 
-    /// Returns the handles for the plugin.
-    pub(crate) fn handles(&self) -> Result<agent_plugin::Container, ContainerError> {
-        self.running()?;
+    /// Returns the handles of a container that is running or paused.
+    fn handles(&self) -> Result<agent_plugin::Container, ContainerError> {
         let pinned = self.pinned.as_ref().ok_or(ContainerError::Created)?;
         let init = self.init.handle().ok_or(ContainerError::Stopped)?;
         let duplicate = |fd: &OwnedFd| {
@@ -99,10 +115,19 @@ impl Container {
         })
     }
 
-    /// Returns what remains after the end of the first process, for the plugin: the namespaces stay
-    /// pinned until the container is removed.
+    /// Returns the handles for the plugin, if it runs.
+    pub(crate) fn running_handles(&self) -> Result<agent_plugin::Container, ContainerError> {
+        self.running()?;
+        self.handles()
+    }
+
+    /// Returns what the plugin can remove a volume from: a paused container, or what remains after
+    /// the end of the first process. The namespaces stay pinned until the container is removed.
     pub(crate) fn remains(&self) -> Option<agent_plugin::Container> {
-        let pinned = self.pinned.as_ref().filter(|_| self.init.has_ended())?;
+        if !self.init.has_ended() {
+            return self.handles().ok();
+        }
+        let pinned = self.pinned.as_ref()?;
         let path = format!("/proc/self/fd/{}", pinned.mount.as_raw_fd());
         let (cgroup, rules) = (self.cgroup.clone(), self.device_rules.clone());
         agent_plugin::Container::remains(Path::new(&path), cgroup, rules).ok()
@@ -112,10 +137,20 @@ impl Container {
     /// started in it.
     pub(crate) fn process(&self, id: &str, process: &str) -> Option<&Arc<Process>> {
         match process {
-            "" => Some(&self.init),
-            process if process == id => Some(&self.init),
+            "" => self.init_if_known(),
+            process if process == id => self.init_if_known(),
             process => self.execs.get(process),
         }
+    }
+
+    fn init_if_known(&self) -> Option<&Arc<Process>> {
+        (!self.init_forgotten).then_some(&self.init)
+    }
+
+    /// Makes later calls for a process fail.
+    pub(crate) fn forget(&mut self, process: &Arc<Process>) {
+        self.init_forgotten |= Arc::ptr_eq(&self.init, process);
+        self.execs.retain(|_, other| !Arc::ptr_eq(other, process));
     }
 }
 

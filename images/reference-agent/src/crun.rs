@@ -13,8 +13,8 @@ use std::{
 
 use crate::{
     error::{Error, at},
-    process::ChildStreams,
     reaper::{Expectation, Reaper, ended},
+    streams::ChildStreams,
 };
 
 const CRUN: &str = "/usr/bin/crun";

@@ -35,31 +35,29 @@ pub(crate) enum Error {
     TimedOut { awaited: String, limit: Duration },
     #[error("the process has no terminal")]
     NoTerminal,
-    /// The message is kata-agent's.
-    #[error("read meet eof")]
-    EndOfFile,
+    #[error("the process's {0} is closed")]
+    Closed(&'static str),
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
 }
 
 impl Error {
+    /// Returns the code of kata-agent for this error, where it has one of its own.
     fn code(&self) -> Code {
         match self {
             Self::BadId(_)
             | Self::Missing(_)
             | Self::CgroupPath(_)
             | Self::DeviceKind(_)
-            | Self::EndOfFile
-            | Self::NoTerminal
-            // The code of kata-agent for an unknown container.
-            | Self::UnknownContainer(_)
-            | Self::UnknownProcess { .. } => Code::INVALID_ARGUMENT,
+            | Self::UnknownContainer(_) => Code::INVALID_ARGUMENT,
+            Self::UnknownProcess { .. } => Code::NOT_FOUND,
+            Self::NoTerminal => Code::UNAVAILABLE,
             Self::Exists(_) => Code::ALREADY_EXISTS,
             Self::WrongState { .. } => Code::FAILED_PRECONDITION,
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
             Self::Denied(_) => Code::PERMISSION_DENIED,
             Self::TimedOut { .. } => Code::DEADLINE_EXCEEDED,
-            Self::Crun { .. } | Self::Io { .. } => Code::INTERNAL,
+            Self::Closed(_) | Self::Crun { .. } | Self::Io { .. } => Code::INTERNAL,
         }
     }
 }

@@ -3,8 +3,8 @@
 //! for the sandbox, pinned namespaces, a policy, cgroups that it mounts itself. crun runs the
 //! containers.
 //!
-//! It is PID 1. The tokio runtime has one thread: the guest has one processor, and the agent does
-//! no computation.
+//! It is PID 1, or a service of an init system. The tokio runtime has one thread: the guest has one
+//! processor, and the agent does no computation.
 
 mod block_volume;
 mod bundle;
@@ -15,11 +15,14 @@ mod crun;
 mod error;
 mod health;
 mod policy;
+mod pool;
 mod process;
 mod reaper;
 mod sandbox;
 mod service;
+mod streams;
 mod terminal;
+mod uevents;
 
 use std::{error::Error, io, sync::Arc};
 
@@ -36,7 +39,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
 use crate::{
     block_volume::BlockVolumeAgent, cgroups::Cgroups, config::Config, crun::Crun, health::Health,
-    policy::Policy, reaper::Reaper, sandbox::Sandbox, service::AgentService,
+    policy::Policy, pool::Pool, reaper::Reaper, sandbox::Sandbox, service::AgentService,
 };
 
 /// The feature that callers look for in `GetGuestDetails`.
@@ -64,8 +67,11 @@ async fn run() -> Result<(), Box<dyn Error>> {
         .without_time()
         .with_writer(io::stdout)
         .init();
+    if config.log_uevents {
+        uevents::log()?;
+    }
     set_child_subreaper(true)?;
-    let cgroups = Cgroups::mount(config.cgroup_v2)?;
+    let cgroups = Cgroups::prepare(config.cgroup_v2)?;
     let policy = Arc::new(Policy::read(&config)?);
     let sandbox = Sandbox::new(Crun::new(Reaper::start()?), cgroups, config.no_pivot_root);
     let destroyed = Arc::new(Notify::new());
@@ -74,6 +80,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
         sandbox: Arc::clone(&sandbox),
         policy: Arc::clone(&policy),
         extra_features: Vec::new(),
+        pool: config.pool.map(Pool::new),
         destroyed: Arc::clone(&destroyed),
     };
     // Without the feature the linker finds no use for the plugin and drops it.

@@ -16,8 +16,9 @@ use crate::{
     container::Container,
     crun::Crun,
     error::{Error, at},
-    process::{Process, Streams},
+    process::Process,
     reaper::Expectation,
+    streams::Streams,
     terminal::Console,
 };
 
@@ -141,6 +142,21 @@ impl Sandbox {
         Ok(())
     }
 
+    /// Freezes the processes of a container, or lets them go on.
+    pub(crate) async fn set_paused(&mut self, id: &str, pause: bool) -> Result<(), Error> {
+        let container =
+            self.containers.get_mut(id).ok_or_else(|| Error::UnknownContainer(id.to_owned()))?;
+        match container.running() {
+            Ok(()) if pause => {}
+            Err(ContainerError::Paused) if !pause => {}
+            _ => return Err(wrong_state(id, if pause { "not running" } else { "not paused" })),
+        }
+        let command = if pause { "pause" } else { "resume" };
+        self.crun.run(container.bundle.directory(), command, &[id], None).await?;
+        container.is_paused = pause;
+        Ok(())
+    }
+
     /// Kills a container and removes everything of it.
     pub(crate) async fn remove(&mut self, id: &str, limit: Option<Duration>) -> Result<(), Error> {
         let container =
@@ -180,13 +196,12 @@ impl Sandbox {
         container.process(id, process).cloned().ok_or_else(unknown)
     }
 
-    /// Removes a process whose exit status has been returned and whose outputs have been read to
-    /// their ends. A first process stays until its container is removed.
-    pub(crate) fn remove_if_finished(&mut self, id: &str, process: &str) {
-        if let Some(container) = self.containers.get_mut(id)
-            && container.execs.get(process).is_some_and(|process| process.is_finished())
-        {
-            container.execs.remove(process);
+    /// Closes the streams of a process whose exit status goes to a caller, and forgets it: later
+    /// calls with its ID fail. A first process, too: the container remains until it is removed.
+    pub(crate) fn forget(&mut self, id: &str, process: &Arc<Process>) {
+        process.close();
+        if let Some(container) = self.containers.get_mut(id) {
+            container.forget(process);
         }
     }
 }

@@ -6,9 +6,10 @@ use agent_api::{
     agent::{
         AgentDetails, CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest,
         DestroySandboxRequest, ExecProcessRequest, GuestDetailsRequest, GuestDetailsResponse, Nil,
-        ReadStreamRequest, ReadStreamResponse, RemoveContainerRequest, SignalProcessRequest,
-        StartContainerRequest, TtyWinResizeRequest, UpdateContainerRequest, WaitProcessRequest,
-        WaitProcessResponse, WriteStreamRequest, WriteStreamResponse,
+        PauseContainerRequest, ReadStreamRequest, ReadStreamResponse, RemoveContainerRequest,
+        ResumeContainerRequest, SignalProcessRequest, StartContainerRequest, TtyWinResizeRequest,
+        UpdateContainerRequest, WaitProcessRequest, WaitProcessResponse, WriteStreamRequest,
+        WriteStreamResponse,
     },
     agent_ttrpc,
 };
@@ -22,8 +23,9 @@ use crate::{
     cgroups,
     error::{Error, at},
     policy::Policy,
-    process::Output,
+    pool::Pool,
     sandbox::SharedSandbox,
+    streams::Output,
 };
 
 const BLOCK_SIZE: &str = "/sys/devices/system/memory/block_size_bytes";
@@ -34,6 +36,8 @@ pub(crate) struct AgentService {
     pub(crate) sandbox: SharedSandbox,
     pub(crate) policy: Arc<Policy>,
     pub(crate) extra_features: Vec<String>,
+    /// For tests: work beside each `ExecProcess`.
+    pub(crate) pool: Option<Pool>,
     /// Notified when the sandbox has been destroyed.
     pub(crate) destroyed: Arc<Notify>,
 }
@@ -56,11 +60,9 @@ impl AgentService {
             &json!({ "container_id": container, "exec_id": exec }),
         )?;
         let process = self.sandbox.lock().await.process(container, exec)?;
-        let data = process.read(output, usize::try_from(request.len).unwrap_or(usize::MAX)).await;
-        if matches!(data, Err(Error::EndOfFile)) {
-            self.sandbox.lock().await.remove_if_finished(container, exec);
-        }
-        Ok(ReadStreamResponse { data: data?, ..Default::default() })
+        let length = usize::try_from(request.len).unwrap_or(usize::MAX);
+        let data = process.read(output, length).await?;
+        Ok(ReadStreamResponse { data, ..Default::default() })
     }
 }
 
@@ -150,6 +152,9 @@ impl agent_ttrpc::AgentService for AgentService {
             &json!({ "container_id": container, "exec_id": exec }),
         )?;
         let process = request.process.as_ref().ok_or(Error::Missing("process"))?;
+        if let Some(pool) = &self.pool {
+            pool.work().await;
+        }
         self.sandbox.lock().await.exec(container, exec, process).await?;
         Ok(Nil::new())
     }
@@ -180,7 +185,7 @@ impl agent_ttrpc::AgentService for AgentService {
         )?;
         let process = self.sandbox.lock().await.process(container, exec)?;
         let status = process.wait().await;
-        self.sandbox.lock().await.remove_if_finished(container, exec);
+        self.sandbox.lock().await.forget(container, &process);
         Ok(WaitProcessResponse { status, ..Default::default() })
     }
 
@@ -195,9 +200,12 @@ impl agent_ttrpc::AgentService for AgentService {
             &json!({ "container_id": container, "exec_id": exec }),
         )?;
         let process = self.sandbox.lock().await.process(container, exec)?;
-        let written = process.write(&request.data).await?;
+        match request.data.as_slice() {
+            [] => process.close_stdin(),
+            data => process.write(data).await?,
+        }
         // A message is smaller than 4 GiB.
-        Ok(WriteStreamResponse { len: written as u32, ..Default::default() })
+        Ok(WriteStreamResponse { len: request.data.len() as u32, ..Default::default() })
     }
 
     async fn read_stdout(
@@ -227,7 +235,7 @@ impl agent_ttrpc::AgentService for AgentService {
             &json!({ "container_id": container, "exec_id": exec }),
         )?;
         let process = self.sandbox.lock().await.process(container, exec)?;
-        process.close_stdin().await;
+        process.close_stdin();
         Ok(Nil::new())
     }
 
@@ -255,6 +263,28 @@ impl agent_ttrpc::AgentService for AgentService {
         self.authorize("UpdateContainerRequest", &json!({ "container_id": id }))?;
         let rules = cgroups::device_rules(&request.resources.get_or_default().Devices)?;
         self.sandbox.lock().await.update(id, rules).await?;
+        Ok(Nil::new())
+    }
+
+    async fn pause_container(
+        &self,
+        _: &TtrpcContext,
+        request: PauseContainerRequest,
+    ) -> ttrpc::Result<Nil> {
+        let id = &request.container_id;
+        self.authorize("PauseContainerRequest", &json!({ "container_id": id }))?;
+        self.sandbox.lock().await.set_paused(id, true).await?;
+        Ok(Nil::new())
+    }
+
+    async fn resume_container(
+        &self,
+        _: &TtrpcContext,
+        request: ResumeContainerRequest,
+    ) -> ttrpc::Result<Nil> {
+        let id = &request.container_id;
+        self.authorize("ResumeContainerRequest", &json!({ "container_id": id }))?;
+        self.sandbox.lock().await.set_paused(id, false).await?;
         Ok(Nil::new())
     }
 

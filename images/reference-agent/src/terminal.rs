@@ -107,7 +107,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::process::{Output, Streams};
+    use crate::streams::{Output, Streams};
 
     /// Opens both ends of a new terminal.
     fn pair() -> (OwnedFd, fs::File) {
@@ -135,7 +135,9 @@ mod tests {
 
         io::Write::write_all(&mut theirs, b"hello\n").unwrap();
         assert_eq!(streams.read(Output::Stdout, 100).await.unwrap(), b"hello\r\n");
-        assert!(matches!(streams.read(Output::Stderr, 100).await, Err(Error::EndOfFile)));
+        // As in kata-agent, either read gets the output.
+        io::Write::write_all(&mut theirs, b"more\n").unwrap();
+        assert_eq!(streams.read(Output::Stderr, 100).await.unwrap(), b"more\r\n");
         streams.write(b"typed\n").await.unwrap();
         let mut line = [0; 6];
         io::Read::read_exact(&mut theirs, &mut line).unwrap();
@@ -145,8 +147,12 @@ mod tests {
         assert_eq!((size.ws_row, size.ws_col), (40, 100));
         drop(theirs);
         // The echo of the input comes first.
-        while streams.read(Output::Stdout, 100).await.is_ok() {}
-        assert!(streams.drained());
+        assert_eq!(streams.read(Output::Stdout, 100).await.unwrap(), b"typed\r\n");
+        let end = streams.read(Output::Stdout, 100).await.unwrap_err();
+        assert!(end.to_string().contains("os error 5"), "{end}");
+        streams.close_stdin();
+        let closed = streams.read(Output::Stdout, 100).await;
+        assert!(matches!(closed, Err(Error::Closed("output"))), "{closed:?}");
         let path = console.path().to_owned();
         drop(console);
         assert!(!path.exists());
