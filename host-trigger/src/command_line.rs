@@ -2,6 +2,7 @@
 //! the exit status.
 
 use std::{
+    ffi::OsString,
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -15,10 +16,12 @@ use crate::{
     cli::target::Target,
     commands::{
         check::{self, Check},
+        complete,
         hot_plug::{self, HotPlug},
         hot_unplug::{self, HotUnplug},
         inspect::{self, Inspect},
         list::{self, List},
+        node::{self, NodeVerb},
         repair::{self, Repair},
         resize::{self, Resize},
         stats::{self, Stats},
@@ -27,15 +30,19 @@ use crate::{
     error::ErrorBody,
     format::Format,
     inherited,
+    ops::pod_names::PodNames,
     output::{
         self,
         audit::{Audit, Requested},
         envelope::{Envelope, Outcome, Timings},
-        findings, listing, prometheus, repair_report, report, stats_report,
+        findings, listing, node_report, prometheus, repair_report, report, stats_report,
     },
 };
 
+mod pods;
 mod requested;
+
+use pods::run_named;
 
 /// Hot-plug host block volumes into running containers of VM sandboxes.
 #[derive(Debug, Parser)]
@@ -43,7 +50,8 @@ mod requested;
 #[command(before_help = "Example: ecr-runtime block-volume hot-plug --container 4f1c \
                          --block-volume /dev/vg/data --device-path /dev/xvda")]
 pub struct Cli {
-    /// State directory of the sandboxes [default: /run/vc, then /run/kata]
+    /// State directory of the sandboxes [default: /run/vc, then /run/kata; before them the same
+    /// below /run/user/UID, if --vmm-user is given]
     #[arg(long, value_name = "DIR", global = true)]
     run_dir: Option<PathBuf>,
 
@@ -64,6 +72,12 @@ enum Command {
     BlockVolume {
         #[command(subcommand)]
         verb: Verb,
+    },
+    /// Let Kata start QEMU by ecr-qemu, for a QMP socket that the shim does not hold
+    #[command(before_help = "Example: ecr-runtime node status")]
+    Node {
+        #[command(subcommand)]
+        verb: NodeVerb,
     },
     /// Print a completion script
     #[command(before_help = "Example: ecr-runtime completions bash > \
@@ -127,6 +141,10 @@ impl Verb {
 
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == complete::WORD) {
+        return complete(words);
+    }
     if let Err(e) = inherited::prepare() {
         return exit_code(0, [Err(e)]);
     }
@@ -138,19 +156,52 @@ pub fn run() -> ExitCode {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ecr-runtime", &mut script);
+            if shell == clap_complete::Shell::Bash {
+                script = complete::with_names(&String::from_utf8_lossy(&script)).into_bytes();
+            }
             exit_code(0, [output::write(&script)])
         }
         Command::Check(verb) => {
             let run = Run { name: "check", dry_run: false, format: verb.target.output };
             run.with_audit(audit_log.as_deref(), None, |audit| run.check(&verb, run_dir, audit))
         }
-        Command::BlockVolume { verb } => {
-            let format = verb.target().output;
-            let run = Run { name: verb.name(), dry_run: verb.dry_run(), format };
-            run.with_audit(audit_log.as_deref(), verb.requested().as_ref(), |audit| {
-                run.block_volume(&verb, run_dir, audit)
+        Command::Node { verb } => {
+            let (name, dry_run, format) = (verb.name(), verb.dry_run(), verb.output());
+            let run = Run { name, dry_run, format };
+            let requested = verb.changes().then(Requested::default);
+            run.with_audit(audit_log.as_deref(), requested.as_ref(), |audit| {
+                run.end(block_on(node::run(&verb)), audit, node_report::human)
             })
         }
+        Command::BlockVolume { mut verb } => {
+            let format = verb.target().output;
+            let run = Run { name: verb.name(), dry_run: verb.dry_run(), format };
+            let opened = run.open_audit(audit_log.as_deref(), verb.requested().as_ref());
+            let audit = match opened {
+                Ok(audit) => audit,
+                Err(e) => return run.fail(&e, None),
+            };
+            match verb.find_pod(run_dir.as_deref()) {
+                Ok(()) => run.block_volume(&verb, run_dir, &audit),
+                Err(e) => run.fail(&e, Some(&audit)),
+            }
+        }
+    }
+}
+
+/// Prints the names that complete a command line, for the function of bash; a failure if it wants
+/// no name.
+fn complete(words: impl Iterator<Item = OsString>) -> ExitCode {
+    let mut words = words.map(|word| word.to_string_lossy().into_owned());
+    let (line, word) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    match block_on(async { Ok(complete::run(&line, &word).await) }) {
+        Ok(Some(names)) => {
+            let lines: String = names.iter().map(|name| format!("{name}\n")).collect();
+            // Nothing reads it any more: then nothing is completed.
+            let _ = output::write(lines.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Ok(None) | Err(_) => ExitCode::FAILURE,
     }
 }
 
@@ -171,38 +222,52 @@ impl Run {
         requested: Option<&Requested<'_>>,
         work: impl FnOnce(&Audit) -> ExitCode,
     ) -> ExitCode {
-        let audit = inherited::check_descriptors().and_then(|()| {
-            let audit = Audit::open(path)?;
-            requested.map_or(Ok(()), |requested| audit.begin(self.name, requested))?;
-            Ok(audit)
-        });
-        match audit {
+        match self.open_audit(path, requested) {
             Ok(audit) => work(&audit),
             Err(e) => self.fail(&e, None),
         }
     }
 
+    /// Opens the audit log, and records the beginning of what is `requested`.
+    fn open_audit(
+        self,
+        path: Option<&Path>,
+        requested: Option<&Requested<'_>>,
+    ) -> Result<Audit, Error> {
+        inherited::check_descriptors()?;
+        let audit = Audit::open(path)?;
+        requested.map_or(Ok(()), |requested| audit.begin(self.name, requested))?;
+        Ok(audit)
+    }
+
     fn block_volume(self, verb: &Verb, run_dir: Option<PathBuf>, audit: &Audit) -> ExitCode {
+        let names = PodNames::new(verb.target().found.as_ref());
         match verb {
             Verb::HotPlug(verb) => {
-                self.end(block_on(hot_plug::run(verb, run_dir)), audit, report::human)
+                let done = run_named(&names, async {
+                    match hot_plug::run(verb, run_dir).await {
+                        Err(e) => Err(verb.target.explain(e).await),
+                        done => done,
+                    }
+                });
+                self.end(done, audit, report::human)
             }
             Verb::HotUnplug(verb) => {
-                self.end(block_on(hot_unplug::run(verb, run_dir)), audit, report::human)
+                self.end(run_named(&names, hot_unplug::run(verb, run_dir)), audit, report::human)
             }
             Verb::List(verb) => {
                 let human = |envelope: &Envelope<_>| listing::table(&envelope.body);
-                self.end(block_on(list::run(verb, run_dir)), audit, human)
+                self.end(run_named(&names, list::run(verb, run_dir)), audit, human)
             }
             Verb::Inspect(verb) => {
                 let human = |envelope: &Envelope<_>| listing::details(&envelope.body);
-                self.end(block_on(inspect::run(verb, run_dir)), audit, human)
+                self.end(run_named(&names, inspect::run(verb, run_dir)), audit, human)
             }
             Verb::Resize(verb) => {
-                self.end(block_on(resize::run(verb, run_dir)), audit, report::human)
+                self.end(run_named(&names, resize::run(verb, run_dir)), audit, report::human)
             }
             Verb::Throttle(verb) => {
-                self.end(block_on(throttle::run(verb, run_dir)), audit, report::human)
+                self.end(run_named(&names, throttle::run(verb, run_dir)), audit, report::human)
             }
             Verb::Stats(verb) => {
                 let human = |envelope: &Envelope<_>| match verb.prometheus {
@@ -210,7 +275,7 @@ impl Run {
                     true => prometheus::exposition(&envelope.body).trim_end().to_owned(),
                     false => stats_report::human(&envelope.body),
                 };
-                let done = block_on(stats::run(verb, run_dir));
+                let done = run_named(&names, stats::run(verb, run_dir));
                 match &verb.output_file {
                     None => self.end(done, audit, human),
                     Some(path) => self.end_by(done, audit, |envelope| {
@@ -219,7 +284,7 @@ impl Run {
                 }
             }
             Verb::Repair(verb) => {
-                self.end(block_on(repair::run(verb, run_dir)), audit, repair_report::human)
+                self.end(run_named(&names, repair::run(verb, run_dir)), audit, repair_report::human)
             }
         }
     }
@@ -332,6 +397,13 @@ fn usage_error(error: &clap::Error) -> ExitCode {
 
 /// The command that a command line names, which may be wrong otherwise.
 fn named_command(arguments: &[std::ffi::OsString]) -> &'static str {
+    const NODE: [(&str, &str); 3] =
+        [("enable", "node enable"), ("disable", "node disable"), ("status", "node status")];
+    for pair in arguments.windows(2).filter(|pair| pair[0] == "node") {
+        if let Some((_, name)) = NODE.iter().find(|(verb, _)| pair[1] == **verb) {
+            return name;
+        }
+    }
     const NAMES: [&str; 9] = [
         "check",
         "hot-plug",

@@ -1,6 +1,6 @@
 //! Every error, each with a reason for programs, an exit status and, if there is one, a remedy.
 
-use std::{io, path::PathBuf};
+use std::{ffi::OsString, io, path::PathBuf};
 
 use block_volume_api::{API_LEVEL, block_volume::Reason};
 use block_volume_qmp::{QmpError, Untrusted};
@@ -66,9 +66,81 @@ pub enum Error {
     #[error("{why}")]
     InvalidLimits { why: String },
 
+    // Kata's configuration of this node.
+    #[error("no configuration of Kata Containers is found in {}", .searched.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "))]
+    NoKataConfiguration { searched: Vec<PathBuf> },
+    #[error("no runtime class of Kata's is called {name:?}; there are: {}", .found.join(", "))]
+    RuntimeClassUnknown { name: String, found: Vec<String> },
+    #[error("no runtime class uses QEMU: {}", .classes.join(", "))]
+    NoQemuClass { classes: Vec<String> },
+    #[error("{path:?} cannot be the wrapper: {why}")]
+    WrapperUnusable { path: PathBuf, why: String },
+    #[error("a drop-in in {directory:?} would also change {}", .changes.join(", "))]
+    MixedConfigurations { directory: PathBuf, changes: Vec<String> },
+    #[error("{file:?} cannot be used: {why}")]
+    ConfigurationUnreadable { file: PathBuf, why: String },
+    #[error(
+        "{file:?} names no absolute path of QEMU, so it is not known what ecr-qemu is to become"
+    )]
+    NoQemuPath { file: PathBuf },
+    #[error("{file:?} is not changed: {why}")]
+    ForeignDropIn { file: PathBuf, why: String },
+    #[error("{file:?} sets QEMU's path after zz-ecr-runtime.toml and would override it")]
+    LaterDropIn { file: PathBuf },
+    #[error(
+        "{record:?} records {recorded:?}, and the configurations in {directory:?} have {path:?}"
+    )]
+    OtherRecord { record: PathBuf, recorded: PathBuf, directory: PathBuf, path: PathBuf },
+
+    // Pods, by name.
+    #[error("the address of the CRI {endpoint:?} is not valid")]
+    CriEndpoint { endpoint: OsString },
+    #[error("there are several container engines: {}", paths(.found))]
+    CriAmbiguous { found: Vec<PathBuf> },
+    #[error("there is no container engine's socket: {}", paths(.searched))]
+    NoCri { searched: Vec<PathBuf> },
+    #[error("the container engine at {socket:?} is not reachable")]
+    CriUnreachable { socket: PathBuf, source: io::Error },
+    #[error("the container engine at {socket:?} did not reply to {method} in time")]
+    CriTimedOut { socket: PathBuf, method: &'static str },
+    #[error("what listens on {socket:?} does not speak the CRI: {}", sanitize(.why))]
+    NotCri { socket: PathBuf, why: String },
+    #[error("the container engine at {socket:?} does not serve version 1 of the CRI: {}", sanitize(.message))]
+    CriUnimplemented { socket: PathBuf, message: String },
+    #[error("the container engine at {socket:?} replied to {method} with status {code}: {}", sanitize(.message))]
+    CriRefused { socket: PathBuf, method: &'static str, code: u32, message: String },
+    #[error("the reply of the container engine at {socket:?} to {method} is not valid: {what}")]
+    CriReply { socket: PathBuf, method: &'static str, what: String },
+    #[error("there is no pod {pod}{}", others("; there are: ", .elsewhere))]
+    PodNotFound { pod: String, elsewhere: Vec<String> },
+    #[error("pod {pod} does not run: its sandbox {sandbox} is not ready")]
+    PodNotReady { pod: String, sandbox: String },
+    #[error("pod {pod} has several sandboxes that are ready: {}", .found.join(", "))]
+    PodAmbiguous { pod: String, found: Vec<String> },
+    #[error(
+        "pod {pod} is not Kata's: there is no sandbox {sandbox} in {}{}",
+        paths(.searched),
+        others("; its runtime class is ", .handler.as_slice()),
+    )]
+    NotKata { pod: String, sandbox: String, handler: Option<String>, searched: Vec<PathBuf> },
+    #[error("pod {pod} has no container {container:?}{}", others("; it has: ", .found))]
+    PodContainerNotFound { pod: String, container: String, found: Vec<String> },
+    #[error("container {container:?} of pod {pod} does not run: it is {state}")]
+    PodContainerNotRunning { pod: String, container: String, state: &'static str },
+    #[error("container {container:?} of pod {pod} runs twice: {}", .found.join(", "))]
+    PodContainerTwice { pod: String, container: String, found: Vec<String> },
+    #[error("pod {pod} has several containers: {}", .found.join(", "))]
+    PodContainerNotNamed { pod: String, found: Vec<String> },
+    #[error("no container of pod {pod} runs")]
+    PodWithoutContainer { pod: String },
+    #[error("container {container:?} of pod {pod} was restarted meanwhile: {id} is gone")]
+    PodContainerRestarted { pod: String, container: String, id: String, source: Box<Error> },
+
     // Not found.
     #[error("there is no sandbox {id:?} in {}", .searched.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" or "))]
     SandboxNotFound { id: String, searched: Vec<PathBuf> },
+    #[error("sandbox {sandbox} is still starting: its runtime has not written its state yet")]
+    SandboxStarting { sandbox: String },
     #[error("there is no container {id:?} in sandbox {sandbox}")]
     ContainerNotFound { id: String, sandbox: String },
     #[error("there is no block volume {path:?}")]
@@ -89,6 +161,11 @@ pub enum Error {
     OtherContainer { volume: String, container: String, asked: String },
     #[error("another run is attaching volume {volume}")]
     ConcurrentRun { volume: String },
+    #[error(
+        "QEMU's descriptor set {set} would be that of volume {volume}, and has a descriptor of \
+         another program"
+    )]
+    SetTaken { volume: String, set: u64 },
     #[error("another run has plugged volume {volume} again during the wait")]
     VolumeChanged { volume: String },
     #[error(
@@ -164,11 +241,14 @@ pub enum Error {
     #[error("the guest could not tell the state of volume {}", .volumes.join(", "))]
     StateUnknown { volumes: Vec<String> },
 
+    #[error("the volumes of sandbox {} could not be listed as a whole", .sandboxes.join(", "))]
+    SandboxesUnknown { sandboxes: Vec<String> },
+
     #[error("volume {volume} is incomplete: an earlier run was interrupted")]
     IncompleteVolume { volume: String },
 
     // The guest and its agent.
-    #[error("the guest reports: {}", sanitize(.message))]
+    #[error("{}: {}", speaker(*.reason), sanitize(.message))]
     Guest { reason: Reason, message: String, undone: bool },
     #[error("volume {volume} is in use in the guest: {}", GuestHolder::line(.holders))]
     InUse { volume: String, holders: Vec<GuestHolder> },
@@ -229,6 +309,24 @@ pub enum Error {
     Interrupted { signal: i32, name: &'static str },
     #[error("fault point {point}")]
     FaultPoint { point: &'static str },
+}
+
+/// Paths in a sentence.
+fn paths(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// What there is in place of what was named, if there is anything.
+fn others(begin: &str, names: &[String]) -> String {
+    if names.is_empty() { String::new() } else { format!("{begin}{}", names.join(", ")) }
+}
+
+/// Whose words the guest passes on.
+fn speaker(reason: Reason) -> &'static str {
+    match reason {
+        Reason::REASON_DENIED => "the agent's policy refuses the request",
+        _ => "the guest reports",
+    }
 }
 
 impl Error {

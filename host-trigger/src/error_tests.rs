@@ -9,6 +9,10 @@ fn untrusted_path() -> Untrusted {
     Untrusted::Path { path: "x".into(), why: "y", owner: 1, mode: 0o700 }
 }
 
+fn no_descriptor() -> io::Error {
+    io::Error::from_raw_os_error(libc::EMFILE)
+}
+
 fn io(kind: io::ErrorKind) -> io::Error {
     kind.into()
 }
@@ -37,7 +41,37 @@ fn io(kind: io::ErrorKind) -> io::Error {
 #[case(Error::AgentAddress { address: "x".into() }, "invalid_agent_address", 2)]
 #[case(Error::ControllerAmbiguous { found: vec![] }, "ambiguous_controller", 2)]
 #[case(Error::ControllerUnknown { name: "x".into(), found: vec![] }, "unknown_controller", 2)]
+#[case(Error::NoKataConfiguration { searched: vec![] }, "no_kata_configuration", 3)]
+#[case(Error::RuntimeClassUnknown { name: "x".into(), found: vec![] }, "runtime_class_not_found", 3)]
+#[case(Error::NoQemuClass { classes: vec![] }, "not_qemu", 10)]
+#[case(Error::WrapperUnusable { path: "x".into(), why: "y".into() }, "wrapper_unusable", 10)]
+#[case(Error::MixedConfigurations { directory: "x".into(), changes: vec![] }, "mixed_configurations", 10)]
+#[case(Error::ConfigurationUnreadable { file: "x".into(), why: "y".into() }, "configuration_unreadable", 10)]
+#[case(Error::NoQemuPath { file: "x".into() }, "no_qemu_path", 10)]
+#[case(Error::ForeignDropIn { file: "x".into(), why: "y".into() }, "foreign_drop_in", 4)]
+#[case(Error::LaterDropIn { file: "x".into() }, "later_drop_in", 4)]
+#[case(Error::OtherRecord { record: "x".into(), recorded: "y".into(), directory: "z".into(), path: "p".into() }, "other_record", 4)]
+#[case(Error::CriEndpoint { endpoint: "x".into() }, "invalid_cri", 2)]
+#[case(Error::CriAmbiguous { found: vec![] }, "ambiguous_cri", 2)]
+#[case(Error::NoCri { searched: vec![] }, "no_cri", 14)]
+#[case(Error::CriUnreachable { socket: "x".into(), source: io(io::ErrorKind::NotFound) }, "cri_unreachable", 14)]
+#[case(Error::CriTimedOut { socket: "x".into(), method: "y" }, "timed_out", 7)]
+#[case(Error::NotCri { socket: "x".into(), why: "y".into() }, "not_cri", 10)]
+#[case(Error::CriUnimplemented { socket: "x".into(), message: "y".into() }, "cri_disabled", 10)]
+#[case(Error::CriRefused { socket: "x".into(), method: "y", code: 2, message: "z".into() }, "cri_refused", 14)]
+#[case(Error::CriReply { socket: "x".into(), method: "y", what: "z".into() }, "cri_reply", 1)]
+#[case(Error::PodNotFound { pod: "p".into(), elsewhere: vec![] }, "pod_not_found", 3)]
+#[case(Error::PodNotReady { pod: "p".into(), sandbox: "s".into() }, "pod_not_ready", 3)]
+#[case(Error::PodAmbiguous { pod: "p".into(), found: vec![] }, "ambiguous_pod", 2)]
+#[case(Error::NotKata { pod: "p".into(), sandbox: "s".into(), handler: Some("runc".into()), searched: vec![] }, "not_kata", 10)]
+#[case(Error::PodContainerNotFound { pod: "p".into(), container: "c".into(), found: vec![] }, "pod_container_not_found", 3)]
+#[case(Error::PodContainerNotRunning { pod: "p".into(), container: "c".into(), state: "exited" }, "pod_container_not_running", 3)]
+#[case(Error::PodContainerTwice { pod: "p".into(), container: "c".into(), found: vec![] }, "ambiguous_container", 2)]
+#[case(Error::PodContainerNotNamed { pod: "p".into(), found: vec![] }, "container_not_named", 2)]
+#[case(Error::PodWithoutContainer { pod: "p".into() }, "pod_without_container", 3)]
+#[case(Error::PodContainerRestarted { pod: "p".into(), container: "c".into(), id: "x".into(), source: Box::new(Error::NoPlugin) }, "container_restarted", 3)]
 #[case(Error::SandboxNotFound { id: "x".into(), searched: vec![] }, "sandbox_not_found", 3)]
+#[case(Error::SandboxStarting { sandbox: "s".into() }, "sandbox_starting", 14)]
 #[case(Error::ContainerNotFound { id: "x".into(), sandbox: "s".into() }, "container_not_found", 3)]
 #[case(Error::SourceNotFound { path: "x".into() }, "source_not_found", 3)]
 #[case(Error::VolumeNotFound { asked: "x".into(), sandbox: "s".into() }, "volume_not_found", 3)]
@@ -47,8 +81,10 @@ fn io(kind: io::ErrorKind) -> io::Error {
 #[case(Error::PathHoldsVolume { path: "p".into(), container: "c".into(), volume: "v".into() }, "path_taken", 4)]
 #[case(Error::OtherContainer { volume: "v".into(), container: "c".into(), asked: "d".into() }, "other_container", 4)]
 #[case(Error::ConcurrentRun { volume: "v".into() }, "another_run", 4)]
+#[case(Error::SetTaken { volume: "v".into(), set: 1 }, "descriptor_set_taken", 4)]
 #[case(Error::AbandonedVolume { volume: "v".into(), container: "c".into(), path: "p".into() }, "abandoned_volume", 4)]
 #[case(Error::WholeVolume { volume: "v".into(), found: vec![] }, "whole_volume", 2)]
+#[case(Error::SandboxesUnknown { sandboxes: vec![] }, "sandbox_unknown", 15)]
 #[case(Error::StateUnknown { volumes: vec![] }, "state_unknown", 15)]
 #[case(Error::SourceEmpty { path: "x".into() }, "source_empty", 6)]
 #[case(Error::SourceKind { path: "x".into(), kind: "directory" }, "source_kind", 6)]
@@ -93,6 +129,17 @@ fn io(kind: io::ErrorKind) -> io::Error {
     "descriptor_limit",
     11
 )]
+#[case(Error::NotAudited { source: no_descriptor() }, "descriptor_limit", 11)]
+#[case(Error::AgentUnreachable { address: "x".into(), source: no_descriptor() }, "descriptor_limit", 11)]
+#[case(Error::CriUnreachable { socket: "x".into(), source: no_descriptor() }, "descriptor_limit", 11)]
+#[case(QmpError::Connect { path: "x".into(), source: no_descriptor() }.into(), "descriptor_limit", 11)]
+#[case(
+    Error::system("open", "x", io::Error::from_raw_os_error(libc::ENFILE)),
+    "descriptor_limit",
+    11
+)]
+#[case(Error::AuditLost { source: no_descriptor() }, "audit_lost", 16)]
+#[case(Error::OutputLost { source: no_descriptor() }, "output_lost", 1)]
 #[case(Error::NotAudited { source: io(io::ErrorKind::StorageFull) }, "not_audited", 1)]
 #[case(Error::AuditLost { source: io(io::ErrorKind::StorageFull) }, "audit_lost", 16)]
 #[case(Error::OutputLost { source: io(io::ErrorKind::StorageFull) }, "output_lost", 1)]

@@ -107,7 +107,7 @@ impl ExitStatus {
             Self::PermissionDenied => "permission denied on the host",
             Self::VersionSkew => "version skew",
             Self::QmpHeld => "QMP socket held by another client",
-            Self::Unreachable => "QEMU or the agent is unreachable",
+            Self::Unreachable => "QEMU, the agent or the container engine is unreachable",
             Self::StateUnknown => "state unknown",
             Self::AuditLost => "audit record lost",
             Self::Signal(_) => "ended by a signal, after the rollback",
@@ -126,7 +126,7 @@ impl ExitStatus {
                 "an invalid ID, a relative device path, an ambiguous prefix or controller"
             }
             Self::NotFound => {
-                "no such sandbox, container, source or volume; the container does not run"
+                "no such pod, sandbox, container, source or volume; the container does not run"
             }
             Self::Conflict => {
                 "the device path or the volume is taken, other options, another run, a size that \
@@ -144,7 +144,7 @@ impl ExitStatus {
             }
             Self::Unsupported => {
                 "no virtio-scsi controller, no plugin in the agent, a device filter that cannot be \
-                 changed safely, not QEMU"
+                 changed safely, not QEMU, a pod that is not Kata's"
             }
             Self::PermissionDenied => {
                 "not root, a run directory that others than root can change, the host's kernel \
@@ -155,7 +155,7 @@ impl ExitStatus {
             Self::Unreachable => "the sandbox does not run, or a socket does not exist",
             Self::StateUnknown => {
                 "`list` and `inspect`, after printing: the guest does not reply, refuses, or cannot \
-                 tell; the container is paused"
+                 tell; the container is paused; a sandbox of `list --all` cannot be asked"
             }
             Self::AuditLost => {
                 "done, but the end of the operation could not be written to the audit log"

@@ -12,6 +12,10 @@ mod points {
         Ok(())
     }
 
+    pub(crate) const fn is_set(_: &str) -> bool {
+        false
+    }
+
     pub(crate) fn value(_: &str) -> Option<String> {
         None
     }
@@ -51,6 +55,11 @@ mod points {
         Ok(())
     }
 
+    /// Whether the point does anything.
+    pub(crate) fn is_set(name: &str) -> bool {
+        action(name).is_some()
+    }
+
     pub(crate) fn value(name: &str) -> Option<String> {
         Some(action(name)?.strip_prefix("value:")?.to_owned())
     }
@@ -60,4 +69,4 @@ mod points {
     }
 }
 
-pub(crate) use points::{point, value};
+pub(crate) use points::{is_set, point, value};

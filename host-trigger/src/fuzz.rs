@@ -38,14 +38,15 @@ pub async fn inspect(qmp: &mut Qmp) -> Result<String, QmpError> {
     let (unused, controller) = (inventory.unused(), inventory.controller(None));
     let mut volumes = Vec::new();
     for known in inventory.attachments() {
-        let (attached, id) = (known.is_attached(), known.id.clone());
+        let (attached, id) = (known.is_attached() && !known.state.is_abandoned, known.id.clone());
         let view = VolumeView::new(qmp, &inventory, "sandbox", known).await?;
         let mut listed = view.without_guest();
-        assert_eq!(attached, listed.state == State::Attached);
+        // QEMU alone does not show whether a volume is attached.
+        assert_eq!(attached, matches!(listed.state, State::Unknown { .. }));
         listed.volume.throttle = limits.get(&id).copied().unwrap_or_default();
         volumes.push(listed);
     }
-    let listing = Listing { volumes, guest_error: None };
+    let listing = Listing { volumes, ..Listing::default() };
     let counts = format!("{} {} {}", counters.len(), unused.len(), controller.is_ok());
     Ok([listing::table(&listing), listing::details(&listing), counts].concat())
 }

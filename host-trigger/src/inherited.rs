@@ -19,7 +19,7 @@ const LEAST_FREE: u64 = 16;
 ///
 /// # Errors
 /// The kernel refuses it, which no known one does.
-pub(crate) fn prepare() -> Result<(), Error> {
+pub fn prepare() -> Result<(), Error> {
     // A soft limit is a default, for programs that use select(2). The kernel refuses a hard limit
     // above fs.nr_open; the soft one holds then.
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)

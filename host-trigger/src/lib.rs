@@ -14,10 +14,13 @@
 //! | [`ops`] | QEMU, the guest and the host, by way of the three below |
 //! | [`qemu`] | QEMU's monitor: what QEMU holds for us |
 //! | [`kata`] | the state directories of Kata, the shim, the agent |
+//! | [`cri`] | the container engine: which sandbox and containers a pod has |
 //! | [`host`] | devices, files and processes of this host |
 //! | [`output`] | standard output, standard error, the audit log |
+//! | [`wrapper`] | the second binary, `ecr-qemu`: gives QEMU a second monitor, and becomes QEMU |
 //!
-//! Imports go one way: `command_line` → `commands` → `ops` → `qemu`, `kata`, `host`; only
+//! Imports go one way: `command_line` → `commands` → `ops` → `qemu`, `cri`, `kata`, `host`;
+//! only
 //! `commands` and `command_line` use `cli` and `output`. `ci/layers` checks it. The other files
 //! here are leaves that all may use: errors and exit statuses, IDs, sizes, time, escaping.
 
@@ -26,6 +29,7 @@
 pub mod cli;
 pub mod command_line;
 pub mod commands;
+pub mod cri;
 pub mod device_path;
 mod diagnostics;
 pub mod disk_geometry;
@@ -38,12 +42,13 @@ pub mod format;
 pub mod fuzz;
 pub mod guest_holder;
 pub mod host;
-mod inherited;
+pub mod inherited;
 pub mod kata;
 pub mod left_behind;
 pub mod ops;
 pub mod output;
 mod path_text;
+pub mod pod;
 pub mod qemu;
 #[cfg(test)]
 mod sample;
@@ -51,6 +56,7 @@ pub mod sanitize;
 mod size;
 pub mod stopwatch;
 pub mod volume_id;
+pub mod wrapper;
 
 pub use block_volume_qmp::Deadline;
 pub use error::Error;

@@ -11,6 +11,7 @@ pub(crate) fn volume() -> Volume {
         id: "0123456789abcdef".into(),
         sandbox: "s1".into(),
         container: "c1".into(),
+        pod: None,
         device_path: "/dev/xvda".into(),
         source: "/dev/disk/by-id/x".into(),
         source_device: "/dev/sdb".into(),

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// The stages of a command and their times, in the order in which they ended.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Stopwatch {
     start: Instant,
     last: Instant,

@@ -47,6 +47,14 @@ impl VolumeId {
 }
 
 impl VolumeId {
+    /// The number of its descriptor set in QEMU, from 2^30 to 2^31 - 1: who does not choose a
+    /// number gets the lowest one that is free. An older version did not choose it.
+    pub(crate) fn set(&self) -> u64 {
+        const FIRST: u64 = 1 << 30;
+        // An ID is sixteen hexadecimal digits.
+        FIRST + u64::from_str_radix(&self.0, 16).unwrap_or_default() % FIRST
+    }
+
     /// The name of the block node that keeps the record of an abandoned volume (at most 31
     /// characters).
     pub(crate) fn abandoned_node(&self) -> String {
@@ -85,6 +93,7 @@ mod tests {
         // printf 'ecrblk1\0s1\0b:7:0:12' | sha256sum
         assert_eq!(id.as_str(), "0dbb44d5db46db68");
         assert!(id.node().len() <= 31);
+        assert_eq!(id.set(), 0x40000000 + (0xdb46_db68 & 0x3fff_ffff));
     }
 
     #[test]

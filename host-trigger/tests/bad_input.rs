@@ -197,7 +197,7 @@ async fn each_kind_of_unusable_agent_has_its_own_reason() {
     assert_refused(&mut host, image.path(), &[], "agent_unreachable", 14).await;
     host.agent.start_without_plugin().await;
     assert_refused(&mut host, image.path(), &[], "no_plugin", 10).await;
-    fs::remove_file(host.path("sbs/s1/persist.json")).unwrap();
+    fs::write(host.path("sbs/s1/persist.json"), "{}").unwrap();
     assert_refused(&mut host, image.path(), &[], "agent_unknown", 14).await;
 }
 
@@ -312,7 +312,7 @@ async fn another_hypervisor_and_a_missing_qemu_have_their_own_reasons() {
     fs::write(host.path("sbs/s1/persist.json"), r#"{"HypervisorState":{"Type":"clh"}}"#).unwrap();
     let agent = format!("unix://{}", host.path("agent.sock").display());
     assert_refused(&mut host, image.path(), &["--agent", &agent], "not_qemu", 10).await;
-    fs::remove_file(host.path("sbs/s1/persist.json")).unwrap();
+    fs::write(host.path("sbs/s1/persist.json"), "{}").unwrap();
     host.qemu.kill().unwrap();
     host.qemu.wait().unwrap();
     host.plug(image.path(), "/dev/xvda", &["--agent", &agent])

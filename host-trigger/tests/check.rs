@@ -52,7 +52,7 @@ fn remedies(finding: &Finding) -> impl Iterator<Item = &str> {
     finding.remedy.iter().flat_map(|remedy| remedy.lines())
 }
 
-const SANDBOX_CHECKS: [&str; 16] = [
+const SANDBOX_CHECKS: [&str; 17] = [
     "sandbox",
     "lock",
     "qmp",
@@ -67,6 +67,7 @@ const SANDBOX_CHECKS: [&str; 16] = [
     "plugin",
     "scsi_hosts",
     "scan_mode",
+    "guest_kernel",
     "container",
     "container",
 ];
@@ -81,6 +82,8 @@ async fn a_check_of_a_sandbox_changes_nothing() {
     host.plug(image.path(), "/dev/xvdb", &[]).await.report();
     let (before, changes) = (host.snapshot().await, host.changes().len());
     let (ran, checked) = check(&host, &["--sandbox", "s"]).await;
+    // A free socket and a controller have proved what the configuration is about.
+    assert!(checked.checks.iter().all(|one| one.name != "kata_configuration"), "{ran:?}");
     assert_eq!((ran.exit_code, checked.sandbox.as_deref()), (Some(0), Some("s1")), "{ran:?}");
     let names: Vec<_> = checked.checks.iter().map(|finding| finding.name.as_str()).collect();
     assert!(names.ends_with(&SANDBOX_CHECKS), "{names:?}");
@@ -113,11 +116,7 @@ async fn a_host_is_checked_without_a_sandbox() {
     );
     assert!(named(&checked, "sandboxes").message.starts_with("1 in "));
     let kata = named(&checked, "kata_configuration");
-    assert_eq!(
-        remedies(kata).any(|line| line == "extra_monitor_socket = \"qmp\""),
-        kata.status != Status::Ok,
-        "{kata:?}"
-    );
+    assert_eq!(kata.remedy.is_some(), kata.status != Status::Ok, "{kata:?}");
 
     let empty = tempfile::tempdir().unwrap();
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ecr-runtime"));
@@ -140,7 +139,10 @@ async fn a_socket_held_by_another_client_is_a_problem_whose_remedy_adds_another_
     let (ran, checked) = check(&host, &["--sandbox", "s1"]).await;
     assert_eq!(ran.exit_code, Some(13), "{ran:?}");
     let qmp = named(&checked, "qmp");
-    assert!(remedies(qmp).any(|line| line == "extra_monitor_socket = \"qmp\""), "{qmp:?}");
+    assert!(remedies(qmp).any(|line| line.contains("start QEMU by ecr-qemu")), "{qmp:?}");
+    // It says what to do on this node.
+    let kata = named(&checked, "kata_configuration");
+    assert!(kata.status == Status::Warning && kata.remedy.is_some(), "{kata:?}");
     // The guest is checked anyway.
     assert_eq!(named(&checked, "plugin").status, Status::Ok);
 }
@@ -178,10 +180,65 @@ async fn a_stopped_vm_an_old_agent_and_a_refusing_guest_are_problems() {
     *host.agent.api_level.lock().unwrap() = 1;
     *host.agent.probe_failure.lock().unwrap() =
         Some(block_volume_api::block_volume::Reason::REASON_DENIED);
-    assert_eq!(named(&check(&host, &["--sandbox", "s1"]).await.1, "plugin").exit_code, 9);
+    let (_, checked) = check(&host, &["--sandbox", "s1"]).await;
+    let denied = named(&checked, "plugin");
+    assert_eq!(denied.exit_code, 9);
+    assert!(remedies(denied).any(|line| line == "default AttachBlockVolumeRequest := false"));
+    let socket = host.path("sbs/s1/shim-monitor.sock").display().to_string();
+    assert!(
+        remedies(denied).any(|line| line.starts_with("curl ") && line.contains(&socket)),
+        "{denied:?}"
+    );
     host.agent.stop().await;
     host.agent.start_without_plugin().await;
     assert_eq!(named(&check(&host, &["--sandbox", "s1"]).await.1, "plugin").exit_code, 10);
+}
+
+#[tokio::test]
+async fn each_missing_capability_of_the_guests_kernel_is_a_finding_with_the_option() {
+    let mut host = Host::boot().await;
+    host.execute("cont", serde_json::json!({})).await;
+    let agent = host.agent.clone();
+    let set = |missing| *agent.missing_capabilities.lock().unwrap() = missing;
+    let kernel = |checked: &CheckReport| -> Vec<Finding> {
+        checked.checks.iter().filter(|finding| finding.name == "guest_kernel").cloned().collect()
+    };
+    let (_, checked) = check(&host, &["--sandbox", "s1"]).await;
+    let [finding] = &kernel(&checked)[..] else { panic!("{checked:#?}") };
+    assert_eq!(finding.message, "6.1.0-test: has all that volumes need");
+    assert_eq!((finding.status, &finding.capability), (Status::Ok, &None));
+
+    set(Some(vec!["user_namespaces", "kcmp", "telepathy"]));
+    let (ran, checked) = check(&host, &["--sandbox", "s1"]).await;
+    assert_eq!(ran.exit_code, Some(0), "{ran:?}");
+    let found = kernel(&checked);
+    let [namespaces, kcmp, unknown] = &found[..] else { panic!("{found:#?}") };
+    assert_eq!(
+        (namespaces.status, namespaces.capability.as_deref()),
+        (Status::Warning, Some("user_namespaces"))
+    );
+    assert!(namespaces.message.contains("(CONFIG_USER_NS, and "), "{namespaces:?}");
+    assert!(remedies(namespaces).any(|line| line.contains("give the guest CONFIG_USER_NS")));
+    assert_eq!((kcmp.status, unknown.status), (Status::Ok, Status::Warning));
+    assert!(kcmp.message.contains("(CONFIG_KCMP)") && unknown.message.contains("no telepathy"));
+    host.plug(Image::of(MIB).path(), "/dev/xvda", &[]).await.report();
+
+    set(Some(vec!["openat2"]));
+    let before = host.snapshot().await;
+    let (ran, checked) = check(&host, &["--sandbox", "s1"]).await;
+    let finding = &kernel(&checked)[0];
+    assert_eq!((finding.status, ran.exit_code), (Status::Problem, Some(10)), "{ran:?}");
+    // The same error, before the VM gets a disk.
+    let changes = host.changes().len();
+    let refused = host.plug(Image::of(MIB).path(), "/dev/xvdb", &[]).await;
+    assert_eq!(refused.exit_code, Some(10), "{refused:?}");
+    assert_eq!(host.snapshot().await, before);
+    assert!(host.changes()[changes..].iter().all(|change| change["execute"] != "device_add"));
+
+    set(None);
+    let (ran, checked) = check(&host, &["--sandbox", "s1"]).await;
+    assert_eq!((ran.exit_code, kernel(&checked)[0].status), (Some(0), Status::Warning), "{ran:?}");
+    assert!(kernel(&checked)[0].message.starts_with("not known"), "{ran:?}");
 }
 
 #[tokio::test]

@@ -26,10 +26,15 @@ const MIB: u64 = 1 << 20;
 #[tokio::test]
 async fn a_killed_hot_plug_is_completed_by_the_same_command(
     #[values(
-        "after-probe",
+        "after-preflight",
+        "after-start",
         "after-add-fd",
         "after-blockdev-add",
+        "after-ready",
         "after-device-add",
+        "after-go",
+        "after-prepared",
+        "after-record",
         "after-attach",
         "after-commit"
     )]
@@ -42,7 +47,8 @@ async fn a_killed_hot_plug_is_completed_by_the_same_command(
     let mut command = host.command(&volumes, &[]);
     let killed = run(command.env("ECR_RUNTIME_FAULT", format!("{point}=kill"))).await;
     assert_eq!(killed.exit_code, Some(-9), "{killed:?}");
-    if point == "after-probe" {
+    host.agent.conversation_is_over().await;
+    if matches!(point, "after-preflight" | "after-start") {
         assert_eq!(host.snapshot().await, clean);
     }
     let again = run(&mut host.command(&volumes, &[])).await.report();
@@ -60,7 +66,11 @@ async fn a_hot_plug_that_fails_after_a_step_leaves_nothing(
     #[values(
         "after-add-fd",
         "after-blockdev-add",
+        "after-ready",
         "after-device-add",
+        "after-go",
+        "after-prepared",
+        "after-record",
         "after-attach",
         "after-commit"
     )]
@@ -135,7 +145,14 @@ async fn status_becomes(process: nix::unistd::Pid, condition: impl Fn(&str) -> b
 #[rstest]
 #[tokio::test]
 async fn a_killed_hot_unplug_is_completed_by_the_same_command(
-    #[values("after-detach", "remove-after-device-del", "remove-after-blockdev-del")] point: &str,
+    #[values(
+        "after-released",
+        "remove-before-device-deleted",
+        "remove-after-device-del",
+        "after-detach",
+        "remove-after-blockdev-del"
+    )]
+    point: &str,
 ) {
     let mut host = Host::boot().await;
     let clean = host.snapshot().await;
@@ -160,7 +177,11 @@ async fn a_killed_hot_plug_is_listed_and_can_be_unplugged(
     #[values(
         "after-add-fd",
         "after-blockdev-add",
+        "after-ready",
         "after-device-add",
+        "after-go",
+        "after-prepared",
+        "after-record",
         "after-attach",
         "after-commit"
     )]
@@ -173,6 +194,7 @@ async fn a_killed_hot_plug_is_listed_and_can_be_unplugged(
     let mut command = host.command(&[(device.path(), "/dev/xvda")], &[]);
     let killed = run(command.env("ECR_RUNTIME_FAULT", format!("{point}=kill"))).await;
     assert_eq!(killed.exit_code, Some(-9), "{killed:?}");
+    host.agent.conversation_is_over().await;
     let listed = host.verb("list", &[]).await.listing().body.volumes.remove(0);
     let expected = if point == "after-commit" { State::Attached } else { State::Incomplete };
     assert_eq!((listed.state, listed.volume.device_path.as_str()), (expected, "/dev/xvda"));
@@ -183,14 +205,19 @@ async fn a_killed_hot_plug_is_listed_and_can_be_unplugged(
     assert!(host.agent.attached_paths().is_empty() && !device.is_claimed());
 }
 
-/// Repair completes a killed hot-plug if the guest had done its part, and rolls it back otherwise.
+/// Repair keeps a hot-plug that was killed after the guest's commit, and removes what is left of
+/// any other: the guest has rolled back its part.
 #[rstest]
 #[tokio::test]
 async fn a_killed_hot_plug_is_repaired(
     #[values(
         "after-add-fd",
         "after-blockdev-add",
+        "after-ready",
         "after-device-add",
+        "after-go",
+        "after-prepared",
+        "after-record",
         "after-attach",
         "after-commit"
     )]
@@ -204,14 +231,16 @@ async fn a_killed_hot_plug_is_repaired(
         .env("ECR_RUNTIME_FAULT", format!("{point}=kill")))
     .await;
     assert_eq!(killed.exit_code, Some(-9), "{killed:?}");
+    host.agent.conversation_is_over().await;
     let before = host.snapshot().await;
     let would = host.verb("repair", &["--dry-run"]).await.repaired();
     assert_eq!(host.snapshot().await, before);
     let repaired = host.verb("repair", &[]).await.repaired();
-    let attached = matches!(point, "after-attach" | "after-commit");
+    let attached = point == "after-commit";
     let (result, action) = match point {
-        "after-attach" => (Outcome::Repaired, Action::Completed),
         "after-commit" => (Outcome::Unchanged, Action::Kept),
+        // As if an unplug had been killed before it asked QEMU.
+        "after-record" | "after-attach" => (Outcome::Repaired, Action::Completed),
         _ => (Outcome::Repaired, Action::RolledBack),
     };
     let now = if attached { StateAfter::Attached } else { StateAfter::Gone };
@@ -240,8 +269,10 @@ async fn a_killed_hot_plug_is_repaired(
 async fn a_killed_hot_unplug_is_completed_by_repair(
     #[values(
         "before-detach",
-        "after-detach",
+        "after-released",
+        "remove-before-device-deleted",
         "remove-after-device-del",
+        "after-detach",
         "remove-after-blockdev-del",
         "after-remove"
     )]
@@ -286,8 +317,9 @@ async fn a_killed_hot_unplug_is_completed_by_repair(
 async fn a_killed_repair_is_completed_by_the_next_repair(
     #[values(
         "before-detach",
-        "after-detach",
+        "after-released",
         "remove-after-device-del",
+        "after-detach",
         "remove-after-blockdev-del"
     )]
     point: &str,
@@ -313,7 +345,7 @@ async fn a_missed_event_is_made_up_for_by_a_query() {
     let image = Image::of(MIB);
     let id = host.plug(image.path(), "/dev/xvda", &[]).await.report().body.volumes[0].id.clone();
     let mut command = host.verb_command("hot-unplug", &["--volume", &id]);
-    let command = command.env("ECR_RUNTIME_FAULT", "after-detach=delay:500");
+    let command = command.env("ECR_RUNTIME_FAULT", "after-released=delay:500");
     let (ran, ()) = tokio::join!(run(command), async {
         // The run has read the inventory; another client removes the device.
         host.agent.request_received.notified().await;

@@ -43,7 +43,7 @@ async fn a_volume_is_removed_and_its_claim_released() {
     assert_eq!(host.agent.attached_paths(), ["/dev/xvdb"]);
     let names: Vec<_> =
         report.timings_us.as_ref().unwrap().0.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["find", "lock", "qemu", "prepare", "detach", "remove", "total"]);
+    assert_eq!(names, ["find", "lock", "qemu", "prepare", "release", "detach", "remove", "total"]);
 
     let report = host.verb("hot-unplug", &["--volume", &kept.body.volumes[0].id]).await.report();
     assert_eq!(report.result, Outcome::Detached);
@@ -240,6 +240,55 @@ async fn what_is_left_in_qemu_is_removed(#[case] steps: usize) {
     assert_eq!(*host.agent.detached.lock().unwrap(), [id]);
     assert_eq!(host.snapshot().await, clean);
     assert!(!device.is_claimed());
+}
+
+/// The lists that grow with the volumes are read once, and again only while QEMU has nothing else
+/// to do. That of the block nodes, the longest, is not read.
+#[tokio::test]
+async fn an_unplug_asks_qemu_for_no_long_list_while_something_waits_for_it() {
+    let host = Host::boot().await;
+    let images = [Image::of(MIB), Image::of(MIB)];
+    host.plug(images[0].path(), "/dev/xvda", &[]).await.report();
+    host.plug(images[1].path(), "/dev/xvdb", &[]).await.report();
+    let before = host.commands().len();
+    let unplugged = host.verb("hot-unplug", &["--container", "c1", "--device-path", "/dev/xvda"]);
+    assert_eq!(unplugged.await.report().body.volumes[0].size, MIB);
+    let sent: Vec<_> = host.commands()[before..]
+        .iter()
+        .map(|command| command["execute"].as_str().unwrap().to_owned())
+        .collect();
+    let first = [
+        "qmp_capabilities",
+        "query-fdsets",
+        "qom-list",
+        "query-pci",
+        "query-block-jobs",
+        "query-block-exports",
+        "x-debug-query-block-graph",
+    ];
+    let rest = [
+        "qom-get",
+        "device_del",
+        "query-fdsets",
+        "qom-list",
+        "query-pci",
+        "blockdev-del",
+        "remove-fd",
+        "remove-fd",
+    ];
+    assert_eq!(sent, [&first[..], &rest].concat());
+}
+
+/// What is known by its block node alone is found, too.
+#[tokio::test]
+async fn a_block_node_without_a_record_is_not_taken_for_gone() {
+    let mut host = Host::boot().await;
+    let id = "0123456789abcdef";
+    let node = json!({"driver": "null-co", "node-name": format!("ecrblk-{id}-n")});
+    host.execute("blockdev-add", node).await;
+    let before = host.snapshot().await;
+    host.verb("hot-unplug", &["--volume", id]).await.assert_fails("record_lost", 8);
+    assert_eq!(host.snapshot().await, before);
 }
 
 #[tokio::test]

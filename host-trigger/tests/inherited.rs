@@ -158,6 +158,31 @@ async fn texts_need_no_descriptors(#[case] words: &[&str], #[case] status: i32) 
     assert_eq!(ended, Some(status), "{stderr}");
 }
 
+/// The steps of a plug run side by side, and which one finds no descriptor free depends on the
+/// limit and on chance. The error does not.
+#[tokio::test]
+async fn whichever_step_finds_no_descriptor_the_error_is_the_same() {
+    let mut host = Host::boot().await;
+    let clean = host.snapshot().await;
+    let volumes: Vec<_> = (0..8).map(|n| (Image::of(MIB), format!("/dev/x{n}"))).collect();
+    let pairs: Vec<_> = volumes.iter().map(|(image, path)| (image.path(), path.as_str())).collect();
+    let mut failed = 0;
+    for in_use in 0..26 {
+        let prelude = format!("ulimit -n 34; {}", open(in_use));
+        let ran = run(&mut after(&prelude, &host.command(&pairs, &[]))).await;
+        if ran.exit_code == Some(0) {
+            for (_, path) in &pairs {
+                run(&mut host.verb_command("hot-unplug", &["--device-path", path])).await.report();
+            }
+        } else {
+            ran.assert_fails("descriptor_limit", 11);
+            failed += 1;
+        }
+        assert_eq!(host.snapshot().await, clean, "with {in_use} in use");
+    }
+    assert!(failed > 8, "{failed} failed");
+}
+
 /// Each volume needs descriptors for as long as the command works.
 #[rstest]
 #[case::too_few("ulimit -n 32", 40, false)]

@@ -9,7 +9,7 @@ use clap_mangen::Man;
 use host_trigger::{command_line::Cli, exit_status::ExitStatus};
 
 /// What a page shows as examples: what is done, and the command line.
-const EXAMPLES: [(&str, &[(&str, &str)]); 12] = [
+const EXAMPLES: [(&str, &[(&str, &str)]); 16] = [
     ("ecr-runtime", EVERYTHING),
     ("ecr-runtime-block-volume", EVERYTHING),
     (
@@ -20,7 +20,26 @@ const EXAMPLES: [(&str, &[(&str, &str)]); 12] = [
                 "Check whether a volume could be plugged into a sandbox",
                 "ecr-runtime check --sandbox 7d3a",
             ),
+            ("Check every sandbox of the node", "ecr-runtime check --all"),
         ],
+    ),
+    ("ecr-runtime-node", NODE),
+    ("ecr-runtime-node-status", NODE),
+    (
+        "ecr-runtime-node-enable",
+        &[
+            ("Report what would be written", "ecr-runtime node enable --dry-run"),
+            ("Enable ecr-qemu for all runtime classes of QEMU", "ecr-runtime node enable"),
+            (
+                "Enable a copy of the wrapper for a runtime class with another QEMU",
+                "ecr-runtime node enable --runtime-class kata-qemu-snp --wrapper \
+                 /usr/local/bin/ecr-qemu-snp",
+            ),
+        ],
+    ),
+    (
+        "ecr-runtime-node-disable",
+        &[("Remove everything that enable wrote", "ecr-runtime node disable")],
     ),
     (
         "ecr-runtime-completions",
@@ -42,6 +61,11 @@ const EXAMPLES: [(&str, &[(&str, &str)]); 12] = [
                 "ecr-runtime block-volume hot-plug --container 4f1c --read-only --uid 1000 \
                  --iops 500 --block-volume a.img --device-path /dev/xvda --block-volume b.img \
                  --device-path /dev/xvdb",
+            ),
+            (
+                "Attach a volume to a container of a pod",
+                "ecr-runtime block-volume hot-plug --pod shop/db-0 --container app --block-volume \
+                 /dev/vg/data --device-path /dev/xvda",
             ),
             (
                 "Report what would be done",
@@ -69,6 +93,7 @@ const EXAMPLES: [(&str, &[(&str, &str)]); 12] = [
         "ecr-runtime-block-volume-list",
         &[
             ("Show all volumes of a sandbox", "ecr-runtime block-volume list --sandbox 7d3a"),
+            ("Show the volumes of all pods of the node", "ecr-runtime block-volume list --all"),
             (
                 "Print the IDs of volumes that are not attached",
                 "ecr-runtime block-volume list --sandbox 7d3a --output json | jq -r \
@@ -133,6 +158,12 @@ const EXAMPLES: [(&str, &[(&str, &str)]); 12] = [
     ),
 ];
 
+const NODE: &[(&str, &str)] = &[
+    ("Show the runtime classes", "ecr-runtime node status"),
+    ("Let Kata start QEMU by ecr-qemu in new sandboxes", "ecr-runtime node enable"),
+    ("Let it start QEMU itself again", "ecr-runtime node disable"),
+];
+
 const EVERYTHING: &[(&str, &str)] = &[
     ("Check this node", "ecr-runtime check"),
     (
@@ -144,7 +175,13 @@ const EVERYTHING: &[(&str, &str)] = &[
     ("Detach it", "ecr-runtime block-volume hot-unplug --container 4f1c --device-path /dev/xvda"),
 ];
 
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 10] = [
+    (
+        "/etc/containerd/config.toml, /etc/crio/crio.conf, and what they import",
+        "The runtime classes; node finds Kata's configurations there. It writes \
+         config.d/zz-ecr-runtime.toml beside them, and /etc/ecr-runtime/NAME.path for ecr-qemu(1).",
+    ),
+    ("/run/ecr-runtime", "Locked by node enable and node disable while they change something."),
     (
         "/run/vc/vm/SANDBOX/extra-monitor.sock, qmp.sock",
         "QMP sockets of a sandbox of Kata's Go runtime, in the order in which they are tried. The \
@@ -156,13 +193,23 @@ const FILES: [(&str, &str); 6] = [
          the containers.",
     ),
     (
-        "/run/kata/SANDBOX/shim-monitor.sock",
-        "The same for Kata's Rust runtime; the QMP socket must be named with --qmp.",
+        "/run/kata/SANDBOX/extra-monitor.sock, shim-monitor.sock",
+        "The same for Kata's Rust runtime, whose QEMU is started by ecr-qemu(1).",
     ),
     (
-        "/run/user/UID/run/vc",
-        "The same for a VMM that runs as another user; named with --run-dir, and the user with \
-         --vmm-user. All other directories must belong to root and be writable by root alone.",
+        "/run/containerd/io.containerd.runtime.v2.task/NAMESPACE/CONTAINER/config.json",
+        "Which sandbox a container of the Rust runtime is in. Also looked for below \
+         /run/k3s/containerd, and below /run/containers/storage/overlay-containers (CRI-O).",
+    ),
+    (
+        "/run/containerd/containerd.sock, /run/crio/crio.sock, /run/k3s/containerd/containerd.sock",
+        "Where the container engine tells which sandbox and containers a pod has, if --pod names \
+         one. If several exist, --cri must name one. Only root may have made them.",
+    ),
+    (
+        "/run/user/UID/run/vc, /run/user/UID/run/kata",
+        "The same for a VMM that runs as another user, whom --vmm-user names. All other \
+         directories must belong to root and be writable by root alone.",
     ),
     (
         "/dev/log",
@@ -171,12 +218,17 @@ const FILES: [(&str, &str); 6] = [
     ("/dev/kmsg", "Where they are written if /dev/log does not take them within 2 seconds."),
 ];
 
-const ENVIRONMENT: [(&str, &str); 2] = [
+const ENVIRONMENT: [(&str, &str); 3] = [
+    ("NO_COLOR, CLICOLOR, CLICOLOR_FORCE, TERM", "Whether help and usage errors are colored."),
     (
-        "NO_COLOR, CLICOLOR, CLICOLOR_FORCE, TERM",
-        "Whether help and usage errors are colored. Nothing else depends on the environment.",
+        "CONTAINER_RUNTIME_ENDPOINT",
+        "The container engine's socket for --pod, unless --cri names it.",
     ),
-    ("COLUMNS", "The width of help texts where standard output is no terminal, at most 100."),
+    (
+        "COLUMNS",
+        "The width of help texts where standard output is no terminal, at most 100. \
+         Nothing else depends on the environment.",
+    ),
 ];
 
 #[test]
@@ -253,7 +305,7 @@ fn add_pages(command: &Command, names: &[String], pages: &mut BTreeMap<String, S
     text.push_str(".SH \"SEE ALSO\"\n");
     let others: Vec<_> =
         names.iter().filter(|other| **other != name).map(|other| roff(other)).collect();
-    text.push_str(&format!("{}(1)\n", others.join("(1),\n")));
+    text.push_str(&format!("{}(1),\necr\\-qemu(1)\n", others.join("(1),\n")));
     pages.insert(format!("{name}.1"), text);
     command.get_subcommands().for_each(|command| add_pages(command, names, pages));
 }
@@ -280,7 +332,8 @@ fn pages(directory: &Path) -> BTreeMap<String, String> {
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
     entries
         .map(|entry| (entry.file_name().into_string().unwrap(), entry.path()))
-        .filter(|(name, _)| name.ends_with(".1"))
+        // The page of ecr-qemu, which has no options of its own, is written by hand.
+        .filter(|(name, _)| name.starts_with("ecr-runtime") && name.ends_with(".1"))
         .map(|(name, path)| (name, fs::read_to_string(path).unwrap()))
         .collect()
 }

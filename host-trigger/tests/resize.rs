@@ -76,7 +76,8 @@ async fn an_image_is_grown_by_qemu_and_the_guest_follows() {
     assert_eq!((listed.volume.size, listed.guest.as_ref().unwrap().size), (8 * MIB, 8 * MIB));
     let again = host.plug(image.path(), "/dev/xvda", &[]).await.report();
     assert_eq!((again.result, again.body.volumes[0].size), (Outcome::Unchanged, 8 * MIB));
-    host.verb("hot-unplug", &C1).await.report();
+    let unplugged = host.verb("hot-unplug", &C1).await.report();
+    assert_eq!(unplugged.body.volumes[0].size, 8 * MIB, "the record has it");
     assert_eq!(host.snapshot().await, clean);
 }
 

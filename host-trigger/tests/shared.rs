@@ -191,6 +191,10 @@ async fn a_further_attachment_that_fails_leaves_the_first() {
     assert_eq!(host.snapshot().await, before);
     host.agent.set_on_attach(OnAttach::ReportsAnotherSerial);
     plug(&host, &device, "c2", "/dev/xvda", &["--shared"]).await.assert_fails("agent_answer", 1);
+    assert_eq!(host.snapshot().await, before);
+    host.agent.set_on_attach(OnAttach::Hangs);
+    let ran = plug(&host, &device, "c2", "/dev/xvda", &["--shared", "--timeout", "2s"]).await;
+    ran.assert_fails("timed_out", 7);
     assert!(host.agent.last_detachments.lock().unwrap()[0].keep_disk);
     assert_eq!(host.snapshot().await, before);
     assert_eq!(listed(&host).await, attached(&[("c1", "/dev/xvda")]));
@@ -249,7 +253,14 @@ async fn a_repair_of_all_attachments_removes_the_disk_with_the_last() {
 #[rstest]
 #[tokio::test]
 async fn a_killed_further_attachment_is_completed_or_rolled_back(
-    #[values("after-record-attachment", "after-reserve-path", "after-attach", "after-commit")]
+    #[values(
+        "after-record-attachment",
+        "after-reserve-path",
+        "after-prepared",
+        "after-record",
+        "after-attach",
+        "after-commit"
+    )]
     point: &str,
     #[values("repeat", "repair", "unplug")] remedy: &str,
 ) {
@@ -261,6 +272,7 @@ async fn a_killed_further_attachment_is_completed_or_rolled_back(
     let mut command = host.command(&[(device.path(), "/dev/xvda")], &shared);
     let killed = run(command.env("ECR_RUNTIME_FAULT", format!("{point}=kill"))).await;
     assert_eq!(killed.exit_code, Some(-9), "{killed:?}");
+    host.agent.conversation_is_over().await;
     let expected = if point == "after-commit" { State::Attached } else { State::Incomplete };
     assert_eq!(listed(&host).await[1].2, expected);
     let both = attached(&[("c1", "/dev/xvda"), ("c2", "/dev/xvda")]);
@@ -277,14 +289,15 @@ async fn a_killed_further_attachment_is_completed_or_rolled_back(
             let repaired = host.verb("repair", &[]).await.repaired();
             let second = &repaired.body.volumes[1];
             match point {
-                "after-record-attachment" | "after-reserve-path" => {
+                "after-record-attachment" | "after-reserve-path" | "after-prepared" => {
                     assert_eq!(
                         (second.action, second.state_after),
                         (Action::RolledBack, StateAfter::Gone)
                     );
                     assert_eq!(host.snapshot().await, with_one);
                 }
-                "after-attach" => {
+                // The guest has rolled back, and has the disk for the first attachment.
+                "after-record" | "after-attach" => {
                     assert_eq!(
                         (second.action, second.state_after),
                         (Action::Completed, StateAfter::Attached)
@@ -295,7 +308,7 @@ async fn a_killed_further_attachment_is_completed_or_rolled_back(
                     (Action::Kept, StateAfter::Attached)
                 ),
             }
-            if !matches!(point, "after-record-attachment" | "after-reserve-path") {
+            if second.state_after == StateAfter::Attached {
                 assert_eq!(listed(&host).await, both);
             }
         }

@@ -7,7 +7,7 @@ use block_volume_api::block_volume::{BlockStats, Reason};
 use common::{Host, RunOutput, run, volume::Image};
 use host_trigger::output::{
     envelope::{Envelope, Outcome},
-    stats_report::StatsReport,
+    stats_report::{StatsReport, VolumeStats},
 };
 
 const MIB: u64 = 1 << 20;
@@ -112,4 +112,29 @@ async fn without_the_guest_qemus_counters_are_shown() {
         page.stdout.lines().find(|line| line.starts_with("ecr_block_volume_guest_up{")).unwrap();
     assert!(up.ends_with("} 0"), "{up}");
     assert!(page.stdout.ends_with('\n') && !page.stdout.ends_with("\n\n"), "{page:?}");
+}
+
+#[tokio::test]
+async fn errors_of_the_guest_are_counted_from_the_attach_and_without_the_probes_of_a_resize() {
+    let host = Host::boot().await;
+    let (image, set) = (Image::of(MIB), |errors| *host.agent.disk_errors.lock().unwrap() = errors);
+    let errors = async || -> Vec<u64> {
+        let of = |volume: &VolumeStats| volume.guest.unwrap().scsi_errors;
+        stats(&host, &[]).await.body.volumes.iter().map(of).collect()
+    };
+    set(3);
+    host.plug(image.path(), "/dev/xvda", &["--shared"]).await.report();
+    assert_eq!(errors().await, [0]);
+    set(8);
+    let further = ["--sandbox", "s1", "--container", "c2", "--shared"];
+    host.plug(image.path(), "/dev/xvdb", &further).await.report();
+    assert_eq!(errors().await, [5, 5], "since the first attachment");
+    let resize = ["--container", "c1", "--device-path", "/dev/xvda", "--size", "2MiB"];
+    host.verb("resize", &resize).await.report();
+    assert_eq!(*host.agent.disk_errors.lock().unwrap(), 10);
+    assert_eq!(errors().await, [5, 5]);
+    // The records are still those of the volume.
+    for path in ["/dev/xvda", "/dev/xvdb"] {
+        host.verb("hot-unplug", &["--device-path", path]).await.report();
+    }
 }

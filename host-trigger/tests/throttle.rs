@@ -123,10 +123,12 @@ async fn each_volume_of_a_hot_plug_gets_the_limits() {
         assert_eq!(in_qemu, expected, "each volume has its own group");
     }
     // The limits are in force before the guest can use the disk.
+    let changes = host.changes();
     let names: Vec<_> =
-        plugged.timings_us.as_ref().unwrap().0.iter().map(|(name, _)| name.as_str()).collect();
-    let at = |stage| names.iter().position(|name| *name == stage).unwrap();
-    assert!(at("throttle") < at("attach"), "{names:?}");
+        changes.iter().map(|command| command["execute"].as_str().unwrap()).collect();
+    let limits = names.iter().rposition(|name| *name == "block_set_io_throttle").unwrap();
+    let commit = names[limits..].iter().filter(|name| **name == "add-fd").count();
+    assert_eq!(commit, plugged.body.volumes.len(), "{names:?}");
 }
 
 #[tokio::test]

@@ -226,7 +226,7 @@ async fn a_source_that_changes_before_it_is_passed_on_is_refused() {
     let before = host.snapshot().await;
     let image = common::volume::Image::of(MIB);
     let mut command = host.command(&[(image.path(), "/dev/xvda")], &[]);
-    command.env("ECR_RUNTIME_FAULT", "after-probe=stop");
+    command.env("ECR_RUNTIME_FAULT", "after-preflight=stop");
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
     // Do not block the agent, which runs in this process.

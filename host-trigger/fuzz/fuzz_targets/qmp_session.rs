@@ -1,5 +1,5 @@
-//! A whole QMP session with a QEMU that sends arbitrary text, over a real socket and through qapi:
-//! nothing panics, and the text output is fit for a terminal.
+//! A whole QMP session with a QEMU that sends arbitrary text, over a real socket: nothing panics,
+//! and the text output is fit for a terminal.
 //!
 //! Input: what QEMU sends, separated by NUL bytes: the greeting, then one message for each command.
 //! `$id` stands for the ID of the command. A message without a reply ends the connection, so that

@@ -25,14 +25,14 @@ fuzz_target!(|input: &[u8]| {
         assert!(line.starts_with(PREFIX));
         assert_eq!(Record::from_opaque(&record.to_opaque()).as_ref(), Some(&record));
         match record {
-            Record::Intent(intent) => state.intents.push((7, intent)),
+            Record::Intent(intent) => state.intents.push((PassedFd { set: 7, fd }, intent)),
             Record::Commit(commit) => {
                 let outcome = commit.outcome();
                 assert_eq!(outcome.parents_made, commit.parents_made);
                 state.commits.push((PassedFd { set: 7, fd }, commit));
             }
             Record::Abandoned(record) => {
-                state.intents.push((7, record.abandoned));
+                state.intents.push((PassedFd { set: 7, fd }, record.abandoned));
                 state.is_abandoned = true;
             }
         }

@@ -19,7 +19,7 @@ impl Verb {
                     let (source, device_path) = (Some(source), Some(device_path.clone()));
                     RequestedVolume { source, device_path, ..RequestedVolume::default() }
                 });
-                (Some(&verb.container), pairs.collect())
+                (verb.container.as_ref(), pairs.collect())
             }
             Self::HotUnplug(verb) => (verb.container.as_ref(), vec![selected(&verb.selector)]),
             Self::Resize(verb) => (verb.container.as_ref(), vec![selected(&verb.selector)]),
@@ -28,7 +28,8 @@ impl Verb {
         };
         let (sandbox, container) =
             (self.target().sandbox.as_deref(), container.map(String::as_str));
-        Some(Requested { sandbox, container, volumes })
+        let pod = self.target().pod.as_ref().map(ToString::to_string);
+        Some(Requested { sandbox, container, pod, volumes })
     }
 }
 

@@ -3,9 +3,10 @@
 //!
 //! 1. Before anything changes: find and lock the sandbox, find the volume in QEMU.
 //! 2. The guest detaches it (device node, right, flush, disk), or refuses because it is in use:
-//!    then nothing has changed.
-//! 3. QEMU's device, block node and descriptors are removed; the descriptors last, because they
-//!    carry the record that a repetition needs.
+//!    then nothing has changed. Once it has released the disk, QEMU removes the device at the same
+//!    time as the guest removes the disk.
+//! 3. QEMU's block node and descriptors are removed; the descriptors last, because they carry the
+//!    record that a repetition needs.
 //!
 //! A detachment that has begun is completed, also after a signal: half of it is of no use. What an
 //! interrupted plug or unplug left is detached in the same way, as far as it exists.
@@ -84,7 +85,8 @@ pub struct HotUnplug {
     #[command(flatten)]
     pub target: Target,
 
-    /// Container ID or a unique prefix of it; only a volume of this container is meant
+    /// Container ID or a unique prefix of it; with --pod, the container's name. Only a volume of
+    /// this container is meant
     #[arg(long, value_name = "ID")]
     pub container: Option<String>,
 
@@ -228,7 +230,8 @@ async fn turn(
             Ok(None)
         }
         done => {
-            let Detached { broken_holders, left_behind } = done.map_err(|e| patience.failed(e))?;
+            let Detached { broken_holders, left_behind, .. } =
+                done.map_err(|e| patience.failed(e))?;
             let volume = Some(Volume { left_behind, ..view.volume });
             Ok(Some(Done { result: Outcome::Detached, volume, broken_holders }))
         }
@@ -253,7 +256,13 @@ async fn prepare(
     patience: &Patience,
 ) -> Result<Option<Prepared>, Error> {
     let Session { sandbox, deadline, watch, .. } = session;
-    let Connections { mut qmp, inventory, guest } = session::connect(sandbox, *deadline).await?;
+    let users = NodeUsers::queries();
+    let (connections, mut replies) = session::connect_asking(sandbox, *deadline, &users).await?;
+    let Connections { mut qmp, mut inventory, guest } = connections;
+    // They grow by kilobytes with each volume.
+    if select::needs_nodes(verb.selector.selection(), &inventory) {
+        inventory.read_nodes(&mut qmp).await?;
+    }
     let known = match patience.find(&inventory) {
         Some(found) => found,
         None => {
@@ -277,7 +286,10 @@ async fn prepare(
     }
     let node = match view.request.as_ref().is_some_and(|request| request.keep_disk) {
         true => Ok(()),
-        false => NodeUsers::read(&mut qmp).await?.check(&view.known.id),
+        false => {
+            let users = NodeUsers::from_replies(&mut qmp, &mut replies).await?;
+            users.check(&view.known.id)
+        }
     };
     let is_asked = node.is_ok() && view.request.is_some();
     let guest = if is_asked { Some(guest.await?) } else { None };

@@ -29,7 +29,8 @@ pub struct Inspect {
     #[command(flatten)]
     pub target: Target,
 
-    /// Container ID or a unique prefix of it; only a volume of this container is meant
+    /// Container ID or a unique prefix of it; with --pod, the container's name. Only a volume of
+    /// this container is meant
     #[arg(long, value_name = "ID")]
     pub container: Option<String>,
 
@@ -53,7 +54,7 @@ pub async fn run(verb: &Inspect, run_dir: Option<PathBuf>) -> Result<Envelope<Li
     };
     let inspected = inspect::inspect_volumes(&mut session, choose, true);
     let (volumes, guest_error) = signals.unless_caught(inspected).await?;
-    let listing = Listing { volumes, guest_error };
+    let listing = Listing { volumes, guest_error, ..Listing::default() };
     let unknown = listing.unknown();
     Ok(Envelope::new("inspect", Outcome::Inspected, listing)
         .with_error(unknown.as_ref())

@@ -2,10 +2,12 @@
 //! uses `ops` for what others do, too, and `output` for what it prints. No verb uses another verb.
 
 pub mod check;
+pub(crate) mod complete;
 pub mod hot_plug;
 pub mod hot_unplug;
 pub mod inspect;
 pub mod list;
+pub mod node;
 pub mod repair;
 pub mod resize;
 pub mod stats;

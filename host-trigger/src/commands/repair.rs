@@ -18,7 +18,7 @@ use crate::{
     cli::target::Target,
     error::ErrorBody,
     ops::{
-        inspect::VolumeView,
+        inspect::{self, VolumeView},
         recovery::{Action, GuestReport, Recovered, Recovery, RecoveryPlan},
         session::{self, Connections, Guest, Session},
         volume::{ListedVolume, State},
@@ -144,8 +144,9 @@ async fn recover(
         guest: guest.and_then(Result::ok),
         detached: Vec::new(),
     };
+    let reports = ask(views, guest, session).await;
     let mut volumes = Vec::new();
-    for view in views.iter() {
+    for (view, (state, reported)) in views.iter().zip(reports) {
         let parts = view.known.state.describe_parts(&view.known.id, view.request.is_some());
         progress.current.replace(parts);
         if progress.stop.get() {
@@ -153,7 +154,6 @@ async fn recover(
             volumes.push(row(view, view.without_guest().state, recovered));
             continue;
         }
-        let (state, reported) = ask(view, guest, session).await;
         let plan = RecoveryPlan::new(&view.known, &reported);
         session.log.step(|| format!("volume {}: {}: {plan:?}", view.volume.id, state.text()));
         let recovered = match verb.dry_run {
@@ -175,6 +175,7 @@ async fn recover(
         volumes.push(RepairedVolume {
             id: unused.id.as_ref().map(ToString::to_string).unwrap_or_default(),
             container: String::new(),
+            pod: None,
             device_path: String::new(),
             source: String::new(),
             found: Found::Descriptor(UnusedDescriptor::UnusedDescriptor),
@@ -193,25 +194,37 @@ async fn remove_unused(qmp: &mut Qmp, unused: &Unused) -> Result<(), Error> {
     }
 }
 
+/// Asks the guest about all volumes, before anything is changed: the state of each, and what is
+/// known of it for its plan.
 async fn ask(
-    view: &VolumeView,
+    views: &[VolumeView],
     guest: Option<Result<&Guest, &ErrorBody>>,
     session: &Session,
-) -> (State, GuestReport) {
-    let state = view.without_guest().state;
-    // What one volume takes leaves time for the others.
-    let deadline = session.deadline.within(session.deadline.remaining() / 2);
-    match (&view.request, guest) {
-        (Some(_), Some(Ok(guest))) => match view.ask(&guest.agent, false, deadline).await {
-            Ok(ListedVolume { guest_error: Some(error), state, .. }) => {
+) -> Vec<(State, GuestReport)> {
+    let (mut told, error) = match guest {
+        // It leaves time for the recovery.
+        Some(Ok(guest)) => {
+            let deadline = session.deadline.within(session.deadline.remaining() / 2);
+            let (told, error) = inspect::ask_all(views, &guest.agent, false, deadline).await;
+            (told.into_iter(), error.map(|e| ErrorBody::from(&e)))
+        }
+        Some(Err(error)) => (Vec::new().into_iter(), Some(error.clone())),
+        None => (Vec::new().into_iter(), None),
+    };
+    let report = |view: &VolumeView| {
+        let listed = told.next();
+        match (&view.request, listed, &error) {
+            (Some(_), Some(ListedVolume { guest_error: Some(error), state, .. }), _) => {
                 (state, GuestReport::Unavailable(error))
             }
-            Ok(listed) => (listed.state, GuestReport::Reported(Box::new(listed))),
-            Err(e) => (state, GuestReport::Unavailable(ErrorBody::from(&e))),
-        },
-        (Some(_), Some(Err(error))) => (state, GuestReport::Unavailable(error.clone())),
-        _ => (state, GuestReport::NotAsked),
-    }
+            (Some(_), Some(listed), _) => (listed.state, GuestReport::Reported(Box::new(listed))),
+            (Some(_), None, Some(error)) => {
+                (view.without_guest().state, GuestReport::Unavailable(error.clone()))
+            }
+            _ => (view.without_guest().state, GuestReport::NotAsked),
+        }
+    };
+    views.iter().map(report).collect()
 }
 
 fn row(view: &VolumeView, state: State, recovered: Recovered) -> RepairedVolume {
@@ -219,6 +232,7 @@ fn row(view: &VolumeView, state: State, recovered: Recovered) -> RepairedVolume 
     RepairedVolume {
         id: volume.id.clone(),
         container: volume.container.clone(),
+        pod: None,
         device_path: volume.device_path.clone(),
         source: path_text::encode(&volume.source_device),
         found: Found::Volume(state),

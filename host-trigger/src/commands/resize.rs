@@ -7,7 +7,8 @@
 //!    guest can follow, and may. For a smaller size, ask it what it uses the volume for.
 //! 2. `block_resize`. QEMU changes the length of an image through the descriptor that it has: no
 //!    path is followed, so it cannot be another file. Of a block device it takes the real size.
-//! 3. The guest reads the size again until it is QEMU's.
+//! 3. The guest reads the size again until it is QEMU's. The errors that the guest's kernel counts
+//!    for its probes of the disk are left out of the volume's counter.
 //!
 //! If the guest does not follow, an image that this very run has grown gets its former length,
 //! unless the guest may have used the added part.
@@ -24,7 +25,7 @@ use crate::{
     fault,
     host::source::{Source, SourceKind},
     ops::{
-        disk_size,
+        commit, disk_size,
         guest_request::RequestTime,
         inspect::VolumeView,
         rollback::resize::ResizeRollback,
@@ -37,7 +38,12 @@ use crate::{
         report::Report,
     },
     path_text,
-    qemu::{medium::Drive, node_users::NodeUsers, record::Access},
+    qemu::{
+        medium::Drive,
+        node_users::NodeUsers,
+        record::{Access, CommitRecord},
+        volume_state::Attachment as KnownAttachment,
+    },
     size::parse_size,
     stopwatch::Stopwatch,
     volume_id::VolumeId,
@@ -60,7 +66,8 @@ pub struct Resize {
     #[command(flatten)]
     pub target: Target,
 
-    /// Container ID or a unique prefix of it; only a volume of this container is meant
+    /// Container ID or a unique prefix of it; with --pod, the container's name. Only a volume of
+    /// this container is meant
     #[arg(long, value_name = "ID")]
     pub container: Option<String>,
 
@@ -117,6 +124,10 @@ pub async fn run(verb: &Resize, run_dir: Option<PathBuf>) -> Result<Envelope<Rep
             });
         }
     };
+    // No signal interrupts this: the resize is done.
+    if !unchanged && !verb.dry_run {
+        work.record(size).await;
+    }
     volume.size = size;
     let result = if unchanged { Outcome::Unchanged } else { Outcome::Resized };
     let report = Report { volumes: vec![volume], broken_holders: Vec::new(), lost: Vec::new() };
@@ -131,7 +142,7 @@ async fn prepare(verb: &Resize, session: &Session) -> Result<(Work, Volume), Err
     let Connections { mut qmp, inventory, guest } = session::connect(sandbox, *deadline).await?;
     let selection = verb.selector.selection();
     let known = select::one(selection, verb.container.as_deref(), sandbox, &inventory)?;
-    let id = known.id.clone();
+    let (id, attachments) = (known.id.clone(), known.state.attachments());
     if known.state.is_abandoned {
         return Err(known.abandoned_error());
     }
@@ -154,12 +165,12 @@ async fn prepare(verb: &Resize, session: &Session) -> Result<(Work, Volume), Err
     // A committed volume has a commit record, and with it a request.
     let request = view.request.unwrap_or_default();
     // Not QEMU's size if the guest did not follow an earlier resize.
-    let in_guest = match disk_size::in_guest(&guest.agent, &request, *deadline).await {
-        Ok(Some(size)) => size,
+    let seen = match disk_size::in_guest(&guest.agent, &request, *deadline).await {
         // `Resize` will report what is wrong.
-        Ok(None) | Err(Error::Guest { .. }) => before,
-        Err(e) => return Err(e),
+        Err(Error::Guest { .. }) => None,
+        seen => seen?,
     };
+    let in_guest = seen.map_or(before, |disk| disk.size);
     let after = new_size(verb, &id, &source, before, in_guest)?;
     if after != before && is_read_only {
         return Err(Error::ResizeReadOnly { volume: id.to_string() });
@@ -185,6 +196,8 @@ async fn prepare(verb: &Resize, session: &Session) -> Result<(Work, Volume), Err
         before,
         in_guest,
         after,
+        errors: seen.map(|disk| disk.errors),
+        attachments,
         is_revertible,
         touched: false,
     };
@@ -236,6 +249,10 @@ struct Work {
     /// The guest's size.
     in_guest: u64,
     after: u64,
+    /// The guest's errors before the resize, if they are known.
+    errors: Option<u64>,
+    /// All attachments of the volume.
+    attachments: Vec<KnownAttachment>,
     is_revertible: bool,
     /// QEMU may have been asked to resize.
     touched: bool,
@@ -245,8 +262,8 @@ impl Work {
     /// What [`run`](Self::run) would return; the guest is only inspected.
     async fn dry_run(&self) -> Result<Resized, Error> {
         match disk_size::in_guest(&self.guest.agent, &self.request, self.deadline).await? {
-            Some(size) => {
-                let unchanged = size == self.after && self.before == self.after;
+            Some(disk) => {
+                let unchanged = disk.size == self.after && self.before == self.after;
                 Ok(Resized { unchanged, size: self.after })
             }
             None => Err(Error::IncompleteVolume { volume: self.id.to_string() }),
@@ -287,6 +304,27 @@ impl Work {
             _ => {
                 let what = "another volume or size".to_owned();
                 Err(Error::AgentReply { method: "Resize", what })
+            }
+        }
+    }
+
+    /// Records the size, so that an unplug need not read all block nodes to tell it, and from where
+    /// errors are counted: the guest's kernel probes a disk again when its size changes, as when it
+    /// was new, by commands that the disk need not support. Nothing else depends on either: a
+    /// failure is no failure of the resize.
+    async fn record(&mut self, size: u64) {
+        let disk = disk_size::in_guest(&self.guest.agent, &self.request, self.deadline).await;
+        let more = match (self.errors, disk) {
+            (Some(before), Ok(Some(after))) => after.errors.saturating_sub(before),
+            _ => 0,
+        };
+        for known in &self.attachments {
+            let Some((carrier, before)) = known.committed() else { continue };
+            let errors = before.errors.saturating_add(more);
+            let size = if size == known.intent.size { 0 } else { size };
+            let commit = CommitRecord { errors, size, ..before.clone() };
+            if commit != *before {
+                let _ = commit::replace(&mut self.qmp, known.set, Some(*carrier), &commit).await;
             }
         }
     }

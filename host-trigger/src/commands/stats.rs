@@ -39,7 +39,8 @@ pub struct Stats {
     #[command(flatten)]
     pub target: Target,
 
-    /// Container ID or a unique prefix of it [default: all containers]
+    /// Container ID or a unique prefix of it; with --pod, the container's name [default: all
+    /// containers]
     #[arg(long, value_name = "ID")]
     pub container: Option<String>,
 
@@ -101,6 +102,7 @@ async fn count(
             id: volume.id,
             sandbox: volume.sandbox,
             container: volume.container,
+            pod: None,
             device_path: volume.device_path,
             size: volume.size,
             qemu,
@@ -114,20 +116,20 @@ async fn count(
     if requests.iter().any(Option::is_some) {
         let asked = async {
             let guest = guest.await?;
-            for (volume, request) in volumes.iter_mut().zip(&requests) {
-                let Some(request) = request else { continue };
-                match inspect::inspect(&guest.agent, request, false, *deadline).await {
+            let asked: Vec<_> = requests.iter().flatten().collect();
+            let replies = inspect::inspect_all(&guest.agent, &asked, false, *deadline).await;
+            let asked = volumes.iter_mut().zip(&requests).filter(|(_, request)| request.is_some());
+            for ((volume, _), reply) in asked.zip(replies) {
+                match reply {
                     Ok(seen) => {
                         volume.container_state = Some(ContainerState::from_reply(&seen));
                         volume.guest = seen.stats.as_ref().map(GuestStats::from);
                         let untold = inspect::untold(&seen).filter(|_| !seen.disk_present);
                         volume.guest_error = untold.map(|(_, error)| ErrorBody::from(&error));
                     }
-                    Err(
-                        e @ (Error::Guest { .. }
-                        | Error::AgentTimedOut { .. }
-                        | Error::AgentReply { .. }),
-                    ) => volume.guest_error = Some(ErrorBody::from(&e)),
+                    Err(e) if inspect::is_of_the_volume(&e) => {
+                        volume.guest_error = Some(ErrorBody::from(&e));
+                    }
                     Err(e) => return Err(e),
                 }
             }

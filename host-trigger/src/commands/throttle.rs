@@ -36,7 +36,8 @@ pub struct Throttle {
     #[command(flatten)]
     pub target: Target,
 
-    /// Container ID or a unique prefix of it; only a volume of this container is meant
+    /// Container ID or a unique prefix of it; with --pod, the container's name. Only a volume of
+    /// this container is meant
     #[arg(long, value_name = "ID")]
     pub container: Option<String>,
 

@@ -30,11 +30,18 @@ fn class(
 const RUN_AS_ROOT: &str = "run it as root";
 const RAISE_LIMIT: &str =
     "raise the hard limit (`ulimit -Hn`, or LimitNOFILE= of a systemd unit) to 1024";
+const RAISE_NODE_LIMIT: &str = "raise the limit of the whole node (`sysctl fs.file-max`)";
+const NAME_CRI: &str =
+    "check that containerd or CRI-O runs, or name its socket with --cri; with IDs it is not needed";
+const NAME_IDS: &str = "name the sandbox and the container by their IDs";
 const LONGER_TIMEOUT: &str = "a longer --timeout may help";
 const OTHER_DEVICE_PATH: &str = "choose another --device-path";
 const REPEAT_OR_UNPLUG: &str = "unplug it first, or repeat the options";
 
 pub(super) fn of(error: &Error) -> Class {
+    if let Some(class) = of_descriptors(error) {
+        return class;
+    }
     match error {
         Error::Usage { .. } => class("usage", Usage, None),
         Error::InvalidId { .. } => class("invalid_id", Usage, None),
@@ -79,12 +86,128 @@ pub(super) fn of(error: &Error) -> Class {
         }
         Error::InvalidLimits { .. } => class("invalid_limits", Usage, None),
 
+        Error::NoKataConfiguration { .. } => class(
+            "no_kata_configuration",
+            NotFound,
+            "install Kata Containers, or name ecr-qemu by hand in its configuration",
+        ),
+        Error::RuntimeClassUnknown { .. } => class(
+            "runtime_class_not_found",
+            NotFound,
+            "`ecr-runtime node status` shows the runtime classes",
+        ),
+        Error::NoQemuClass { .. } => {
+            class("not_qemu", Unsupported, "use a runtime class whose hypervisor is QEMU")
+        }
+        Error::WrapperUnusable { .. } => class(
+            "wrapper_unusable",
+            Unsupported,
+            "install ecr-qemu beside this program, or name it with --wrapper",
+        ),
+        Error::MixedConfigurations { .. } => class(
+            "mixed_configurations",
+            Unsupported,
+            "give the runtime class a configuration in a directory of its own, by the commands that \
+             are printed",
+        ),
+        Error::ConfigurationUnreadable { .. } => class(
+            "configuration_unreadable",
+            Unsupported,
+            "correct that file, or move it to another directory",
+        ),
+        Error::NoQemuPath { .. } => class(
+            "no_qemu_path",
+            Unsupported,
+            "name QEMU there, in the table [hypervisor.qemu], by its whole path: path = \
+             \"/usr/bin/qemu-system-x86_64\", for example",
+        ),
+        Error::ForeignDropIn { .. } => class(
+            "foreign_drop_in",
+            Conflict,
+            "move it away, or remove it with `ecr-runtime node disable --force`",
+        ),
+        Error::LaterDropIn { .. } => class(
+            "later_drop_in",
+            Conflict,
+            "give it a name that sorts before zz-ecr-runtime.toml, or remove the path there",
+        ),
+        Error::OtherRecord { .. } => class(
+            "other_record",
+            Conflict,
+            "name the runtime classes of one QEMU with --runtime-class, and for another QEMU a copy \
+             of ecr-qemu with another name with --wrapper; or remove the record",
+        ),
+
+        Error::CriEndpoint { .. } => {
+            class("invalid_cri", Usage, "use an absolute path or unix://PATH")
+        }
+        Error::CriAmbiguous { .. } => class("ambiguous_cri", Usage, "name one with --cri"),
+        Error::NoCri { .. } => class("no_cri", Unreachable, NAME_CRI),
+        Error::CriUnreachable { .. } => class("cri_unreachable", Unreachable, NAME_CRI),
+        Error::CriTimedOut { .. } => class("timed_out", TimedOut, LONGER_TIMEOUT),
+        Error::NotCri { .. } => class("not_cri", Unsupported, NAME_CRI),
+        Error::CriUnimplemented { .. } => class(
+            "cri_disabled",
+            Unsupported,
+            "enable the CRI plugin of containerd (`disabled_plugins` in its config.toml), or use \
+             containerd 1.6 or CRI-O 1.23 or newer",
+        ),
+        Error::CriRefused { .. } => {
+            class("cri_refused", Unreachable, "the journal of the container engine says more")
+        }
+        Error::CriReply { .. } => class("cri_reply", Unexpected, NAME_IDS),
+        Error::PodNotFound { .. } => class(
+            "pod_not_found",
+            NotFound,
+            "name it as NAMESPACE/NAME, on the node that it runs on",
+        ),
+        Error::PodNotReady { .. } => {
+            class("pod_not_ready", NotFound, "wait until the pod runs (`kubectl get pod`)")
+        }
+        Error::PodAmbiguous { .. } => class("ambiguous_pod", Usage, NAME_IDS),
+        Error::NotKata { .. } => class(
+            "not_kata",
+            Unsupported,
+            "use a pod with a runtime class of Kata's (`ecr-runtime node status`), or name another \
+             state directory with --run-dir",
+        ),
+        Error::PodContainerNotFound { .. } => class(
+            "pod_container_not_found",
+            NotFound,
+            "with --pod, --container is the container's name in the pod",
+        ),
+        Error::PodContainerNotRunning { .. } => {
+            class("pod_container_not_running", NotFound, "wait until the container runs")
+        }
+        Error::PodContainerTwice { .. } => class("ambiguous_container", Usage, NAME_IDS),
+        Error::PodContainerNotNamed { .. } => {
+            class("container_not_named", Usage, "name one with --container")
+        }
+        Error::PodWithoutContainer { .. } => {
+            class("pod_without_container", NotFound, "wait until a container of the pod runs")
+        }
+        Error::PodContainerRestarted { .. } => class(
+            "container_restarted",
+            NotFound,
+            "run the command again: it finds the container that runs now",
+        ),
+
         Error::SandboxNotFound { .. } => class(
             "sandbox_not_found",
             NotFound,
             "name another state directory with --run-dir, or the sockets with --qmp and --agent",
         ),
-        Error::ContainerNotFound { .. } => class("container_not_found", NotFound, None),
+        Error::SandboxStarting { .. } => class(
+            "sandbox_starting",
+            Unreachable,
+            "try again when the pod is running; if its start has failed, the shim's log says why; if \
+             its VMM is rootless, name the VMM's user with --vmm-user",
+        ),
+        Error::ContainerNotFound { .. } => class(
+            "container_not_found",
+            NotFound,
+            "`ecr-runtime check --sandbox ID` shows the containers of a sandbox",
+        ),
         Error::SourceNotFound { .. } => class("source_not_found", NotFound, None),
         Error::VolumeNotFound { .. } => class(
             "volume_not_found",
@@ -104,6 +227,11 @@ pub(super) fn of(error: &Error) -> Class {
         Error::ConcurrentRun { .. } => {
             class("another_run", Conflict, "try again when the other run has ended")
         }
+        Error::SetTaken { .. } => class(
+            "descriptor_set_taken",
+            Conflict,
+            "QMP's query-fdsets shows what is in the set, and remove-fd removes it",
+        ),
         Error::VolumeChanged { .. } => class(
             "changed_meanwhile",
             Conflict,
@@ -212,6 +340,11 @@ pub(super) fn of(error: &Error) -> Class {
             "try again when the agent replies and the container is not paused; `hot-unplug --force \
              --without-guest` frees a volume from a guest that does not reply",
         ),
+        Error::SandboxesUnknown { .. } => class(
+            "sandbox_unknown",
+            StateUnknown,
+            "the error of each sandbox says why; `ecr-runtime check --sandbox` says what to do",
+        ),
         Error::IncompleteVolume { .. } => class(
             "incomplete_volume",
             Incomplete,
@@ -242,9 +375,12 @@ pub(super) fn of(error: &Error) -> Class {
         Error::AgentReply { .. } => class("agent_answer", Unexpected, None),
 
         Error::Qmp(error) => of_qmp(error),
-        Error::NoQmpSocket { .. } => {
-            class("qmp_unreachable", Unreachable, "name a QMP socket with --qmp")
-        }
+        Error::NoQmpSocket { .. } => class(
+            "qmp_unreachable",
+            Unreachable,
+            "let Kata start QEMU by ecr-qemu (`ecr-runtime node enable`), or name a QMP socket with \
+             --qmp, or the user of a rootless VMM with --vmm-user",
+        ),
         Error::NotQemu { .. } => {
             class("not_qemu", Unsupported, "use a runtime class whose hypervisor is QEMU")
         }
@@ -273,9 +409,6 @@ pub(super) fn of(error: &Error) -> Class {
 
         Error::Untrusted(why) => of_untrusted(why),
         Error::DescriptorLimit { .. } => class("descriptor_limit", PermissionDenied, RAISE_LIMIT),
-        Error::System { source, .. } if source.raw_os_error() == Some(libc::EMFILE) => {
-            class("descriptor_limit", PermissionDenied, RAISE_LIMIT)
-        }
         Error::Denied { .. } => class("denied", PermissionDenied, RUN_AS_ROOT),
         Error::System { .. } => class("system", Unexpected, None),
         Error::NotAudited { .. } => class(
@@ -308,12 +441,39 @@ pub(super) fn of(error: &Error) -> Class {
     }
 }
 
+/// The class of an error whose cause is that no file descriptor was free. Any step may be the first
+/// to need one, and steps run side by side: which one failed says nothing.
+fn of_descriptors(error: &Error) -> Option<Class> {
+    // What was lost is the report alone.
+    if matches!(error, Error::AuditLost { .. } | Error::OutputLost { .. }) {
+        return None;
+    }
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        match error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            Some(libc::EMFILE) => {
+                return Some(class("descriptor_limit", PermissionDenied, RAISE_LIMIT));
+            }
+            Some(libc::ENFILE) => {
+                return Some(class("descriptor_limit", PermissionDenied, RAISE_NODE_LIMIT));
+            }
+            _ => cause = error.source(),
+        }
+    }
+    None
+}
+
 /// The class of a failure that the guest reports.
 fn of_guest(reason: Reason) -> Class {
     match reason {
         Reason::REASON_UNSPECIFIED => class("guest_unspecified", Unexpected, None),
         Reason::REASON_INVALID_REQUEST => class("guest_invalid_request", Unexpected, None),
-        Reason::REASON_CONTAINER_NOT_FOUND => class("container_not_found", NotFound, None),
+        Reason::REASON_CONTAINER_NOT_FOUND => class(
+            "container_not_found",
+            NotFound,
+            "give the container's whole ID: this host lists no containers of the sandbox that begin \
+             with it",
+        ),
         Reason::REASON_CONTAINER_NOT_RUNNING => class("container_not_running", NotFound, None),
         Reason::REASON_PATH_TAKEN => class("path_taken", Conflict, OTHER_DEVICE_PATH),
         Reason::REASON_PARENT_MISSING => class(
@@ -331,9 +491,13 @@ fn of_guest(reason: Reason) -> Class {
         Reason::REASON_CANCELLED => {
             class("cancelled", Conflict, "another run has unplugged it in the meantime")
         }
-        Reason::REASON_DENIED => {
-            class("denied_by_guest", Refused, "the agent's policy must allow the request")
-        }
+        Reason::REASON_DENIED => class(
+            "denied_by_guest",
+            Refused,
+            "append the rules for block volumes to the agent's policy (`ecr-runtime check --sandbox \
+             ID` prints them, if it has none of them), or allow these volumes there \
+             (docs/policy.md)",
+        ),
         Reason::REASON_IDENTITY_MISMATCH => class("identity_mismatch", Refused, None),
         Reason::REASON_READ_ONLY_FILE_SYSTEM => {
             class("read_only_file_system", Refused, "choose a --device-path below /dev")
@@ -377,8 +541,8 @@ fn of_qmp(error: &QmpError) -> Class {
         QmpError::Held { .. } => class(
             "qmp_held",
             QmpHeld,
-            "Kata's shim holds qmp.sock for the life of the VM: give the VM a second QMP socket \
-             (extra-monitor.sock, or --qmp)",
+            "Kata's shim holds qmp.sock for the life of the VM: let Kata start QEMU by ecr-qemu, \
+             which adds a second QMP socket (docs/operations.md), or name another one with --qmp",
         ),
         QmpError::Silent { .. } => class("timed_out", TimedOut, "QEMU may be stopped"),
         QmpError::NotQmp { .. } => class("not_qemu", Unsupported, None),
@@ -388,7 +552,7 @@ fn of_qmp(error: &QmpError) -> Class {
         QmpError::Disconnected { .. } => {
             class("qmp_lost", Unreachable, "check whether QEMU is running")
         }
-        QmpError::Refused { .. } | QmpError::Answer { .. } | QmpError::Unlisted { .. } => {
+        QmpError::Refused { .. } | QmpError::Answer { .. } => {
             class("qemu_refused", Unexpected, None)
         }
     }

@@ -22,6 +22,8 @@ pub(super) enum Problem {
     Stacked,
     /// It cannot be known.
     Unchecked(String),
+    /// No file descriptor was free to look at it: the error, `EMFILE` or `ENFILE`.
+    NoDescriptor(i32),
     /// There was no time to know it.
     TimedOut(String),
 }
@@ -37,7 +39,10 @@ impl From<Unseen> for Problem {
 
 impl From<io::Error> for Problem {
     fn from(error: io::Error) -> Self {
-        Self::Unchecked(error.to_string())
+        match error.raw_os_error() {
+            Some(errno @ (libc::EMFILE | libc::ENFILE)) => Self::NoDescriptor(errno),
+            _ => Self::Unchecked(error.to_string()),
+        }
     }
 }
 
@@ -45,6 +50,11 @@ impl Conflict {
     /// `holder` uses the source itself.
     pub(crate) fn of_source(holder: Holder) -> Self {
         Self { chain: Chain::default(), problem: Problem::Held(holder) }
+    }
+
+    /// What is in the way of the source itself could not be looked at.
+    pub(super) fn unknown(error: io::Error) -> Self {
+        Self { chain: Chain::default(), problem: error.into() }
     }
 
     /// Whether there was no time to know what is in the way.
@@ -64,6 +74,9 @@ impl Conflict {
             Problem::Stacked => Error::SourceStacked { path, chain },
             Problem::TimedOut(what) => Error::TimedOut { what },
             Problem::Unchecked(why) => Error::SourceUnchecked { path, chain, why },
+            Problem::NoDescriptor(errno) => {
+                Error::system("open", path, io::Error::from_raw_os_error(errno))
+            }
         }
     }
 }

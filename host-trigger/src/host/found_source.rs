@@ -44,13 +44,7 @@ impl<'a> FoundSource<'a> {
             match root_disk::is_root(metadata.rdev()) {
                 Ok(false) => {}
                 Ok(true) => return Err(Error::SourceIsRoot { path: given(), chain }),
-                Err(e) => {
-                    return Err(Error::SourceUnchecked {
-                        path: given(),
-                        chain,
-                        why: e.to_string(),
-                    });
-                }
+                Err(e) => return Err(super::conflict::Conflict::unknown(e).into_error(given())),
             }
         // Opening the file of an overlay for writing would copy it.
         } else if overlay::is_stacked(&path_fd).map_err(|e| Error::system("fstatfs", path, e))? {

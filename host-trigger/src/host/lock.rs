@@ -3,9 +3,9 @@
 //! needs no file of its own and ends with the process.
 
 use std::{
-    fs::{self, File},
-    io::{BufRead, BufReader},
-    os::unix::fs::MetadataExt,
+    fs::{self, DirBuilder, File},
+    io::{self, BufRead, BufReader},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt},
     path::Path,
     time::Duration,
 };
@@ -76,6 +76,18 @@ pub(crate) async fn acquire(directory: &Path, deadline: Deadline) -> Result<Sand
             );
             Err(Error::TimedOut { what })
         }
+    }
+}
+
+/// Makes the directory `path`, if it does not exist, and locks it. Root alone can open it, and
+/// so hold its lock.
+///
+/// # Errors
+/// It cannot be made, or as [`acquire`].
+pub(crate) async fn acquire_private(path: &Path, deadline: Deadline) -> Result<SandboxLock, Error> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(Error::system("mkdir", path, e)),
+        _ => acquire(path, deadline).await,
     }
 }
 

@@ -4,6 +4,7 @@
 pub(crate) mod backing;
 pub(crate) mod block_device;
 mod btrfs;
+pub(crate) mod config_file;
 pub(crate) mod conflict;
 pub(crate) mod credentials;
 pub(crate) mod fd;

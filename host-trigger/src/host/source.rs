@@ -43,6 +43,8 @@ pub struct Source {
     layers: Arc<Layers>,
     /// For a file: it has no other opening at all, not even for reading.
     exclusive: bool,
+    /// The medium rotates, or is not known.
+    rotational: bool,
 }
 
 /// How a source is opened, and how QEMU must use it.
@@ -116,6 +118,12 @@ impl Source {
             is_free = is_available(openers, read_only);
             exclusive = openers == OtherOpeners::None;
         }
+        let rotational = match (kind, file_id) {
+            (SourceKind::Block(geometry), _) => geometry.rotational,
+            (SourceKind::File, FileId::Block(number) | FileId::File(number, _)) => {
+                geometry::is_rotational(number).unwrap_or(true)
+            }
+        };
         let state = if is_free { ClaimState::Claimed(Arc::new(file)) } else { ClaimState::InUse };
         Ok(Self {
             given: path.to_owned(),
@@ -128,24 +136,57 @@ impl Source {
             state,
             layers: Arc::default(),
             exclusive,
+            rotational,
         })
     }
 
-    /// Returns the descriptor for QEMU, after a second check that the source behind it has not
-    /// changed, and that nothing has claimed what it consists of.
+    /// Returns the descriptor for QEMU, after a second check as [`claim_all`](Self::claim_all).
     ///
     /// # Errors
-    /// Something else uses the source: the error names the holder. Or the source has changed.
+    /// As [`claim_all`](Self::claim_all).
     pub async fn claim(&self, deadline: Deadline) -> Result<&File, Error> {
-        let source = self.clone();
-        let checked = search::run(deadline, move |search| {
-            let conflict = source.conflict(search)?;
-            Ok(conflict.map(|conflict| conflict.into_error(source.given)))
-        });
-        match (checked.await?, &self.state) {
-            (None, ClaimState::Claimed(file)) => Ok(file),
-            (Some(error), _) => Err(error),
-            (None, _) => Err(Error::SourceChanged { path: self.given.clone() }),
+        Self::claim_all(&[self], false, deadline).await?;
+        self.claimed()
+    }
+
+    /// Checks a second time that the sources have not changed, and that nothing has claimed what
+    /// they consist of; with `check_format`, also that no image has another format than raw.
+    ///
+    /// # Errors
+    /// Something else uses a source: the error names the holder. Or the source has changed, or has
+    /// another format.
+    pub async fn claim_all(
+        sources: &[&Self],
+        check_format: bool,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        let sources: Vec<Self> = sources.iter().map(|source| (*source).clone()).collect();
+        let check = move |search: &Search| {
+            for source in sources {
+                search.step(format!("the second check of {:?}", source.given));
+                if let Some(conflict) = source.conflict(search)? {
+                    return Err(conflict.into_error(source.given));
+                }
+                let file = source.claimed()?;
+                if check_format {
+                    source.check_format(file)?;
+                }
+            }
+            Ok(())
+        };
+        search::run(deadline, check).await
+    }
+
+    /// Returns the descriptor that claims the source.
+    ///
+    /// # Errors
+    /// The source is in use.
+    pub(crate) fn claimed(&self) -> Result<&File, Error> {
+        match &self.state {
+            ClaimState::Claimed(file) => Ok(file),
+            ClaimState::InUse | ClaimState::Conflicts(_) => {
+                Err(Error::SourceChanged { path: self.given.clone() })
+            }
         }
     }
 
@@ -168,7 +209,7 @@ impl Source {
     ///
     /// # Errors
     /// It seems to have one.
-    pub(crate) fn check_format(&self, file: &File) -> Result<(), Error> {
+    fn check_format(&self, file: &File) -> Result<(), Error> {
         if self.kind != SourceKind::File {
             return Ok(());
         }
@@ -192,12 +233,7 @@ impl Source {
 
     /// Whether the medium rotates, or is not known.
     pub(crate) fn is_rotational(&self) -> bool {
-        match (self.kind, self.file_id) {
-            (SourceKind::Block(geometry), _) => geometry.rotational,
-            (SourceKind::File, FileId::Block(number) | FileId::File(number, _)) => {
-                geometry::is_rotational(number).unwrap_or(true)
-            }
-        }
+        self.rotational
     }
 
     /// Whether this process may use the source: nothing else uses it.

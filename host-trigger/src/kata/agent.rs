@@ -59,6 +59,10 @@ impl Agent {
         Self { client: BlockVolumeClient::new(client) }
     }
 
+    pub(super) fn client(&self) -> &BlockVolumeClient {
+        &self.client
+    }
+
     /// Asks for the guest's capabilities, and for the state of `paths` in `container`.
     ///
     /// # Errors
@@ -72,10 +76,7 @@ impl Agent {
         let request =
             ProbeRequest { container_id: container.to_owned(), paths, ..Default::default() };
         let reply = call("Probe", deadline, |context| self.client.probe(context, &request)).await?;
-        if reply.api_level != API_LEVEL {
-            return Err(Error::ApiLevel { guest: reply.api_level });
-        }
-        accepted(reply)
+        probed(reply)
     }
 
     /// Attaches volumes at their device paths.
@@ -100,17 +101,7 @@ impl Agent {
         request: &DetachRequest,
         deadline: Deadline,
     ) -> Result<DetachResponse, Error> {
-        let reply =
-            call("Detach", deadline, |context| self.client.detach(context, request)).await?;
-        let is_busy =
-            |failure: &&Failure| failure.reason == Reason::REASON_BUSY.into() && failure.undone;
-        match reply.failure.as_ref().filter(is_busy) {
-            Some(failure) if !reply.holders.is_empty() => Err(Error::InUse {
-                volume: sanitize(&failure.serial),
-                holders: GuestHolder::from_reply(&reply.holders),
-            }),
-            _ => accepted(reply),
-        }
+        detached(call("Detach", deadline, |context| self.client.detach(context, request)).await?)
     }
 
     /// Asks for the state of attachments in the guest; changes nothing.
@@ -146,10 +137,49 @@ async fn call<T>(
     deadline: Deadline,
     call: impl AsyncFnOnce(Context) -> ttrpc::Result<T>,
 ) -> Result<T, Error> {
-    let context = ttrpc::context::with_duration(deadline.remaining() + Duration::from_secs(1));
-    match deadline.wait(call(context)).await {
+    match deadline.wait(call(context(deadline))).await {
         Ok(reply) => reply.map_err(|e| call_error(method, e)),
         Err(_) => Err(Error::AgentTimedOut { method }),
+    }
+}
+
+/// What the server is told of the deadline of a call.
+pub(super) fn context(deadline: Deadline) -> Context {
+    ttrpc::context::with_duration(deadline.remaining() + Duration::from_secs(1))
+}
+
+/// Checks what a guest reports of itself.
+///
+/// # Errors
+/// It speaks another API level, or reports a failure.
+pub(crate) fn probed(reply: ProbeResponse) -> Result<ProbeResponse, Error> {
+    if reply.api_level != API_LEVEL {
+        return Err(Error::ApiLevel { guest: reply.api_level });
+    }
+    accepted(reply)
+}
+
+/// Checks the reply to a request to attach.
+///
+/// # Errors
+/// The guest reports a failure.
+pub(crate) fn attached(reply: AttachResponse) -> Result<AttachResponse, Error> {
+    accepted(reply)
+}
+
+/// Checks the reply to a request to detach.
+///
+/// # Errors
+/// The guest reports a failure.
+pub(super) fn detached(reply: DetachResponse) -> Result<DetachResponse, Error> {
+    let is_busy =
+        |failure: &&Failure| failure.reason == Reason::REASON_BUSY.into() && failure.undone;
+    match reply.failure.as_ref().filter(is_busy) {
+        Some(failure) if !reply.holders.is_empty() => Err(Error::InUse {
+            volume: sanitize(&failure.serial),
+            holders: GuestHolder::from_reply(&reply.holders),
+        }),
+        _ => accepted(reply),
     }
 }
 
@@ -165,13 +195,17 @@ fn accepted<T: Reply>(mut reply: T) -> Result<T, Error> {
 }
 
 /// An agent that lacks the service replies `INVALID_ARGUMENT` ("… service does not exist", ttrpc
-/// 0.9 and 0.10) or, in Go, `UNIMPLEMENTED`; one that lacks the method `NOT_FOUND` ("… is not
-/// supported").
-fn call_error(method: &'static str, error: ttrpc::Error) -> Error {
+/// 0.9 and 0.10) or, in Go, `UNIMPLEMENTED`; one that lacks the method `UNIMPLEMENTED` ("… method")
+/// or, if only the handler is missing, `NOT_FOUND` ("… is not supported"). Of a stream without a
+/// method the first message may be answered before the call: "Stream is no longer active".
+pub(super) fn call_error(method: &'static str, error: ttrpc::Error) -> Error {
     match error {
         ttrpc::Error::RpcStatus(status) => match status.code() {
             Code::INVALID_ARGUMENT if status.message().contains("does not exist") => {
                 Error::NoPlugin
+            }
+            Code::INVALID_ARGUMENT if status.message().contains("no longer active") => {
+                Error::NoMethod { method }
             }
             Code::DEADLINE_EXCEEDED => Error::AgentTimedOut { method },
             Code::UNIMPLEMENTED | Code::NOT_FOUND => Error::NoMethod { method },

@@ -138,8 +138,8 @@ pub async fn dial(address: &AgentAddress, deadline: Deadline) -> Result<Client, 
     }
 }
 
-/// Connects to a socket of Kata's or of the VMM's device.
-pub(super) async fn connect_trusted(path: &Path, trust: &Trust) -> Result<UnixStream, PathError> {
+/// Connects to a socket of Kata's, of the VMM's device or of the container engine.
+pub(crate) async fn connect_trusted(path: &Path, trust: &Trust) -> Result<UnixStream, PathError> {
     let stream = trust.locate(path)?.connect().await?;
     Server::Runtime.check(&stream, path, trust)?;
     Ok(stream)
@@ -214,6 +214,18 @@ mod tests {
     #[tokio::test]
     async fn a_hybrid_address_is_connected_through_its_multiplexer() {
         let (_directory, address) = muxer(b"OK 1073741824\n").await;
+        assert!(dial(&address, Deadline::after(Duration::from_secs(2))).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_socket_with_a_path_beyond_the_limit_of_an_address_is_reached() {
+        let root = tempfile::tempdir().unwrap();
+        let deep = root.path().join("d".repeat(200));
+        std::fs::create_dir(&deep).unwrap();
+        let directory = std::fs::File::open(&deep).unwrap();
+        let short = format!("/proc/self/fd/{}/s", std::os::fd::AsRawFd::as_raw_fd(&directory));
+        let _listener = tokio::net::UnixListener::bind(short).unwrap();
+        let address = AgentAddress::Unix { path: deep.join("s"), trust: Trust::root() };
         assert!(dial(&address, Deadline::after(Duration::from_secs(2))).await.is_ok());
     }
 

@@ -3,7 +3,14 @@
 
 pub mod agent;
 pub mod agent_address;
-mod layout;
+mod annotations;
+pub mod bundle;
+pub(crate) mod layout;
+pub(crate) mod node;
+pub(crate) mod plug_stream;
 mod run_file;
 pub mod sandbox;
 pub mod shim;
+#[cfg(test)]
+mod test_tree;
+pub(crate) mod unplug_stream;

@@ -2,9 +2,12 @@
 //!
 //! | | Go runtime, `/run/vc` | Rust runtime, `/run/kata` |
 //! |---|---|---|
-//! | QMP | `vm/<sid>/extra-monitor.sock`, then `vm/<sid>/qmp.sock` | must be named with `--qmp` |
+//! | QMP | `vm/<sid>/extra-monitor.sock`, then `vm/<sid>/qmp.sock` | `<sid>/extra-monitor.sock` |
 //! | agent | `sbs/<sid>/shim-monitor.sock`, else `sbs/<sid>/persist.json` | `<sid>/shim-monitor.sock` |
-//! | containers | `sbs/<sid>/<cid>/` | – |
+//! | containers | `sbs/<sid>/<cid>/` | the engine's [bundles](super::bundle) |
+//!
+//! With a rootless VMM both directories are below `/run/user/UID`, except for `shim-monitor.sock`,
+//! which stays where it is.
 //!
 //! A descriptor of root's goes to whoever listens on the socket. So nothing is used that anybody
 //! but root could have put there ([`Trust`]), and QEMU is the process that the runtime recorded.
@@ -18,20 +21,20 @@ use std::{
     time::Duration,
 };
 
-use block_volume_qmp::{GREETING_TIMEOUT, Qmp, QmpError, Server, Trust};
+use block_volume_qmp::{Command, GREETING_TIMEOUT, Qmp, QmpError, Replies, Server, Trust};
 
 use super::{
     agent_address::AgentAddress,
-    layout::{Layout, check_id, directories, find_by_container, find_container, find_sandbox},
+    bundle::Bundles,
+    layout::{Containers, Layout, check_id, find_sandbox, rust_shim},
+    node::runtime_class::Runtime,
     run_file,
     shim::{self, NoUrl},
 };
 use crate::{Deadline, Error};
 
 pub(crate) use super::layout::all;
-
-/// The default state directories.
-pub(crate) const RUN_DIRS: [&str; 2] = ["/run/vc", "/run/kata"];
+pub use super::layout::{has, roots};
 
 /// What the user named of the sandbox.
 #[derive(Debug, Clone, Default)]
@@ -43,12 +46,17 @@ pub struct Search {
     /// The container's ID or a unique prefix of it; the sandbox is found by it if that is not
     /// named.
     pub container: Option<String>,
+    /// All IDs that the container has had since its pod began, the newest first, if it was named by
+    /// its pod.
+    pub attempts: Vec<String>,
     /// QEMU's QMP socket.
     pub qmp: Option<PathBuf>,
     /// The agent's address.
     pub agent: Option<AgentAddress>,
     /// The user that the VMM runs as, if it has directories of its own.
     pub vmm_user: Option<u32>,
+    /// Where containers' bundles are.
+    pub bundles: Bundles,
 }
 
 /// A sandbox, and how to reach its QEMU and its agent.
@@ -60,6 +68,8 @@ pub struct Sandbox {
     qmp: Option<PathBuf>,
     agent: Option<AgentAddress>,
     trust: Trust,
+    bundles: Bundles,
+    attempts: Vec<String>,
 }
 
 impl Sandbox {
@@ -72,10 +82,9 @@ impl Sandbox {
         if let Some(container) = &search.container {
             check_id("container", container)?;
         }
-        let roots = match &search.run_dir {
-            Some(directory) => vec![directory.clone()],
-            None => RUN_DIRS.map(PathBuf::from).to_vec(),
-        };
+        let roots = roots(search.run_dir.as_deref(), search.vmm_user);
+        let trust = Trust::with_vmm_user(search.vmm_user);
+        let containers = Containers { bundles: &search.bundles, trust: &trust };
         let (layout, sandbox) = match (&search.sandbox, &search.container) {
             (Some(sandbox), _) => {
                 check_id("sandbox", sandbox)?;
@@ -92,12 +101,13 @@ impl Sandbox {
                     }
                 }
             }
-            (None, Some(container)) => find_by_container(&roots, container)?,
+            (None, Some(container)) => containers.sandbox_of(&roots, container)?,
             (None, None) => return Err(Error::SandboxNotNamed),
         };
-        let trust = Trust::with_vmm_user(search.vmm_user);
         let agent = search.agent.clone().map(|address| address.trusting(&trust));
-        let found = Self { id: sandbox, layout, qmp: search.qmp.clone(), agent, trust };
+        let (qmp, bundles) = (search.qmp.clone(), search.bundles.clone());
+        let attempts = search.attempts.clone();
+        let found = Self { id: sandbox, layout, qmp, agent, trust, bundles, attempts };
         // Whoever owns the directory could hold its lock, too.
         run_file::check_directory(&found.lock_directory(), &found.trust)?;
         Ok(found)
@@ -110,20 +120,42 @@ impl Sandbox {
     /// It is invalid, ambiguous or unknown, or the sandbox's pause container.
     pub fn container(&self, prefix: &str, recorded: &[&str]) -> Result<String, Error> {
         check_id("container", prefix)?;
-        let container = find_container(&self.layout, &self.id, prefix, recorded)?;
+        let container = self.known().find(&self.layout, &self.id, prefix, recorded)?;
         if container == self.id { Err(Error::PauseContainer { container }) } else { Ok(container) }
     }
 
-    /// The containers that the runtime lists, without the pause container.
+    /// All IDs that the container has had, the newest first, if it was named by its pod.
+    pub(crate) fn attempts(&self) -> &[String] {
+        &self.attempts
+    }
+
+    fn known(&self) -> Containers<'_> {
+        Containers { bundles: &self.bundles, trust: &self.trust }
+    }
+
+    /// The containers that the runtime or the engine lists, without the pause container.
     ///
     /// # Errors
     /// The directory cannot be read.
     pub fn containers(&self) -> Result<Vec<String>, Error> {
-        let Layout::Go(root) = &self.layout else { return Ok(Vec::new()) };
-        let mut found = directories(&root.join("sbs").join(&self.id))?;
+        let mut found = self.known().of(&self.layout, &self.id, "")?;
         found.retain(|id| *id != self.id);
         found.sort_unstable();
         Ok(found)
+    }
+
+    /// The runtime that started it, if its state directory tells.
+    pub(crate) fn runtime(&self) -> Option<Runtime> {
+        match self.layout {
+            Layout::Go(_) => Some(Runtime::Go),
+            Layout::Rust(_) => Some(Runtime::Rust),
+            Layout::None => None,
+        }
+    }
+
+    /// An annotation of the pod, if the engine's bundle of the pause container has it.
+    pub(crate) fn annotation(&self, name: &str) -> Option<String> {
+        self.bundles.annotation(&self.id, name, &self.trust)
     }
 
     /// QEMU's process ID, as the runtime recorded it. It may be out of date.
@@ -132,7 +164,11 @@ impl Sandbox {
     /// A file with it cannot be read, or is not trusted.
     pub fn qemu_pid(&self) -> Result<Option<i32>, Error> {
         let Layout::Go(root) = &self.layout else { return Ok(None) };
-        match self.state(root)?.pid {
+        self.pid(root, &self.state(root)?)
+    }
+
+    fn pid(&self, root: &Path, state: &shim::State) -> Result<Option<i32>, Error> {
+        match state.pid {
             Some(recorded) => Ok(Some(recorded)),
             None => shim::pidfile(&root.join("vm").join(&self.id).join("pid"), &self.trust),
         }
@@ -170,22 +206,46 @@ impl Sandbox {
         if let Some(address) = &self.agent {
             return Ok(address.clone());
         }
-        let directory = match &self.layout {
-            Layout::Go(root) => root.join("sbs").join(&self.id),
-            Layout::Rust(root) => root.join(&self.id),
-            Layout::None => {
-                return Err(Error::AgentUnknown {
-                    why: "the sandbox has no state directory".into(),
-                });
-            }
+        let Some(socket) = self.shim_socket() else {
+            return Err(Error::AgentUnknown { why: "the sandbox has no state directory".into() });
         };
-        let socket = directory.join("shim-monitor.sock");
         match shim::agent_url(&socket, &self.trust, deadline).await {
             Ok(address) => Ok(address),
             Err(NoUrl::Untrusted(why)) => Err(why.into()),
-            Err(NoUrl::Failed(why)) => shim::state(&directory.join("persist.json"), &self.trust)?
-                .agent
-                .ok_or(Error::AgentUnknown { why }),
+            Err(NoUrl::Failed(why)) => {
+                shim::state(&socket.with_file_name("persist.json"), &self.trust)?
+                    .agent
+                    .ok_or_else(|| self.or_starting(Error::AgentUnknown { why }))
+            }
+        }
+    }
+
+    /// The socket on which the shim answers requests, if the state directory tells.
+    pub(crate) fn shim_socket(&self) -> Option<PathBuf> {
+        match &self.layout {
+            Layout::Go(root) => Some(root.join("sbs").join(&self.id).join("shim-monitor.sock")),
+            Layout::Rust(root) => Some(rust_shim(root, &self.id)),
+            Layout::None => None,
+        }
+    }
+
+    /// Replaces an error by [`Error::SandboxStarting`] if that is why a socket of the sandbox's own
+    /// does not exist or does not respond yet.
+    #[must_use]
+    pub(crate) fn or_starting(&self, error: Error) -> Error {
+        let is_missing = match &error {
+            Error::NoQmpSocket { .. } => self.qmp.is_none(),
+            Error::Qmp(QmpError::Connect { source, .. }) => {
+                self.qmp.is_none() && source.kind() == io::ErrorKind::ConnectionRefused
+            }
+            Error::AgentUnknown { .. }
+            | Error::AgentUnreachable { .. }
+            | Error::AgentNotResponding { .. } => self.agent.is_none(),
+            _ => false,
+        };
+        match is_missing && self.layout.is_starting(&self.id) {
+            true => Error::SandboxStarting { sandbox: self.id.clone() },
+            false => error,
         }
     }
 
@@ -204,10 +264,11 @@ impl Sandbox {
     /// The hypervisor is not QEMU, or none of its sockets responds, or the path to one, or its
     /// server, is not trusted.
     pub async fn connect_qmp(&self, deadline: Deadline) -> Result<Qmp, Error> {
-        self.connect_qmp_within(deadline, GREETING_TIMEOUT).await
+        Ok(self.connect_qmp_within(deadline, GREETING_TIMEOUT, &[]).await?.0)
     }
 
-    /// As [`connect_qmp`](Self::connect_qmp), with another limit for all greetings together.
+    /// As [`connect_qmp`](Self::connect_qmp), with another limit for all greetings together. The
+    /// queries `first` are sent without waiting for the greeting.
     ///
     /// # Errors
     /// As [`connect_qmp`](Self::connect_qmp).
@@ -215,33 +276,41 @@ impl Sandbox {
         &self,
         deadline: Deadline,
         patience: Duration,
-    ) -> Result<Qmp, Error> {
+        first: &[Command<'_>],
+    ) -> Result<(Qmp, Replies), Error> {
+        let mut pid = None;
         if let Layout::Go(root) = &self.layout {
-            let hypervisor = self.state(root)?.hypervisor;
-            if let Some(hypervisor) = hypervisor.filter(|kind| kind != "qemu") {
+            let state = self.state(root)?;
+            if let Some(hypervisor) = state.hypervisor.clone().filter(|kind| kind != "qemu") {
                 return Err(Error::NotQemu { sandbox: self.id.clone(), hypervisor });
             }
+            pid = self.pid(root, &state)?;
         }
         let sockets = match (&self.qmp, &self.layout) {
             (Some(socket), _) => vec![socket.clone()],
             (None, Layout::Go(root)) => {
                 let directory = root.join("vm").join(&self.id);
-                vec![directory.join("extra-monitor.sock"), directory.join("qmp.sock")]
+                let mut sockets = vec![directory.join("extra-monitor.sock")];
+                // The shim connects to this one while the sandbox starts, and would wait for us.
+                if !self.layout.is_starting(&self.id) {
+                    sockets.push(directory.join("qmp.sock"));
+                }
+                sockets
             }
-            (None, Layout::Rust(_) | Layout::None) => Vec::new(),
+            // The shim holds qmp.sock from the start.
+            (None, Layout::Rust(root)) => vec![root.join(&self.id).join("extra-monitor.sock")],
+            (None, Layout::None) => Vec::new(),
         };
-        let server = Server::Qemu(self.qemu_pid()?);
+        let server = Server::Qemu(pid);
         // All greetings together have the time limit of one.
         let greeting = deadline.capped(patience);
         let mut failed = None;
         let mut remaining = u32::try_from(sockets.len()).unwrap_or(1);
         for socket in sockets {
             let share = greeting.within(greeting.remaining() / remaining);
-            match Qmp::connect_trusted(&socket, (&self.trust, server), share, patience).await {
-                Ok(mut qmp) => {
-                    qmp.set_deadline(deadline);
-                    return Ok(qmp);
-                }
+            let trust = (&self.trust, server);
+            match Qmp::connect_trusted(&socket, trust, deadline, share, first).await {
+                Ok(connected) => return Ok(connected),
                 Err(QmpError::Connect { source, .. })
                     if source.kind() == io::ErrorKind::NotFound => {}
                 // Another socket does not make up for it.
@@ -250,7 +319,8 @@ impl Sandbox {
             }
             remaining -= 1;
         }
-        Err(failed.map_or_else(|| Error::NoQmpSocket { sandbox: self.id.clone() }, Error::from))
+        let none = || Error::NoQmpSocket { sandbox: self.id.clone() };
+        Err(self.or_starting(failed.map_or_else(none, Error::from)))
     }
 }
 

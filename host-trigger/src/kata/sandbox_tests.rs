@@ -99,6 +99,62 @@ fn a_container_that_is_gone_is_found_where_it_is_recorded(
     assert_eq!(found.as_deref().map_err(|&reason| reason), expected);
 }
 
+/// The bundles of two sandboxes of the Rust runtime, the second of which is not of Kata, and of a
+/// container of the Go runtime that has ended.
+fn with_bundles(root: &tempfile::TempDir, sandbox: &str, container: &str) -> Search {
+    let parent = root.path().join("task/k8s.io");
+    for (id, of) in
+        [("bb11", "bb11"), ("b100", "bb11"), ("b200", "bb11"), ("r100", "runc1"), ("c400", "aa11")]
+    {
+        fs::create_dir_all(parent.join(id)).unwrap();
+        let config = format!(r#"{{"annotations":{{"io.kubernetes.cri.sandbox-id":"{of}"}}}}"#);
+        fs::write(parent.join(id).join("config.json"), config).unwrap();
+    }
+    let bundles = Bundles { containerd: vec![root.path().join("task")], crio: Vec::new() };
+    Search { bundles, ..search(root, sandbox, container) }
+}
+
+#[rstest]
+#[case("bb11", "b1", Ok("b100"))]
+#[case("", "b2", Ok("b200"))]
+#[case("", "b100", Ok("b100"))]
+#[case("", "c1", Ok("c100"))]
+#[case("", "b", Err("ambiguous_id"))]
+#[case("bb11", "b9", Err("container_not_found"))]
+#[case("bb11", "c100", Err("container_not_found"))]
+#[case("bb11", "bb11", Err("pause_container"))]
+#[case("", "r100", Err("sandbox_needed"))]
+#[case("", "c400", Err("sandbox_needed"))]
+fn containers_of_the_rust_runtime_are_found_by_their_bundles(
+    run_dir: tempfile::TempDir,
+    #[case] sandbox: &str,
+    #[case] container: &str,
+    #[case] expected: Result<&str, &str>,
+) {
+    let found = Sandbox::find(&with_bundles(&run_dir, sandbox, container));
+    let found = found.and_then(|sandbox| sandbox.container(container, &[]));
+    let found = found.as_deref().map_err(|e| e.class().reason);
+    assert_eq!(found, expected);
+}
+
+#[rstest]
+fn the_pause_container_is_not_listed(run_dir: tempfile::TempDir) {
+    let sandbox = Sandbox::find(&with_bundles(&run_dir, "bb11", "b100")).unwrap();
+    assert_eq!(sandbox.containers().unwrap(), ["b100", "b200"]);
+}
+
+#[rstest]
+#[tokio::test]
+async fn the_socket_of_the_rust_runtime_is_in_the_sandboxs_directory(run_dir: tempfile::TempDir) {
+    let sandbox = Sandbox::find(&search(&run_dir, "bb11", "b100")).unwrap();
+    let socket = run_dir.path().join("bb11/extra-monitor.sock");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    fs::write(run_dir.path().join("bb11/state.json"), "{}").unwrap();
+    let failed = sandbox.connect_qmp(Deadline::after(Duration::from_secs(1))).await.unwrap_err();
+    let Error::Qmp(QmpError::Connect { path, .. }) = failed else { panic!("{failed}") };
+    assert_eq!(path, socket);
+}
+
 #[rstest]
 fn neither_a_sandbox_nor_a_container_is_not_enough(run_dir: tempfile::TempDir) {
     let nothing = Search { container: None, ..search(&run_dir, "", "") };
@@ -127,12 +183,10 @@ fn with_both_sockets_named_nothing_need_be_on_disk(run_dir: tempfile::TempDir) {
 async fn the_state_file_is_the_second_source_of_the_address(run_dir: tempfile::TempDir) {
     let sandbox = Sandbox::find(&search(&run_dir, "aa11", "c100")).unwrap();
     let deadline = Deadline::after(Duration::from_secs(1));
+    let state = run_dir.path().join("sbs/aa11/persist.json");
+    fs::write(&state, "{}").unwrap();
     assert!(matches!(sandbox.agent_address(deadline).await, Err(Error::AgentUnknown { .. })));
-    fs::write(
-        run_dir.path().join("sbs/aa11/persist.json"),
-        r#"{"AgentState":{"URL":"vsock://7:1024"}}"#,
-    )
-    .unwrap();
+    fs::write(state, r#"{"AgentState":{"URL":"vsock://7:1024"}}"#).unwrap();
     assert_eq!(
         sandbox.agent_address(deadline).await.unwrap(),
         AgentAddress::Vsock { cid: 7, port: 1024 }
@@ -144,11 +198,77 @@ async fn the_state_file_is_the_second_source_of_the_address(run_dir: tempfile::T
 async fn another_hypervisor_and_a_missing_socket_are_distinguished(run_dir: tempfile::TempDir) {
     let sandbox = Sandbox::find(&search(&run_dir, "aa11", "c100")).unwrap();
     let deadline = Deadline::after(Duration::from_secs(1));
+    let state = run_dir.path().join("sbs/aa11/persist.json");
+    fs::write(&state, "{}").unwrap();
     assert!(matches!(sandbox.connect_qmp(deadline).await, Err(Error::NoQmpSocket { .. })));
-    fs::write(
-        run_dir.path().join("sbs/aa11/persist.json"),
-        r#"{"HypervisorState":{"Type":"clh"}}"#,
-    )
-    .unwrap();
+    fs::write(state, r#"{"HypervisorState":{"Type":"clh"}}"#).unwrap();
     assert!(matches!(sandbox.connect_qmp(deadline).await, Err(Error::NotQemu { .. })));
+}
+
+#[rstest]
+#[case::go("aa11", "sbs/aa11/persist.json", "vm/aa11/qmp.sock")]
+#[case::rust("bb11", "bb11/state.json", "bb11/extra-monitor.sock")]
+#[tokio::test]
+async fn a_sandbox_without_a_state_is_still_starting(
+    run_dir: tempfile::TempDir,
+    #[case] id: &str,
+    #[case] state: &str,
+    #[case] monitor: &str,
+) {
+    let sandbox = Sandbox::find(&search(&run_dir, id, "c100")).unwrap();
+    let deadline = Deadline::after(Duration::from_secs(1));
+    let reasons = async || {
+        let agent = sandbox.agent_address(deadline).await.unwrap_err().class().reason;
+        let qmp = sandbox.connect_qmp(deadline).await.unwrap_err().class().reason;
+        let unreachable = Error::AgentNotResponding { address: "vsock://3:1024".into() };
+        (agent, qmp, sandbox.or_starting(unreachable).class().reason)
+    };
+    let starting = ("sandbox_starting", "sandbox_starting", "sandbox_starting");
+    assert_eq!(reasons().await, starting);
+    // A process that was killed left it, or the shim is about to connect to it.
+    drop(std::os::unix::net::UnixListener::bind(run_dir.path().join(monitor)).unwrap());
+    assert_eq!(reasons().await, starting);
+    fs::write(run_dir.path().join(state), "{}").unwrap();
+    assert_eq!(reasons().await, ("agent_unknown", "qmp_unreachable", "timed_out"));
+}
+
+#[rstest]
+#[tokio::test]
+async fn the_shims_socket_of_a_starting_sandbox_is_left_alone(run_dir: tempfile::TempDir) {
+    let sandbox = Sandbox::find(&search(&run_dir, "aa11", "c100")).unwrap();
+    let listener =
+        std::os::unix::net::UnixListener::bind(run_dir.path().join("vm/aa11/qmp.sock")).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    sandbox.connect_qmp(Deadline::after(Duration::from_secs(1))).await.unwrap_err();
+    assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_sandbox_that_is_gone_is_not_starting(run_dir: tempfile::TempDir) {
+    let sandbox = Sandbox::find(&search(&run_dir, "aa11", "c100")).unwrap();
+    fs::remove_dir(run_dir.path().join("vm/aa11")).unwrap();
+    let failed = sandbox.connect_qmp(Deadline::after(Duration::from_secs(1))).await.unwrap_err();
+    assert!(matches!(failed, Error::NoQmpSocket { .. }), "{failed}");
+}
+
+#[rstest]
+#[tokio::test]
+async fn sockets_that_were_named_are_blamed_themselves(run_dir: tempfile::TempDir) {
+    let named = Search {
+        qmp: Some(run_dir.path().join("none.sock")),
+        agent: Some("vsock://3:1024".parse().unwrap()),
+        ..search(&run_dir, "aa11", "c100")
+    };
+    let sandbox = Sandbox::find(&named).unwrap();
+    let unreachable = Error::AgentNotResponding { address: "vsock://3:1024".into() };
+    assert_eq!(sandbox.or_starting(unreachable).class().reason, "timed_out");
+    let failed = sandbox.connect_qmp(Deadline::after(Duration::from_secs(1))).await.unwrap_err();
+    assert_eq!(failed.class().reason, "qmp_unreachable");
+}
+
+#[rstest]
+fn a_sandbox_of_the_go_runtime_is_found_while_it_starts(run_dir: tempfile::TempDir) {
+    fs::create_dir(run_dir.path().join("vm/ee11")).unwrap();
+    assert_eq!(Sandbox::find(&search(&run_dir, "ee", "c1")).unwrap().id, "ee11");
 }

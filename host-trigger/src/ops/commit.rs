@@ -3,10 +3,10 @@
 //! ([`add-fd`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-misc.add-fd)).
 //! With this record a volume is attached.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 
 use block_volume_api::block_volume::{Attached, Attachment};
-use block_volume_qmp::{PassedFd, Qmp};
+use block_volume_qmp::{Command, PassedFd, Qmp};
 
 use super::guest_request::is_read_only;
 use crate::{
@@ -73,24 +73,55 @@ pub(crate) fn record(
         parents_made: outcome.parents_made,
         allowed_before: outcome.allowed_before,
         started: outcome.container_started,
+        errors: outcome.errors_before,
+        size: 0,
     }
 }
 
-/// Writes `commit` to the descriptor set `set`, in the place of the record that `before` carries.
+/// A commit record that is to be written to the descriptor set `set`, in the place of the record
+/// that `before` carries.
+#[derive(Debug)]
+pub(crate) struct NewCommit {
+    pub(crate) set: u64,
+    pub(crate) before: Option<PassedFd>,
+    pub(crate) record: CommitRecord,
+}
+
+/// Writes all `commits` together. The records before them are removed once all are written. Returns
+/// the descriptors that carry the new ones.
 ///
 /// # Errors
 /// QEMU refuses, or does not reply.
+pub(crate) async fn replace_all(
+    qmp: &mut Qmp,
+    commits: &[NewCommit],
+) -> Result<Vec<PassedFd>, Error> {
+    let null = null()?;
+    let command = |new: &NewCommit| {
+        let text = Record::Commit(new.record.clone()).to_opaque();
+        Command::add_fd(&null, Some(new.set), &text)
+    };
+    let commands: Vec<_> = commits.iter().map(command).collect();
+    let mut replies = qmp.send_all(&commands).await;
+    let written: Vec<_> = commits.iter().map(|_| replies.read::<PassedFd>()).collect();
+    let written = written.into_iter().collect::<Result<Vec<_>, _>>()?;
+    for PassedFd { set, fd } in commits.iter().filter_map(|new| new.before) {
+        removal::remove_descriptor(qmp, set, Some(fd)).await?;
+    }
+    Ok(written)
+}
+
+/// Writes one commit record as [`replace_all`].
+///
+/// # Errors
+/// As [`replace_all`].
 pub(crate) async fn replace(
     qmp: &mut Qmp,
     set: u64,
     before: Option<PassedFd>,
     commit: &CommitRecord,
 ) -> Result<(), Error> {
-    write(qmp, set, commit).await?;
-    if let Some(PassedFd { set, fd }) = before {
-        removal::remove_descriptor(qmp, set, Some(fd)).await?;
-    }
-    Ok(())
+    replace_all(qmp, &[NewCommit { set, before, record: commit.clone() }]).await.map(drop)
 }
 
 /// Writes `commit` to the descriptor set `set`, beside the records that are there.
@@ -102,9 +133,13 @@ pub(crate) async fn write(
     set: u64,
     commit: &CommitRecord,
 ) -> Result<PassedFd, Error> {
+    Ok(qmp.add_fd(null()?, Some(set), &Record::Commit(commit.clone()).to_opaque()).await?)
+}
+
+/// QEMU never reads or writes it: the volume's own descriptor is never open for writing alone.
+fn null() -> Result<File, Error> {
     let null = OpenOptions::new().write(true).open("/dev/null");
-    let null = null.map_err(|e| Error::system("open", "/dev/null", e))?;
-    Ok(qmp.add_fd(null, Some(set), &Record::Commit(commit.clone()).to_opaque()).await?)
+    null.map_err(|e| Error::system("open", "/dev/null", e))
 }
 
 #[cfg(test)]

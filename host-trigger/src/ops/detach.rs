@@ -4,11 +4,13 @@
 //!
 //! The guest comes first
 //! ([`device_del`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-qdev.device_del)
-//! of a SCSI disk is a surprise removal) and may refuse; then nothing has changed.
+//! of a SCSI disk is a surprise removal) and may refuse; then nothing has changed. Once it has
+//! released the disk, it sends no command to it any more: QEMU removes the device while the guest
+//! removes the disk. The rest is removed from QEMU when both are done.
 
 use std::time::Duration;
 
-use block_volume_api::block_volume::{DetachRequest, Detachment};
+use block_volume_api::block_volume::{DetachRequest, DetachResponse, Detachment, Stage};
 use block_volume_qmp::{Qmp, QmpError};
 use serde_json::json;
 
@@ -22,16 +24,20 @@ use crate::{
     diagnostics::{self, StepLog},
     fault,
     guest_holder::GuestHolder,
-    kata::{agent::Agent, agent_address, sandbox::Sandbox},
+    kata::{agent::Agent, agent_address, sandbox::Sandbox, unplug_stream::UnplugStep},
     left_behind::LeftBehind,
     qemu::{
         abandoned,
         inventory::Inventory,
-        removal::{self, Owner},
+        removal::{self, Owner, Removal},
     },
+    sanitize::sanitize,
     stopwatch::Stopwatch,
     volume_id::VolumeId,
 };
+
+/// So many stages of the guest are shown, at most.
+const MAX_STAGES: usize = 32;
 
 /// The detachment of one volume.
 #[derive(Debug)]
@@ -58,6 +64,8 @@ pub(crate) struct Detached {
     /// The holders that lost the volume by force.
     pub(crate) broken_holders: Vec<GuestHolder>,
     pub(crate) left_behind: Vec<LeftBehind>,
+    /// The stages in the guest, and their times.
+    stages: Vec<(String, Duration)>,
 }
 
 impl Detach<'_> {
@@ -69,6 +77,7 @@ impl Detach<'_> {
     pub(crate) async fn run(&mut self, request: Option<Detachment>) -> Result<Detached, Error> {
         let mut detached =
             Detached { left_behind: self.left_behind.clone(), ..Detached::default() };
+        let mut removed_device = None;
         fault::point("before-detach").await?;
         let one = request.as_ref().filter(|request| request.keep_disk).map(|request| {
             (request.attachment.container_id.clone(), request.attachment.path.clone())
@@ -78,16 +87,78 @@ impl Detach<'_> {
                 return Err(Error::TimedOut { what: "the guest".to_owned() });
             }
             self.log.step(|| format!("the guest detaches volume {}", self.id));
-            match detach(guest, &request, self.force, Duration::ZERO, self.deadline).await {
+            let (asked, device) = self.ask(guest, &request).await;
+            removed_device = device;
+            match asked {
                 Ok(done) => detached = self.with_left_behind(done),
-                Err(cause) => return Err(self.incomplete_unless_undone(cause).await),
+                Err(cause) => {
+                    return Err(self.incomplete_unless_undone(cause, removed_device).await);
+                }
             }
             fault::point("after-detach").await?;
             self.watch.lap("detach");
+            for (stage, time) in std::mem::take(&mut detached.stages) {
+                self.watch.record(stage, time);
+            }
         }
-        let removed = self.remove_from_qemu(one).await;
+        let removed = self.remove_from_qemu(one, removed_device).await;
         self.watch.lap("remove");
         removed.map(|()| detached)
+    }
+
+    /// Asks the guest to detach. Returns also what came of the removal of QEMU's device, and what
+    /// is left to remove then; `None`: it has not begun.
+    async fn ask(
+        &mut self,
+        guest: &Guest,
+        request: &Detachment,
+    ) -> (Result<Detached, Error>, Option<Result<Option<Removal>, Error>>) {
+        let deadline = self.deadline;
+        // The guest says nothing before the end of a disk that it keeps, or that is taken from its
+        // holders.
+        if request.keep_disk || self.force {
+            return (detach(guest, request, self.force, Duration::ZERO, deadline).await, None);
+        }
+        let all = DetachRequest { detachments: vec![request.clone()], ..Default::default() };
+        let asked = async {
+            let mut stream = guest_request::send_unplug(&guest.agent, all, deadline).await?;
+            let step = stream.next(deadline).await?;
+            Ok((stream, step))
+        };
+        let mut stream = match asked.await {
+            Ok((stream, UnplugStep::Released(serials)))
+                if serials.iter().any(|serial| serial == self.id.as_str()) =>
+            {
+                stream
+            }
+            Ok((mut stream, UnplugStep::Released(_))) => {
+                return (stream.last(deadline).await.map(Detached::from), None);
+            }
+            Ok((_, UnplugStep::Detached(reply))) => return (Ok(reply.into()), None),
+            // An agent of an earlier version.
+            Err(Error::NoMethod { .. }) => {
+                return (detach(guest, request, false, Duration::ZERO, deadline).await, None);
+            }
+            Err(lost @ Error::AgentLost { .. }) => {
+                return (settle(guest, request, deadline, lost).await, None);
+            }
+            Err(e) => return (Err(e), None),
+        };
+        self.watch.lap("release");
+        if let Err(e) = fault::point("after-released").await {
+            return (Err(e), Some(Ok(None)));
+        }
+        self.log.step(|| "the guest has released it; QEMU removes its device".to_owned());
+        let until = deadline.max(Deadline::after(ROLLBACK_TIME));
+        self.qmp.set_deadline(until);
+        let in_guest = async {
+            match stream.last(deadline).await {
+                Err(lost @ Error::AgentLost { .. }) => settle(guest, request, deadline, lost).await,
+                reply => reply.map(Detached::from),
+            }
+        };
+        let (asked, device) = tokio::join!(in_guest, removal::begin(self.qmp, self.id, until));
+        (asked, Some(device.map(Some)))
     }
 
     /// Adds what was left behind before. A guest that is asked again may name it again.
@@ -99,9 +170,21 @@ impl Detach<'_> {
     }
 
     /// Returns `cause` if the guest's failure left everything as it was, and
-    /// [`Error::Incomplete`] with this cause if not.
-    async fn incomplete_unless_undone(&mut self, cause: Error) -> Error {
-        let Some(left) = left_by(&cause, self.id) else { return cause };
+    /// [`Error::Incomplete`] with this cause if not: after `device` was removed, nothing is.
+    async fn incomplete_unless_undone(
+        &mut self,
+        cause: Error,
+        device: Option<Result<Option<Removal>, Error>>,
+    ) -> Error {
+        let left = match device {
+            Some(_) => Some(format!(
+                "volume {}: the guest has released it, and may still have its disk; QEMU still has \
+                 a part of it",
+                self.id
+            )),
+            None => left_by(&cause, self.id),
+        };
+        let Some(left) = left else { return cause };
         if !self.qemu_runs().await {
             return cause;
         }
@@ -123,13 +206,21 @@ impl Detach<'_> {
     }
 
     /// Removes the volume from QEMU; with `one`, only the attachment of this container at this
-    /// path.
-    async fn remove_from_qemu(&mut self, one: Option<(String, String)>) -> Result<(), Error> {
+    /// path. `device`: what came of the removal of the device, if it was begun before.
+    async fn remove_from_qemu(
+        &mut self,
+        one: Option<(String, String)>,
+        device: Option<Result<Option<Removal>, Error>>,
+    ) -> Result<(), Error> {
         let one = one.as_ref().map(|(container, path)| (container.as_str(), path.as_str()));
         self.log.step(|| format!("QEMU removes volume {}", self.id));
         let deadline = self.deadline.max(Deadline::after(ROLLBACK_TIME));
         self.qmp.set_deadline(deadline);
-        let mut removed = self.try_remove(one, deadline).await;
+        let mut removed = match device {
+            Some(Err(e)) => Err(e),
+            Some(Ok(Some(left))) if !self.is_abandoned => self.remove_left(&left, deadline).await,
+            Some(Ok(_)) | None => self.try_remove(one, deadline).await,
+        };
         if let Err(Error::Qmp(e)) = &removed
             && e.ends_connection()
         {
@@ -151,6 +242,12 @@ impl Detach<'_> {
         })
     }
 
+    /// Removes what is left after the device.
+    async fn remove_left(&mut self, left: &Removal, deadline: Deadline) -> Result<(), Error> {
+        left.run(self.qmp, deadline).await?;
+        fault::point("after-remove").await
+    }
+
     /// Removes what exists, and checks that it is gone.
     async fn try_remove(
         &mut self,
@@ -162,7 +259,11 @@ impl Detach<'_> {
             Some((container, path)) => {
                 removal::remove_attachment(self.qmp, self.id, container, path).await?;
             }
-            None => removal::remove(self.qmp, self.id, Owner::Any, deadline).await?,
+            // It makes sure by itself that everything is gone.
+            None => {
+                removal::remove(self.qmp, self.id, Owner::Any, deadline).await?;
+                return fault::point("after-remove").await;
+            }
         }
         fault::point("after-remove").await?;
         // A stopped QEMU 7.2 replies that it removed a descriptor, and keeps it.
@@ -182,6 +283,20 @@ impl Detach<'_> {
             false => Err(Error::TimedOut { what: format!("QEMU to remove volume {}", self.id) }),
         }
     }
+}
+
+impl From<DetachResponse> for Detached {
+    fn from(reply: DetachResponse) -> Self {
+        Self {
+            broken_holders: GuestHolder::from_reply(&reply.holders),
+            left_behind: LeftBehind::from_reply(&reply.left_behind),
+            stages: reply.stages.iter().take(MAX_STAGES).map(stage).collect(),
+        }
+    }
+}
+
+fn stage(stage: &Stage) -> (String, Duration) {
+    (format!("guest_{}", sanitize(&stage.name)), Duration::from_micros(stage.micros))
 }
 
 /// What a failure of the guest left of a detachment; `None` if it left everything as it was.
@@ -211,17 +326,31 @@ pub(crate) async fn detach(
         ..Default::default()
     };
     let reply = match guest_request::send_detach(&guest.agent, request(), deadline).await {
-        Err(Error::AgentLost { method }) => {
-            let Ok(client) = agent_address::dial(&guest.address, deadline).await else {
-                return Err(Error::AgentLost { method });
-            };
-            guest_request::send_detach(&Agent::new(client), request(), deadline).await
-        }
+        Err(lost @ Error::AgentLost { .. }) => send_again(guest, request(), deadline, lost).await,
         done => done,
     };
-    let reply = reply?;
-    Ok(Detached {
-        broken_holders: GuestHolder::from_reply(&reply.holders),
-        left_behind: LeftBehind::from_reply(&reply.left_behind),
-    })
+    reply.map(Detached::from)
+}
+
+/// Finds out what has become of a request of which the connection was lost, by asking again: what
+/// is done is not done twice.
+async fn settle(
+    guest: &Guest,
+    detachment: &Detachment,
+    deadline: Deadline,
+    lost: Error,
+) -> Result<Detached, Error> {
+    let request = DetachRequest { detachments: vec![detachment.clone()], ..Default::default() };
+    send_again(guest, request, deadline, lost).await.map(Detached::from)
+}
+
+/// Sends a request on a new connection; if there is none, the error is `lost`.
+async fn send_again(
+    guest: &Guest,
+    request: DetachRequest,
+    deadline: Deadline,
+    lost: Error,
+) -> Result<DetachResponse, Error> {
+    let Ok(client) = agent_address::dial(&guest.address, deadline).await else { return Err(lost) };
+    guest_request::send_detach(&Agent::new(client), request, deadline).await
 }

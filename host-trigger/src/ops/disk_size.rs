@@ -45,6 +45,14 @@ pub(crate) async fn set_in_qemu(
     }
 }
 
+/// A volume's disk in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GuestDisk {
+    pub(crate) size: u64,
+    /// SCSI commands that failed since the volume was attached.
+    pub(crate) errors: u64,
+}
+
 /// Reads the size in the guest; `None` if the guest has no such disk.
 ///
 /// # Errors
@@ -53,11 +61,12 @@ pub(crate) async fn in_guest(
     agent: &Agent,
     attachment: &Detachment,
     deadline: Deadline,
-) -> Result<Option<u64>, Error> {
+) -> Result<Option<GuestDisk>, Error> {
     let seen = inspect::inspect(agent, attachment, false, deadline).await?;
+    let errors = seen.stats.as_ref().map(|stats| stats.errors).unwrap_or_default();
     match inspect::untold(&seen) {
         // What the container has of it does not matter here.
-        _ if seen.disk_present => Ok(Some(seen.size)),
+        _ if seen.disk_present => Ok(Some(GuestDisk { size: seen.size, errors })),
         Some((_, error)) => Err(error),
         None => Ok(None),
     }

@@ -10,7 +10,10 @@ use serde_json::json;
 
 use crate::{
     Deadline, Error,
-    kata::agent::{self, Agent},
+    kata::{
+        agent::{self, Agent},
+        unplug_stream::UnplugStream,
+    },
     qemu::{
         disk::ScsiAddress,
         record::{Access, IntentRecord},
@@ -22,7 +25,7 @@ use crate::{
 /// this time, also when the command's own is over.
 pub(crate) const ROLLBACK_TIME: Duration = Duration::from_secs(5);
 /// The guest's reply may arrive this much later than its own deadline.
-const REPLY_GRACE: Duration = Duration::from_secs(2);
+pub(crate) const REPLY_GRACE: Duration = Duration::from_secs(2);
 
 /// How a request's time is split, so that the guest can roll back and the host can, too.
 #[derive(Debug, Clone, Copy)]
@@ -89,20 +92,22 @@ pub(crate) async fn detachment(
     controller: &str,
 ) -> Result<Detachment, QmpError> {
     let Attachment { intent, .. } = known;
-    let address = if state.device {
+    // The record of a plug that was completed has the address of the device. Of an interrupted one
+    // the device itself has to be asked.
+    let address = if state.device && known.committed().is_none() {
         let path = format!("/machine/peripheral/ecrblk-{}", intent.id);
         let target = qmp.query("qom-get", json!({"path": path, "property": "scsi-id"})).await?;
         let lun = qmp.query("qom-get", json!({"path": path, "property": "lun"})).await?;
         ScsiAddress { target, lun }
     } else {
-        match known.commits.first() {
+        match known.committed().or(known.commits.first()) {
             Some((_, commit)) => ScsiAddress { target: commit.target, lun: commit.lun },
             None => ScsiAddress { target: 0, lun: 0 },
         }
     };
     let all = state.attachments();
     let others = || all.iter().filter(|other| !other.is_at(&intent.container, &intent.path));
-    let size = state.node.unwrap_or(intent.size);
+    let size = state.node.unwrap_or(known.size());
     Ok(Detachment {
         attachment: Some(attachment(intent, controller, address, size)).into(),
         outcome: known.committed().map(|(_, commit)| commit.outcome()).into(),
@@ -131,13 +136,30 @@ pub(crate) async fn detach(
 /// As [`detach`].
 pub(crate) async fn send_detach(
     agent: &Agent,
-    mut request: DetachRequest,
+    request: DetachRequest,
     deadline: Deadline,
 ) -> Result<DetachResponse, Error> {
+    agent.detach(&timed(request, deadline), deadline).await
+}
+
+/// Sends `request` as [`send_detach`], to be told when the disks are released.
+///
+/// # Errors
+/// The agent is lost.
+pub(crate) async fn send_unplug(
+    agent: &Agent,
+    request: DetachRequest,
+    deadline: Deadline,
+) -> Result<UnplugStream, Error> {
+    agent.unplug(&timed(request, deadline), deadline).await
+}
+
+/// Adds the guest's time.
+fn timed(mut request: DetachRequest, deadline: Deadline) -> DetachRequest {
     let left = deadline.remaining();
     let wait = Duration::from_millis(request.wait_ms).min(left);
     let timeout = agent::timeout_ms(left - (left - wait) / 4);
     request.timeout_ms = timeout;
     request.wait_ms = request.wait_ms.min(timeout);
-    agent.detach(&request, deadline).await
+    request
 }

@@ -23,8 +23,8 @@ pub struct GuestStats {
     pub discard: Operations,
     /// Requests in flight.
     pub in_flight: u64,
-    /// SCSI commands that failed, for whatever reason; a notice such as "capacity has changed" is
-    /// one.
+    /// SCSI commands that failed since the volume was attached, for whatever reason; a notice such
+    /// as "capacity has changed" is one.
     pub scsi_errors: u64,
 }
 

@@ -23,12 +23,14 @@ use crate::{
         medium::Drive,
         record::{Access, filter_name},
         throttle::Limits,
-        volume_state::KnownVolume,
+        volume_state::{Attachment, KnownVolume},
     },
     sanitize::sanitize,
     volume_id::VolumeId,
 };
 
+/// The maximum number of attachments in a request.
+const MOST_ATTACHMENTS: usize = 256;
 /// The maximum number of leftovers in the guest that are shown of one volume.
 const MAX_LEFTOVERS: usize = 16;
 
@@ -81,7 +83,7 @@ impl VolumeView {
             device_path: intent.map(|intent| intent.path.clone()).unwrap_or_default(),
             source: source.clone(),
             source_device: source,
-            size: state.node.or(intent.map(|intent| intent.size)).unwrap_or_default(),
+            size: state.node.or(attachment.as_ref().map(Attachment::size)).unwrap_or_default(),
             read_only: intent.is_some_and(|intent| intent.access == Access::ReadOnly),
             shared: !known.others().is_empty(),
             scsi: Scsi { controller, target: address.target, lun: address.lun },
@@ -109,26 +111,14 @@ impl VolumeView {
         self.request.is_some() && !self.known.state.is_abandoned
     }
 
-    /// Asks the guest about the volume, if it can have anything of it; with `holders`, also for its
-    /// holders there.
+    /// The volume with what the guest replied about it.
     ///
     /// # Errors
-    /// The agent cannot be asked any more. What it cannot tell of this volume is a part of the
-    /// result.
-    pub(crate) async fn ask(
-        &self,
-        agent: &Agent,
-        holders: bool,
-        deadline: Deadline,
-    ) -> Result<ListedVolume, Error> {
-        let Some(request) = self.request.as_ref().filter(|_| self.needs_guest()) else {
-            return Ok(self.without_guest());
-        };
-        match inspect(agent, request, holders, deadline).await {
+    /// The agent cannot be asked any more.
+    fn told(&self, reply: Result<Inspected, Error>, holders: bool) -> Result<ListedVolume, Error> {
+        match reply {
             Ok(seen) => Ok(self.with_guest(&seen, holders)),
-            Err(
-                e @ (Error::Guest { .. } | Error::AgentTimedOut { .. } | Error::AgentReply { .. }),
-            ) => {
+            Err(e) if is_of_the_volume(&e) => {
                 let guest_error = Some(ErrorBody::from(&e));
                 let state = self.unless_known(UnknownCause::GuestError);
                 Ok(ListedVolume { guest_error, state, ..self.without_guest() })
@@ -223,10 +213,9 @@ pub(crate) fn untold(seen: &Inspected) -> Option<(UnknownCause, Error)> {
     Some((cause, Error::Guest { reason, message: message.to_owned(), undone: true }))
 }
 
-/// The time for one of `left` volumes that are still to be inspected: one that never gets a reply
-/// leaves time for the others.
-fn share(deadline: Deadline, left: usize) -> Deadline {
-    if left > 1 { deadline.within(deadline.remaining() / 2) } else { deadline }
+/// Whether an agent that replies so may still tell of other volumes.
+pub(crate) fn is_of_the_volume(error: &Error) -> bool {
+    matches!(error, Error::Guest { .. } | Error::AgentTimedOut { .. } | Error::AgentReply { .. })
 }
 
 /// Inspects the volumes that `choose` selects, in QEMU and in the guest; with `holders`, also their
@@ -251,21 +240,11 @@ pub(crate) async fn inspect_volumes(
         views.push(view);
     }
     watch.lap("qemu");
-    let mut volumes = Vec::new();
-    let mut guest_error = None;
+    let (mut volumes, mut guest_error) = (Vec::new(), None);
     if views.iter().any(VolumeView::needs_guest) {
         match guest.await {
             Ok(guest) => {
-                for (index, view) in views.iter().enumerate() {
-                    let deadline = share(*deadline, views.len() - index);
-                    match view.ask(&guest.agent, holders, deadline).await {
-                        Ok(listed) => volumes.push(listed),
-                        Err(e) => {
-                            guest_error = Some(e);
-                            break;
-                        }
-                    }
-                }
+                (volumes, guest_error) = ask_all(&views, &guest.agent, holders, *deadline).await;
             }
             Err(e) => guest_error = Some(e),
         }
@@ -274,6 +253,75 @@ pub(crate) async fn inspect_volumes(
     volumes.extend(rest.iter().map(VolumeView::without_guest));
     watch.lap("guest");
     Ok((volumes, guest_error.map(|e| ErrorBody::from(&e))))
+}
+
+/// Asks the guest about volumes, in their order, if it can have anything of them; with `holders`,
+/// also for their holders there. What it cannot tell of a volume is a part of the result. An agent
+/// that cannot be asked any more leaves the rest out, and its error is returned.
+pub(crate) async fn ask_all(
+    views: &[VolumeView],
+    agent: &Agent,
+    holders: bool,
+    deadline: Deadline,
+) -> (Vec<ListedVolume>, Option<Error>) {
+    let asked = views.iter().filter(|view| view.needs_guest());
+    let requests: Vec<_> = asked.filter_map(|view| view.request.as_ref()).collect();
+    let mut replies = inspect_all(agent, &requests, holders, deadline).await.into_iter();
+    let mut volumes = Vec::with_capacity(views.len());
+    for view in views {
+        let reply = if view.needs_guest() { replies.next() } else { None };
+        match reply.map(|reply| view.told(reply, holders)) {
+            None => volumes.push(view.without_guest()),
+            Some(Ok(listed)) => volumes.push(listed),
+            Some(Err(e)) => return (volumes, Some(e)),
+        }
+    }
+    (volumes, None)
+}
+
+/// Asks the guest about attachments, in their order: in one request, which lets it look into each
+/// container once. If it refuses them together, or the reply is lost, each is asked about alone,
+/// because one of them may be the reason. If the agent cannot be asked any more, its error is the
+/// last of the results.
+pub(crate) async fn inspect_all(
+    agent: &Agent,
+    attachments: &[&Detachment],
+    holders: bool,
+    deadline: Deadline,
+) -> Vec<Result<Inspected, Error>> {
+    let mut results = Vec::with_capacity(attachments.len());
+    for (index, part) in attachments.chunks(MOST_ATTACHMENTS).enumerate() {
+        let left = attachments.len() - index * MOST_ATTACHMENTS;
+        match inspect_together(agent, part, holders, share(deadline, left)).await {
+            Ok(seen) => results.extend(seen.into_iter().map(Ok)),
+            Err(e) if part.len() > 1 && is_of_the_volume(&e) => {
+                for (index, attachment) in part.iter().enumerate() {
+                    let deadline = share(deadline, left - index);
+                    results.push(inspect(agent, attachment, holders, deadline).await);
+                    if results.last().is_some_and(ends_the_connection) {
+                        return results;
+                    }
+                }
+            }
+            Err(e) => {
+                results.push(Err(e));
+                if results.last().is_some_and(ends_the_connection) {
+                    return results;
+                }
+            }
+        }
+    }
+    results
+}
+
+fn ends_the_connection(result: &Result<Inspected, Error>) -> bool {
+    result.as_ref().is_err_and(|e| !is_of_the_volume(e))
+}
+
+/// The time for the first of `left` volumes that are still to be inspected: one that never gets a
+/// reply leaves time for the others.
+fn share(deadline: Deadline, left: usize) -> Deadline {
+    if left > 1 { deadline.within(deadline.remaining() / 2) } else { deadline }
 }
 
 /// Asks the guest about one attachment.
@@ -286,16 +334,33 @@ pub(crate) async fn inspect(
     holders: bool,
     deadline: Deadline,
 ) -> Result<Inspected, Error> {
-    let request =
-        InspectRequest { attachments: vec![attachment.clone()], holders, ..Default::default() };
-    let mut reply = agent.inspect(&request, deadline).await?;
-    match (reply.inspected.pop(), reply.inspected.len()) {
-        (Some(seen), 0) if seen.serial == attachment.attachment.serial => Ok(seen),
-        _ => {
-            let what = "another volume, or another number of volumes".to_owned();
-            Err(Error::AgentReply { method: "Inspect", what })
-        }
+    let mut seen = inspect_together(agent, &[attachment], holders, deadline).await?;
+    Ok(seen.swap_remove(0))
+}
+
+/// Asks the guest about attachments in one request. Each has its reply, in the order of the
+/// request.
+///
+/// # Errors
+/// As [`inspect`].
+async fn inspect_together(
+    agent: &Agent,
+    attachments: &[&Detachment],
+    holders: bool,
+    deadline: Deadline,
+) -> Result<Vec<Inspected>, Error> {
+    let request = InspectRequest {
+        attachments: attachments.iter().map(|&attachment| attachment.clone()).collect(),
+        holders,
+        ..Default::default()
+    };
+    let reply = agent.inspect(&request, deadline).await?;
+    let serials = attachments.iter().map(|attachment| &attachment.attachment.serial);
+    if reply.inspected.iter().map(|seen| &seen.serial).eq(serials) {
+        return Ok(reply.inspected);
     }
+    let what = "another volume, or another number of volumes".to_owned();
+    Err(Error::AgentReply { method: "Inspect", what })
 }
 
 /// Returns QEMU's ID of the controller of the device `id`.

@@ -5,7 +5,7 @@
 
 use std::{fmt, pin::Pin, time::Duration};
 
-use block_volume_qmp::Qmp;
+use block_volume_qmp::{Command, GREETING_TIMEOUT, Qmp, Replies};
 use futures_util::future::{Either, ready, select};
 
 use super::signals::Signals;
@@ -30,8 +30,10 @@ pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct SessionOptions {
     /// Which sandbox, and where its sockets are if they were named.
     pub search: Search,
-    /// The time for the whole command.
-    pub timeout: Duration,
+    /// The end of the whole command.
+    pub deadline: Deadline,
+    /// Has measured what was done so far.
+    pub watch: Stopwatch,
     /// Log each step to standard error.
     pub verbose: bool,
 }
@@ -92,11 +94,10 @@ impl Located {
     /// # Errors
     /// It is not found.
     pub(crate) fn new(options: SessionOptions) -> Result<Self, Error> {
-        let watch = Stopwatch::new();
-        let deadline = Deadline::of_command(options.timeout);
         let signals = Signals::catch()?;
-        let sandbox = Sandbox::find(&options.search)?;
-        let log = StepLog { enabled: options.verbose };
+        let SessionOptions { search, deadline, watch, verbose } = options;
+        let sandbox = Sandbox::find(&search)?;
+        let log = StepLog { enabled: verbose };
         Ok(Self { sandbox, deadline, watch, signals, log })
     }
 
@@ -135,7 +136,7 @@ impl fmt::Debug for Connections<'_> {
     }
 }
 
-/// Connects to QEMU and the guest, and reads QEMU's inventory.
+/// Connects to QEMU and the guest, and reads QEMU's whole inventory.
 ///
 /// # Errors
 /// QEMU cannot be reached.
@@ -143,15 +144,31 @@ pub(crate) async fn connect(
     sandbox: &Sandbox,
     deadline: Deadline,
 ) -> Result<Connections<'_>, Error> {
-    let qemu = Box::pin(connect_qemu(sandbox, deadline));
+    let nodes = [Inventory::node_query()];
+    let (mut connections, mut replies) = connect_asking(sandbox, deadline, &nodes).await?;
+    connections.inventory.nodes_from_replies(&mut replies)?;
+    Ok(connections)
+}
+
+/// Connects to QEMU and the guest, and reads QEMU's inventory without the block nodes. Returns also
+/// the replies to further queries: QEMU executes them while the guest is being connected.
+///
+/// # Errors
+/// QEMU cannot be reached.
+pub(crate) async fn connect_asking<'a>(
+    sandbox: &'a Sandbox,
+    deadline: Deadline,
+    more: &[Command<'_>],
+) -> Result<(Connections<'a>, Replies), Error> {
+    let qemu = Box::pin(connect_qemu_asking(sandbox, deadline, more));
     match select(qemu, Box::pin(connect_guest(sandbox, deadline))).await {
         Either::Left((qemu, guest)) => {
-            let (qmp, inventory) = qemu?;
-            Ok(Connections { qmp, inventory, guest })
+            let (qmp, inventory, replies) = qemu?;
+            Ok((Connections { qmp, inventory, guest }, replies))
         }
         Either::Right((guest, qemu)) => {
-            let (qmp, inventory) = qemu.await?;
-            Ok(Connections { qmp, inventory, guest: Box::pin(ready(guest)) })
+            let (qmp, inventory, replies) = qemu.await?;
+            Ok((Connections { qmp, inventory, guest: Box::pin(ready(guest)) }, replies))
         }
     }
 }
@@ -164,16 +181,30 @@ pub(crate) async fn connect_qemu(
     sandbox: &Sandbox,
     deadline: Deadline,
 ) -> Result<(Qmp, Inventory), Error> {
-    let mut qmp = sandbox.connect_qmp(deadline).await?;
-    let mut inventory = Inventory::read(&mut qmp).await?;
-    inventory.read_nodes(&mut qmp).await?;
+    let nodes = [Inventory::node_query()];
+    let (qmp, mut inventory, mut replies) = connect_qemu_asking(sandbox, deadline, &nodes).await?;
+    inventory.nodes_from_replies(&mut replies)?;
     Ok((qmp, inventory))
+}
+
+/// Connects to QEMU, and reads its inventory without the block nodes. Returns also the replies to
+/// further queries.
+async fn connect_qemu_asking(
+    sandbox: &Sandbox,
+    deadline: Deadline,
+    more: &[Command<'_>],
+) -> Result<(Qmp, Inventory, Replies), Error> {
+    let queries = [&Inventory::queries()[..], more].concat();
+    let (qmp, mut replies) =
+        sandbox.connect_qmp_within(deadline, GREETING_TIMEOUT, &queries).await?;
+    Ok((qmp, Inventory::from_replies(&mut replies)?, replies))
 }
 
 /// Connects to the guest and checks its API level.
 async fn connect_guest(sandbox: &Sandbox, deadline: Deadline) -> Result<Guest, Error> {
     let address = sandbox.agent_address(deadline).await?;
-    let agent = Agent::new(agent_address::dial(&address, deadline).await?);
+    let dialed = agent_address::dial(&address, deadline).await;
+    let agent = Agent::new(dialed.map_err(|e| sandbox.or_starting(e))?);
     agent.probe("", Vec::new(), deadline.capped(PROBE_TIMEOUT)).await?;
     Ok(Guest { agent, address })
 }

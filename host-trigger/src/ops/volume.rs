@@ -11,6 +11,7 @@ use crate::{
     guest_holder::GuestHolder,
     left_behind::LeftBehind,
     path_text,
+    pod::PodView,
     qemu::{medium::Drive, record::CommitRecord, throttle::Limits, volume_state::VolumeState},
     volume_id::VolumeId,
 };
@@ -25,6 +26,9 @@ pub struct Volume {
     pub sandbox: String,
     /// The container's ID.
     pub container: String,
+    /// The pod, and the container's name in it, as far as they are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodView>,
     /// The device path in the container.
     pub device_path: String,
     /// The path of the source on the host, as given. One that is not UTF-8 is `bytes:` and the

@@ -13,9 +13,10 @@ use crate::{path_text, sanitize::sanitize};
 const MAX_ARGUMENTS: usize = 64;
 /// The fields of a volume that are recorded, by their names in the JSON output; absent ones are
 /// left out.
-const VOLUME_FIELDS: [&str; 13] = [
+const VOLUME_FIELDS: [&str; 14] = [
     "id",
     "container",
+    "pod",
     "device_path",
     "source",
     "source_device",
@@ -33,7 +34,9 @@ const VOLUME_FIELDS: [&str; 13] = [
 #[derive(Debug, Default)]
 pub(crate) struct Requested<'a> {
     pub(crate) sandbox: Option<&'a str>,
+    /// With a pod, the container's name in it.
     pub(crate) container: Option<&'a str>,
+    pub(crate) pod: Option<String>,
     pub(crate) volumes: Vec<RequestedVolume>,
 }
 
@@ -49,7 +52,11 @@ pub(crate) struct RequestedVolume {
 pub(super) fn begin(command: &str, requested: &Requested<'_>, run: &str) -> Value {
     let mut line = caller("begin", run);
     line.insert("command".into(), command.into());
-    for (name, id) in [("sandbox", requested.sandbox), ("container", requested.container)] {
+    for (name, id) in [
+        ("sandbox", requested.sandbox),
+        ("pod", requested.pod.as_deref()),
+        ("container", requested.container),
+    ] {
         line.extend(id.map(|id| (name.to_owned(), sanitize(id).into())));
     }
     let volumes = requested.volumes.iter().take(MAX_ARGUMENTS).map(|volume| {
@@ -95,7 +102,10 @@ pub(super) fn end(document: &Value, status: u8, run: &str) -> Vec<Value> {
 
 /// The syslog severity of a record at the end: warning, notice or informational.
 pub(super) fn severity(line: &Value, status: u8) -> u8 {
-    let is_query = matches!(line["command"].as_str(), Some("list" | "inspect" | "stats" | "check"));
+    let is_query = matches!(
+        line["command"].as_str(),
+        Some("list" | "inspect" | "stats" | "check" | "node status")
+    );
     match status {
         0 if is_query => 6,
         0 => NOTICE,
@@ -108,7 +118,9 @@ pub(super) fn severity(line: &Value, status: u8) -> u8 {
 pub(super) fn shortened(record: &Value, limit: usize) -> String {
     let mut record = record.clone();
     let mut cut = Vec::new();
-    for field in ["arguments", "message", "requested", "volume", "container", "sandbox", "caller"] {
+    for field in
+        ["arguments", "message", "requested", "volume", "container", "pod", "sandbox", "caller"]
+    {
         let text = record.to_string();
         if text.len() <= limit {
             return text;
@@ -193,9 +205,15 @@ mod tests {
             device_path: Some("/dev/xvda".into()),
             ..RequestedVolume::default()
         };
-        let requested = Requested { sandbox: Some("s"), container: None, volumes: vec![volume] };
+        let requested = Requested {
+            sandbox: Some("s"),
+            pod: Some("shop/db-0".into()),
+            container: None,
+            volumes: vec![volume],
+        };
         let line = begin("hot-plug", &requested, "r");
         assert_eq!((&line["phase"], &line["sandbox"]), (&"begin".into(), &"s".into()));
+        assert_eq!(line["pod"], "shop/db-0");
         assert_eq!(line["requested"], json!([{"source": "/dev/a\\n", "device_path": "/dev/xvda"}]));
         assert!(line.get("container").is_none() && line.get("exit_code").is_none());
     }

@@ -49,6 +49,10 @@ pub struct NoBody {}
 pub enum Outcome {
     /// `hot-plug`: at least one volume was attached.
     Attached,
+    /// `node enable`: Kata starts the wrapper for new sandboxes.
+    Enabled,
+    /// `node disable`: Kata starts QEMU itself for new sandboxes.
+    Disabled,
     /// Everything was as requested already.
     Unchanged,
     /// `hot-unplug`: the volume is gone from its container, from the guest and from QEMU.
@@ -62,7 +66,7 @@ pub enum Outcome {
     Throttled,
     /// `repair`: something was completed or rolled back, and nothing is left.
     Repaired,
-    /// `list`: the volumes are listed.
+    /// `list`: the volumes are listed. `node status`: the runtime classes are.
     Listed,
     /// `inspect`: the volume is inspected.
     Inspected,

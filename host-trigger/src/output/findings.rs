@@ -49,9 +49,15 @@ pub struct Finding {
     pub remedy: Option<String>,
     /// The exit status that a hot-plug would end with because of it; 0 if it would continue.
     pub exit_code: u8,
+    /// With `--all`, the full ID of the sandbox that the finding is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<String>,
     /// The container's full ID, if the finding is about one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
+    /// The stable name of the kernel's capability, if the finding is about one that is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capability: Option<String>,
 }
 
 impl Finding {
@@ -62,7 +68,9 @@ impl Finding {
             message: sanitize(&message.into()),
             remedy: None,
             exit_code: ExitStatus::Success.code(),
+            sandbox: None,
             container: None,
+            capability: None,
         }
     }
 
@@ -86,23 +94,28 @@ impl Finding {
         self
     }
 
+    /// Makes it a finding about the sandbox `id`, one of several.
+    pub(crate) fn of_sandbox(self, id: &str) -> Self {
+        Self { sandbox: Some(id.to_owned()), ..self }
+    }
+
     /// Makes it a finding about the container `id`.
     pub(crate) fn of_container(self, id: &str) -> Self {
         Self { container: Some(id.to_owned()), ..self }
     }
 
-    /// The name in the table: that of a container includes the start of its ID.
+    /// Makes it a finding about the missing capability `name` of the guest's kernel.
+    pub(crate) fn of_capability(self, name: &str) -> Self {
+        Self { capability: Some(sanitize(name)), ..self }
+    }
+
+    /// The name in the table: that of a container includes the start of its ID, and with `--all`
+    /// that of the sandbox comes first.
     fn label(&self) -> String {
-        match &self.container {
-            Some(id) => {
-                format!(
-                    "{} {}",
-                    self.name,
-                    sanitize(&id.chars().take(SHORT_ID).collect::<String>())
-                )
-            }
-            None => self.name.clone(),
-        }
+        let short = |id: &String| sanitize(&id.chars().take(SHORT_ID).collect::<String>());
+        let (sandbox, container) = (self.sandbox.as_ref(), self.container.as_ref());
+        let words = [sandbox.map(short), Some(self.name.clone()), container.map(short)];
+        words.into_iter().flatten().collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -142,6 +155,10 @@ pub(crate) fn lines(report: &CheckReport) -> String {
     lines.push(match (problems, warnings) {
         (0, 0) => "no problems found".to_owned(),
         (0, _) => format!("volumes can be plugged; warnings: {warnings}"),
+        // Where several sandboxes are checked, there may be one without a problem.
+        _ if report.checks.iter().any(|finding| finding.sandbox.is_some()) => {
+            format!("problems: {problems}, warnings: {warnings}")
+        }
         _ => format!("no volume can be plugged; problems: {problems}, warnings: {warnings}"),
     });
     lines.join("\n")
@@ -153,6 +170,15 @@ mod tests {
 
     fn report(checks: Vec<Finding>) -> CheckReport {
         CheckReport { sandbox: None, checks }
+    }
+
+    #[test]
+    fn a_finding_about_one_of_several_sandboxes_begins_with_it() {
+        let id = "0123456789abcdef";
+        let finding = Finding::problem("qmp", &Error::NoController).of_sandbox(id);
+        let text = lines(&report(vec![Finding::ok("kernel", "6.12"), finding]));
+        assert!(text.contains("problem  0123456789ab qmp  the VM has no"), "{text}");
+        assert!(text.ends_with("\nproblems: 1, warnings: 0"), "{text}");
     }
 
     #[test]

@@ -3,28 +3,68 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table;
+use super::{node_listing, table};
 use crate::{
     Error,
     error::ErrorBody,
     ops::volume::{ListedVolume, State},
+    pod::PodView,
     sanitize::sanitize,
     size::human_size,
 };
 
-/// The volumes of a sandbox.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// How many characters of an ID the tables show: enough for people; the JSON form has the full ID.
+pub(super) const SHORT_ID: usize = 12;
+/// The reason of the error about another hypervisor.
+const NOT_QEMU: &str = "not_qemu";
+
+/// The volumes of a sandbox, or of all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Listing {
-    /// By container and device path.
+    /// By container and device path; with `--all`, by sandbox first.
     pub volumes: Vec<ListedVolume>,
     /// Why the guest could not be asked; the volumes that QEMU has as a whole are then unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_error: Option<ErrorBody>,
+    /// With `--all`: the sandboxes of the node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sandboxes: Vec<ListedSandbox>,
+}
+
+/// A sandbox of the node, for `--all`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ListedSandbox {
+    /// The sandbox's ID.
+    pub id: String,
+    /// Its pod, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodView>,
+    /// Why its volumes are not listed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorBody>,
+    /// Why its guest could not be asked; the volumes that QEMU has as a whole are then unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_error: Option<ErrorBody>,
+}
+
+impl ListedSandbox {
+    /// Whether its volumes are not known. Another hypervisor than QEMU has none of ours.
+    fn is_unknown(&self) -> bool {
+        let error = self.error.as_ref().filter(|error| error.reason != NOT_QEMU);
+        error.is_some() || self.guest_error.is_some()
+    }
 }
 
 impl Listing {
-    /// The error of a listing in which the guest could not tell about a volume.
+    /// The error of a listing in which the guest could not tell about a volume, or a sandbox about
+    /// its volumes.
     pub(crate) fn unknown(&self) -> Option<Error> {
+        let sandboxes = self.sandboxes.iter().filter(|sandbox| sandbox.is_unknown());
+        let sandboxes: Vec<_> = sandboxes.map(|sandbox| sandbox.id.clone()).collect();
+        if !sandboxes.is_empty() {
+            return Some(Error::SandboxesUnknown { sandboxes });
+        }
         let is_untold = |listed: &&ListedVolume| {
             let holders =
                 listed.guest.as_ref().is_some_and(|guest| !guest.holders_unknown.is_empty());
@@ -41,18 +81,40 @@ impl Listing {
 
 /// The table of `list`.
 pub(crate) fn table(listing: &Listing) -> String {
+    if !listing.sandboxes.is_empty() {
+        return node_listing::table(listing);
+    }
+    let rows = rows(listing.volumes.iter());
+    let mut lines = match listing.volumes.iter().any(|listed| listed.volume.pod.is_some()) {
+        true => table::table(rows),
+        false => table::table(rows.into_iter().map(without_pod).collect()),
+    };
+    if listing.volumes.is_empty() {
+        lines = vec!["no volumes are attached".to_owned()];
+    }
+    lines.extend(guest_errors(listing));
+    lines.join("\n")
+}
+
+fn without_pod(row: [String; 9]) -> [String; 8] {
+    let [volume, state, size, container, _, path, source, guest, limits] = row;
+    [volume, state, size, container, path, source, guest, limits]
+}
+
+/// A row for each of `volumes`, below the headings.
+pub(super) fn rows<'a>(volumes: impl Iterator<Item = &'a ListedVolume>) -> Vec<[String; 9]> {
     let mut rows = vec![
-        ["VOLUME", "STATE", "SIZE", "CONTAINER", "PATH", "SOURCE", "GUEST", "LIMITS"]
+        ["VOLUME", "STATE", "SIZE", "CONTAINER", "POD", "PATH", "SOURCE", "GUEST", "LIMITS"]
             .map(str::to_owned),
     ];
-    rows.extend(listing.volumes.iter().map(|ListedVolume { volume, state, .. }| {
+    rows.extend(volumes.map(|ListedVolume { volume, state, .. }| {
         let access = if volume.read_only { " ro" } else { "" };
         [
             volume.id.clone(),
             state.text().to_owned(),
             format!("{}{access}", human_size(volume.size)),
-            // Enough for people; the JSON form has the full ID.
-            sanitize(&volume.container).chars().take(12).collect(),
+            sanitize(&volume.container).chars().take(SHORT_ID).collect(),
+            volume.pod.as_ref().map(ToString::to_string).unwrap_or_default(),
             sanitize(&volume.device_path),
             sanitize(&volume.source_device.to_string_lossy()),
             sanitize(&volume.guest_device),
@@ -63,12 +125,7 @@ pub(crate) fn table(listing: &Listing) -> String {
             },
         ]
     }));
-    let mut lines = table::table(rows);
-    if listing.volumes.is_empty() {
-        lines = vec!["no volumes are attached".to_owned()];
-    }
-    lines.extend(guest_errors(listing));
-    lines.join("\n")
+    rows
 }
 
 /// Everything that is known of each volume, a line each, for `inspect`.
@@ -85,6 +142,9 @@ pub(crate) fn details(listing: &Listing) -> String {
         line("source", &volume.source_device.to_string_lossy());
         line("sandbox", &volume.sandbox);
         line("container", &volume.container);
+        if let Some(pod) = &volume.pod {
+            line("pod", &pod.to_string());
+        }
         line("path", &volume.device_path);
         line("address", &format!("{} {}:{}", scsi.controller, scsi.target, scsi.lun));
         line("guest device", &format!("{} ({})", volume.guest_device, volume.device_number));
@@ -124,7 +184,7 @@ pub(crate) fn details(listing: &Listing) -> String {
 }
 
 /// What the guest did not report.
-fn guest_errors(listing: &Listing) -> Vec<String> {
+pub(super) fn guest_errors(listing: &Listing) -> Vec<String> {
     let all = listing.guest_error.iter();
     let all = all.map(|error| format!("the guest was not asked: {}", error.message));
     let each = listing.volumes.iter().filter_map(|listed| {

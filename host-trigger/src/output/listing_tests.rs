@@ -39,7 +39,7 @@ fn listed(state: State, path: &str) -> ListedVolume {
 }
 
 fn listing(volumes: Vec<ListedVolume>) -> Listing {
-    Listing { volumes, guest_error: None }
+    Listing { volumes, ..Listing::default() }
 }
 
 fn error() -> ErrorBody {

@@ -85,7 +85,7 @@ pub(crate) fn exposition(report: &StatsReport) -> String {
     page.family(
         "guest_scsi_errors_total",
         "counter",
-        "SCSI commands that failed in the guest, notices included.",
+        "SCSI commands that failed in the guest since the volume was attached, notices included.",
     );
     for volume in all {
         page.sample(volume, None, volume.guest.map(|guest| count(guest.scsi_errors)));

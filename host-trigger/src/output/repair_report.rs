@@ -9,6 +9,7 @@ use crate::{
         recovery::{Action, StateAfter},
         volume::State,
     },
+    pod::PodView,
     sanitize::sanitize,
 };
 
@@ -27,6 +28,9 @@ pub struct RepairedVolume {
     pub id: String,
     /// The container that the record names.
     pub container: String,
+    /// The pod, and the container's name in it, as far as they are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodView>,
     /// The device path that the record names.
     pub device_path: String,
     /// The real path of the source on the host.
@@ -133,6 +137,7 @@ mod tests {
         let volume = RepairedVolume {
             id: "0123456789abcdef".into(),
             container: "c1".into(),
+            pod: None,
             device_path: "/dev/\u{1b}".into(),
             source: "/dev/sdb".into(),
             found: Found::Volume(State::Stale { cause: Cause::ContainerGone }),
@@ -143,6 +148,7 @@ mod tests {
         let descriptor = RepairedVolume {
             id: String::new(),
             container: String::new(),
+            pod: None,
             device_path: String::new(),
             source: String::new(),
             found: Found::Descriptor(UnusedDescriptor::UnusedDescriptor),

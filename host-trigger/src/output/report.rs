@@ -68,7 +68,7 @@ fn volume_lines(envelope: &Envelope<Report>, volume: &Volume) -> Vec<String> {
         sanitize(&volume.source.to_string_lossy()),
         human_size(volume.size),
         sanitize(&volume.device_path),
-        sanitize(&volume.container),
+        container(volume),
     );
     if detaches || volume.guest_device.is_empty() {
         return vec![first, format!("  volume {}", volume.id)];
@@ -91,6 +91,12 @@ fn volume_lines(envelope: &Envelope<Report>, volume: &Volume) -> Vec<String> {
         lines.push(format!("  limits: {}", volume.throttle));
     }
     lines
+}
+
+/// The container, and how its pod is called.
+fn container(volume: &Volume) -> String {
+    let id = sanitize(&volume.container);
+    volume.pod.as_ref().map_or_else(|| id.clone(), |pod| format!("{id} ({pod})"))
 }
 
 #[cfg(test)]

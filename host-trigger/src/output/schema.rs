@@ -9,6 +9,7 @@ use super::{
     envelope::{Envelope, NoBody},
     findings::CheckReport,
     listing::Listing,
+    node_report::NodeReport,
     repair_report::RepairReport,
     report::Report,
     stats_report::StatsReport,
@@ -29,6 +30,8 @@ enum Document {
     Repair(Envelope<RepairReport>),
     /// `check`
     Check(Envelope<CheckReport>),
+    /// `node enable`, `node disable`, `node status`
+    Node(Envelope<NodeReport>),
     /// Any command that failed
     Error(Envelope<NoBody>),
 }

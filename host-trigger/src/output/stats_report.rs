@@ -7,6 +7,7 @@ use super::table::table;
 use crate::{
     error::ErrorBody,
     ops::{container_state::ContainerState, guest_stats::GuestStats},
+    pod::PodView,
     qemu::block_stats::{Operations, QemuStats},
     sanitize::sanitize,
     size::human_size,
@@ -32,6 +33,9 @@ pub struct VolumeStats {
     pub sandbox: String,
     /// The container's ID.
     pub container: String,
+    /// The pod, and the container's name in it, as far as they are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodView>,
     /// The device path in the container.
     pub device_path: String,
     /// The size in bytes.

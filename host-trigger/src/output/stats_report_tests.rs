@@ -21,6 +21,7 @@ pub(in crate::output) fn volume(device_path: &str) -> VolumeStats {
         id: "0123456789abcdef".into(),
         sandbox: "s1".into(),
         container: "c1".into(),
+        pod: None,
         device_path: device_path.into(),
         size: 1 << 20,
         qemu: Some(QemuStats { read, ..QemuStats::default() }),

@@ -8,8 +8,8 @@
 
 use std::fs::{File, OpenOptions};
 
-use block_volume_qmp::{Qmp, QmpError};
-use serde_json::json;
+use block_volume_qmp::{Command, Qmp, QmpError, Replies};
+use serde_json::{Value, json};
 
 use super::{
     disk::{is_gone, unless_gone},
@@ -58,13 +58,18 @@ pub(crate) async fn write(
     }
 }
 
-/// Whether there may be abandoned volumes.
+/// The query that tells whether there may be abandoned volumes.
+pub(crate) fn query() -> Command<'static> {
+    let marker = json!({"path": format!("/objects/{MARKER}"), "property": "type"});
+    Command::new("qom-get", marker)
+}
+
+/// Whether there may be abandoned volumes, by the reply to [`query`].
 ///
 /// # Errors
 /// QEMU does not reply.
-pub(crate) async fn exist(qmp: &mut Qmp) -> Result<bool, QmpError> {
-    let query = json!({"path": format!("/objects/{MARKER}"), "property": "type"});
-    match qmp.execute("qom-get", query).await {
+pub(crate) fn exist(replies: &mut Replies) -> Result<bool, QmpError> {
+    match replies.read::<Value>() {
         Err(e) if e.refusal().is_some_and(is_gone) => Ok(false),
         found => found.map(|_| true),
     }
@@ -93,8 +98,8 @@ pub(crate) async fn remove(
         return Ok(());
     }
     unless_gone(qmp.execute("blockdev-del", json!({"node-name": id.abandoned_node()})).await)?;
-    for (set, _) in &state.intents {
-        remove_descriptor(qmp, *set, None).await?;
+    for (carrier, _) in &state.intents {
+        remove_descriptor(qmp, carrier.set, None).await?;
     }
     if !Inventory::read(qmp).await?.has_abandoned() {
         unless_gone(qmp.execute("object-del", json!({"id": MARKER})).await)?;
@@ -102,7 +107,7 @@ pub(crate) async fn remove(
     Ok(())
 }
 
-fn unless_duplicate(reply: Result<serde_json::Value, QmpError>) -> Result<(), QmpError> {
+fn unless_duplicate(reply: Result<Value, QmpError>) -> Result<(), QmpError> {
     match reply {
         Err(e) if e.refusal().is_some_and(|text| text.contains("duplicate")) => Ok(()),
         reply => reply.map(drop),

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use block_volume_qmp::{Qmp, QmpError};
+use block_volume_qmp::{Command, QmpError, Replies};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -67,10 +67,15 @@ struct PciBridge {
 }
 
 impl PciAddresses {
-    /// Reads them from QEMU; none if the machine has no PCI bus.
-    pub(crate) async fn read(qmp: &mut Qmp) -> Result<Self, QmpError> {
+    /// The query for them.
+    pub(super) fn query() -> Command<'static> {
+        Command::new("query-pci", json!({}))
+    }
+
+    /// Reads the reply; there are none if the machine has no PCI bus.
+    pub(super) fn from_reply(replies: &mut Replies) -> Result<Self, QmpError> {
         let mut addresses = Self::default();
-        match qmp.query::<Vec<PciBus>>("query-pci", json!({})).await {
+        match replies.read::<Vec<PciBus>>() {
             Ok(buses) => buses.into_iter().for_each(|bus| addresses.add(bus.devices)),
             // A machine without PCI refuses the command.
             Err(QmpError::Refused { .. }) => {}

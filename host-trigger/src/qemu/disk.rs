@@ -1,11 +1,11 @@
-//! A volume as QEMU has it: a descriptor set, a block node over it
-//! ([`blockdev-add`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-block-core.blockdev-add))
-//! and a `scsi-hd` on a virtio-scsi controller. Path reservations are block nodes, too.
+//! The disks of volumes: `scsi-hd` on a virtio-scsi controller
+//! ([`device_add`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-qdev.device_add)).
+//! `block_node` has what is below them.
 
-use block_volume_qmp::{Qmp, QmpError};
+use block_volume_qmp::{Command, Qmp, QmpError};
 use serde_json::{Value, json};
 
-use super::disk_options;
+use super::{disk_options, throttle::Limits};
 use crate::{Error, disk_geometry::DiskGeometry, fault, volume_id::VolumeId};
 
 /// What the descriptor leads to, as far as QEMU's options depend on it.
@@ -40,7 +40,8 @@ pub(crate) struct Addresses {
 
 impl Addresses {
     pub(crate) fn shuffled() -> Self {
-        Self { next: fastrand::u32(..ADDRESSES), left: ADDRESSES }
+        let first = fault::value("first-address").and_then(|first| first.parse().ok());
+        Self { next: first.unwrap_or_else(|| fastrand::u32(..ADDRESSES)), left: ADDRESSES }
     }
 }
 
@@ -52,76 +53,6 @@ impl Iterator for Addresses {
         let (row, column) = (self.next / LUNS, self.next % LUNS);
         self.next = (self.next + 1) % ADDRESSES;
         Some(ScsiAddress { target: TARGETS.end() - row, lun: 1 + column })
-    }
-}
-
-/// Adds the block node of volume `id` over descriptor set `set`. The file node below it carries the
-/// name `reservation`. Returns false, with nothing added, if that name is taken.
-pub(crate) async fn add_node(
-    qmp: &mut Qmp,
-    id: &VolumeId,
-    backend: Backend,
-    read_only: bool,
-    set: u64,
-    reservation: Option<&str>,
-) -> Result<bool, Error> {
-    let (driver, direct) = match backend {
-        Backend::HostDevice(_) => ("host_device", true),
-        Backend::File { .. } => ("file", false),
-    };
-    // QEMU reads a command byte by byte, so defaults are left out.
-    let mut common = json!({"discard": "unmap"});
-    if read_only {
-        common["read-only"] = json!(true);
-    }
-    if direct {
-        common["cache"] = json!({"direct": true});
-    }
-    for aio in ["io_uring", "threads"] {
-        let mut file = common.clone();
-        file["driver"] = json!(driver);
-        if let Some(reservation) = reservation {
-            file["node-name"] = json!(reservation);
-        }
-        file["filename"] = json!(format!("/dev/fdset/{set}"));
-        file["aio"] = json!(aio);
-        let mut node = common.clone();
-        node["driver"] = json!("raw");
-        node["node-name"] = json!(id.node());
-        node["file"] = file;
-        match qmp.execute("blockdev-add", node).await {
-            Ok(_) => return Ok(true),
-            Err(e) if reservation.is_some_and(|name| is_duplicate_of(&e, name)) => {
-                return Ok(false);
-            }
-            // Not built in, or forbidden by the kernel or by QEMU's sandbox.
-            Err(e)
-                if aio == "io_uring"
-                    && e.refusal().is_some_and(|text| text.contains("io_uring")) => {}
-            Err(e) => return Err(refused(e, id)),
-        }
-    }
-    Err(QmpError::Answer { command: "blockdev-add".into() }.into())
-}
-
-/// Reserves the path of a further attachment, by a `null-co` node that is nothing but the name: the
-/// disk's own node has the name of the first attachment. A node that has the name already reserves
-/// the path as well.
-pub(crate) async fn reserve_path(qmp: &mut Qmp, name: &str) -> Result<(), QmpError> {
-    let node = json!({"driver": "null-co", "node-name": name});
-    match qmp.execute("blockdev-add", node).await {
-        Err(e) if is_duplicate_of(&e, name) => Ok(()),
-        added => added.map(drop),
-    }
-}
-
-/// Releases a reserved path. A node that is a part of a disk is removed with the disk.
-pub(crate) async fn release_path(qmp: &mut Qmp, name: &str) -> Result<(), QmpError> {
-    match qmp.execute("blockdev-del", json!({"node-name": name})).await {
-        Err(e) if e.refusal().is_some_and(|text| text.contains("not owned by the monitor")) => {
-            Ok(())
-        }
-        removed => unless_gone(removed),
     }
 }
 
@@ -138,42 +69,77 @@ pub(crate) fn is_gone(refusal: &str) -> bool {
     refusal.contains("not found") || refusal.contains("Failed to find node")
 }
 
-/// Adds the disk to the controller, at the first of `addresses` that is free.
-pub(crate) async fn add_device(
+/// A disk that is to be added, over a block node that exists.
+#[derive(Debug)]
+pub(crate) struct NewDisk<'a> {
+    pub(crate) id: &'a VolumeId,
+    pub(crate) backend: Backend,
+    /// QEMU's ID of the controller.
+    pub(crate) controller: &'a str,
+    pub(crate) address: ScsiAddress,
+    pub(crate) limits: Limits,
+}
+
+/// Adds all disks together, each at its address, and sets their limits: QEMU cannot add a device
+/// with limits. Returns of each whether it was added, or else its address is taken, or why it was
+/// refused.
+///
+/// # Errors
+/// QEMU does not reply.
+pub(crate) async fn add_all(
     qmp: &mut Qmp,
-    id: &VolumeId,
-    backend: Backend,
-    controller: &str,
-    addresses: &mut Addresses,
-) -> Result<ScsiAddress, Error> {
-    let serial = fault::value("device-serial").unwrap_or_else(|| id.to_string());
-    for address in addresses {
+    disks: &[NewDisk<'_>],
+) -> Result<Vec<Result<bool, Error>>, Error> {
+    let commands: Vec<_> = disks.iter().flat_map(NewDisk::commands).collect();
+    let mut replies = qmp.send_all(&commands).await;
+    let mut all = Vec::with_capacity(disks.len());
+    for disk in disks {
+        let added = unless_lost(replies.read::<Value>())?;
+        let limited = match disk.limits.is_unlimited() {
+            true => Ok(()),
+            false => unless_lost(replies.read::<Value>())?.map(drop),
+        };
+        let is_taken =
+            |e: &QmpError| e.refusal().is_some_and(|text| text.contains("lun already used by"));
+        all.push(match (added, limited) {
+            (Ok(_), Ok(())) => Ok(true),
+            (Ok(_), Err(e)) => Err(e.into()),
+            (Err(e), _) if is_taken(&e) => Ok(false),
+            (Err(e), _) => Err(refused(e, disk.id)),
+        });
+    }
+    Ok(all)
+}
+
+impl NewDisk<'_> {
+    fn commands(&self) -> Vec<Command<'static>> {
+        let serial = fault::value("device-serial").unwrap_or_else(|| self.id.to_string());
         let mut device = json!({
-            "driver": "scsi-hd", "id": id.device(), "drive": id.node(), "serial": serial,
-            "bus": format!("{controller}.0"), "scsi-id": address.target, "lun": address.lun,
+            "driver": "scsi-hd", "id": self.id.device(), "drive": self.id.node(), "serial": serial,
+            "bus": format!("{}.0", self.controller), "scsi-id": self.address.target,
+            "lun": self.address.lun,
             // The default on ENOSPC stops the whole VM.
             "werror": "report", "rerror": "report",
         });
-        match backend {
+        match self.backend {
             Backend::HostDevice(geometry) => disk_options::add_geometry(&mut device, &geometry),
             Backend::File { rotational } => disk_options::add_rotation(&mut device, rotational),
         }
-        match qmp.execute("device_add", device).await {
-            Ok(_) => return Ok(address),
-            Err(e) if e.refusal().is_some_and(|text| text.contains("lun already used by")) => {}
-            Err(e) => return Err(refused(e, id)),
-        }
+        let limits = (!self.limits.is_unlimited()).then(|| self.limits.command(self.id));
+        [Command::new("device_add", device)].into_iter().chain(limits).collect()
     }
-    Err(Error::NoAddress)
 }
 
-/// Whether QEMU refused because it has a node of this name.
-fn is_duplicate_of(error: &QmpError, name: &str) -> bool {
-    error.refusal().is_some_and(|text| text.contains("Duplicate node") && text.contains(name))
+/// Separates the errors after which nothing more is known from those of a single command.
+pub(super) fn unless_lost<T>(reply: Result<T, QmpError>) -> Result<Result<T, QmpError>, QmpError> {
+    match reply {
+        Err(e) if e.ends_connection() => Err(e),
+        reply => Ok(reply),
+    }
 }
 
 /// The meaning of QEMU's refusals.
-fn refused(error: QmpError, id: &VolumeId) -> Error {
+pub(super) fn refused(error: QmpError, id: &VolumeId) -> Error {
     let text = error.refusal().unwrap_or_default();
     if text.contains("Duplicate node") || text.contains("Duplicate device") {
         return Error::ConcurrentRun { volume: id.to_string() };

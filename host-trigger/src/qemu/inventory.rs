@@ -4,13 +4,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use block_volume_qmp::{PassedFd, Qmp, QmpError};
+use block_volume_qmp::{Command, Qmp, QmpError, Replies};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::{
     controller::{self, Controller, PciAddresses},
-    record::{CommitRecord, IntentRecord, Record},
+    descriptor_sets::{self, DescriptorSets, Kind, Recorded},
+    record::Record,
     volume_state::{KnownVolume, Unused, VolumeState},
 };
 use crate::{Error, volume_id::VolumeId};
@@ -18,27 +19,13 @@ use crate::{Error, volume_id::VolumeId};
 /// QEMU's replies at one time.
 #[derive(Debug)]
 pub struct Inventory {
-    sets: Vec<FdSet>,
+    pub(super) sets: DescriptorSets,
     /// Sizes by node name; read only where they are needed, because the reply grows by kilobytes
     /// with each volume.
     nodes: Option<HashMap<String, u64>>,
     /// QOM types by device ID.
     devices: HashMap<String, String>,
     pci: PciAddresses,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct FdSet {
-    fdset_id: u64,
-    fds: Vec<Fd>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Fd {
-    fd: i64,
-    #[serde(default)]
-    opaque: String,
 }
 
 #[derive(Deserialize)]
@@ -61,34 +48,38 @@ struct Property {
     kind: String,
 }
 
-/// A descriptor set of ours: its number, the intent record, the commit records.
-pub type RecordedSet = (u64, IntentRecord, Vec<(PassedFd, CommitRecord)>);
-
-/// Which descriptor sets are meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Those of volumes that QEMU has.
-    Present,
-    /// Those of abandoned volumes.
-    Abandoned,
-}
-
 impl Inventory {
+    /// The queries of everything but the block nodes.
+    pub(crate) fn queries() -> [Command<'static>; 3] {
+        [
+            Command::new(descriptor_sets::QUERY, json!({})),
+            Command::new("qom-list", json!({"path": "/machine/peripheral"})),
+            PciAddresses::query(),
+        ]
+    }
+
+    /// The query of the block nodes.
+    pub(crate) fn node_query() -> Command<'static> {
+        Command::new("query-named-block-nodes", json!({"flat": true}))
+    }
+
     /// Reads everything but the block nodes.
     ///
     /// # Errors
     /// QEMU does not reply, or not in the documented form.
     pub async fn read(qmp: &mut Qmp) -> Result<Self, QmpError> {
-        let sets = qmp.query("query-fdsets", json!({})).await?;
-        let devices: Vec<Property> =
-            qmp.query("qom-list", json!({"path": "/machine/peripheral"})).await?;
-        let pci = PciAddresses::read(qmp).await?;
-        Ok(Self {
-            sets,
-            nodes: None,
-            devices: devices.into_iter().map(|device| (device.name, device.kind)).collect(),
-            pci,
-        })
+        Self::from_replies(&mut qmp.send_all(&Self::queries()).await)
+    }
+
+    /// Reads the replies to [`queries`](Self::queries).
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub(crate) fn from_replies(replies: &mut Replies) -> Result<Self, QmpError> {
+        let sets = replies.read()?;
+        let devices: Vec<Property> = replies.read()?;
+        let devices = devices.into_iter().map(|device| (device.name, device.kind)).collect();
+        Ok(Self { sets, nodes: None, devices, pci: PciAddresses::from_reply(replies)? })
     }
 
     /// Reads the block nodes.
@@ -96,23 +87,30 @@ impl Inventory {
     /// # Errors
     /// As [`read`](Self::read).
     pub async fn read_nodes(&mut self, qmp: &mut Qmp) -> Result<(), QmpError> {
-        if self.nodes.is_none() {
-            let nodes: Vec<Node> =
-                qmp.query("query-named-block-nodes", json!({"flat": true})).await?;
-            let sizes = nodes
-                .into_iter()
-                .filter_map(|node| Some((node.node_name?, node.image.virtual_size)));
-            self.nodes = Some(sizes.collect());
+        match self.nodes {
+            Some(_) => Ok(()),
+            None => self.nodes_from_replies(&mut qmp.send_all(&[Self::node_query()]).await),
         }
+    }
+
+    /// Reads the reply to [`node_query`](Self::node_query).
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub(crate) fn nodes_from_replies(&mut self, replies: &mut Replies) -> Result<(), QmpError> {
+        let nodes: Vec<Node> = replies.read()?;
+        let sizes =
+            nodes.into_iter().filter_map(|node| Some((node.node_name?, node.image.virtual_size)));
+        self.nodes = Some(sizes.collect());
         Ok(())
     }
 
     /// What is recorded of the abandoned volume `id`.
     pub fn abandoned(&self, id: &VolumeId) -> VolumeState {
         let mut state = VolumeState { is_abandoned: true, ..VolumeState::default() };
-        for (set, intent, commits) in self.records(Kind::Abandoned) {
+        for (carrier, intent, commits) in self.sets.records(Kind::Abandoned) {
             if intent.id == id.as_str() {
-                state.intents.push((set, intent));
+                state.intents.push((carrier, intent));
                 state.commits.extend(commits);
             }
         }
@@ -121,7 +119,7 @@ impl Inventory {
 
     /// Whether there is an abandoned volume.
     pub(crate) fn has_abandoned(&self) -> bool {
-        self.records(Kind::Abandoned).next().is_some()
+        self.sets.records(Kind::Abandoned).next().is_some()
     }
 
     /// What QEMU has of the volume `id`; its block node only after
@@ -130,51 +128,36 @@ impl Inventory {
         self.assemble(id, self.recorded().filter(|(_, intent, _)| intent.id == id.as_str()))
     }
 
-    fn assemble(
-        &self,
-        id: &VolumeId,
-        records: impl IntoIterator<Item = RecordedSet>,
-    ) -> VolumeState {
+    /// Checks that the descriptor set of the volume `id`, which QEMU does not have, is free.
+    ///
+    /// # Errors
+    /// It has descriptors of others.
+    pub(crate) fn check_set(&self, id: &VolumeId) -> Result<(), Error> {
+        self.sets.conflict(id, "").map_or(Ok(()), Err)
+    }
+
+    fn assemble(&self, id: &VolumeId, records: impl IntoIterator<Item = Recorded>) -> VolumeState {
         let mut state = VolumeState {
             node: self.nodes.as_ref().and_then(|nodes| nodes.get(&id.node()).copied()),
             device: self.devices.contains_key(&id.device()),
             ..VolumeState::default()
         };
-        for (set, intent, commits) in records {
-            state.intents.push((set, intent));
+        for (carrier, intent, commits) in records {
+            state.intents.push((carrier, intent));
             state.commits.extend(commits);
         }
         state
     }
 
-    /// All descriptor sets that have an intent record.
-    pub fn recorded(&self) -> impl Iterator<Item = RecordedSet> {
-        self.records(Kind::Present)
-    }
-
-    fn records(&self, kind: Kind) -> impl Iterator<Item = RecordedSet> {
-        self.sets.iter().filter_map(move |set| {
-            let (mut intent, mut commits) = (None, Vec::new());
-            for fd in &set.fds {
-                match Record::from_opaque(&fd.opaque) {
-                    Some(Record::Intent(found)) if kind == Kind::Present => intent = Some(found),
-                    Some(Record::Abandoned(found)) if kind == Kind::Abandoned => {
-                        intent = Some(found.abandoned);
-                    }
-                    Some(Record::Commit(found)) => {
-                        commits.push((PassedFd { set: set.fdset_id, fd: fd.fd }, found));
-                    }
-                    Some(Record::Intent(_) | Record::Abandoned(_)) | None => {}
-                }
-            }
-            Some((set.fdset_id, intent?, commits))
-        })
+    /// All intent records of volumes that QEMU has.
+    pub fn recorded(&self) -> impl Iterator<Item = Recorded> {
+        self.sets.records(Kind::Present)
     }
 
     /// All volumes of which QEMU has anything but the records of abandoned ones, by ID; block nodes
     /// only after [`read_nodes`](Self::read_nodes).
     pub fn volumes(&self) -> Vec<(VolumeId, VolumeState)> {
-        let mut records: BTreeMap<VolumeId, Vec<RecordedSet>> = BTreeMap::new();
+        let mut records: BTreeMap<VolumeId, Vec<Recorded>> = BTreeMap::new();
         for recorded in self.recorded() {
             if let Some(id) = VolumeId::parse(&recorded.1.id) {
                 records.entry(id).or_default().push(recorded);
@@ -194,7 +177,7 @@ impl Inventory {
     /// The abandoned volumes, by ID. One that QEMU has is none: its abandonment was interrupted
     /// before anything was taken, or it was plugged again by an older version.
     fn abandoned_volumes(&self) -> Vec<(VolumeId, VolumeState)> {
-        let ids = self.records(Kind::Abandoned);
+        let ids = self.sets.records(Kind::Abandoned);
         let ids: BTreeSet<_> =
             ids.filter_map(|(_, intent, _)| VolumeId::parse(&intent.id)).collect();
         let volumes = ids.into_iter().filter(|id| self.volume(id).is_absent());
@@ -228,7 +211,7 @@ impl Inventory {
     pub fn unused(&self) -> Vec<Unused> {
         let volumes = self.volumes();
         let mut unused: Vec<_> = volumes.iter().flat_map(|(id, state)| state.unused(id)).collect();
-        for set in &self.sets {
+        for set in &self.sets.0 {
             let number = set.fdset_id;
             let records = || set.fds.iter().map(|fd| (fd.fd, Record::from_opaque(&fd.opaque)));
             if records().any(|(_, record)| matches!(record, Some(Record::Intent(_)))) {
@@ -272,29 +255,37 @@ impl Inventory {
         Ok(Controller { pci_address: self.pci.of(&id).map(str::to_owned), id })
     }
 
-    /// Finds the controller `wanted`, or `scsi0`, or the only one. The list of devices grows with
-    /// each volume, so it is read only if the first two do not answer the question.
+    /// The queries that tell the controller unless it has another ID than most have. (The list of
+    /// devices grows with each volume.)
+    pub(crate) fn controller_queries(wanted: Option<&str>) -> [Command<'static>; 2] {
+        let likely = wanted.unwrap_or(controller::DEFAULT_ID);
+        // A slash would lead to a part of a device.
+        let id = if likely.contains('/') { controller::DEFAULT_ID } else { likely };
+        let path = format!("/machine/peripheral/{id}");
+        let kind = Command::new("qom-get", json!({"path": path, "property": "type"}));
+        [kind, PciAddresses::query()]
+    }
+
+    /// Finds the controller `wanted`, or `scsi0`, or the only one, by the replies to
+    /// [`controller_queries`](Self::controller_queries). If they do not tell, all devices are read.
     ///
     /// # Errors
     /// There is none, not this one, or several to choose from; or QEMU does not reply.
     pub(crate) async fn find_controller(
         qmp: &mut Qmp,
         wanted: Option<&str>,
+        replies: &mut Replies,
     ) -> Result<Controller, Error> {
         let likely = wanted.unwrap_or(controller::DEFAULT_ID);
-        // A slash would lead to a part of a device.
-        if !likely.contains('/') {
-            let path = format!("/machine/peripheral/{likely}");
-            let kind = qmp.query::<String>("qom-get", json!({"path": path, "property": "type"}));
-            match kind.await {
-                Ok(kind) if controller::is_controller(&kind) => {
-                    let pci_address = PciAddresses::read(qmp).await?.take(likely);
-                    return Ok(Controller { id: likely.to_owned(), pci_address });
-                }
-                Ok(_) | Err(QmpError::Refused { .. }) => {}
-                Err(e) => return Err(e.into()),
-            }
+        let kind = match replies.read::<String>() {
+            Err(QmpError::Refused { .. }) => None,
+            kind => Some(kind?),
+        };
+        let addresses = PciAddresses::from_reply(replies)?;
+        let is_controller = kind.is_some_and(|kind| controller::is_controller(&kind));
+        match is_controller && !likely.contains('/') {
+            true => Ok(Controller { id: likely.to_owned(), pci_address: addresses.take(likely) }),
+            false => Self::read(qmp).await?.controller(wanted),
         }
-        Self::read(qmp).await?.controller(wanted)
     }
 }

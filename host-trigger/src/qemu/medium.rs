@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use block_volume_qmp::{Qmp, QmpError};
+use block_volume_qmp::{PassedFd, Qmp, QmpError};
 use serde_json::{Value, json};
 
 use super::{throttle::Limits, volume_state::VolumeState};
@@ -62,7 +62,8 @@ impl Medium {
 
     /// Whether it is the volume's node, or a filter of a job on top of it: that has the same file.
     fn is_own(&self, id: &VolumeId, state: &VolumeState) -> bool {
-        let is_file = |(set, _): &(u64, _)| self.file == format!("/dev/fdset/{set}");
+        let is_file =
+            |(carrier, _): &(PassedFd, _)| self.file == format!("/dev/fdset/{}", carrier.set);
         self.node == id.node() || state.intents.iter().any(is_file)
     }
 }

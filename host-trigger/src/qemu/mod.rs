@@ -2,8 +2,10 @@
 //! of the guest or of the volume on the host.
 
 pub(crate) mod abandoned;
+pub(crate) mod block_node;
 pub mod block_stats;
 pub mod controller;
+pub(crate) mod descriptor_sets;
 pub(crate) mod disk;
 mod disk_options;
 pub mod inventory;

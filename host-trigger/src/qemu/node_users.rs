@@ -5,15 +5,16 @@
 //!
 //! `query-block-jobs` does not say which node a job works on. But a job puts a filter node on top
 //! of the node that it reads, and
-//! [`query-blockstats`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-block-core.query-blockstats)
-//! with `query-nodes` says what each node is on top of.
+//! [`x-debug-query-block-graph`](https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html#command-QMP-block-core.x-debug-query-block-graph)
+//! says what each node is on top of. It is not stable; where it is not there, `query-blockstats`
+//! says it, too.
 
 use std::{
     collections::{HashMap, HashSet},
     fmt,
 };
 
-use block_volume_qmp::{Event, Qmp, QmpError};
+use block_volume_qmp::{Command, Event, Qmp, QmpError, Replies};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -80,6 +81,44 @@ struct NodeDriver {
     drv: String,
 }
 
+/// The block graph. A node of it is a block node, or a user of one.
+#[derive(Deserialize)]
+struct Graph {
+    nodes: Vec<GraphNode>,
+    edges: Vec<GraphEdge>,
+}
+
+#[derive(Deserialize)]
+struct GraphNode {
+    id: u64,
+    #[serde(rename = "type")]
+    kind: String,
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct GraphEdge {
+    parent: u64,
+    child: u64,
+}
+
+impl Graph {
+    /// What each block node is on top of, by name.
+    fn below(self) -> HashMap<String, Vec<String>> {
+        let is_node = |node: &GraphNode| node.kind == "block-driver";
+        let names = self.nodes.into_iter().filter(is_node).map(|node| (node.id, node.name));
+        let names: HashMap<_, _> = names.collect();
+        let mut below: HashMap<_, _> =
+            names.values().map(|name| (name.clone(), Vec::new())).collect();
+        for GraphEdge { parent, child } in self.edges {
+            if let (Some(parent), Some(child)) = (names.get(&parent), names.get(&child)) {
+                below.entry(parent.clone()).or_default().push(child.clone());
+            }
+        }
+        below
+    }
+}
+
 /// A node with the nodes that it is on top of: `parent` is QEMU's name for its `file`.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -103,24 +142,41 @@ impl fmt::Display for NodeUser {
 }
 
 impl NodeUsers {
+    /// The queries of all users.
+    pub(crate) fn queries() -> [Command<'static>; 3] {
+        ["query-block-jobs", "query-block-exports", "x-debug-query-block-graph"]
+            .map(|query| Command::new(query, json!({})))
+    }
+
     /// Asks QEMU.
     ///
     /// # Errors
     /// It does not reply, or not in the documented form.
     pub(crate) async fn read(qmp: &mut Qmp) -> Result<Self, QmpError> {
-        let jobs = qmp.query("query-block-jobs", json!({})).await?;
-        let exports = match qmp.query("query-block-exports", json!({})).await {
+        let mut replies = qmp.send_all(&Self::queries()).await;
+        Self::from_replies(qmp, &mut replies).await
+    }
+
+    /// Reads the replies to [`queries`](Self::queries), and asks `qmp` for what they do not tell.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub(crate) async fn from_replies(
+        qmp: &mut Qmp,
+        replies: &mut Replies,
+    ) -> Result<Self, QmpError> {
+        let jobs = replies.read()?;
+        let exports = match replies.read() {
             // It was built without any kind of export.
             Err(QmpError::Refused { class, .. }) if class == "CommandNotFound" => Vec::new(),
             exports => exports?,
         };
-        let stats: Vec<NodeStats> =
-            qmp.query("query-blockstats", json!({"query-nodes": true})).await?;
-        let mut below = HashMap::new();
-        for NodeStats { node_name, parent, backing } in stats {
-            let names = [parent, backing].into_iter().flatten().filter_map(|node| node.node_name);
-            below.extend(node_name.map(|name| (name, names.collect())));
-        }
+        let below = match replies.read::<Graph>() {
+            Err(e) if e.ends_connection() => return Err(e),
+            Ok(graph) => graph.below(),
+            // QEMU does not promise that it has the query, or what the reply looks like.
+            Err(_) => Self::below_by_statistics(qmp).await?,
+        };
         let mut users = Self { drivers: HashMap::new(), below, jobs, exports };
         if users.is_shared() {
             let nodes: Vec<NodeDriver> =
@@ -129,6 +185,18 @@ impl NodeUsers {
             users.drivers = named.collect();
         }
         Ok(users)
+    }
+
+    /// What each node is on top of, by a query whose reply is five times as long.
+    async fn below_by_statistics(qmp: &mut Qmp) -> Result<HashMap<String, Vec<String>>, QmpError> {
+        let stats: Vec<NodeStats> =
+            qmp.query("query-blockstats", json!({"query-nodes": true})).await?;
+        let mut below = HashMap::new();
+        for NodeStats { node_name, parent, backing } in stats {
+            let names = [parent, backing].into_iter().flatten().filter_map(|node| node.node_name);
+            below.extend(node_name.map(|name| (name, names.collect())));
+        }
+        Ok(below)
     }
 
     /// Whether any volume has a node on top of it. Otherwise no driver has to be known.
@@ -273,6 +341,22 @@ mod tests {
 
     const N: &str = "ecrblk-0123456789abcdef-n";
     const FILE: (&str, &str, &str) = (N, "raw", "#file");
+
+    #[test]
+    fn the_graph_has_what_is_on_top_of_a_node_and_others_besides() {
+        let graph = r#"{"edges": [
+            {"name": "file", "parent": 3, "child": 2, "perm": []}, {"parent": 4, "child": 3},
+            {"parent": 9, "child": 3}], "nodes": [
+            {"id": 2, "type": "block-driver", "name": "file"},
+            {"id": 3, "type": "block-driver", "name": "node"},
+            {"id": 4, "type": "block-driver", "name": "top"},
+            {"id": 9, "type": "block-backend", "name": "node"}]}"#;
+        let below = serde_json::from_str::<Graph>(graph).unwrap().below();
+        let mut below: Vec<_> = below.into_iter().collect();
+        below.sort_unstable();
+        let one = |name: &str, on: &str| (name.to_owned(), vec![on.to_owned()]);
+        assert_eq!(below, [("file".into(), vec![]), one("node", "file"), one("top", "node")]);
+    }
 
     #[test]
     fn a_job_is_found_by_its_filter_node() {

@@ -145,6 +145,13 @@ pub struct CommitRecord {
     /// distinguishes the container from a later one of the same ID.
     #[serde(default, skip_serializing_if = "is_default")]
     pub started: u64,
+    /// SCSI commands of the disk that had failed before, in the guest: errors are counted from
+    /// there.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub errors: u64,
+    /// The size in bytes after a resize; 0: that of the intent record.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub size: u64,
 }
 
 impl Record {
@@ -194,13 +201,17 @@ pub fn filter_name(mode: FilterMode) -> &'static str {
 
 impl CommitRecord {
     /// Keeps what stays true of an attachment that is made again: which one it is, and the
-    /// directories that were created the first time.
+    /// directories that were created the first time, from where its errors are counted, and its
+    /// size.
     pub fn carry_over(&mut self, before: &Self) {
         self.further.clone_from(&before.further);
         self.parents_made.extend(before.parents_made.iter().cloned());
         // All are prefixes of the same path.
         self.parents_made.sort_by_key(String::len);
         self.parents_made.dedup();
+        // The disk is the same one, unless its counter has started again.
+        self.errors = self.errors.min(before.errors);
+        self.size = before.size;
     }
 
     /// The guest's outcome, to be returned to the guest.
@@ -222,26 +233,36 @@ impl CommitRecord {
             parents_made: self.parents_made.clone(),
             allowed_before: self.allowed_before,
             container_started: self.started,
+            errors_before: self.errors,
             ..Default::default()
         }
     }
+}
+
+/// The text of records, for tests.
+#[cfg(test)]
+pub(crate) mod samples {
+    /// An intent record.
+    pub(crate) const INTENT: &str = concat!(
+        r#"ecrblk1:{"v":1,"id":"0123456789abcdef","container":"c1","path":"/dev/xvda","source":"/dev/loop0","#,
+        r#""size":512,"access":"ro","uid":1,"gid":2,"mode":432,"tool":"0.1.0","run":"r"}"#
+    );
+
+    /// Its commit record.
+    pub(crate) const COMMIT: &str = concat!(
+        r#"ecrblk1:{"v":1,"committed":true,"controller":"scsi0","target":255,"lun":3,"guest_device":"sda","#,
+        r#""major":8,"minor":0,"node":"mknod","filter":"none"}"#
+    );
 }
 
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
 
-    use super::*;
-
-    const INTENT: &str = concat!(
-        r#"ecrblk1:{"v":1,"id":"0123456789abcdef","container":"c1","path":"/dev/xvda","source":"/dev/loop0","#,
-        r#""size":512,"access":"ro","uid":1,"gid":2,"mode":432,"tool":"0.1.0","run":"r"}"#
-    );
-
-    const COMMIT: &str = concat!(
-        r#"ecrblk1:{"v":1,"committed":true,"controller":"scsi0","target":255,"lun":3,"guest_device":"sda","#,
-        r#""major":8,"minor":0,"node":"mknod","filter":"none"}"#
-    );
+    use super::{
+        samples::{COMMIT, INTENT},
+        *,
+    };
 
     #[test]
     fn the_text_is_stable_and_read_back() {

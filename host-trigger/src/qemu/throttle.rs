@@ -9,7 +9,7 @@
 
 use std::{collections::HashMap, fmt};
 
-use block_volume_qmp::{Qmp, QmpError};
+use block_volume_qmp::{Command, Qmp, QmpError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -123,12 +123,16 @@ impl Limits {
         Ok(drives.into_iter().map(|(id, drive)| (id, drive.limits)).collect())
     }
 
-    /// Sets the limits of the volume `id`. QEMU resets each limit that is left out, so all are
-    /// sent.
+    /// Sets the limits of the volume `id`.
     ///
     /// # Errors
     /// QEMU refuses, or does not reply.
     pub(crate) async fn write(&self, qmp: &mut Qmp, id: &VolumeId) -> Result<(), QmpError> {
+        qmp.send_all(&[self.command(id)]).await.read::<Value>().map(drop)
+    }
+
+    /// The command that sets them. QEMU resets each limit that is left out, so all are sent.
+    pub(super) fn command(&self, id: &VolumeId) -> Command<'static> {
         let mut arguments = json!({"id": id.device()});
         for (LimitKind { qemu, .. }, Limit { limit, burst, burst_seconds }) in
             KINDS.iter().zip(self.all())
@@ -139,7 +143,7 @@ impl Limits {
                 arguments[format!("{qemu}_max_length")] = burst_seconds.into();
             }
         }
-        qmp.execute("block_set_io_throttle", arguments).await.map(drop)
+        Command::new("block_set_io_throttle", arguments)
     }
 
     /// Checks whether QEMU would accept them.

@@ -13,9 +13,9 @@ use crate::{Error, volume_id::VolumeId};
 /// What QEMU has of one volume.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct VolumeState {
-    /// The intent records, each with the number of its descriptor set. More than one exists only
+    /// The intent records, each with the descriptor that carries it. More than one exists only
     /// after two runs that did not lock each other out.
-    pub intents: Vec<(u64, IntentRecord)>,
+    pub intents: Vec<(PassedFd, IntentRecord)>,
     /// The commit records, each with the descriptor that carries it; of one set the oldest first,
     /// as QEMU lists them.
     pub commits: Vec<(PassedFd, CommitRecord)>,
@@ -97,6 +97,25 @@ impl Attachment {
         self.commits.iter().any(|(_, commit)| commit.further.is_some())
     }
 
+    /// The size in bytes, as it is recorded.
+    pub(crate) fn size(&self) -> u64 {
+        let recorded = self.committed().or(self.commits.first());
+        let resized = recorded.map(|(_, commit)| commit.size).filter(|size| *size != 0);
+        resized.unwrap_or(self.intent.size)
+    }
+
+    /// Whether it was made by the same run, with the same result. A resize may have changed the
+    /// size and from where its errors are counted, and with that the descriptors.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let results = |known: &Self| -> Vec<CommitRecord> {
+            let commits = known.commits.iter();
+            commits
+                .map(|(_, commit)| CommitRecord { errors: 0, size: 0, ..commit.clone() })
+                .collect()
+        };
+        (self.set, &self.intent) == (other.set, &other.intent) && results(self) == results(other)
+    }
+
     /// Whether the attachment is committed.
     pub(crate) fn is_committed(&self) -> bool {
         self.committed().is_some()
@@ -118,7 +137,8 @@ impl VolumeState {
     pub(crate) fn describe_parts(&self, id: &VolumeId, in_guest: bool) -> String {
         let parts = [
             ("descriptors", !self.intents.is_empty()),
-            ("block node", self.node.is_some()),
+            // A device has one, also if the block nodes were not read.
+            ("block node", self.node.is_some() || self.device),
             ("device", self.device),
         ];
         let parts: Vec<_> =
@@ -131,7 +151,8 @@ impl VolumeState {
     pub fn attachments(&self) -> Vec<Attachment> {
         let mut attachments: Vec<Attachment> = Vec::new();
         for (carrier, commit) in &self.commits {
-            let Some((set, intent)) = self.intents.iter().find(|(set, _)| *set == carrier.set)
+            let Some((PassedFd { set, .. }, intent)) =
+                self.intents.iter().find(|(of, _)| of.set == carrier.set)
             else {
                 continue;
             };
@@ -148,8 +169,8 @@ impl VolumeState {
         }
         if attachments.is_empty() {
             let begun = self.intents.first();
-            attachments.extend(begun.map(|(set, intent)| Attachment {
-                set: *set,
+            attachments.extend(begun.map(|(carrier, intent)| Attachment {
+                set: carrier.set,
                 intent: intent.clone(),
                 commits: Vec::new(),
             }));
@@ -177,8 +198,14 @@ impl VolumeState {
             is_abandoned: false,
         };
         let is_used = |set: u64| attachments.iter().any(|known| known.set == set);
-        let sets = self.intents.iter().filter(|(set, _)| !is_used(*set));
-        let sets = sets.map(|(set, _)| unused(*set, None));
+        let first = |set: u64| self.intents.iter().find(|(carrier, _)| carrier.set == set);
+        let is_first = |carrier: PassedFd| first(carrier.set).is_some_and(|it| it.0 == carrier);
+        let carriers = self.intents.iter().map(|(carrier, _)| *carrier);
+        let sets = carriers.filter_map(|carrier| match (is_used(carrier.set), is_first(carrier)) {
+            (false, true) => Some(unused(carrier.set, None)),
+            (true, false) => Some(unused(carrier.set, Some(carrier.fd))),
+            (false, false) | (true, true) => None,
+        });
         let replaced = attachments.iter().flat_map(|known| {
             let current = known.committed().map(|(carrier, _)| carrier.fd);
             let others = known
@@ -233,8 +260,23 @@ mod tests {
     }
 
     fn state(commits: Vec<(PassedFd, CommitRecord)>) -> VolumeState {
-        let intents = vec![(7, intent())];
+        let intents = vec![(PassedFd { set: 7, fd: 1 }, intent())];
         VolumeState { intents, commits, node: Some(512), device: true, is_abandoned: false }
+    }
+
+    #[test]
+    fn a_resize_changes_the_place_of_a_record_its_errors_and_its_size_alone() {
+        let known = |fd, committed, more| {
+            let (carrier, commit) = carried(fd, None, committed);
+            let commit = CommitRecord { errors: more, size: more, ..commit };
+            state(vec![(carrier, commit)]).attachments().remove(0)
+        };
+        assert!(known(1, true, 0).is_same(&known(2, true, 3)));
+        assert_eq!((known(1, true, 0).size(), known(1, true, 3).size()), (512, 3));
+        assert!(!known(1, true, 0).is_same(&known(1, false, 0)));
+        let mut again = known(1, true, 0);
+        again.intent.run = "another".into();
+        assert!(!known(1, true, 0).is_same(&again));
     }
 
     fn attachments(state: &VolumeState) -> Vec<(String, String, bool)> {
@@ -275,8 +317,9 @@ mod tests {
         let unused = |set, fd| Unused { id: Some(id.clone()), set, fd, is_abandoned: false };
         assert_eq!(replaced.unused(&id), [unused(7, Some(2))]);
         let mut twice = state(vec![carried(2, None, true)]);
-        twice.intents.push((8, intent()));
-        assert_eq!(twice.unused(&id), [unused(8, None)]);
+        twice.intents.push((PassedFd { set: 8, fd: 5 }, intent()));
+        twice.intents.push((PassedFd { set: 7, fd: 6 }, intent()));
+        assert_eq!(twice.unused(&id), [unused(8, None), unused(7, Some(6))]);
         assert_eq!(VolumeState { device: false, ..twice }.unused(&id), []);
     }
 }

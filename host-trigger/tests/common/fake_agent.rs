@@ -6,23 +6,28 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
 use async_trait::async_trait;
 use block_volume_api::{
     block_volume::{
-        Access, AttachRequest, AttachResponse, Attached, Attachment, BlockStats, ContainerState,
-        ContainerStatus, DetachRequest, DetachResponse, Detached, Detachment, DeviceNumber,
-        Failure, FilterMode, FilterState, Holder, InspectRequest, InspectResponse, Inspected,
-        LeftBehind, NodeWay, Outcome, PathState, PathUse, ProbeRequest, ProbeResponse, Reason,
-        ResizeRequest, ResizeResponse, Resized, ScsiHost, Stage,
+        Access, AttachRequest, AttachResponse, Attachment, BlockStats, ContainerStatus,
+        DetachRequest, DetachResponse, Detached, Detachment, DeviceNumber, Failure, FilterMode,
+        HoldRequest, HoldResponse, Holder, InspectRequest, InspectResponse, Inspected, LeftBehind,
+        PlugRequest, PlugResponse, ProbeRequest, ProbeResponse, Reason, ResizeRequest,
+        ResizeResponse, Resized, UnplugResponse,
     },
     block_volume_ttrpc::{self, BlockVolume},
 };
 use tokio::sync::Notify;
-use ttrpc::r#async::{Server, TtrpcContext};
+use ttrpc::r#async::{Server, ServerStream, ServerStreamSender, TtrpcContext};
+
+use super::{
+    fake_plug::{Connections, OnPlug},
+    fake_unplug::OnUnplug,
+};
 
 /// What the agent does with a request to attach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,15 +60,23 @@ pub enum OnResize {
     Refuses(Reason),
 }
 
-type Key = (String, String, String);
+pub(super) type Key = (String, String, String);
 
-fn key(attachment: &Attachment) -> Key {
+pub(super) fn key(attachment: &Attachment) -> Key {
     (attachment.serial.clone(), attachment.container_id.clone(), attachment.path.clone())
 }
 
 /// The agent, its table, and what a test sets or reads.
 pub struct FakeAgent {
     pub on_attach: Mutex<OnAttach>,
+    pub on_plug: Mutex<OnPlug>,
+    /// The beginnings of all conversations.
+    pub starts: Mutex<Vec<AttachRequest>>,
+    /// The number of conversations that are under way.
+    pub(super) conversations: tokio::sync::watch::Sender<usize>,
+    pub(super) connections: Connections,
+    /// The agent has no `Plug`: it is of a version before that.
+    is_old: AtomicBool,
     /// The attachments, by serial number, container and path.
     pub attached: Mutex<HashMap<Key, Attachment>>,
     /// The start time of the containers.
@@ -75,6 +88,8 @@ pub struct FakeAgent {
     /// Paths at which a container has a file.
     pub taken_paths: Mutex<Vec<String>>,
     pub probe_failure: Mutex<Option<Reason>>,
+    /// The capabilities that the guest's kernel lacks; `None`: not known.
+    pub missing_capabilities: Mutex<Option<Vec<&'static str>>>,
     pub api_level: Mutex<u32>,
     /// The holders in the reply to a request to detach.
     pub detach_holders: Mutex<Vec<Holder>>,
@@ -88,6 +103,8 @@ pub struct FakeAgent {
     pub loses_detach_reply: Mutex<bool>,
     /// Whether a request to detach never gets a reply.
     pub hangs_on_detach: Mutex<bool>,
+    pub on_unplug: Mutex<OnUnplug>,
+    pub may_detach: tokio::sync::Semaphore,
     /// Whether a holder has the disks. A request to detach that may wait does so until the holder
     /// releases them or another request for any volume arrives.
     pub is_held: tokio::sync::watch::Sender<bool>,
@@ -97,7 +114,7 @@ pub struct FakeAgent {
     pub waits: Notify,
     /// The number of requests to detach.
     pub detach_requests: std::sync::atomic::AtomicU32,
-    another_request: Notify,
+    pub(super) another_request: Notify,
     /// How long it takes to detach.
     pub detach_delay: Mutex<std::time::Duration>,
     /// Containers that no longer run.
@@ -121,6 +138,9 @@ pub struct FakeAgent {
     pub requested_sizes: Mutex<Vec<u64>>,
     pub on_resize: Mutex<OnResize>,
     pub stats: Mutex<Option<BlockStats>>,
+    /// The errors that the guest's kernel has counted of every disk. Each change of a size adds 2.
+    /// If there are none, a disk has only the counters `stats`.
+    pub disk_errors: Mutex<u64>,
     /// Notified at each request to attach, to detach, and to resize if it hangs.
     pub request_received: Notify,
     address: PathBuf,
@@ -133,12 +153,18 @@ impl FakeAgent {
         let agent = Arc::new_cyclic(|this| Self {
             this: this.clone(),
             on_attach: Mutex::new(OnAttach::Succeeds),
+            on_plug: Mutex::new(OnPlug::Follows),
+            starts: Mutex::default(),
+            conversations: tokio::sync::watch::Sender::new(0),
+            connections: Connections::default(),
+            is_old: AtomicBool::new(false),
             attached: Mutex::default(),
             container_started: Mutex::new(1000),
             detached: Mutex::default(),
             last_detachments: Mutex::default(),
             taken_paths: Mutex::default(),
             probe_failure: Mutex::default(),
+            missing_capabilities: Mutex::new(Some(Vec::new())),
             api_level: Mutex::new(1),
             detach_holders: Mutex::default(),
             left_behind: Mutex::default(),
@@ -146,6 +172,8 @@ impl FakeAgent {
             detach_failure: Mutex::default(),
             loses_detach_reply: Mutex::default(),
             hangs_on_detach: Mutex::default(),
+            on_unplug: Mutex::new(OnUnplug::Detaches),
+            may_detach: tokio::sync::Semaphore::new(0),
             is_held: tokio::sync::watch::Sender::new(false),
             clock: Mutex::new(1),
             waits: Notify::new(),
@@ -164,6 +192,7 @@ impl FakeAgent {
             requested_sizes: Mutex::default(),
             on_resize: Mutex::new(OnResize::Follows),
             stats: Mutex::default(),
+            disk_errors: Mutex::default(),
             request_received: Notify::new(),
             address: address.to_owned(),
             server: tokio::sync::Mutex::default(),
@@ -174,7 +203,21 @@ impl FakeAgent {
 
     /// Listens, also again after [`stop`](Self::stop).
     pub async fn start(self: &Arc<Self>) {
-        self.listen(block_volume_ttrpc::create_block_volume(self.clone())).await;
+        let mut services = block_volume_ttrpc::create_block_volume(self.clone());
+        if self.is_old.load(Ordering::Relaxed) {
+            for service in services.values_mut() {
+                service.streams.clear();
+                service.methods.remove("Hold");
+            }
+        }
+        self.listen(services).await;
+    }
+
+    /// Becomes an agent of a version before `Plug`.
+    pub async fn become_old(self: &Arc<Self>) {
+        self.stop().await;
+        self.is_old.store(true, Ordering::Relaxed);
+        self.start().await;
     }
 
     /// Listens without the service.
@@ -184,8 +227,8 @@ impl FakeAgent {
 
     async fn listen(&self, service: HashMap<String, ttrpc::r#async::Service>) {
         let _ = std::fs::remove_file(&self.address);
-        let address = format!("unix://{}", self.address.display());
-        let mut server = Server::new().bind(&address).unwrap().register_service(service);
+        let listener = Connections::listen(self.this.upgrade().unwrap(), &self.address);
+        let mut server = Server::new().add_listener(listener).register_service(service);
         server.start().await.unwrap();
         *self.server.lock().await = Some(server);
     }
@@ -200,6 +243,7 @@ impl FakeAgent {
             // `disconnect` waits for handlers that hang.
             tokio::spawn(async move { server.disconnect().await });
         }
+        self.connections.end_all();
     }
 
     pub fn set_on_attach(&self, on_attach: OnAttach) {
@@ -256,23 +300,19 @@ impl FakeAgent {
             () = tokio::time::sleep(wait) => Some(Reason::REASON_BUSY),
         }
     }
+}
 
-    fn path_state(&self, container: &str, path: &str) -> PathState {
-        let is_here = |attachment: &Attachment| {
-            attachment.container_id == container && attachment.path == path
-        };
-        let lost = self.lost_nodes.lock().unwrap().iter().any(|lost| lost == path);
-        let attached = !lost && self.attached.lock().unwrap().values().any(is_here);
-        let taken = attached || self.taken_paths.lock().unwrap().iter().any(|taken| taken == path);
-        let (usage, taken_by) =
-            if taken { (PathUse::PATH_USE_TAKEN, "file") } else { (PathUse::PATH_USE_FREE, "") };
-        PathState {
-            path: path.to_owned(),
-            use_: usage.into(),
-            taken_by: taken_by.to_owned(),
-            file_system: "tmpfs".to_owned(),
-            way: NodeWay::NODE_WAY_MKNOD.into(),
-            ..Default::default()
+impl FakeAgent {
+    fn count_probes(&self) {
+        let mut errors = self.disk_errors.lock().unwrap();
+        *errors += if *errors > 0 { 2 } else { 0 };
+    }
+
+    fn stats_since(&self, errors_before: u64) -> Option<BlockStats> {
+        let errors = *self.disk_errors.lock().unwrap();
+        match errors {
+            0 => self.stats.lock().unwrap().clone(),
+            _ => Some(BlockStats { errors: errors - errors_before, ..Default::default() }),
         }
     }
 }
@@ -286,21 +326,7 @@ pub fn failure(reason: Reason, undone: bool) -> protobuf::MessageField<Failure> 
 impl BlockVolume for FakeAgent {
     async fn probe(&self, _: &TtrpcContext, request: ProbeRequest) -> ttrpc::Result<ProbeResponse> {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let filter =
-            FilterState { mode: FilterMode::FILTER_MODE_NONE.into(), ..Default::default() };
-        let paths =
-            request.paths.iter().map(|path| self.path_state(&request.container_id, path)).collect();
-        let container = ContainerState { filter: Some(filter).into(), paths, ..Default::default() };
-        let refusal = *self.probe_failure.lock().unwrap();
-        let host = ScsiHost { controller: "0000:00:01.0".into(), ..Default::default() };
-        Ok(ProbeResponse {
-            api_level: *self.api_level.lock().unwrap(),
-            scsi_hosts: vec![host],
-            scan_mode: "none".into(),
-            container: Some(container).into(),
-            failure: refusal.map(|reason| failure(reason, true)).unwrap_or_default(),
-            ..Default::default()
-        })
+        Ok(self.found(&request))
     }
 
     async fn attach(
@@ -309,50 +335,21 @@ impl BlockVolume for FakeAgent {
         request: AttachRequest,
     ) -> ttrpc::Result<AttachResponse> {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.another_request.notify_waiters();
-        if !(1..=600_000).contains(&request.timeout_ms) {
-            let failure = failure(Reason::REASON_INVALID_REQUEST, true);
-            return Ok(AttachResponse { failure, ..Default::default() });
-        }
-        let on_attach = *self.on_attach.lock().unwrap();
-        if let OnAttach::Fails { reason, undone } = on_attach {
-            return Ok(AttachResponse { failure: failure(reason, undone), ..Default::default() });
-        }
-        let mut reply = AttachResponse::new();
-        for (index, attachment) in (0..).zip(request.attachments) {
-            let outcome = Outcome {
-                device: Some(DeviceNumber { major: 8, minor: 16 * index, ..Default::default() })
-                    .into(),
-                node: NodeWay::NODE_WAY_MKNOD.into(),
-                filter: FilterMode::FILTER_MODE_NONE.into(),
-                container_started: *self.container_started.lock().unwrap(),
-                ..Default::default()
-            };
-            let serial = attachment.serial.clone();
-            reply.attached.push(Attached {
-                serial: if on_attach == OnAttach::ReportsAnotherSerial {
-                    "other".into()
-                } else {
-                    serial.clone()
-                },
-                unchanged: self.attached.lock().unwrap().contains_key(&key(&attachment)),
-                guest_device: format!("sd{index}\u{1b}"),
-                outcome: Some(outcome).into(),
-                size: attachment.size,
-                read_only: attachment.access == Access::ACCESS_READ_ONLY.into(),
-                ..Default::default()
-            });
-            self.lost_nodes.lock().unwrap().retain(|path| *path != attachment.path);
-            self.attached.lock().unwrap().insert(key(&attachment), attachment);
-        }
-        reply.stages.push(Stage { name: "scan".into(), micros: 5, ..Default::default() });
-        self.request_received.notify_one();
-        match on_attach {
-            OnAttach::Hangs => std::future::pending::<()>().await,
-            OnAttach::ReportsFewerVolumes => drop(reply.attached.pop()),
-            _ => {}
-        }
-        Ok(reply)
+        Ok(self.attach_all(request).await)
+    }
+
+    async fn hold(&self, _: &TtrpcContext, request: HoldRequest) -> ttrpc::Result<HoldResponse> {
+        self.connections.hold(request.conversation).await;
+        Ok(HoldResponse::new())
+    }
+
+    async fn plug(
+        &self,
+        _: &TtrpcContext,
+        stream: ServerStream<PlugResponse, PlugRequest>,
+    ) -> ttrpc::Result<()> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.converse(stream).await
     }
 
     async fn detach(
@@ -400,13 +397,22 @@ impl BlockVolume for FakeAgent {
         }
         if std::mem::take(&mut *self.loses_detach_reply.lock().unwrap()) {
             let mut server = self.server.lock().await.take().unwrap();
-            let service = block_volume_ttrpc::create_block_volume(self.this.upgrade().unwrap());
-            self.listen(service).await;
-            // `disconnect` waits for this handler.
+            self.this.upgrade().unwrap().start().await;
+            // `disconnect` waits for this handler, and keeps connections whose streams are at work.
             tokio::spawn(async move { server.disconnect().await });
+            self.connections.end_all();
             std::future::pending::<()>().await;
         }
         Ok(reply)
+    }
+
+    async fn unplug(
+        &self,
+        context: &TtrpcContext,
+        request: DetachRequest,
+        stream: ServerStreamSender<UnplugResponse>,
+    ) -> ttrpc::Result<()> {
+        self.release_and_detach(context, request, stream).await
     }
 
     async fn inspect(
@@ -442,7 +448,7 @@ impl BlockVolume for FakeAgent {
                 guest_device: "sdz".to_owned(),
                 device: Some(DeviceNumber { major: 8, minor: 400, ..Default::default() }).into(),
                 size: size.unwrap_or(attachment.size),
-                stats: self.stats.lock().unwrap().clone().into(),
+                stats: self.stats_since(subject.outcome.errors_before).into(),
                 read_only: attachment.access == Access::ACCESS_READ_ONLY.into(),
                 container_running: running,
                 container_status: status.unwrap_or_default().into(),
@@ -479,6 +485,9 @@ impl BlockVolume for FakeAgent {
             if before != size && (cannot || on_resize == OnResize::KeepsSize) {
                 let failure = failure(Reason::REASON_TIMED_OUT, true);
                 return Ok(ResizeResponse { failure, ..Default::default() });
+            }
+            if before != size {
+                self.count_probes();
             }
             for known in
                 self.attached.lock().unwrap().values_mut().filter(|known| known.serial == serial)

@@ -9,6 +9,9 @@
 )]
 
 pub mod fake_agent;
+pub mod fake_cri;
+pub mod fake_plug;
+pub mod fake_unplug;
 pub mod scripted_qemu;
 pub mod shell;
 pub mod volume;
@@ -97,6 +100,15 @@ impl RunOutput {
         let listing = self.document::<Listing>();
         let error = listing.error.as_ref().unwrap_or_else(|| panic!("{self:?}"));
         assert_eq!((error.reason.as_str(), self.exit_code), ("state_unknown", Some(15)));
+        listing
+    }
+
+    /// Returns what `list --all` printed of sandboxes of which some could not be asked.
+    #[track_caller]
+    pub fn listing_with_unknown_sandbox(&self) -> Envelope<Listing> {
+        let listing = self.document::<Listing>();
+        let error = listing.error.as_ref().unwrap_or_else(|| panic!("{self:?}"));
+        assert_eq!((error.reason.as_str(), self.exit_code), ("sandbox_unknown", Some(15)));
         listing
     }
 
@@ -222,7 +234,7 @@ impl Host {
             "--output",
             "json",
         ]);
-        if !more.contains(&"--container") {
+        if !more.contains(&"--container") && !more.contains(&"--pod") {
             command.args(["--sandbox", "s1", "--container", "c1"]);
         }
         for (volume, path) in volumes {
@@ -249,7 +261,7 @@ impl Host {
             "--output",
             "json",
         ]);
-        if !more.contains(&"--sandbox") {
+        if !["--sandbox", "--pod", "--all"].iter().any(|option| more.contains(option)) {
             command.args(["--sandbox", "s1"]);
         }
         command.args(more).kill_on_drop(true);
@@ -266,6 +278,12 @@ impl Host {
         self.control.set_deadline(Deadline::after(Duration::from_secs(30)));
         let null = fs::OpenOptions::new().write(true).open("/dev/null").unwrap();
         self.control.add_fd(null, set, opaque).await.unwrap()
+    }
+
+    /// Passes QEMU `file` with the text `opaque`, into the set `set`.
+    pub async fn pass(&mut self, file: fs::File, set: u64, opaque: &str) {
+        self.control.set_deadline(Deadline::after(Duration::from_secs(30)));
+        self.control.add_fd(file, Some(set), opaque).await.unwrap();
     }
 
     /// Returns all descriptor sets, block nodes and devices of QEMU, whoever added them.
@@ -296,6 +314,7 @@ impl Host {
         let only_reads = |command: &Value| {
             let name = command["execute"].as_str().unwrap();
             name.starts_with("query-")
+                || name.starts_with("x-debug-query-")
                 || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name)
         };
         self.commands().into_iter().filter(|command| !only_reads(command)).collect()

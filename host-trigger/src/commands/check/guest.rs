@@ -2,13 +2,15 @@
 //! a device.
 
 use block_volume_api::{
-    API_LEVEL,
+    API_LEVEL, Without,
     block_volume::{ContainerState, FilterMode, NodeWay, ProbeResponse, Reason},
 };
 
+use super::policy;
 use crate::{
     Deadline, Error,
     kata::{agent::Agent, agent_address, sandbox::Sandbox},
+    ops::guest_kernel,
     output::findings::Finding,
     sanitize::sanitize,
 };
@@ -17,6 +19,8 @@ use crate::{
 const USUAL_PATH: &str = "/dev/xvda";
 /// The name of a container's finding.
 const NAME: &str = "container";
+/// The name of a finding about the guest's kernel.
+const KERNEL: &str = "guest_kernel";
 
 /// Checks the guest, and `container` or every container that the runtime lists.
 pub(super) async fn check(
@@ -27,7 +31,7 @@ pub(super) async fn check(
 ) {
     let (agent, probe) = match reach(sandbox, deadline, checks).await {
         Ok(reached) => reached,
-        Err(e) => return checks.push(Finding::problem("plugin", &e)),
+        Err(e) => return checks.push(policy::problem("plugin", &e, sandbox)),
     };
     let capabilities = probe
         .capabilities
@@ -50,6 +54,7 @@ pub(super) async fn check(
             mode => format!("{}: the guest's kernel finds disks by itself, too", sanitize(mode)),
         },
     ));
+    check_kernel(&probe, checks);
     let containers = match container {
         Some(prefix) => sandbox.container(prefix, &[]).map(|id| vec![id]),
         None => sandbox.containers(),
@@ -62,10 +67,36 @@ pub(super) async fn check(
         )),
         Ok(ids) => {
             for id in ids {
-                checks.push(check_container(&agent, &id, deadline).await.of_container(&id));
+                let checked = check_container(sandbox, &agent, &id, deadline).await;
+                checks.push(checked.of_container(&id));
             }
         }
         Err(e) => checks.push(Finding::problem("containers", &e)),
+    }
+}
+
+/// One finding for each missing capability, or one that nothing is missing.
+fn check_kernel(probe: &ProbeResponse, checks: &mut Vec<Finding>) {
+    let Some(kernel) = probe.kernel.as_ref() else {
+        return checks.push(Finding::warning(
+            KERNEL,
+            "not known: the plugin in the guest does not report what its kernel lacks",
+            &["put this version's agent-plugin into the agent"],
+        ));
+    };
+    let before = checks.len();
+    checks.extend(guest_kernel::missing(kernel).map(|missing| {
+        let (message, remedy) = (missing.message(), missing.remedy());
+        let finding = match (missing.error(), missing.known) {
+            (Some(error), _) => Finding::problem(KERNEL, &error).with_remedy(&[&remedy]),
+            (None, Some(known)) if known.without == Without::Slower => Finding::ok(KERNEL, message),
+            (None, _) => Finding::warning(KERNEL, message, &[&remedy]),
+        };
+        finding.of_capability(&missing.name)
+    }));
+    if checks.len() == before {
+        let message = format!("{}: has all that volumes need", sanitize(&kernel.release));
+        checks.push(Finding::ok(KERNEL, message));
     }
 }
 
@@ -75,13 +106,19 @@ async fn reach(
     checks: &mut Vec<Finding>,
 ) -> Result<(Agent, ProbeResponse), Error> {
     let address = sandbox.agent_address(deadline).await?;
-    let agent = Agent::new(agent_address::dial(&address, deadline).await?);
+    let dialed = agent_address::dial(&address, deadline).await;
+    let agent = Agent::new(dialed.map_err(|e| sandbox.or_starting(e))?);
     checks.push(Finding::ok("agent", address.to_string()));
     let probe = agent.probe("", Vec::new(), deadline).await?;
     Ok((agent, probe))
 }
 
-async fn check_container(agent: &Agent, id: &str, deadline: Deadline) -> Finding {
+async fn check_container(
+    sandbox: &Sandbox,
+    agent: &Agent,
+    id: &str,
+    deadline: Deadline,
+) -> Finding {
     match agent.probe(id, vec![USUAL_PATH.to_owned()], deadline).await {
         Ok(probe) => match probe.container.as_ref() {
             Some(state) => describe(state),
@@ -94,7 +131,7 @@ async fn check_container(agent: &Agent, id: &str, deadline: Deadline) -> Finding
         Err(e @ Error::Guest { reason: Reason::REASON_CONTAINER_NOT_RUNNING, .. }) => {
             Finding::warning(NAME, e.message(), &[])
         }
-        Err(e) => Finding::problem(NAME, &e),
+        Err(e) => policy::problem(NAME, &e, sandbox),
     }
 }
 

@@ -2,34 +2,43 @@
 //! changes nothing: it reads files of the host, sends queries to QEMU and `Probe` to the guest. The
 //! findings are in the order in which a hot-plug would encounter them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use crate::{
     Deadline, Error,
     cli::target::Target,
+    cri::Wanted,
     host::lock,
-    kata::sandbox::Sandbox,
+    kata::{
+        node::judgement::PATH_ANNOTATION,
+        sandbox::{Sandbox, Search},
+    },
     ops::signals::Signals,
     output::findings::{CheckReport, Finding},
     stopwatch::Stopwatch,
 };
 
+mod all;
 mod guest;
 mod kata;
 mod lvm;
 mod node;
+mod policy;
 mod qemu;
 
 /// Check whether volumes can be plugged: on this node, and into a sandbox
 ///
 /// Changes nothing, and needs no sandbox. On the node, check reads the caller's rights, the state
-/// directories of the sandboxes, Kata's configuration (whether there is a QMP socket that the shim
-/// does not hold), the kernel, and LVM, which may activate what a guest wrote to a volume. With
-/// --sandbox or --container, it also checks the lock, QEMU (its socket, version and known bugs,
-/// controller, free addresses, descriptors, volumes), the plugin in the guest, and each container:
-/// its user namespace, its device filter and what that means, and how it would get a device node.
+/// directories of the sandboxes, the kernel, LVM, which may activate what a guest wrote to a
+/// volume, and the configuration of each runtime class of Kata's: whether new sandboxes will have a
+/// QMP socket that the shim does not hold, and a controller for volumes. With --sandbox, --pod,
+/// --container or --all, it also checks the lock, QEMU (its socket, version and known bugs,
+/// controller, free addresses, descriptors, volumes), the plugin in the guest, what the guest's
+/// kernel lacks, and each container: its user namespace, its device filter and what that means, and
+/// how it would get a device node. The configuration of the runtime that started the sandbox is
+/// then checked only for what the sandbox lacks.
 ///
 /// Each finding is ok, a warning (a hot-plug works, but there is something to know) or a problem (a
 /// hot-plug would fail), with a remedy. The exit status is 0 if there is no problem. Otherwise it
@@ -43,9 +52,14 @@ pub struct Check {
     #[command(flatten)]
     pub target: Target,
 
-    /// Container ID or a unique prefix of it [default: all containers of the sandbox]
+    /// Container ID or a unique prefix of it; with --pod, the container's name [default: all
+    /// containers of the sandbox]
     #[arg(long, value_name = "ID")]
     pub container: Option<String>,
+
+    /// Check every sandbox of the node
+    #[arg(long, conflicts_with_all = ["sandbox", "pod", "container", "qmp", "agent"])]
+    pub all: bool,
 }
 
 /// Runs the command. Returns the report, and the stages with their times in microseconds.
@@ -68,27 +82,62 @@ async fn check_all(
     deadline: Deadline,
 ) -> Result<(CheckReport, Vec<(String, u64)>), Error> {
     let mut watch = Stopwatch::new();
-    let mut checks = node::check(run_dir.as_deref());
+    let target = &verb.target;
+    let has_sandbox = target.pod.is_some()
+        || target.sandbox.is_some()
+        || verb.container.is_some()
+        || target.qmp.is_some();
+    let mut checks = node::check(run_dir.as_deref(), target.vmm_user, !has_sandbox);
     watch.lap("node");
     let mut sandbox_id = None;
-    let target = &verb.target;
-    if target.sandbox.is_some() || verb.container.is_some() || target.qmp.is_some() {
+    if verb.all {
+        all::check(verb, run_dir, deadline, &mut checks).await?;
+        watch.lap("sandboxes");
+    } else if has_sandbox {
         // An invalid agent address is an error of the command line, not a finding.
-        let search = target.search(run_dir, verb.container.as_deref())?;
-        match Sandbox::find(&search) {
-            Ok(sandbox) => {
+        let mut search = target.search(run_dir.clone(), verb.container.as_deref())?;
+        match find(verb, run_dir.as_deref(), &mut search, deadline, &mut checks).await? {
+            Some(sandbox) => {
                 checks.push(Finding::ok("sandbox", sandbox.id.clone()));
                 sandbox_id = Some(sandbox.id.clone());
-                check_sandbox(verb, &sandbox, deadline, &mut checks, &mut watch).await;
+                let container = search.container.as_deref();
+                check_sandbox(container, &sandbox, deadline, &mut checks, &mut watch).await;
             }
-            Err(e) => checks.push(Finding::problem("sandbox", &e)),
+            None => watch.lap("find"),
         }
     }
     Ok((CheckReport { sandbox: sandbox_id, checks }, watch.finish()))
 }
 
-async fn check_sandbox(
+/// Finds the sandbox, by its pod if that is named; that it cannot be found is a finding.
+async fn find(
     verb: &Check,
+    run_dir: Option<&Path>,
+    search: &mut Search,
+    deadline: Deadline,
+    checks: &mut Vec<Finding>,
+) -> Result<Option<Sandbox>, Error> {
+    let container = verb.container.as_deref();
+    if let Some(pod) = verb.target.pod_search(run_dir, container, Wanted::Named) {
+        match pod.find(deadline).await {
+            Ok(found) => {
+                checks.push(Finding::ok("pod", found.view.to_string()));
+                search.sandbox = Some(found.sandbox);
+                search.container = found.containers.into_iter().next();
+            }
+            Err(interrupted @ Error::Interrupted { .. }) => return Err(interrupted),
+            Err(e) => {
+                checks.push(Finding::problem("pod", &e));
+                return Ok(None);
+            }
+        }
+    }
+    let found = Sandbox::find(search);
+    Ok(found.map_err(|e| checks.push(Finding::problem("sandbox", &e))).ok())
+}
+
+async fn check_sandbox(
+    container: Option<&str>,
     sandbox: &Sandbox,
     deadline: Deadline,
     checks: &mut Vec<Finding>,
@@ -109,8 +158,10 @@ async fn check_sandbox(
         (Ok(_), None) => Finding::ok("lock", "no other run works on the sandbox"),
     });
     watch.lap("lock");
-    qemu::check(sandbox, deadline, checks).await;
+    let proved = qemu::check(sandbox, deadline, checks).await;
+    let annotated = sandbox.annotation(PATH_ANNOTATION);
+    checks.extend(kata::check_sandbox(Path::new("/"), sandbox.runtime(), proved, annotated));
     watch.lap("qemu");
-    guest::check(sandbox, verb.container.as_deref(), deadline, checks).await;
+    guest::check(sandbox, container, deadline, checks).await;
     watch.lap("guest");
 }

@@ -1,24 +1,27 @@
 //! This node, independent of any sandbox: the caller's rights, the state directories of sandboxes,
 //! Kata's configuration, the kernel, LVM.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use nix::unistd::geteuid;
 
 use super::{kata, lvm};
-use crate::{
-    Error,
-    host::kernel_text::entries,
-    kata::sandbox::{self, RUN_DIRS},
-    output::findings::Finding,
-};
+use crate::{Error, host::kernel_text::entries, kata::sandbox, output::findings::Finding};
 
-/// Checks the node.
-pub(super) fn check(run_dir: Option<&Path>) -> Vec<Finding> {
+/// Checks the node. Kata's configuration is about new sandboxes: with `new_sandboxes` it is
+/// checked, too.
+pub(super) fn check(
+    run_dir: Option<&Path>,
+    vmm_user: Option<u32>,
+    new_sandboxes: bool,
+) -> Vec<Finding> {
     let root = Path::new("/");
     let mut checks = vec![rights()];
-    checks.push(sandboxes(run_dir));
-    checks.push(kata::check(root));
+    checks.push(sandboxes(&sandbox::roots(run_dir, vmm_user)));
+    checks.extend(new_sandboxes.then(|| kata::check(root)));
     checks.push(kernel());
     checks.push(vsock());
     checks.push(lvm::check(root));
@@ -38,14 +41,10 @@ fn rights() -> Finding {
     Finding::problem("rights", &error)
 }
 
-fn sandboxes(run_dir: Option<&Path>) -> Finding {
-    let roots: Vec<_> = match run_dir {
-        Some(directory) => vec![directory.to_owned()],
-        None => RUN_DIRS.map(Into::into).to_vec(),
-    };
+fn sandboxes(roots: &[PathBuf]) -> Finding {
     let searched =
         roots.iter().map(|root| root.display().to_string()).collect::<Vec<_>>().join(" and ");
-    match sandbox::all(&roots) {
+    match sandbox::all(roots) {
         Ok(found) if found.is_empty() => {
             let remedy =
                 ["start a pod with Kata's runtime, or name another directory with --run-dir"];

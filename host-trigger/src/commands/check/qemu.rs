@@ -6,7 +6,7 @@ use std::fs;
 use block_volume_qmp::{Qmp, QmpError};
 use serde_json::{Value, json};
 
-use super::kata;
+use super::kata::Proved;
 use crate::{
     Deadline, Error,
     host::process,
@@ -24,26 +24,37 @@ const ENOUGH: u64 = 256;
 /// The oldest version that this program was tested with.
 const OLDEST: [u32; 2] = [7, 2];
 
-/// Checks the sandbox's QEMU.
-pub(super) async fn check(sandbox: &Sandbox, deadline: Deadline, checks: &mut Vec<Finding>) {
+/// Checks the sandbox's QEMU. Returns what it proves about the configuration that it was started
+/// with.
+pub(super) async fn check(
+    sandbox: &Sandbox,
+    deadline: Deadline,
+    checks: &mut Vec<Finding>,
+) -> Proved {
+    let mut proved = Proved { monitor: true, controller: true };
     let mut qmp = match sandbox.connect_qmp(deadline).await {
         Ok(qmp) => qmp,
         Err(e) => {
-            let mut finding = Finding::problem("qmp", &e);
-            if matches!(e, Error::Qmp(QmpError::Held { .. }) | Error::NoQmpSocket { .. }) {
-                finding = finding.with_remedy(&kata::LINES);
-            }
-            return checks.push(finding);
+            proved.monitor = !matches!(
+                e,
+                Error::Qmp(QmpError::Held { .. } | QmpError::Connect { .. })
+                    | Error::NoQmpSocket { .. }
+            );
+            checks.push(Finding::problem("qmp", &e));
+            return proved;
         }
     };
     checks.push(Finding::ok("qmp", "a QMP socket is free"));
     checks.push(version(qmp.version()));
-    if let Err(e) = query(sandbox, &mut qmp, checks).await {
-        checks.push(Finding::problem("qemu", &e));
+    match query(sandbox, &mut qmp, checks).await {
+        Ok(has_controller) => proved.controller = has_controller,
+        Err(e) => checks.push(Finding::problem("qemu", &e)),
     }
+    proved
 }
 
-async fn query(sandbox: &Sandbox, qmp: &mut Qmp, checks: &mut Vec<Finding>) -> Result<(), Error> {
+/// Returns whether the VM has a controller.
+async fn query(sandbox: &Sandbox, qmp: &mut Qmp, checks: &mut Vec<Finding>) -> Result<bool, Error> {
     let status: Value = qmp.query("query-status", json!({})).await?;
     checks.push(match status["status"].as_str().unwrap_or_default() {
         "running" => Finding::ok("vm", "running"),
@@ -54,13 +65,15 @@ async fn query(sandbox: &Sandbox, qmp: &mut Qmp, checks: &mut Vec<Finding>) -> R
     });
     let mut inventory = Inventory::read(qmp).await?;
     inventory.read_nodes(qmp).await?;
-    match inventory.controller(None) {
+    let controller = inventory.controller(None);
+    let has_controller = !matches!(controller, Err(Error::NoController));
+    match controller {
         Ok(controller) => controller_of(qmp, &inventory, &controller, checks).await?,
         Err(e) => checks.push(Finding::problem("controller", &e)),
     }
     checks.extend(descriptors(sandbox, qmp));
     checks.push(volumes(&inventory));
-    Ok(())
+    Ok(has_controller)
 }
 
 async fn controller_of(

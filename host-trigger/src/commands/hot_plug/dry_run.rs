@@ -1,16 +1,19 @@
-//! The dry run of a hot-plug, after all checks that the real one makes before it changes anything:
-//! volumes that are attached already are inspected in the guest, and that is all. Only an attempt
-//! shows whether the guest's policy allows `Attach`, and whether QEMU and the guest's kernel accept
-//! the disk.
+//! The dry run of a hot-plug: all checks that the real one makes before it adds a disk. The guest
+//! is asked by `Probe`. Volumes that are attached already are inspected there, and that is all.
+//! Only an attempt shows whether the guest's policy allows it, and whether QEMU and the guest's
+//! kernel accept the disk.
 
-use block_volume_api::block_volume::{Attached, ProbeResponse};
+use block_volume_api::block_volume::Attached;
 
 use super::{plug::Plug, preflight};
 use crate::{Error, ops::inspect};
 
 impl Plug<'_> {
-    pub(super) async fn dry_run(&mut self, probe: &ProbeResponse) -> Result<(), Error> {
+    pub(super) async fn dry_run(&mut self) -> Result<(), Error> {
         let deadline = self.session.deadline;
+        let probe = self.probe().await?;
+        self.check_paths(&probe).await?;
+        self.claim_sources().await?;
         for volume in self.volumes.iter_mut().filter(|volume| volume.is_attached()) {
             let request = volume.detachment();
             let seen = inspect::inspect(&self.agent, &request, false, deadline).await?;
@@ -18,7 +21,7 @@ impl Plug<'_> {
                 return Err(error);
             }
             if !seen.node_present {
-                preflight::check_path(probe, &volume.intent.path)?;
+                preflight::check_path(&probe, &volume.intent.path)?;
             }
             let outcome = volume.commit().map(|commit| commit.outcome());
             let same_container = outcome

@@ -1,9 +1,11 @@
 //! `block-volume hot-plug`: the sequence from a host volume to a device in a running container.
 //!
-//! 1. Before anything changes: find and lock the sandbox, ask the guest, QEMU and the source.
+//! 1. Before anything changes: find and lock the sandbox, reach the guest, QEMU and the source.
 //! 2. Roll back what an interrupted run left of the same volumes.
-//! 3. For each volume `add-fd` (with the intent record), `blockdev-add`, `device_add`.
-//! 4. One `Attach` for all volumes in the guest; then the commit records are written.
+//! 3. While the guest looks up whether all volumes can be attached: for each volume `add-fd` (with
+//!    the intent record) and `blockdev-add`.
+//! 4. For each volume `device_add`; the guest attaches all of them, and QEMU gets the commit
+//!    records before the guest commits.
 //!
 //! All or nothing: after any failure, lost reply, deadline or signal, each step that may have been
 //! taken is rolled back.
@@ -17,6 +19,7 @@ mod plug;
 mod preflight;
 mod reconcile;
 mod report;
+mod sequence;
 mod volume;
 
 use plug::Plug;
@@ -50,9 +53,10 @@ pub struct HotPlug {
     #[command(flatten)]
     pub target: Target,
 
-    /// Container ID or a unique prefix of it
-    #[arg(long, value_name = "ID")]
-    pub container: String,
+    /// Container ID or a unique prefix of it; with --pod, the container's name [default there: the
+    /// only container that runs]
+    #[arg(long, value_name = "ID", required_unless_present = "pod")]
+    pub container: Option<String>,
 
     /// virtio-scsi controller, by QEMU's ID [default: scsi0, or the only one]
     #[arg(long, value_name = "ID")]
@@ -123,17 +127,19 @@ fn parse_mode(text: &str) -> Result<u32, String> {
 /// attempt.
 pub async fn run(verb: &HotPlug, run_dir: Option<PathBuf>) -> Result<Envelope<Report>, Error> {
     check(verb)?;
-    let located = Located::new(verb.target.session(run_dir, Some(&verb.container))?)?;
-    let container = located.sandbox.container(&verb.container, &[])?;
+    // Of a pod, the container was found.
+    let prefix = verb.container.as_deref().unwrap_or_default();
+    let located = Located::new(verb.target.session(run_dir, Some(prefix))?)?;
+    let container = located.sandbox.container(prefix, &[])?;
     let (mut session, mut signals) = located.lock().await?;
 
     let Session { sandbox, deadline, watch, .. } = &mut session;
-    let preflight = preflight::run(sandbox, &container, verb, *deadline, watch);
+    let preflight = preflight::run(sandbox, verb, *deadline, watch);
     let preflight = signals.unless_caught(preflight).await?;
-    fault::point("after-probe").await?;
+    fault::point("after-preflight").await?;
 
-    let (mut plug, mut inventory, probe) = Plug::new(verb, session, container, preflight)?;
-    let done = signals.unless_caught(plug.run(&mut inventory, probe)).await;
+    let (mut plug, mut inventory) = Plug::new(verb, session, container, preflight)?;
+    let done = signals.unless_caught(plug.run(&mut inventory)).await;
     let Err(cause) = done else { return plug.report() };
     let may_be_left = plug.describe_added();
     let left = tokio::select! {

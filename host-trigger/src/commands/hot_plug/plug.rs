@@ -1,52 +1,45 @@
-//! The plug of all volumes of one call, step by step, and what is rolled back if a step fails.
+//! The plug of all volumes of one call: its steps in QEMU, and what is rolled back if a step fails.
+//! `sequence` has the order of the steps.
 
-use std::time::Duration;
-
-use block_volume_api::block_volume::{AttachRequest, ProbeResponse};
 use block_volume_qmp::Qmp;
 
-use super::{
-    HotPlug,
-    preflight::{self, Preflight},
-    volume::PlugVolume,
-};
+use super::{HotPlug, preflight::Preflight, volume::PlugVolume};
 use crate::{
-    Error, diagnostics,
+    Error,
     error::Chain,
     fault,
+    host::source::Source,
     kata::{agent::Agent, agent_address::AgentAddress},
     ops::{
         commit,
-        guest_request::RequestTime,
         rollback::plug::{Added, PlugRollback},
         session::Session,
     },
     path_text,
     qemu::{
-        disk::{self, Addresses, ScsiAddress},
+        block_node,
+        disk::{self, ScsiAddress},
         inventory::Inventory,
-        known_bugs,
-        record::{Access, IntentRecord, Record},
+        record::{Access, IntentRecord},
     },
-    sanitize::sanitize,
     volume_id::{VolumeId, reservation_name},
 };
 
-/// The maximum number of stages of the guest that are shown.
-const MAX_STAGES: usize = 32;
 /// The version that is written to records.
 const TOOL: &str = env!("CARGO_PKG_VERSION");
 
 /// The plug of all volumes of one call.
 pub(super) struct Plug<'a> {
     pub(super) verb: &'a HotPlug,
-    container: String,
+    pub(super) container: String,
     address: AgentAddress,
     pub(super) agent: Agent,
     pub(super) qmp: Qmp,
     pub(super) volumes: Vec<PlugVolume>,
+    /// QEMU has everything but the disks.
+    pub(super) has_media: bool,
     /// The guest was asked to attach, and did not reply that it rolled back everything.
-    guest_asked: bool,
+    pub(super) guest_asked: bool,
     /// Fields are dropped in their order: the lock is released after QEMU's socket is closed and
     /// the claims of the sources end, so that the next run finds both free.
     pub(super) session: Session,
@@ -58,7 +51,7 @@ impl<'a> Plug<'a> {
         session: Session,
         container: String,
         preflight: Preflight,
-    ) -> Result<(Self, Option<Inventory>, ProbeResponse), Error> {
+    ) -> Result<(Self, Option<Inventory>), Error> {
         let run = format!("{:08x}", fastrand::u32(..));
         let limits = verb.limits.change()?.alone()?;
         let mut volumes: Vec<PlugVolume> = Vec::with_capacity(preflight.sources.len());
@@ -89,75 +82,26 @@ impl<'a> Plug<'a> {
                 existing: None,
                 leftover: false,
                 added: Added::Nothing,
+                is_in_guest: false,
                 set: 0,
                 controller: preflight.controller.clone(),
                 address: ScsiAddress { target: 0, lun: 0 },
                 attached: None,
+                record_is_due: false,
+                recorded: None,
                 limits,
             });
         }
-        let Preflight { address, agent, qmp, inventory, probe, .. } = preflight;
+        let Preflight { address, agent, qmp, inventory, .. } = preflight;
+        let (has_media, guest_asked) = (false, false);
         let plug =
-            Self { verb, container, address, agent, qmp, volumes, guest_asked: false, session };
-        Ok((plug, inventory, probe))
-    }
-
-    pub(super) async fn run(
-        &mut self,
-        inventory: &mut Option<Inventory>,
-        mut probe: ProbeResponse,
-    ) -> Result<(), Error> {
-        let warnings = known_bugs::warnings(self.qmp.version());
-        warnings.for_each(|warning| diagnostics::line(&warning));
-        let rolled_back = match inventory {
-            Some(inventory) => {
-                self.check_abandoned(inventory)?;
-                self.reconcile(inventory).await?
-            }
-            None => false,
-        };
-        if rolled_back && !self.verb.dry_run {
-            // The rollback may have freed a path.
-            let paths = self.verb.device_path.clone();
-            probe = self.agent.probe(&self.container, paths, self.session.deadline).await?;
-        }
-        // In a dry run the leftovers still are at the path and over the source.
-        for index in 0..self.volumes.len() {
-            let volume = &self.volumes[index];
-            if volume.is_attached() || self.verb.dry_run && volume.leftover {
-                continue;
-            }
-            let free = preflight::check_path(&probe, &volume.intent.path);
-            if matches!(free, Err(Error::PathTaken { .. })) {
-                self.check_path_in_qemu(index).await?;
-            }
-            free?;
-            let volume = &self.volumes[index];
-            if volume.existing.is_none() {
-                let file = volume.source.claim(self.session.deadline).await?;
-                if self.verb.image_format.is_none() {
-                    volume.source.check_format(file)?;
-                }
-            }
-        }
-        self.session.watch.lap("reconcile");
-        if self.verb.dry_run {
-            return self.dry_run(&probe).await;
-        }
-        let mut addresses = Addresses::shuffled();
-        for index in 0..self.volumes.len() {
-            match self.volumes[index].existing {
-                None => self.add_disk(index, &mut addresses).await?,
-                Some(_) => self.begin_attachment(index).await?,
-            }
-        }
-        self.attach().await?;
-        self.write_commits().await
+            Self { verb, container, address, agent, qmp, volumes, has_media, guest_asked, session };
+        Ok((plug, inventory))
     }
 
     /// Records a further attachment of a disk before the guest is asked for it, and reserves its
     /// path.
-    async fn begin_attachment(&mut self, index: usize) -> Result<(), Error> {
+    pub(super) async fn begin_attachment(&mut self, index: usize) -> Result<(), Error> {
         let (volume, qmp) = (&mut self.volumes[index], &mut self.qmp);
         if let Some(begun) = volume.begun().filter(|_| !volume.is_attached()) {
             volume.added = Added::Attachment;
@@ -168,121 +112,112 @@ impl<'a> Plug<'a> {
         if volume.is_further() {
             // Also for one that was attached: an interrupted unplug may have released its path.
             let IntentRecord { container, path, .. } = &volume.intent;
-            disk::reserve_path(qmp, &reservation_name(container, path)).await?;
+            block_node::reserve_path(qmp, &reservation_name(container, path)).await?;
             fault::point("after-reserve-path").await?;
             self.session.watch.lap("begin_attachment");
         }
         Ok(())
     }
 
-    /// Passes the volume to QEMU and adds it to the VM as a disk.
-    async fn add_disk(&mut self, index: usize, addresses: &mut Addresses) -> Result<(), Error> {
-        let (volume, qmp) = (&mut self.volumes[index], &mut self.qmp);
-        // Assume that a sent command ran: a QEMU that was stopped may execute it from its socket
-        // buffer when it resumes, with no client connected (1 in 5, QEMU 10.0).
-        volume.added = Added::Records;
-        let intent = Record::Intent(volume.intent.clone()).to_opaque();
-        let file = volume.source.claim(self.session.deadline).await?;
-        volume.set = qmp.add_fd(file, None, &intent).await?.set;
-        fault::point("after-add-fd").await?;
-        self.session.watch.lap("add_fd");
+    /// Checks the sources of new disks once more, as late as possible.
+    pub(super) async fn claim_sources(&self) -> Result<(), Error> {
+        let is_left = |volume: &&PlugVolume| self.verb.dry_run && volume.leftover;
+        let new =
+            self.volumes.iter().filter(|volume| volume.existing.is_none() && !is_left(volume));
+        let sources: Vec<_> = new.map(|volume| &volume.source).collect();
+        if sources.is_empty() {
+            return Ok(());
+        }
+        let check_format = self.verb.image_format.is_none();
+        Source::claim_all(&sources, check_format, self.session.deadline).await
+    }
 
-        volume.added = Added::Disk;
-        self.add_node(index).await?;
+    /// Passes the new volumes to QEMU and adds their block nodes, each under the name that reserves
+    /// its path: QEMU refuses the name if another volume has the path.
+    pub(super) async fn add_nodes(&mut self) -> Result<(), Error> {
+        let new = (0..self.volumes.len()).filter(|&index| self.volumes[index].existing.is_none());
+        let new: Vec<_> = new.collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        for &index in &new {
+            let volume = &mut self.volumes[index];
+            volume.set = volume.id.set();
+            // Assume that a sent command ran: a QEMU that was stopped may execute it from its
+            // socket buffer when it resumes, with no client connected (1 in 5, QEMU 10.0).
+            volume.added = Added::Disk;
+        }
+        let read_only = self.verb.read_only;
+        let nodes = new.iter().map(|&index| self.volumes[index].new_node(read_only));
+        let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
+        let all = block_node::add_all(&mut self.qmp, &nodes).await?;
+        drop(nodes);
+        let (mut failed, mut path_taken) = (None, Vec::new());
+        for (&index, added) in new.iter().zip(all) {
+            let volume = &mut self.volumes[index];
+            match added {
+                block_node::Added::Whole => {}
+                block_node::Added::PathTaken => {
+                    volume.added = Added::Records;
+                    path_taken.push(index);
+                }
+                block_node::Added::Failed(e) => {
+                    if matches!(e, Error::ConcurrentRun { .. }) {
+                        volume.added = Added::Records;
+                    }
+                    failed = failed.or(Some(held_elsewhere(e, volume)));
+                }
+            }
+        }
+        failed.map_or(Ok(()), Err)?;
+        for index in path_taken {
+            self.add_without_reservation(index).await?;
+        }
         fault::point("after-blockdev-add").await?;
         self.session.watch.lap("blockdev_add");
-
-        let (volume, qmp) = (&mut self.volumes[index], &mut self.qmp);
-        let (backend, controller) = (volume.backend(), &volume.controller.id);
-        let added = disk::add_device(qmp, &volume.id, backend, controller, addresses).await;
-        volume.address = added.map_err(|e| held_elsewhere(e, volume))?;
-        fault::point("after-device-add").await?;
-        self.session.watch.lap("device_add");
-        // Before the guest makes it usable: QEMU cannot add a device with limits.
-        if !volume.limits.is_unlimited() {
-            volume.limits.write(qmp, &volume.id).await?;
-            self.session.watch.lap("throttle");
-        }
-        let PlugVolume { id, controller, address: ScsiAddress { target, lun }, .. } = volume;
-        self.session.log.step(|| format!("volume {id} is disk {}:{target}:{lun}", controller.id));
         Ok(())
     }
 
-    /// Adds the volume's block node under the name that reserves its path: QEMU refuses the name if
-    /// another volume has the path.
-    async fn add_node(&mut self, index: usize) -> Result<(), Error> {
-        let IntentRecord { container, path, .. } = &self.volumes[index].intent;
-        let reservation = reservation_name(container, path);
-        if self.try_add_node(index, Some(&reservation)).await? {
-            return Ok(());
-        }
-        self.volumes[index].added = Added::Records;
+    /// Adds the block node of a volume whose path is reserved: the name may have outlived its
+    /// attachment, because the disk has others, or a run was interrupted.
+    async fn add_without_reservation(&mut self, index: usize) -> Result<(), Error> {
         self.check_path_in_qemu(index).await?;
-        // The name outlived its attachment: the disk has others, or a run was interrupted.
-        self.volumes[index].added = Added::Disk;
-        self.try_add_node(index, None).await.map(drop)
-    }
-
-    async fn try_add_node(
-        &mut self,
-        index: usize,
-        reservation: Option<&str>,
-    ) -> Result<bool, Error> {
-        let (volume, qmp) = (&mut self.volumes[index], &mut self.qmp);
-        let (backend, read_only) = (volume.backend(), self.verb.read_only);
-        let added =
-            disk::add_node(qmp, &volume.id, backend, read_only, volume.set, reservation).await;
+        let volume = &mut self.volumes[index];
+        volume.added = Added::Disk;
+        let node = volume.new_node(self.verb.read_only)?;
+        let added = block_node::add_without_reservation(&mut self.qmp, &node).await;
         if matches!(added, Err(Error::ConcurrentRun { .. })) {
             volume.added = Added::Records;
         }
-        added.map_err(|e| held_elsewhere(e, volume))
+        added.map_err(|e| held_elsewhere(e, &self.volumes[index]))
     }
 
-    /// Asks the guest to attach all volumes.
-    async fn attach(&mut self) -> Result<(), Error> {
-        let RequestTime { timeout_ms, reply_by } = RequestTime::until(self.session.deadline);
-        let request = AttachRequest {
-            attachments: self.volumes.iter().map(PlugVolume::attachment).collect(),
-            timeout_ms,
-            ..Default::default()
-        };
-        self.guest_asked = true;
-        let reply = self.agent.attach(&request, reply_by).await;
-        if matches!(reply, Err(Error::Guest { undone: true, .. })) {
-            self.guest_asked = false;
+    /// Adds the new volumes to the VM as disks, those that it does not have. Returns false if the
+    /// address of one is taken.
+    pub(super) async fn add_disks(&mut self) -> Result<bool, Error> {
+        let is_new = |volume: &PlugVolume| volume.existing.is_none() && !volume.is_in_guest;
+        let new = self.volumes.iter().filter(|volume| is_new(volume));
+        let disks: Vec<_> = new.map(PlugVolume::new_disk).collect();
+        if disks.is_empty() {
+            return Ok(true);
         }
-        let reply = reply?;
-        fault::point("after-attach").await?;
-        for stage in reply.stages.iter().take(MAX_STAGES) {
-            let name = format!("guest_{}", sanitize(&stage.name));
-            self.session.watch.record(name, Duration::from_micros(stage.micros));
+        let all = disk::add_all(&mut self.qmp, &disks).await?;
+        let mut is_whole = true;
+        for (volume, added) in self.volumes.iter_mut().filter(|volume| is_new(volume)).zip(all) {
+            volume.is_in_guest = added.map_err(|e| held_elsewhere(e, volume))?;
+            is_whole &= volume.is_in_guest;
+            let PlugVolume { id, controller, address: ScsiAddress { target, lun }, .. } = volume;
+            let address = format!("{}:{target}:{lun}", controller.id);
+            self.session.log.step(|| match volume.is_in_guest {
+                true => format!("volume {id} is disk {address}"),
+                false => format!("the address {address} is taken"),
+            });
         }
-        if reply.attached.len() != self.volumes.len() {
-            return Err(commit::mismatch("another number of volumes"));
+        if is_whole {
+            fault::point("after-device-add").await?;
         }
-        let pairs = request.attachments.iter().zip(reply.attached);
-        for (volume, (requested, attached)) in self.volumes.iter_mut().zip(pairs) {
-            commit::check(requested, &attached)?;
-            volume.attached = Some(attached);
-        }
-        self.session.watch.lap("attach");
-        Ok(())
-    }
-
-    /// Writes the commit records. With its record a volume is attached; without it a later run
-    /// rolls the volume back.
-    async fn write_commits(&mut self) -> Result<(), Error> {
-        for volume in &self.volumes {
-            let Some(attached) = &volume.attached else { continue };
-            if volume.is_recorded(attached) {
-                continue;
-            }
-            let record = volume.new_commit(attached);
-            commit::replace(&mut self.qmp, volume.set, volume.carrier(), &record).await?;
-        }
-        fault::point("after-commit").await?;
-        self.session.watch.lap("commit");
-        Ok(())
+        self.session.watch.lap("device_add");
+        Ok(is_whole)
     }
 
     /// Describes what this run may have put into QEMU and the guest.

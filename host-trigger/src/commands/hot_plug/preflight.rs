@@ -1,14 +1,14 @@
-//! The preflight: everything that can be known before anything is changed. The agent, QEMU and the
-//! source are asked at the same time, because each takes a while to reply and none needs the
-//! others: the plug then takes hardly longer than its three changes in QEMU and the guest's own
-//! work.
+//! The preflight: everything that can be known without the guest, before anything is changed. The
+//! agent, QEMU and the source are reached at the same time, because each takes a while to reply and
+//! none needs the others. What the guest is asked comes after it: it begins an attach, and says
+//! whether that can succeed before it changes anything.
 
 use std::time::{Duration, Instant};
 
 use block_volume_api::block_volume::{
     FilterMode, NodeWay, PathState, PathUse, ProbeResponse, Reason,
 };
-use block_volume_qmp::Qmp;
+use block_volume_qmp::{GREETING_TIMEOUT, Qmp};
 
 use super::HotPlug;
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
         agent_address::{self, AgentAddress},
         sandbox::Sandbox,
     },
-    ops::session::PROBE_TIMEOUT,
+    ops::guest_kernel,
     qemu::{abandoned, controller::Controller, inventory::Inventory},
     stopwatch::Stopwatch,
 };
@@ -29,7 +29,6 @@ use crate::{
 pub(super) struct Preflight {
     pub(super) address: AgentAddress,
     pub(super) agent: Agent,
-    pub(super) probe: ProbeResponse,
     pub(super) qmp: Qmp,
     pub(super) controller: Controller,
     /// QEMU's inventory, which takes longer the more volumes there are: read only if QEMU may have
@@ -38,23 +37,24 @@ pub(super) struct Preflight {
     pub(super) sources: Vec<Source>,
 }
 
-/// Asks all three. The first error ends it.
+/// Reaches all three. The first error ends it.
 pub(super) async fn run(
     sandbox: &Sandbox,
-    container: &str,
     verb: &HotPlug,
     deadline: Deadline,
     watch: &mut Stopwatch,
 ) -> Result<Preflight, Error> {
-    let guest = connect_agent(sandbox, container, verb, deadline);
+    let guest = connect_agent(sandbox, deadline);
     let host = async {
         let start = Instant::now();
-        let mut qmp = sandbox.connect_qmp(deadline).await?;
-        let connected = start.elapsed();
-        let controller = Inventory::find_controller(&mut qmp, verb.controller.as_deref()).await?;
-        let has_abandoned = abandoned::exist(&mut qmp).await?;
-        let stages = [("qmp_connect", connected), ("qmp_query", start.elapsed() - connected)];
-        Ok(((qmp, has_abandoned), controller, stages))
+        let wanted = verb.controller.as_deref();
+        let queries: Vec<_> =
+            Inventory::controller_queries(wanted).into_iter().chain([abandoned::query()]).collect();
+        let (mut qmp, mut replies) =
+            sandbox.connect_qmp_within(deadline, GREETING_TIMEOUT, &queries).await?;
+        let controller = Inventory::find_controller(&mut qmp, wanted, &mut replies).await?;
+        let has_abandoned = abandoned::exist(&mut replies)?;
+        Ok(((qmp, has_abandoned), controller, [("qmp_connect", start.elapsed())]))
     };
     // Polled first: its thread works while the others are sent their requests.
     let sources = async {
@@ -62,9 +62,9 @@ pub(super) async fn run(
         let sources = Source::open_all(&verb.block_volume, verb.read_only, deadline).await?;
         Ok((sources, start.elapsed()))
     };
-    let ((sources, opened), probed, ((mut qmp, has_abandoned), controller, host)) =
+    let ((sources, opened), dialed, ((mut qmp, has_abandoned), controller, host)) =
         tokio::try_join!(sources, guest, host)?;
-    let Probed { address, agent, probe, stages } = probed;
+    let Dialed { address, agent, stages } = dialed;
     let is_new = sources.iter().all(Source::is_exclusive);
     let inventory = match is_new && !has_abandoned && !verb.dry_run {
         true => None,
@@ -74,34 +74,27 @@ pub(super) async fn run(
         watch.record(stage, time);
     }
     watch.lap("prepare");
-    Ok(Preflight { address, agent, probe, qmp, controller, inventory, sources })
+    Ok(Preflight { address, agent, qmp, controller, inventory, sources })
 }
 
-/// An agent that has replied to `Probe`.
-struct Probed {
+/// An agent that is connected.
+struct Dialed {
     address: AgentAddress,
     agent: Agent,
-    probe: ProbeResponse,
-    stages: [(&'static str, Duration); 3],
+    stages: [(&'static str, Duration); 2],
 }
 
-/// Finds the agent and probes it. The address that the shim reports is decisive. While that is
+/// Finds the agent and connects to it. The address that the shim reports is decisive. While that is
 /// awaited, the address on disk is tried, which is the same unless the state file is out of date.
-/// `Probe` changes nothing, whichever agent replies.
-async fn connect_agent(
-    sandbox: &Sandbox,
-    container: &str,
-    verb: &HotPlug,
-    deadline: Deadline,
-) -> Result<Probed, Error> {
+async fn connect_agent(sandbox: &Sandbox, deadline: Deadline) -> Result<Dialed, Error> {
     let start = Instant::now();
     let ask = async || (sandbox.agent_address(deadline).await, start.elapsed());
     let Some(likely) = sandbox.likely_agent_address() else {
         let (address, found) = ask().await;
-        return probe(address?, found, container, verb, deadline).await;
+        let dialed = dial(address?, found, deadline).await;
+        return dialed.map_err(|e| sandbox.or_starting(e));
     };
-    let attempt =
-        async { Ok(probe(likely.clone(), Duration::ZERO, container, verb, deadline).await) };
+    let attempt = async { Ok(dial(likely.clone(), Duration::ZERO, deadline).await) };
     let check = async {
         match ask().await {
             (Ok(address), found) if address == likely => Ok(found),
@@ -109,30 +102,20 @@ async fn connect_agent(
         }
     };
     match tokio::try_join!(attempt, check) {
-        Ok((probed, found)) => probed.map(|mut probed| {
-            probed.stages[0].1 = found;
-            probed
+        Ok((dialed, found)) => dialed.map(|mut dialed| {
+            dialed.stages[0].1 = found;
+            dialed
         }),
-        Err((address, found)) => probe(address?, found, container, verb, deadline).await,
+        Err((address, found)) => dial(address?, found, deadline).await,
     }
 }
 
-/// Connects to and probes the agent at `address`; finding the address took the time `found`.
-async fn probe(
-    address: AgentAddress,
-    found: Duration,
-    container: &str,
-    verb: &HotPlug,
-    deadline: Deadline,
-) -> Result<Probed, Error> {
+/// Connects to the agent at `address`; finding the address took the time `found`.
+async fn dial(address: AgentAddress, found: Duration, deadline: Deadline) -> Result<Dialed, Error> {
     let start = Instant::now();
     let agent = Agent::new(agent_address::dial(&address, deadline).await?);
-    let dialed = start.elapsed();
-    let deadline = deadline.capped(PROBE_TIMEOUT);
-    let probe = agent.probe(container, verb.device_path.clone(), deadline).await?;
-    let stages =
-        [("agent_address", found), ("agent_dial", dialed), ("probe", start.elapsed() - dialed)];
-    Ok(Probed { address, agent, probe, stages })
+    let stages = [("agent_address", found), ("agent_dial", start.elapsed())];
+    Ok(Dialed { address, agent, stages })
 }
 
 /// Checks whether a volume can be attached at `path`, as far as the guest knows before the attempt.
@@ -140,6 +123,7 @@ async fn probe(
 /// # Errors
 /// It cannot.
 pub(super) fn check_path(probe: &ProbeResponse, path: &str) -> Result<(), Error> {
+    guest_kernel::check(probe)?;
     let guest = |reason, message: String| Err(Error::Guest { reason, message, undone: true });
     let container = probe.container.as_ref();
     if let Some(filter) = container.and_then(|container| container.filter.as_ref()) {
@@ -199,7 +183,7 @@ fn mismatch(what: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use block_volume_api::block_volume::{ContainerState, FilterState};
+    use block_volume_api::block_volume::{ContainerState, FilterState, KernelState};
     use rstest::rstest;
 
     use super::*;
@@ -250,6 +234,19 @@ mod tests {
     ) {
         let error = check_path(&probe(state, refused), "/dev/x").unwrap_err();
         assert_eq!(error.class().reason, reason);
+    }
+
+    #[test]
+    fn a_kernel_without_what_every_volume_needs_is_refused() {
+        let mut probe = probe(state(PathUse::PATH_USE_FREE, MKNOD), "");
+        let lacks = |name: &str| {
+            let missing = vec![name.to_owned()];
+            Some(KernelState { missing, ..Default::default() }).into()
+        };
+        probe.kernel = lacks("mount_setattr");
+        check_path(&probe, "/dev/x").unwrap();
+        probe.kernel = lacks("sd");
+        assert_eq!(check_path(&probe, "/dev/x").unwrap_err().class().reason, "unsupported");
     }
 
     #[test]

@@ -2,11 +2,16 @@
 //! an interrupted run. A leftover is rolled back first, so that the plug begins from nothing; a dry
 //! run only remembers it.
 
+use block_volume_api::block_volume::ProbeResponse;
+
 use super::{plug::Plug, volume::PlugVolume};
 use crate::{
     Error,
     host::source::Source,
-    ops::rollback::leftover::{self, Extent},
+    ops::{
+        rollback::leftover::{self, Extent},
+        session::PROBE_TIMEOUT,
+    },
     qemu::{
         inventory::Inventory,
         record::IntentRecord,
@@ -16,21 +21,19 @@ use crate::{
 };
 
 impl Plug<'_> {
-    /// Finds what is attached already, and rolls back what interrupted runs left. Returns whether
-    /// there was a leftover.
-    pub(super) async fn reconcile(&mut self, inventory: &mut Inventory) -> Result<bool, Error> {
-        let mut rolled_back = false;
+    /// Finds what is attached already, and rolls back what interrupted runs left.
+    pub(super) async fn reconcile(&mut self, inventory: &mut Inventory) -> Result<(), Error> {
         for index in 0..self.volumes.len() {
             if !inventory.volume(&self.volumes[index].id).is_absent() {
                 inventory.read_nodes(&mut self.qmp).await?;
             }
             let state = inventory.volume(&self.volumes[index].id);
             if let Some(size) = state.attached_size() {
-                rolled_back |= self.reconcile_disk(index, inventory, &state, size).await?;
+                self.reconcile_disk(index, inventory, &state, size).await?;
             } else if state.is_absent() {
                 self.check_path_in(inventory, index)?;
+                inventory.check_set(&self.volumes[index].id)?;
             } else {
-                rolled_back = true;
                 self.volumes[index].leftover = true;
                 if self.verb.dry_run {
                     continue;
@@ -43,7 +46,7 @@ impl Plug<'_> {
                 }
             }
         }
-        Ok(rolled_back)
+        Ok(())
     }
 
     /// Checks that nothing new is plugged beside an abandoned volume: its container may still have
@@ -65,15 +68,14 @@ impl Plug<'_> {
         }
     }
 
-    /// Reconciles with a whole disk. Returns whether an interrupted run left something of this
-    /// attachment.
+    /// Reconciles with a whole disk.
     async fn reconcile_disk(
         &mut self,
         index: usize,
         inventory: &Inventory,
         state: &VolumeState,
         size: u64,
-    ) -> Result<bool, Error> {
+    ) -> Result<(), Error> {
         let (shared, controller) = (self.verb.shared, self.verb.controller.as_deref());
         let volume = &mut self.volumes[index];
         volume.use_existing(state, size, shared, controller, inventory)?;
@@ -86,7 +88,7 @@ impl Plug<'_> {
             return Err(Error::OtherOptions { volume, differs });
         }
         if volume.is_attached() {
-            return Ok(false);
+            return Ok(());
         }
         self.check_path_in(inventory, index)?;
         let IntentRecord { container, path, .. } = &self.volumes[index].intent;
@@ -95,7 +97,7 @@ impl Plug<'_> {
         if begun && !self.verb.dry_run {
             self.roll_back_leftover(index, state, Extent::Attachment).await?;
         }
-        Ok(begun)
+        Ok(())
     }
 
     /// Checks that no other volume has this volume's device path, by what QEMU has now.
@@ -122,12 +124,21 @@ impl Plug<'_> {
         }
     }
 
+    /// Asks the guest for the state of the container and of the device paths.
+    pub(super) async fn probe(&self) -> Result<ProbeResponse, Error> {
+        let paths = self.verb.device_path.clone();
+        let deadline = self.session.deadline.capped(PROBE_TIMEOUT);
+        self.agent.probe(&self.container, paths, deadline).await
+    }
+
     async fn roll_back_leftover(
         &mut self,
         index: usize,
         state: &VolumeState,
         extent: Extent,
     ) -> Result<(), Error> {
+        // What refuses the plug is known before anything is rolled back for it.
+        self.probe().await?;
         let PlugVolume { id, intent, .. } = &self.volumes[index];
         let what = format!("what an interrupted run left of volume {id}");
         self.session.log.step(|| format!("rolling back {what}"));

@@ -11,14 +11,15 @@ use crate::{
         rollback::plug::{Added, AddedVolume},
     },
     qemu::{
+        block_node::NewNode,
         controller::Controller,
-        disk::{Backend, ScsiAddress},
+        disk::{Backend, NewDisk, ScsiAddress},
         inventory::Inventory,
-        record::{CommitRecord, FurtherAttachment, IntentRecord},
+        record::{CommitRecord, FurtherAttachment, IntentRecord, Record},
         throttle::Limits,
         volume_state::{Attachment, VolumeState},
     },
-    volume_id::VolumeId,
+    volume_id::{VolumeId, reservation_name},
 };
 
 /// One volume of the call.
@@ -32,10 +33,16 @@ pub(super) struct PlugVolume {
     /// An interrupted run left something of it.
     pub(super) leftover: bool,
     pub(super) added: Added,
+    /// The VM has the disk.
+    pub(super) is_in_guest: bool,
     pub(super) set: u64,
     pub(super) controller: Controller,
     pub(super) address: ScsiAddress,
     pub(super) attached: Option<Attached>,
+    /// What the guest reports is not recorded.
+    pub(super) record_is_due: bool,
+    /// The descriptor that carries the commit record of this run.
+    pub(super) recorded: Option<PassedFd>,
     /// The limits in QEMU.
     pub(super) limits: Limits,
 }
@@ -73,11 +80,19 @@ impl PlugVolume {
 
     /// The descriptor that carries the commit record of this attachment.
     pub(super) fn carrier(&self) -> Option<PassedFd> {
-        self.existing.as_ref()?.commit.as_ref().map(|(carrier, _)| *carrier)
+        let before = || self.existing.as_ref()?.commit.as_ref().map(|(carrier, _)| *carrier);
+        self.recorded.or_else(before)
+    }
+
+    /// Remembers what the guest reports, and whether that has to be recorded.
+    pub(super) fn accept(&mut self, attached: Attached) {
+        let is_known = self.attached.as_ref() == Some(&attached);
+        self.record_is_due = !is_known && !self.is_recorded(&attached);
+        self.attached = Some(attached);
     }
 
     /// Whether what the guest reports of this attachment is recorded already.
-    pub(super) fn is_recorded(&self, attached: &Attached) -> bool {
+    fn is_recorded(&self, attached: &Attached) -> bool {
         let started = attached.outcome.as_ref().map(|outcome| outcome.container_started);
         attached.unchanged
             && self.is_attached()
@@ -100,11 +115,34 @@ impl PlugVolume {
     }
 
     /// What the block node is made over.
-    pub(super) fn backend(&self) -> Backend {
+    fn backend(&self) -> Backend {
         match self.source.kind {
             SourceKind::Block(geometry) => Backend::HostDevice(geometry),
             SourceKind::File => Backend::File { rotational: self.source.is_rotational() },
         }
+    }
+
+    /// The block node that QEMU is to get.
+    ///
+    /// # Errors
+    /// The source is in use.
+    pub(super) fn new_node(&self, read_only: bool) -> Result<NewNode<'_>, Error> {
+        let IntentRecord { container, path, .. } = &self.intent;
+        Ok(NewNode {
+            id: &self.id,
+            file: self.source.claimed()?,
+            intent: Record::Intent(self.intent.clone()).to_opaque(),
+            backend: self.backend(),
+            read_only,
+            reservation: reservation_name(container, path),
+        })
+    }
+
+    /// The disk that QEMU is to get over the block node.
+    pub(super) fn new_disk(&self) -> NewDisk<'_> {
+        let (id, controller) = (&self.id, &self.controller.id);
+        let (backend, address) = (self.backend(), self.address);
+        NewDisk { id, backend, controller, address, limits: self.limits }
     }
 
     /// The volume as it is described to the guest.

@@ -91,11 +91,15 @@ impl Patience {
     pub(super) fn same(&self, view: &VolumeView) -> Result<(), Error> {
         let run =
             |view: &VolumeView| view.known.attachment.as_ref().map(|known| known.intent.clone());
+        let is_same = |seen: &VolumeView| match (&seen.known.attachment, &view.known.attachment) {
+            (Some(seen), Some(now)) => seen.is_same(now),
+            (seen, now) => seen == now,
+        };
         match &self.seen {
-            // The record has the name of the run that plugged it, and the descriptors are those
-            // that carry the records. A run that took it without the guest has moved them.
+            // The record has the name of the run that plugged it. A run that took it without the
+            // guest has moved the descriptors that carry the records.
             Some(seen) if view.known.state.is_abandoned && run(seen) == run(view) => Ok(()),
-            Some(seen) if seen.known.attachment != view.known.attachment => {
+            Some(seen) if !is_same(seen) => {
                 Err(Error::VolumeChanged { volume: view.known.id.to_string() })
             }
             _ => Ok(()),
@@ -138,6 +142,7 @@ impl Patience {
             cause,
             Error::Incomplete { .. }
                 | Error::NoQmpSocket { .. }
+                | Error::SandboxStarting { .. }
                 | Error::Qmp(QmpError::Connect { .. })
         );
         match &self.seen {

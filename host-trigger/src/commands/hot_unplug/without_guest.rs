@@ -176,6 +176,8 @@ fn commit(view: &VolumeView) -> Option<CommitRecord> {
         parents_made: Vec::new(),
         allowed_before: false,
         started: 0,
+        errors: 0,
+        size: 0,
     };
     Some(recorded.map_or_else(begun, |(_, commit)| commit.clone()))
 }

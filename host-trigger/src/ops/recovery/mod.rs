@@ -14,7 +14,7 @@ use crate::{
         agent::{self, Agent},
         sandbox::Sandbox,
     },
-    qemu::{disk, node_users::NodeUsers, volume_state::Attachment},
+    qemu::{block_node, node_users::NodeUsers, volume_state::Attachment},
     stopwatch::Stopwatch,
     volume_id::reservation_name,
 };
@@ -173,7 +173,7 @@ impl Recovery<'_> {
         if known.is_further() {
             // An interrupted unplug may have released the path first.
             let reservation = reservation_name(&known.intent.container, &known.intent.path);
-            disk::reserve_path(self.qmp, &reservation).await?;
+            block_node::reserve_path(self.qmp, &reservation).await?;
         }
         let remaining = self.deadline.remaining();
         let attach = AttachRequest {

@@ -6,7 +6,7 @@
 //! | an attachment that the guest completed, without commit record | completed: the commit record is written |
 //! | an attachment that the guest did not complete, or whose container does not run | rolled back |
 //! | attached; the guest lost the device node or the right, the container runs | completed: the guest makes them again |
-//! | attached; the guest has no disk, or QEMU no device | completed: an interrupted unplug is finished |
+//! | attached; the guest has no disk, or QEMU no device | completed: an interrupted unplug is finished, and what is left of a plug that was killed before its commit is removed |
 //! | attached; the container is gone, or was restarted without the volume | rolled back |
 //! | a block node in QEMU without device and record | rolled back |
 //! | the record of a volume that the host freed without the guest | completed: the guest detaches it |
@@ -96,7 +96,8 @@ impl RecoveryPlan {
         let in_container = guest.node_present && guest.allowed && guest.leftovers.is_empty();
         match listed.state {
             _ if committed && !(in_qemu && guest.disk_present) => {
-                Self::Detach { completes: true, why: "the unplug had begun" }
+                let why = "an unplug had begun, or a plug was not committed";
+                Self::Detach { completes: true, why }
             }
             State::Stale { cause: Cause::ContainerRestarted } if in_container => Self::Attach {
                 why: "the guest had attached it to the container that was restarted",

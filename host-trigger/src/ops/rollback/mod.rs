@@ -38,9 +38,9 @@ pub(crate) async fn is_alive(sandbox: &Sandbox) -> bool {
 /// QEMU runs, and does not respond.
 pub(crate) async fn reconnect(sandbox: &Sandbox, deadline: Deadline) -> Result<Option<Qmp>, Error> {
     // QEMU may be busy with the command that was interrupted; it sends its greeting after that.
-    match sandbox.connect_qmp_within(deadline, COMMAND_TIMEOUT).await {
-        Ok(qmp) => Ok(Some(qmp)),
-        Err(Error::NoQmpSocket { .. }) => Ok(None),
+    match sandbox.connect_qmp_within(deadline, COMMAND_TIMEOUT, &[]).await {
+        Ok((qmp, _)) => Ok(Some(qmp)),
+        Err(Error::NoQmpSocket { .. } | Error::SandboxStarting { .. }) => Ok(None),
         Err(Error::Qmp(QmpError::Connect { source, .. }))
             if matches!(source.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) =>
         {

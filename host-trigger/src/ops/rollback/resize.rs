@@ -61,9 +61,11 @@ impl ResizeRollback<'_> {
             return Ok(None);
         }
         let left = format!("QEMU has volume {} with {now} bytes, the guest may not", self.id);
-        if !self.is_revertible
-            || disk_size::in_guest(self.agent, self.request, deadline).await? != Some(self.before)
-        {
+        if !self.is_revertible {
+            return Ok(Some(left));
+        }
+        let in_guest = disk_size::in_guest(self.agent, self.request, deadline).await?;
+        if in_guest.is_none_or(|disk| disk.size != self.before) {
             return Ok(Some(left));
         }
         disk_size::set_in_qemu(self.qmp, self.id, self.path, self.before).await?;

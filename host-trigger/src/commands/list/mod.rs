@@ -1,6 +1,8 @@
 //! `block-volume list`: the volumes of a sandbox, as QEMU and the guest have them now. It sends
 //! queries to QEMU and `Inspect` to the guest, and changes nothing.
 
+mod all;
+
 use std::path::PathBuf;
 
 use clap::Args;
@@ -28,7 +30,8 @@ use crate::{
 /// now; repair detaches abandoned ones in the guest. A shared volume has a row for each attachment.
 ///
 /// If the guest could not tell the state of a volume, the exit status is 15, after everything is
-/// printed.
+/// printed. The names of pods are those that the container engine has noted in its bundles; --all
+/// asks the engine for the others.
 #[derive(Debug, Args)]
 #[command(before_help = "Example: ecr-runtime block-volume list --sandbox 7d3a")]
 pub struct List {
@@ -36,9 +39,15 @@ pub struct List {
     #[command(flatten)]
     pub target: Target,
 
-    /// Container ID or a unique prefix of it [default: all containers]
+    /// Container ID or a unique prefix of it; with --pod, the container's name [default: all
+    /// containers]
     #[arg(long, value_name = "ID")]
     pub container: Option<String>,
+
+    /// Show the volumes of every sandbox of the node. One that cannot be asked is shown with its
+    /// error, and the exit status is then 15
+    #[arg(long, conflicts_with_all = ["sandbox", "pod", "container", "qmp", "agent"])]
+    pub all: bool,
 }
 
 /// Runs the verb.
@@ -46,6 +55,9 @@ pub struct List {
 /// # Errors
 /// The sandbox is not found, or its QEMU cannot be asked.
 pub async fn run(verb: &List, run_dir: Option<PathBuf>) -> Result<Envelope<Listing>, Error> {
+    if verb.all {
+        return all::run(verb, run_dir).await;
+    }
     let container = verb.container.as_deref();
     let options = verb.target.session(run_dir, container)?;
     let (mut session, mut signals) = Session::open(options).await?;
@@ -53,7 +65,7 @@ pub async fn run(verb: &List, run_dir: Option<PathBuf>) -> Result<Envelope<Listi
         |sandbox: &Sandbox, inventory: &Inventory| select::all(container, sandbox, inventory);
     let inspected = inspect::inspect_volumes(&mut session, choose, false);
     let (volumes, guest_error) = signals.unless_caught(inspected).await?;
-    let listing = Listing { volumes, guest_error };
+    let listing = Listing { volumes, guest_error, ..Listing::default() };
     let unknown = listing.unknown();
     Ok(Envelope::new("list", Outcome::Listed, listing)
         .with_error(unknown.as_ref())
