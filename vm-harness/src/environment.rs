@@ -11,6 +11,8 @@
 //! | `VM_HARNESS_INITRD_EXTRA` | directory whose files are added to the guest's root, and replace those in it | none |
 //! | `VM_HARNESS_KERNEL` | unpacked kernel package, or a kernel that needs no modules | that of the image |
 //! | `VM_HARNESS_TIME_SCALE` | factor on every time limit | 1 with KVM, 4 with TCG |
+//! | `VM_HARNESS_MACHINE` | QEMU's machine type of every guest: `q35` or `pc` | that of the test, mostly `q35` |
+//! | `VM_HARNESS_CPUS` | number of CPUs of every guest | that of the test, mostly 1 |
 //! | `VM_HARNESS_RESTORE` | `no`: boot every guest | restore the usual guests from files |
 //! | `VM_HARNESS_CACHE` | directory of what `ci/setup` fetched | `target/cache` |
 //! | `VM_HARNESS_ARTIFACTS` | directory in which a failed test leaves its console and QEMU's messages | none |
@@ -26,6 +28,8 @@ use crate::{Error, Overrides};
 /// The vsock port of the agent, in Kata and here.
 pub(crate) const AGENT_PORT: u32 = 1024;
 const PLUGIN_PORT: &str = "VM_HARNESS_PLUGIN_PORT";
+pub(crate) const MACHINE: &str = "VM_HARNESS_MACHINE";
+pub(crate) const CPUS: &str = "VM_HARNESS_CPUS";
 
 /// Paths and settings of a build, read once.
 #[derive(Debug, Clone)]
@@ -40,6 +44,10 @@ pub struct Environment {
     pub restore: bool,
     /// What the caller changes in the image.
     pub overrides: Overrides,
+    /// QEMU's machine type of every guest, in place of the one that a test chooses.
+    pub machine_type: Option<String>,
+    /// The number of CPUs of every guest, in place of the one that a test chooses.
+    pub cpus: Option<String>,
     /// The vsock port on which the agent of the default image serves the plugin, if that is not
     /// the agent's own port.
     pub plugin_port: Option<String>,
@@ -65,7 +73,8 @@ impl Environment {
         let restore = variable("VM_HARNESS_RESTORE").as_deref() != Some("no");
         let plugin_port = variable(PLUGIN_PORT);
         let image = path("VM_HARNESS_IMAGE");
-        Self { target, cache, qemu, restore, overrides, plugin_port, image }
+        let (machine_type, cpus) = (variable(MACHINE), variable(CPUS));
+        Self { target, cache, qemu, restore, overrides, machine_type, cpus, plugin_port, image }
     }
 
     /// Returns the path of `ecr-runtime` as it ships.
@@ -74,6 +83,14 @@ impl Environment {
     /// It was not built.
     pub fn ecr_runtime(&self) -> Result<PathBuf, Error> {
         built(self.target.join("release/ecr-runtime"))
+    }
+
+    /// Returns the path of `ecr-qemu` as it ships.
+    ///
+    /// # Errors
+    /// It was not built.
+    pub fn ecr_qemu(&self) -> Result<PathBuf, Error> {
+        built(self.target.join("release/ecr-qemu"))
     }
 
     /// Returns the path of `ecr-runtime` with its fault points.
@@ -139,6 +156,34 @@ impl Environment {
     /// `ci/setup --full` has not run.
     pub fn generic_kernel(&self) -> Result<PathBuf, Error> {
         fetched_for_full(self.cache.join("kernels/generic"))
+    }
+
+    /// Returns the directories that make systemd with udev PID 1 of a guest, for
+    /// [`Overrides::extra`].
+    ///
+    /// # Errors
+    /// `ci/setup --full` has not run.
+    pub fn systemd(&self) -> Result<[PathBuf; 2], Error> {
+        let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("../images/systemd");
+        Ok([fetched_for_full(self.cache.join("systemd"))?, built(units)?])
+    }
+
+    /// Returns the root directory with containerd of a Debian suite.
+    ///
+    /// # Errors
+    /// `ci/setup --test` has not run; for other suites than bookworm `ci/setup --full`.
+    pub fn containerd(&self, suite: &str) -> Result<PathBuf, Error> {
+        fetched_for_full(self.cache.join("containerd").join(suite))
+    }
+
+    /// Returns the tree with libvirt of this machine's Debian suite.
+    ///
+    /// # Errors
+    /// `ci/bench` has not run.
+    pub fn libvirt(&self) -> Result<PathBuf, Error> {
+        let path = self.cache.join("libvirt");
+        let remedy = "run ci/bench, which unpacks libvirt of this Debian, or give --without-virsh";
+        if path.exists() { Ok(path) } else { Err(missing(&path, remedy)) }
     }
 
     /// Returns the path of `virtiofsd`, the server of virtio-fs.

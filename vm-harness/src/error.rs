@@ -24,6 +24,17 @@ pub enum Error {
         /// The texts of the filter.
         wanted: String,
     },
+    /// A name that no check has.
+    #[error(
+        "no check is named {name:?}: did you mean {near}? `vm-harness conformance --list` prints \
+         all"
+    )]
+    UnknownCheck {
+        /// The name.
+        name: String,
+        /// The names that are most like it.
+        near: String,
+    },
     /// A policy file of a type that no known agent reads.
     #[error(
         "policy {}: a .rego file (kata-agent) or a .json file (the reference agent) was expected; \
@@ -63,6 +74,14 @@ pub enum Error {
         awaited: String,
         /// The end of the console, standard error, and the command to repeat it.
         report: String,
+    },
+    /// A program of the harness ended with an error.
+    #[error("{command} failed: {message}")]
+    Failed {
+        /// Its name and its first argument.
+        command: String,
+        /// What it printed.
+        message: String,
     },
     /// A deadline passed.
     #[error("{awaited} did not come within {limit:?}\n{report}")]
@@ -107,6 +126,14 @@ pub enum Error {
     /// A QMP command of the harness failed.
     #[error("the harness's QMP connection failed: {0}")]
     Monitor(String),
+    /// The container engine refused a call.
+    #[error("the container engine answered {call} with an error: {message}")]
+    Cri {
+        /// The method.
+        call: &'static str,
+        /// What it said.
+        message: String,
+    },
     /// An environment variable has an invalid value.
     #[error("{name}={value} is not one of {expected}")]
     Variable {
@@ -141,9 +168,39 @@ impl Error {
         let mut text = self.to_string();
         let mut source = std::error::Error::source(self);
         while let Some(error) = source {
-            text.push_str(&format!(": {error}"));
+            let message = error.downcast_ref().map_or_else(|| error.to_string(), refusal);
+            text.push_str(&format!(": {message}"));
             source = error.source();
         }
         text
+    }
+}
+
+/// Returns the code and the message of a reply that is an error. kata-agent appends a stack
+/// backtrace to the message, after an empty line.
+fn refusal(error: &ttrpc::Error) -> String {
+    match error {
+        ttrpc::Error::RpcStatus(status) => {
+            let message = status.message.split("\n\n").next().unwrap_or_default();
+            format!("{:?}: {message}", status.code())
+        }
+        error => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_agent_is_told_without_its_backtrace() {
+        let message = "EPERM: not permitted\n\nStack backtrace:\n   0: <unknown>";
+        let status = ttrpc::get_status(ttrpc::Code::INTERNAL, message);
+        let error =
+            Error::Agent { call: "CreateContainer", source: ttrpc::Error::RpcStatus(status) };
+        assert_eq!(
+            error.chain(),
+            "the agent answered CreateContainer with an error: INTERNAL: EPERM: not permitted"
+        );
     }
 }

@@ -25,6 +25,7 @@
 //! | to have | write |
 //! |---|---|
 //! | another guest | `Sandbox::boot(&Machine { cgroup: Cgroup::V1, scan: Scan::Async, ..Machine::default() })` |
+//! | a QEMU that `ecr-qemu` did not start | [`Machine::wrapped`] |
 //! | a container with a device filter | `sandbox.start_container_with(&ContainerOptions { device_filter: DeviceFilter::Bpf, ..Default::default() })` |
 //! | a directory of the host in the guest | [`Machine::share`] and [`Environment::generic_kernel`] |
 //! | a block device of the host | [`Volume::loop_device`] |
@@ -34,6 +35,7 @@
 //! | an agent that serves the plugin on a separate port | [`Environment::plugin_port`](field@Environment::plugin_port) and [`Sandbox::boot_in`]; [`Sandbox::plugin_url`] is the value for `--agent` |
 //! | a step that fails in the guest | the image `fault` ([`Sandbox::boot_image`]) and `/run/ecr-fault` |
 //! | a step that fails on the host | [`Sandbox::ecr_runtime_with_faults`] |
+//! | pods by name | [`Containerd::start`], [`Sandbox::boot_as`] and [`Sandbox::start_container_as`] |
 //! | the state of the guest without its agent | [`Sandbox::observer`] |
 //! | a sandbox to try things by hand | `vm-harness boot`, which prints the next commands; `console`, `logs`, `exec -it` |
 //!
@@ -47,7 +49,9 @@
 //! | `vm` | QEMU and the guest: command line, boot and restore, console, the agent's and the observer's clients, the run directory | [`Machine`], [`Guest`], [`Agent`], [`Observer`], [`RunDir`] |
 //! | `container` | a container: its OCI specification, processes and terminals in it | [`Container`], [`ContainerOptions`] |
 //! | `sandbox` | the fixture of a test, and the command under test | [`Sandbox`], [`EcrRuntime`], [`Snapshot`], [`Footprint`] |
+//! | `cri` | a real containerd with CRI, and pods in it | [`Containerd`], [`Pod`], [`PodContainer`] |
 //! | `proxy` | recording proxies that disturb the traffic of a command | [`QmpProxy`], [`AgentProxy`], [`Rule`] |
+//! | [`node`] | a Debian node as a VM, and the suite that runs in it | [`node::Node`] |
 //! | [`conformance`] | the suite for an agent | [`conformance::Conformance`] |
 //! | `command` | the subcommands of the program `vm-harness` (not a part of the library) | |
 //! | `environment`, `overrides` | paths and settings of this build; what a caller changes in the guest's image | [`Environment`], [`Overrides`] |
@@ -58,9 +62,12 @@
 
 pub mod conformance;
 mod container;
+mod cri;
 mod environment;
 mod error;
+pub mod node;
 mod overrides;
+mod panic_capture;
 mod process;
 mod procfs;
 mod proxy;
@@ -74,6 +81,7 @@ pub use container::{
     spec::{ContainerOptions, DeviceFilter, mount},
     terminal::TerminalSize,
 };
+pub use cri::{Containerd, Engine, EngineTranscript, Image, Pod, PodContainer, PodOptions};
 pub use environment::Environment;
 pub use error::Error;
 pub use overrides::Overrides;
@@ -82,8 +90,10 @@ pub use procfs::ProcessStat;
 pub use proxy::{AgentProxy, Fault, Message, QmpProxy, Rule, command, event, greeting, reply_to};
 pub use sandbox::{
     Sandbox,
+    agent_snapshot::AgentSnapshot,
     ecr_runtime::{EcrRuntime, Finished, Plugged},
     footprint::Footprint,
+    plug_client::PlugConversation,
     plugin_client::remove_from_qemu,
     snapshot::Snapshot,
 };
@@ -92,7 +102,8 @@ pub use vm::{
     agent::Agent,
     console::{Console, printable},
     guest::{Guest, WAIT_EVENTS},
-    machine::{Cgroup, Machine, Scan},
+    libvirt::virsh::Virsh,
+    machine::{Cgroup, Machine, MachineType, Scan},
     observer::{CommandOutput, Observer, ObserverConnection},
     origin::Origin,
     run_dir::RunDir,

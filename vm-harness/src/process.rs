@@ -9,7 +9,7 @@
 use std::{
     fs::File,
     os::{
-        fd::{FromRawFd as _, OwnedFd},
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::process::CommandExt as _,
     },
     path::{Path, PathBuf},
@@ -48,7 +48,7 @@ impl Process {
         let shown = shell_quoted(&command);
         let spawn = |source| Error::Spawn { program: program.to_owned(), source };
         let child = command.spawn().map_err(spawn)?;
-        let end = watch(pidfd(&child).map_err(spawn)?).map_err(spawn)?;
+        let end = watch(pidfd(child.id()).map_err(spawn)?).map_err(spawn)?;
         Ok(Self {
             program,
             command: shown,
@@ -162,15 +162,31 @@ pub(crate) fn die_with_parent(command: &mut Command) {
 }
 
 #[expect(unsafe_code, reason = "neither std nor nix wraps pidfd_open")]
-fn pidfd(child: &Child) -> std::io::Result<OwnedFd> {
+pub(crate) fn pidfd(process: u32) -> std::io::Result<OwnedFd> {
     // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
-    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id(), 0) };
+    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, process, 0) };
     let descriptor = i32::try_from(descriptor).unwrap_or(-1);
     if descriptor < 0 {
         return Err(std::io::Error::last_os_error());
     }
     // SAFETY: the descriptor is new and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Kills a process that is not a child of the harness, unless it has ended.
+#[expect(unsafe_code, reason = "neither std nor nix wraps pidfd_send_signal")]
+pub(crate) fn kill_process(process: &OwnedFd) {
+    let no_details = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: the descriptor is open for as long as it is borrowed, and no structure is read.
+    unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            process.as_raw_fd(),
+            libc::SIGKILL,
+            no_details,
+            0,
+        );
+    }
 }
 
 #[expect(
@@ -185,12 +201,17 @@ fn watch(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
 }
 
 fn shell_quoted(command: &Command) -> String {
+    let set = command.get_envs().filter_map(|(name, value)| {
+        Some(format!("{}={}", name.to_string_lossy(), value?.to_string_lossy()))
+    });
+    let set: Vec<_> = set.collect();
+    let env = (!set.is_empty()).then(|| "env".to_owned());
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let quoted = words.map(|word| {
-        let word = word.to_string_lossy();
+    let words = words.map(|word| word.to_string_lossy().into_owned());
+    let quoted = env.into_iter().chain(set).chain(words).map(|word| {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+,./:@%".contains(c);
         if !word.is_empty() && word.chars().all(plain) {
-            word.into_owned()
+            word
         } else {
             format!("'{}'", word.replace('\'', r"'\''"))
         }

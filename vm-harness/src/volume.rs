@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read as _, Seek as _, SeekFrom, Write as _},
     ops::Range,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -111,6 +112,15 @@ impl Volume {
             let status = Command::new("losetup").arg("--set-capacity").arg(&self.path).status();
             assert!(status.is_ok_and(|status| status.success()), "losetup --set-capacity fails");
         }
+    }
+
+    /// Checks that the host can claim it: opens it with `O_EXCL`, and closes it.
+    ///
+    /// # Errors
+    /// It is in use.
+    pub fn check_claimable(&self) -> std::io::Result<()> {
+        let mut options = fs::OpenOptions::new();
+        options.read(true).custom_flags(libc::O_EXCL).open(&self.path).map(drop)
     }
 
     /// Reads bytes of the volume on the host, from the device.

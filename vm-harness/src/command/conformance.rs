@@ -9,16 +9,18 @@ use std::{
 
 use clap::Args;
 use vm_harness::{
-    Environment, Error,
-    conformance::{Conformance, Event, GROUPS, Mode, Report, Verdict},
+    Error,
+    conformance::{Conformance, Event, Explanation, GROUPS, Mode, Outcome, Report, Verdict},
 };
+
+use super::guest_options::GuestOptions;
 
 /// No check failed.
 const CONFORMS: u8 = 0;
 /// A check failed.
 const FAILED: u8 = 1;
-/// The highest port; the number above it is `VMADDR_PORT_ANY`.
-const LAST_PORT: i64 = u32::MAX as i64 - 1;
+/// How many characters of a line of a log are shown.
+const LONGEST_LINE: usize = 300;
 /// Checks could not be run, because something is missing or broken.
 const BROKEN: u8 = 2;
 
@@ -32,36 +34,8 @@ const BROKEN: u8 = 2;
                   line is invalid."
 )]
 pub(crate) struct ConformanceCommand {
-    /// The agent's binary, taken with the shared libraries that it needs; it becomes PID 1 of the
-    /// guest, and is never run on this machine [default: the reference agent]
-    #[arg(long, value_name = "PATH", env = "VM_HARNESS_AGENT")]
-    agent: Option<PathBuf>,
-    /// The agent's policy: .rego for kata-agent, .json for the reference agent
-    #[arg(long, value_name = "FILE", env = "VM_HARNESS_POLICY")]
-    policy: Option<PathBuf>,
-    /// The vsock port on which the agent serves the plugin, if that is not the agent's own port
-    /// (agent_plugin::serve)
-    #[arg(
-        long,
-        value_name = "PORT",
-        env = "VM_HARNESS_PLUGIN_PORT",
-        value_parser = clap::value_parser!(u32).range(..=LAST_PORT)
-    )]
-    plugin_port: Option<u32>,
-    /// The guest's kernel: the directory of an unpacked package, or a kernel that needs no modules
-    /// [default: the kernel that ci/setup fetched]
-    #[arg(long, value_name = "PATH", env = "VM_HARNESS_KERNEL")]
-    kernel: Option<PathBuf>,
-    /// Directory whose files are added to the guest's root; shared libraries are searched there
-    /// first
-    #[arg(long, value_name = "DIR", env = "VM_HARNESS_INITRD_EXTRA")]
-    initrd_extra: Option<PathBuf>,
-    /// QEMU's binary
-    #[arg(long, value_name = "PATH", env = "VM_HARNESS_QEMU")]
-    qemu: Option<PathBuf>,
-    /// A further parameter of the kernel command line; may be repeated
-    #[arg(long, value_name = "PARAMETER")]
-    kernel_param: Vec<String>,
+    #[command(flatten)]
+    guest: GuestOptions,
     /// Only this kind of guest; may be repeated
     #[arg(long, value_enum, value_name = "MODE")]
     mode: Vec<Mode>,
@@ -77,6 +51,9 @@ pub(crate) struct ConformanceCommand {
     /// Print the checks and what each proves, and run none
     #[arg(long)]
     list: bool,
+    /// Print what a check proves, what usually breaks it, and where to look, and run none
+    #[arg(long, value_name = "CHECK")]
+    explain: Option<String>,
 }
 
 impl ConformanceCommand {
@@ -87,7 +64,14 @@ impl ConformanceCommand {
             }
             return ExitCode::from(CONFORMS);
         }
-        match self.check().await {
+        let result = match &self.explain {
+            Some(name) => Explanation::of(name).map(|text| {
+                print!("{text}");
+                CONFORMS
+            }),
+            None => self.check().await,
+        };
+        match result {
             Ok(status) => ExitCode::from(status),
             Err(error) => {
                 eprintln!("error: {}", error.chain());
@@ -115,20 +99,10 @@ impl ConformanceCommand {
     }
 
     fn suite(&self) -> Conformance {
-        let mut environment = Environment::from_variables();
-        // Clap has read the variables, too.
-        environment.overrides.agent.clone_from(&self.agent);
-        environment.overrides.policy.clone_from(&self.policy);
-        environment.overrides.kernel.clone_from(&self.kernel);
-        environment.plugin_port = self.plugin_port.map(|port| port.to_string());
-        environment.overrides.extra = self.initrd_extra.iter().cloned().collect();
-        if let Some(qemu) = &self.qemu {
-            environment.qemu.clone_from(qemu);
-        }
-        let all = Conformance::new(environment);
+        let all = Conformance::new(self.guest.environment());
         Conformance {
             modes: if self.mode.is_empty() { all.modes.clone() } else { self.mode.clone() },
-            kernel_parameters: self.kernel_param.clone(),
+            kernel_parameters: self.guest.kernel_param.clone(),
             only: self.check.clone(),
             timeout: Duration::from_secs(self.timeout),
             ..all
@@ -157,18 +131,37 @@ fn print(event: &Event<'_>) {
         }
         Event::Outcome(_, outcome) => {
             println!("  {outcome}");
-            if let Verdict::Failed { console, .. } = &outcome.verdict {
-                println!("                   the console's last lines:");
-                console
-                    .lines()
-                    .for_each(|line| println!("                   | {}", line.escape_debug()));
-            }
+            print_logs(outcome);
         }
         Event::ModeEnds(mode) => {
             if let Some(broken) = &mode.broken {
                 eprintln!("error: {} ({}): {broken}", mode.mode.name(), mode.mode.description());
             }
         }
+    }
+}
+
+/// Prints the logs of a check that failed, and where to read on.
+fn print_logs(outcome: &Outcome) {
+    let Verdict::Failed { agent_log, kernel_log, .. } = &outcome.verdict else { return };
+    const INDENT: &str = "                   ";
+    for (whose, log) in [("agent", agent_log), ("kernel", kernel_log)] {
+        if log.is_empty() {
+            println!("{INDENT}the {whose} printed nothing");
+            continue;
+        }
+        println!("{INDENT}the {whose}'s last lines:");
+        log.lines()
+            .for_each(|line| println!("{INDENT}| {}", shortened(&line.escape_debug().to_string())));
+    }
+    println!("{INDENT}more: vm-harness conformance --explain {}", outcome.name);
+}
+
+/// Cuts a line of a log that a terminal would not show as a line: kata-agent's are JSON.
+fn shortened(line: &str) -> String {
+    match line.char_indices().nth(LONGEST_LINE) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
     }
 }
 
@@ -183,4 +176,17 @@ fn write(report: &Report, directory: &Path) -> Result<(), Error> {
 
 fn file(action: &'static str, path: &Path, source: std::io::Error) -> Error {
     Error::File { action, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_line_of_a_log_is_cut_between_characters() {
+        assert_eq!(shortened("short"), "short");
+        let long = "ü".repeat(LONGEST_LINE + 1);
+        assert_eq!(shortened(&long).chars().count(), LONGEST_LINE + 1);
+        assert!(shortened(&long).ends_with("ü…"));
+    }
 }

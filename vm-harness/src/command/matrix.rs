@@ -24,6 +24,12 @@ pub(crate) struct Matrix {
     /// QEMU's binary; may be repeated
     #[arg(long, value_name = "PATH", required = true)]
     qemu: Vec<PathBuf>,
+    /// QEMU's machine type: q35 or pc
+    #[arg(long, value_name = "TYPE", env = "VM_HARNESS_MACHINE")]
+    machine: Option<String>,
+    /// The number of CPUs of the guest
+    #[arg(long, value_name = "N", env = "VM_HARNESS_CPUS")]
+    cpus: Option<String>,
     /// Only this kind of guest; may be repeated
     #[arg(long, value_enum, value_name = "MODE")]
     mode: Vec<Mode>,
@@ -65,6 +71,8 @@ impl Matrix {
         environment.qemu = qemu.to_owned();
         // The boot is a part of the test.
         environment.restore = false;
+        environment.machine_type.clone_from(&self.machine);
+        environment.cpus.clone_from(&self.cpus);
         let all = Conformance::new(environment);
         let modes = if self.mode.is_empty() { all.modes.clone() } else { self.mode.clone() };
         let suite = Conformance { modes, only: self.check.clone(), ..all };
@@ -89,11 +97,19 @@ impl Matrix {
         let names =
             report.subject.as_ref().map(|subject| (subject.kernel.clone(), subject.qemu.clone()));
         let (kernel, qemu) = names.unwrap_or_else(|| (name(kernel), qemu.display().to_string()));
+        let kernel = self.row(kernel);
         if let Some(directory) = &self.report {
-            write(&report, directory, &format!("{kernel}-{qemu}"))?;
+            write(&report, directory, &format!("{kernel}-{qemu}").replace(' ', "-"))?;
         }
         let good = broken.is_none() && counts.failed == 0 && counts.run > 0;
         Ok(Pair { kernel, qemu, text, good })
+    }
+
+    /// Names a row: the kernel, and the machine where it is not the usual one.
+    fn row(&self, kernel: String) -> String {
+        let machine = self.machine.as_ref().map(|machine| format!(" on {machine}"));
+        let cpus = self.cpus.as_ref().map(|cpus| format!(" with {cpus} CPUs"));
+        [Some(kernel), machine, cpus].into_iter().flatten().collect()
     }
 }
 

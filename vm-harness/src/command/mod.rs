@@ -8,8 +8,10 @@ mod console;
 mod crash;
 mod demo;
 mod exec;
+mod guest_options;
 mod logs;
 mod matrix;
+mod node;
 mod progress;
 mod soak;
 mod wait_status;
@@ -50,6 +52,11 @@ enum Command {
     Matrix(matrix::Matrix),
     /// Plug and unplug a volume many times beside a volume that is under load
     Soak(soak::Soak),
+    /// Boot a Debian node with containerd and the Debian package, and plug volumes into its pods
+    Node(node::NodeCommand),
+    /// What runs in the node
+    #[command(hide = true)]
+    NodeSuite,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
@@ -64,6 +71,8 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
         Command::Crash(crash) => crash.run().await,
         Command::Matrix(matrix) => matrix.run().await,
         Command::Soak(soak) => soak.run().await,
+        Command::Node(node) => node.run().await,
+        Command::NodeSuite => vm_harness::node::suite::run().await.map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {}", error.chain());

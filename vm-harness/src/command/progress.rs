@@ -67,7 +67,7 @@ pub(super) async fn step<T>(what: &str, work: impl Future<Output = T>) -> T {
     result
 }
 
-fn shown(time: Duration) -> String {
+pub(super) fn shown(time: Duration) -> String {
     if time < Duration::from_secs(1) {
         format!("{} ms", time.as_millis())
     } else {

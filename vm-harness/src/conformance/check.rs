@@ -1,4 +1,5 @@
-//! A check: a small function with a name, a purpose of one line, and a condition when it applies.
+//! A check: a small function with a name, a purpose of one line, what a developer whose agent fails
+//! it should know, and a condition when it applies.
 
 use std::{fmt, pin::Pin};
 
@@ -8,6 +9,8 @@ use super::{Fixture, GuestInfo};
 pub struct Check {
     name: &'static str,
     purpose: &'static str,
+    breaks: &'static str,
+    look: &'static str,
     gate: bool,
     applies: fn(&GuestInfo) -> Result<(), String>,
     run: Run,
@@ -25,8 +28,12 @@ pub struct Group {
 }
 
 impl Check {
-    pub(super) const fn new(name: &'static str, purpose: &'static str, run: Run) -> Self {
-        Self { name, purpose, gate: false, applies: |_| Ok(()), run }
+    pub(super) const fn new(
+        name: &'static str,
+        [purpose, breaks, look]: [&'static str; 3],
+        run: Run,
+    ) -> Self {
+        Self { name, purpose, breaks, look, gate: false, applies: |_| Ok(()), run }
     }
 
     /// Makes it a gate: if it fails, the checks after it are not run.
@@ -51,6 +58,16 @@ impl Check {
         self.purpose
     }
 
+    /// Returns what usually breaks it, in a few sentences.
+    pub fn breaks(&self) -> &'static str {
+        self.breaks
+    }
+
+    /// Returns where to look if it fails.
+    pub fn look(&self) -> &'static str {
+        self.look
+    }
+
     /// Whether the checks after it depend on it.
     pub fn is_gate(&self) -> bool {
         self.gate
@@ -72,12 +89,12 @@ impl fmt::Debug for Check {
     }
 }
 
-/// `check!("group", function, "purpose")`
+/// `check!("group", function, "purpose", breaks: "what usually breaks it", look: "where to look")`
 macro_rules! check {
-    ($group:literal, $function:ident, $purpose:literal) => {
+    ($group:literal, $function:ident, $purpose:literal, breaks: $breaks:literal, look: $look:literal) => {
         $crate::conformance::Check::new(
             concat!($group, "::", stringify!($function)),
-            $purpose,
+            [$purpose, $breaks, $look],
             |fixture| Box::pin($function(fixture)),
         )
     };

@@ -1,6 +1,8 @@
 //! What the agent reports about itself and its guest. It decides which checks apply.
 
+use agent_api::agent::AgentDetails;
 use block_volume_api::block_volume::{FilterMode, NodeWay, ProbeRequest, ProbeResponse};
+use serde::Serialize;
 
 use super::{Mode, probe::probe};
 use crate::{Container, Error, Sandbox};
@@ -8,11 +10,37 @@ use crate::{Container, Error, Sandbox};
 /// The feature by which hosts find the plugin.
 pub(super) const FEATURE: &str = "block-volume";
 
+/// An agent that is known by its details.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AgentKind {
+    /// Kata Containers' own.
+    KataAgent,
+}
+
+impl AgentKind {
+    /// Returns its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::KataAgent => "kata-agent",
+        }
+    }
+
+    /// kata-agent lists its storage handlers. These two are for Kubernetes' emptyDir, and are in
+    /// each build.
+    fn of(details: &AgentDetails) -> Option<Self> {
+        let has = |name| details.storage_handlers.iter().any(|handler| handler == name);
+        (has("ephemeral") && has("local")).then_some(Self::KataAgent)
+    }
+}
+
 /// The properties of one sandbox.
 #[derive(Debug, Clone)]
 pub struct GuestInfo {
     /// The kind of guest.
     pub mode: Mode,
+    /// What the agent is, if its details tell.
+    pub kind: Option<AgentKind>,
     /// `agent_details.version`.
     pub version: String,
     /// `agent_details.extra_features`.
@@ -67,6 +95,7 @@ impl GuestInfo {
         };
         Ok(Self {
             mode,
+            kind: AgentKind::of(&details.agent_details),
             version: details.agent_details.version.clone(),
             features: details.agent_details.extra_features.clone(),
             plugin,
@@ -153,4 +182,21 @@ async fn can_have_node(
         }
         _ => Ok(()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kata_agent_is_known_by_its_storage_handlers() {
+        let details = |handlers: &[&str]| AgentDetails {
+            storage_handlers: handlers.iter().map(|&name| name.to_owned()).collect(),
+            ..AgentDetails::default()
+        };
+        let kata = ["blk", "ephemeral", "local", "overlayfs", "scsi", "virtio-fs"];
+        assert_eq!(AgentKind::of(&details(&kata)), Some(AgentKind::KataAgent));
+        assert_eq!(AgentKind::of(&details(&["local"])), None);
+        assert_eq!(AgentKind::of(&AgentDetails::default()), None);
+    }
 }

@@ -49,8 +49,9 @@ fn case(outcome: &Outcome) -> TestCase {
     if let Some((group, _)) = outcome.name.split_once("::") {
         case.set_classname(group);
     }
-    if let Verdict::Failed { console, .. } = &outcome.verdict {
-        case.set_system_out(console.clone());
+    if let Verdict::Failed { agent_log, kernel_log, .. } = &outcome.verdict {
+        case.set_system_out(agent_log.clone());
+        case.set_system_err(kernel_log.clone());
     }
     case
 }
@@ -75,7 +76,8 @@ mod tests {
         let failed = Verdict::Failed {
             reason: "a < b\nmore".into(),
             location: Some("f.rs:7".into()),
-            console: "\u{1b}[1m!".into(),
+            agent_log: "\u{1b}[1m!".into(),
+            kernel_log: "[    1.0] sda".into(),
         };
         let mut mode = ModeReport::new(Mode::V1);
         mode.checks = vec![
@@ -84,7 +86,7 @@ mod tests {
             outcome("filter::three", Verdict::NotApplicable { reason: "no filter".into() }),
         ];
         mode.broken = Some("QEMU ended".into());
-        let report = Report { schema: 1, subject: None, modes: vec![mode] };
+        let report = Report { schema: 2, subject: None, modes: vec![mode] };
         assert_eq!(report.counts().to_string(), "2 run, 1 failed, 1 not applicable");
         let xml = report.junit();
         for part in [
@@ -92,6 +94,7 @@ mod tests {
             r#"<testcase name="plug::one" classname="plug" time="1.500"/>"#,
             r#"<failure message="a &lt; b">a &lt; b"#,
             r#"<skipped message="no filter"/>"#,
+            "<system-err>[    1.0] sda</system-err>",
             r#"<error message="QEMU ended">"#,
         ] {
             assert!(xml.contains(part), "{part} in\n{xml}");

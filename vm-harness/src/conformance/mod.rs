@@ -19,21 +19,24 @@
 
 mod check;
 mod checks;
+mod explanation;
 mod fixture;
 mod guest_info;
 mod junit;
 mod mode;
-mod panic_capture;
 mod probe;
 mod raw_client;
 mod report;
 mod runner;
+mod subject;
 mod suite;
 
 pub use check::{Check, Group};
 pub use checks::GROUPS;
+pub use explanation::Explanation;
 pub use fixture::Fixture;
-pub use guest_info::{GuestInfo, Plugin};
+pub use guest_info::{AgentKind, GuestInfo, Plugin};
 pub use mode::Mode;
-pub use report::{Counts, Event, ModeReport, Outcome, Report, Subject, Verdict};
+pub use report::{Counts, Event, ModeReport, Outcome, Report, Verdict};
+pub use subject::Subject;
 pub use suite::Conformance;

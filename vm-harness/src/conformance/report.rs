@@ -5,11 +5,14 @@ use std::{fmt, time::Duration};
 use host_trigger::sanitize::sanitize;
 use serde::Serialize;
 
-use super::{Check, Fixture, Mode, guest_info::FEATURE};
+use super::{Check, Fixture, Mode, Subject};
 use crate::Console;
 
-/// How many lines of the console a failure keeps.
-const CONSOLE_LINES: usize = 15;
+/// How many lines of the agent's log a failure keeps.
+const AGENT_LINES: usize = 20;
+
+/// How many lines of the kernel's log a failure keeps.
+const KERNEL_LINES: usize = 10;
 
 /// How many lines of a failure's reason the table shows.
 const REASON_LINES: usize = 20;
@@ -23,29 +26,6 @@ pub struct Report {
     pub subject: Option<Subject>,
     /// The modes, in the order in which they ran.
     pub modes: Vec<ModeReport>,
-}
-
-/// What was checked, and on what.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Subject {
-    /// File name of the agent on this machine.
-    pub agent: String,
-    /// The version that it reports.
-    pub version: String,
-    /// `agent_details.extra_features`.
-    pub features: Vec<String>,
-    /// The vsock port of the plugin, if that is not the agent's own port.
-    pub plugin_port: Option<u32>,
-    /// The plugin's version and API level; absent if the agent has none.
-    pub plugin: Option<(String, u32)>,
-    /// The agent's answer if it has none.
-    pub no_plugin: Option<String>,
-    /// The guest kernel's release.
-    pub kernel: String,
-    /// QEMU's version.
-    pub qemu: String,
-    /// `kvm` or `tcg`.
-    pub accelerator: String,
 }
 
 /// One mode's checks.
@@ -88,8 +68,11 @@ pub enum Verdict {
         reason: String,
         /// `file:line` of the assertion.
         location: Option<String>,
-        /// The last lines of the guest's console.
-        console: String,
+        /// The agent's last lines on the console since the check began. What other programs of
+        /// the guest printed is among them.
+        agent_log: String,
+        /// The kernel's last lines on the console.
+        kernel_log: String,
     },
     /// This guest or agent lacks what it checks.
     NotApplicable {
@@ -124,7 +107,7 @@ pub enum Event<'a> {
 
 impl Report {
     pub(super) fn new() -> Self {
-        Self { schema: 1, subject: None, modes: Vec::new() }
+        Self { schema: 2, subject: None, modes: Vec::new() }
     }
 
     /// Records a VM of the last mode, and what is checked if it is the first VM.
@@ -188,68 +171,20 @@ impl Outcome {
 }
 
 impl Verdict {
-    pub(super) fn failed(reason: String, location: Option<String>, console: &Console) -> Self {
-        Self::Failed { reason, location, console: console.tail(CONSOLE_LINES) }
-    }
-}
-
-impl Subject {
-    fn of(fixture: &Fixture) -> Self {
-        let (sandbox, info) = (fixture.sandbox(), fixture.info());
-        let image = image_builder::image::read(sandbox.image());
-        let (agent, kernel) = image.map(|image| (image.agent, image.kernel)).unwrap_or_default();
-        let plugin = info.plugin.as_ref();
-        Self {
-            agent,
-            version: sanitize(&info.version),
-            features: info.features.iter().map(|feature| sanitize(feature)).collect(),
-            plugin_port: sandbox.has_own_plugin_port().then(|| sandbox.plugin_port()),
-            plugin: plugin.ok().map(|plugin| (sanitize(&plugin.version), plugin.api_level)),
-            no_plugin: plugin.err().map(|why| sanitize(why)),
-            kernel,
-            qemu: fixture.qemu.clone(),
-            accelerator: sandbox.guest().accelerator().to_string(),
+    /// Returns a failure of a check that began when the console had `start` bytes.
+    pub(super) fn failed(
+        reason: String,
+        location: Option<String>,
+        console: &Console,
+        start: usize,
+    ) -> Self {
+        let agent_log = console.tail_of_programs_since(start, AGENT_LINES);
+        Self::Failed {
+            reason,
+            location,
+            agent_log,
+            kernel_log: console.tail_of_kernel(KERNEL_LINES),
         }
-    }
-}
-
-impl fmt::Display for Subject {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            agent,
-            version,
-            features,
-            plugin_port,
-            plugin,
-            no_plugin,
-            kernel,
-            qemu,
-            accelerator,
-        } = self;
-        let port = plugin_port.map(|port| format!(" on vsock port {port}")).unwrap_or_default();
-        let version = if version.is_empty() { "(no version)" } else { version };
-        match plugin {
-            Some((plugin, api)) => write!(
-                f,
-                "{agent} {version} with block-volume plugin {plugin} (API level {api}){port}"
-            )?,
-            None => {
-                let why = no_plugin.as_deref().unwrap_or_default();
-                if features.iter().any(|feature| feature == FEATURE) {
-                    write!(
-                        f,
-                        "{agent} {version} whose block-volume plugin does not serve Probe{port}: {why}"
-                    )?;
-                } else {
-                    write!(
-                        f,
-                        "{agent} {version} WITHOUT the block-volume plugin; asked for it{port}, \
-                         the agent says: {why}"
-                    )?;
-                }
-            }
-        }
-        write!(f, ", kernel {kernel}, QEMU {qemu}, {accelerator}")
     }
 }
 

@@ -4,12 +4,18 @@ use std::time::{Duration, Instant};
 
 use super::{
     Check, Conformance, Event, Fixture, GROUPS, Mode, ModeReport, Outcome, Report, Verdict,
-    panic_capture::{Panic, catch_panic},
 };
-use crate::Error;
+use crate::{
+    Error,
+    panic_capture::{Panic, catch_panic},
+    vm::console::MARK,
+};
 
 /// How long a check may take with KVM.
 const CHECK: Duration = Duration::from_secs(45);
+/// How long its log may take to be on the console after its end.
+const LOG: Duration = Duration::from_secs(2);
+const INTERVAL: Duration = Duration::from_millis(20);
 
 impl Conformance {
     /// Returns the checks that `only` selects.
@@ -88,16 +94,44 @@ impl Fixture {
         if let Err(reason) = check.applies(self.info()) {
             return Outcome::not_applicable(check, reason);
         }
-        let start = Instant::now();
         let guest = self.sandbox().guest();
-        let verdict = match guest.wait_for(check.name(), CHECK, catch_panic(check.run(self))).await
-        {
-            Ok(Ok(())) => Verdict::Passed,
-            Ok(Err(Panic { message, location })) => {
-                Verdict::failed(message, location, guest.console())
-            }
-            Err(error) => Verdict::failed(error.chain(), None, guest.console()),
+        let (start, printed) = (Instant::now(), guest.console().length());
+        let ran = guest.wait_for(check.name(), CHECK, catch_panic(check.run(self))).await;
+        let elapsed = start.elapsed();
+        let failure = match ran {
+            Ok(Ok(())) => None,
+            Ok(Err(Panic { message, location })) => Some((message, location)),
+            Err(error) => Some((error.chain(), None)),
         };
-        Outcome { verdict, elapsed: start.elapsed(), ..Outcome::of(check) }
+        let verdict = match failure {
+            None => Verdict::Passed,
+            Some((reason, location)) => {
+                self.log_is_complete(check).await;
+                Verdict::failed(reason, location, guest.console(), printed)
+            }
+        };
+        Outcome { verdict, elapsed, ..Outcome::of(check) }
+    }
+
+    /// Waits until the console has the log of all requests of `check`: the plugin answers first,
+    /// and writes its line to the slow console then. A guest that does not do so in time, or has
+    /// ended, is a failure that is reported anyway.
+    async fn log_is_complete(&self, check: &Check) {
+        let guest = self.sandbox().guest();
+        let mark = format!("{MARK}{} has ended", check.name());
+        let complete = async {
+            while self.sandbox().has_plugin_threads().await? {
+                tokio::time::sleep(INTERVAL).await;
+            }
+            // What the agent wrote before is in the same queue of the terminal.
+            self.sandbox().observer().write("/dev/console", &format!("{mark}\n")).await?;
+            while !guest.console().text().contains(&mark) {
+                tokio::time::sleep(INTERVAL).await;
+            }
+            Ok::<(), Error>(())
+        };
+        if let Err(error) = guest.wait_for("the check's log", LOG, complete).await.flatten() {
+            tracing::debug!(%error, "the log may not be complete");
+        }
     }
 }

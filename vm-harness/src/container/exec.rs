@@ -1,22 +1,17 @@
-//! Processes in a container, by `ExecProcess` of Kata's agent protocol: their streams and exit
-//! statuses.
+//! Processes in a container, by `ExecProcess` of Kata's agent protocol.
 
 use std::{ops::Range, sync::atomic::Ordering};
 
-use agent_api::agent::{
-    CloseStdinRequest, ExecProcessRequest, ReadStreamRequest, WaitProcessRequest,
-    WriteStreamRequest,
-};
+use agent_api::agent::ExecProcessRequest;
 use protobuf::MessageField;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Container, spec::process};
+use super::{
+    Container,
+    spec::process,
+    streams::{Stream, error_unless_ended},
+};
 use crate::Error;
-
-/// The maximum size of a read of a stream. Linux since 6.12 (seen with 6.12.107) splits a packet of
-/// more than 32 KiB into several buffers, and vhost-device-vsock 0.3.0 never forwards such a
-/// packet.
-const LARGEST_READ: u32 = 16 * 1024;
 
 /// The output and the exit status of a process in a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,8 +68,8 @@ impl Container {
             tokio::try_join!(
                 self.drain(&exec_id, Stream::Stdout, stdout),
                 self.drain(&exec_id, Stream::Stderr, stderr),
-                self.wait_process(&exec_id),
-            )
+            )?;
+            self.wait_process(&exec_id).await
         };
         let input = async {
             let written = async {
@@ -84,7 +79,7 @@ impl Container {
             error_unless_ended(written.await).await
         };
         tokio::select! {
-            output = output => output.map(|((), (), status)| status),
+            status = output => status,
             error = input => Err(error),
         }
     }
@@ -137,7 +132,12 @@ impl Container {
         output.error_text()
     }
 
-    async fn exec_with_input<S: AsRef<str> + std::fmt::Debug>(
+    /// Runs a command that has to succeed, with `stdin` as its input, and returns its standard
+    /// output.
+    ///
+    /// # Panics
+    /// It cannot be started, or it fails.
+    pub async fn exec_with_input<S: AsRef<str> + std::fmt::Debug>(
         &self,
         command: &[S],
         stdin: &[u8],
@@ -187,121 +187,5 @@ impl Container {
             "conv=notrunc,fsync".to_owned(),
         ];
         self.exec_with_input(&command, bytes).await;
-    }
-
-    /// Writes all of `stdin` to the process.
-    pub(super) async fn write_stdin(
-        &self,
-        exec_id: &str,
-        stdin: impl AsyncRead,
-    ) -> Result<(), Error> {
-        tokio::pin!(stdin);
-        let mut chunk = vec![0; 256 * 1024];
-        loop {
-            let length =
-                stdin.read(&mut chunk).await.map_err(Error::file("read", "standard input"))?;
-            if length == 0 {
-                return Ok(());
-            }
-            let mut rest = &chunk[..length];
-            while !rest.is_empty() {
-                let request = WriteStreamRequest {
-                    container_id: self.id.clone(),
-                    exec_id: exec_id.to_owned(),
-                    data: rest.to_vec(),
-                    ..WriteStreamRequest::default()
-                };
-                let written = self
-                    .call(
-                        "WriteStdin",
-                        self.agent.service().write_stdin(self.agent.context(), &request),
-                    )
-                    .await?;
-                rest = &rest[usize::try_from(written.len).unwrap_or(rest.len()).min(rest.len())..];
-            }
-        }
-    }
-
-    async fn close_stdin(&self, exec_id: &str) -> Result<(), Error> {
-        let request = CloseStdinRequest {
-            container_id: self.id.clone(),
-            exec_id: exec_id.to_owned(),
-            ..Default::default()
-        };
-        self.call("CloseStdin", self.agent.service().close_stdin(self.agent.context(), &request))
-            .await?;
-        Ok(())
-    }
-
-    /// Copies a stream of the process to its end.
-    pub(super) async fn drain(
-        &self,
-        exec_id: &str,
-        stream: Stream,
-        to: impl AsyncWrite,
-    ) -> Result<(), Error> {
-        tokio::pin!(to);
-        let request = ReadStreamRequest {
-            container_id: self.id.clone(),
-            exec_id: exec_id.to_owned(),
-            len: LARGEST_READ,
-            ..ReadStreamRequest::default()
-        };
-        let (name, context) = (stream.name(), self.agent.context());
-        loop {
-            // A read waits until the process writes something, so it has no time limit of its own,
-            // as other calls have.
-            let answer = match stream {
-                Stream::Stdout => self.agent.service().read_stdout(context.clone(), &request).await,
-                Stream::Stderr => self.agent.service().read_stderr(context.clone(), &request).await,
-            };
-            match answer {
-                Ok(answer) if answer.data.is_empty() => break,
-                Ok(answer) => {
-                    to.write_all(&answer.data).await.map_err(Error::file("write to", name))?
-                }
-                // The protocol reports the end of a stream as an error status.
-                Err(ttrpc::Error::RpcStatus(_)) => break,
-                Err(source) => return Err(Error::Agent { call: name, source }),
-            }
-        }
-        to.flush().await.map_err(Error::file("write to", name))
-    }
-
-    pub(super) async fn wait_process(&self, exec_id: &str) -> Result<i32, Error> {
-        let request = WaitProcessRequest {
-            container_id: self.id.clone(),
-            exec_id: exec_id.to_owned(),
-            ..Default::default()
-        };
-        let answer = self.agent.service().wait_process(self.agent.context(), &request).await;
-        Ok(answer.map_err(|source| Error::Agent { call: "WaitProcess", source })?.status)
-    }
-}
-
-/// Returns the error of writing to a process. A process may end without reading all of its input:
-/// then, and on success, this never returns.
-pub(super) async fn error_unless_ended(written: Result<(), Error>) -> Error {
-    match written {
-        Ok(()) | Err(Error::Agent { source: ttrpc::Error::RpcStatus(_), .. }) => {
-            std::future::pending().await
-        }
-        Err(error) => error,
-    }
-}
-
-/// An output stream of a process.
-#[derive(Clone, Copy)]
-pub(super) enum Stream {
-    Stdout,
-    Stderr,
-}
-
-impl Stream {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Stdout => "ReadStdout",
-            Self::Stderr => "ReadStderr",
-        }
     }
 }

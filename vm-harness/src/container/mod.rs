@@ -2,6 +2,7 @@
 
 pub(crate) mod exec;
 pub(crate) mod spec;
+mod streams;
 pub(crate) mod terminal;
 
 use std::{
@@ -12,13 +13,15 @@ use std::{
 };
 
 use agent_api::agent::{
-    CreateContainerRequest, RemoveContainerRequest, SignalProcessRequest, StartContainerRequest,
-    UpdateContainerRequest,
+    CreateContainerRequest, PauseContainerRequest, RemoveContainerRequest, ResumeContainerRequest,
+    SignalProcessRequest, StartContainerRequest, UpdateContainerRequest,
 };
 use protobuf::MessageField;
 
 use self::spec::{resources, spec};
-use crate::{Agent, ContainerOptions, DeviceFilter, Error, Guest};
+use crate::{
+    Agent, ContainerOptions, DeviceFilter, Error, Guest, environment::AGENT_PORT, vm::vsock::Vsock,
+};
 
 /// How long a call of the agent may take with KVM.
 const CALL: Duration = Duration::from_secs(15);
@@ -72,11 +75,11 @@ impl Container {
         let container = only_child(&state, id)?;
         let name =
             |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let hybrid = run_dir.join("vm").join(name(&state)).join("vm.vsock");
+        let vsock = Vsock::Hybrid(run_dir.join("vm").join(name(&state)).join("vm.vsock"));
         let limit = Duration::from_secs(10);
-        let agent = tokio::time::timeout(limit, Agent::when_it_answers(&hybrid, EXEC)).await;
+        let agent = tokio::time::timeout(limit, Agent::when_it_answers(&vsock, EXEC)).await;
         let agent = agent.map_err(|_| Error::TimedOut {
-            awaited: format!("an answer of the agent at {}", hybrid.display()),
+            awaited: format!("an answer of the agent at {}", vsock.url(AGENT_PORT)),
             limit,
             report: String::new(),
         })?;
@@ -131,7 +134,8 @@ impl Container {
         Ok(())
     }
 
-    /// Waits until its first process has ended, and returns the exit status.
+    /// Waits until its first process has ended, and returns the exit status. The agent forgets the
+    /// process then: another wait, or a signal, fails.
     ///
     /// # Errors
     /// The agent refuses, or does not answer.
@@ -180,6 +184,27 @@ impl Container {
         )
         .await?;
         Ok(())
+    }
+
+    /// Freezes its processes (`PauseContainer`).
+    ///
+    /// # Errors
+    /// The agent refuses, or does not answer.
+    pub async fn pause(&self) -> Result<(), Error> {
+        let request = PauseContainerRequest { container_id: self.id.clone(), ..Default::default() };
+        let answer = self.agent.service().pause_container(self.agent.context(), &request);
+        self.call("PauseContainer", answer).await.map(drop)
+    }
+
+    /// Lets its processes go on (`ResumeContainer`).
+    ///
+    /// # Errors
+    /// The agent refuses, or does not answer.
+    pub async fn resume(&self) -> Result<(), Error> {
+        let request =
+            ResumeContainerRequest { container_id: self.id.clone(), ..Default::default() };
+        let answer = self.agent.service().resume_container(self.agent.context(), &request);
+        self.call("ResumeContainer", answer).await.map(drop)
     }
 
     async fn call<T>(

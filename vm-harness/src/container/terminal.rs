@@ -9,7 +9,7 @@ use tokio::{
 
 use super::{
     Container,
-    exec::{Stream, error_unless_ended},
+    streams::{Stream, error_unless_ended},
 };
 use crate::Error;
 
@@ -43,10 +43,8 @@ impl Container {
         // Before the first input, so that a program that it starts gets the right size.
         self.resize_terminal(&exec_id, size).await?;
         let shown = async {
-            tokio::try_join!(
-                self.drain(&exec_id, Stream::Stdout, output),
-                self.wait_process(&exec_id)
-            )
+            self.drain(&exec_id, Stream::Stdout, output).await?;
+            self.wait_process(&exec_id).await
         };
         let resized = async {
             while sizes.changed().await.is_ok() {
@@ -56,7 +54,7 @@ impl Container {
             Ok(())
         };
         tokio::select! {
-            shown = shown => shown.map(|((), status)| status),
+            status = shown => status,
             error = async {
                 let written = self.write_stdin(&exec_id, input.chain(END_OF_INPUT)).await;
                 error_unless_ended(written).await

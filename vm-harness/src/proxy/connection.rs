@@ -54,6 +54,33 @@ struct Deferred {
     parcel: Parcel,
 }
 
+/// What was received and not passed on.
+#[derive(Default)]
+struct Inflow {
+    bytes: Vec<u8>,
+    /// Each descriptor with the position behind the bytes that it came with. The kernel ends what
+    /// is received at once behind a message with descriptors, so the last of these bytes is of that
+    /// message.
+    descriptors: Vec<(usize, OwnedFd)>,
+}
+
+impl Inflow {
+    fn add(&mut self, bytes: &[u8], descriptors: Vec<OwnedFd>) {
+        self.bytes.extend_from_slice(bytes);
+        let end = self.bytes.len();
+        self.descriptors.extend(descriptors.into_iter().map(|descriptor| (end, descriptor)));
+    }
+
+    /// Takes the first `length` bytes and their descriptors.
+    fn take(&mut self, length: usize) -> (Vec<u8>, Vec<OwnedFd>) {
+        let bytes = self.bytes.drain(..length).collect();
+        let descriptors = self.descriptors.extract_if(.., |(end, _)| *end <= length);
+        let descriptors = descriptors.map(|(_, descriptor)| descriptor).collect();
+        self.descriptors.iter_mut().for_each(|(end, _)| *end -= length);
+        (bytes, descriptors)
+    }
+}
+
 impl<F: Framing> Connection<F> {
     /// Relays in both directions until one of the peers ends the connection.
     pub(super) fn open(
@@ -87,15 +114,15 @@ impl<F: Framing> Connection<F> {
             Side::Server => &self.server,
         };
         let mut chunk = vec![0; 64 * 1024];
-        let (mut bytes, mut descriptors) = (Vec::new(), Vec::new());
+        let mut inflow = Inflow::default();
         loop {
             let (length, received) = descriptors::receive(&source.stream, &mut chunk)?;
             if length == 0 {
+                let (bytes, descriptors) = inflow.take(inflow.bytes.len());
                 return self.deliver(&Parcel { from, message: None, bytes, descriptors });
             }
-            bytes.extend_from_slice(&chunk[..length]);
-            descriptors.extend(received);
-            while let Some(parcel) = self.next_parcel(from, &mut bytes, &mut descriptors) {
+            inflow.add(&chunk[..length], received);
+            while let Some(parcel) = self.next_parcel(from, &mut inflow) {
                 self.pass(parcel)?;
             }
         }
@@ -103,20 +130,14 @@ impl<F: Framing> Connection<F> {
 
     /// Takes the first complete message from `bytes`, and records it. It is recorded before it is
     /// delivered: who has received a reply finds it, and its command, in the record.
-    fn next_parcel(
-        &self,
-        from: Side,
-        bytes: &mut Vec<u8>,
-        descriptors: &mut Vec<OwnedFd>,
-    ) -> Option<(Parcel, Option<Fault>)> {
-        let frame = lock(&self.framing).next_frame(from, bytes)?;
+    fn next_parcel(&self, from: Side, inflow: &mut Inflow) -> Option<(Parcel, Option<Fault>)> {
+        let frame = lock(&self.framing).next_frame(from, &inflow.bytes)?;
         let fault =
             frame.message.as_ref().and_then(|message| self.shared.rules().fault_for(message));
         if let Some(shown) = frame.shown {
             self.shared.traffic.add(self.number, from, shown, fault.as_ref());
         }
-        let bytes = bytes.drain(..frame.length).collect();
-        let descriptors = std::mem::take(descriptors);
+        let (bytes, descriptors) = inflow.take(frame.length);
         Some((Parcel { from, message: frame.message, bytes, descriptors }, fault))
     }
 
@@ -131,6 +152,10 @@ impl<F: Framing> Connection<F> {
                     let _ = this.deliver(&parcel);
                 });
                 Ok(())
+            }
+            Fault::Stall(time) => {
+                thread::sleep(time);
+                self.deliver(&parcel)
             }
             Fault::Drop => {
                 if parcel.from == Side::Client {

@@ -14,6 +14,8 @@ type Edit = Arc<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
 pub enum Fault {
     /// Delivers it after this time; later messages may overtake it.
     Delay(Duration),
+    /// Delivers it after this time, and what follows it from the same side behind it.
+    Stall(Duration),
     /// Does not deliver it; the connection stays open.
     Drop,
     /// Delivers it twice.
@@ -62,6 +64,7 @@ impl fmt::Display for Fault {
         match self {
             // In whole milliseconds, as `parse_duration` reads it.
             Self::Delay(time) => write!(f, "delay:{}ms", time.as_millis()),
+            Self::Stall(time) => write!(f, "stall:{}ms", time.as_millis()),
             Self::Drop => f.write_str("drop"),
             Self::Twice => f.write_str("twice"),
             Self::Cut => f.write_str("cut"),

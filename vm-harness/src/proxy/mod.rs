@@ -46,6 +46,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread,
+    time::Instant,
 };
 
 use nix::sys::socket::{Shutdown, shutdown};
@@ -134,6 +135,11 @@ impl<F: Framing> Proxy<F> {
     /// Returns the path of its socket, for `--qmp`.
     pub fn path(&self) -> PathBuf {
         self.path.clone()
+    }
+
+    /// Returns the moment from which `at_us` of its messages counts.
+    pub fn started(&self) -> Instant {
+        self.shared.traffic.start()
     }
 
     /// Returns all messages so far, each as `{"at_us", "connection", "from": "client"|"server",

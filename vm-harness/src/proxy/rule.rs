@@ -10,8 +10,8 @@ use super::{fault::Fault, message::Message};
 
 /// The syntax of a rule as text.
 const SYNTAX: &str = "expected MESSAGE[@N|@each]=FAULT, where MESSAGE is greeting, command:NAME, \
-                      reply:NAME or event:NAME, and FAULT is delay:TIME, drop, twice, cut, \
-                      cut:BYTES, split:BYTES, behind:MESSAGE or inject:LINE";
+                      reply:NAME or event:NAME, and FAULT is delay:TIME, stall:TIME, drop, twice, \
+                      cut, cut:BYTES, split:BYTES, behind:MESSAGE or inject:LINE";
 
 /// A fault for one kind of message; without [`Rule::nth`] or [`Rule::each`] for the first one.
 #[derive(Debug, Clone)]
@@ -96,6 +96,7 @@ fn fault(text: &str) -> Option<Fault> {
         ("cut", bytes) => bytes.parse().ok().map(Fault::CutAfter),
         ("split", bytes) => bytes.parse().ok().filter(|&bytes| bytes > 0).map(Fault::Split),
         ("delay", time) => parse_duration(time).ok().map(Fault::Delay),
+        ("stall", time) => parse_duration(time).ok().map(Fault::Stall),
         ("behind", other) => message(other).map(Fault::Behind),
         ("inject", line) if !line.is_empty() => {
             Some(Fault::Inject(format!("{line}\r\n").into_bytes()))

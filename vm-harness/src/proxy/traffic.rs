@@ -47,6 +47,10 @@ impl Traffic {
         lines.push(entry);
     }
 
+    pub(super) fn start(&self) -> Instant {
+        self.start
+    }
+
     pub(super) fn lines(&self) -> Vec<Value> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

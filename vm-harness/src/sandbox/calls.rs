@@ -32,6 +32,7 @@ impl Sandbox {
         EcrRuntime::new(
             program,
             self.run_dir(),
+            self.vmm_user,
             self.has_own_plugin_port().then(|| self.plugin_url()),
         )
     }

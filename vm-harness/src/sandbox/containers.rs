@@ -22,9 +22,16 @@ impl Sandbox {
     /// # Errors
     /// The agent refuses, or does not answer.
     pub async fn create_container(&self, options: &ContainerOptions) -> Result<Container, Error> {
-        let id = random_id();
-        let container = Container::create(&id, options, &self.agent, &self.guest).await?;
-        self.run_dir.add_container(&id)?;
+        self.create_container_as(&random_id(), options).await
+    }
+
+    async fn create_container_as(
+        &self,
+        id: &str,
+        options: &ContainerOptions,
+    ) -> Result<Container, Error> {
+        let container = Container::create(id, options, &self.agent, &self.guest).await?;
+        self.run_dir.add_container(id)?;
         Ok(container)
     }
 
@@ -46,6 +53,19 @@ impl Sandbox {
     /// The agent refuses, or does not answer.
     pub async fn start_container(&self) -> Container {
         self.start_container_with(&ContainerOptions::default()).await
+    }
+
+    /// Creates and starts a container with this ID: that of a container of a pod, for example.
+    ///
+    /// # Panics
+    /// The agent refuses, or does not answer.
+    pub async fn start_container_as(&self, id: &str) -> Container {
+        let options = ContainerOptions::default();
+        let started = async {
+            let container = self.create_container_as(id, &options).await?;
+            container.start().await.map(|()| container)
+        };
+        started.await.unwrap_or_else(|error| panic!("no container {id}: {}", error.chain()))
     }
 
     /// Creates and starts a container.

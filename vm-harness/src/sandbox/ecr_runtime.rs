@@ -24,6 +24,8 @@ static SCHEMA: LazyLock<Validator> = LazyLock::new(|| {
 pub struct EcrRuntime {
     program: PathBuf,
     run_dir: PathBuf,
+    /// The user of a rootless VMM, by which the run directory is found.
+    vmm_user: Option<u32>,
     /// The plugin's address, if it is not the agent's address as the shim reports it.
     plugin: Option<String>,
     arguments: Vec<OsString>,
@@ -54,10 +56,16 @@ pub struct Plugged {
 }
 
 impl EcrRuntime {
-    pub(crate) fn new(program: PathBuf, run_dir: &Path, plugin: Option<String>) -> Self {
+    pub(crate) fn new(
+        program: PathBuf,
+        run_dir: &Path,
+        vmm_user: Option<u32>,
+        plugin: Option<String>,
+    ) -> Self {
         Self {
             program,
             run_dir: run_dir.to_owned(),
+            vmm_user,
             plugin,
             arguments: Vec::new(),
             environment: Vec::new(),
@@ -90,10 +98,24 @@ impl EcrRuntime {
         self
     }
 
+    /// Runs another copy of the program.
+    #[must_use]
+    pub fn program(mut self, program: &Path) -> Self {
+        program.clone_into(&mut self.program);
+        self
+    }
+
     /// Uses another run directory.
     #[must_use]
     pub fn run_dir(mut self, run_dir: &Path) -> Self {
         run_dir.clone_into(&mut self.run_dir);
+        self
+    }
+
+    /// Names another user of a rootless VMM, or none; then the run directory is named.
+    #[must_use]
+    pub fn vmm_user(mut self, user: Option<u32>) -> Self {
+        self.vmm_user = user;
         self
     }
 
@@ -113,16 +135,14 @@ impl EcrRuntime {
         if let Some(user) = self.user {
             command.uid(user).gid(user);
         }
+        let vmm_user = self.vmm_user.map(|user| user.to_string());
+        if vmm_user.is_none() {
+            command.arg("--run-dir").arg(&self.run_dir);
+        }
         command
-            .arg("--run-dir")
-            .arg(&self.run_dir)
             .args(&self.arguments)
-            .args(
-                self.plugin
-                    .iter()
-                    .filter(|_| self.lacks_agent_option())
-                    .flat_map(|plugin| ["--agent", plugin]),
-            )
+            .args(self.option("--agent", self.plugin.as_ref()))
+            .args(self.option("--vmm-user", vmm_user.as_ref()))
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -132,11 +152,13 @@ impl EcrRuntime {
             .unwrap_or_else(|error| panic!("cannot start {}: {error}", self.program.display()))
     }
 
-    /// Whether it is a command that takes `--agent`, and has none.
-    fn lacks_agent_option(&self) -> bool {
+    /// The option of this name, if the command takes it and has none yet.
+    fn option<'a>(&self, name: &'a str, value: Option<&'a String>) -> Vec<&'a str> {
         let takes_option =
             self.arguments.first().is_some_and(|verb| verb == "block-volume" || verb == "check");
-        takes_option && !self.arguments.iter().any(|argument| argument == "--agent")
+        let has_option = self.arguments.iter().any(|argument| argument == name);
+        let value = value.filter(|_| takes_option && !has_option);
+        value.map_or_else(Vec::new, |value| vec![name, value])
     }
 
     /// Runs it to its end.

@@ -1,9 +1,11 @@
 //! The fixture of a test: a sandbox with an agent, as on a Kata host, and what a test does with it.
 
+pub(crate) mod agent_snapshot;
 mod calls;
 mod containers;
 pub(crate) mod ecr_runtime;
 pub(crate) mod footprint;
+pub(crate) mod plug_client;
 pub(crate) mod plugin_client;
 pub(crate) mod snapshot;
 
@@ -20,9 +22,9 @@ use block_volume_qmp::Deadline;
 use block_volume_qmp::Qmp;
 
 use crate::{
-    Accelerator, Agent, Environment, Error, Guest, Machine, Observer, Process, RunDir,
+    Agent, Environment, Error, Guest, Machine, Observer, Process, RunDir, Virsh,
     environment::{AGENT_PORT, variable},
-    vm::{BootOptions, accelerator::KvmTrial, boot::BootedVm},
+    vm::{BootOptions, accelerator::with_accelerator, boot::BootedVm, vsock::Vsock},
 };
 
 /// A running VM with an agent that answers. Dropping it ends and reaps QEMU and the servers of its
@@ -38,6 +40,10 @@ pub struct Sandbox {
     agent_url: String,
     plugin_port: u32,
     cid: u32,
+    vsock: Vsock,
+    wrapped: bool,
+    /// The user of a rootless VMM.
+    vmm_user: Option<u32>,
     image: PathBuf,
     boot_time: Duration,
     expects_kernel_fault: AtomicBool,
@@ -50,6 +56,14 @@ impl Sandbox {
     /// The machine lacks something, or the guest died, or no agent answered in time.
     pub async fn boot(machine: &Machine) -> Result<Self, Error> {
         Self::boot_image("default", machine).await
+    }
+
+    /// Boots the default image, as the sandbox with this ID: that of a pod, for example.
+    ///
+    /// # Errors
+    /// As [`Sandbox::boot`].
+    pub async fn boot_as(id: &str, machine: &Machine) -> Result<Self, Error> {
+        Self::boot_with_id(&Environment::from_variables(), "default", machine, id).await
     }
 
     /// Boots the image `image` of this build (`default`, or `fault` with the plugin's fault
@@ -70,41 +84,66 @@ impl Sandbox {
         image: &str,
         machine: &Machine,
     ) -> Result<Self, Error> {
-        let plugin_port = environment.plugin_port(image)?;
-        let image = environment.image(image)?;
-        let choice = Accelerator::choose()?;
-        let trial = KvmTrial::new(&environment.cache);
-        let accelerator = if choice.needs_trial && trial.has_failed() {
-            Accelerator::Tcg
-        } else {
-            choice.accelerator
-        };
-        tracing::info!(%accelerator, reason = choice.reason, "accelerator");
-        let boot = |accelerator| {
-            let boot = BootOptions { environment, image: &image, machine, accelerator };
-            Self::boot_with(boot, plugin_port)
-        };
-        match boot(accelerator).await {
-            Err(error) if choice.needs_trial && accelerator == Accelerator::Kvm => {
-                tracing::warn!(error = error.chain(), "the trial boot with KVM failed: using TCG");
-                trial.record_failure();
-                boot(Accelerator::Tcg).await
-            }
-            result => result,
-        }
+        Self::boot_with_id(environment, image, machine, &random_id()).await
     }
 
-    async fn boot_with(boot: BootOptions<'_>, plugin_port: u32) -> Result<Self, Error> {
-        let start = Instant::now();
+    /// Boots the default image by libvirt, and returns `virsh` for that VM, too. A machine is
+    /// supported as far as it has only a memory size, CPUs and kernel parameters of its own.
+    ///
+    /// # Errors
+    /// As [`Sandbox::boot`], or libvirt refuses.
+    pub async fn boot_by_libvirt(machine: &Machine) -> Result<(Self, Virsh), Error> {
+        let environment = Environment::from_variables();
+        let plugin_port = environment.plugin_port("default")?;
+        let image = environment.image("default")?;
+        // libvirt needs a monitor of its own: there is no wrapper.
+        let machine = Machine { wrapped: false, ..machine.clone() };
+        let machine = &machine.in_environment(&environment)?;
         let id = random_id();
-        let BootedVm { cid, mut run_dir, guest, agent, observer, hybrid } = boot.run(&id).await?;
-        let agent_url = format!("hvsock://{}:{AGENT_PORT}", hybrid.display());
-        run_dir.write_state(&agent_url, guest.qemu.id())?;
+        with_accelerator(&environment.cache, async |accelerator| {
+            let start = Instant::now();
+            let boot =
+                BootOptions { environment: &environment, image: &image, machine, accelerator };
+            let (vm, virsh) = boot.run_by_libvirt(&id).await?;
+            Ok((Self::of(boot, vm, plugin_port, &id, start).await?, virsh))
+        })
+        .await
+    }
+
+    async fn boot_with_id(
+        environment: &Environment,
+        image: &str,
+        machine: &Machine,
+        id: &str,
+    ) -> Result<Self, Error> {
+        let plugin_port = environment.plugin_port(image)?;
+        let image = environment.image(image)?;
+        let machine = &machine.in_environment(environment)?;
+        with_accelerator(&environment.cache, async |accelerator| {
+            let start = Instant::now();
+            let boot = BootOptions { environment, image: &image, machine, accelerator };
+            let vm = boot.run(id).await?;
+            Self::of(boot, vm, plugin_port, id, start).await
+        })
+        .await
+    }
+
+    /// Makes a sandbox of a VM whose boot began at `start`.
+    async fn of(
+        boot: BootOptions<'_>,
+        vm: BootedVm,
+        plugin_port: u32,
+        id: &str,
+        start: Instant,
+    ) -> Result<Self, Error> {
+        let BootedVm { cid, mut run_dir, guest, agent, observer, vsock } = vm;
+        let agent_url = vsock.url(AGENT_PORT);
+        run_dir.write_state(&agent_url, guest.qemu_id)?;
         run_dir.serve_shim(agent_url.clone())?;
         // A shim creates the sandbox before its containers, too.
         let request = agent_api::agent::CreateSandboxRequest {
             hostname: "sandbox".to_owned(),
-            sandbox_id: id.clone(),
+            sandbox_id: id.to_owned(),
             ..Default::default()
         };
         let created = guest
@@ -116,7 +155,7 @@ impl Sandbox {
             .await?;
         created.map_err(|source| Error::Agent { call: "CreateSandbox", source })?;
         Ok(Self {
-            id,
+            id: id.to_owned(),
             agent,
             observer,
             guest,
@@ -125,6 +164,9 @@ impl Sandbox {
             agent_url,
             plugin_port,
             cid,
+            vsock,
+            wrapped: boot.machine.wrapped,
+            vmm_user: boot.machine.user.filter(|_| boot.machine.rootless),
             image: boot.image.to_owned(),
             boot_time: start.elapsed(),
             expects_kernel_fault: AtomicBool::new(false),
@@ -148,7 +190,8 @@ impl Sandbox {
 
     /// Returns the QMP socket for `ecr-runtime`.
     pub fn qmp_socket(&self) -> PathBuf {
-        self.run_dir.vm().join("qmp.sock")
+        let name = if self.wrapped { "extra-monitor.sock" } else { "qmp.sock" };
+        self.run_dir.vm().join(name)
     }
 
     /// Returns the agent's address, as the shim reports it.
@@ -169,12 +212,7 @@ impl Sandbox {
 
     /// Returns the address for `ecr-runtime --agent`.
     pub fn plugin_url(&self) -> String {
-        format!("hvsock://{}:{}", self.vsock().display(), self.plugin_port)
-    }
-
-    /// Returns the socket of the guest's hybrid vsock.
-    pub(crate) fn vsock(&self) -> PathBuf {
-        self.run_dir.vm().join("vm.vsock")
+        self.vsock.url(self.plugin_port)
     }
 
     /// Returns the guest's vsock context ID.

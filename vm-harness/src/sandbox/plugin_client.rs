@@ -13,7 +13,7 @@ use protobuf::{EnumOrUnknown, MessageField};
 use serde_json::{Value, json};
 use ttrpc::r#async::{Client, transport::Socket};
 
-use crate::{Error, Plugged, Sandbox, vm::vsock};
+use crate::{Error, Plugged, Sandbox};
 
 impl Sandbox {
     /// Opens a connection to the plugin's service.
@@ -21,8 +21,10 @@ impl Sandbox {
     /// # Errors
     /// The agent cannot be reached.
     pub async fn block_volume_service(&self) -> Result<BlockVolumeClient, Error> {
-        let (hybrid, port) = (self.vsock(), self.plugin_port());
-        let stream = vsock::connect(&hybrid, port)
+        let port = self.plugin_port();
+        let stream = self
+            .vsock
+            .connect(port)
             .await
             .map_err(|source| Error::PortNotServed { port, source })?;
         Ok(BlockVolumeClient::new(Client::new(Socket::new(stream))))

@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use guest_observer::{Reply, Request};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::agent_snapshot::AgentSnapshot;
 use crate::{Container, Error, Sandbox, procfs::mounts};
 
 /// The state of QEMU, the guest and its containers, as far as a hot-plug changes it.
@@ -27,12 +27,8 @@ pub struct Snapshot {
     pub guest_mounts: Vec<String>,
     /// The device rules (cgroup v1) or programs (v2) of each container and of its pod.
     pub device_filters: BTreeMap<String, Vec<String>>,
-    /// The mount namespaces of the agent's threads: only the agent's own.
-    pub agent_namespaces: Vec<u64>,
-    /// How many threads the agent has.
-    pub agent_threads: usize,
-    /// The files of the agent's open descriptors; sockets without their numbers.
-    pub agent_descriptors: Vec<String>,
+    /// The agent's threads and descriptors.
+    pub agent: AgentSnapshot,
 }
 
 impl Snapshot {
@@ -70,8 +66,9 @@ impl Snapshot {
 
     /// Returns the differences between the current state and this snapshot, a line each.
     ///
-    /// The agent closes a connection shortly after its client did, so the state has some seconds to
-    /// settle.
+    /// The state has some seconds to settle. Threads and descriptors of the agent are compared
+    /// last, because the commands that run in containers for the rest of the state occupy them,
+    /// too.
     ///
     /// # Errors
     /// QEMU, the agent or the observer does not answer.
@@ -81,21 +78,20 @@ impl Snapshot {
         containers: &[&Container],
     ) -> Result<Vec<String>, Error> {
         let deadline = Instant::now() + sandbox.guest().scaled(Duration::from_secs(3));
-        loop {
+        let mut now = loop {
             let now = Self::take(sandbox, containers).await?;
-            // Threads of the runtime's pool may end between two snapshots, so fewer threads are no
-            // difference; more threads are.
-            let settled =
-                Self { agent_threads: self.agent_threads.min(now.agent_threads), ..self.clone() };
-            if now == settled && now.agent_threads <= self.agent_threads {
-                return Ok(Vec::new());
-            }
-            if Instant::now() > deadline {
-                return Ok(differences(self, &now));
+            if now.differs_in_the_agent_only(self) || Instant::now() > deadline {
+                break now;
             }
             tracing::debug!(differences = ?differences(self, &now), "not settled yet");
             tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        };
+        now.agent = self.agent.settled(sandbox).await?;
+        Ok(differences(self, &now))
+    }
+
+    fn differs_in_the_agent_only(&self, before: &Self) -> bool {
+        Self { agent: before.agent.clone(), ..self.clone() } == *before
     }
 
     async fn take(sandbox: &Sandbox, containers: &[&Container]) -> Result<Self, Error> {
@@ -110,13 +106,6 @@ impl Snapshot {
         let devices = query("qom-list", json!({ "path": "/machine/peripheral" })).await?;
         let fdsets = query("query-fdsets", json!({})).await?;
         let observer = sandbox.observer();
-        let agent = match observer.ask(&Request::AgentState).await? {
-            Reply::AgentState(agent) => agent,
-            other => return Err(Error::Observer(format!("unexpected reply {other:?}"))),
-        };
-        let mut agent_namespaces: Vec<u64> =
-            agent.threads.iter().map(|thread| thread.mount_namespace).collect();
-        agent_namespaces.dedup();
         let mut container_devices = BTreeMap::new();
         let mut container_mounts = BTreeMap::new();
         let mut device_filters = BTreeMap::new();
@@ -153,9 +142,7 @@ impl Snapshot {
                 &observer.run(&["/bin/busybox", "cat", "/proc/1/mountinfo"]).await?.stdout,
             ),
             device_filters,
-            agent_namespaces,
-            agent_threads: agent.threads.len(),
-            agent_descriptors: agent.fds.iter().map(|target| without_number(target)).collect(),
+            agent: AgentSnapshot::of(sandbox).await?,
         })
     }
 }
@@ -189,14 +176,6 @@ fn lines(text: &str) -> Vec<String> {
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
     lines.sort();
     lines
-}
-
-/// Removes the number from `socket:[123]` and similar: it is new for every connection.
-fn without_number(target: &str) -> String {
-    match target.split_once(":[") {
-        Some((kind, _)) => kind.to_owned(),
-        None => target.to_owned(),
-    }
 }
 
 /// Returns the lines that only one of the two has.

@@ -119,6 +119,29 @@ impl KvmTrial {
     }
 }
 
+/// Boots with the accelerator of this machine, and with emulation where a trial of KVM fails.
+pub(crate) async fn with_accelerator<T>(
+    cache: &Path,
+    boot: impl AsyncFn(Accelerator) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let choice = Accelerator::choose()?;
+    let trial = KvmTrial::new(cache);
+    let accelerator = if choice.needs_trial && trial.has_failed() {
+        Accelerator::Tcg
+    } else {
+        choice.accelerator
+    };
+    tracing::info!(%accelerator, reason = choice.reason, "accelerator");
+    match boot(accelerator).await {
+        Err(error) if choice.needs_trial && accelerator == Accelerator::Kvm => {
+            tracing::warn!(error = error.chain(), "the trial boot with KVM failed: using TCG");
+            trial.record_failure();
+            boot(Accelerator::Tcg).await
+        }
+        result => result,
+    }
+}
+
 impl fmt::Display for Accelerator {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {

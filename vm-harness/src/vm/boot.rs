@@ -5,7 +5,7 @@
 //! starts from a template.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -15,10 +15,11 @@ use guest_observer::Request;
 
 use super::{
     BootOptions,
-    boot_snapshot::{BootSnapshots, Lookup},
+    boot_snapshot::{BootSnapshots, Lookup, in_path},
     clock::Measured,
     machine::{MachineFiles, StartMode},
-    migration, vsock,
+    migration,
+    vsock::{self, Vsock},
 };
 use crate::{Agent, Console, Error, Guest, Observer, Origin, RunDir};
 
@@ -41,7 +42,7 @@ pub(crate) struct BootedVm {
     pub(crate) guest: Arc<Guest>,
     pub(crate) agent: Agent,
     pub(crate) observer: Observer,
-    pub(crate) hybrid: PathBuf,
+    pub(crate) vsock: Vsock,
 }
 
 impl BootOptions<'_> {
@@ -93,7 +94,7 @@ impl BootOptions<'_> {
                 .await??;
             match measured.check() {
                 Ok(()) => {
-                    if self.machine.user.is_some() {
+                    if self.machine.user.is_some() && !self.machine.rootless {
                         vm.run_dir.take_back()?;
                     }
                     return Ok(vm);
@@ -130,34 +131,35 @@ impl BootOptions<'_> {
         mode: StartMode<'_>,
         origin: Origin,
     ) -> Result<StartedVm, Error> {
-        let run_dir = RunDir::create(id)?;
+        let run_dir = match (&self.machine.run_dir, self.machine.user) {
+            (Some(root), _) => RunDir::create_in(root, id)?,
+            (None, Some(user)) if self.machine.rootless => RunDir::create_rootless(id, user)?,
+            (None, _) => RunDir::create(id)?,
+        };
         let vm = run_dir.vm();
-        let (vhost, hybrid) = (vm.join("vhost.sock"), vm.join("vm.vsock"));
-        let mut boot_files = ["vmlinux", "initramfs.cpio"].map(|name| self.image.join(name));
+        let hybrid = vm.join("vm.vsock");
+        let cid = fastrand::u32(3..u32::MAX);
+        let [kernel, initramfs] = ["vmlinux", "initramfs.cpio"].map(|name| self.image.join(name));
+        let mut boot_files = [kernel, initramfs, self.environment.ecr_qemu()?];
         if self.machine.user.is_some() {
-            // The image may be in a directory that this user cannot search.
+            // They may be in a directory that this user cannot search.
             for file in &mut boot_files {
                 *file = run_dir.copy(file)?;
             }
         }
-        let [kernel, initramfs] = boot_files;
-        let files = MachineFiles {
-            kernel,
-            initramfs,
-            qmp: vm.join("qmp.sock"),
-            monitor: vm.join("harness.sock"),
-            console: vm.join("console.log"),
-            vhost: vhost.clone(),
-            share: vm.join("share.sock"),
-            stderr: vm.join("qemu.stderr"),
-        };
+        let [kernel, initramfs, wrapper] = boot_files;
+        let files = MachineFiles::new(&vm, kernel, initramfs, cid);
         let name = format!("sandbox-{id}");
         let time_scale = self.accelerator.configured_time_scale()?;
-        let cid = fastrand::u32(3..u32::MAX);
         let messages = vm.join("vsock.stderr");
-        let back_end = vsock::start(self.environment, cid, &vhost, &hybrid, &messages);
-        let start_qemu =
-            || self.machine.start(&self.environment.qemu, self.accelerator, &name, &files, mode);
+        let back_end = async {
+            if self.machine.native_vsock {
+                return Ok(None);
+            }
+            vsock::start(self.environment, cid, &files.vhost, &hybrid, &messages).await.map(Some)
+        };
+        let programs = (&*in_path(&self.environment.qemu), &*wrapper);
+        let start_qemu = || self.machine.start(programs, self.accelerator, &name, &files, mode);
         let share = match &self.machine.share {
             Some(share) => {
                 share.serve(self.environment, &files.share, &vm.join("share.stderr")).await?
@@ -180,6 +182,7 @@ impl BootOptions<'_> {
         };
         let console = Console::new(files.console.clone());
         let guest = Arc::new(Guest {
+            qemu_id: qemu.id(),
             qemu,
             vsock,
             share,
@@ -188,28 +191,30 @@ impl BootOptions<'_> {
             time_scale,
             origin,
         });
-        Ok(StartedVm { cid, run_dir, guest, files, hybrid })
+        let vsock =
+            if self.machine.native_vsock { Vsock::Native(cid) } else { Vsock::Hybrid(hybrid) };
+        Ok(StartedVm { cid, run_dir, guest, files, vsock })
     }
 }
 
 /// A VM whose QEMU was started; its agent may not answer yet.
-struct StartedVm {
-    cid: u32,
-    run_dir: RunDir,
-    guest: Arc<Guest>,
-    files: MachineFiles,
-    hybrid: PathBuf,
+pub(super) struct StartedVm {
+    pub(super) cid: u32,
+    pub(super) run_dir: RunDir,
+    pub(super) guest: Arc<Guest>,
+    pub(super) files: MachineFiles,
+    pub(super) vsock: Vsock,
 }
 
 impl StartedVm {
-    async fn until_agent_answers(self) -> Result<BootedVm, Error> {
-        let Self { cid, run_dir, guest, files: _, hybrid } = self;
+    pub(super) async fn until_agent_answers(self) -> Result<BootedVm, Error> {
+        let Self { cid, run_dir, guest, files: _, vsock } = self;
         let limit = guest.scaled(Duration::from_secs(60));
         let agent = guest
-            .wait_for("the agent's first answer", BOOT, Agent::when_it_answers(&hybrid, limit))
+            .wait_for("the agent's first answer", BOOT, Agent::when_it_answers(&vsock, limit))
             .await?;
-        let observer = Observer::new(hybrid.clone(), guest.scaled(Duration::from_secs(15)));
-        Ok(BootedVm { cid, run_dir, guest, agent, observer, hybrid })
+        let observer = Observer::new(vsock.clone(), guest.scaled(Duration::from_secs(15)));
+        Ok(BootedVm { cid, run_dir, guest, agent, observer, vsock })
     }
 }
 
@@ -218,7 +223,10 @@ impl BootedVm {
     async fn save(self, file: &Path) -> Result<(), Error> {
         let Self { run_dir, guest, agent, .. } = self;
         // The file must not contain an open connection.
-        drop(agent);
+        guest
+            .wait_for("the end of the agent's connection", STEP, agent.close())
+            .await?
+            .map_err(Error::file("close", "the connection to the agent"))?;
         let (monitor, stream) =
             (run_dir.vm().join("harness.sock"), run_dir.vm().join("state.sock"));
         let deadline = Deadline::after(guest.scaled(STEP));

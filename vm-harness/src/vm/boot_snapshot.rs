@@ -30,7 +30,7 @@ const KEPT: usize = 16;
 /// A kind of guest that could not be saved or restored is tried again after this time.
 const GIVEN_UP_FOR: Duration = Duration::from_secs(24 * 3600);
 /// Increased when this code saves or restores in another way.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// The directory with the files.
 #[derive(Debug)]
@@ -180,9 +180,11 @@ fn key(boot: BootOptions<'_>) -> io::Result<String> {
         kernel: file("kernel"),
         initramfs: file("initramfs"),
         qmp: file("qmp"),
+        pid: file("pid"),
         monitor: file("monitor"),
         console: file("console"),
         vhost: file("vhost"),
+        cid: 3,
         share: file("share"),
         stderr: file("stderr"),
     };
@@ -204,7 +206,7 @@ fn key(boot: BootOptions<'_>) -> io::Result<String> {
 }
 
 /// Returns the file of a program, searched in `PATH`; the name itself if there is none.
-fn in_path(program: &Path) -> PathBuf {
+pub(crate) fn in_path(program: &Path) -> PathBuf {
     if program.components().count() > 1 {
         return program.to_owned();
     }

@@ -18,6 +18,9 @@ const SPLATS: [&str; 12] = [
     "refcount_t:",
 ];
 
+/// How lines of the harness's own on the console begin. They are in no log.
+pub(crate) const MARK: &str = "vm-harness: ";
+
 /// The file with everything that the guest printed.
 #[derive(Debug, Clone)]
 pub struct Console {
@@ -43,23 +46,62 @@ impl Console {
 
     /// Returns the last `lines` lines.
     pub fn tail(&self, lines: usize) -> String {
+        last(lines, self.text().lines())
+    }
+
+    /// Returns the last `lines` lines, and before them what follows the first fault of the kernel,
+    /// up to `lines` lines of it: its cause is there, and a long trace may come after it.
+    pub fn end_with_fault(&self, lines: usize) -> String {
         let text = self.text();
         let all: Vec<&str> = text.lines().collect();
-        all[all.len().saturating_sub(lines)..].join("\n")
+        let end = all.len().saturating_sub(lines);
+        match all.iter().position(|line| is_splat(line)) {
+            Some(fault) if fault < end => {
+                let until = end.min(fault + lines);
+                let gap = if until < end { "\n…\n" } else { "\n" };
+                format!("{}{gap}{}", all[fault..until].join("\n"), all[end..].join("\n"))
+            }
+            _ => all[end..].join("\n"),
+        }
     }
 
     /// Returns the last `lines` lines that are not the kernel's: those of the agent and of other
     /// programs in the guest.
     pub fn tail_of_programs(&self, lines: usize) -> String {
-        let text = self.text();
-        let programs: Vec<&str> = text.lines().filter(|line| !is_kernels(line)).collect();
-        programs[programs.len().saturating_sub(lines)..].join("\n")
+        last(lines, self.text().lines().filter(|line| is_of_a_program(line)))
+    }
+
+    /// As [`Self::tail_of_programs`], of what was printed after the first `start` bytes.
+    pub fn tail_of_programs_since(&self, start: usize, lines: usize) -> String {
+        let bytes = std::fs::read(&self.path).unwrap_or_default();
+        let text = String::from_utf8_lossy(bytes.get(start..).unwrap_or_default());
+        last(lines, text.lines().filter(|line| is_of_a_program(line)))
+    }
+
+    /// Returns the last `lines` lines that are the kernel's.
+    pub fn tail_of_kernel(&self, lines: usize) -> String {
+        last(lines, self.text().lines().filter(|line| is_kernels(line)))
+    }
+
+    /// Returns how many bytes there are so far.
+    pub fn length(&self) -> usize {
+        let length = std::fs::metadata(&self.path).map_or(0, |metadata| metadata.len());
+        usize::try_from(length).unwrap_or(usize::MAX)
     }
 
     /// Returns the first line in which the kernel reports a fault of its own.
     pub fn splat(&self) -> Option<String> {
         splat_in(&self.text())
     }
+}
+
+fn last<'a>(number: usize, lines: impl Iterator<Item = &'a str>) -> String {
+    let lines: Vec<&str> = lines.collect();
+    lines[lines.len().saturating_sub(number)..].join("\n")
+}
+
+fn is_of_a_program(line: &str) -> bool {
+    !is_kernels(line) && !line.starts_with(MARK)
 }
 
 /// Whether the line begins with a timestamp, as in `[    1.234567] …`.
@@ -85,7 +127,11 @@ pub fn printable(text: &str) -> String {
 }
 
 fn splat_in(text: &str) -> Option<String> {
-    text.lines().find(|line| SPLATS.iter().any(|splat| line.contains(splat))).map(str::to_owned)
+    text.lines().find(|line| is_splat(line)).map(str::to_owned)
+}
+
+fn is_splat(line: &str) -> bool {
+    SPLATS.iter().any(|splat| line.contains(splat))
 }
 
 #[cfg(test)]
@@ -103,12 +149,28 @@ mod tests {
         let path = directory.path().join("console");
         std::fs::write(
             &path,
-            "[    0.100000] Linux\nagent: first\n[x] not the kernel's\n[   12.5] sda\nlast",
+            "[    0.100000] Linux\nagent: first\n[x] not the kernel's\n[   12.5] sda\nvm-harness: end\nlast",
         )
         .unwrap();
         let console = Console::new(path);
         assert_eq!(console.tail_of_programs(2), "[x] not the kernel's\nlast");
-        assert_eq!(console.tail(2), "[   12.5] sda\nlast");
+        assert_eq!(console.tail_of_kernel(1), "[   12.5] sda");
+        let later = console.text().find("[   12.5]").unwrap();
+        assert_eq!(console.tail_of_programs_since(later, 2), "last");
+        assert_eq!(console.tail_of_programs_since(console.length(), 2), "");
+        assert_eq!(console.tail(2), "vm-harness: end\nlast");
+    }
+
+    #[rstest::rstest]
+    #[case::none(&["a", "b", "c"], "b\nc")]
+    #[case::long_ago(&["a", "Oops:", "b", "c", "d", "e"], "Oops:\nb\n…\nd\ne")]
+    #[case::before(&["a", "Oops:", "b", "c"], "Oops:\nb\nc")]
+    #[case::at_the_end(&["a", "b", "Oops:", "c"], "Oops:\nc")]
+    #[case::nothing(&[], "")]
+    fn beginning_of_a_fault_is_kept(#[case] lines: &[&str], #[case] expected: &str) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), lines.join("\n")).unwrap();
+        assert_eq!(Console::new(file.path().to_owned()).end_with_fault(2), expected);
     }
 
     #[rstest::rstest]

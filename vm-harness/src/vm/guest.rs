@@ -2,16 +2,23 @@
 
 use std::{future::Future, time::Duration};
 
-use crate::{Accelerator, Console, Error, Origin, Process};
+use crate::{Accelerator, Console, Error, Origin, Process, ProcessStat};
 
 /// The target of the trace events whose field `awaited` says what the harness waits for.
 pub const WAIT_EVENTS: &str = "vm_harness::wait";
 
+/// How long QEMU may run on after a server of its devices, if that ended because QEMU did.
+const AFTER_SERVER: Duration = Duration::from_secs(1);
+
 /// A running guest: its QEMU, its console, and the factor on time limits.
 #[derive(Debug)]
 pub struct Guest {
+    /// QEMU, or the first process of the namespaces in which libvirt runs it.
     pub(crate) qemu: Process,
-    pub(crate) vsock: Process,
+    /// QEMU's process ID.
+    pub(crate) qemu_id: u32,
+    /// vhost-device-vsock, unless the kernel is the back end.
+    pub(crate) vsock: Option<Process>,
     /// virtiofsd, if it shares a directory of the host.
     pub(crate) share: Option<Process>,
     pub(crate) console: Console,
@@ -23,12 +30,12 @@ pub struct Guest {
 impl Guest {
     /// Returns QEMU's process ID.
     pub fn qemu_id(&self) -> u32 {
-        self.qemu.id()
+        self.qemu_id
     }
 
     /// Returns the processor time that QEMU used so far.
     pub fn qemu_time(&self) -> Option<Duration> {
-        self.qemu.processor_time()
+        ProcessStat::of(self.qemu_id)?.processor_time()
     }
 
     /// Returns QEMU's accelerator.
@@ -85,22 +92,27 @@ impl Guest {
                 report: self.report(),
             }),
             status = self.qemu.ended() => Err(self.failure(&self.qemu, status, awaited)),
-            status = self.vsock.ended() => Err(self.failure(&self.vsock, status, awaited)),
-            (share, status) = self.share_ended() => Err(self.failure(share, status, awaited)),
+            (server, status) = self.server_ended() => {
+                // The servers end with QEMU, and the end of QEMU may be reported after theirs.
+                match tokio::time::timeout(self.scaled(AFTER_SERVER), self.qemu.ended()).await {
+                    Ok(status) => Err(self.failure(&self.qemu, status, awaited)),
+                    Err(_) => Err(self.failure(server, status, awaited)),
+                }
+            }
         }
     }
 
-    /// Waits until virtiofsd has ended; never returns if there is none.
-    async fn share_ended(&self) -> (&Process, std::process::ExitStatus) {
-        match &self.share {
-            Some(share) => (share, share.ended().await),
-            None => std::future::pending().await,
+    /// Waits until a server of QEMU's devices has ended.
+    async fn server_ended(&self) -> (&Process, std::process::ExitStatus) {
+        tokio::select! {
+            vsock = ended(self.vsock.as_ref()) => vsock,
+            share = ended(self.share.as_ref()) => share,
         }
     }
 
     /// Returns the programs that serve QEMU's devices.
     pub(crate) fn servers(&self) -> impl Iterator<Item = &Process> {
-        std::iter::once(&self.vsock).chain(&self.share)
+        self.vsock.iter().chain(&self.share)
     }
 
     fn failure(&self, process: &Process, status: std::process::ExitStatus, awaited: &str) -> Error {
@@ -112,8 +124,8 @@ impl Guest {
         }
     }
 
-    /// Returns the report for a failure: the end of the console, QEMU's messages, and the commands
-    /// that start the same VM.
+    /// Returns the report for a failure: the end of the console with a fault of the kernel, QEMU's
+    /// messages, and the commands that start the same VM.
     pub fn report(&self) -> String {
         let messages = |process: &Process| {
             format!("--- {}'s messages\n{}\n", process.program(), process.stderr().trim_end())
@@ -122,11 +134,70 @@ impl Guest {
             "--- {}: the console's last lines ({})\n{}\n{}{}--- to repeat it\n{}{}\n",
             self.origin,
             self.console.path().display(),
-            self.console.tail(40),
+            self.console.end_with_fault(40),
             messages(&self.qemu),
             self.servers().map(messages).collect::<String>(),
             self.servers().map(|server| format!("{} &\n", server.command())).collect::<String>(),
             self.qemu.command(),
         )
+    }
+}
+
+/// Waits until the server has ended; never returns if there is none.
+async fn ended(server: Option<&Process>) -> (&Process, std::process::ExitStatus) {
+    match server {
+        Some(server) => (server, server.ended().await),
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, process::Command};
+
+    use super::*;
+
+    fn shell(program: &'static str, script: &str, directory: &Path) -> Process {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Process::start(program, command, &directory.join(program)).unwrap()
+    }
+
+    /// Both have ended when the wait begins, or the server has and QEMU follows, or QEMU goes on.
+    #[rstest::rstest]
+    #[case::both("exit 3", "QEMU")]
+    #[case::qemu_follows("sleep 0.3; exit 3", "QEMU")]
+    #[case::qemu_goes_on("exec sleep 1000", "server")]
+    #[tokio::test]
+    async fn end_of_qemu_is_the_reason_if_its_server_ended_too(
+        #[case] qemu: &str,
+        #[case] expected: &str,
+    ) {
+        let directory = tempfile::tempdir().unwrap();
+        let qemu_process = shell("QEMU", qemu, directory.path());
+        let guest = Guest {
+            qemu_id: qemu_process.id(),
+            qemu: qemu_process,
+            vsock: Some(shell("server", "exit 0", directory.path())),
+            share: None,
+            console: Console::new(directory.path().join("console")),
+            accelerator: Accelerator::Kvm,
+            time_scale: 1,
+            origin: Origin::Restored,
+        };
+        ended(guest.vsock.as_ref()).await;
+        if qemu == "exit 3" {
+            guest.qemu.ended().await;
+        }
+        // More than once: the order of two ends that are known is chosen at random.
+        for _ in 0..20 {
+            let work = std::future::pending::<()>();
+            let error = guest.wait_for("a reply", Duration::from_secs(60), work).await.unwrap_err();
+            let Error::Ended { program, .. } = error else { panic!("{error:?}") };
+            assert_eq!(program, expected);
+            if expected == "server" {
+                break;
+            }
+        }
     }
 }

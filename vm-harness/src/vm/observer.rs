@@ -1,7 +1,7 @@
 //! A client of the observer, a program that `init` starts in the guest beside the agent. It shows
 //! the state of the guest independently of the agent.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use guest_observer::{PORT, Program, Reply, Request};
 use tokio::{
@@ -9,14 +9,14 @@ use tokio::{
     net::UnixStream,
 };
 
-use super::vsock;
+use super::vsock::Vsock;
 use crate::Error;
 
 /// The observer of one guest. Each request has its own connection, except on one that
 /// [`Observer::open`] returned.
 #[derive(Debug, Clone)]
 pub struct Observer {
-    hybrid: PathBuf,
+    vsock: Vsock,
     limit: Duration,
 }
 
@@ -39,8 +39,8 @@ pub struct CommandOutput {
 }
 
 impl Observer {
-    pub(crate) fn new(hybrid: PathBuf, limit: Duration) -> Self {
-        Self { hybrid, limit }
+    pub(crate) fn new(vsock: Vsock, limit: Duration) -> Self {
+        Self { vsock, limit }
     }
 
     /// Opens a connection for several requests.
@@ -48,7 +48,7 @@ impl Observer {
     /// # Errors
     /// The observer does not answer.
     pub async fn open(&self) -> Result<ObserverConnection, Error> {
-        let stream = tokio::time::timeout(self.limit, vsock::connect(&self.hybrid, PORT)).await;
+        let stream = tokio::time::timeout(self.limit, self.vsock.connect(PORT)).await;
         let stream = stream
             .map_err(|_| Error::Observer(format!("no connection within {:?}", self.limit)))?;
         let stream = stream.map_err(|error| Error::Observer(format!("cannot connect: {error}")))?;

@@ -1,7 +1,8 @@
 //! A run directory with the layout of Kata's Go runtime, and the shim's monitor socket.
 //!
-//! It has `vm/<sid>/qmp.sock`, `sbs/<sid>/persist.json`, `sbs/<sid>/<cid>/`, and
-//! `sbs/<sid>/shim-monitor.sock`, which answers `GET /agent-url` with the agent's address.
+//! It has `vm/<sid>/{extra-monitor.sock,pid}`, `sbs/<sid>/persist.json`, `sbs/<sid>/<cid>/`, and
+//! `sbs/<sid>/shim-monitor.sock`, which answers `GET /agent-url` with the agent's address. With a
+//! rootless VMM it is `/run/user/UID/run/vc`, and the shim's socket is in `/run/vc/sbs/<sid>`.
 
 use std::{
     convert::Infallible,
@@ -41,8 +42,12 @@ pub(crate) fn short_directory() -> Result<tempfile::TempDir, Error> {
 /// Removes QEMU's process ID from the state of the sandbox that has the socket `qmp`, if there is
 /// one.
 pub(crate) fn forget_qemu(qmp: &Path) -> Result<(), Error> {
-    // <root>/vm/<sid>/qmp.sock
+    // <root>/vm/<sid>/extra-monitor.sock
     let (Some(vm), Some(root)) = (qmp.parent(), qmp.ancestors().nth(3)) else { return Ok(()) };
+    let pid = vm.join("pid");
+    if pid.exists() {
+        fs::remove_file(&pid).map_err(Error::file("remove", &pid))?;
+    }
     let file = root.join("sbs").join(vm.file_name().unwrap_or_default()).join("persist.json");
     let Ok(text) = fs::read(&file) else { return Ok(()) };
     let Ok(mut state) = serde_json::from_slice::<serde_json::Value>(&text) else { return Ok(()) };
@@ -50,10 +55,24 @@ pub(crate) fn forget_qemu(qmp: &Path) -> Result<(), Error> {
     fs::write(&file, state.to_string()).map_err(Error::file("write", file))
 }
 
+/// Where the shim's socket of a rootless VMM is.
+const SHIMS_OF_ROOTLESS: &str = "/run/vc/sbs";
+
+/// The directory of a run directory's files.
+#[derive(Debug)]
+enum Root {
+    /// Of this sandbox alone.
+    Own(tempfile::TempDir),
+    /// Of all sandboxes of a node: only this one's part is removed.
+    Shared(PathBuf),
+}
+
 /// The run directory of one sandbox. It is removed when the value is dropped.
 #[derive(Debug)]
 pub struct RunDir {
-    root: tempfile::TempDir,
+    root: Root,
+    /// The directory of the shim's socket, if it is not the sandbox's state.
+    shim_dir: Option<PathBuf>,
     sandbox: String,
     shim: Option<JoinHandle<()>>,
 }
@@ -64,7 +83,41 @@ impl RunDir {
     /// # Errors
     /// A directory cannot be made.
     pub fn create(sandbox: &str) -> Result<Self, Error> {
-        let this = Self { root: short_directory()?, sandbox: sandbox.to_owned(), shim: None };
+        Self::make(Root::Own(short_directory()?), sandbox)
+    }
+
+    /// Makes the directories of one more sandbox below `root`.
+    ///
+    /// # Errors
+    /// A directory cannot be made.
+    pub fn create_in(root: &Path, sandbox: &str) -> Result<Self, Error> {
+        Self::make(Root::Shared(root.to_owned()), sandbox)
+    }
+
+    /// Makes the directories of a rootless VMM's sandbox, which belong to its `user`. The caller
+    /// has a `/run` of its own.
+    ///
+    /// # Errors
+    /// A directory cannot be made, or the caller is not root.
+    pub fn create_rootless(sandbox: &str, user: u32) -> Result<Self, Error> {
+        let theirs = Path::new("/run/user").join(user.to_string());
+        let mut this = Self::create_in(&theirs.join("run/vc"), sandbox)?;
+        // Kata's directories inherit the owner of the one above.
+        let (vm, state) = (this.vm(), this.sandbox_state());
+        for directory in vm.ancestors().chain(state.ancestors()) {
+            if directory.starts_with(&theirs) {
+                chown(directory, Some(user), Some(user))
+                    .map_err(Error::file("change the owner of", directory))?;
+            }
+        }
+        let shim_dir = Path::new(SHIMS_OF_ROOTLESS).join(sandbox);
+        fs::create_dir_all(&shim_dir).map_err(Error::file("make", &shim_dir))?;
+        this.shim_dir = Some(shim_dir);
+        Ok(this)
+    }
+
+    fn make(root: Root, sandbox: &str) -> Result<Self, Error> {
+        let this = Self { root, shim_dir: None, sandbox: sandbox.to_owned(), shim: None };
         for directory in [this.vm(), this.sandbox_state()] {
             fs::create_dir_all(&directory).map_err(Error::file("make", directory))?;
         }
@@ -73,7 +126,10 @@ impl RunDir {
 
     /// Returns the root, the value for `--run-dir`.
     pub fn path(&self) -> &Path {
-        self.root.path()
+        match &self.root {
+            Root::Own(directory) => directory.path(),
+            Root::Shared(directory) => directory,
+        }
     }
 
     /// Returns the directory with the VM's sockets.
@@ -178,7 +234,8 @@ impl RunDir {
     /// # Errors
     /// The socket cannot be made.
     pub fn serve_shim(&mut self, agent_url: String) -> Result<(), Error> {
-        let path = self.sandbox_state().join("shim-monitor.sock");
+        let directory = self.shim_dir.clone().unwrap_or_else(|| self.sandbox_state());
+        let path = directory.join("shim-monitor.sock");
         let listener = UnixListener::bind(&path).map_err(Error::file("listen on", path))?;
         let agent_url = Arc::<str>::from(agent_url);
         self.shim = Some(tokio::spawn(async move {
@@ -200,6 +257,14 @@ impl Drop for RunDir {
     fn drop(&mut self) {
         if let Some(shim) = &self.shim {
             shim.abort();
+        }
+        if let Root::Shared(_) = self.root {
+            for directory in
+                [self.vm(), self.sandbox_state()].into_iter().chain(self.shim_dir.take())
+            {
+                // Nothing can be done about a failure, and the next sandbox has another ID.
+                let _ = fs::remove_dir_all(directory);
+            }
         }
     }
 }
@@ -231,13 +296,25 @@ mod tests {
     }
 
     #[test]
+    fn of_a_shared_directory_only_its_own_part_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let [one, other] = ["s1", "s2"].map(|id| RunDir::create_in(root.path(), id).unwrap());
+        assert_eq!(one.vm(), root.path().join("vm/s1"));
+        drop(one);
+        assert!(!root.path().join("vm/s1").exists() && !root.path().join("sbs/s1").exists());
+        assert!(other.vm().exists() && other.sandbox_state().exists());
+    }
+
+    #[test]
     fn process_of_qemu_is_forgotten_and_the_rest_stays() {
         let run_dir = RunDir::create("s1").unwrap();
         run_dir.write_state("vsock://3:1024", 4711).unwrap();
+        fs::write(run_dir.vm().join("pid"), "4711").unwrap();
         forget_qemu(&run_dir.vm().join("qmp.sock")).unwrap();
         let text = fs::read(run_dir.sandbox_state().join("persist.json")).unwrap();
         let state: serde_json::Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(state["HypervisorState"]["Pid"], 0);
+        assert!(!run_dir.vm().join("pid").exists());
         assert_eq!(state["AgentState"]["URL"], "vsock://3:1024");
         forget_qemu(Path::new("/q")).unwrap();
     }

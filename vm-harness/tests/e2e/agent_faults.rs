@@ -50,24 +50,56 @@ async fn unusual_but_valid_messages_do_not_break_a_plug(#[future(awt)] sandbox: 
                 // In the other direction it must not be split: vhost-device-vsock takes the result
                 // of its first read for the whole line.
                 Rule::on(reply_to("CONNECT"), Fault::Split(1)),
-                Rule::on(reply_to("Probe"), Fault::Split(3)),
-                Rule::on(command("Attach"), Fault::Split(7)),
-                Rule::on(reply_to("Attach"), Fault::Split(1)),
+                Rule::on(command("Plug.start"), Fault::Split(7)),
+                Rule::on(reply_to("Plug.ready"), Fault::Split(3)),
+                Rule::on(command("Plug.go"), Fault::Split(1)),
+                Rule::on(reply_to("Plug.attached"), Fault::Split(1)),
             ],
         ),
-        ("late reply", vec![Rule::on(reply_to("Attach"), Fault::Delay(LATE))]),
-        (
-            "duplicated replies",
-            vec![
-                Rule::on(reply_to("Probe"), Fault::Twice),
-                Rule::on(reply_to("Attach"), Fault::Twice),
-            ],
-        ),
-        ("duplicated request", vec![Rule::on(command("Attach"), Fault::Twice)]),
+        ("late readiness", vec![Rule::on(reply_to("Plug.ready"), Fault::Delay(LATE))]),
+        ("late reply", vec![Rule::on(reply_to("Plug.attached"), Fault::Delay(LATE))]),
+        ("late commit", vec![Rule::on(command("Plug.commit"), Fault::Delay(LATE))]),
+        ("duplicated reply", vec![Rule::on(reply_to("Hold"), Fault::Twice)]),
     ] {
         let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
         let (finished, _) = through_proxy(&sandbox, call, rules).await;
         assert_plugged(&finished, what, &sandbox, &container, &volume).await;
+        before.assert_unchanged(&sandbox, &[&container]).await;
+    }
+}
+
+/// Calls another method in place of `Plug`, which the agent does not have either: as an agent of a
+/// version before the conversation.
+fn without_conversation() -> Rule {
+    let renamed = |frame: &[u8]| {
+        let at = frame.windows(4).position(|bytes| bytes == b"Plug").unwrap();
+        [&frame[..at], b"Plux", &frame[at + 4..]].concat()
+    };
+    Rule::on(command("Plug"), Fault::edit(renamed))
+}
+
+#[rstest]
+#[tokio::test]
+async fn agent_without_the_conversation_is_served_by_two_calls(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let volume = Volume::loop_device(MIB);
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    for rules in [vec![], vec![Rule::on(reply_to("Attach"), Fault::Delay(LATE))]] {
+        let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
+        let rules = [vec![without_conversation()], rules].concat();
+        let (finished, methods) = through_proxy(&sandbox, call, rules).await;
+        assert_eq!(methods, ["Hold", "Plug", "Probe", "Attach"]);
+        assert_plugged(&finished, "two calls", &sandbox, &container, &volume).await;
+        before.assert_unchanged(&sandbox, &[&container]).await;
+    }
+    // Whether the guest executed a request without a reply is settled by Detach.
+    for lost in [command("Attach"), reply_to("Attach")] {
+        let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
+        let rules = vec![without_conversation(), Rule::on(lost, Fault::Cut)];
+        let (finished, methods) = through_proxy(&sandbox, call, rules).await;
+        let (reason, message) = finished.failed_with(14);
+        assert_eq!(reason, "agent_lost", "{message}");
+        assert_eq!(methods.last().map(String::as_str), Some("Detach"));
         before.assert_unchanged(&sandbox, &[&container]).await;
     }
 }
@@ -83,7 +115,8 @@ async fn duplicated_request_is_executed_once(#[future(awt)] sandbox_with_faults:
     let before = Snapshot::of(&sandbox, &[&container]).await;
     set_guest_faults(&sandbox, "attach-after-node=wait\n").await;
     let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
-    let plug = through_proxy(&sandbox, call, vec![Rule::on(command("Attach"), Fault::Twice)]);
+    let rules = vec![without_conversation(), Rule::on(command("Attach"), Fault::Twice)];
+    let plug = through_proxy(&sandbox, call, rules);
     // The first request waits at the fault point in system call 230 (clock_nanosleep), the second
     // one waits in 202 (futex).
     let both =
@@ -113,20 +146,25 @@ async fn plug_that_loses_the_agent_is_rolled_back_in_the_guest_first(
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let garbled = || Fault::edit(|frame| [&frame[..10], &vec![0xff; frame.len() - 10]].concat());
     let (unreachable, lost) = ("agent_unreachable", "agent_lost");
-    let all: &[&str] = &["Probe", "Attach", "Detach"];
+    let all: &[&str] = &["Hold", "Plug", "Detach"];
     for (rule, reason, calls) in [
         (Rule::on(command("CONNECT"), Fault::Cut), unreachable, &all[..0]),
         (Rule::on(reply_to("CONNECT"), Fault::CutAfter(2)), unreachable, &all[..0]),
-        (Rule::on(command("Probe"), Fault::Cut), lost, &all[..1]),
-        (Rule::on(reply_to("Probe"), Fault::CutAfter(11)), lost, &all[..1]),
-        // The guest did not receive the request.
-        (Rule::on(command("Attach"), Fault::Cut), lost, all),
-        (Rule::on(command("Attach"), Fault::CutAfter(30)), lost, all),
-        // The guest executed the request, and its reply is lost, truncated or garbled.
-        (Rule::on(reply_to("Attach"), Fault::Cut), lost, all),
-        (Rule::on(reply_to("Attach"), Fault::CutAfter(10)), lost, all),
-        (Rule::on(reply_to("Attach"), Fault::CutAfter(25)), lost, all),
-        (Rule::on(reply_to("Attach"), garbled()), lost, all),
+        (Rule::on(command("Hold"), Fault::Cut), lost, &all[..1]),
+        (Rule::on(command("Plug"), Fault::Cut), lost, &all[..2]),
+        (Rule::on(command("Plug.start"), Fault::Cut), lost, &all[..2]),
+        (Rule::on(reply_to("Plug.ready"), Fault::CutAfter(11)), lost, &all[..2]),
+        // The guest does not hear that the disk is there.
+        (Rule::on(command("Plug.go"), Fault::Cut), lost, all),
+        (Rule::on(command("Plug.go"), Fault::CutAfter(5)), lost, all),
+        // The guest has made the device node, and what it says is lost, truncated or garbled.
+        (Rule::on(reply_to("Plug.prepared"), Fault::Cut), lost, all),
+        (Rule::on(reply_to("Plug.prepared"), garbled()), lost, all),
+        (Rule::on(reply_to("Plug.attached"), Fault::CutAfter(10)), lost, all),
+        (Rule::on(reply_to("Plug.attached"), Fault::CutAfter(25)), lost, all),
+        (Rule::on(command("Plug.commit"), Fault::Cut), lost, all),
+        // The guest has committed, and the host does not know.
+        (Rule::on(reply_to("Plug.end"), Fault::Cut), lost, all),
     ] {
         let what = format!("{rule}");
         let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
@@ -155,10 +193,11 @@ async fn plug_whose_reply_comes_too_late_times_out_and_is_rolled_back(
     let call =
         sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).args(short(&sandbox));
     let (finished, methods) =
-        through_proxy(&sandbox, call, vec![Rule::on(reply_to("Attach"), fault)]).await;
+        through_proxy(&sandbox, call, vec![Rule::on(reply_to("Plug.attached"), fault)]).await;
     let (reason, message) = finished.failed_with(7);
     assert_eq!(reason, "timed_out", "{message}");
-    assert_eq!(methods, ["Probe", "Attach", "Detach"]);
+    // The guest waits for the commit, and says at its own deadline that it has rolled back.
+    assert_eq!(methods, ["Hold", "Plug"]);
     before.assert_unchanged(&sandbox, &[&container]).await;
     assert!(claim_is_free(&volume));
 }
@@ -175,7 +214,7 @@ async fn rollback_that_cannot_reach_the_guest_is_reported_and_repaired(
     let before = Snapshot::of(&sandbox, &[&container]).await;
     let call = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
     let rules = vec![
-        Rule::on(reply_to("Attach"), Fault::Cut),
+        Rule::on(reply_to("Plug.end"), Fault::Cut),
         Rule::on(command("Detach"), Fault::Cut).each(),
     ];
     let (finished, methods) = through_proxy(&sandbox, call, rules).await;
@@ -183,8 +222,8 @@ async fn rollback_that_cannot_reach_the_guest_is_reported_and_repaired(
     assert_eq!(reason, "incomplete", "{message}");
     assert!(!methods.is_empty());
     assert!(!claim_is_free(&volume), "QEMU keeps what the guest may be using");
-    assert_eq!(repair(&sandbox, 0, &[]).await["result"], "repaired");
-    // The guest had completed the attach: repair completes the hot-plug.
+    assert_eq!(repair(&sandbox, 0, &[]).await["result"], "unchanged");
+    // The guest had completed the attach, and it is recorded.
     assert_eq!(container.read("/dev/xvda", 0..65536).await, volume.bytes(0..65536));
     unplug(&sandbox, &at(&container, "/dev/xvda")).await;
     before.assert_unchanged(&sandbox, &[&container]).await;
@@ -202,17 +241,24 @@ async fn unplug_that_loses_the_agent_retries_or_reports_what_may_be_left(
         verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container, "/dev/xvda"))
             .args(short(&sandbox))
     };
-    for (rule, status) in [
-        (Rule::on(command("Detach"), Fault::Cut), 0),
-        (Rule::on(reply_to("Detach"), Fault::Cut), 0),
-        (Rule::on(reply_to("Detach"), Fault::CutAfter(12)), 0),
-        (Rule::on(command("Detach"), Fault::Twice), 0),
-        (Rule::on(reply_to("Detach"), Fault::Cut).each(), 8),
-        (Rule::on(reply_to("Detach"), Fault::Drop), 8),
+    let released = || reply_to("Unplug.released");
+    for (rules, status) in [
+        (vec![Rule::on(command("Unplug"), Fault::Cut)], 0),
+        (vec![Rule::on(released(), Fault::Cut)], 0),
+        (vec![Rule::on(released(), Fault::CutAfter(12))], 0),
+        (vec![Rule::on(reply_to("Unplug"), Fault::Cut)], 0),
+        (vec![Rule::on(reply_to("Unplug"), Fault::CutAfter(12))], 0),
+        // A detach settles what the lost conversation has left open.
+        (vec![Rule::on(released(), Fault::Cut), Rule::on(command("Detach"), Fault::Twice)], 0),
+        (
+            vec![Rule::on(released(), Fault::Cut), Rule::on(reply_to("Detach"), Fault::Cut).each()],
+            8,
+        ),
+        (vec![Rule::on(released(), Fault::Cut), Rule::on(reply_to("Detach"), Fault::Drop)], 8),
     ] {
-        let what = rule.to_string();
+        let what = rules.iter().map(Rule::to_string).collect::<Vec<_>>().join(" ");
         sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
-        let (finished, methods) = through_proxy(&sandbox, call(), vec![rule]).await;
+        let (finished, methods) = through_proxy(&sandbox, call(), rules).await;
         assert_eq!(
             finished.status, status,
             "{what}: {}{} {methods:?}",

@@ -246,20 +246,19 @@ async fn agent_stays_in_its_own_mount_namespace_and_leaves_no_thread(
     #[future(awt)] sandbox: Sandbox,
 ) {
     let container = sandbox.start_container().await;
-    let before = Snapshot::of(&sandbox, &[&container]).await;
-    assert_eq!(before.agent_namespaces.len(), 1);
-    for number in 0..3 {
+    let plug = async |path: &str| {
         let volume = Volume::image(MIB);
-        sandbox.hot_plug(&container, &volume, &format!("/dev/volume{number}")).await;
+        sandbox.hot_plug(&container, &volume, path).await;
+        volume
+    };
+    // While there is a volume the plugin keeps a descriptor.
+    let mut volumes = vec![plug("/dev/volume0").await];
+    let before = Snapshot::of(&sandbox, &[&container]).await.agent;
+    assert_eq!(before.namespaces.len(), 1);
+    for path in ["/dev/volume1", "/dev/volume2"] {
+        volumes.push(plug(path).await);
     }
-    let after = Snapshot::of(&sandbox, &[&container]).await;
-    assert_eq!(after.agent_namespaces, before.agent_namespaces);
-    assert!(
-        after.agent_threads <= before.agent_threads,
-        "{} threads became {}",
-        before.agent_threads,
-        after.agent_threads
-    );
+    assert_eq!(before.settled(&sandbox).await.unwrap(), before);
 }
 
 #[rstest]
@@ -404,9 +403,9 @@ async fn extra_monitor_is_preferred_to_the_socket_that_the_shim_holds(
     let container = sandbox.start_container().await;
     let volume = Volume::image(MIB);
     let vm = sandbox.run_directory().vm();
-    std::os::unix::fs::symlink(vm.join("harness.sock"), vm.join("extra-monitor.sock")).unwrap();
+    std::os::unix::fs::symlink(vm.join("harness.sock"), vm.join("qmp.sock")).unwrap();
     // A stock shim holds the socket like this.
-    let shim = std::os::unix::net::UnixStream::connect(sandbox.qmp_socket()).unwrap();
+    let shim = std::os::unix::net::UnixStream::connect(vm.join("qmp.sock")).unwrap();
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     assert_eq!(container.read("/dev/xvda", 0..4096).await, volume.bytes(0..4096));
     drop(shim);
@@ -414,7 +413,18 @@ async fn extra_monitor_is_preferred_to_the_socket_that_the_shim_holds(
 
 #[rstest]
 #[tokio::test]
-async fn sandbox_of_the_rust_runtime_is_found_and_needs_the_monitor_as_an_option(
+async fn qemu_that_was_started_without_the_wrapper_is_reached_by_its_own_socket() {
+    let sandbox = boot(&Machine { wrapped: false, ..Machine::default() }).await;
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(MIB);
+    assert!(!sandbox.run_directory().vm().join("extra-monitor.sock").exists());
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    assert_eq!(container.read("/dev/xvda", 0..4096).await, volume.bytes(0..4096));
+}
+
+#[rstest]
+#[tokio::test]
+async fn sandbox_of_the_rust_runtime_is_found_with_the_monitor_of_the_wrapper(
     #[future(awt)] sandbox: Sandbox,
 ) {
     let container = sandbox.start_container().await;
@@ -426,9 +436,14 @@ async fn sandbox_of_the_rust_runtime_is_found_and_needs_the_monitor_as_an_option
     std::os::unix::fs::symlink(shim, state.join("shim-monitor.sock")).unwrap();
     let command =
         sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]).run_dir(run_dir.path());
+    // The runtime writes its state when the sandbox has started.
+    let (reason, message) = command.run().await.failed_with(14);
+    assert_eq!(reason, "sandbox_starting", "{message}");
+    std::fs::write(state.join("state.json"), "{}").unwrap();
     let (reason, message) = command.run().await.failed_with(14);
     assert_eq!(reason, "qmp_unreachable", "{message}");
-    let command = command.args(["--qmp", sandbox.qmp_socket().to_str().unwrap()]);
+    let monitor = state.join("extra-monitor.sock");
+    std::os::unix::fs::symlink(sandbox.qmp_socket(), monitor).unwrap();
     command.run().await.succeeded(sandbox.guest());
     assert_eq!(container.read("/dev/xvda", 0..4096).await, volume.bytes(0..4096));
 }

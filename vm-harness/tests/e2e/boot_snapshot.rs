@@ -5,9 +5,14 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::PathBuf,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use block_volume_qmp::Deadline;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+use tokio::net::UnixStream;
 use vm_harness::{Accelerator, Environment, Error, Machine, Origin, Sandbox, Volume};
 
 use super::MIB;
@@ -36,6 +41,15 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
+/// Waits until the guest has `count` connections, with the observer's own.
+async fn wait_for_connections(sandbox: &Sandbox, count: usize) {
+    // Each has a reference to the module.
+    let references = "/sys/module/vmw_vsock_virtio_transport/refcnt";
+    let script = format!("until [ $(cat {references}) = {count} ]; do sleep 0.1; done");
+    let (awaited, limit) = (format!("{count} connections"), Duration::from_secs(10));
+    sandbox.guest().wait_for(&awaited, limit, sandbox.observer().shell(&script)).await.unwrap();
+}
+
 #[tokio::test]
 async fn restored_guests_have_the_right_time_and_their_own_random_numbers_and_a_broken_file_is_not_used()
  {
@@ -48,6 +62,8 @@ async fn restored_guests_have_the_right_time_and_their_own_random_numbers_and_a_
     for round in 0..2 {
         let sandbox = boot(&environment).await;
         assert_eq!(*sandbox.guest().origin(), Origin::Restored, "round {round}");
+        // The agent's and the observer's, none of the guest that was saved.
+        wait_for_connections(&sandbox, 2).await;
         let before = now();
         let date: u64 = sandbox.observer().shell("date +%s").await.trim().parse().unwrap();
         assert!(
@@ -99,4 +115,96 @@ async fn a_guest_with_a_clock_that_is_too_fast_is_not_used() {
         panic!("{:?}", booted.map(|sandbox| sandbox.id().to_owned()))
     };
     assert!(host < guest, "{host:?} {guest:?}");
+}
+
+/// How many connections of the earlier device are left over in the guest.
+const LEFT_OVER: usize = 16;
+
+/// Unplugs the vsock device and plugs another one, as between the guest that is saved and the one
+/// that is restored. The back end serves each device as if it were its first one.
+async fn plug_another_vsock_device(sandbox: &Sandbox) {
+    let limit = sandbox.guest().scaled(Duration::from_secs(10));
+    let deadline = Deadline::after(limit);
+    let mut qmp = sandbox.monitor().await.unwrap();
+    qmp.execute("device_del", json!({ "id": "vsock" })).await.unwrap();
+    loop {
+        let event = qmp.next_event(deadline).await.expect("the guest releases the device");
+        if event.name == "DEVICE_DELETED" && event.data["device"] == "vsock" {
+            break;
+        }
+    }
+    let remove = json!({ "command-line": "chardev-remove vsock" });
+    assert_eq!(qmp.execute("human-monitor-command", remove).await.unwrap(), "");
+    let path = sandbox.run_directory().vm().join("vhost.sock");
+    let address = json!({ "type": "unix", "data": { "path": path } });
+    let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
+    let chardev = json!({ "id": "vsock", "backend": backend });
+    // No event reports that the back end listens again.
+    while let Err(error) = qmp.execute("chardev-add", chardev.clone()).await {
+        assert!(!deadline.remaining().is_zero(), "{error}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let device = json!({
+        "driver": "vhost-user-vsock-pci", "id": "vsock", "chardev": "vsock", "bus": "vsock-port",
+    });
+    qmp.execute("device_add", device).await.unwrap();
+    // What the back end sends before the guest has initialised the device may be lost.
+    let patience = sandbox.guest().scaled(Duration::from_millis(100));
+    let answers = async {
+        while !matches!(tokio::time::timeout(patience, sandbox.observer().open()).await, Ok(Ok(_)))
+        {
+        }
+    };
+    sandbox
+        .guest()
+        .wait_for("the new vsock device", Duration::from_secs(10), answers)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn connections_of_an_earlier_vsock_device_do_not_refuse_new_ones() {
+    if Accelerator::choose().unwrap().accelerator != Accelerator::Tcg {
+        return;
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let mut sandbox = boot(&Environment::from_variables()).await;
+    if *sandbox.guest().origin() != Origin::Restored {
+        // Another test is saving this guest.
+        sandbox = boot(&environment(&cache)).await;
+    }
+    // The observer does not look at a connection while it runs a command. So the connection stays
+    // in the table of the guest's kernel, as one that was open when a guest was saved.
+    for number in 0..LEFT_OVER {
+        let observer = sandbox.observer().clone();
+        let script = format!("touch /run/left-over-{number}; sleep 1000");
+        tokio::spawn(async move { observer.run(&["/bin/busybox", "sh", "-c", &script]).await });
+    }
+    let all = format!("until [ $(ls /run | grep -c left-over) = {LEFT_OVER} ]; do sleep 0.1; done");
+    sandbox.observer().shell(&all).await;
+    plug_another_vsock_device(&sandbox).await;
+    for number in 0..4 * LEFT_OVER {
+        if let Err(error) = sandbox.observer().open().await {
+            panic!("connection {number}: {}", error.chain());
+        }
+    }
+}
+
+/// Before a guest is saved, the harness closes its connection this way.
+#[tokio::test]
+async fn connection_is_closed_when_the_guest_has_closed_it() {
+    let sandbox = boot(&Environment::from_variables()).await;
+    let guest = sandbox.guest();
+    let hybrid = sandbox.run_directory().vm().join("vm.vsock");
+    let connected = UnixStream::connect(hybrid).await.unwrap();
+    let back_end = Pid::from_raw(connected.peer_cred().unwrap().pid().unwrap());
+    drop(connected);
+    // As on a busy host: the back end runs late.
+    kill(back_end, Signal::SIGSTOP).unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(200), sandbox.agent().close()).await;
+    kill(back_end, Signal::SIGCONT).unwrap();
+    assert!(early.is_err(), "the guest cannot know of it: {early:?}");
+    let limit = Duration::from_secs(10);
+    guest.wait_for("the connection's end", limit, sandbox.agent().close()).await.unwrap().unwrap();
+    wait_for_connections(&sandbox, 1).await;
 }

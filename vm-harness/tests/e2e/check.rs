@@ -124,6 +124,38 @@ async fn reasons_why_a_sandbox_cannot_take_a_volume_are_reported() {
     let finished = check(&sandbox).await;
     assert_eq!(finished.status, 13, "{}", finished.stdout);
     let lines = named(&finished, "qmp")["remedy"].to_string();
-    assert!(lines.contains("extra_monitor_socket"), "{lines}");
+    assert!(lines.contains("ecr-qemu"), "{lines}");
     drop(other);
+}
+
+#[tokio::test]
+async fn policy_that_refuses_is_reported_with_the_rules_that_the_sandbox_needs() {
+    let kernel_parameters = vec!["agent.deny=ProbeBlockVolumeRequest".to_owned()];
+    let sandbox = boot(&Machine { kernel_parameters, ..Machine::default() }).await;
+    let container = sandbox.start_container().await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let finished = check(&sandbox).await;
+    assert_eq!(finished.status, 9, "{}{}", finished.stdout, finished.stderr);
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    let check = named(&finished, "plugin");
+    let message = check["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("the agent's policy refuses the request: ")
+            && message.contains("ProbeBlockVolumeRequest is denied"),
+        "{check}"
+    );
+    let lines: Vec<_> = check["remedy"].as_str().unwrap().lines().collect();
+    let rules = include_str!("../../../agent-plugin/examples/kata-agent/rules.rego");
+    let rules = rules.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let mut defaults = 0;
+    for rule in rules {
+        assert!(lines.contains(&rule), "{rule}: {check:#}");
+        defaults += usize::from(rule.starts_with("default "));
+    }
+    assert_eq!(defaults, 5);
+    let socket = sandbox.run_directory().sandbox_state().join("shim-monitor.sock");
+    let socket = format!("--unix-socket {} -X PUT ", socket.display());
+    assert!(lines.iter().any(|line| line.contains(&socket)), "{check:#}");
+    // The guest allows everything else, and QEMU is checked all the same.
+    assert_eq!(named(&finished, "controller")["status"], "ok");
 }

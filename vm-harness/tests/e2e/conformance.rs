@@ -63,7 +63,8 @@ fn agent_that_is_given_by_path_conforms_and_is_reported() {
     );
     let json: Value =
         serde_json::from_slice(&std::fs::read(report.join("conformance.json")).unwrap()).unwrap();
-    assert_eq!(json["schema"], 1);
+    assert_eq!(json["schema"], 2);
+    assert_eq!(json["subject"]["kind"], Value::Null, "its details do not tell what it is");
     assert_eq!(json["subject"]["features"], serde_json::json!(["block-volume"]));
     let checks = json["modes"][0]["checks"].as_array().unwrap();
     let all: Vec<_> =
@@ -93,6 +94,19 @@ fn agent_without_the_plugin_is_named_in_the_first_line_and_fails() {
         "{first}"
     );
     assert!(table.lines().last().unwrap().starts_with("1 run, 1 failed, "), "{table}");
+    for part in ["the agent", "the kernel", "--explain agent::serves_the_plugin"] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+}
+
+#[test]
+fn check_is_explained_without_a_guest() {
+    let run = conformance(&["--explain", "unplug::leaves_nothing"]);
+    let explained = text(&run.stdout);
+    assert_eq!(run.status.code(), Some(0), "{explained}{}", text(&run.stderr));
+    for part in ["unplug::leaves_nothing", "proves", "usually breaks", "where to look"] {
+        assert!(explained.contains(part), "{part}: {explained}");
+    }
 }
 
 /// The parameters for a reference agent that serves the plugin on a separate vsock port, and not on
@@ -159,6 +173,7 @@ fn policy_that_the_caller_gives_is_used_by_the_agent() {
 #[case::no_qemu(&["--qemu", "/no/such/qemu"], "/no/such/qemu")]
 #[case::program_that_is_not_qemu(&["--qemu", "/bin/false"], "QEMU ended")]
 #[case::unknown_check(&["--check", "no such check"], "--list")]
+#[case::unknown_check_to_explain(&["--explain", "leave_nothing"], "unplug::leaves_nothing")]
 #[case::invalid_port(&["--plugin-port", "4294967295"], "4294967295")]
 #[case::unknown_mode(&["--mode", "v3"], "v2-scan")]
 fn broken_environment_is_distinguished_from_a_failed_check(
@@ -227,6 +242,48 @@ async fn broken_agent_is_caught_by_the_check_for_this_defect(
         Some(expected) => {
             assert_eq!(failed.len(), 1, "{fault}: {failed:?}");
             assert!(failed[0].0 == check && failed[0].1.contains(expected), "{failed:?}");
+        }
+    }
+}
+
+/// A failure has the agent's log of this check apart from the kernel's.
+#[tokio::test]
+async fn logs_of_agent_and_kernel_are_beside_a_failed_check() {
+    let check = "address::disk_with_another_serial_is_refused";
+    let report = run_broken("serial=skip", Some(check)).await;
+    assert_eq!(report.broken(), None);
+    let Verdict::Failed { agent_log, kernel_log, .. } = &report.modes[0].checks[0].verdict else {
+        panic!("{report:?}")
+    };
+    assert!(agent_log.contains("attach"), "{agent_log}");
+    assert!(!agent_log.contains("serving at vsock port"), "of before the check: {agent_log}");
+    let is_kernels = |line: &str| line.starts_with('[') && line.contains("] ");
+    assert!(!agent_log.lines().any(is_kernels), "{agent_log}");
+    // On a quiet console there may be none of the kernel.
+    assert!(kernel_log.lines().all(is_kernels), "{kernel_log}");
+}
+
+/// The number of the agent's threads changes with its own calls: the suite's commands in containers
+/// occupy its pool (`agent.pool`), one more thread of it with the eighth, which is after the
+/// snapshot of this check. Only what the plugin leaves behind is a failure.
+#[rstest]
+#[case::pool("none=skip", None)]
+#[case::leak("thread=stay", Some("(block-volume)"))]
+#[tokio::test]
+async fn thread_that_the_plugin_leaves_is_told_from_those_of_the_agents_pool(
+    #[case] fault: &str,
+    #[case] expected: Option<&str>,
+) {
+    let check = "side_effects::threads_and_descriptors_stay_as_many";
+    let report = run_broken(&format!("{fault} agent.pool=8"), Some(check)).await;
+    let failed = failed(&report);
+    match expected {
+        None => assert_eq!(failed, []),
+        Some(expected) => {
+            assert_eq!(failed.len(), 1, "{failed:?}");
+            let reason = &failed[0].1;
+            assert!(reason.contains(expected), "{reason}");
+            assert!(!reason.contains("tokio"), "the pool's thread is named: {reason}");
         }
     }
 }

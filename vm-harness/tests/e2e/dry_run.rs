@@ -17,7 +17,7 @@ async fn dry_run(sandbox: &Sandbox, containers: &[&Container], call: EcrRuntime)
     let proxy = QmpProxy::start(&sandbox.qmp_socket()).unwrap();
     let finished = call.args(["--qmp", proxy.path().to_str().unwrap()]).run().await;
     let is_query = |name: &String| {
-        name.starts_with("query-")
+        name.contains("query-")
             || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name.as_str())
     };
     let commands = proxy.commands();

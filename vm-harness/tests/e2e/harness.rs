@@ -6,7 +6,7 @@ use std::{
     io::{BufRead as _, BufReader},
     os::unix::{ffi::OsStrExt as _, net::UnixStream},
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -95,10 +95,11 @@ fn boot_keeps_a_sandbox_for_other_processes_until_its_input_ends() {
     assert!(!std::path::Path::new(&format!("/proc/{}", report["qemu_pid"])).exists());
 }
 
-#[test]
-fn manual_boot_provides_logs_console_and_proxies() {
+/// Starts `vm-harness boot`; returns the line that it prints when the sandbox is there.
+fn boot(arguments: &[&str]) -> (Child, String) {
     let mut boot = vm_harness()
-        .args(["boot", "--qmp-rule", "reply:device_add=cut", "--agent-rule", "reply:Probe=split:1"])
+        .arg("boot")
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -106,6 +107,13 @@ fn manual_boot_provides_logs_console_and_proxies() {
         .unwrap();
     let mut line = String::new();
     BufReader::new(boot.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    (boot, line)
+}
+
+#[test]
+fn manual_boot_provides_logs_console_and_proxies() {
+    let (mut boot, line) =
+        boot(&["--qmp-rule", "reply:device_add=cut", "--agent-rule", "reply:Plug.ready=split:1"]);
     let report: Value = serde_json::from_str(&line).expect("one line of JSON");
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let run_dir = text(&report["run_dir"]);
@@ -141,7 +149,7 @@ fn manual_boot_provides_logs_console_and_proxies() {
     plug(14);
     plug(0);
     for (record, words) in
-        [("qmp_record", ["device_add", "cut"]), ("agent_record", ["Attach", "split:1"])]
+        [("qmp_record", ["device_add", "cut"]), ("agent_record", ["Plug.attached", "split:1"])]
     {
         let record = std::fs::read_to_string(text(&report["proxies"][record])).unwrap();
         assert!(words.iter().all(|word| record.contains(word)), "{record}");
@@ -214,6 +222,23 @@ async fn guest_that_cannot_boot_fails_immediately() {
     assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
 }
 
+/// `boot` takes the agent as `conformance` does, and so names a file that does not exist.
+#[test]
+fn boot_takes_an_agent_by_its_path() {
+    let missing = vm_harness().args(["boot", "--agent", "/no/such/agent"]).output().unwrap();
+    let error = String::from_utf8(missing.stderr).unwrap();
+    assert!(!missing.status.success() && error.contains("/no/such/agent"), "{error}");
+    // The same agent with shared libraries: another image than the default one.
+    let agent = Environment::from_variables().target.join("release/reference-agent");
+    let (mut boot, line) = boot(&["--agent", agent.to_str().unwrap(), "--containers", "0"]);
+    drop(boot.stdin.take());
+    let ended = boot.wait_with_output().unwrap();
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    let report: Value = serde_json::from_str(&line).expect("one line of JSON");
+    let image = report["image"].as_str().unwrap();
+    assert!(image.contains("/images/own-"), "{image}");
+}
+
 #[tokio::test]
 async fn snapshot_covers_everything_that_a_hot_plug_changes() {
     let sandbox = boot_with_faults(&Machine { cgroup: Cgroup::V1, ..Machine::default() }).await;
@@ -234,8 +259,8 @@ async fn snapshot_covers_everything_that_a_hot_plug_changes() {
         ("SCSI devices", before.scsi != during.scsi),
         ("the container's devices", before.container_devices != during.container_devices),
         ("device rules", before.device_filters != during.device_filters),
-        ("the agent's threads", before.agent_threads < during.agent_threads),
-        ("the agent's descriptors", before.agent_descriptors != during.agent_descriptors),
+        ("the plugin's threads", before.agent.plugin_threads != during.agent.plugin_threads),
+        ("the agent's descriptors", before.agent.descriptors != during.agent.descriptors),
     ] {
         assert!(changed, "{what}: {before:#?}\n{during:#?}");
     }
@@ -256,10 +281,14 @@ async fn proxy_records_the_commands_of_a_hot_plug(#[future(awt)] sandbox: Sandbo
     let command = sandbox.hot_plug_command(&container, &[(&volume, "/dev/xvda")]);
     command.args(["--qmp", proxy.path().to_str().unwrap()]).run().await.succeeded(sandbox.guest());
     let commands = proxy.commands();
-    let position = |name: &str| commands.iter().position(|command| command == name);
-    assert!(position("add-fd") < position("blockdev-add"), "{commands:?}");
-    assert!(position("blockdev-add") < position("device_add"), "{commands:?}");
-    assert!(position("device_add").is_some(), "{commands:?}");
+    let plug: Vec<_> = commands
+        .iter()
+        .map(String::as_str)
+        .filter(|name| ["add-fd", "blockdev-add", "device_add"].contains(name))
+        .collect();
+    // The first one is refused: the descriptor set is free. The last one has the commit record.
+    let expected = ["blockdev-add", "add-fd", "blockdev-add", "device_add", "add-fd"];
+    assert_eq!(plug, expected, "{commands:?}");
 }
 
 #[rstest]

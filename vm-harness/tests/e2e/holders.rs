@@ -22,7 +22,7 @@ use super::{
     MIB, boot, boot_with_faults, ext4_image,
     host_failures::claim_is_free,
     hot_unplug::{at, query_volumes, rules, unplug, verb},
-    sandbox, set_guest_faults, wait_for_console,
+    sandbox, set_guest_faults, wait_for_console, wait_for_fault_point,
 };
 
 /// How late an event may arrive after its cause, on a busy machine.
@@ -58,23 +58,31 @@ async fn holders(sandbox: &Sandbox, plugged: &Plugged) -> Vec<Value> {
     holders
 }
 
-/// Starts a command, and returns when the guest reports that it waits for the holders of the
-/// volume.
-async fn start_and_wait(sandbox: &Sandbox, command: &EcrRuntime) -> Child {
-    let waits =
-        || sandbox.guest().console().text().matches("waiting for the holders of volume").count();
-    let before = waits();
-    let child = command.start();
+/// How often the guest has reported that it waits for the holders of a volume.
+fn waits(sandbox: &Sandbox) -> usize {
+    sandbox.guest().console().text().matches("waiting for the holders of volume").count()
+}
+
+/// Waits until the guest reports it once more than `before`.
+async fn waits_again(sandbox: &Sandbox, before: usize) {
     let deadline = Instant::now() + sandbox.guest().scaled(SOON);
-    while waits() == before {
+    while waits(sandbox) == before {
         assert!(Instant::now() < deadline, "the guest does not wait");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Starts a command, and returns when the guest reports that it waits for the holders of the
+/// volume.
+pub(crate) async fn start_and_wait(sandbox: &Sandbox, command: &EcrRuntime) -> Child {
+    let before = waits(sandbox);
+    let child = command.start();
+    waits_again(sandbox, before).await;
     child
 }
 
 /// Waits for the end of a command that has nothing to wait for any more.
-async fn ends_soon(sandbox: &Sandbox, command: Child) -> Finished {
+pub(crate) async fn ends_soon(sandbox: &Sandbox, command: Child) -> Finished {
     let began = Instant::now();
     let ended =
         sandbox.guest().wait_for("the command's end", SOON, command.wait_with_output()).await;
@@ -295,6 +303,68 @@ async fn a_container_that_ends_is_waited_for(#[future(awt)] sandbox: Sandbox) {
     container.remove().await.unwrap();
     let finished = ends_soon(&sandbox, waiting).await;
     assert_eq!(finished.succeeded(sandbox.guest())[0].result, "detached");
+}
+
+/// Starts a program outside of all containers that has a disk open, or claims it, until
+/// `/run/release` exists. Returns when it has the disk.
+async fn hold_in_guest(sandbox: &Sandbox, plugged: &Plugged, claims: bool) {
+    let device = plugged.guest_device();
+    let program = if claims {
+        format!("/usr/bin/observer claim /dev/{device} /run/release")
+    } else {
+        format!("sh -c 'exec 3</dev/{device}; until test -e /run/release; do usleep 10000; done'")
+    };
+    let script = format!(
+        "{program} </dev/null >/dev/null 2>&1 & \
+         until ls -l /proc/$!/fd | grep -q /dev/{device}; do usleep 10000; done"
+    );
+    sandbox.observer().shell(&script).await;
+}
+
+async fn release_in_guest(sandbox: &Sandbox) {
+    sandbox.observer().shell("touch /run/release").await;
+}
+
+/// Programs of the guest look at disks for a moment: no reason to refuse an unplug.
+#[rstest]
+#[tokio::test]
+async fn a_program_of_the_guest_delays_an_unplug_for_a_moment_and_is_named_if_it_stays(
+    #[values(false, true)] claims: bool,
+) {
+    let sandbox = boot_with_faults(&Machine::default()).await;
+    let container = sandbox.start_container().await;
+    let volume = Volume::image(MIB);
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let unplug_it =
+        verb(sandbox.ecr_runtime(), &sandbox, "hot-unplug", &at(&container, "/dev/xvda"));
+
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    let attached = Snapshot::of(&sandbox, &[&container]).await;
+    hold_in_guest(&sandbox, &plugged, claims).await;
+    let (reason, message) = unplug_it.run().await.failed_with(5);
+    assert_eq!(reason, "busy");
+    assert!(message.contains("outside of containers"), "{message}");
+    attached.assert_unchanged(&sandbox, &[&container]).await;
+    let waiting = start_and_wait(&sandbox, &unplug_it).await;
+    release_in_guest(&sandbox).await;
+    let detached = ends_soon(&sandbox, waiting).await.succeeded(sandbox.guest());
+    assert_eq!(detached[0].result, "detached");
+    sandbox.observer().shell("rm /run/release").await;
+
+    // One that comes when the container has lost the volume already. It cannot claim the disk.
+    let plugged = sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    set_guest_faults(&sandbox, "detach-after-flush=wait\n").await;
+    let (seen, before_this) = (sandbox.guest().console().text().len(), waits(&sandbox));
+    let call = unplug_it.start();
+    wait_for_fault_point(&sandbox, seen, "detach-after-flush").await;
+    hold_in_guest(&sandbox, &plugged, false).await;
+    set_guest_faults(&sandbox, "").await;
+    waits_again(&sandbox, before_this).await;
+    release_in_guest(&sandbox).await;
+    let detached = ends_soon(&sandbox, call).await.succeeded(sandbox.guest());
+    assert_eq!(detached[0].result, "detached");
+    sandbox.observer().shell("rm /run/release").await;
+    before.assert_unchanged(&sandbox, &[&container]).await;
 }
 
 #[rstest]

@@ -18,10 +18,15 @@ async fn failure_after_each_step_of_the_host_is_rolled_back(#[future(awt)] sandb
     let volume = Volume::loop_device(MIB);
     let before = Snapshot::of(&sandbox, &[&container]).await;
     for point in [
-        "after-probe",
+        "after-preflight",
+        "after-start",
         "after-add-fd",
         "after-blockdev-add",
+        "after-ready",
         "after-device-add",
+        "after-go",
+        "after-prepared",
+        "after-record",
         "after-attach",
         "after-commit",
     ] {
@@ -63,10 +68,16 @@ async fn failure_after_each_step_of_the_guest_is_rolled_back(
 #[tokio::test]
 async fn killed_call_is_recovered_by_the_same_call(#[future(awt)] sandbox: Sandbox) {
     let container = sandbox.start_container().await;
-    for (number, point) in
-        ["after-add-fd", "after-blockdev-add", "after-device-add", "after-attach", "after-commit"]
-            .iter()
-            .enumerate()
+    for (number, point) in [
+        "after-add-fd",
+        "after-ready",
+        "after-device-add",
+        "after-prepared",
+        "after-attach",
+        "after-commit",
+    ]
+    .iter()
+    .enumerate()
     {
         let volume = Volume::loop_device(MIB);
         let path = format!("/dev/volume{number}");
@@ -140,8 +151,7 @@ async fn wait_for_device(sandbox: &Sandbox) {
     }
 }
 
-/// Whether the host can claim the device (open it with `O_EXCL`).
+/// Whether the host can claim the device.
 pub(crate) fn claim_is_free(volume: &Volume) -> bool {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    std::fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(volume.path()).is_ok()
+    volume.check_claimable().is_ok()
 }

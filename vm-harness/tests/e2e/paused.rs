@@ -1,5 +1,6 @@
 //! Standstill: a VM that is paused (QMP `stop`) does not answer, so a plug ends in time and leaves
-//! nothing; a frozen container gets its volume, because the agent does the work.
+//! nothing; a frozen container gets its volume, because the agent does the work; one that the agent
+//! has paused loses its volume and gets none.
 
 use rstest::rstest;
 use serde_json::json;
@@ -8,7 +9,7 @@ use vm_harness::{Sandbox, Snapshot, Volume};
 use super::{
     MIB,
     host_failures::claim_is_free,
-    hot_unplug::{at, unplug},
+    hot_unplug::{at, unplug, unplug_command},
     sandbox,
 };
 
@@ -48,5 +49,32 @@ async fn frozen_container_gets_and_loses_a_volume(#[future(awt)] sandbox: Sandbo
     set("1").await;
     unplug(&sandbox, &at(&container, "/dev/xvda")).await;
     set("0").await;
+    before.assert_unchanged(&sandbox, &[&container]).await;
+}
+
+/// Paused by the agent, which then hands out no running container.
+#[rstest]
+#[case::with_force(&["--force"])]
+#[case::without_force(&[])]
+#[tokio::test]
+async fn paused_container_loses_a_volume_and_gets_none(
+    #[future(awt)] sandbox: Sandbox,
+    #[case] force: &[&str],
+) {
+    let container = sandbox.start_container().await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let (volume, other) = (Volume::image(MIB), Volume::image(MIB));
+    sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
+    container.pause().await.unwrap();
+    let refused = sandbox.hot_plug_command(&container, &[(&other, "/dev/xvdb")]).run().await;
+    let (reason, message) = refused.failed_with(3);
+    assert_eq!(reason, "container_not_running");
+    assert!(message.contains("the container is paused"), "{message}");
+    let unplug = unplug_command(&sandbox, &container, "/dev/xvda").args(force);
+    let finished = unplug.run().await;
+    assert_eq!(finished.status, 0, "{}", finished.stdout);
+    assert_eq!(finished.json()["result"], "detached");
+    assert!(claim_is_free(&volume));
+    container.resume().await.unwrap();
     before.assert_unchanged(&sandbox, &[&container]).await;
 }

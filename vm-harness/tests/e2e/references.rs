@@ -79,7 +79,7 @@ async fn force_unplug(sandbox: &Sandbox, container: &Container, path: &str) {
 /// The descriptors of disks that the agent has.
 async fn kept(sandbox: &Sandbox) -> Vec<String> {
     let snapshot = Snapshot::of(sandbox, &[]).await;
-    snapshot.agent_descriptors.into_iter().filter(|file| file.starts_with("/dev/sd")).collect()
+    snapshot.agent.descriptors.into_iter().filter(|file| file.starts_with("/dev/sd")).collect()
 }
 
 async fn mounts_of_ours(container: &Container) -> String {

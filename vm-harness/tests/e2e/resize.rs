@@ -133,7 +133,7 @@ async fn invalid_sizes_change_nothing(#[future(awt)] sandbox: Sandbox) {
         assert_eq!(reported, reason, "{size:?}: {message}");
     }
     let is_query = |name: &String| {
-        name.starts_with("query-")
+        name.contains("query-")
             || ["qmp_capabilities", "qom-list", "qom-get"].contains(&name.as_str())
     };
     let commands = proxy.commands();

@@ -206,6 +206,8 @@ async fn killed_further_attachment_is_completed_or_rolled_back(
     for (point, completes) in [
         ("after-record-attachment", false),
         ("after-reserve-path", false),
+        ("after-prepared", false),
+        ("after-record", true),
         ("after-attach", true),
         ("after-commit", true),
     ] {
@@ -214,6 +216,7 @@ async fn killed_further_attachment_is_completed_or_rolled_back(
             .hot_plug(sandbox.id(), second.id(), &[(&volume, "/dev/xvda")])
             .args(["--shared"]);
         assert_eq!(killed.run().await.status, 128 + 9, "{point}");
+        sandbox.until_plugin_is_idle().await.unwrap();
         if by_repair {
             repair(&sandbox, 0, &[]).await;
         } else {

@@ -16,7 +16,8 @@ use rustix::{
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
     termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize},
 };
-use vm_harness::Sandbox;
+use tokio::sync::watch;
+use vm_harness::{Sandbox, TerminalSize};
 
 use super::sandbox;
 
@@ -128,6 +129,22 @@ async fn interrupt_key_reaches_the_command_and_not_the_harness(#[future(awt)] sa
     session.types("\u{3}");
     session.shows("interrupted");
     assert_eq!(session.child.wait().unwrap().code(), Some(3));
+}
+
+#[rstest]
+#[tokio::test]
+async fn output_of_a_terminal_is_complete(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let expected: String = (1..=20_000).map(|number| format!("{number}\r\n")).collect();
+    for _ in 0..3 {
+        let (_sizes, size) = watch::channel(TerminalSize { rows: 24, columns: 80 });
+        let (mut shown, input) = (Vec::new(), tokio::io::empty());
+        let command = ["seq", "1", "20000"];
+        let status = container.exec_in_terminal(&command, size, input, &mut shown).await.unwrap();
+        assert_eq!(status, 0);
+        let shown = String::from_utf8(shown).unwrap();
+        assert!(shown == expected, "{} of {} bytes, or others", shown.len(), expected.len());
+    }
 }
 
 #[rstest]

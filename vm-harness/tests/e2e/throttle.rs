@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use rstest::rstest;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 use vm_harness::{Container, Plugged, Sandbox, Snapshot, Volume};
 
 use super::{
@@ -51,11 +52,14 @@ const WRITTEN_BYTES: Subject = Subject {
 };
 
 /// Puts the volume under continuous load. The load ends with the volume or the sandbox.
-fn put_under_load(container: &Container, subject: Subject) {
+fn put_under_load(container: &Container, subject: Subject) -> JoinHandle<()> {
     let container = container.clone();
     // Through a descriptor: if the path is gone, `dd` would create it again, as a file.
     let script = format!("exec 3< /dev/xvda; while {} 2>/dev/null; do :; done", subject.load);
-    tokio::spawn(async move { container.try_exec(&["sh", "-c", &script], b"").await });
+    tokio::spawn(async move {
+        // It ends with an error.
+        let _ = container.try_exec(&["sh", "-c", &script], b"").await;
+    })
 }
 
 /// The rate of the volume per second.
@@ -212,10 +216,14 @@ async fn limits_are_removed_with_the_volume_and_invalid_ones_change_nothing(
 
     // The volume can also be unplugged with requests that wait because of the limit.
     throttle(&sandbox, &container, &["--iops", "5", "--burst-iops", "0"]).await;
-    put_under_load(&container, READS);
+    let load = put_under_load(&container, READS);
     assert!(rate(&sandbox, &plugged, READS).await.mean > 0.0);
     // The load continues: it has the device open.
     unplug(&sandbox, &[&at(&container, "/dev/xvda")[..], &["--force"]].concat()).await;
+    let ended = sandbox.guest().wait_for("the end of the load", Duration::from_secs(10), load);
+    ended.await.unwrap().unwrap();
+    // With the next request the agent notices that no descriptor refers to the node any more.
+    sandbox.detach(&plugged).await.unwrap();
     clean.assert_unchanged(&sandbox, &[&container]).await;
     let again = plug.run().await.succeeded(sandbox.guest()).remove(0);
     assert_eq!(again.volume["throttle"], Value::Null);

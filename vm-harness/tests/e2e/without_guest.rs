@@ -171,7 +171,13 @@ async fn agent_that_lies_is_not_contacted_and_does_not_keep_a_volume(
     let volume = Volume::loop_device(MIB);
     sandbox.hot_plug(&container, &volume, "/dev/xvda").await;
     let vsock = sandbox.run_directory().vm().join("vm.vsock");
-    let lies = || [Rule::on(command("Detach"), method_becomes("Inspect")).each()];
+    // It has no Unplug, so it is asked to detach.
+    let lies = || {
+        [
+            Rule::on(command("Unplug"), method_becomes("Unknown")).each(),
+            Rule::on(command("Detach"), method_becomes("Inspect")).each(),
+        ]
+    };
     let liar = AgentProxy::start_with(&vsock, lies()).unwrap();
     let through = |call: EcrRuntime| call.args(["--agent", &liar.address(&sandbox)]);
 

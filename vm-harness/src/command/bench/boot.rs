@@ -5,27 +5,29 @@ use std::time::Duration;
 
 use vm_harness::{Environment, Error, Machine, Origin, Sandbox};
 
-use super::times::{micros, row};
+use super::{markdown::table, row::Row, samples::Samples};
 use crate::command::progress::step;
 
 /// Wall time and QEMU's processor time until the agent answers.
 #[derive(Default)]
 struct Times {
-    wall: Vec<u64>,
-    processor: Vec<u64>,
+    wall: Samples,
+    processor: Samples,
 }
 
 impl Times {
     async fn add(&mut self, environment: &Environment) -> Result<Origin, Error> {
         let sandbox = Sandbox::boot_in(environment, "default", &Machine::default()).await?;
-        self.wall.push(micros(sandbox.boot_time()));
-        self.processor.push(micros(sandbox.guest().qemu_time().unwrap_or(Duration::ZERO)));
+        self.wall.add(sandbox.boot_time());
+        self.processor.add(sandbox.guest().qemu_time().unwrap_or(Duration::ZERO));
         Ok(sandbox.guest().origin().clone())
     }
 
-    fn print(&self, name: &str) {
-        row(&format!("{name}, until the agent answers"), &self.wall);
-        row("  QEMU's processor time until then", &self.processor);
+    fn rows(self, name: &str) -> [Row; 2] {
+        [
+            Row::times(format!("{name}, until the agent answers"), self.wall),
+            Row::times(format!("{name}, QEMU's processor time until then"), self.processor),
+        ]
     }
 }
 
@@ -47,8 +49,8 @@ pub(super) async fn run(rounds: usize) -> Result<(), Error> {
             Origin::Booted(reason) => println!("not restored: {reason}"),
         }
     }
-    println!("{rounds} rounds, milliseconds (minimum / median / 90 %)");
-    booted.print("booted");
-    restored.print("restored");
+    println!("Median / 90th percentile of {rounds} rounds, milliseconds\n");
+    let rows = [booted.rows("booted"), restored.rows("restored")].concat();
+    print!("{}", table(&rows));
     Ok(())
 }

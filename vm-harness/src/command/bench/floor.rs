@@ -5,7 +5,7 @@
 
 use std::{
     ffi::OsStr,
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     os::unix::fs::OpenOptionsExt as _,
     time::{Duration, Instant},
 };
@@ -14,9 +14,12 @@ use block_volume_qmp::Deadline;
 use block_volume_qmp::{Qmp, QmpError};
 use guest_observer::{Address, Reply, Request};
 use serde_json::{Value, json};
-use vm_harness::{Container, Error, ObserverConnection, QmpProxy, Sandbox, Volume};
+use vm_harness::{Error, ObserverConnection, QmpProxy, Volume, remove_from_qemu};
 
-use super::times::micros;
+use super::{samples::Samples, subject::Subject};
+
+/// How long QEMU may take for one round, or for the queries of a list.
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
 
 /// The three QMP commands of a hot-plug, literally.
 pub(super) struct Commands {
@@ -28,19 +31,19 @@ pub(super) struct Commands {
 
 impl Commands {
     /// Records the commands of one hot-plug.
-    pub(super) async fn record(
-        sandbox: &Sandbox,
-        container: &Container,
-        volume: &Volume,
-    ) -> Result<Self, Error> {
-        let proxy = QmpProxy::start(&sandbox.qmp_socket())?;
-        let command = sandbox.hot_plug_command(container, &[(volume, "/dev/bench")]);
+    pub(super) async fn record(subject: &Subject) -> Result<Self, Error> {
+        let proxy = QmpProxy::start(&subject.sandbox.qmp_socket())?;
+        let command = subject.plug_command(&subject.container);
         let finished = command.args([OsStr::new("--qmp"), proxy.path().as_os_str()]).run().await;
-        let plugged = finished.succeeded(sandbox.guest()).remove(0);
-        sandbox.unplug(&plugged).await;
+        let plugged = finished.succeeded(subject.sandbox.guest()).remove(0);
+        subject.unplug(&subject.container).await;
+        subject.restore_state()?;
         let lines = proxy.lines();
         let arguments = |name: &str| {
-            let line = lines.iter().map(|line| &line["line"]).find(|line| line["execute"] == name);
+            // The first blockdev-add only asks whether the descriptor set is free.
+            let is_it =
+                |line: &&Value| line["execute"] == name && line["arguments"]["driver"] != "file";
+            let line = lines.iter().map(|line| &line["line"]).find(is_it);
             line.map(|line| line["arguments"].clone())
                 .ok_or_else(|| Error::Monitor(format!("the recording has no {name}")))
         };
@@ -51,10 +54,56 @@ impl Commands {
             device: arguments("device_add")?,
         })
     }
+
+    /// Returns the arguments of `blockdev-add` and of `device_add`.
+    fn at(&self, set: u64, address: Address) -> (Value, Value) {
+        let (mut node, mut device) = (self.node.clone(), self.device.clone());
+        node["file"]["filename"] = format!("/dev/fdset/{set}").into();
+        device["scsi-id"] = address.target.into();
+        device["lun"] = address.lun.into();
+        (node, device)
+    }
 }
 
-/// The stages of one round, in microseconds.
-pub(super) type Stages = Vec<(&'static str, u64)>;
+/// The times of the stages of one round.
+type Stages = Vec<(&'static str, Duration)>;
+
+/// The times of one direction, plug or unplug.
+#[derive(Default)]
+pub(super) struct FloorTimes {
+    pub(super) total: Samples,
+    stages: Vec<(&'static str, Samples)>,
+}
+
+impl FloorTimes {
+    fn add(&mut self, round: Stages) {
+        self.total.add(round.iter().map(|(_, time)| *time).sum());
+        for (name, time) in round {
+            match self.stages.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, samples)) => samples.add(time),
+                None => self.stages.push((name, std::iter::once(time).collect())),
+            }
+        }
+    }
+
+    pub(super) fn stages(&self) -> &[(&'static str, Samples)] {
+        &self.stages
+    }
+}
+
+/// The times of both.
+#[derive(Default)]
+pub(super) struct FloorRounds {
+    pub(super) plug: FloorTimes,
+    pub(super) unplug: FloorTimes,
+}
+
+impl FloorRounds {
+    fn add(&mut self, (plug, unplug): (Stages, Stages)) {
+        self.plug.add(plug);
+        self.unplug.add(unplug);
+    }
+}
 
 /// A client that stays connected to QEMU and to the guest.
 pub(super) struct Floor<'a> {
@@ -64,42 +113,32 @@ pub(super) struct Floor<'a> {
 }
 
 impl Floor<'_> {
-    /// Runs one round, and returns the stages of a plug and of an unplug.
+    /// Runs one round: a plug and an unplug.
     pub(super) async fn round(
         &mut self,
+        rounds: &mut FloorRounds,
         volume: &Volume,
         round: usize,
-    ) -> Result<(Stages, Stages), Error> {
+    ) -> Result<(), Error> {
+        self.monitor.set_deadline(Deadline::after(LIMIT));
         // Another address in each round, as ecr-runtime uses.
         let lun = u32::try_from(round % 250 + 1).unwrap_or(1);
         let address = Address { host: 0, target: 100, lun };
         let (set, plug) = self.plug(volume, address).await?;
         let unplug = self.unplug(address).await?;
         self.execute("remove-fd", json!({ "fdset-id": set })).await?;
-        Ok((plug, unplug))
+        rounds.add((plug, unplug));
+        Ok(())
     }
 
     /// Plugs in the minimum time: without checks, device node, and device filter.
     async fn plug(&mut self, volume: &Volume, address: Address) -> Result<(u64, Stages), Error> {
-        let open = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_DIRECT | libc::O_EXCL)
-            .open(volume.path());
-        let file = open.map_err(|source| Error::File {
-            action: "open",
-            path: volume.path().to_owned(),
-            source,
-        })?;
-        let (mut node, mut device) = (self.commands.node.clone(), self.commands.device.clone());
-        device["scsi-id"] = address.target.into();
-        device["lun"] = address.lun.into();
-
+        let file = open(volume)?;
         let mut watch = StageTimer::start();
         let set =
             self.monitor.add_fd(&file, None, &self.commands.opaque).await.map_err(failed)?.set;
         watch.lap("add_fd");
-        node["file"]["filename"] = format!("/dev/fdset/{set}").into();
+        let (node, device) = self.commands.at(set, address);
         self.execute("blockdev-add", node).await?;
         watch.lap("blockdev_add");
         self.execute("device_add", device).await?;
@@ -123,7 +162,7 @@ impl Floor<'_> {
         watch.lap("guest");
         self.execute("device_del", json!({ "id": device })).await?;
         watch.lap("device_del");
-        let deadline = Deadline::after(Duration::from_secs(30));
+        let deadline = Deadline::after(LIMIT);
         loop {
             let event = self.monitor.next_event(deadline).await;
             let event =
@@ -143,13 +182,42 @@ impl Floor<'_> {
     }
 }
 
+/// Attaches the volume at target 0, LUN 1, and looks no further.
+pub(super) async fn attach(
+    monitor: &mut Qmp,
+    commands: &Commands,
+    volume: &Volume,
+) -> Result<(), Error> {
+    let file = open(volume)?;
+    let set = monitor.add_fd(&file, None, &commands.opaque).await.map_err(failed)?.set;
+    let (node, device) = commands.at(set, Address { host: 0, target: 0, lun: 1 });
+    monitor.execute("blockdev-add", node).await.map_err(failed)?;
+    monitor.execute("device_add", device).await.map_err(failed)?;
+    Ok(())
+}
+
+/// Detaches it without the guest.
+pub(super) async fn detach(monitor: &mut Qmp, commands: &Commands) {
+    remove_from_qemu(monitor, &commands.volume_id).await;
+}
+
+fn open(volume: &Volume) -> Result<File, Error> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_DIRECT | libc::O_EXCL);
+    let path = volume.path();
+    options.open(path).map_err(|source| Error::File {
+        action: "open",
+        path: path.to_owned(),
+        source,
+    })
+}
+
 fn failed(error: QmpError) -> Error {
     Error::Monitor(error.to_string())
 }
 
 /// Measures the stages of a round.
 struct StageTimer {
-    start: Instant,
     last: Instant,
     stages: Stages,
 }
@@ -157,17 +225,16 @@ struct StageTimer {
 impl StageTimer {
     fn start() -> Self {
         let now = Instant::now();
-        Self { start: now, last: now, stages: Vec::new() }
+        Self { last: now, stages: Vec::new() }
     }
 
     fn lap(&mut self, stage: &'static str) {
         let now = Instant::now();
-        self.stages.push((stage, micros(now - self.last)));
+        self.stages.push((stage, now - self.last));
         self.last = now;
     }
 
-    fn end(mut self) -> Stages {
-        self.stages.push(("total", micros(self.last - self.start)));
+    fn end(self) -> Stages {
         self.stages
     }
 }

@@ -7,6 +7,11 @@ use goblin::elf::Elf;
 use guest_observer::{AgentState, Reply, Request};
 use vm_harness::{Error, Machine, Sandbox};
 
+use super::row::{Goal, Row};
+
+/// How long the agent is watched while it has nothing to do.
+const IDLE: Duration = Duration::from_secs(5);
+
 /// The agent with and without the plugin.
 #[derive(Debug, Args)]
 pub(super) struct PluginCost {
@@ -19,34 +24,41 @@ pub(super) struct PluginCost {
 }
 
 impl PluginCost {
-    /// Prints the figures. `used` is a sandbox in which volumes were plugged.
-    pub(super) async fn print(&self, used: &Sandbox) -> Result<(), Error> {
-        println!("\ncost of the plugin in the reference agent");
+    /// Measures. `used` is a sandbox in which volumes were plugged.
+    pub(super) async fn rows(&self, used: &Sandbox) -> Result<Vec<Row>, Error> {
+        let mut rows = Vec::new();
         if let (Some(with), Some(without)) = (&self.agent, &self.agent_without_plugin) {
-            let (with, without) = (text(with)?, text(without)?);
-            println!(
-                "  machine code (.text)   {with} bytes, {without} without the plugin: {} more",
-                with - without
-            );
+            let more = text(with)? - text(without)?;
+            rows.push(Row::number("machine code of the plugin (`.text`)", more as f64, "bytes"));
         }
-        println!("  memory after the plugs {}", memory(&state(used).await?));
-        for (name, value) in [("with the plugin   ", "on"), ("without the plugin", "off")] {
-            let kernel_parameters = vec![format!("agent.block_volume={value}")];
-            let fresh = Sandbox::boot(&Machine { kernel_parameters, ..Machine::default() }).await?;
-            let state = state(&fresh).await?;
-            println!(
-                "  memory, {name}, after boot  {}, {} threads",
-                memory(&state),
-                state.threads.len()
-            );
-        }
-        let idle = Duration::from_secs(5);
+        let (with, threads) = fresh("on").await?;
+        let (without, threads_without) = fresh("off").await?;
+        let more = |with: u64, without: u64| with as f64 - without as f64;
+        rows.extend([
+            Row::number("anonymous memory of the plugin after boot", more(with, without), "KiB"),
+            Row::number("threads of the plugin after boot", more(threads, threads_without), ""),
+            Row::number(
+                "anonymous memory of the agent after all plugs of this run, above that after boot",
+                more(state(used).await?.rss_anon_kb, with),
+                "KiB",
+            ),
+        ]);
         let before = state(used).await?.voluntary_switches;
-        tokio::time::sleep(idle).await;
+        tokio::time::sleep(IDLE).await;
         let switches = state(used).await?.voluntary_switches - before;
-        println!("  wake-ups in {} idle seconds: {switches}", idle.as_secs());
-        Ok(())
+        let measure = format!("wake-ups of the agent in {} idle seconds", IDLE.as_secs());
+        rows.push(Row::number(measure, switches as f64, "").goal(Goal::AtMost(0.0)));
+        Ok(rows)
     }
+}
+
+/// Boots an agent with the plugin `on` or `off`, and returns its anonymous memory in KiB and its
+/// number of threads.
+async fn fresh(plugin: &str) -> Result<(u64, u64), Error> {
+    let kernel_parameters = vec![format!("agent.block_volume={plugin}")];
+    let fresh = Sandbox::boot(&Machine { kernel_parameters, ..Machine::default() }).await?;
+    let state = state(&fresh).await?;
+    Ok((state.rss_anon_kb, state.threads.len() as u64))
 }
 
 async fn state(sandbox: &Sandbox) -> Result<AgentState, Error> {
@@ -54,10 +66,6 @@ async fn state(sandbox: &Sandbox) -> Result<AgentState, Error> {
         Reply::AgentState(state) => Ok(state),
         other => Err(Error::Observer(format!("unexpected reply {other:?}"))),
     }
-}
-
-fn memory(state: &AgentState) -> String {
-    format!("{} kB anonymous, {} kB of files", state.rss_anon_kb, state.rss_file_kb)
 }
 
 /// Returns the size of the section `.text`, in bytes.

@@ -19,7 +19,7 @@ use tokio::{
 use vm_harness::{Cgroup, ContainerOptions, DeviceFilter, Error, Machine, Sandbox, Scan};
 
 use self::proxies::{Proxies, ProxyOptions};
-use super::progress::ProgressLine;
+use super::{guest_options::GuestOptions, progress::ProgressLine};
 
 /// What to boot.
 #[derive(Debug, Args)]
@@ -37,12 +37,11 @@ pub(crate) struct Boot {
     /// The containers' device filter
     #[arg(long, value_enum, default_value = "none")]
     device_filter: DeviceFilter,
-    /// The name of the image in target/images
+    /// The name of the image in target/images; another than the default one keeps its own agent
     #[arg(long, default_value = "default", value_name = "NAME")]
     image: String,
-    /// A further parameter of the kernel command line; may be repeated
-    #[arg(long, value_name = "PARAMETER")]
-    kernel_param: Vec<String>,
+    #[command(flatten)]
+    guest: GuestOptions,
     #[command(flatten)]
     proxies: ProxyOptions,
 }
@@ -72,11 +71,13 @@ impl Boot {
         let machine = Machine {
             cgroup: self.cgroup,
             scan: self.scan,
-            kernel_parameters: self.kernel_param.clone(),
+            kernel_parameters: self.guest.kernel_param.clone(),
+            // A proxy takes the place of the wrapper's monitor.
+            wrapped: !self.proxies.are_requested(),
             ..Machine::default()
         };
         let progress = ProgressLine::start("booting the sandbox");
-        let sandbox = Sandbox::boot_image(&self.image, &machine).await?;
+        let sandbox = Sandbox::boot_in(&self.guest.environment(), &self.image, &machine).await?;
         let options =
             ContainerOptions { device_filter: self.device_filter, ..ContainerOptions::default() };
         let mut containers = Vec::new();
@@ -113,6 +114,7 @@ async fn report(sandbox: &Sandbox, containers: &[String]) -> Result<Value, Error
         "plugin": sandbox.plugin_url(),
         "qemu_pid": sandbox.guest().qemu_id(),
         "accel": sandbox.guest().accelerator(),
+        "image": sandbox.image(),
         "kernel": image["kernel"],
         "qemu": sandbox.qemu_version().await?,
         "console": sandbox.guest().console().path(),
@@ -161,15 +163,7 @@ fn hints(sandbox: &Sandbox, containers: &[String], proxies: Option<&Proxies>) {
 /// Completes at the end of standard input (if that is a pipe or a terminal), or at SIGINT or
 /// SIGTERM.
 fn stop_requested() -> Result<impl Future<Output = ()>, Error> {
-    let listen = |kind| {
-        signal(kind).map_err(|source| Error::File {
-            action: "watch",
-            path: "signals".into(),
-            source,
-        })
-    };
-    let (mut interrupt, mut terminate) =
-        (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let signalled = signalled()?;
     let pipe = fs::metadata("/dev/stdin")
         .is_ok_and(|kind| kind.file_type().is_fifo() || kind.file_type().is_socket());
     let reads_input = pipe || std::io::stdin().is_terminal();
@@ -184,6 +178,24 @@ fn stop_requested() -> Result<impl Future<Output = ()>, Error> {
         };
         tokio::select! {
             () = end_of_input => {}
+            () = signalled => {}
+        }
+    })
+}
+
+/// Completes at SIGINT or SIGTERM.
+pub(super) fn signalled() -> Result<impl Future<Output = ()>, Error> {
+    let listen = |kind| {
+        signal(kind).map_err(|source| Error::File {
+            action: "watch",
+            path: "signals".into(),
+            source,
+        })
+    };
+    let (mut interrupt, mut terminate) =
+        (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }

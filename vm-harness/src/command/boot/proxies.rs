@@ -31,9 +31,14 @@ pub(super) struct Proxies {
 }
 
 impl ProxyOptions {
+    /// Whether an option requests them.
+    pub(super) fn are_requested(&self) -> bool {
+        self.proxy || !self.qmp_rule.is_empty() || !self.agent_rule.is_empty()
+    }
+
     /// Starts the proxies, if an option requests them.
     pub(super) fn start(&self, sandbox: &Sandbox) -> Result<Option<Proxies>, Error> {
-        if !self.proxy && self.qmp_rule.is_empty() && self.agent_rule.is_empty() {
+        if !self.are_requested() {
             return Ok(None);
         }
         let vm = sandbox.run_directory().vm();

@@ -91,6 +91,9 @@ impl Case<'_> {
                 if killed.status != 128 + 9 {
                     return Err(format!("the run was not killed at {name}"));
                 }
+                // The guest rolls back what was not committed.
+                let idle = fixture.sandbox.until_plugin_is_idle().await;
+                idle.map_err(|error| error.chain())?;
                 killed
             }
             Disturbance::PluginPanics => {

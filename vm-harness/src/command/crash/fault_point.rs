@@ -54,24 +54,31 @@ const fn unplug(name: &'static str, leaves: VolumeState) -> FaultPoint {
 }
 
 /// The fault points of `ecr-runtime`.
-pub(super) const HOST_POINTS: [FaultPoint; 12] = [
-    plug("after-probe", VolumeState::Gone),
+pub(super) const HOST_POINTS: [FaultPoint; 18] = [
+    plug("after-preflight", VolumeState::Gone),
+    plug("after-start", VolumeState::Gone),
     plug("after-add-fd", VolumeState::Incomplete),
     plug("after-blockdev-add", VolumeState::Incomplete),
+    plug("after-ready", VolumeState::Incomplete),
     plug("after-device-add", VolumeState::Incomplete),
+    plug("after-go", VolumeState::Incomplete),
+    plug("after-prepared", VolumeState::Incomplete),
+    plug("after-record", VolumeState::Incomplete),
     plug("after-attach", VolumeState::Incomplete),
     plug("after-commit", VolumeState::Attached),
     unplug("before-detach", VolumeState::Attached),
-    unplug("after-detach", VolumeState::Incomplete),
+    // From here on QEMU and the guest remove the disk at the same time.
+    unplug("after-released", VolumeState::Incomplete),
     unplug("remove-before-device-deleted", VolumeState::Incomplete),
     unplug("remove-after-device-del", VolumeState::Incomplete),
+    unplug("after-detach", VolumeState::Incomplete),
     unplug("remove-after-blockdev-del", VolumeState::Incomplete),
     unplug("after-remove", VolumeState::Gone),
 ];
 
 /// The fault points of the plugin in the guest, within one step of `ecr-runtime`. The plugin rolls
 /// back a failed attach itself, and leaves a failed detach as it is.
-pub(super) const GUEST_POINTS: [FaultPoint; 15] = [
+pub(super) const GUEST_POINTS: [FaultPoint; 17] = [
     plug("attach-after-uevent-socket", VolumeState::Gone),
     plug("attach-after-lookup", VolumeState::Gone),
     plug("attach-after-scan", VolumeState::Gone),
@@ -86,5 +93,7 @@ pub(super) const GUEST_POINTS: [FaultPoint; 15] = [
     unplug("detach-after-revoke", VolumeState::Incomplete),
     unplug("detach-after-flush", VolumeState::Incomplete),
     unplug("detach-after-check", VolumeState::Incomplete),
+    unplug("detach-after-quiesce", VolumeState::Incomplete),
+    unplug("detach-after-released", VolumeState::Incomplete),
     unplug("detach-after-delete", VolumeState::Incomplete),
 ];

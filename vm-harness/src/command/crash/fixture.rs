@@ -1,8 +1,6 @@
 //! A sandbox for many cases, and the checks of a volume in it: whether it is attached, gone, or
 //! something between.
 
-use std::os::unix::fs::OpenOptionsExt as _;
-
 use serde_json::Value;
 use vm_harness::{
     Container, ContainerOptions, EcrRuntime, Error, Finished, Machine, Sandbox, Snapshot, Volume,
@@ -173,9 +171,7 @@ pub(super) fn summary(finished: &Finished) -> String {
     }
 }
 
-/// Checks that the host can claim the volume (open it with `O_EXCL`).
+/// Checks that the host can claim the volume.
 pub(super) fn check_claimable(volume: &Volume) -> Result<(), String> {
-    let opened =
-        std::fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(volume.path());
-    opened.map(drop).map_err(|error| format!("the host cannot claim the volume: {error}"))
+    volume.check_claimable().map_err(|error| format!("the host cannot claim the volume: {error}"))
 }

@@ -15,28 +15,45 @@ pub(super) const CHECKS: &[Check] = &[
     check!(
         "address",
         only_the_named_address_is_scanned,
-        "the guest does not find a disk that was not requested"
+        "the guest does not find a disk that was not requested",
+        breaks: "Another part of the agent scans all addresses of the SCSI host (`- - -`), for instance \
+         its own handler of SCSI devices.",
+        look: "Writes to /sys/class/scsi_host/*/scan in the agent; scsi_mod.scan on the kernel's \
+         command line."
     )
     .only_if(GuestInfo::scans_on_demand),
     check!(
         "address",
         disk_with_another_serial_is_refused,
-        "a disk at the right address with another serial number is not attached"
+        "a disk at the right address with another serial number is not attached",
+        breaks: "The disk's serial number cannot be read and is not compared. This attaches the disk of \
+         another volume.",
+        look: "/sys/block/*/device/vpd_pg80 in the guest, beside the serial number of the request in \
+         the agent's log at level debug."
     ),
     check!(
         "address",
         disk_of_another_size_is_refused,
-        "a disk with the right serial number and another size is not attached"
+        "a disk with the right serial number and another size is not attached",
+        breaks: "The size is read before the kernel has the capacity, or is not compared.",
+        look: "/sys/block/*/size in the guest, and the size of the request in the agent's log at level \
+         debug."
     ),
     check!(
         "address",
         disk_that_never_appears_times_out,
-        "the wait for a disk ends at its deadline and leaves nothing behind"
+        "the wait for a disk ends at its deadline and leaves nothing behind",
+        breaks: "The agent's server ends requests earlier (a limit of its own), or the wait does not end: \
+         time passes wrongly in the guest.",
+        look: "The guest's clock source (dmesg), and a limit on the time of requests in the agent's \
+         ttrpc server."
     ),
     check!(
         "address",
         lun_that_is_seen_twice_is_refused,
-        "LUN 0 and those above 255, and targets above 255, are invalid"
+        "LUN 0 and those above 255, and targets above 255, are invalid",
+        breaks: "The plugin is older than the check, or the request is changed before it gets there.",
+        look: "The plugin's version in the first line of the output."
     ),
 ];
 

@@ -10,30 +10,59 @@ pub(super) const CHECKS: &[Check] = &[
     check!(
         "agent",
         serves_the_plugin,
-        "the agent answers Probe: it was built with the plugin, and its policy allows it"
+        "the agent answers Probe: it was built with the plugin, and its policy allows it",
+        breaks: "The agent was built without the feature block-volume, its policy has no rule for \
+         ProbeBlockVolumeRequest, or the plugin is served on a port of its own that was not given \
+         with --plugin-port.",
+        look: "The first line of the output says which: WITHOUT the plugin, or what the agent replied. \
+         docs/builders-guide.md (the build and the registration of the service), docs/policy.md."
     )
     .gate(),
     check!(
         "agent",
         names_the_feature,
-        "GetGuestDetails lists the feature block-volume, by which hosts find it"
+        "GetGuestDetails lists the feature block-volume, by which hosts find it",
+        breaks: "The feature is compiled in, but the list of build features that GetGuestDetails returns \
+         does not have its name.",
+        look: "kata-agent: get_build_features in src/features.rs; docs/builders-guide.md."
     ),
     check!(
         "agent",
         finds_its_controllers,
-        "Probe names the virtio-scsi controllers and the kernel's scan mode"
+        "Probe names the virtio-scsi controllers and the kernel's scan mode",
+        breaks: "The guest's kernel has no virtio_scsi, or the agent does not see sysfs at /sys: the \
+         plugin finds its controllers there.",
+        look: "/sys/class/scsi_host/*/proc_name in the guest (`vm-harness boot` starts one), and \
+         docs/guest-kernel.md for the options of the kernel."
     ),
     check!(
         "agent",
         reports_a_containers_device_filter,
-        "Probe reports which device filter a container has"
+        "Probe reports which device filter a container has",
+        breaks: "The glue gives the plugin another cgroup than the container has (cgroupsPath of its \
+         specification), or the agent has moved it. On cgroup v1 the devices controller is not \
+         mounted.",
+        look: "The cgroup path in the glue's Container, /proc/PID/cgroup of the container's first \
+         process, and docs/builders-guide.md (cgroups)."
     ),
     check!(
         "agent",
         reports_what_is_at_a_path,
-        "Probe reports whether a path of the container is free or taken"
+        "Probe reports whether a path of the container is free or taken",
+        breaks: "The glue gives the plugin the agent's own mount namespace, or that of another container, \
+         instead of the pinned one.",
+        look: "The mount namespace in the glue's Container: the path of the entry `mount` of the \
+         specification's namespaces, which kata-agent pins when the container starts."
     ),
-    check!("agent", knows_no_other_containers, "a container that does not exist is not found"),
+    check!(
+        "agent",
+        knows_no_other_containers,
+        "a container that does not exist is not found",
+        breaks: "The glue's look-up does not return ContainerError::Unknown for an unknown ID, for \
+         instance because it maps all errors to one.",
+        look: "The function `container` of the glue \
+         (agent-plugin/examples/kata-agent/src/block_volume.rs is the example)."
+    ),
 ];
 
 async fn serves_the_plugin(fixture: &Fixture) {

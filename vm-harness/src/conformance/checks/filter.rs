@@ -8,25 +8,40 @@ pub(super) const CHECKS: &[Check] = &[
     check!(
         "filter",
         filtered_container_uses_its_volume,
-        "a container with a device filter reads and writes its volume"
+        "a container with a device filter reads and writes its volume",
+        breaks: "cgroup v1: the rule is allowed in the container's cgroup and not in the pod's first. \
+         cgroup v2: the agent attaches device programs without BPF_F_ALLOW_MULTI, or the kernel \
+         lacks CONFIG_CGROUP_BPF.",
+        look: "cgroup v1: devices.list of the pod and of the container. v2: the programs of the \
+         container's cgroup; docs/guest-kernel.md."
     )
     .only_if(GuestInfo::has_filter),
     check!(
         "filter",
         sibling_cannot_open_it,
-        "another container that makes a node of the same number cannot open it"
+        "another container that makes a node of the same number cannot open it",
+        breaks: "The right was granted to the pod as a whole, or the containers have one cgroup.",
+        look: "devices.list (v1) or the programs (v2) of the sibling's cgroup; the cgroup paths of both \
+         containers in the glue."
     )
     .only_if(GuestInfo::has_filter),
     check!(
         "filter",
         permission_ends_with_the_volume,
-        "after the unplug the container cannot open the next disk of that number"
+        "after the unplug the container cannot open the next disk of that number",
+        breaks: "The unplug does not find the cgroup in which the plug added the right, or the agent \
+         writes the rules of the container again, without the plugin (UpdateContainer).",
+        look: "devices.list (v1) or the programs (v2) of the container's cgroup after an unplug."
     )
     .only_if(GuestInfo::has_filter),
     check!(
         "filter",
         container_without_a_filter_gets_none,
-        "a container without a device program gets none"
+        "a container without a device program gets none",
+        breaks: "The glue names rules that the agent does not apply, so that the plugin makes a program \
+         for them.",
+        look: "device_rules in the glue's Container, and what the agent does with them on cgroup v2: \
+         kata-agent 4.1 applies none."
     )
     .only_if(GuestInfo::has_no_filter),
 ];

@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_check_has_a_unique_name_in_its_group_and_a_purpose_of_one_line() {
+    fn every_check_has_a_unique_name_in_its_group_a_purpose_of_one_line_and_an_explanation() {
         let mut names = HashSet::new();
         for group in GROUPS {
             for check in group.checks {
@@ -42,6 +42,10 @@ mod tests {
                     "{check:?}: {}",
                     check.purpose()
                 );
+                for text in [check.breaks(), check.look()] {
+                    assert!((40..500).contains(&text.len()), "{check:?}: {text}");
+                    assert!(text.ends_with('.') && !text.contains("  "), "{check:?}: {text}");
+                }
             }
         }
         let gates: Vec<_> =

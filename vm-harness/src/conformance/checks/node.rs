@@ -15,27 +15,45 @@ pub(super) const CHECKS: &[Check] = &[
     check!(
         "node",
         is_in_the_container_and_nowhere_else,
-        "neither the agent's own /dev nor another container gets the node"
+        "neither the agent's own /dev nor another container gets the node",
+        breaks: "The node is made in the agent's mount namespace, or at a path that several containers \
+         share, such as a bind mount of the guest's /dev.",
+        look: "/proc/PID/mountinfo of the container's first process: what is mounted at /dev."
     ),
     check!(
         "node",
         taken_path_is_refused,
-        "what is at the path already stays, and QEMU is not changed"
+        "what is at the path already stays, and QEMU is not changed",
+        breaks: "What is at the path is looked up in another mount namespace than the one where the node \
+         is made.",
+        look: "The mount namespace in the glue's Container; ecr-runtime's exit status must be 4, its \
+         message names what is at the path."
     ),
     check!(
         "node",
         links_stay_inside_the_container,
-        "a parent directory that is a link is resolved below the container's root"
+        "a parent directory that is a link is resolved below the container's root",
+        breaks: "The path is resolved in the agent's mount namespace. This is a way out of a container: \
+         do not ship such an agent.",
+        look: "The mount namespace in the glue's Container, and openat2(2) with RESOLVE_IN_ROOT in the \
+         guest's kernel (Linux 5.6)."
     ),
     check!(
         "node",
         path_with_dots_is_refused,
-        "a request with .. in its path, or with a relative path, is invalid"
+        "a request with .. in its path, or with a relative path, is invalid",
+        breaks: "The request is changed before the plugin gets it, for instance by a policy that cleans \
+         paths.",
+        look: "The request in the agent's log at level debug."
     ),
     check!(
         "node",
         container_with_a_user_namespace_gets_it,
-        "a container whose root is not the guest's root user reads and writes its volume"
+        "a container whose root is not the guest's root user reads and writes its volume",
+        breaks: "The glue does not give the plugin the user namespace of the container, so that the node \
+         is made by mknod, which such a container cannot open.",
+        look: "The entry `user` of the specification's namespaces in the glue; the node must be a bind \
+         node in the container's mountinfo."
     )
     .only_if(GuestInfo::supports_user_namespaces),
 ];

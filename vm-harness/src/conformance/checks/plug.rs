@@ -13,40 +13,79 @@ pub(super) const CHECKS: &[Check] = &[
     check!(
         "plug",
         container_reads_what_the_host_wrote,
-        "a volume appears in a running container with the host's bytes"
+        "a volume appears in a running container with the host's bytes",
+        breaks: "The disk does not appear (the kernel lacks virtio_scsi or sd_mod, or the plugin's uevent \
+         socket gets nothing), the policy denies AttachBlockVolumeRequest, or the node is made in \
+         the wrong mount namespace.",
+        look: "The reason and the remedy in ecr-runtime's message first, then the agent's log: every \
+         step of an attach is logged at level debug (--kernel-param agent.log=debug)."
     )
     .gate(),
     check!(
         "plug",
         host_reads_what_the_container_wrote,
-        "what the container writes and syncs is on the volume"
+        "what the container writes and syncs is on the volume",
+        breaks: "QEMU writes somewhere else, or the agent does not pass all of a process's input on: the \
+         bytes come through WriteStdin.",
+        look: "Whether plug::container_reads_what_the_host_wrote passed; the agent's write_stdin and \
+         close_stdin."
     ),
-    check!("plug", device_has_the_volumes_size, "the container sees exactly the volume's size"),
+    check!(
+        "plug",
+        device_has_the_volumes_size,
+        "the container sees exactly the volume's size",
+        breaks: "The node has the number of another disk, or the guest's kernel rounds the capacity.",
+        look: "lsblk and /sys/block/*/size in the guest, beside the size in ecr-runtime's JSON output."
+    ),
     check!(
         "plug",
         node_has_the_owner_and_mode_that_were_asked,
-        "uid, gid and mode of the device node are those of the request"
+        "uid, gid and mode of the device node are those of the request",
+        breaks: "The agent's umask is applied to the mode, or a step after the plugin's changes the \
+         owner. A policy cannot change it: it only allows or denies.",
+        look: "`stat` of the node in the container; the agent's umask (/proc/1/status, Umask)."
     ),
     check!(
         "plug",
         read_only_volume_cannot_be_written,
-        "a volume that is plugged read-only can be read and not written"
+        "a volume that is plugged read-only can be read and not written",
+        breaks: "The device filter of a filtered container allows reading only, and the disk itself is \
+         writable, or the reverse. QEMU must report the disk write-protected.",
+        look: "/sys/block/*/ro in the guest, and the device filter rule of the container."
     ),
     check!(
         "plug",
         volumes_of_one_call_are_not_mixed_up,
-        "four volumes in one call: each path has its own volume's bytes"
+        "four volumes in one call: each path has its own volume's bytes",
+        breaks: "Disks are matched to paths by the order in which they appear and not by their serial \
+         numbers.",
+        look: "The serial number (VPD page 0x80) of each disk in the guest, beside the volume IDs in \
+         ecr-runtime's JSON output."
     ),
     check!(
         "plug",
         repeated_call_is_unchanged,
-        "the same call again succeeds, reports unchanged, and changes nothing"
+        "the same call again succeeds, reports unchanged, and changes nothing",
+        breaks: "The glue returns another cgroup, or another mount namespace, for the same container at \
+         the second call, so that the plugin does not find what it made.",
+        look: "What differs is in the message. `ecr-runtime block-volume inspect` shows what the plugin \
+         finds of the attachment."
     ),
-    check!("plug", calls_at_once_all_succeed, "three calls at the same time plug three volumes"),
+    check!(
+        "plug",
+        calls_at_once_all_succeed,
+        "three calls at the same time plug three volumes",
+        breaks: "The agent serves one request at a time: the glue holds the sandbox's lock across an \
+         await, or the server has a limit on requests.",
+        look: "The glue's functions: the lock must be released when they return."
+    ),
     check!(
         "plug",
         disk_that_the_kernel_found_first_is_taken,
-        "a disk that the kernel found before the request is attached, without another event"
+        "a disk that the kernel found before the request is attached, without another event",
+        breaks: "The plugin waits for an event of a disk that is there already.",
+        look: "dmesg of the guest: the time at which the disk appeared, beside the time of the request \
+         in the agent's log."
     )
     .only_if(GuestInfo::scans_by_itself),
 ];

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use block_volume_api::block_volume::Reason;
+use block_volume_api::block_volume::{Access, Reason};
+use protobuf::EnumOrUnknown;
 
 use super::super::{
     Fixture,
@@ -16,17 +17,26 @@ pub(super) const CHECKS: &[Check] = &[
     check!(
         "rollback",
         failure_of_one_volume_rolls_back_the_others,
-        "if one of two volumes fails, disk and node of the other are removed"
+        "if one of two volumes fails, disk and node of the other are removed",
+        breaks: "The agent keeps something of a request that failed, or the rollback cannot enter the \
+         container any more.",
+        look: "The message has each difference; the agent's log says what a rollback could not remove."
     ),
     check!(
         "rollback",
         caller_that_goes_away_leaves_nothing_behind,
-        "a request whose caller hangs up is ended by Detach, and the next Attach works"
+        "a request whose caller hangs up is ended by Detach, and the next Attach works",
+        breaks: "ttrpc drops the future of a request whose caller hangs up: work that runs in the future \
+         itself, in the glue, stops half way.",
+        look: "What the glue awaits: it must only look up and authorize, and change nothing."
     ),
     check!(
         "rollback",
         container_that_ends_ends_the_wait,
-        "a request for a container that ends fails immediately, with that reason"
+        "a request for a container that ends fails immediately, with that reason",
+        breaks: "The glue gives the plugin a pidfd of another process, or keeps a removed container in \
+         its list, or calls a stopped container running.",
+        look: "The pidfd in the glue's Container, and its errors ContainerError::Stopped and Unknown."
     ),
 ];
 
@@ -39,14 +49,13 @@ async fn failure_of_one_volume_rolls_back_the_others(fixture: &Fixture) {
     // The first request fails while it waits for a disk; the second later, when the first volume
     // has its node already.
     let never = fixture.absent_disk().attachment(&fixture.filtered, "/dev/conformance-never");
-    let mut taken = fixture.absent_disk().attachment(&fixture.filtered, "/dev/null");
     let answer = fixture.attach(vec![present.clone(), never], Duration::from_millis(1500)).await;
     assert_refused(&answer.failure, Reason::REASON_TIMED_OUT);
     let second = fixture.add_disk().await;
-    (taken.serial, taken.address) =
-        (second.serial.clone(), second.attachment(&fixture.filtered, PATH).address);
-    let answer = fixture.attach(vec![present, taken], fixture.short_limit()).await;
-    assert_refused(&answer.failure, Reason::REASON_PATH_TAKEN);
+    let mut writable = second.attachment(&fixture.filtered, "/dev/conformance-writable");
+    writable.access = EnumOrUnknown::new(Access::ACCESS_READ_ONLY);
+    let answer = fixture.attach(vec![present, writable], fixture.short_limit()).await;
+    assert_refused(&answer.failure, Reason::REASON_IDENTITY_MISMATCH);
     fixture.remove(&disk).await;
     fixture.remove(&second).await;
     fixture.assert_as_before(&before).await;

@@ -12,27 +12,45 @@ pub(super) const CHECKS: &[Check] = &[
     check!(
         "side_effects",
         agent_answers_while_a_request_waits,
-        "the agent's own calls continue: the request holds none of its locks"
+        "the agent's own calls continue: the request holds none of its locks",
+        breaks: "The glue holds the sandbox's lock while the plugin works, or does work that blocks on \
+         the only thread of the agent's runtime.",
+        look: "The glue's functions: no await, and no system call that may wait, while the lock is \
+         held."
     ),
     check!(
         "side_effects",
         threads_and_descriptors_stay_as_many,
-        "after plugs and unplugs the agent has as many threads and descriptors as before"
+        "after plugs and unplugs the agent has as many threads and descriptors as before",
+        breaks: "The glue starts a thread or opens a descriptor for each request and does not end it. \
+         Threads of the agent's own pool are no fault: they end within ten seconds, and the check \
+         waits for that.",
+        look: "The message has each new thread and descriptor. block-volume* are the plugin's threads, \
+         all others the agent's."
     ),
     check!(
         "side_effects",
         agent_stays_in_its_mount_namespace,
-        "no thread of the agent is left in a container's mount namespace"
+        "no thread of the agent is left in a container's mount namespace",
+        breaks: "Code of the agent calls setns on a thread that it does not end, such as a thread of its \
+         pool.",
+        look: "The name of the thread in the message: block-volume* are the plugin's, all others the \
+         agent's."
     ),
     check!(
         "side_effects",
         idle_agent_sleeps_as_before,
-        "with a volume plugged the agent does not wake up more often than without"
+        "with a volume plugged the agent does not wake up more often than without",
+        breaks: "A timer, or a loop that polls, runs in the glue while a volume is plugged.",
+        look: "strace or perf of PID 1 in a guest that `vm-harness boot` runs: what wakes it up."
     ),
     check!(
         "side_effects",
         kernel_reports_no_fault,
-        "the guest's kernel printed no warning, oops or lockup"
+        "the guest's kernel printed no warning, oops or lockup",
+        breaks: "A fault of the guest's kernel, in most cases a known one of an old version.",
+        look: "The line in the message, and the kernel's lines after it on the console; \
+         docs/guest-kernel.md."
     ),
 ];
 

@@ -13,22 +13,35 @@ pub(super) const CHECKS: &[Check] = &[
     check!(
         "unplug",
         leaves_nothing,
-        "QEMU, the guest's disks, the container's /dev and device rules are as before"
+        "QEMU, the guest's disks, the container's /dev and device rules are as before",
+        breaks: "The agent keeps something of the disk: a descriptor, a mount, a rule, an entry in its \
+         own list of devices.",
+        look: "The message has each difference. agent_descriptors: what holds the file; \
+         container_devices and device_filters: the agent's log of the detach."
     ),
     check!(
         "unplug",
         held_volume_is_refused_and_works_on,
-        "while a process has it open it stays usable, and the holder is named"
+        "while a process has it open it stays usable, and the holder is named",
+        breaks: "Processes of the container are not found: the agent's /proc shows another PID namespace, \
+         or is mounted with hidepid.",
+        look: "/proc in the agent's mount namespace: it must show every process of the guest."
     ),
     check!(
         "unplug",
         detach_of_nothing_is_unchanged,
-        "a Detach of a volume that is not attached succeeds and reports unchanged"
+        "a Detach of a volume that is not attached succeeds and reports unchanged",
+        breaks: "The glue returns an error for a container that has no volume, or the policy denies \
+         DetachBlockVolumeRequest.",
+        look: "The reason in the failure, and the agent's log."
     ),
     check!(
         "unplug",
         what_was_written_is_on_the_host,
-        "bytes from the guest's cache are written to the volume"
+        "bytes from the guest's cache are written to the volume",
+        breaks: "The disk is deleted before its cache is written back. This loses data.",
+        look: "The agent's log of the detach at level debug: flush comes before delete. QEMU's cache \
+         mode of the disk."
     ),
 ];
 

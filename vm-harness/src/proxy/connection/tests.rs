@@ -69,6 +69,8 @@ fn each_fault_has_its_effect() {
     );
     let late = Fault::Delay(Duration::from_millis(50));
     assert_eq!(received(on(reply_to("a"), late), &["a"], 3), [QMP, EVENT, FIRST]);
+    let stalled = Fault::Stall(Duration::from_millis(50));
+    assert_eq!(received(on(reply_to("a"), stalled), &["a"], 3), [QMP, FIRST, EVENT]);
     assert_eq!(received(on(greeting(), Fault::Split(1)), &["a"], 3), [QMP, FIRST, EVENT]);
     // The first command is dropped, so the only reply is to the second.
     assert_eq!(received(on(command("a"), Fault::Drop), &["a", "b"], 2), [QMP, FIRST]);
@@ -120,4 +122,15 @@ fn lines_and_descriptors_reach_the_other_side_and_are_recorded() {
     let lines = proxy.lines();
     assert_eq!((&lines[0]["from"], &lines[0]["fault"]), (&json!("client"), &json!("split:3")));
     assert_eq!((&lines[1]["from"], &lines[1]["fault"]), (&json!("server"), &json!(null)));
+}
+
+#[test]
+fn a_descriptor_belongs_to_the_message_that_it_came_with() {
+    let mut inflow = Inflow::default();
+    let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    // The kernel may return what was sent before together with the message of the descriptor.
+    inflow.add(b"first\nsecond\n", vec![null]);
+    inflow.add(b"third\n", Vec::new());
+    let counts = [6, 7, 6].map(|length| inflow.take(length).1.len());
+    assert_eq!(counts, [0, 1, 0]);
 }

@@ -5,12 +5,15 @@ mod conformance;
 mod descriptor_flood;
 mod hostile_cycles;
 mod load;
+mod node;
 mod node_kinds;
+mod pods;
 mod references;
 mod scaling;
 mod shared_directories;
 mod swapped_parent;
 mod tables;
+mod udev;
 mod uevent_flood;
 
 use vm_harness::{Container, EcrRuntime, Machine, Sandbox, Volume};

@@ -1,19 +1,19 @@
-//! The cost of a hot-plug does not grow with the number of attached volumes.
+//! The cost of a hot-plug and of a hot-unplug does not grow with the number of attached volumes.
 //!
-//! Two sandboxes represent the first and the last of 256 volumes: in one the measured hot-plugs
-//! come after 32 others, in the other after 224. The measurements alternate between the two, so
+//! Two sandboxes represent the first and the last of 256 volumes: in one the measured ones come
+//! after 32 others, in the other after 224. The measurements alternate between the two, so
 //! that a machine that becomes slower affects both.
 
-use vm_harness::{Container, Sandbox, Volume};
+use vm_harness::{Container, Finished, Sandbox, Volume};
 
 use super::{large_sandbox, path, plug_command, plug_in_batches, small_volumes};
-use crate::hot_unplug::{at, unplug};
+use crate::hot_unplug::unplug_command;
 
 const WARM_UP: usize = 32;
 const MEASURED: usize = 32;
 const ALL: usize = 256;
 const RUNS: usize = 5;
-/// The most that the last hot-plugs may cost, relative to the first, at the median.
+/// The most that the last ones may cost, relative to the first, at the median.
 const MAX_RATIO: f64 = 1.1;
 
 /// A sandbox with some volumes attached, and the volumes to measure.
@@ -38,24 +38,41 @@ impl MeasuredSandbox {
     async fn plug(&self, index: usize) -> Vec<(String, u64)> {
         let one = std::iter::once((self.existing.len() + index, &self.measured[index]));
         let finished = plug_command(&self.sandbox, &self.container, one).run().await;
-        finished.succeeded(self.sandbox.guest());
-        let timings = finished.json()["timings_us"].as_object().unwrap().clone();
-        let mut stages: Vec<_> =
-            timings.into_iter().map(|(stage, time)| (stage, time.as_u64().unwrap())).collect();
-        stages.push(("process".to_owned(), u64::try_from(finished.elapsed.as_micros()).unwrap()));
-        stages
+        stages(&self.sandbox, &finished)
     }
 
-    async fn unplug_measured(&self) -> Vec<u64> {
-        let mut times = Vec::new();
-        for index in 0..MEASURED {
-            let path = path(self.existing.len() + index);
-            let start = std::time::Instant::now();
-            unplug(&self.sandbox, &at(&self.container, &path)).await;
-            times.push(u64::try_from(start.elapsed().as_micros()).unwrap());
-        }
-        times
+    /// Unplugs one volume, and returns the times as [`Self::plug`] does.
+    async fn unplug(&self, index: usize) -> Vec<(String, u64)> {
+        let path = path(self.existing.len() + index);
+        let finished = unplug_command(&self.sandbox, &self.container, &path).run().await;
+        stages(&self.sandbox, &finished)
     }
+}
+
+fn stages(sandbox: &Sandbox, finished: &Finished) -> Vec<(String, u64)> {
+    finished.succeeded(sandbox.guest());
+    let timings = finished.json()["timings_us"].as_object().unwrap().clone();
+    let mut stages: Vec<_> =
+        timings.into_iter().map(|(stage, time)| (stage, time.as_u64().unwrap())).collect();
+    stages.push(("process".to_owned(), u64::try_from(finished.elapsed.as_micros()).unwrap()));
+    stages
+}
+
+/// The median of one stage of several commands.
+fn stage(all: &[Vec<(String, u64)>], name: &str) -> u64 {
+    let times = all.iter().flatten().filter(|(stage, _)| stage == name);
+    median(times.map(|(_, time)| *time).collect())
+}
+
+/// Compares commands beside few and beside many volumes. Returns the ratio of their times.
+fn compare(what: &str, few: &[Vec<(String, u64)>], many: &[Vec<(String, u64)>]) -> f64 {
+    let (before, after) = (stage(few, "process"), stage(many, "process"));
+    let ratio = after as f64 / before as f64;
+    println!("{what}: first {before} µs, last {after} µs, ratio {ratio:.3}");
+    for (name, _) in &few[0] {
+        println!("    {name:<24} {:>8} {:>8}", stage(few, name), stage(many, name));
+    }
+    ratio
 }
 
 fn median(mut times: Vec<u64>) -> u64 {
@@ -64,53 +81,35 @@ fn median(mut times: Vec<u64>) -> u64 {
 }
 
 #[tokio::test]
-async fn cost_of_a_hot_plug_does_not_grow_with_the_number_of_volumes() {
+async fn cost_of_a_volume_does_not_grow_with_the_number_of_volumes() {
     let (few, many) =
         (MeasuredSandbox::with(WARM_UP).await, MeasuredSandbox::with(ALL - MEASURED).await);
-    let mut ratios = Vec::new();
-    let mut unplug_ratios = Vec::new();
+    let (mut ratios, mut unplug_ratios) = (Vec::new(), Vec::new());
     for run in 1..=RUNS {
         let (mut first, mut last) = (Vec::new(), Vec::new());
         for index in 0..MEASURED {
             first.push(few.plug(index).await);
             last.push(many.plug(index).await);
         }
-        let stage = |plugs: &[Vec<(String, u64)>], name: &str| {
-            median(
-                plugs
-                    .iter()
-                    .flatten()
-                    .filter(|(stage, _)| stage == name)
-                    .map(|(_, time)| *time)
-                    .collect(),
-            )
-        };
-        let (before, after) = (stage(&first, "process"), stage(&last, "process"));
-        let ratio = after as f64 / before as f64;
-        println!("run {run}: first {before} µs, last {after} µs, ratio {ratio:.3}");
-        if run == RUNS {
-            for (name, _) in &first[0] {
-                println!("    {name:<24} {:>8} {:>8}", stage(&first, name), stage(&last, name));
-            }
+        ratios.push(compare(&format!("run {run}, hot-plug"), &first, &last));
+        let (mut first, mut last) = (Vec::new(), Vec::new());
+        for index in 0..MEASURED {
+            first.push(few.unplug(index).await);
+            last.push(many.unplug(index).await);
         }
-        ratios.push(ratio);
-        let (first, last) =
-            (median(few.unplug_measured().await), median(many.unplug_measured().await));
-        unplug_ratios.push(last as f64 / first as f64);
+        unplug_ratios.push(compare(&format!("run {run}, hot-unplug"), &first, &last));
     }
-    ratios.sort_by(f64::total_cmp);
-    unplug_ratios.sort_by(f64::total_cmp);
-    println!(
-        "hot-plug, last {MEASURED} of {ALL} to first {MEASURED} after {WARM_UP}: median {:.3}, spread {:.3} to {:.3}",
-        ratios[RUNS / 2],
-        ratios[0],
-        ratios[RUNS - 1]
-    );
-    println!(
-        "hot-unplug: median {:.3}, spread {:.3} to {:.3}",
-        unplug_ratios[RUNS / 2],
-        unplug_ratios[0],
-        unplug_ratios[RUNS - 1]
-    );
+    for (what, ratios) in [("hot-plug", &mut ratios), ("hot-unplug", &mut unplug_ratios)] {
+        ratios.sort_by(f64::total_cmp);
+        println!(
+            "{what}, last {MEASURED} of {ALL} to first {MEASURED} after {WARM_UP}: median {:.3}, \
+             spread {:.3} to {:.3}",
+            ratios[RUNS / 2],
+            ratios[0],
+            ratios[RUNS - 1]
+        );
+    }
     assert!(ratios[RUNS / 2] <= MAX_RATIO, "the cost of a hot-plug grows: {ratios:?}");
+    let ratio = unplug_ratios[RUNS / 2];
+    assert!(ratio <= MAX_RATIO, "the cost of a hot-unplug grows: {unplug_ratios:?}");
 }

@@ -1,4 +1,4 @@
-//! Turns the panic of a check into a value, with its location.
+//! Turns the panic of a check or a scenario into a value, with its location.
 //!
 //! Checks assert, as tests do. Only a panic hook gets the location of a panic
 //! ([`std::panic::set_hook`]). The hook of this module keeps the location of a check's panic, and
@@ -16,10 +16,10 @@ use std::{
 
 /// Message and location of a panic.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Panic {
-    pub(super) message: String,
+pub(crate) struct Panic {
+    pub(crate) message: String,
     /// `file:line`.
-    pub(super) location: Option<String>,
+    pub(crate) location: Option<String>,
 }
 
 thread_local! {
@@ -29,7 +29,7 @@ thread_local! {
 }
 
 /// Polls `work` until it completes or panics.
-pub(super) async fn catch_panic(work: impl Future<Output = ()>) -> Result<(), Panic> {
+pub(crate) async fn catch_panic<T>(work: impl Future<Output = T>) -> Result<T, Panic> {
     install_hook();
     let mut work = pin!(work);
     poll_fn(|context| {
@@ -40,7 +40,7 @@ pub(super) async fn catch_panic(work: impl Future<Output = ()>) -> Result<(), Pa
         IN_CHECK.set(false);
         match polled {
             Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(())) => Poll::Ready(Ok(())),
+            Ok(Poll::Ready(result)) => Poll::Ready(Ok(result)),
             Err(payload) => {
                 let message = message_of(payload.as_ref());
                 Poll::Ready(Err(Panic { message, location: LOCATION.take() }))

@@ -1,0 +1,181 @@
+//! Workloads of Kata's: its release in `/opt/kata`, as its archive lays it out, with the Go
+//! runtime, the Rust runtime, or both. The agent in its guest image must contain the plugin.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+use super::{
+    super::image::STOCK_AGENT,
+    containerd::{self, RuntimeClass, time_scale},
+    program::run as run_program,
+    runner::{Failed, Runner},
+    scenarios, setup,
+    workload::{CONTAINER, Inside, NAMESPACE, Workload},
+};
+use crate::{Accelerator, Engine, Image, PodOptions, environment::variable};
+
+/// The runtimes: their class, and the configuration that the release has for it.
+const RUNTIMES: [(RuntimeClass, &str); 2] = [
+    (
+        RuntimeClass {
+            name: "kata-qemu",
+            shim: "/opt/kata/bin/containerd-shim-kata-v2",
+            directory: "/etc/kata-containers/kata-qemu",
+        },
+        "/opt/kata/share/defaults/kata-containers/configuration-qemu.toml",
+    ),
+    (
+        RuntimeClass {
+            name: "kata-qemu-runtime-rs",
+            shim: "/opt/kata/runtime-rs/bin/containerd-shim-kata-v2",
+            directory: "/etc/kata-containers/kata-qemu-runtime-rs",
+        },
+        "/opt/kata/share/defaults/kata-containers/runtime-rs/configuration-qemu-runtime-rs.toml",
+    ),
+];
+/// The release's QEMU.
+const QEMU: &str = "/opt/kata/bin/qemu-system-x86_64";
+/// Started in its place where no guest has KVM: Debian's QEMU, since the release's cannot emulate.
+const QEMU_WITHOUT_KVM: &str = "/usr/local/bin/qemu-without-kvm";
+const WITHOUT_KVM: &str = "#!/bin/bash\nwords=()\nfor word; do\n\
+    word=${word/accel=kvm/accel=tcg}\n\
+    if [[ $word == host || $word == host,* ]]; then word=Nehalem; fi\n\
+    words+=(\"$word\")\ndone\nexec /usr/bin/qemu-system-x86_64 \"${words[@]}\"\n";
+/// How long the runtimes wait for the agent: until it listens (Go in seconds, Rust in milliseconds;
+/// Kata's values are a multiple of a boot with KVM), and until a container is there.
+const LIMITS: [&str; 3] = ["dial_timeout", "reconnect_timeout_ms", "create_container_timeout"];
+
+/// The runtime classes of the release in this node.
+pub(super) fn runtime_classes() -> Vec<RuntimeClass> {
+    let found = RUNTIMES.into_iter().filter(|(class, _)| Path::new(class.shim).exists());
+    found.map(|(class, _)| class).collect()
+}
+
+pub(super) async fn run(runner: &mut Runner, classes: &[RuntimeClass]) -> Result<(), Failed> {
+    let enabled = enable(classes);
+    let (mut engine, image) = runner.scenario("the wrapper is enabled", enabled).await?;
+    for class in classes {
+        engine = with_class(runner, class.name, engine, &image).await?;
+    }
+    Ok(())
+}
+
+/// Runs all scenarios with pods of one runtime class.
+async fn with_class(
+    runner: &mut Runner,
+    class: &str,
+    mut engine: Engine,
+    image: &Image,
+) -> Result<Engine, Failed> {
+    let named = |what: &str| format!("{class}: {what}");
+    let started = start(&engine, image, class, "db-0");
+    let mut workload = runner.scenario(&named("a pod starts through the wrapper"), started).await?;
+    let volume = scenarios::volume();
+    if variable(STOCK_AGENT).is_some() {
+        let refused = scenarios::plug_is_refused(&workload, &volume);
+        let refuse = named("a volume is refused: the agent does not contain the plugin");
+        runner.scenario(&refuse, refused).await?;
+        runner.scenario(&named("the pod is stopped"), scenarios::stop(workload, &volume)).await?;
+        return Ok(engine);
+    }
+    let plugged = async {
+        scenarios::check_passes(&workload).await;
+        scenarios::plug(&workload, &volume).await;
+        scenarios::write(&workload, &volume).await;
+        scenarios::listed_by_name(&workload).await;
+    };
+    let plug = named("a volume is plugged by the pod's name, read and written");
+    runner.scenario(&plug, plugged).await?;
+    let audited = scenarios::audited(&workload, &volume);
+    runner.scenario(&named("the journal has the audit records"), audited).await?;
+    let unplugged = scenarios::unplug(&workload, &volume);
+    runner.scenario(&named("the volume is unplugged by the pod's name"), unplugged).await?;
+    let restarted = scenarios::restart_containerd(&mut workload, &volume);
+    let restart = named("containerd is restarted while a volume is plugged");
+    engine = runner.scenario(&restart, restarted).await?;
+    let stopped = scenarios::stop_container(&mut workload, &volume);
+    runner.scenario(&named("a container is stopped while a volume is plugged"), stopped).await?;
+    let stopped = scenarios::stop_pod(workload, &volume);
+    runner.scenario(&named("the pod is stopped while a volume is plugged"), stopped).await?;
+    let killed = async {
+        let workload = start(&engine, image, class, "db-1").await;
+        scenarios::kill_shim(workload, &volume).await;
+    };
+    runner.scenario(&named("the shim is killed while a volume is plugged"), killed).await?;
+    Ok(engine)
+}
+
+async fn enable(classes: &[RuntimeClass]) -> (Engine, Image) {
+    let choice = Accelerator::choose().unwrap_or_else(|error| panic!("{}", error.chain()));
+    let without_kvm = choice.accelerator == Accelerator::Tcg;
+    let qemu = if without_kvm { QEMU_WITHOUT_KVM } else { QEMU };
+    if without_kvm {
+        setup::write(QEMU_WITHOUT_KVM, WITHOUT_KVM);
+        let executable = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(QEMU_WITHOUT_KVM, executable).expect("the script's mode can be set");
+        // The Go runtime wants the device to be there, and does not open it.
+        run_program(&["sh", "-c", "[ -e /dev/kvm ] || mknod /dev/kvm c 10 232"]).await;
+    }
+    run_program(&["modprobe", "--all", "vhost_net", "vhost_vsock"]).await;
+    for (class, configuration) in RUNTIMES.iter().filter(|(class, _)| classes.contains(class)) {
+        let text = fs::read_to_string(configuration)
+            .unwrap_or_else(|error| panic!("{configuration}: {error}"));
+        // A copy is the administrator's own.
+        let copy = format!("{}/configuration.toml", class.directory);
+        setup::write(&copy, &with_scaled_limits(&text.replace(QEMU, qemu), time_scale()));
+    }
+    containerd::configure(classes);
+    let directories: Vec<_> = classes.iter().map(|class| class.directory).collect();
+    setup::enable(qemu, &directories).await;
+    let engine = containerd::restart().await;
+    let image = containerd::import(&engine).await;
+    (engine, image)
+}
+
+/// Returns a configuration of Kata's with its time limits multiplied.
+fn with_scaled_limits(text: &str, scale: u32) -> String {
+    let scaled = |line: &str| -> Option<String> {
+        let (key, value) = line.split_once('=')?;
+        let limit: u64 = value.trim().parse().ok()?;
+        let key = key.trim();
+        LIMITS.contains(&key).then(|| format!("{key} = {}", limit * u64::from(scale)))
+    };
+    text.lines().map(|line| scaled(line).unwrap_or_else(|| line.to_owned()) + "\n").collect()
+}
+
+async fn start(engine: &Engine, image: &Image, class: &str, name: &str) -> Workload {
+    let options = PodOptions { runtime: class.to_owned(), ..PodOptions::named(NAMESPACE, name) };
+    let pod = engine.run_pod(&options, image).await;
+    let pod = pod.unwrap_or_else(|error| panic!("no pod: {}", error.chain()));
+    let container = pod.start_container(CONTAINER).await;
+    let container = container.unwrap_or_else(|error| panic!("no container: {}", error.chain()));
+    let name = format!("{NAMESPACE}/{name}");
+    let workload = Workload { pod, container, name, inside: Inside::Kata };
+    scenarios::sandbox_is_ready(&workload).await;
+    workload
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn time_limits_of_both_runtimes_are_scaled() {
+        let text = "# dial_timeout = 1\ndial_timeout = 45\ndial_timeout_ms = 10\n\
+            reconnect_timeout_ms=3000\ncreate_container_timeout = 60\ndefault_vcpus = 1\n";
+        let scaled = "# dial_timeout = 1\ndial_timeout = 180\ndial_timeout_ms = 10\n\
+            reconnect_timeout_ms = 12000\ncreate_container_timeout = 240\ndefault_vcpus = 1\n";
+        assert_eq!(with_scaled_limits(text, 4), scaled);
+    }
+
+    #[test]
+    fn qemu_of_an_emulated_node_gets_no_kvm() {
+        let script = WITHOUT_KVM.replace("exec /usr/bin/qemu-system-x86_64", "printf '%s\\n'");
+        let arguments = ["-machine", "q35,accel=kvm,nvdimm=on", "-cpu", "host,pmu=off", "-m", "1G"];
+        let output = Command::new("bash").args(["-c", &script, "bash"]).args(arguments).output();
+        let printed = String::from_utf8(output.unwrap().stdout).unwrap();
+        let expected = ["-machine", "q35,accel=tcg,nvdimm=on", "-cpu", "Nehalem", "-m", "1G"];
+        assert_eq!(printed.lines().collect::<Vec<_>>(), expected);
+    }
+}
