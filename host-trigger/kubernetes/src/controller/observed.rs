@@ -1,0 +1,112 @@
+//! What the controller has read about an attachment when it decides.
+
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::ResourceExt as _;
+
+use crate::{
+    attachment_pod,
+    resource::{BlockVolumeAttachment, Source},
+};
+
+/// An attachment and what belongs to it.
+#[derive(Debug, Clone)]
+pub(super) struct Observed {
+    pub(super) attachment: BlockVolumeAttachment,
+    /// The pod that is named.
+    pub(super) pod: Option<Pod>,
+    /// The claim, if the source is one and it exists.
+    pub(super) claim: Option<PersistentVolumeClaim>,
+    /// The pod of the name that the attachment pod has.
+    pub(super) attachment_pod: Option<Pod>,
+    /// Whether the node exists that the attachment was given to.
+    pub(super) node_exists: bool,
+    /// The other attachments for the same path in the same container.
+    pub(super) same_place: Vec<BlockVolumeAttachment>,
+    /// The pods of the namespace that have the claim, the attachment pod excluded.
+    pub(super) claim_users: Vec<Pod>,
+}
+
+impl Observed {
+    /// The name of the claim, if the source is one.
+    pub(super) fn claim_name(&self) -> Option<&str> {
+        match &self.attachment.spec.source {
+            Source::PersistentVolumeClaim(claim) => Some(&claim.claim_name),
+            Source::HostPath(_) => None,
+        }
+    }
+
+    /// The attachment pod, if it is that of this attachment.
+    pub(super) fn own_pod(&self) -> Option<&Pod> {
+        self.attachment_pod.as_ref().filter(|pod| attachment_pod::is_of(pod, &self.attachment))
+    }
+
+    /// The pod that the attachment was given to, if it is still there and has not ended.
+    pub(super) fn assigned_pod(&self) -> Option<&Pod> {
+        let assigned = self.attachment.assignment().pod_uid;
+        self.pod
+            .as_ref()
+            .filter(|pod| assigned.is_some() && pod.metadata.uid == assigned && !has_ended(pod))
+    }
+
+    /// Another attachment that was given and has the same path in the same container.
+    pub(super) fn rival(&self) -> Option<String> {
+        let given = self.same_place.iter().find(|other| other.assignment().pod_uid.is_some());
+        given.map(BlockVolumeAttachment::name_any)
+    }
+}
+
+/// Where the volume of an attachment is to be.
+pub(super) fn place(attachment: &BlockVolumeAttachment) -> [String; 4] {
+    let (namespace, spec) = (attachment.namespace().unwrap_or_default(), &attachment.spec);
+    [namespace, spec.pod_name.clone(), spec.container_name.clone(), spec.device_path.clone()]
+}
+
+/// The phase of a pod.
+pub(super) fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Unknown")
+}
+
+/// Whether a pod has ended: its containers are not started again.
+pub(super) fn has_ended(pod: &Pod) -> bool {
+    matches!(phase(pod), "Succeeded" | "Failed")
+}
+
+/// The node that a pod is on.
+pub(super) fn node(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref()
+}
+
+/// Whether a pod has a container of this name that is not one for its start alone.
+pub(super) fn has_container(pod: &Pod, name: &str) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let starts = spec.init_containers.iter().flatten();
+    // A sidecar is an init container that goes on.
+    let sidecars = starts.filter(|one| one.restart_policy.as_deref() == Some("Always"));
+    spec.containers.iter().chain(sidecars).any(|container| container.name == name)
+}
+
+/// The ID of the container of this name that runs.
+pub(super) fn running_container(pod: &Pod, name: &str) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+    let mut its = all.filter(|one| one.name == name);
+    let running =
+        its.find(|one| one.state.as_ref().is_some_and(|state| state.running.is_some()))?;
+    running.container_id.clone()
+}
+
+/// What a pod waits for, as the scheduler or kubelet say it.
+pub(super) fn why_pending(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let unmet = status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
+    let unscheduled = unmet.and_then(|condition| condition.message.clone());
+    let waiting = status.container_statuses.iter().flatten().find_map(|container| {
+        let waiting = container.state.as_ref()?.waiting.as_ref()?;
+        waiting.message.clone().or_else(|| waiting.reason.clone())
+    });
+    unscheduled.or(waiting)
+}

@@ -1,0 +1,155 @@
+//! Which of the volumes of a sandbox is that of an attachment.
+
+use std::path::PathBuf;
+
+use host_trigger::{
+    ops::volume::{ListedVolume, State},
+    qemu::throttle::Limit,
+    volume_id::VolumeId,
+};
+
+use super::host::{AttachedVolume, Failure};
+
+/// What is known of the volume before it is looked for.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) device_path: String,
+    /// The ID that was reported.
+    pub(super) volume_id: Option<String>,
+    /// The IDs that the container has and had, as far as the engine knows them.
+    pub(super) containers: Vec<String>,
+    /// The path of the source, or the directory that it is in, if that is known.
+    pub(super) origin: Option<PathBuf>,
+}
+
+/// A volume that was found.
+#[derive(Debug, Clone)]
+pub(super) struct FoundVolume(ListedVolume);
+
+/// The volume of `place` among all of a sandbox. One that is in the same place but is not known by
+/// its ID and has another source is that of another attachment, or of a person.
+pub(super) fn find(all: &[ListedVolume], place: &Place) -> Option<FoundVolume> {
+    let is_it = |listed: &&ListedVolume| {
+        let volume = &listed.volume;
+        let is_known = place.volume_id.as_deref() == Some(&volume.id);
+        let is_from = |origin: &PathBuf| volume.source.starts_with(origin);
+        let is_own = is_known || place.origin.as_ref().is_some_and(is_from);
+        let is_stale = matches!(listed.state, State::Stale { .. });
+        let in_container = is_stale || place.containers.contains(&volume.container);
+        volume.device_path == place.device_path && is_own && in_container
+    };
+    all.iter().find(is_it).cloned().map(FoundVolume)
+}
+
+impl FoundVolume {
+    /// Its ID; `None` if QEMU has no valid one.
+    pub(super) fn id(&self) -> Option<VolumeId> {
+        VolumeId::parse(&self.0.volume.id)
+    }
+
+    /// The ID of the container that it was attached to.
+    pub(super) fn container(&self) -> &str {
+        &self.0.volume.container
+    }
+
+    /// Whether it is attached, as a whole, to this container.
+    pub(super) fn is_attached_to(&self, container: &str) -> bool {
+        self.0.state == State::Attached && self.container() == container
+    }
+
+    /// Whether its container has ended.
+    pub(super) fn is_stale(&self) -> bool {
+        matches!(self.0.state, State::Stale { .. })
+    }
+
+    /// Whether the guest could not tell.
+    pub(super) fn is_unknown(&self) -> bool {
+        matches!(self.0.state, State::Unknown { .. })
+    }
+
+    /// The failure of one of which the guest could not tell.
+    pub(super) fn unknown(&self) -> Failure {
+        let message = match &self.0.guest_error {
+            Some(error) => format!("the guest cannot tell about the volume: {}", error.message),
+            None => "the guest cannot tell about the volume".to_owned(),
+        };
+        Failure { reason: "StateUnknown".to_owned(), message, passes: true }
+    }
+
+    /// Its size in bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.0.volume.size
+    }
+
+    /// Its limits: operations and bytes per second, 0 without one.
+    pub(super) fn limits(&self) -> (u64, u64) {
+        let limits = &self.0.volume.throttle;
+        let number = |limit: &Option<Limit>| limit.as_ref().map_or(0, |limit| limit.limit);
+        (number(&limits.iops), number(&limits.bps))
+    }
+
+    /// The volume as it is reported.
+    pub(super) fn attached(&self) -> AttachedVolume {
+        let volume = &self.0.volume;
+        AttachedVolume {
+            id: volume.id.clone(),
+            guest_device: volume.guest_device.clone(),
+            size: volume.size,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use host_trigger::ops::volume::{Cause, Volume};
+    use rstest::rstest;
+
+    use super::*;
+
+    fn listed(id: &str, container: &str, path: &str, source: &str) -> ListedVolume {
+        let volume = Volume {
+            id: id.to_owned(),
+            container: container.to_owned(),
+            device_path: path.to_owned(),
+            source: source.into(),
+            ..Volume::default()
+        };
+        ListedVolume { volume, state: State::Attached, guest: None, guest_error: None }
+    }
+
+    fn place(volume_id: Option<&str>) -> Place {
+        Place {
+            device_path: "/dev/xvda".to_owned(),
+            volume_id: volume_id.map(str::to_owned),
+            containers: vec!["c1".to_owned(), "c0".to_owned()],
+            origin: Some("/kubelet/pods/u1/volumeDevices".into()),
+        }
+    }
+
+    const OWN: &str = "/kubelet/pods/u1/volumeDevices/csi/pvc-1";
+
+    #[rstest]
+    #[case::own_source("v1", "c1", "/dev/xvda", OWN, true)]
+    #[case::reported("v2", "c1", "/dev/xvda", "/other", true)]
+    #[case::earlier_container("v1", "c0", "/dev/xvda", OWN, true)]
+    #[case::other_path("v1", "c1", "/dev/xvdb", OWN, false)]
+    #[case::other_container("v1", "c9", "/dev/xvda", OWN, false)]
+    #[case::other_source("v1", "c1", "/dev/xvda", "/kubelet/pods/u2/volumeDevices/x", false)]
+    fn a_volume_of_another_attachment_is_not_taken(
+        #[case] id: &str,
+        #[case] container: &str,
+        #[case] path: &str,
+        #[case] source: &str,
+        #[case] found: bool,
+    ) {
+        let all = [listed(id, container, path, source)];
+        assert_eq!(find(&all, &place(Some("v2"))).is_some(), found);
+    }
+
+    #[test]
+    fn one_whose_container_the_engine_has_forgotten_is_found_while_it_is_stale() {
+        let mut one = listed("v1", "c9", "/dev/xvda", OWN);
+        one.state = State::Stale { cause: Cause::ContainerGone };
+        assert!(find(&[one], &place(None)).unwrap().is_stale());
+    }
+}

@@ -1,0 +1,239 @@
+//! The node agent: it makes true what the attachments of its own node ask for, and says in their
+//! status how it is. It watches the attachments that the controller has given to its node, and
+//! reads and writes nothing else of the cluster but events.
+
+mod allowed_paths;
+mod claim_device;
+mod found_volume;
+mod host;
+mod memory;
+mod request;
+mod sandbox_host;
+mod sandbox_volumes;
+mod verb;
+
+pub use allowed_paths::AllowedPath;
+pub use host::{AttachedVolume, Failure, Host};
+pub use request::{Request, RequestSource};
+pub use sandbox_host::SandboxHost;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::StreamExt as _;
+use kube::{
+    Api, Client, Resource as _, ResourceExt as _,
+    runtime::{
+        Controller,
+        controller::{Action, Config},
+        events::{Event, EventType, Recorder, Reporter},
+        reflector::Store,
+        watcher,
+    },
+};
+use tracing::{info, warn};
+
+use crate::{
+    error::Error,
+    metrics::Metrics,
+    node_report::NodeReport,
+    resource::{
+        BlockVolumeAttachment, Condition, ConditionType, NODE_LABEL, NodeStatus, Truth, bounded,
+    },
+};
+
+use memory::{Cause, Ended, Memory};
+
+/// How many volumes are worked on at a time. Each takes a thread and a few descriptors.
+const AT_A_TIME: u16 = 8;
+/// The longest note that the API server accepts in an event.
+const MAX_NOTE: usize = 1000;
+/// The time before an attachment is tried again after an error of the API server.
+const AFTER_ERROR: Duration = Duration::from_secs(5);
+
+struct Context<H> {
+    client: Client,
+    node: String,
+    host: H,
+    recorder: Recorder,
+    metrics: Arc<Metrics>,
+    memory: Memory,
+    all: Store<BlockVolumeAttachment>,
+}
+
+/// Runs the node agent of `node` until `shutdown` resolves. What is under way then is completed.
+pub async fn run<H: Host>(
+    client: Client,
+    node: &str,
+    host: H,
+    metrics: Arc<Metrics>,
+    shutdown: impl Future<Output = ()> + Send + Sync + 'static,
+) {
+    let attachments = Api::<BlockVolumeAttachment>::all(client.clone());
+    let own = watcher::Config::default().labels(&format!("{NODE_LABEL}={node}"));
+    let controller = Controller::new(attachments, own);
+    let reporter =
+        Reporter { controller: "block-volume-node".to_owned(), instance: Some(node.to_owned()) };
+    let context = Arc::new(Context {
+        recorder: Recorder::new(client.clone(), reporter),
+        client,
+        node: node.to_owned(),
+        host,
+        metrics,
+        memory: Memory::default(),
+        all: controller.store(),
+    });
+    let results = controller
+        .with_config(Config::default().concurrency(AT_A_TIME))
+        .graceful_shutdown_on(shutdown)
+        .run(reconcile, after_error, context.clone());
+    let mut results = std::pin::pin!(results);
+    while results.next().await.is_some() {
+        context.forget();
+    }
+}
+
+fn after_error<H: Host>(
+    attachment: Arc<BlockVolumeAttachment>,
+    error: &Error,
+    context: Arc<Context<H>>,
+) -> Action {
+    let (namespace, name) = (attachment.namespace().unwrap_or_default(), attachment.name_any());
+    warn!(namespace, name, error = %error.chain(), "the status is written again");
+    context.metrics.api_error();
+    Action::requeue(AFTER_ERROR)
+}
+
+async fn reconcile<H: Host>(
+    attachment: Arc<BlockVolumeAttachment>,
+    context: Arc<Context<H>>,
+) -> Result<Action, Error> {
+    let action = |wait: Option<Duration>| match wait {
+        Some(wait) => Action::requeue(wait),
+        None => Action::await_change(),
+    };
+    // Anybody who creates an attachment can set the label; the status is the controller's.
+    if attachment.assignment().node_name.as_deref() != Some(&context.node) {
+        return Ok(Action::await_change());
+    }
+    let uid = attachment.uid().unwrap_or_default();
+    let cause = Cause::of(&attachment);
+    match context.memory.wait(&uid, &cause, Instant::now()) {
+        Some(Duration::ZERO) => {}
+        later => return Ok(action(later)),
+    }
+    let Some((report, ended)) = context.work(&attachment).await else {
+        return Ok(Action::await_change());
+    };
+    report.apply(&context.client, &attachment).await?;
+    if report.is_news(&attachment) {
+        context.announce(&report, &attachment).await;
+    }
+    Ok(action(context.memory.note(&uid, cause, ended, Instant::now())))
+}
+
+impl<H: Host> Context<H> {
+    /// Does what is asked for; `None` if its time has not come.
+    async fn work(&self, attachment: &BlockVolumeAttachment) -> Option<(NodeReport, Ended)> {
+        let is_wanted = attachment.metadata.deletion_timestamp.is_none()
+            && attachment.is(ConditionType::Accepted);
+        if !is_wanted {
+            return Some(self.detach(attachment).await);
+        }
+        // What is attached already does not need what brought it here.
+        let may_attach =
+            attachment.is(ConditionType::SourceReady) || attachment.is(ConditionType::Attached);
+        if may_attach { Some(self.attach(attachment).await) } else { None }
+    }
+
+    async fn attach(&self, attachment: &BlockVolumeAttachment) -> (NodeReport, Ended) {
+        let began = Instant::now();
+        let attached = match Request::new(attachment) {
+            Ok(request) => self.host.attach(request).await,
+            Err(failure) => Err(failure),
+        };
+        let volume = match attached {
+            Ok(volume) => volume,
+            Err(failure) => {
+                self.metrics.failed("attach", &failure.reason);
+                // One that was attached may still be.
+                let was_attached = attachment.is(ConditionType::Attached);
+                let status = if was_attached { Truth::Unknown } else { Truth::False };
+                return failed(attachment, failure, status);
+            }
+        };
+        let AttachedVolume { id, guest_device, size } = volume;
+        let spec = &attachment.spec;
+        let message = format!("{} has the volume at {}", spec.container_name, spec.device_path);
+        let status = NodeStatus {
+            volume_id: Some(id),
+            guest_device: Some(guest_device),
+            size: i64::try_from(size).ok(),
+            ..NodeStatus::default()
+        };
+        let condition = Condition::new(ConditionType::Attached, Truth::True, "Attached", message);
+        let report = NodeReport::new(attachment, status, condition);
+        if report.is_news(attachment) {
+            self.metrics.attached(began.elapsed());
+        }
+        (report, Ended::Attached)
+    }
+
+    async fn detach(&self, attachment: &BlockVolumeAttachment) -> (NodeReport, Ended) {
+        let detached = match Request::new(attachment) {
+            Ok(request) => self.host.detach(request).await,
+            Err(failure) => Err(failure),
+        };
+        match detached {
+            Ok(message) => {
+                self.metrics.detached();
+                (NodeReport::detached(attachment, &message), Ended::Detached)
+            }
+            Err(failure) => {
+                self.metrics.failed("detach", &failure.reason);
+                let was = attachment.condition(ConditionType::Attached).map(|one| one.status);
+                failed(attachment, failure, was.unwrap_or(Truth::Unknown))
+            }
+        }
+    }
+
+    /// Tells people: in the log, and by an event.
+    async fn announce(&self, report: &NodeReport, attachment: &BlockVolumeAttachment) {
+        let condition = report.condition();
+        let (namespace, name) = (attachment.namespace(), attachment.name_any());
+        info!(namespace, name, reason = condition.reason, "{}", condition.message);
+        let is_fine = matches!(condition.reason.as_str(), "Attached" | "Detached");
+        let event = Event {
+            type_: if is_fine { EventType::Normal } else { EventType::Warning },
+            reason: condition.reason.clone(),
+            note: Some(bounded(condition.message.clone(), MAX_NOTE)),
+            action: "Reconcile".to_owned(),
+            secondary: None,
+        };
+        if let Err(e) = self.recorder.publish(&event, &attachment.object_ref(&())).await {
+            warn!(namespace, name, error = %Error::from(e).chain(), "an event was lost");
+        }
+    }
+
+    /// Forgets attachments that are gone, and counts the others.
+    fn forget(&self) {
+        let all = self.all.state();
+        self.memory.retain(|uid| all.iter().any(|one| one.metadata.uid.as_deref() == Some(uid)));
+        let attached = all.iter().filter(|one| one.is(ConditionType::Attached)).count();
+        self.metrics.states(attached, all.len() - attached);
+    }
+}
+
+/// A report of a failure: what was known of the volume stays known.
+fn failed(
+    attachment: &BlockVolumeAttachment,
+    failure: Failure,
+    status: Truth,
+) -> (NodeReport, Ended) {
+    let condition =
+        Condition::new(ConditionType::Attached, status, failure.reason, failure.message);
+    let ended = if failure.passes { Ended::Passes } else { Ended::Stays };
+    (NodeReport::new(attachment, attachment.observed(), condition), ended)
+}

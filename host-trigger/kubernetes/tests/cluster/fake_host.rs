@@ -1,0 +1,70 @@
+//! A host whose volumes are entries of a table.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use block_volume_kubernetes::node::{AttachedVolume, Failure, Host, Request};
+
+/// What is attached: a request by its pod's UID and device path.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FakeHost {
+    state: Arc<Mutex<State>>,
+    delay: Duration,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    attached: BTreeMap<(String, String), Request>,
+    /// Why nothing can be attached or detached.
+    failure: Option<Failure>,
+    calls: usize,
+}
+
+impl FakeHost {
+    /// One that takes its time.
+    pub(crate) fn slow(delay: Duration) -> Self {
+        Self { delay, ..Self::default() }
+    }
+
+    pub(crate) fn attached(&self) -> Vec<Request> {
+        self.state.lock().unwrap().attached.values().cloned().collect()
+    }
+
+    pub(crate) fn fails(&self, failure: Option<Failure>) {
+        self.state.lock().unwrap().failure = failure;
+    }
+
+    /// How often something was asked of it.
+    pub(crate) fn calls(&self) -> usize {
+        self.state.lock().unwrap().calls
+    }
+}
+
+impl Host for FakeHost {
+    async fn attach(&self, request: Request) -> Result<AttachedVolume, Failure> {
+        tokio::time::sleep(self.delay).await;
+        let mut state = self.state.lock().unwrap();
+        state.calls += 1;
+        if let Some(failure) = &state.failure {
+            return Err(failure.clone());
+        }
+        let id = format!("{:016x}", request.device_path.len());
+        state.attached.insert((request.pod_uid.clone(), request.device_path.clone()), request);
+        Ok(AttachedVolume { id, guest_device: "sda".to_owned(), size: 1 << 30 })
+    }
+
+    async fn detach(&self, request: Request) -> Result<String, Failure> {
+        tokio::time::sleep(self.delay).await;
+        let mut state = self.state.lock().unwrap();
+        state.calls += 1;
+        match &state.failure {
+            Some(failure) if request.force.is_none() => return Err(failure.clone()),
+            _ => {}
+        }
+        state.attached.remove(&(request.pod_uid, request.device_path));
+        Ok("detached".to_owned())
+    }
+}

@@ -1,0 +1,10 @@
+//! Each file starts API servers of its own.
+
+mod attachments;
+mod lease;
+mod manifests;
+mod rights;
+mod sandbox;
+mod scale;
+mod schema;
+mod trouble;

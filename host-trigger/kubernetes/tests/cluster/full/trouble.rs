@@ -1,0 +1,110 @@
+//! The API server is away, and what others do to an attachment.
+
+use block_volume_kubernetes::resource::{BlockVolumeAttachment, ConditionType, NODE_LABEL, Truth};
+use serde_json::json;
+
+use crate::{
+    cluster::{Cluster, attachment},
+    fake_host::FakeHost,
+};
+
+use ConditionType::{Accepted, Attached};
+
+#[tokio::test]
+async fn an_api_server_that_was_away_is_no_loss() {
+    let mut cluster = Cluster::start().await;
+    cluster.create_node("node-1").await;
+    cluster.run_pod("db-0", "node-1", "c1").await;
+    for name in ["one", "two"] {
+        cluster.claim(name, "1Gi").await;
+    }
+    let host = FakeHost::default();
+    let _running = (cluster.controller(), cluster.node_agent("node-1", host.clone()));
+    let one = cluster.attach("one", "db-0").await;
+    cluster.run_attachment_pod(&one).await;
+    cluster.until_condition("one", Attached, Truth::True, "Attached").await;
+
+    cluster.server.stop();
+    cluster.server.go_on().await;
+    cluster.delete("one").await;
+    cluster.until_gone("one").await;
+    let two = cluster.attach("two", "db-0").await;
+    cluster.run_attachment_pod(&two).await;
+    cluster.until_condition("two", Attached, Truth::True, "Attached").await;
+    assert_eq!(host.attached().len(), 1);
+}
+
+#[tokio::test]
+async fn a_label_of_a_users_leads_to_no_node() {
+    let cluster = Cluster::start().await;
+    cluster.create_node("node-1").await;
+    let host = FakeHost::default();
+    let _agent = cluster.node_agent("node-1", host.clone());
+    let mut hostile = attachment("hostile", "db-0");
+    hostile["metadata"]["labels"] = json!({ NODE_LABEL: "node-1" });
+    cluster.create::<BlockVolumeAttachment>(hostile).await;
+    // The controller starts now: what the agent has seen before, it has ignored.
+    cluster.run_pod("db-0", "node-1", "c1").await;
+    cluster.claim("one", "1Gi").await;
+    let _controller = cluster.controller();
+    let one = cluster.attach("one", "db-0").await;
+    cluster.run_attachment_pod(&one).await;
+    cluster.until_condition("one", Attached, Truth::True, "Attached").await;
+    assert_eq!(host.calls(), 1);
+}
+
+#[tokio::test]
+async fn of_many_for_one_path_exactly_one_is_given() {
+    let cluster = Cluster::start().await;
+    cluster.create_node("node-1").await;
+    cluster.run_pod("db-0", "node-1", "c1").await;
+    let host = FakeHost::default();
+    let _running = (cluster.controller(), cluster.node_agent("node-1", host.clone()));
+    let names: Vec<_> = (0..8).map(|number| format!("a{number}")).collect();
+    for name in &names {
+        let mut one = attachment(name, "db-0");
+        one["spec"]["source"] = json!({ "hostPath": { "path": format!("/dev/vg/{name}") } });
+        cluster.create::<BlockVolumeAttachment>(one).await;
+    }
+    let mut given = Vec::new();
+    for name in &names {
+        let decided = |one: &BlockVolumeAttachment| one.condition(Accepted).is_some();
+        let decided = cluster.until(name, "it is accepted or not", decided).await;
+        let accepted = decided.condition(Accepted).unwrap();
+        match accepted.reason.as_str() {
+            "Given" => given.push(name.clone()),
+            reason => assert_eq!(reason, "DevicePathTaken"),
+        }
+    }
+    let [first] = &given[..] else { panic!("{given:?}") };
+    cluster.until_condition(first, Attached, Truth::True, "Attached").await;
+    assert_eq!(host.attached().len(), 1);
+}
+
+#[tokio::test]
+async fn seventy_five_attachments_are_made_and_deleted_at_once() {
+    const COUNT: usize = 75;
+    let cluster = Cluster::start().await;
+    cluster.create_node("node-1").await;
+    cluster.run_pod("db-0", "node-1", "c1").await;
+    let host = FakeHost::slow(std::time::Duration::from_millis(50));
+    let _running = (cluster.controller(), cluster.node_agent("node-1", host.clone()));
+    for number in 0..COUNT {
+        let mut one = attachment(&format!("a{number}"), "db-0");
+        one["spec"]["source"] = json!({ "hostPath": { "path": format!("/dev/vg/{number}") } });
+        one["spec"]["devicePath"] = format!("/dev/data{number}").into();
+        cluster.create::<BlockVolumeAttachment>(one).await;
+    }
+    for number in 0..COUNT {
+        let name = format!("a{number}");
+        cluster.until_condition(&name, Attached, Truth::True, "Attached").await;
+    }
+    assert_eq!(host.attached().len(), COUNT);
+    for number in 0..COUNT {
+        cluster.delete(&format!("a{number}")).await;
+    }
+    for number in 0..COUNT {
+        cluster.until_gone(&format!("a{number}")).await;
+    }
+    assert_eq!(host.attached(), []);
+}
