@@ -29,7 +29,17 @@ slowest *arguments:
 # The level full: many volumes, many callers, the crash table (ten minutes; needs `just build`)
 full *arguments:
     ci/setup --full
+    ci/kubernetes --build
     cargo nextest run --profile full {{arguments}}
+
+# Boot a Debian node as a VM, install the package, and plug volumes into its pods; --kata DIRECTORY:
+# into those of a release of Kata (needs `just build`)
+node *arguments:
+    ci/node {{arguments}}
+
+# The controller and the node agent of Kubernetes against a real API server (builds it, once)
+kubernetes *arguments:
+    ci/kubernetes {{arguments}}
 
 # The crash table: each step of plug and unplug, disturbances, and the remedies
 crash *arguments:
@@ -51,7 +61,7 @@ fuzz *arguments:
 fuzz-smoke:
     ci/fuzz --seconds 5
 
-# The conformance suite on kernels 5.10 to 7.x and QEMU 7.2 to 11.x: a table (an hour without KVM)
+# The conformance suite on kernels 5.10 to 7.x, QEMU 7.2 to 11.x and other machines (an hour)
 matrix *arguments:
     ci/matrix {{arguments}}
 
@@ -63,7 +73,31 @@ affected-qemu *arguments:
 ttrpc:
     ci/ttrpc-0.10
 
-# Measure hot-plug and hot-unplug beside the least time that they could take
+# Build agent-plugin for musl, and run its unit tests there
+musl *arguments:
+    ci/musl {{arguments}}
+
+# Compile agent-plugin with the lowest versions that it names, and with those of Kata 4.1
+versions:
+    ci/versions
+
+# Package the crates that can be published, and build with the packages (uploads nothing)
+publish:
+    ci/publish
+
+# Make the Debian package in target/debian; --twice: reproducibly; --test: install, use, purge it
+package *arguments:
+    ci/package {{arguments}}
+
+# Install the host's programs with cargo below a temporary directory, and enable a node with them
+cargo-install:
+    ci/install
+
+# Compare the public API of these crates with that of their release (needs the whole history)
+semver:
+    ci/semver
+
+# Measure hot-plug and hot-unplug beside the least time that they could take, and beside virsh
 bench *arguments:
     ci/bench {{arguments}}
 
@@ -83,9 +117,10 @@ line-length *files:
 layers *arguments:
     ci/layers {{arguments}}
 
-# Write the generated documentation again: man pages, tables of exit statuses, JSON Schema
+# Write what is generated again: man pages, tables of exit statuses, JSON Schema, the resource
 docs:
     ECR_RUNTIME_WRITE_DOCS=1 cargo test --quiet -p host-trigger --test man_page --test documentation
+    ECR_RUNTIME_WRITE_DOCS=1 cargo test --quiet -p block-volume-kubernetes --test definition
 
 # Draw the pictures of the documentation again, and record the session (boots a VM)
 pictures *arguments:

@@ -49,10 +49,15 @@ unpack() { # unpack SUITE DIRECTORY PACKAGE...: only these packages, without wha
   if [ -d "$directory" ]; then return; fi
   apt_lists "$suite"
   rm -rf "$directory.new" && mkdir -p "$directory.new"
-  timed "fetching $* of $suite" download "$suite" "$directory.new" "$@"
-  for package in "$directory.new"/*.deb; do dpkg -x "$package" "$directory.new"; done
-  rm "$directory.new"/*.deb
+  unpack_into "$suite" "$directory.new" "$@"
   mv "$directory.new" "$directory"
+}
+# unpack_into SUITE DIRECTORY PACKAGE...: the same, beside what is there
+unpack_into() {
+  local suite=$1 directory=$2; shift 2
+  timed "fetching $* of $suite" download "$suite" "$directory" "$@"
+  for package in "$directory"/*.deb; do dpkg -x "$package" "$directory"; done
+  rm "$directory"/*.deb
 }
 
 download() { # download SUITE DIRECTORY PACKAGE...: the .deb files
@@ -96,6 +101,8 @@ unpack_all() {
   rm -rf "$directory" && mkdir -p "$directory" "$dir/state"
   # An empty status file: apt assumes that nothing is installed, and fetches all dependencies.
   : >"$dir/state/status"
+  # Packages that were installed from this suite may still be there.
+  rm -f "$dir/cache/archives"/*.deb
   timed "fetching $* of $suite with dependencies" download_all "$suite" "$dir" "$@"
   for package in "$dir/cache/archives"/*.deb; do
     dpkg -x "$package" "$directory"
@@ -136,6 +143,27 @@ EOF
   rm -rf "$tree" && mv "$tree.new" "$tree"
 }
 
+# libvirt SUITE: its libvirtd and virsh with their libraries, as a tree that is laid below the
+# machine's own /usr: $cache/libvirt. SUITE is the machine's own: both use one C library.
+libvirt() {
+  local suite=$1 tree=$cache/libvirt directory
+  if [ -d "$tree" ]; then return; fi
+  unpack_all "$suite" "$tree.new" libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
+  # Where /lib was merged into /usr, what a package has in /lib is found in /usr/lib.
+  for directory in bin lib lib64 sbin; do
+    if [ -d "$tree.new/$directory" ]; then
+      cp -a "$tree.new/$directory/." "$tree.new/usr/$directory/"
+      rm -rf "${tree:?}.new/$directory"
+    fi
+  done
+  # Not needed to run a VM; that of networks ends libvirtd where there is no firewall.
+  find "$tree.new/usr/lib/x86_64-linux-gnu/libvirt/connection-driver" -name 'libvirt_driver_*.so' \
+    ! -name libvirt_driver_qemu.so -delete
+  LD_LIBRARY_PATH=$tree.new/usr/lib/x86_64-linux-gnu "$tree.new/usr/bin/virsh" --version \
+    >/dev/null || die "virsh of $suite does not start here"
+  mv "$tree.new" "$tree"
+}
+
 # virtiofsd: the server of virtio-fs with its libraries; the program is $cache/virtiofsd/virtiofsd
 virtiofsd() {
   local tree=$cache/virtiofsd
@@ -150,4 +178,87 @@ exec "$tree/usr/lib64/ld-linux-x86-64.so.2" --library-path "$tree/usr/lib/x86_64
 EOF
   chmod 755 "$tree/virtiofsd"
   "$tree/virtiofsd" --version >/dev/null || die "virtiofsd of trixie does not start here"
+}
+
+# containerd SUITE: its containerd with crun, and busybox for images, as the root directory for a
+# chroot: $cache/containerd/SUITE
+containerd() {
+  local suite=$1 tree=$cache/containerd/$1 directory
+  if [ -d "$tree" ]; then return; fi
+  unpack_all "$suite" "$tree.new" containerd crun busybox-static
+  # Newer packages have their files in /usr only; the links would be those of base-files.
+  for directory in bin lib lib64 sbin; do
+    if [ ! -e "$tree.new/$directory" ]; then ln -s "usr/$directory" "$tree.new/$directory"; fi
+  done
+  chroot "$tree.new" /usr/bin/containerd --version >/dev/null ||
+    die "containerd of $suite does not start here"
+  chroot "$tree.new" /bin/busybox true || die "busybox of $suite does not start here"
+  rm -rf "$tree" && mv "$tree.new" "$tree"
+}
+
+# systemd SUITE: its systemd and udev with their libraries, as a tree that is copied over a guest's
+# root: $cache/systemd
+systemd() {
+  local suite=$1 tree=$cache/systemd all=$cache/systemd.all directory
+  if [ -e "$tree/sbin/init" ]; then return; fi
+  unpack_all "$suite" "$all" systemd systemd-sysv udev
+  rm -rf "$tree.new" && mkdir -p "$tree.new/sbin"
+  # The guest has its own units. It needs neither the database of hardware nor character sets.
+  for directory in bin etc/udev lib/systemd lib/udev lib/x86_64-linux-gnu lib64 \
+    usr/bin usr/lib/systemd usr/lib/udev usr/lib/x86_64-linux-gnu usr/lib64; do
+    if [ -d "$all/$directory" ]; then
+      mkdir -p "$(dirname "$tree.new/$directory")"
+      cp -a "$all/$directory" "$tree.new/$directory"
+    fi
+  done
+  find "$tree.new" \( -name hwdb.d -o -name gconv -o -name system-generators -o -name catalog \
+    -o -name busybox -o -name crun -o -name user \) -prune -exec rm -rf {} +
+  for directory in /lib /usr/lib; do
+    if [ -x "$tree.new$directory/systemd/systemd" ]; then
+      ln -s "$directory/systemd/systemd" "$tree.new/sbin/init"
+    fi
+  done
+  rm -rf "$tree" "$all" && mv "$tree.new" "$tree"
+}
+
+# minimal_debian SUITE DIRECTORY PACKAGES: a Debian with apt and these packages, separated by
+# commas, that were configured (root)
+minimal_debian() {
+  local suite=$1 directory=$2 packages=$3 own
+  own=$(. /etc/os-release && echo "$VERSION_CODENAME")
+  unpack "$own" "$cache/mmdebstrap" mmdebstrap
+  apt_lists "$suite"
+  rm -rf "$directory.new"
+  "$cache/mmdebstrap/usr/bin/mmdebstrap" --quiet --mode=root --variant=apt \
+    --include="$packages" "$suite" "$directory.new" "$apt_dir/$suite/suite.sources" >&2
+  mv "$directory.new" "$directory"
+}
+
+# node_image: a Debian node with systemd, containerd and what a runtime for VMs needs, as the file
+# system of a disk: $cache/node/root.ext4. Its kernel is $cache/kernels/node.
+node_suite=trixie
+node_packages=systemd-sysv,udev,kmod,containerd,runc,containernetworking-plugins,iptables
+node_packages+=,iproute2,qemu-system-x86,virtiofsd,busybox-static,e2fsprogs,mount,procps
+node_image() {
+  local directory=$cache/node tree=$cache/node/tree built
+  kernel_of "$node_suite" linux-image-amd64 node
+  built=$({ echo "$node_suite $node_packages $(readlink "$cache/kernels/node")"
+    declare -f node_image
+    find images/node -type f -print0 | sort -z | xargs -0 sha256sum; } | sha256sum)
+  if [ "$(cat "$directory/built" 2>/dev/null)" = "$built" ]; then return; fi
+  [ "$(id -u)" = 0 ] || die "a node's image needs root: its packages are configured in a chroot"
+  rm -rf "$directory" && mkdir -p "$directory"
+  timed "unpacking and configuring a Debian node" \
+    minimal_debian "$node_suite" "$tree" "$node_packages"
+  cp -r images/node/. "$tree"
+  mkdir -p "$tree/usr/lib/modules" "$tree/opt/vm-harness"
+  cp -r "$cache/kernels/node/usr/lib/modules/." "$tree/usr/lib/modules"
+  chroot "$tree" depmod "$(ls "$tree/usr/lib/modules")"
+  # Nothing has to be brought up to date at a boot.
+  touch "$tree/etc/.updated" "$tree/var/.updated"
+  # Empty: systemd makes an ID at every boot, and none is its first.
+  : >"$tree/etc/machine-id"
+  mke2fs -q -t ext4 -L node -d "$tree" "$directory/root.ext4" 4G >&2
+  rm -rf "$tree"
+  echo "$built" >"$directory/built"
 }
