@@ -2,33 +2,16 @@
 //! Only one test, because it counts the threads and descriptors of the whole process.
 
 mod container;
+mod guest;
 
 use std::{
     fs,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
-use agent_plugin::{
-    Agent, Container, ContainerError, Denied,
-    api::{block_volume as wire, block_volume_ttrpc::BlockVolumeClient},
-};
-use async_trait::async_trait;
-use container::{Fixture, start, thread_namespaces, threads};
-use ttrpc::r#async::{Client, Server};
-
-struct TestAgent(Fixture);
-
-#[async_trait]
-impl Agent for TestAgent {
-    async fn container(&self, _: &str) -> Result<Container, ContainerError> {
-        Ok(self.0.handles())
-    }
-
-    async fn authorize(&self, _: &str, _: &serde_json::Value) -> Result<(), Denied> {
-        Ok(())
-    }
-}
+use agent_plugin::api::block_volume as wire;
+use container::{start, thread_namespaces, threads};
+use guest::guest;
 
 /// Waits for the end of the plugin's threads: they send their reply shortly before they end.
 async fn settle() {
@@ -71,15 +54,7 @@ fn detachment(lun: u32) -> wire::Detachment {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_leave_no_thread_and_no_descriptor() {
-    let agent = Arc::new(TestAgent(start("")));
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let address = format!("unix://{}/agent.sock", directory.path().display());
-    let mut server = Server::new()
-        .bind(&address)
-        .expect("bind")
-        .register_service(agent_plugin::service(agent.clone()));
-    server.start().await.expect("the server starts");
-    let client = BlockVolumeClient::new(Client::connect(&address).await.expect("connect"));
+    let guest = guest(Some(start("")), false).await;
     let context = || ttrpc::context::with_duration(Duration::from_secs(20));
     let probe = wire::ProbeRequest {
         container_id: "c1".into(),
@@ -87,7 +62,11 @@ async fn requests_leave_no_thread_and_no_descriptor() {
         ..Default::default()
     };
 
-    client.probe(context(), &probe).await.expect("a first request, which initializes everything");
+    guest
+        .client
+        .probe(context(), &probe)
+        .await
+        .expect("a first request, which initializes everything");
     settle().await;
     let namespaces = thread_namespaces();
     assert_eq!(namespaces.len(), 1);
@@ -98,24 +77,23 @@ async fn requests_leave_no_thread_and_no_descriptor() {
             timeout_ms: 10_000,
             ..Default::default()
         };
-        let reply = client.detach(context(), &detach).await.expect("a reply");
+        let reply = guest.client.detach(context(), &detach).await.expect("a reply");
         assert!(reply.failure.is_none(), "{reply:?}");
-        let attach = wire::AttachRequest {
+        let mut attach = wire::AttachRequest {
             attachments: vec![detachment(lun).attachment.unwrap()],
             timeout_ms: 10_000,
             ..Default::default()
         };
         // There is no such controller, or no such disk. The test is about what the failure leaves
         // behind.
-        let mut attach = attach;
         attach.attachments[0].controller = "0000:ff:1f.7".into();
-        let reply = client.attach(context(), &attach).await.expect("a reply");
+        let reply = guest.client.attach(context(), &attach).await.expect("a reply");
         assert!(reply.failure.undone, "{reply:?}");
-        client.probe(context(), &probe).await.expect("a reply");
+        guest.client.probe(context(), &probe).await.expect("a reply");
     }
     // Callers that disconnect right after they have sent the request.
     for lun in 1..=10 {
-        let gone = BlockVolumeClient::new(Client::connect(&address).await.expect("connect"));
+        let gone = guest.connect().await;
         let detach = wire::DetachRequest {
             detachments: vec![detachment(lun)],
             timeout_ms: 10_000,
@@ -132,5 +110,6 @@ async fn requests_leave_no_thread_and_no_descriptor() {
     }
     settle().await;
     assert_eq!(thread_namespaces(), namespaces);
-    assert_eq!(agent.0.list("/dev"), ["sub"]);
+    let container = guest.agent.container.lock().unwrap();
+    assert_eq!(container.as_ref().unwrap().list("/dev"), ["sub"]);
 }
