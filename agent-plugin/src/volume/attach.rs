@@ -108,12 +108,15 @@ fn sequence(
 
     guard.check("the look-up")?;
     if let Some(conversation) = conversation {
-        let probed = probed(hosts, jobs, &filters, &locations)?;
+        let probed = probed(hosts.clone(), jobs, &filters, &locations)?;
         conversation.ready(&probed, guard, stages)?;
         guard.check("the disks")?;
+        for (search, job) in progress.searches.iter_mut().zip(jobs) {
+            search.replace_mismatch(&job.attachment, &hosts).of(&job.attachment.serial)?;
+        }
     }
     for (search, job) in progress.searches.iter_mut().zip(jobs) {
-        search.scan().of(&job.attachment.serial)?;
+        search.check_mismatch().and_then(|()| search.scan()).of(&job.attachment.serial)?;
     }
     stages.end("scan")?;
 
@@ -199,7 +202,7 @@ fn look_up<'a>(
         filter.check().of(serial)?;
         filters.push(filter);
         let mut search = Search::new(attachment, hosts).of(serial)?;
-        search.read_sysfs().and_then(|()| search.check_mismatch()).of(serial)?;
+        search.read_sysfs().of(serial)?;
         progress.searches.push(search);
         let earlier =
             jobs.iter().zip(&progress.volumes).find(|(job, _)| job.target.id == target.id);

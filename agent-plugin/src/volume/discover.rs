@@ -96,6 +96,20 @@ impl Search {
         Ok(())
     }
 
+    /// Begins anew where another disk had the address before QEMU was to add ours. QEMU refuses an
+    /// address that is taken, so that disk is gone by now, or will be.
+    pub(super) fn replace_mismatch(
+        &mut self,
+        attachment: &Arc<Attachment>,
+        hosts: &[ScsiHost],
+    ) -> Result<()> {
+        if self.mismatch.is_none() {
+            return Ok(());
+        }
+        *self = Search::new(attachment, hosts)?;
+        self.read_sysfs()
+    }
+
     /// Fails where every address that the disk could have is taken by another one: then there is
     /// nothing to wait for.
     pub(super) fn check_mismatch(&mut self) -> Result<()> {

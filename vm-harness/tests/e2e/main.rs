@@ -1,6 +1,7 @@
 //! End-to-end tests with real VMs, real containers and real disks. One binary, one file per
 //! subject.
 
+mod address;
 mod agent_faults;
 mod attach;
 mod audit;
