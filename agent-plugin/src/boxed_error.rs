@@ -4,7 +4,7 @@ use std::{fmt, mem::ManuallyDrop, ops::Deref};
 
 use crate::{
     agent::Denied,
-    error::{Conflict, Error, Mismatch, Unsupported},
+    error::{Conflict, Error, FileSystemError, Mismatch, Unsupported},
 };
 
 /// An [`Error`] on its way up: one pointer, since a result is moved at each `?`. What drops a
@@ -46,6 +46,18 @@ impl From<Conflict> for BoxedError {
 impl From<Mismatch> for BoxedError {
     fn from(mismatch: Mismatch) -> BoxedError {
         Error::IdentityMismatch(Box::new(mismatch)).into()
+    }
+}
+
+impl From<FileSystemError> for Error {
+    fn from(error: FileSystemError) -> Error {
+        Error::FileSystem(Box::new(error))
+    }
+}
+
+impl From<FileSystemError> for BoxedError {
+    fn from(error: FileSystemError) -> BoxedError {
+        Error::from(error).into()
     }
 }
 

@@ -9,8 +9,8 @@ use crate::{
     text::{append, displayed, escaped, quoted, shown},
 };
 
-pub use crate::boxed_error::BoxedError;
 pub(crate) use crate::unsupported::Unsupported;
+pub use crate::{boxed_error::BoxedError, file_system_error::FileSystemError};
 
 /// A result with this library's [`Error`].
 pub type Result<T, E = BoxedError> = std::result::Result<T, E>;
@@ -103,6 +103,9 @@ pub enum Error {
         /// The one that was requested, if one was.
         named: Option<String>,
     },
+    /// The file system of the volume cannot be mounted.
+    #[error("{0}")]
+    FileSystem(Box<FileSystemError>),
     /// This version of the plugin cannot serve the request.
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
@@ -251,6 +254,7 @@ impl Error {
             Error::ReadOnlyFileSystem { .. } => Reason::REASON_READ_ONLY_FILE_SYSTEM,
             Error::NoSpace { .. } => Reason::REASON_NO_SPACE,
             Error::NoController { .. } => Reason::REASON_NO_CONTROLLER,
+            Error::FileSystem(error) => error.reason(),
             Error::Unsupported(_) => Reason::REASON_UNSUPPORTED,
             Error::System { .. }
             | Error::Malformed { .. }
@@ -259,6 +263,17 @@ impl Error {
             | Error::Panicked => Reason::REASON_SYSTEM,
             #[cfg(feature = "fault")]
             Error::Fault { .. } => Reason::REASON_SYSTEM,
+        }
+    }
+
+    /// How many files got another group before the time was over.
+    pub(crate) fn owners_changed(&self) -> u64 {
+        match self {
+            Error::FileSystem(error) => match **error {
+                FileSystemError::Owners { changed } => changed,
+                _ => 0,
+            },
+            _ => 0,
         }
     }
 

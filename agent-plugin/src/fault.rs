@@ -8,7 +8,7 @@
 //!
 //! | point | what happens |
 //! |---|---|
-//! | `OPERATION-after-STAGE` | `error`, `delay`, `wait`, `stay` or `panic`, when that stage has ended. A Plug is an `attach` with the further stages `ready`, `go`, `prepared`, `attached`, `commit`; after `commit` an error does nothing |
+//! | `OPERATION-after-STAGE` | `error`, `delay`, `wait`, `stay` or `panic`, when that stage has ended. A Plug is an `attach` with the further stages `ready`, `go`, `prepared`, `attached`, `commit`; after `commit` an error does nothing. A detach of a mount has the further stages `sync` and `unmount`, a resize of one `grow` |
 //! | `detach-after-released` | the same, but for `error`: the caller was told that it may remove the disks |
 //! | `tree=wait` | the container's file system does not answer when a path is resolved |
 //! | `scan=skip`, `rescan=skip` | the kernel is not asked to scan |
@@ -19,7 +19,8 @@
 //!
 //! A point that always skips a step makes an agent with one defect, which the conformance suite has
 //! to detect: `address`, `scan`, `scan-one`, `serial`, `namespace`, `node`, `owner`,
-//! `filter`, `undo`, `unlink`, `unchanged`, `deadline` (each with `skip`), and `thread=stay`.
+//! `filter`, `undo`, `unlink`, `unchanged`, `deadline`, of mounts `mount`, `nodev`, `private` and
+//! `unmount` (each with `skip`), and `thread=stay`.
 
 use crate::error::Result;
 

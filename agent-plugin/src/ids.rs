@@ -71,6 +71,15 @@ impl Ids {
             .ok_or_else(|| Unsupported::Owner { uid, gid }.into())
     }
 
+    /// The guest's id of the container's group `gid`.
+    ///
+    /// # Errors
+    /// The container has no such group.
+    pub fn group_outside(&self, gid: u32) -> Result<u32> {
+        let Some((_, gids)) = &self.maps else { return Ok(gid) };
+        gids.outside(gid).ok_or_else(|| Unsupported::Group { gid }.into())
+    }
+
     /// Makes the calling thread create files as the container's root. It keeps its capabilities,
     /// and must end soon.
     ///
@@ -174,6 +183,13 @@ mod tests {
         #[case] outside: Option<(u32, u32)>,
     ) {
         assert_eq!(ids().outside(uid, gid).ok(), outside);
+    }
+
+    #[test]
+    fn a_group_is_looked_up_in_its_map_alone() {
+        assert_eq!(ids().group_outside(1000).unwrap(), 5);
+        assert!(ids().group_outside(1001).unwrap_err().to_string().contains("group 1001"));
+        assert_eq!(Ids::default().group_outside(7).unwrap(), 7);
     }
 
     #[test]

@@ -20,6 +20,8 @@
 //! | `volume` | attach, detach, resize and inspect, with rollback; no encoding |
 //! | [`scsi`], [`block`], [`disk_stats`], [`uevent`] | the disk: SCSI hosts and devices, block device, counters, events |
 //! | [`namespace`], [`ids`], [`mount`], `inode`, [`device_node`] | the container's file system, and the node in it |
+//! | `private_dev` | nodes in a mount namespace of a thread's own |
+//! | [`file_system`], [`mounted`] | the file system of a volume; where a container has it mounted |
 //! | [`cgroup`] | the device filter |
 //! | [`holders`], `holder` | who keeps a disk in use |
 //! | [`procfs`], `sysfs`, `pidfd`, `named` | kernel files, descriptors, and calls by name, that several modules use |
@@ -51,6 +53,9 @@ pub mod device_node;
 pub mod disk_stats;
 mod error;
 mod fault;
+#[doc(hidden)]
+pub mod file_system;
+mod file_system_error;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;
@@ -65,11 +70,14 @@ mod kernel;
 mod log;
 #[doc(hidden)]
 pub mod mount;
+#[doc(hidden)]
+pub mod mounted;
 mod named;
 #[doc(hidden)]
 pub mod namespace;
 mod node;
 mod pidfd;
+mod private_dev;
 #[doc(hidden)]
 pub mod procfs;
 mod rename;
@@ -89,7 +97,7 @@ mod worker;
 pub use block_volume_api as api;
 
 pub use agent::{Agent, Container, ContainerError, Denied, DeviceRule};
-pub use error::{BoxedError, Conflict, Error, InvalidField, Mismatch, Result};
+pub use error::{BoxedError, Conflict, Error, FileSystemError, InvalidField, Mismatch, Result};
 pub use holder::{Holder, HolderKind};
 pub use service::{incoming, serve, service};
 /// For the listeners that [`serve`] and [`incoming`] take: an agent may have another version of it.

@@ -109,6 +109,14 @@ pub(crate) fn set_nodev(mount: &impl AsFd) -> Result<(), Errno> {
     set_attributes(mount, libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd: 0 })
 }
 
+/// Gives a mount that is attached nowhere the ids of a user namespace. `EINVAL`: its file system
+/// cannot be mounted so.
+pub(crate) fn set_id_map(mount: &impl AsFd, namespace: &impl AsFd) -> Result<(), Errno> {
+    let userns_fd = u64::try_from(namespace.as_fd().as_raw_fd()).map_err(|_| Errno::EBADF)?;
+    let attr_set = libc::MOUNT_ATTR_IDMAP;
+    set_attributes(mount, libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd })
+}
+
 #[expect(unsafe_code, reason = "mount_setattr(2) has no safe wrapper in libc or nix")]
 fn set_attributes(mount: &impl AsFd, attributes: libc::mount_attr) -> Result<(), Errno> {
     let (fd, size) = (mount.as_fd().as_raw_fd(), size_of::<libc::mount_attr>());

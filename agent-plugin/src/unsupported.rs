@@ -41,6 +41,12 @@ pub enum Unsupported {
         /// As requested.
         gid: u32,
     },
+    /// The container has no such group.
+    #[error("group {gid} is not mapped in the container's user namespace: choose one that is")]
+    Group {
+        /// As requested.
+        gid: u32,
+    },
     /// Nodes there cannot be opened, although the mount's flags did not show it.
     #[error(
         "{} is on a mount where no device node can be opened (nodev): choose a path below /dev",
@@ -137,6 +143,22 @@ pub enum Unsupported {
     /// The agent has mounted none.
     #[error("no cgroup hierarchy with a devices controller is mounted below /sys/fs/cgroup")]
     NoCgroup,
+    /// The guest's kernel cannot mount such a file system.
+    #[error("the guest's kernel has no driver for {file_system}: see docs/guest-kernel.md")]
+    NoDriver {
+        /// Its type.
+        file_system: &'static str,
+    },
+    /// The container has a user namespace, whose ids a mount has to have.
+    #[error(
+        "{file_system} has no idmapped mounts in the guest's kernel, and container {container} has a user namespace: use ext4, xfs or btrfs, and Linux 5.19 or newer"
+    )]
+    NotIdmapped {
+        /// Its type.
+        file_system: &'static str,
+        /// The container's id.
+        container: String,
+    },
     /// The guest's kernel is older than this operation needs.
     #[error("the guest's kernel has no {call}: use Linux {since} or newer")]
     Kernel {

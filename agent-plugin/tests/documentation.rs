@@ -154,6 +154,7 @@ async fn every_documented_input_of_the_policy_is_what_the_service_sends() {
     let probe = wire::ProbeRequest {
         container_id: "c1".into(),
         paths: vec!["/dev/xvda".into()],
+        mount_paths: vec!["/data".into()],
         ..Default::default()
     };
     client.probe(context(), &probe).await.unwrap();

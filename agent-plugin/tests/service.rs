@@ -18,13 +18,16 @@ async fn probe_reports_the_guests_capabilities() {
     let reply = guest.client.probe(context(), &wire::ProbeRequest::default()).await.unwrap();
     assert_eq!(reason(&reply.failure), Reason::REASON_UNSPECIFIED);
     assert_eq!((reply.api_level, reply.plugin_version.as_str()), (1, env!("CARGO_PKG_VERSION")));
-    let expected = ["attach", "detach", "holders", "inspect", "resize", "plug", "unplug"];
+    let expected = ["attach", "detach", "holders", "inspect", "resize", "plug", "unplug", "mount"];
     assert_eq!(reply.capabilities, expected);
     assert!(reply.container.is_none());
     let asked = guest.agent.asked.lock().unwrap().clone();
     assert_eq!(
         asked,
-        [("ProbeBlockVolumeRequest".to_owned(), json!({ "container_id": "", "paths": [] }))]
+        [(
+            "ProbeBlockVolumeRequest".to_owned(),
+            json!({ "container_id": "", "paths": [], "mount_paths": [] })
+        )]
     );
 }
 
@@ -136,6 +139,7 @@ async fn the_policy_is_asked_for_each_method_and_can_deny_it() {
     let volume = json!({
         "container_id": "c1", "controller": null, "target": 255, "lun": 1, "serial": "0123456789abcdef",
         "size": 1 << 20, "path": "/dev/xvda", "access": "read-write", "uid": 0, "gid": 0, "mode": 0o660,
+        "mount": null,
     });
     assert_eq!(asked[1].1, json!({ "attachments": [volume] }));
     assert_eq!(asked[2].1, json!({ "attachments": [volume], "force": false }));

@@ -87,8 +87,8 @@ pub const KERNEL_CAPABILITIES: &[KernelCapability] = &[
         "mount_setattr",
         "Linux 5.12 or newer",
         Without::Less,
-        "no bind nodes: a container with a user namespace gets no volume, nor does a path outside \
-         of a container's own tmpfs",
+        "no mounts and no bind nodes: a container with a user namespace gets no volume, nor does a \
+         path outside of a container's own tmpfs",
     ),
     KernelCapability::new(
         "user_namespaces",

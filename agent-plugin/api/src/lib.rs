@@ -8,6 +8,7 @@
 pub const API_LEVEL: u32 = 1;
 
 mod kernel_capability;
+mod mount_option;
 
 mod generated {
     #![allow(
@@ -23,6 +24,7 @@ mod generated {
 
 pub use generated::{block_volume, block_volume_ttrpc};
 pub use kernel_capability::{KERNEL_CAPABILITIES, KernelCapability, Without};
+pub use mount_option::{FILE_SYSTEMS, check_mount_option};
 
 /// Compiles the example of the README.
 #[cfg(doctest)]

@@ -25,14 +25,14 @@ use crate::{
 
 /// The agent's own `/proc`.
 #[derive(Debug)]
-pub(super) struct AgentProc {
+pub(crate) struct AgentProc {
     root: OwnedFd,
     descriptors: OwnedFd,
 }
 
 impl AgentProc {
     /// Opens it. The thread must be in the agent's mount namespace.
-    pub(super) fn open() -> Result<AgentProc> {
+    pub(crate) fn open() -> Result<AgentProc> {
         let directory = |path: &'static str| {
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
             named::open(path, flags).map_err(Error::system("open", &path))
@@ -41,7 +41,7 @@ impl AgentProc {
     }
 
     /// The mounts that the calling thread reaches from its root directory.
-    pub(super) fn mountinfo(&self) -> Result<Vec<u8>> {
+    pub(crate) fn mountinfo(&self) -> Result<Vec<u8>> {
         mountinfo_of_thread(&self.root)
     }
 
@@ -53,7 +53,7 @@ impl AgentProc {
     }
 
     /// Unmounts the mount that `fd` is on, or the last one of those that are mounted over it.
-    pub(super) fn unmount(&self, fd: &impl AsFd) -> Result<(), Errno> {
+    pub(crate) fn unmount(&self, fd: &impl AsFd) -> Result<(), Errno> {
         umount2(self.path_of(fd)?.as_c_str(), MntFlags::MNT_DETACH)
     }
 }

@@ -18,9 +18,8 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{AT_FDCWD, AtFlags, OFlag},
-    mount::{MntFlags, MsFlags, mount, umount2},
-    sched::{CloneFlags, unshare},
-    sys::stat::{Mode, SFlag, mknod, umask},
+    mount::{MsFlags, mount},
+    sys::stat::{Mode, umask},
     unistd::{Gid, Uid, fchownat},
 };
 
@@ -34,13 +33,10 @@ use crate::{
     fault,
     ids::Ids,
     inode::Inode,
-    mount,
-    named::{self, c_name},
+    mount, named,
     namespace::Target,
+    private_dev,
 };
-
-/// The mount point of the private tmpfs, over the guest's devices, in the thread's own namespace.
-const PRIVATE: &CStr = c"/dev";
 
 /// A rollback gets at least this much time, whatever the deadline was.
 const ROLLBACK: Duration = Duration::from_secs(1);
@@ -156,42 +152,24 @@ impl BindNode {
 /// Makes the node on a private tmpfs. Runs on a thread that ends soon: it has left its namespace.
 fn private_node(device: Device, identity: &Identity) -> Result<OwnedFd> {
     const NONE: Option<&CStr> = None;
-    let harmless = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    unshare(CloneFlags::CLONE_NEWNS).map_err(Error::system("unshare", &"CLONE_NEWNS"))?;
-    // Mounts from now on do not propagate.
-    mount(NONE, c"/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
-        .map_err(Error::system("mount", &"MS_PRIVATE"))?;
-    let path = [PRIVATE.to_bytes(), b"/", identity.name().as_bytes()].concat();
-    let name = c_name(&path).map_err(Error::system("mknod", &"a node"))?;
-    let source =
-        c_name(identity.source().as_bytes()).map_err(Error::system("mount", &"a tmpfs"))?;
-    mount(
-        Some(&*source),
-        PRIVATE,
-        Some(c"tmpfs"),
-        harmless,
-        Some(c"size=4k,nr_inodes=4,mode=0711"),
-    )
-    .map_err(Error::system("mount", &"a tmpfs"))?;
-    umask(Mode::empty());
     let mode = Mode::from_bits_truncate(device.options.mode);
-    mknod(&*name, SFlag::S_IFBLK, mode, device.number.to_raw())
-        .map_err(Error::system("mknod", &"a node"))?;
+    let name = private_dev::enter(identity.source(), identity.name(), device.number, mode)?;
     if !fault::skips("owner") {
         let (uid, gid) = (Uid::from_raw(device.options.uid), Gid::from_raw(device.options.gid));
         fchownat(AT_FDCWD, &*name, Some(uid), Some(gid), AtFlags::empty())
             .map_err(Error::system("fchownat", &"a node"))?;
     }
     if device.read_only {
-        let flags = harmless | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
-        mount(NONE, PRIVATE, NONE, flags, NONE).map_err(Error::system("mount", &"MS_RDONLY"))?;
+        let flags =
+            private_dev::FLAGS | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+        mount(NONE, private_dev::PATH, NONE, flags, NONE)
+            .map_err(Error::system("mount", &"MS_RDONLY"))?;
     }
     let copy = mount::copy_of(&name).map_err(Error::system("open_tree", &"a private node"))?;
     mount::set_propagation(&copy, libc::MS_UNBINDABLE)
         .map_err(Error::system("mount_setattr", &"MS_UNBINDABLE"))?;
-    // Now, and not when the kernel gets round to freeing this namespace: a container that is quick
-    // to give up its node gives up the last mount of it.
-    umount2(PRIVATE, MntFlags::MNT_DETACH).map_err(Error::system("umount2", &"a tmpfs"))?;
+    // A container that is quick to give up its node gives up the last mount of it.
+    private_dev::leave().map_err(Error::system("umount2", &"a tmpfs"))?;
     Ok(copy)
 }
 

@@ -17,7 +17,7 @@ pub enum Existing {
 }
 
 impl Existing {
-    pub(super) fn of(inode: &Inode) -> Existing {
+    pub(crate) fn of(inode: &Inode) -> Existing {
         match inode.kind {
             SFlag::S_IFBLK => {
                 let options =

@@ -11,7 +11,7 @@ use crate::procfs::mountinfo::MountLine;
 
 /// The identity of one attachment's bind node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Identity {
+pub(crate) struct Identity {
     source: String,
     name: String,
     path: String,
@@ -19,7 +19,7 @@ pub(super) struct Identity {
 
 impl Identity {
     /// For the volume `serial` at `path` of a container.
-    pub(super) fn new(serial: &str, container: &str, path: &NodePath) -> Identity {
+    pub(crate) fn new(serial: &str, container: &str, path: &NodePath) -> Identity {
         // A container's id has no NUL byte.
         let attachment = [container.as_bytes(), b"\0", path.as_str().as_bytes()].concat();
         Identity {
@@ -30,12 +30,12 @@ impl Identity {
     }
 
     /// The source of its tmpfs.
-    pub(super) fn source(&self) -> &str {
+    pub(crate) fn source(&self) -> &str {
         &self.source
     }
 
     /// The name of its file.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 

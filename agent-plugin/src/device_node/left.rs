@@ -11,7 +11,7 @@ pub struct LeftBehind {
 }
 
 impl LeftBehind {
-    pub(super) fn new(path: impl Into<String>, reason: impl Into<String>) -> LeftBehind {
+    pub(crate) fn new(path: impl Into<String>, reason: impl Into<String>) -> LeftBehind {
         LeftBehind { path: path.into(), reason: reason.into() }
     }
 }

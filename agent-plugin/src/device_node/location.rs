@@ -82,7 +82,7 @@ impl Location {
     }
 
     /// Its directory, or the nearest one above it that exists.
-    pub(super) fn directory(&self) -> &OwnedFd {
+    pub(crate) fn directory(&self) -> &OwnedFd {
         &self.directory
     }
 
@@ -93,7 +93,7 @@ impl Location {
     }
 
     /// Duplicates the descriptor, for another thread.
-    pub(super) fn try_clone(&self) -> Result<Location> {
+    pub(crate) fn try_clone(&self) -> Result<Location> {
         let directory =
             self.directory.try_clone().map_err(Error::system("fcntl", &self.path.parent()))?;
         Ok(Location {
@@ -170,6 +170,19 @@ impl Location {
         Ok(NodeKind::Bind)
     }
 
+    /// Whether a file can be made on the file system at all.
+    pub(crate) fn check_takes_files(&self) -> Result<()> {
+        if self.file_system.is_the_kernels() {
+            return Err(self.takes_no_file().into());
+        }
+        Ok(())
+    }
+
+    /// Whether a mount there would propagate to others.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
     fn takes_no_file(&self) -> Unsupported {
         Unsupported::FileSystem {
             path: self.path.as_str().to_owned(),
@@ -201,7 +214,9 @@ impl Location {
         }))
     }
 
-    fn inode(&self) -> Result<Option<Inode>> {
+    /// What is at the path now; on a file system that may not answer, what was there when the
+    /// location was found.
+    pub(crate) fn inode(&self) -> Result<Option<Inode>> {
         if self.is_in_memory() { self.stat(self.path.name()) } else { Ok(self.found) }
     }
 
@@ -258,12 +273,12 @@ impl Location {
     }
 
     /// The error where the node was moved or replaced by the container during a change.
-    pub(super) fn moved(&self) -> BoxedError {
+    pub(crate) fn moved(&self) -> BoxedError {
         BoxedError::from(Error::NodeMoved { path: self.path.as_str().to_owned() })
     }
 
     /// The error of a call that makes something here.
-    pub(super) fn explain(&self, call: &'static str, errno: Errno) -> BoxedError {
+    pub(crate) fn explain(&self, call: &'static str, errno: Errno) -> BoxedError {
         let path = self.path.as_str().to_owned();
         match errno {
             Errno::EROFS => BoxedError::from(Error::ReadOnlyFileSystem { path }),

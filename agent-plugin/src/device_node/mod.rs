@@ -46,7 +46,10 @@ use std::time::Instant;
 
 use crate::{error::Result, namespace::Target};
 
-use identity::Identity;
+pub(crate) use agent_proc::AgentProc;
+pub(crate) use identity::Identity;
+pub(crate) use parents::Parents;
+pub(crate) use unmount::{Place, is_over, place, reach_both, shown};
 
 pub use device::{Device, NodeKind, NodeOptions};
 pub use existing::Existing;

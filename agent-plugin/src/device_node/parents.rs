@@ -23,11 +23,11 @@ use crate::{
 
 /// Directories that we made ourselves. One that appeared before our `mkdirat` belongs to its maker.
 #[derive(Debug, Default)]
-pub(super) struct Parents {
+pub(crate) struct Parents {
     /// Outermost first: the directory that each is in, and its name.
     made: Vec<(OwnedFd, String)>,
     /// Their paths.
-    pub(super) paths: Vec<String>,
+    pub(crate) paths: Vec<String>,
 }
 
 impl Location {
@@ -35,7 +35,7 @@ impl Location {
     ///
     /// # Errors
     /// Nothing is left behind.
-    pub(super) fn make_parents(&self) -> Result<(OwnedFd, Parents)> {
+    pub(crate) fn make_parents(&self) -> Result<(OwnedFd, Parents)> {
         let mut parents = Parents::default();
         let result = self.descend(&mut parents);
         if result.is_err() {
@@ -79,7 +79,7 @@ impl Location {
     }
 
     /// The paths of the directories that do not exist, outermost first.
-    pub(super) fn missing_paths(&self) -> Vec<String> {
+    pub(crate) fn missing_paths(&self) -> Vec<String> {
         let mut path = self.existing_parent().to_owned();
         let mut paths = Vec::with_capacity(self.missing().len());
         for name in self.missing() {
@@ -98,8 +98,14 @@ impl Location {
 }
 
 impl Parents {
+    /// Notes one more that was made, below the others.
+    pub(crate) fn add(&mut self, directory: OwnedFd, name: &str, path: &str) {
+        self.made.push((directory, name.to_owned()));
+        self.paths.push(path.to_owned());
+    }
+
     /// Removes those that are empty. Others are in use.
-    pub(super) fn remove(&self) {
+    pub(crate) fn remove(&self) {
         for (directory, name) in self.made.iter().rev() {
             if !remove(directory, name) {
                 return;

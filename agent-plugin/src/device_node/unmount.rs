@@ -235,15 +235,15 @@ impl Unmount {
 }
 
 /// The mount and the inode of a directory; `None` if the kernel does not tell.
-type Place = Option<(u64, u64)>;
+pub(crate) type Place = Option<(u64, u64)>;
 
-fn place(directory: &OwnedFd) -> Place {
+pub(crate) fn place(directory: &OwnedFd) -> Place {
     Inode::of(directory).ok().map(|inode| (inode.mount, inode.number))
 }
 
 /// Opens the directory of a mount point, and through it what is mounted there: the container may
 /// exchange directories at any time, and the two must belong together.
-fn reach_both(root: &OwnedFd, point: &[u8]) -> Result<(OwnedFd, OwnedFd), Errno> {
+pub(crate) fn reach_both(root: &OwnedFd, point: &[u8]) -> Result<(OwnedFd, OwnedFd), Errno> {
     let path = Path::new(OsStr::from_bytes(point));
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(Errno::EINVAL);
@@ -262,7 +262,7 @@ fn reach(root: &OwnedFd, path: &[u8], flags: OFlag) -> Result<OwnedFd, Errno> {
 }
 
 /// Whether mount `upper` is on `lower`, or on another one that is.
-fn is_over(lines: &[MountLine<'_>], upper: u64, lower: u32) -> bool {
+pub(crate) fn is_over(lines: &[MountLine<'_>], upper: u64, lower: u32) -> bool {
     let mut next = u32::try_from(upper).ok();
     // No more steps than mounts: the list may have been read while it changed.
     for _ in lines {
@@ -297,7 +297,7 @@ pub(super) fn remove_empty(
 }
 
 /// A path of a container, for a message.
-pub(super) fn shown(path: &[u8]) -> String {
+pub(crate) fn shown(path: &[u8]) -> String {
     String::from_utf8_lossy(path).escape_debug().to_string()
 }
 

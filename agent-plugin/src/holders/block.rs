@@ -59,8 +59,12 @@ pub(super) fn loops(disks: &[Disk], budget: &mut Budget) -> Result<Vec<Found>> {
         if !directory(&name).join("loop/backing_file").exists() {
             continue;
         }
-        let backing = backing_device(&name);
-        for disk in disks.iter().filter(|disk| backing.is_some_and(|number| disk.has(number))) {
+        let Some(backing) = backing(&name) else { continue };
+        let is_of = |disk: &&Disk| match backing {
+            Backing::Device(number) => disk.has(number),
+            Backing::FileOn(number) => disk.has_files_of(number),
+        };
+        for disk in disks.iter().filter(is_of) {
             found.push(Found::new(disk, HolderKind::Loop, name.clone(), Trace::Uevent));
         }
     }
@@ -79,10 +83,17 @@ struct LoopInfo {
 // The kernel writes this number of bytes.
 const _: () = assert!(size_of::<LoopInfo>() == 232);
 
-/// The block device below a loop device. (The name in sysfs is a path in an unknown namespace.)
-/// `None` for a file, and for a loop device that is being removed.
+/// What is below a loop device. (The name in sysfs is a path in an unknown namespace.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Backing {
+    Device(DeviceNumber),
+    /// A file with this `st_dev`.
+    FileOn(DeviceNumber),
+}
+
+/// `None` for a loop device that is being removed.
 #[expect(unsafe_code, reason = "LOOP_GET_STATUS64 has no safe wrapper in libc or nix")]
-fn backing_device(name: &str) -> Option<DeviceNumber> {
+fn backing(name: &str) -> Option<Backing> {
     const LOOP_GET_STATUS64: libc::c_ulong = 0x4c05;
     let number = sysfs::read(&directory(name).join("dev")).ok()??;
     let node = open_block_device(name, number, OFlag::O_RDONLY).ok()?;
@@ -90,7 +101,10 @@ fn backing_device(name: &str) -> Option<DeviceNumber> {
     // SAFETY: the kernel writes one `loop_info64`, whose size `LoopInfo` has, to `info`, which
     // outlives the call.
     let result = unsafe { libc::ioctl(node.as_raw_fd(), LOOP_GET_STATUS64 as _, &raw mut info) };
-    (result == 0 && info.backing_device != 0).then(|| DeviceNumber::from_raw(info.backing_device))
+    (result == 0).then(|| match info.backing_device {
+        0 => Backing::FileOn(DeviceNumber::from_raw(info.device)),
+        number => Backing::Device(DeviceNumber::from_raw(number)),
+    })
 }
 
 #[cfg(test)]
@@ -117,8 +131,8 @@ mod tests {
         let name = |path: &str| path.trim_start_matches("/dev/").to_owned();
         let number: DeviceNumber =
             sysfs::read(&directory(&name(&below)).join("dev")).unwrap().unwrap();
-        let disk =
-            Disk { serial: "s".into(), path: "/x".into(), devices: vec![(name(&below), number)] };
+        let devices = vec![(name(&below), number)];
+        let disk = Disk { serial: "s".into(), path: "/x".into(), devices, mounted: None };
         let mut budget = Budget::until(Instant::now() + Duration::from_secs(60));
         let found = loops(std::slice::from_ref(&disk), &mut budget).unwrap();
         losetup(&["--detach", &above]);
@@ -127,6 +141,6 @@ mod tests {
         let details: Vec<_> = found.iter().map(|found| found.holder.detail.clone()).collect();
         assert_eq!(details, [name(&above)]);
         assert!(after.is_empty(), "{after:?}");
-        assert_eq!(backing_device(&name(&below)), None);
+        assert_eq!(backing(&name(&below)), None);
     }
 }

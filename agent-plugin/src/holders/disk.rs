@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::{
     block::{BlockDevice, DeviceNumber},
     error::Result,
+    mounted::MountIdentity,
     sysfs,
 };
 
@@ -18,6 +19,19 @@ pub struct Disk {
     pub path: String,
     /// The kernel's name and number of the disk first, then those of its partitions.
     pub(super) devices: Vec<(String, DeviceNumber)>,
+    /// Where its own file system is mounted for the container.
+    pub(super) mounted: Option<OwnMount>,
+}
+
+/// The mount that a container has of a volume: itself no holder, but what is on it.
+#[derive(Debug, Clone)]
+pub struct OwnMount {
+    /// Whose it is.
+    pub identity: MountIdentity,
+    /// The inode of the container's mount namespace.
+    pub namespace: Option<u64>,
+    /// `st_dev` of its files, and what the kernel shows in its place.
+    pub numbers: Vec<DeviceNumber>,
 }
 
 impl Disk {
@@ -26,7 +40,18 @@ impl Disk {
     pub fn new(serial: &str, path: &str, disk: &BlockDevice) -> Result<Disk> {
         let mut devices = vec![(disk.name.clone(), disk.number)];
         devices.extend(partitions(&disk.name)?);
-        Ok(Disk { serial: serial.to_owned(), path: path.to_owned(), devices })
+        Ok(Disk { serial: serial.to_owned(), path: path.to_owned(), devices, mounted: None })
+    }
+
+    /// The volume is used as a mount, and not as a device.
+    #[must_use]
+    pub fn mounted(self, mounted: OwnMount) -> Disk {
+        Disk { mounted: Some(mounted), ..self }
+    }
+
+    /// Whether files with this `st_dev` are on the volume's own file system.
+    pub(super) fn has_files_of(&self, number: DeviceNumber) -> bool {
+        self.mounted.as_ref().is_some_and(|mounted| mounted.numbers.contains(&number))
     }
 
     /// Whether it is the disk or a partition of it.

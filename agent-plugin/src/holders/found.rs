@@ -5,6 +5,7 @@ use std::{fs::File, path::PathBuf, rc::Rc};
 use super::{disk::Disk, scan::Cost};
 use crate::{
     holder::{Holder, HolderKind},
+    inode::Inode,
     text::truncated,
 };
 
@@ -22,8 +23,8 @@ pub struct Found {
 /// What the kernel offers to notice that a holder has released the disk.
 #[derive(Debug, Clone)]
 pub(super) enum Trace {
-    /// A descriptor in `/proc`: a close of its inode can be watched.
-    Descriptor(PathBuf),
+    /// A descriptor in `/proc`, and what it leads to: a close of its inode can be watched.
+    Descriptor(PathBuf, Inode),
     /// A file of `/proc` that was opened before it was read, and on which the kernel reports
     /// changes; and the process that it is about. Our descriptor would keep the mounts alive after
     /// the end of that process.

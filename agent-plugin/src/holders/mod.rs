@@ -5,8 +5,11 @@
 //! ([`BlockDevice::claim`](crate::block::BlockDevice::claim)), which fails for mounts, device
 //! mapper, md and swap alike, in whatever namespace they are; it does not fail for a process or a
 //! loop device that merely has the disk open, and these are found here. The kernel does not show a
-//! mapping whose descriptor was closed, nor a descriptor that is in transit in a socket or that is
-//! registered with io_uring.
+//! mapping of a device whose descriptor was closed, nor a descriptor that is in transit in a socket
+//! or that is registered with io_uring.
+//!
+//! A volume whose file system is mounted for its container has further holders: whatever uses that
+//! file system, in whatever namespace. The mount of the container itself is none.
 //!
 //! A scan ends at its deadline, whatever the processes of a container do to make it long, and says
 //! whether it is complete.
@@ -17,6 +20,8 @@
 //! | `found` | a holder that was found, and how its release can be noticed |
 //! | `scan` | the result of a scan, and the time that it has |
 //! | `process`, `mount`, `swap`, `block` | find one kind of holder each |
+//! | `own` | the mounts that containers have of their volumes, and what is on them |
+//! | `place` | uses of a mounted file system without a descriptor: directories, mappings |
 //! | `task`, `table` | processes and their threads; a table of descriptors |
 //! | `watch` | waits until a holder may have released the disk |
 
@@ -24,6 +29,8 @@ mod block;
 mod disk;
 mod found;
 mod mount;
+mod own;
+mod place;
 mod process;
 mod scan;
 mod swap;
@@ -35,7 +42,7 @@ use std::time::Instant;
 
 use crate::{error::Result, namespace::Target};
 
-pub use disk::Disk;
+pub use disk::{Disk, OwnMount};
 pub use found::Found;
 pub use scan::{Cost, Scan};
 #[cfg(feature = "fuzz")]
@@ -79,8 +86,19 @@ pub fn find(
     if scope == Scope::All {
         mounts.small(&pids, &mut budget);
     }
+    let uses = place::Search::new(disks, containers).all(&pids, &mut budget);
     let mut found = process::openers(&pids, disks, containers, &mut budget);
     mounts.large(&mut budget);
+    // One line for each process is enough.
+    let is_known = |found: &[Found], new: &Found| {
+        let (serial, pid) = (&new.holder.serial, new.holder.pid);
+        found.iter().any(|found| found.holder.serial == *serial && found.holder.pid == pid)
+    };
+    for new in uses {
+        if !is_known(&found, &new) {
+            found.push(new);
+        }
+    }
     found.extend(mounts.found);
     found.extend(devices);
     Ok(budget.end(found))
@@ -105,7 +123,8 @@ mod tests {
 
     fn disk() -> Disk {
         let number = DeviceNumber { major: 8, minor: 0 };
-        Disk { serial: "s".into(), path: "/dev/xvda".into(), devices: vec![("sda".into(), number)] }
+        let devices = vec![("sda".into(), number)];
+        Disk { serial: "s".into(), path: "/dev/xvda".into(), devices, mounted: None }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::{fs::File, io::Read as _, rc::Rc, time::Instant};
 use super::{
     disk::Disk,
     found::{Found, LONGEST_NAME, Trace},
+    own::Own,
     process,
     scan::Budget,
     task::{Task, further_threads, with_threads},
@@ -23,6 +24,9 @@ fn is_on(mount: &MountLine<'_>, disk: &Disk) -> bool {
         let is_named = disk.devices.iter().any(|(own, _)| name == Some(own.as_bytes()));
         is_named || source == disk.path.as_bytes()
     };
+    if let Some(mounted) = &disk.mounted {
+        return mounted.identity.is_of_volume(mount);
+    }
     if disk.has(mount.number) {
         return true;
     }
@@ -42,7 +46,7 @@ pub(super) struct Search<'a> {
     containers: &'a [&'a Target],
     /// The inodes of those that were looked at, or are among `large`.
     namespaces: Vec<u64>,
-    large: Vec<Task>,
+    large: Vec<(Task, u64)>,
     pub(super) found: Vec<Found>,
 }
 
@@ -66,11 +70,11 @@ impl<'a> Search<'a> {
 
     /// Looks at those that [`Search::small`] left.
     pub(super) fn large(&mut self, budget: &mut Budget) {
-        for task in std::mem::take(&mut self.large) {
+        for (task, namespace) in std::mem::take(&mut self.large) {
             if !budget.is_left() {
                 return;
             }
-            self.look_at(task, usize::MAX, budget);
+            self.look_at(task, namespace, usize::MAX, budget);
         }
     }
 
@@ -81,13 +85,14 @@ impl<'a> Search<'a> {
         }
         // The process has ended, or it is a kernel thread without a namespace.
         let Ok(namespace) = task.mount_namespace() else { return };
-        if sorted::insert(&mut self.namespaces, namespace) && !self.look_at(task, SMALL, budget) {
-            self.large.push(task);
+        let is_new = sorted::insert(&mut self.namespaces, namespace);
+        if is_new && !self.look_at(task, namespace, SMALL, budget) {
+            self.large.push((task, namespace));
         }
     }
 
     /// `false`: its mountinfo is longer than `limit`.
-    fn look_at(&mut self, task: Task, limit: usize, budget: &mut Budget) -> bool {
+    fn look_at(&mut self, task: Task, namespace: u64, limit: usize, budget: &mut Budget) -> bool {
         let began = Instant::now();
         let Ok(mut file) = File::open(task.file("mountinfo")) else { return true };
         let text = read(&mut file, limit, budget);
@@ -101,8 +106,12 @@ impl<'a> Search<'a> {
             // Our descriptor would keep the mounts alive, and the end of a thread has no event.
             () => Trace::Nothing,
         };
-        for mount in MountLine::all(&text) {
-            for disk in self.disks.iter().filter(|disk| is_on(&mount, disk)) {
+        let own = Own::of(self.disks, &text, namespace);
+        for mount in MountLine::all(&text).filter(|mount| !own.has(mount)) {
+            for (index, disk) in self.disks.iter().enumerate() {
+                if !is_on(&mount, disk) && !own.is_below(&mount, index) {
+                    continue;
+                }
                 let point = readable(&mount.point(), LONGEST_NAME);
                 let detail = format!("{point} ({})", readable(mount.file_system, LONGEST_NAME));
                 let mut holder = Found::new(disk, HolderKind::Mount, detail, trace.clone());
@@ -161,6 +170,7 @@ mod tests {
             serial: "s".into(),
             path: "/dev/xvda".into(),
             devices: vec![device("sda", 16), device("sda1", 17)],
+            mounted: None,
         }
     }
 

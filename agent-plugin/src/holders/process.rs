@@ -128,15 +128,24 @@ impl Openers<'_> {
 
     fn look_at_one(&mut self, task: Task, descriptor: u32) {
         let path = PathBuf::from(task.file(&format!("fd/{descriptor}")));
-        let Some(number) = block_device(&path) else { return };
-        let Some(index) = self.disks.iter().position(|disk| disk.has(number)) else { return };
+        let Some(found) = inode(&path) else { return };
+        let is_of = |disk: &Disk| match found.kind {
+            SFlag::S_IFBLK => disk.has(found.device),
+            _ => disk.has_files_of(found.file_system),
+        };
+        let Some(index) = self.disks.iter().position(is_of) else { return };
         if sorted::insert(&mut self.known, (task.pid, index)) {
-            self.found.push(opener(&self.disks[index], task.pid, path, self.containers));
+            self.found.push(opener(&self.disks[index], task.pid, (path, found), self.containers));
         }
     }
 }
 
-fn opener(disk: &Disk, pid: u32, descriptor: PathBuf, containers: &[&Target]) -> Found {
+fn opener(
+    disk: &Disk,
+    pid: u32,
+    (descriptor, inode): (PathBuf, Inode),
+    containers: &[&Target],
+) -> Found {
     let name = fs::read_link(&descriptor).unwrap_or_default();
     let name = name.as_os_str().as_bytes();
     // The node was removed by us.
@@ -146,7 +155,7 @@ fn opener(disk: &Disk, pid: u32, descriptor: PathBuf, containers: &[&Target]) ->
         name => name.strip_suffix(b" (deleted)").unwrap_or(name),
     };
     let name = readable(name, LONGEST_NAME);
-    let trace = Trace::Descriptor(descriptor);
+    let trace = Trace::Descriptor(descriptor, inode);
     let mut opener = Found::new(disk, HolderKind::Process, name, trace);
     identify(&mut opener.holder, pid, containers);
     opener
@@ -159,10 +168,15 @@ pub(super) fn identify(holder: &mut Holder, pid: u32, containers: &[&Target]) {
     holder.container_id = container(pid, containers);
 }
 
+/// What `path` leads to.
+pub(super) fn inode(path: &Path) -> Option<Inode> {
+    let path = CString::new(path.as_os_str().as_encoded_bytes()).ok()?;
+    Inode::followed(&path).ok()
+}
+
 /// The block device that `path` leads to; `None` for everything else.
 pub(super) fn block_device(path: &Path) -> Option<DeviceNumber> {
-    let path = CString::new(path.as_os_str().as_encoded_bytes()).ok()?;
-    let found = Inode::followed(&path).ok()?;
+    let found = inode(path)?;
     (found.kind == SFlag::S_IFBLK).then_some(found.device)
 }
 

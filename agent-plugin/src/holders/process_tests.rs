@@ -37,7 +37,12 @@ fn a_group_below_the_containers_belongs_to_the_container() {
 fn disk(node: &str) -> Disk {
     let number = block_device(Path::new(node)).expect("these tests need root and the loop module");
     let name = node.trim_start_matches("/dev/").to_owned();
-    Disk { serial: "s".into(), path: "/dev/xvda".into(), devices: vec![(name, number)] }
+    Disk {
+        serial: "s".into(),
+        path: "/dev/xvda".into(),
+        devices: vec![(name, number)],
+        mounted: None,
+    }
 }
 
 fn budget() -> Budget {

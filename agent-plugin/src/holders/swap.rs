@@ -29,6 +29,16 @@ pub(super) fn swaps(disks: &[Disk]) -> Result<Vec<Found>> {
     file.read_to_end(&mut text).map_err(Error::system("read", &SWAPS))?;
     let trace = Trace::Changes(Rc::new(file), None);
     let mut found = Vec::new();
+    for path in files(&text) {
+        let is_on = |disk: &&Disk| {
+            let below = path.strip_prefix(disk.path.as_bytes());
+            disk.mounted.is_some() && below.is_some_and(|rest| rest.starts_with(b"/"))
+        };
+        for disk in disks.iter().filter(is_on) {
+            let detail = readable(&path, LONGEST_NAME);
+            found.push(Found::new(disk, HolderKind::Swap, detail, trace.clone()));
+        }
+    }
     for path in devices(&text) {
         let number = process::block_device(Path::new(OsStr::from_bytes(&path)));
         let is_on = |disk: &&Disk| {
@@ -44,12 +54,21 @@ pub(super) fn swaps(disks: &[Disk]) -> Result<Vec<Found>> {
 
 /// The paths of swap devices. Swap files are on a file system, whose mount is found.
 pub(crate) fn devices(text: &[u8]) -> impl Iterator<Item = Vec<u8>> {
-    lines(text).skip(1).filter_map(|line| {
+    paths(text, b"partition")
+}
+
+/// The paths of swap files, as those saw them who made the kernel use them.
+fn files(text: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+    paths(text, b"file")
+}
+
+fn paths(text: &[u8], wanted: &'static [u8]) -> impl Iterator<Item = Vec<u8>> {
+    lines(text).skip(1).filter_map(move |line| {
         let mut fields = words(line);
         let (path, kind) = (fields.next()?, fields.next()?);
         // A node that was removed since.
         let path = path.strip_suffix(br"\040(deleted)").unwrap_or(path);
-        (kind == b"partition" && !path.is_empty()).then(|| unescaped(path))
+        (kind == wanted && !path.is_empty()).then(|| unescaped(path))
     })
 }
 
@@ -65,5 +84,6 @@ mod tests {
                     /swap\\040file                           file\t\t8188\t\t0\t\t-3\n";
         assert_eq!(devices(text).collect::<Vec<_>>(), [&b"/dev/xvda"[..], b"/a \xff\r"]);
         assert_eq!(devices(b"").count(), 0);
+        assert_eq!(files(text).collect::<Vec<_>>(), [b"/swap file"]);
     }
 }

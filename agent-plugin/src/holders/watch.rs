@@ -33,6 +33,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    inode::Inode,
     pidfd,
     uevent::{Received, UeventSocket},
 };
@@ -77,7 +78,7 @@ impl Watch {
         cancelled: BorrowedFd<'_>,
     ) -> Result<Waited> {
         let descriptors = found.iter().filter_map(|found| match &found.trace {
-            Trace::Descriptor(path) => Some(path.as_path()),
+            Trace::Descriptor(path, inode) => Some((path.as_path(), inode)),
             _ => None,
         });
         let Some(closes) = watch_closes(descriptors)? else { return Ok(Waited::Changed) };
@@ -155,11 +156,13 @@ fn is_made_of_disks(devpath: &str) -> bool {
 }
 
 /// Watches the inodes behind descriptors of processes. `None`: one of them is closed already.
-fn watch_closes<'a>(descriptors: impl Iterator<Item = &'a Path>) -> Result<Option<Inotify>> {
+fn watch_closes<'a>(
+    descriptors: impl Iterator<Item = (&'a Path, &'a Inode)>,
+) -> Result<Option<Inotify>> {
     let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
     let inotify =
         Inotify::init(flags).map_err(Error::system("inotify_init1", &"the holders of a disk"))?;
-    for path in descriptors {
+    for (path, inode) in descriptors {
         match inotify.add_watch(path, AddWatchFlags::IN_CLOSE) {
             Ok(_) => {}
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ESRCH) => return Ok(None),
@@ -168,7 +171,9 @@ fn watch_closes<'a>(descriptors: impl Iterator<Item = &'a Path>) -> Result<Optio
             }
         }
         // It may have been closed, and its number reused, before the watch was added.
-        if process::block_device(path).is_none() {
+        let is_it =
+            |found: Inode| (found.number, found.file_system) == (inode.number, inode.file_system);
+        if !process::inode(path).is_some_and(is_it) {
             return Ok(None);
         }
     }
@@ -228,7 +233,8 @@ mod tests {
             .trim()
             .parse()
             .unwrap();
-        Disk { serial: "s".into(), path: "/x".into(), devices: vec![(name.to_owned(), number)] }
+        let devices = vec![(name.to_owned(), number)];
+        Disk { serial: "s".into(), path: "/x".into(), devices, mounted: None }
     }
 
     fn of_sleep(disk: &Disk) -> Vec<Found> {

@@ -14,12 +14,15 @@
 //! | `task` | the work of such a thread, with a deadline |
 //! | `pinned` | what the namespace shows, wherever the container's first process is |
 //! | `root` | the container's root directory |
+//! | `elsewhere` | other namespaces that have a mount of interest |
 
+mod elsewhere;
 mod pinned;
 mod root;
 mod target;
 mod task;
 
+pub(crate) use elsewhere::Elsewhere;
 pub(crate) use pinned::mountinfo_of_thread;
 pub use root::Root;
 pub(crate) use root::try_openat2;

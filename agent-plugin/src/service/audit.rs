@@ -32,10 +32,11 @@ pub(crate) fn log(operation: &str, about: &str, began: Instant, failed: Option<&
 
 /// Adds a volume that was worked on: serial, container and path, access.
 pub(crate) fn add(about: &mut String, attachment: &Attachment) {
-    let Attachment { serial, container_id, path, access, .. } = attachment;
+    let Attachment { serial, container_id, path, access, mount, .. } = attachment;
     let separator = if about.is_empty() { "" } else { ", " };
     let path = path.as_str();
-    append(about, format_args!("{separator}{serial} {container_id}:{path:?} {access:?}"));
+    let mount = if mount.is_some() { " mount" } else { "" };
+    append(about, format_args!("{separator}{serial} {container_id}:{path:?} {access:?}{mount}"));
 }
 
 /// Adds where the guest has it.

@@ -26,6 +26,7 @@ mod field;
 mod inspect;
 mod listener;
 mod message;
+mod mount;
 mod operation;
 pub(crate) mod policy;
 mod probe;

@@ -4,7 +4,11 @@
 use serde_json::Value;
 
 use super::{request::Checked, rpc::Rpc};
-use crate::{text::displayed, volume::Attachment};
+use crate::{
+    file_system::Kind,
+    text::displayed,
+    volume::{Attachment, Mount},
+};
 
 pub(crate) const PROBE: &str = "ProbeBlockVolumeRequest";
 pub(crate) const ATTACH: &str = "AttachBlockVolumeRequest";
@@ -24,6 +28,11 @@ pub(crate) fn question(rpc: Rpc, request: &Checked) -> Value {
             paths.push(text(path.as_str()));
         }
         set(&mut question, "paths", Value::Array(paths));
+        let mut mount_paths = Vec::with_capacity(request.mount_paths.len());
+        for path in &request.mount_paths {
+            mount_paths.push(text(path.as_str()));
+        }
+        set(&mut question, "mount_paths", Value::Array(mount_paths));
         return question;
     }
     let mut attachments = Vec::with_capacity(request.volumes.len());
@@ -55,6 +64,26 @@ fn attachment(item: &Attachment) -> Value {
     for (name, number) in numbers {
         set(&mut object, name, number.into());
     }
+    set(&mut object, "mount", item.mount.as_ref().map_or(Value::Null, mount));
+    object
+}
+
+/// The type is empty where the superblock decides.
+fn mount(item: &Mount) -> Value {
+    let mut object = Value::Null;
+    set(&mut object, "file_system", text(item.kind.map_or("", Kind::name)));
+    let mut options = Vec::with_capacity(item.options.len());
+    for option in &item.options {
+        options.push(text(option));
+    }
+    set(&mut object, "options", Value::Array(options));
+    let mut fs_group = Value::Null;
+    if let Some(group) = item.fs_group {
+        set(&mut fs_group, "gid", group.gid.into());
+        let change = if group.always { "Always" } else { "OnRootMismatch" };
+        set(&mut fs_group, "change", text(change));
+    }
+    set(&mut object, "fs_group", fs_group);
     object
 }
 

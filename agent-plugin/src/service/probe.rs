@@ -16,6 +16,7 @@ use crate::{
 pub(super) struct Probe {
     target: Option<Target>,
     paths: Vec<NodePath>,
+    mount_paths: Vec<NodePath>,
 }
 
 impl Probe {
@@ -26,13 +27,14 @@ impl Probe {
             (Some(id), [found, ..]) => Some(found.running(id)?),
             _ => None,
         };
-        Ok(Probe { target, paths: checked.paths.clone() })
+        let (paths, mount_paths) = (checked.paths.clone(), checked.mount_paths.clone());
+        Ok(Probe { target, paths, mount_paths })
     }
 }
 
 impl Operation for Probe {
     fn run(self: Box<Self>, _: Deadline, _: &mut Stages, _: &Caller) -> Done {
-        let result = volume::probe(self.target.as_ref(), &self.paths);
+        let result = volume::probe(self.target.as_ref(), &self.paths, &self.mount_paths);
         let about = self.target.as_ref().map(|target| displayed(&target.id));
         Done {
             result: result.map(Output::Probed).map_err(Failed::from),

@@ -1,5 +1,7 @@
 //! Encodes results as messages of the API.
 
+mod inspected;
+
 use super::{message::Message, operation::Output, rpc::Rpc};
 use crate::{
     api::{
@@ -8,20 +10,19 @@ use crate::{
     },
     block::DeviceNumber,
     cgroup,
-    device_node::{Existing, NodeKind},
-    disk_stats::DiskStats,
+    device_node::NodeKind,
     error::Error,
     holder::Holder,
     kernel::Kernel,
-    text::{displayed, truncated},
+    text::truncated,
     volume::{
-        Attached, ContainerStatus, DetachOutput, Failed, Inspected, Outcome, PathState, Probed,
-        Said, Taken,
+        Attached, ContainerStatus, DetachOutput, Failed, Outcome, PathState, PathWay, Probed, Said,
+        Taken, Way,
     },
 };
 
-const CAPABILITIES: [&str; 7] =
-    ["attach", "detach", "holders", "inspect", "resize", "plug", "unplug"];
+const CAPABILITIES: [&str; 8] =
+    ["attach", "detach", "holders", "inspect", "resize", "plug", "unplug", "mount"];
 
 /// A message may quote paths of the host's request, each up to 4,096 bytes long.
 const LONGEST_MESSAGE: usize = 1024;
@@ -36,6 +37,7 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     pub(crate) serial: String,
     pub(crate) undone: bool,
+    pub(crate) owners_changed: u64,
 }
 
 pub(crate) fn failure(failed: &Failed) -> Failure {
@@ -52,6 +54,7 @@ pub(crate) fn failure(failed: &Failed) -> Failure {
         message: truncated(message, LONGEST_MESSAGE),
         serial: failed.serial.clone().unwrap_or_default(),
         undone: failed.is_rolled_back(),
+        owners_changed: failed.error.owners_changed(),
     }
 }
 
@@ -62,6 +65,7 @@ impl Failure {
         failure.text(2, &self.message);
         failure.text(3, &self.serial);
         failure.flag(4, self.undone);
+        failure.number(5, self.owners_changed);
         failure
     }
 }
@@ -78,7 +82,7 @@ pub(super) fn encoded(rpc: Rpc, result: Result<&Output, &Failed>, stages: &[Take
         Ok(Output::Attached(volumes)) => add_attached(&mut reply, volumes),
         Ok(Output::Detached(output)) => add_detached(&mut reply, output),
         Ok(Output::Inspected(volumes)) => {
-            volumes.iter().for_each(|volume| reply.message(1, &inspected(volume)));
+            volumes.iter().for_each(|volume| reply.message(1, &inspected::encoded(volume)));
         }
         Ok(Output::Resized(volumes)) => {
             for volume in volumes {
@@ -86,6 +90,11 @@ pub(super) fn encoded(rpc: Rpc, result: Result<&Output, &Failed>, stages: &[Take
                 resized.text(1, &volume.serial);
                 resized.flag(2, volume.unchanged);
                 resized.number(3, volume.size);
+                if let Some(grown) = &volume.file_system {
+                    resized.number(4, grown.before);
+                    resized.number(5, grown.size);
+                    resized.text(6, &why(grown.not_grown.as_deref()));
+                }
                 reply.message(2, &resized);
             }
         }
@@ -250,16 +259,16 @@ fn status(status: ContainerStatus) -> i32 {
 fn path_state(state: &PathState) -> Message {
     let mut encoded = Message::default();
     encoded.text(1, &state.path);
-    let path_use = match (&state.parent, &state.existing) {
+    let path_use = match (&state.parent, &state.taken) {
         (None, _) => wire::PathUse::PATH_USE_PARENT_MISSING,
         (Some(parent), _) if parent.is_missing => wire::PathUse::PATH_USE_PARENT_MISSING,
         (_, Some(_)) => wire::PathUse::PATH_USE_TAKEN,
         (_, None) => wire::PathUse::PATH_USE_FREE,
     };
     encoded.choice(2, path_use as i32);
-    if let Some(existing) = &state.existing {
-        encoded.text(3, &displayed(&existing));
-        if let Existing::Block(number, _) = existing {
+    if let Some((by, number)) = &state.taken {
+        encoded.text(3, by);
+        if let Some(number) = number {
             encoded.message(4, &device_number(*number));
         }
     }
@@ -267,8 +276,8 @@ fn path_state(state: &PathState) -> Message {
         encoded.text(5, &parent.file_system);
         encoded.flag(6, parent.nodev);
         encoded.flag(7, parent.read_only);
-        match &parent.kind {
-            Ok(kind) => encoded.choice(8, node_way(*kind)),
+        match &parent.way {
+            Ok(way) => encoded.choice(8, path_way(*way)),
             Err(error) => encoded.text(9, &error.message()),
         }
     }
@@ -289,65 +298,32 @@ fn attached(volume: &Attached) -> Message {
 fn outcome(outcome: &Outcome) -> Message {
     let mut encoded = Message::default();
     encoded.message(1, &device_number(outcome.device));
-    encoded.choice(2, node_way(outcome.node));
-    encoded.choice(3, filter_mode(outcome.filter));
+    let path_way = match outcome.way {
+        Way::Node(kind) => PathWay::Node(kind),
+        Way::Mount(_) => PathWay::Mount,
+    };
+    encoded.choice(2, self::path_way(path_way));
+    if let Some(mode) = outcome.filter {
+        encoded.choice(3, filter_mode(mode));
+    }
     for parent in &outcome.parents_made {
         encoded.texts(4, &[parent.as_str()]);
     }
     encoded.flag(5, outcome.allowed_before);
     encoded.number(6, outcome.container_started);
     encoded.number(7, outcome.errors_before);
-    encoded
-}
-
-fn inspected(inspected: &Inspected) -> Message {
-    let mut encoded = Message::default();
-    encoded.text(1, &inspected.serial);
-    if let Some(disk) = &inspected.disk {
-        encoded.flag(2, true);
-        encoded.text(3, &disk.name);
-        encoded.message(4, &device_number(disk.number));
+    if let Way::Mount(mounted) = outcome.way {
+        let mut message = Message::default();
+        message.text(1, mounted.kind.name());
+        message.flag(2, mounted.idmapped);
+        message.number(3, mounted.owners_changed);
+        encoded.message(8, &message);
     }
-    encoded.number(5, inspected.size);
-    encoded.flag(6, inspected.read_only);
-    encoded.flag(7, inspected.container == ContainerStatus::Running);
-    encoded.flag(8, inspected.node_present);
-    encoded.flag(9, inspected.allowed);
-    if let Some(mode) = inspected.filter {
-        encoded.choice(10, filter_mode(mode));
-    }
-    encoded.texts(11, &inspected.leftovers);
-    if let Some(stats) = &inspected.stats {
-        encoded.message(12, &counters(stats));
-    }
-    add_holders(&mut encoded, 13, &inspected.holders);
-    encoded.number(14, inspected.container_started);
-    encoded.choice(15, status(inspected.container));
-    encoded.text(16, &why(inspected.unknown.as_deref()));
-    encoded.text(17, &why(inspected.holders_unknown.as_deref()));
     encoded
 }
 
 fn why(text: Option<&str>) -> String {
     truncated(text.unwrap_or_default().to_owned(), LONGEST_MESSAGE)
-}
-
-fn counters(stats: &DiskStats) -> Message {
-    let in_order = [
-        stats.reads,
-        stats.read_bytes,
-        stats.read_ms,
-        stats.writes,
-        stats.written_bytes,
-        stats.write_ms,
-        stats.discards,
-        stats.flushes,
-        stats.in_flight,
-        stats.errors,
-    ];
-    let mut encoded = Message::default();
-    (1..).zip(in_order).for_each(|(field, count)| encoded.number(field, count));
-    encoded
 }
 
 fn add_holders(message: &mut Message, field: u8, holders: &[Holder]) {
@@ -378,10 +354,11 @@ fn filter_mode(mode: cgroup::Mode) -> i32 {
     }) as i32
 }
 
-fn node_way(kind: NodeKind) -> i32 {
-    (match kind {
-        NodeKind::Mknod => wire::NodeWay::NODE_WAY_MKNOD,
-        NodeKind::Bind => wire::NodeWay::NODE_WAY_BIND,
+fn path_way(way: PathWay) -> i32 {
+    (match way {
+        PathWay::Node(NodeKind::Mknod) => wire::NodeWay::NODE_WAY_MKNOD,
+        PathWay::Node(NodeKind::Bind) => wire::NodeWay::NODE_WAY_BIND,
+        PathWay::Mount => wire::NodeWay::NODE_WAY_MOUNT,
     }) as i32
 }
 

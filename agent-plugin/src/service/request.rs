@@ -4,6 +4,7 @@ use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use super::{
     field::{Field, invalid},
+    mount,
     requested::{self, Pair, Request, Volume},
     rpc::Rpc,
 };
@@ -15,7 +16,7 @@ use crate::{
     error::Result,
     scsi::ScsiAddress,
     text::displayed,
-    volume::{AccessMode, Attachment, Outcome},
+    volume::{AccessMode, Attachment, Outcome, Way},
 };
 
 /// A longer wait is of no use, and would keep a thread as long.
@@ -33,6 +34,7 @@ pub(crate) struct Checked {
     /// Of a Probe; `None`: it is about the guest alone.
     pub(crate) container_id: Option<String>,
     pub(crate) paths: Vec<NodePath>,
+    pub(crate) mount_paths: Vec<NodePath>,
     /// No two for the same volume, address or path.
     pub(crate) volumes: Vec<Detachment>,
     /// Zero for a method without one.
@@ -48,6 +50,7 @@ pub(crate) struct Checked {
 /// before it.
 const READ_ONLY: i32 = wire::Access::ACCESS_READ_ONLY as i32;
 const BIND: i32 = wire::NodeWay::NODE_WAY_BIND as i32;
+const MOUNT: i32 = wire::NodeWay::NODE_WAY_MOUNT as i32;
 const V1: i32 = wire::FilterMode::FILTER_MODE_V1 as i32;
 const BPF: i32 = wire::FilterMode::FILTER_MODE_BPF as i32;
 
@@ -81,6 +84,7 @@ pub(crate) fn check(rpc: Rpc, request: &Request<'_>) -> Result<Checked> {
     let mut checked = Checked {
         container_id: None,
         paths: Vec::new(),
+        mount_paths: Vec::new(),
         volumes: Vec::new(),
         timeout: Duration::ZERO,
         wait: Duration::ZERO,
@@ -89,7 +93,8 @@ pub(crate) fn check(rpc: Rpc, request: &Request<'_>) -> Result<Checked> {
         conversation: request.conversation,
     };
     if rpc == Rpc::Probe {
-        checked.paths = paths(&request.paths)?;
+        checked.paths = paths("paths", &request.paths)?;
+        checked.mount_paths = paths("mount_paths", &request.mount_paths)?;
         if !request.container_id.is_empty() {
             checked.container_id =
                 Some(container_id(Field::of_request("container_id"), request.container_id)?);
@@ -141,11 +146,11 @@ fn container_id(field: Field, id: &str) -> Result<String> {
 }
 
 /// The paths of a Probe.
-fn paths(list: &[&str]) -> Result<Vec<NodePath>> {
-    check_count("paths", list.len())?;
+fn paths(field: &'static str, list: &[&str]) -> Result<Vec<NodePath>> {
+    check_count(field, list.len())?;
     let mut paths = Vec::with_capacity(list.len());
     for (index, path) in list.iter().enumerate() {
-        paths.push(node_path(Field::element("paths", index), path)?);
+        paths.push(node_path(Field::element(field, index), path)?);
     }
     Ok(paths)
 }
@@ -173,7 +178,7 @@ fn volumes(list: &[Volume<'_>]) -> Result<Vec<Detachment>> {
 fn volume(field: Field, item: &Volume<'_>) -> Result<Detachment> {
     let attachment = attachment(field, required(field, item.attachment.as_ref())?)?;
     let outcome = match &item.outcome {
-        Some(recorded) => Some(Arc::new(outcome(field, recorded, &attachment.path)?)),
+        Some(recorded) => Some(Arc::new(outcome(field, recorded, &attachment)?)),
         None => None,
     };
     let attachment = Arc::new(attachment);
@@ -205,13 +210,13 @@ fn check_differ(item: &Attachment, earlier: &Attachment) -> Result<()> {
     Ok(())
 }
 
-fn required<T>(field: Field, value: Option<T>) -> Result<T> {
+pub(super) fn required<T>(field: Field, value: Option<T>) -> Result<T> {
     value.ok_or_else(|| invalid(field, &"nothing", "must be present"))
 }
 
 /// Checks an enum with the values 1 to `last`. Neither 0 nor a value that this version does not
 /// know is valid.
-fn known(field: Field, value: i32, last: i32) -> Result<i32> {
+pub(super) fn known(field: Field, value: i32, last: i32) -> Result<i32> {
     if (1..=last).contains(&value) {
         return Ok(value);
     }
@@ -219,6 +224,10 @@ fn known(field: Field, value: i32, last: i32) -> Result<i32> {
 }
 
 fn attachment(field: Field, item: &requested::Attachment<'_>) -> Result<Attachment> {
+    let access = match known(field.part("access"), item.access, READ_ONLY)? {
+        READ_ONLY => AccessMode::ReadOnly,
+        _ => AccessMode::ReadWrite,
+    };
     Ok(Attachment {
         container_id: container_id(field.part("container_id"), item.container_id)?,
         controller: controller(field.part("controller"), item.controller)?,
@@ -226,10 +235,8 @@ fn attachment(field: Field, item: &requested::Attachment<'_>) -> Result<Attachme
         serial: serial(field.part("serial"), item.serial)?,
         size: size(field.part("size"), item.size)?,
         path: node_path(field.part("path"), item.path)?,
-        access: match known(field.part("access"), item.access, READ_ONLY)? {
-            READ_ONLY => AccessMode::ReadOnly,
-            _ => AccessMode::ReadWrite,
-        },
+        access,
+        mount: mount::mount(field, item, access)?,
         options: options(field.part("owner"), item)?,
     })
 }
@@ -242,6 +249,9 @@ fn size(field: Field, size: u64) -> Result<u64> {
 }
 
 fn options(field: Field, item: &requested::Attachment<'_>) -> Result<NodeOptions> {
+    if item.mount.is_some() {
+        return Ok(NodeOptions { uid: 0, gid: 0, mode: 0 });
+    }
     // The highest number is not an id: for chown it means "do not change".
     if item.uid == u32::MAX || item.gid == u32::MAX {
         let rule = "must be a user and a group id below 4294967295";
@@ -282,18 +292,31 @@ fn serial(field: Field, serial: &str) -> Result<String> {
     Err(invalid(field, &serial, "must be 1 to 20 letters, digits, `_` or `-`"))
 }
 
-fn outcome(field: Field, item: &requested::Outcome<'_>, path: &NodePath) -> Result<Outcome> {
+fn outcome(
+    field: Field,
+    item: &requested::Outcome<'_>,
+    attachment: &Attachment,
+) -> Result<Outcome> {
     let at_device = field.part("outcome.device");
     let Pair(major, minor) = required(at_device, item.device)?;
     let device = DeviceNumber { major, minor };
-    let node = match known(field.part("outcome.node"), item.node, BIND)? {
-        BIND => NodeKind::Bind,
-        _ => NodeKind::Mknod,
+    let at_node = field.part("outcome.node");
+    let way = match known(at_node, item.node, MOUNT)? {
+        MOUNT => Way::Mount(mount::mounted(field, item)?),
+        BIND => Way::Node(NodeKind::Bind),
+        _ => Way::Node(NodeKind::Mknod),
     };
-    let filter = match known(field.part("outcome.filter"), item.filter, BPF)? {
-        V1 => cgroup::Mode::V1,
-        BPF => cgroup::Mode::Bpf,
-        _ => cgroup::Mode::None,
+    let is_mount = matches!(way, Way::Mount(_));
+    if is_mount != attachment.mount.is_some() {
+        return Err(invalid(at_node, &item.node, "must be that of a mount exactly for a mount"));
+    }
+    let filter = match item.filter {
+        0 if is_mount => None,
+        filter => Some(match known(field.part("outcome.filter"), filter, BPF)? {
+            V1 => cgroup::Mode::V1,
+            BPF => cgroup::Mode::Bpf,
+            _ => cgroup::Mode::None,
+        }),
     };
     if device.major > LARGEST_MAJOR || device.minor > LARGEST_MINOR {
         let rule = "must have a major number of at most 4095 and a minor of at most 1048575";
@@ -301,8 +324,11 @@ fn outcome(field: Field, item: &requested::Outcome<'_>, path: &NodePath) -> Resu
     }
     Ok(Outcome {
         device,
-        node,
-        parents_made: parents_made(field.part("outcome.parents_made"), &item.parents_made, path)?,
+        way,
+        parents_made: {
+            let field = field.part("outcome.parents_made");
+            parents_made(field, &item.parents_made, &attachment.path, is_mount)?
+        },
         filter,
         allowed_before: item.allowed_before,
         container_started: item.container_started,
@@ -311,12 +337,18 @@ fn outcome(field: Field, item: &requested::Outcome<'_>, path: &NodePath) -> Resu
 }
 
 /// Directories that an attach made. A detach removes them where they are empty, so each must be a
-/// part of the volume's own path, below the one before.
-fn parents_made(field: Field, list: &[&str], path: &NodePath) -> Result<Vec<NodePath>> {
+/// part of the volume's own path, below the one before. A mount point itself is a directory, too.
+fn parents_made(
+    field: Field,
+    list: &[&str],
+    path: &NodePath,
+    is_mount: bool,
+) -> Result<Vec<NodePath>> {
     let mut parents: Vec<NodePath> = Vec::new();
     for item in list {
         let parent = node_path(field, item)?;
-        if !path.is_below(&parent) || parents.last().is_some_and(|above| !parent.is_below(above)) {
+        let is_part = path.is_below(&parent) || is_mount && *path == parent;
+        if !is_part || parents.last().is_some_and(|above| !parent.is_below(above)) {
             let rule = "must be a directory of the path, below the one before it";
             return Err(invalid(field, item, rule));
         }

@@ -1,4 +1,5 @@
-//! Attach: scan, wait, verify, node, filter, publish, for all volumes of a request. All or nothing.
+//! Attach: scan, wait, verify, node or mount, filter, publish, for all volumes of a request. All or
+//! nothing.
 //!
 //! In a conversation it stops twice: before the scan, until the disks are there, and at the end,
 //! until its caller has committed.
@@ -9,17 +10,20 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
+    fcntl::OFlag,
     sched::{CloneFlags, unshare},
     sys::stat::{Mode, umask},
 };
 
 use super::{
-    attachment::{AccessMode, Attachment, Outcome},
+    attachment::{Attachment, Outcome, Way},
     conversation::Conversation,
     discover::{self, Search},
     failed::{Failed, OfVolume as _},
     guard::Guard,
     job::AttachJob,
+    mount, node,
     probe::{Guest, PathState, Probed, ProbedContainer},
     progress::{Progress, VolumeProgress, parents_made, roll_back},
     queue::Ticket,
@@ -29,12 +33,13 @@ use super::{
 use crate::{
     block::BlockDevice,
     cgroup::{self, Filter, Grant},
-    device_node::{Device, Existing, Location, Node, NodeKind, NodePath},
+    device_node::{Existing, Location, NodeKind, NodePath},
     disk_stats,
-    error::{BoxedError, Conflict, Error, Mismatch, Result},
+    error::{BoxedError, Error, Mismatch, Result},
     fault,
     ids::Ids,
     namespace::Target,
+    node::open_block_device,
     scsi::ScsiHost,
     text::displayed,
     uevent::UeventSocket,
@@ -82,7 +87,7 @@ pub(crate) fn attach(
         failed.error = BoxedError::from(Error::ContainerEnded { id: displayed(&ended.id) });
     }
     if !fault::skips("undo") {
-        failed.left = roll_back(jobs, &progress, ticket, deadline);
+        failed.left = roll_back(jobs, &mut progress, ticket, deadline);
     }
     Err(failed)
 }
@@ -132,17 +137,27 @@ fn sequence(
 
     guard.check("the disks")?;
     for (index, (location, job)) in locations.into_iter().zip(jobs).enumerate() {
-        let Attachment { serial, .. } = &*job.attachment;
+        let Attachment { serial, mount, .. } = &*job.attachment;
+        if mount.is_some() {
+            wait_until_ready(index, progress, &mut socket, guard)?;
+        }
         let volume = &mut progress.volumes[index];
-        let guarded = filters[index].mode() != cgroup::Mode::None;
-        make_node(job, disk(&progress.searches[index]), location, volume, guarded, guard.deadline)
-            .of(serial)?;
-        verify_open(index, progress, &mut socket, guard)?;
+        let disk = disk(&progress.searches[index]);
+        match mount {
+            Some(mount) => mount::make(job, mount, disk, location, volume, guard).of(serial)?,
+            None => {
+                let guarded = filters[index].mode() != cgroup::Mode::None;
+                node::make(job, disk, location, volume, guarded, guard.deadline).of(serial)?;
+                verify_open(index, progress, &mut socket, guard)?;
+            }
+        }
     }
     stages.end("node")?;
 
     guard.check("the nodes")?;
-    for (index, job) in jobs.iter().enumerate().filter(|_| !fault::skips("filter")) {
+    // A mount needs no right.
+    let nodes = |(_, job): &(usize, &AttachJob)| job.attachment.mount.is_none();
+    for (index, job) in jobs.iter().enumerate().filter(nodes).filter(|_| !fault::skips("filter")) {
         let Attachment { serial, access, .. } = &*job.attachment;
         let number = disk(&progress.searches[index]).number;
         let grant = progress.volumes[index].grant.insert(Grant::default());
@@ -162,8 +177,12 @@ fn sequence(
         conversation.prepared(&attached, stages)?;
     }
     for (job, volume) in jobs.iter().zip(&mut progress.volumes) {
+        let serial = &job.attachment.serial;
         if let Some(node) = &mut volume.node {
-            node.publish(guard.deadline).of(&job.attachment.serial)?;
+            node.publish(guard.deadline).of(serial)?;
+        }
+        if let Some(mounting) = &mut volume.mounting {
+            mounting.publish(guard.deadline).of(serial)?;
         }
     }
     stages.end("publish")?;
@@ -196,10 +215,13 @@ fn look_up<'a>(
     for AttachJob { attachment, target } in jobs {
         let serial = &attachment.serial;
         target.check_inside().of(serial)?;
-        let options =
-            Ids::of(target).and_then(|ids| attachment.options.outside(&ids)).of(serial)?;
         let filter = Filter::of(target).of(serial)?;
-        filter.check().of(serial)?;
+        let mut options = None;
+        if attachment.mount.is_none() {
+            let outside = Ids::of(target).and_then(|ids| attachment.options.outside(&ids));
+            options = Some(outside.of(serial)?);
+            filter.check().of(serial)?;
+        }
         filters.push(filter);
         let mut search = Search::new(attachment, hosts).of(serial)?;
         search.read_sysfs().of(serial)?;
@@ -211,7 +233,7 @@ fn look_up<'a>(
             None => target.started()?,
         };
         progress.volumes.push(VolumeProgress {
-            options: Some(options),
+            options,
             container_started,
             ..VolumeProgress::default()
         });
@@ -220,22 +242,17 @@ fn look_up<'a>(
 }
 
 /// Checks what can be known of a volume's path before its disk is found.
-fn check_place(
-    AttachJob { attachment, target }: &AttachJob,
-    location: &Location,
-    filter: &Filter<'_>,
-) -> Result<()> {
+fn check_place(job: &AttachJob, location: &Location, filter: &Filter<'_>) -> Result<()> {
+    let AttachJob { attachment, target } = job;
+    if let Some(mount) = &attachment.mount {
+        return mount::check_place(job, mount, location);
+    }
     match location.existing()? {
         None => location.check(target, filter.mode() != cgroup::Mode::None).map(drop),
         // It may be the disk's own.
         Some(Existing::Block(..)) => Ok(()),
-        Some(other) => Err(taken(attachment, &other)),
+        Some(other) => Err(node::taken(attachment, &other)),
     }
-}
-
-fn taken(attachment: &Attachment, by: &Existing) -> BoxedError {
-    let (path, by) = (attachment.path.as_str().to_owned(), displayed(by));
-    BoxedError::from(Error::PathTaken { path, by })
 }
 
 /// What a probe for the first container and its paths would find.
@@ -250,6 +267,7 @@ fn probed(
     let mut paths = Vec::with_capacity(jobs.len());
     for (job, location) in jobs.iter().zip(locations).filter(|(job, _)| job.target.id == target.id)
     {
+        let filter = job.attachment.mount.is_none().then_some(filter);
         paths.push(PathState::of(&job.attachment.path, Some(location), target, filter)?);
     }
     Ok(Probed { guest, container: Some(ProbedContainer::of(target, filter, paths)) })
@@ -271,53 +289,6 @@ fn verify(attachment: &Attachment, disk: &BlockDevice, volume: &mut VolumeProgre
     .into())
 }
 
-fn make_node(
-    AttachJob { attachment, target }: &AttachJob,
-    disk: &BlockDevice,
-    location: Location,
-    volume: &mut VolumeProgress,
-    guarded: bool,
-    deadline: Instant,
-) -> Result<()> {
-    let requested = volume.options.unwrap_or(attachment.options);
-    let path = || attachment.path.as_str().to_owned();
-    let access = if volume.read_only { AccessMode::ReadOnly } else { AccessMode::ReadWrite };
-    match location.existing()? {
-        Some(Existing::Block(number, options)) if number == disk.number => {
-            let kind = location.find_node()?.map_or(NodeKind::Mknod, |(_, kind)| kind);
-            volume.existing = Some(kind);
-            let conflict = |existing: String, requested: String| {
-                Err(Conflict { path: path(), existing, requested }.into())
-            };
-            if options != requested {
-                return conflict(displayed(&options), displayed(&requested));
-            }
-            if access != attachment.access {
-                return conflict(
-                    format!("{access} access"),
-                    format!("{} access", attachment.access),
-                );
-            }
-            location.remove_leftover(&attachment.serial).map(drop)
-        }
-        Some(other) => Err(taken(attachment, &other)),
-        None if access != attachment.access => Err(Mismatch {
-            device: displayed(&disk.device),
-            what: "access",
-            found: displayed(&access),
-            expected: displayed(&attachment.access),
-        }
-        .into()),
-        None if fault::skips("node") => Ok(()),
-        None => {
-            let read_only = attachment.access == AccessMode::ReadOnly;
-            let device = Device { number: disk.number, options: requested, read_only, guarded };
-            volume.node = Some(location.make(target, &attachment.serial, device, deadline)?);
-            Ok(())
-        }
-    }
-}
-
 /// Opens the node. A disk that was found in sysfs may not be ready yet (ENXIO): then its event is
 /// still to come.
 fn verify_open(
@@ -335,7 +306,28 @@ fn verify_open(
         }
         if announced {
             let name = &disk(&progress.searches[index]).name;
-            return Err(Error::system("open", name)(nix::errno::Errno::ENXIO)).of(serial);
+            return Err(Error::system("open", name)(Errno::ENXIO)).of(serial);
+        }
+        discover::wait_for_event_of(index, &mut progress.searches, socket, guard)?;
+    }
+}
+
+/// Waits until the disk can be opened: as [`verify_open`], without a node.
+fn wait_until_ready(
+    index: usize,
+    progress: &mut Progress,
+    socket: &mut UeventSocket,
+    guard: &Guard<'_>,
+) -> Result<(), Failed> {
+    loop {
+        let search = &progress.searches[index];
+        let (announced, disk) = (search.announced, disk(search));
+        match open_block_device(&disk.name, disk.number, OFlag::O_RDONLY) {
+            Err(Errno::ENXIO) if !announced => {}
+            result => {
+                let opened = result.map_err(Error::system("open", &disk.name.as_str()));
+                return opened.map(drop).of(&guard.jobs[index].attachment.serial);
+            }
         }
         discover::wait_for_event_of(index, &mut progress.searches, socket, guard)?;
     }
@@ -354,17 +346,17 @@ fn report(
     parents_made: Vec<NodePath>,
 ) -> Attached {
     let grant = volume.grant.as_ref();
-    let made = volume.node.as_ref().map(Node::kind);
+    let way = volume.way.unwrap_or(Way::Node(NodeKind::Mknod));
     Attached {
         serial: attachment.serial.clone(),
         unchanged: !fault::skips("unchanged")
-            && volume.existing.is_some()
+            && volume.was_there
             && grant.is_none_or(|grant| grant.added.is_empty()),
         guest_device: disk.name.clone(),
         outcome: Outcome {
             device: disk.number,
-            node: volume.existing.or(made).unwrap_or(NodeKind::Mknod),
-            filter: filter.mode(),
+            way,
+            filter: attachment.mount.is_none().then(|| filter.mode()),
             parents_made,
             allowed_before: grant.is_some_and(|grant| grant.allowed_before),
             container_started: volume.container_started,

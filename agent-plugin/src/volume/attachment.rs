@@ -6,6 +6,7 @@ use crate::{
     block::DeviceNumber,
     cgroup::{self, Access},
     device_node::{NodeKind, NodeOptions, NodePath},
+    file_system::Kind,
     scsi::ScsiAddress,
 };
 
@@ -46,16 +47,53 @@ pub(crate) struct Attachment {
     pub(crate) path: NodePath,
     pub(crate) access: AccessMode,
     pub(crate) options: NodeOptions,
+    /// Its file system is mounted at the path, in the place of a node.
+    pub(crate) mount: Option<Mount>,
+}
+
+/// How the file system of a volume is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mount {
+    /// `None`: as the superblock has it.
+    pub(crate) kind: Option<Kind>,
+    pub(crate) options: Vec<String>,
+    pub(crate) fs_group: Option<FsGroup>,
+}
+
+/// The group that gets all files, in the container's user namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FsGroup {
+    pub(crate) gid: u32,
+    /// Also where the root directory has it already.
+    pub(crate) always: bool,
+}
+
+/// How a container got a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Node(NodeKind),
+    Mount(Mounted),
+}
+
+/// A file system that was mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mounted {
+    pub(crate) kind: Kind,
+    /// With the ids of the container's user namespace.
+    pub(crate) idmapped: bool,
+    /// How many files were given to a group.
+    pub(crate) owners_changed: u64,
 }
 
 /// What an attach did. The host records it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Outcome {
     pub(crate) device: DeviceNumber,
-    pub(crate) node: NodeKind,
+    pub(crate) way: Way,
     /// Directories that did not exist before, outermost first.
     pub(crate) parents_made: Vec<NodePath>,
-    pub(crate) filter: cgroup::Mode,
+    /// `None` of a mount, which needs no right.
+    pub(crate) filter: Option<cgroup::Mode>,
     pub(crate) allowed_before: bool,
     /// Distinguishes a container from a later one of the same id.
     pub(crate) container_started: u64,

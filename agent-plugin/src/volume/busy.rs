@@ -4,18 +4,23 @@
 use std::time::{Duration, Instant};
 
 use super::{
+    attachment::Attachment,
     failed::{Failed, OfVolume as _},
     job::{DetachJob, distinct_targets},
+    mount,
     patience::{DetachPolicy, Patience},
     present::Present,
     queue::Ticket,
 };
 use crate::{
+    block::BlockDevice,
     error::{Error, Result},
     holder::Holder,
-    holders::{self, Disk, Found, Scan, Scope, Waited, Watch},
+    holders::{self, Disk, Found, OwnMount, Scan, Scope, Waited, Watch},
+    inode::Inode,
     log,
     namespace::Target,
+    procfs::mountinfo::MountLine,
 };
 
 /// Claims every disk that is to be detached and makes sure that it has no holder, as the policy
@@ -123,13 +128,18 @@ fn claim_and_find(
     deadline: Instant,
 ) -> Result<Vec<Found>, Failed> {
     let mut claimed = Vec::new();
+    let mut is_mounted = false;
     for (job, present) in jobs.iter().zip(all.iter_mut()).filter(|(job, _)| !job.keep_disk) {
-        if !claim(present).of(&job.attachment.serial)? {
-            claimed.push(present.serial.clone());
+        match claim(present).of(&job.attachment.serial)? {
+            true => {}
+            // By its own mount, as far as is known yet.
+            false if job.is_mount() => is_mounted = true,
+            false => claimed.push(present.serial.clone()),
         }
     }
     let keeps = jobs.iter().any(|job| job.keep_disk);
-    let scope = if claimed.is_empty() && !keeps { Scope::Opened } else { Scope::All };
+    let is_free = claimed.is_empty() && !is_mounted && !keeps;
+    let scope = if is_free { Scope::Opened } else { Scope::All };
     let mut scan = find(jobs, all, scope, policy.scans_until(deadline))?;
     let disks = disks(jobs, all)?;
     let claimed = disks.iter().filter(|disk| claimed.contains(&disk.serial));
@@ -138,7 +148,7 @@ fn claim_and_find(
 }
 
 /// Claims a disk. `false`: it is claimed by another.
-fn claim(present: &mut Present) -> Result<bool> {
+pub(super) fn claim(present: &mut Present) -> Result<bool> {
     let Some(disk) = &present.disk else { return Ok(true) };
     match disk.claim() {
         Ok(claim) => present.claim = Some(claim),
@@ -148,6 +158,27 @@ fn claim(present: &mut Present) -> Result<bool> {
         Err(error) => return Err(error),
     }
     Ok(true)
+}
+
+/// Finds holders of disks that are claimed, although nothing has them mounted any more.
+pub(super) fn find_unexplained(
+    jobs: &[DetachJob],
+    all: &[Present],
+    claimed: &[String],
+    policy: DetachPolicy,
+    deadline: Instant,
+) -> Result<Vec<Holder>> {
+    let mut scan = find(jobs, all, Scope::All, policy.scans_until(deadline))?;
+    let disks = disks(jobs, all)?;
+    let claimed = disks.iter().filter(|disk| claimed.contains(&disk.serial));
+    // Of one that is mounted again, each holder explains it.
+    let found = scan.found_mut();
+    for disk in claimed {
+        if !found.iter().any(|found| found.holder.serial == disk.serial) {
+            found.push(Found::unknown(disk));
+        }
+    }
+    Ok(holders_of(scan.found()))
 }
 
 fn find(jobs: &[DetachJob], all: &[Present], scope: Scope, until: Instant) -> Result<Scan> {
@@ -163,11 +194,41 @@ fn find(jobs: &[DetachJob], all: &[Present], scope: Scope, until: Instant) -> Re
     Ok(scan)
 }
 
+/// A disk whose holders are to be found. Of a mount these are those of its file system, too.
+pub(super) fn disk_of(
+    attachment: &Attachment,
+    target: Option<&Target>,
+    disk: &BlockDevice,
+) -> Result<Disk> {
+    let found = Disk::new(&attachment.serial, attachment.path.as_str(), disk)?;
+    if attachment.mount.is_none() {
+        return Ok(found);
+    }
+    let identity = mount::identity(attachment, &attachment.container_id, Some(disk));
+    let mut numbers = vec![disk.number];
+    let namespace = target.and_then(|target| {
+        // A file system with numbers of its own shows them to whoever looks at its files.
+        let text = target.mountinfo().unwrap_or_default();
+        let of_volume = |line: &MountLine<'_>| identity.is_of_volume(line);
+        numbers.extend(MountLine::all(&text).filter(of_volume).map(|line| line.number));
+        let root = target.root().ok();
+        let root = root.and_then(|root| root.existing(attachment.path.as_str()).ok()?);
+        if let Some(found) = root.and_then(|root| Inode::of(&root).ok())
+            && MountLine::all(&text)
+                .any(|line| u64::from(line.id) == found.mount && identity.is_shown_by(&line))
+        {
+            numbers.push(found.file_system);
+        }
+        Inode::of(&target.container.mount_namespace).ok().map(|inode| inode.number)
+    });
+    Ok(found.mounted(OwnMount { identity, namespace, numbers }))
+}
+
 fn disks(jobs: &[DetachJob], all: &[Present]) -> Result<Vec<Disk>> {
     let mut disks = Vec::with_capacity(all.len());
     for (job, present) in jobs.iter().zip(all) {
         if let Some(disk) = &present.disk {
-            disks.push(Disk::new(&job.attachment.serial, job.attachment.path.as_str(), disk)?);
+            disks.push(disk_of(&job.attachment, job.target.as_ref(), disk)?);
         }
     }
     Ok(disks)

@@ -1,16 +1,19 @@
-//! Detach: release, unlink, revoke, flush, check, quiesce, delete. A part that does not exist any
-//! more is no error.
+//! Detach: release, sync, unlink, unmount, revoke, flush, check, quiesce, delete. A part that does
+//! not exist any more is no error.
 //!
 //! The container's tree is not trusted, and has no veto: what it answers, or that it does not
 //! answer, never ends a detach. What could not be removed there is reported, and the disk goes.
 //! Each step in a tree has a part of the remaining time only.
+//!
+//! A file system that is mounted is unmounted plainly, unless it is forced: what is in use stays,
+//! as the kernel says, and the detach fails.
 //!
 //! Before the first disk is deleted, the caller is told that all are released: QEMU removes them at
 //! the same time as the kernel does. Until then a failure restores nodes and access. Nothing is
 //! removed after the deadline. A process that opens the disk by its own node between the last check
 //! and the deletion is not noticed; that time is as long as a flush of nothing takes.
 
-use std::{fs, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use super::{
     attachment::Attachment,
@@ -24,19 +27,20 @@ use super::{
     restoration::roll_back,
     stages::Stages,
     tree::{Trees, check_time},
+    unlink::{number, unlink},
+    unmount,
 };
 use crate::{
-    block::{self, BlockDevice, DeviceNumber},
+    block::{self, BlockDevice},
     cgroup::{Filter, Mode},
-    device_node::{Location, NodeKind, NodePath, Removal, Removed, remove_parents},
+    device_node::{Location, NodePath, remove_parents},
     error::{Error, Result},
     fault,
-    holder::Holder,
+    holder::{Holder, HolderKind},
     log,
     mount::Mounts,
-    namespace::{Target, check_awaited},
-    scsi::{ScsiDevice, ScsiHost},
-    sysfs,
+    namespace::Target,
+    scsi::ScsiHost,
 };
 
 /// A volume that is detached.
@@ -112,15 +116,31 @@ fn sequence(
     let mut interrupted = wait_until_free(jobs, all, policy, ticket, deadline)?;
     stages.end("release")?;
 
-    for (job, present) in jobs.iter().zip(all.iter_mut()) {
-        check_time(deadline, "the removal of the device node").of(&present.serial)?;
-        if let Err(error) = unlink(job, present, trees) {
+    if jobs.iter().any(DetachJob::is_mount) {
+        for (job, present) in jobs.iter().zip(all.iter_mut()).filter(|(job, _)| job.is_mount()) {
+            check_time(deadline, "the write back of the file system").of(&present.serial)?;
+            unmount::write_back(job, present, policy, deadline).of(&present.serial)?;
+        }
+        stages.end("sync")?;
+    }
+
+    // A volume may be mounted on an earlier one.
+    for (job, present) in jobs.iter().zip(all.iter_mut()).rev() {
+        check_time(deadline, "the removal from the container").of(&present.serial)?;
+        if job.is_mount() {
+            unmount::unmount(job, present, policy, trees).of(&present.serial)?;
+        } else if let Err(error) = unlink(job, present, trees) {
             present.leave(job, "device node", &error);
         }
     }
     stages.end("unlink")?;
 
-    for (job, present) in jobs.iter().zip(all.iter_mut()) {
+    if jobs.iter().any(DetachJob::is_mount) {
+        unmount::end(jobs, all, policy, deadline)?;
+        stages.end("unmount")?;
+    }
+
+    for (job, present) in jobs.iter().zip(all.iter_mut()).filter(|(job, _)| !job.is_mount()) {
         check_time(deadline, "the revocation of the right").of(&present.serial)?;
         match revoke(job, present) {
             Err(error) if policy.force || job.target.as_ref().is_some_and(Target::has_ended) => {
@@ -142,7 +162,12 @@ fn sequence(
         return Err(busy(all, late));
     }
     for new in late {
-        if !interrupted.contains(&new) {
+        // Where its file was detached, a process shows another path to it.
+        let is_known = |known: &Holder| {
+            let is_process = (known.kind, new.kind) == (HolderKind::Process, HolderKind::Process);
+            is_process && (&known.serial, known.pid) == (&new.serial, new.pid) || *known == new
+        };
+        if !interrupted.iter().any(is_known) {
             interrupted.push(new);
         }
     }
@@ -203,7 +228,7 @@ fn look_up(job: &DetachJob, hosts: &[ScsiHost], trees: &mut Trees) -> Result<Pre
             present.disk = BlockDevice::at(device)?;
         }
     }
-    if let Some(target) = &job.target {
+    if let Some(target) = job.target.as_ref().filter(|_| !job.is_mount()) {
         match find_location(target, attachment, trees) {
             Ok(location) => present.location = Some(Arc::new(location)),
             // Such a path cannot be reached. It had a node, if an attach made one for this
@@ -232,89 +257,6 @@ fn find_location(target: &Target, attachment: &Attachment, trees: &mut Trees) ->
     let find = move |root: &_, mounts| Location::find(root, &path, &mounts);
     let of = target.clone();
     trees.run(target, |_| target.enter_with(move || Mounts::read(&of), find))
-}
-
-/// The device number of the container's node. Where the disk is gone, its number may belong to
-/// another disk by now.
-fn number(job: &DetachJob, present: &Present) -> Option<DeviceNumber> {
-    if let Some(disk) = &present.disk {
-        return Some(disk.number);
-    }
-    let outcome = job.outcome.as_ref()?;
-    let is_reused = sysfs::exists(&format!("/sys/dev/block/{}", outcome.device))
-        && !is_being_removed(outcome.device, &job.attachment);
-    (!is_reused).then_some(outcome.device)
-}
-
-/// Whether the disk of this number is the attachment's, of which the kernel has removed the SCSI
-/// device and not yet the block device: that takes a while if there is data to write. It has no
-/// serial number any more.
-fn is_being_removed(number: DeviceNumber, attachment: &Attachment) -> bool {
-    let Ok(link) = fs::read_link(format!("/sys/dev/block/{number}")) else { return false };
-    let Some((device, _)) = link.to_str().and_then(ScsiDevice::from_devpath) else { return false };
-    let hosts = ScsiHost::all().unwrap_or_default();
-    let hosts = ScsiHost::candidates(&hosts, attachment.controller.as_deref()).unwrap_or_default();
-    let is_at_address = hosts.iter().any(|host| host.device(attachment.address) == device);
-    is_at_address && block::serial(device).is_ok_and(|serial| serial.is_none())
-}
-
-/// Removes what the container has of the volume, wherever it is.
-fn unlink(job: &DetachJob, present: &mut Present, trees: &mut Trees) -> Result<()> {
-    let Attachment { serial, container_id, path, .. } = &*job.attachment;
-    let number = number(job, present);
-    let was_bind = job.outcome.as_ref().is_some_and(|outcome| outcome.node == NodeKind::Bind);
-    let removal =
-        |guarded| Removal::new(serial, container_id, path, number, guarded).of_bind_node(was_bind);
-    let Some(target) = &job.target else {
-        present.leave_all(removal(false).after_its_end(trees.until()).left);
-        return Ok(());
-    };
-    // What cannot be read protects nothing.
-    let guarded = Filter::of(target).is_ok_and(|filter| filter.mode() != Mode::None);
-    let (removal, silent) = (removal(guarded), removal(guarded));
-    // On a thread: a container can make its own tmpfs wait, too (a directory stays locked while an
-    // entry of it is copied to memory that a file system of the container provides).
-    let (location, of, serial) = (present.location.clone(), target.clone(), serial.clone());
-    let result = trees.run(target, |until| {
-        target.aside(move || Ok(remove_nodes(&removal, location.as_deref(), &of, &serial, until)))
-    });
-    present.uncertain = result.as_ref().is_err_and(|error| error.is_time_out());
-    let (leftover, removed) = match result {
-        Ok(done) => done,
-        Err(error) => {
-            // The container's file system does not answer: the node stays, and its number with it.
-            let is_known = !present.left.is_empty();
-            present.leave_all(silent.after_its_end(trees.until()).left);
-            // The look-up has reported the same.
-            return if is_known { Ok(()) } else { Err(error) };
-        }
-    };
-    present.cleared |= leftover;
-    match &present.disk {
-        Some(_) => present.removed = removed.options,
-        None => present.cleared |= removed.options.is_some(),
-    }
-    present.leave_all(removed.left);
-    Ok(())
-}
-
-/// Removes the temporary node of an earlier run, and the node. Returns whether there was one of the
-/// former.
-fn remove_nodes(
-    removal: &Removal,
-    location: Option<&Location>,
-    target: &Target,
-    serial: &str,
-    until: Instant,
-) -> (bool, Removed) {
-    // The container may have something of its own under that name: then there is none of ours.
-    let leftover = check_awaited()
-        .and_then(|()| location.map_or(Ok(false), |location| location.remove_leftover(serial)))
-        .unwrap_or(false);
-    if fault::skips("unlink") {
-        return (leftover, Removed::default());
-    }
-    (leftover, removal.from(target, location, until))
 }
 
 /// The filter of a container, also of one that has ended. `None`: its group is gone, and every

@@ -26,7 +26,8 @@ use crate::{
 /// Writes back what the guest's caches hold. With force an error is logged, and a disk that does
 /// not answer costs half of the remaining time.
 pub(super) fn flush(present: &Present, policy: DetachPolicy, deadline: Instant) -> Result<()> {
-    let Some(disk) = &present.disk else { return Ok(()) };
+    let disk = present.disk.as_ref().filter(|_| !present.shut_down);
+    let Some(disk) = disk else { return Ok(()) };
     let patience = deadline.saturating_duration_since(Instant::now());
     if !policy.force {
         let Some(claim) = &present.claim else { return Ok(()) };
@@ -151,7 +152,7 @@ fn await_end(number: DeviceNumber, deadline: Instant) -> Result<()> {
 
 /// Does `work` on a thread. One that does not return in time is abandoned: it ends when the disk
 /// answers, or is gone.
-fn within<T: Send + 'static>(
+pub(super) fn within<T: Send + 'static>(
     patience: Duration,
     awaited: &str,
     work: impl FnOnce() -> Result<T> + Send + 'static,

@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Instant};
 
 use super::{
     attachment::{Attachment, Outcome},
+    busy::disk_of,
     job::distinct_targets,
     probe::reachable,
 };
@@ -18,10 +19,14 @@ use crate::{
     device_node::{Existing, Location},
     disk_stats::DiskStats,
     error::{Error, Result},
+    file_system::{Kind, Space},
     holder::Holder,
     holders::{self, Disk, Scope},
+    inode::Inode,
     mount::Mounts,
+    mounted::MountIdentity,
     namespace::{Root, Target},
+    procfs::mountinfo::MountLine,
     scsi::ScsiHost,
     text::displayed,
 };
@@ -74,6 +79,8 @@ pub(crate) struct Inspected {
     pub(crate) filter: Option<cgroup::Mode>,
     pub(crate) leftovers: Vec<String>,
     pub(crate) stats: Option<DiskStats>,
+    /// Of a mount that is there.
+    pub(crate) file_system: Option<(Kind, Space)>,
     /// Where they were requested.
     pub(crate) holders: Vec<Holder>,
     /// Why a part could not be told.
@@ -88,6 +95,7 @@ struct ContainerView<'a> {
     started: u64,
     root: Root,
     mounts: Mounts,
+    mountinfo: Vec<u8>,
     filter: Filter<'a>,
 }
 
@@ -113,6 +121,7 @@ impl<'a> ContainerView<'a> {
             started: target.started()?,
             root: target.root()?,
             mounts: Mounts::read(target)?,
+            mountinfo: target.mountinfo()?,
             filter: Filter::of(target)?,
         })
     }
@@ -125,6 +134,10 @@ impl<'a> ContainerView<'a> {
         inspected: &mut Inspected,
     ) -> Result<()> {
         inspected.container_started = self.started;
+        if attachment.mount.is_some() {
+            inspected.allowed = true;
+            return self.read_mount(attachment, number, inspected);
+        }
         let location = Location::find(&self.root, &attachment.path, &self.mounts);
         if let Some(location) = reachable(location)? {
             let found = location.existing()?;
@@ -136,6 +149,36 @@ impl<'a> ContainerView<'a> {
         if let Some(number) = number {
             inspected.allowed = self.filter.allows(number, attachment.access.access())?;
         }
+        Ok(())
+    }
+}
+
+impl ContainerView<'_> {
+    /// Reads what the container has of an attachment that is a mount.
+    fn read_mount(
+        &self,
+        attachment: &Attachment,
+        number: Option<DeviceNumber>,
+        inspected: &mut Inspected,
+    ) -> Result<()> {
+        let Attachment { serial, container_id, path, .. } = attachment;
+        let identity = MountIdentity::new(serial, container_id, path, number);
+        let directory = match self.root.existing(path.as_str()) {
+            Ok(Some(directory)) => directory,
+            Ok(None) => return Ok(()),
+            Err(error) if error.is_unreachable_path() => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let found = Inode::of(&directory).map_err(Error::system("statx", &path.as_str()))?;
+        let mut lines = MountLine::all(&self.mountinfo);
+        let is_it = |line: &MountLine<'_>| u64::from(line.id) == found.mount;
+        let Some(line) = lines.find(|line| is_it(line) && identity.is_shown_by(line)) else {
+            return Ok(());
+        };
+        inspected.node_present = found.is_mounted;
+        let kind = str::from_utf8(line.file_system).ok().and_then(Kind::named);
+        let space = Space::of(&directory)?;
+        inspected.file_system = kind.map(|kind| (kind, space));
         Ok(())
     }
 }
@@ -171,7 +214,7 @@ fn find_holders(subjects: &[InspectJob], all: &mut [Inspected], deadline: Instan
         if let Some(disk) = &inspected.disk
             && disks.iter().all(|known| known.serial != *serial)
         {
-            disks.push(Disk::new(serial, subject.attachment.path.as_str(), disk)?);
+            disks.push(disk_of(&subject.attachment, subject.container.as_ref().ok(), disk)?);
         }
     }
     let containers =
@@ -202,6 +245,7 @@ fn inspect_one<'a>(
         filter: None,
         leftovers: Vec::new(),
         stats: None,
+        file_system: None,
         holders: Vec::new(),
         unknown: None,
         holders_unknown: None,

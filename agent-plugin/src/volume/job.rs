@@ -26,6 +26,13 @@ pub(crate) struct DetachJob {
     pub(crate) target: Option<Target>,
 }
 
+impl DetachJob {
+    /// Whether the volume is a mount, and no device node.
+    pub(super) fn is_mount(&self) -> bool {
+        self.attachment.mount.is_some()
+    }
+}
+
 /// Each container of a request once, in the request's order.
 pub(super) fn distinct_targets<'a>(targets: impl Iterator<Item = &'a Target>) -> Vec<&'a Target> {
     let mut distinct: Vec<&Target> = Vec::new();

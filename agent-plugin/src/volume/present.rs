@@ -22,6 +22,10 @@ pub(super) struct Present {
     pub(super) claim: Option<Claim>,
     /// The node that was removed.
     pub(super) removed: Option<NodeOptions>,
+    /// The mount was removed, or may be.
+    pub(super) unmounted: bool,
+    /// The file system was shut down: it writes nothing any more.
+    pub(super) shut_down: bool,
     /// The access that was revoked.
     pub(super) revoked: Access,
     pub(super) quiesced: Option<Quiesced>,
@@ -38,7 +42,11 @@ pub(super) struct Present {
 impl Present {
     /// Whether the detach has changed anything.
     pub(super) fn changed(&self) -> bool {
-        self.removed.is_some() || !self.revoked.is_empty() || self.deleted || self.cleared
+        self.removed.is_some()
+            || self.unmounted
+            || !self.revoked.is_empty()
+            || self.deleted
+            || self.cleared
     }
 
     /// Notes what the removal of the node left behind.

@@ -5,13 +5,16 @@
 //! it.
 
 use crate::{
+    block::DeviceNumber,
     cgroup::{self, Filter},
     device_node::{Existing, Location, NodeKind, NodePath},
     error::Result,
     kernel::Kernel,
     mount::Mounts,
+    mounted::Point,
     namespace::Target,
     scsi::{self, ScsiHost},
+    text::displayed,
 };
 
 /// What a probe found.
@@ -47,7 +50,16 @@ pub(crate) struct PathState {
     pub(crate) path: String,
     /// `None`: the parent cannot be reached safely.
     pub(crate) parent: Option<ParentState>,
-    pub(crate) existing: Option<Existing>,
+    /// What is there already, in words, and its device number: of a block device, or of the file
+    /// system that is mounted there.
+    pub(crate) taken: Option<(String, Option<DeviceNumber>)>,
+}
+
+/// How an attach would make a volume usable at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PathWay {
+    Node(NodeKind),
+    Mount,
 }
 
 /// The directory that would hold a node.
@@ -56,25 +68,32 @@ pub(crate) struct ParentState {
     pub(crate) file_system: String,
     pub(crate) nodev: bool,
     pub(crate) read_only: bool,
-    /// The directory has to be made first.
+    /// The directory has to be made first; for a mount that may be the mount point itself.
     pub(crate) is_missing: bool,
-    /// The kind of node that an attach would make there, or why it would make none.
-    pub(crate) kind: Result<NodeKind>,
+    /// How an attach would make it usable there, or why it would not.
+    pub(crate) way: Result<PathWay>,
 }
 
-/// Reads what the guest has, and the state of paths in a container.
-pub(crate) fn probe(target: Option<&Target>, paths: &[NodePath]) -> Result<Probed> {
+/// Reads what the guest has, and the state of paths in a container: of nodes first, then of mounts.
+pub(crate) fn probe(
+    target: Option<&Target>,
+    paths: &[NodePath],
+    mount_paths: &[NodePath],
+) -> Result<Probed> {
     let guest = Guest::with(ScsiHost::all()?)?;
     let Some(target) = target else { return Ok(Probed { guest, container: None }) };
     // As an attach does.
     target.check_inside()?;
     let filter = Filter::of(target)?;
     let root = target.root()?;
-    let mounts = if paths.is_empty() { Mounts::default() } else { Mounts::read(target)? };
-    let mut states = Vec::with_capacity(paths.len());
-    for path in paths {
-        let location = reachable(Location::find(&root, path, &mounts))?;
-        states.push(PathState::of(path, location.as_ref(), target, &filter)?);
+    let is_asked = !(paths.is_empty() && mount_paths.is_empty());
+    let mounts = if is_asked { Mounts::read(target)? } else { Mounts::default() };
+    let mut states = Vec::with_capacity(paths.len() + mount_paths.len());
+    for (paths, filter) in [(paths, Some(&filter)), (mount_paths, None)] {
+        for path in paths {
+            let location = reachable(Location::find(&root, path, &mounts))?;
+            states.push(PathState::of(path, location.as_ref(), target, filter)?);
+        }
     }
     let container = ProbedContainer::of(target, &filter, states);
     Ok(Probed { guest, container: Some(container) })
@@ -107,23 +126,44 @@ impl ProbedContainer {
 }
 
 impl PathState {
+    /// Without a filter: of a mount, which needs no right.
     pub(super) fn of(
         path: &NodePath,
         location: Option<&Location>,
         target: &Target,
-        filter: &Filter<'_>,
+        filter: Option<&Filter<'_>>,
     ) -> Result<PathState> {
-        let mut state = PathState { path: path.as_str().to_owned(), parent: None, existing: None };
-        if let Some(location) = location {
-            state.existing = location.existing()?;
-            state.parent = Some(ParentState {
-                file_system: location.file_system(),
-                nodev: location.nodev(),
-                read_only: location.read_only(),
-                is_missing: !location.missing().is_empty(),
-                kind: location.check(target, filter.mode() != cgroup::Mode::None),
-            });
-        }
+        let mut state = PathState { path: path.as_str().to_owned(), parent: None, taken: None };
+        let Some(location) = location else { return Ok(state) };
+        let mut is_missing = !location.missing().is_empty();
+        let way = match filter {
+            Some(filter) => {
+                if let Some(existing) = location.existing()? {
+                    let number = match existing {
+                        Existing::Block(number, _) => Some(number),
+                        Existing::Other(_) => None,
+                    };
+                    state.taken = Some((displayed(&existing), number));
+                }
+                let is_guarded = filter.mode() != cgroup::Mode::None;
+                location.check(target, is_guarded).map(PathWay::Node)
+            }
+            None => {
+                match location.point()? {
+                    Point::Missing => is_missing = true,
+                    Point::Directory => {}
+                    other => state.taken = Some((displayed(&other), location.mounted_device()?)),
+                }
+                location.check_mount().map(|()| PathWay::Mount)
+            }
+        };
+        state.parent = Some(ParentState {
+            file_system: location.file_system(),
+            nodev: location.nodev(),
+            read_only: location.read_only(),
+            is_missing,
+            way,
+        });
         Ok(state)
     }
 }

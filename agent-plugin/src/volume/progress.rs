@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
-use super::{discover::Search, job::AttachJob, queue::Ticket};
+use super::{attachment::Way, discover::Search, job::AttachJob, queue::Ticket};
 use crate::{
     cgroup::Grant,
-    device_node::{Node, NodeKind, NodeOptions, NodePath},
+    device_node::{Node, NodeOptions, NodePath},
     error::{BoxedError, Result},
+    mounted::Mounting,
 };
 
 /// What was done so far. It lives outside of the sequence, so that an error and a panic are rolled
@@ -23,12 +24,27 @@ pub(super) struct VolumeProgress {
     /// The attachment's options, with the guest's user and group ids.
     pub(super) options: Option<NodeOptions>,
     pub(super) node: Option<Node>,
-    /// The kind of a node that existed before this request: it and its disk stay.
-    pub(super) existing: Option<NodeKind>,
+    pub(super) mounting: Option<Mounting>,
+    /// How the container got it.
+    pub(super) way: Option<Way>,
+    /// It had the volume before this request: node or mount, and the disk, stay.
+    pub(super) was_there: bool,
     pub(super) grant: Option<Grant>,
     pub(super) container_started: u64,
     pub(super) size: u64,
     pub(super) read_only: bool,
+}
+
+impl VolumeProgress {
+    /// Whether this request makes a node or a mount.
+    pub(super) fn is_new(&self) -> bool {
+        self.node.is_some() || self.mounting.is_some()
+    }
+
+    fn parents_made(&self) -> Vec<String> {
+        let of_node = self.node.as_ref().map(Node::parents_made);
+        of_node.or_else(|| Some(self.mounting.as_ref()?.parents_made())).unwrap_or_default()
+    }
 }
 
 /// The directories above a node, outermost first, that this request made for any of its volumes.
@@ -39,15 +55,17 @@ pub(super) fn parents_made(
     index: usize,
 ) -> Vec<NodePath> {
     let AttachJob { attachment, target } = &jobs[index];
-    if volumes[index].node.is_none() {
+    if !volumes[index].is_new() {
         return Vec::new();
     }
     let of_container = jobs.iter().zip(volumes).filter(|(job, _)| job.target.id == target.id);
-    let nodes = of_container.filter_map(|(_, volume)| volume.node.as_ref());
+    let made = of_container.flat_map(|(_, volume)| volume.parents_made());
     // Each is a part of a path that was checked.
-    let made = nodes.flat_map(Node::parents_made).filter_map(|path| NodePath::new(&path).ok());
+    let made = made.filter_map(|path| NodePath::new(&path).ok());
     let mut above: Vec<NodePath> = Vec::new();
-    for made in made.filter(|made| attachment.path.is_below(made)) {
+    // The mount point of a volume is made for it, too.
+    let is_of = |made: &NodePath| attachment.path.is_below(made) || attachment.path == *made;
+    for made in made.filter(is_of) {
         // Of two that have the same length and are above the same path, both are the same.
         let length = |path: &NodePath| path.as_str().len();
         if let Err(at) = above.binary_search_by_key(&length(&made), length) {
@@ -61,21 +79,27 @@ pub(super) fn parents_made(
 /// an error.
 pub(super) fn roll_back(
     jobs: &[AttachJob],
-    progress: &Progress,
+    progress: &mut Progress,
     ticket: &Ticket,
     deadline: Instant,
 ) -> Vec<BoxedError> {
     let mut left = Vec::new();
     let mut note = |result: Result<()>| left.extend(result.err());
-    for node in progress.volumes.iter().rev().filter_map(|volume| volume.node.as_ref()) {
-        note(node.remove(deadline));
+    for volume in progress.volumes.iter_mut().rev() {
+        if let Some(node) = &volume.node {
+            note(node.remove(deadline));
+        }
+        // Before its disk is deleted.
+        if let Some(mounting) = &mut volume.mounting {
+            note(mounting.remove(deadline));
+        }
     }
     for grant in progress.volumes.iter().rev().filter_map(|volume| volume.grant.as_ref()) {
         note(grant.roll_back());
     }
     for (index, volume) in progress.volumes.iter().enumerate().rev() {
         let is_attached = ticket.is_attached(&jobs[index].attachment.serial);
-        note(progress.searches[index].roll_back(volume.existing.is_some() || is_attached));
+        note(progress.searches[index].roll_back(volume.was_there || is_attached));
     }
     left
 }

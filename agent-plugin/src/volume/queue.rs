@@ -122,6 +122,18 @@ pub(crate) struct Ticket {
     place: Arc<Place>,
 }
 
+/// Whether a request was cancelled.
+#[derive(Debug, Clone)]
+pub(super) struct Cancellation(Arc<Entry>);
+
+impl Cancellation {
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub(super) fn check(&self) -> Result<()> {
+        if self.0.is_cancelled() { Err(Error::Cancelled.into()) } else { Ok(()) }
+    }
+}
+
 /// An attach that is not in the queues yet.
 #[derive(Debug)]
 pub(crate) struct Announced {
@@ -265,6 +277,11 @@ impl Ticket {
     /// Whether a later request, or the end of the caller, cancelled this one.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.place.entry.is_cancelled()
+    }
+
+    /// Tells another thread whether the request was cancelled. It keeps no place in the queues.
+    pub(super) fn cancellation(&self) -> Cancellation {
+        Cancellation(self.place.entry.clone())
     }
 
     /// Readable once [`Ticket::is_cancelled`].

@@ -4,8 +4,8 @@
 //! (`CAPACITY_DATA_HAS_CHANGED`, virtio-scsi with `hotplug=on`), and otherwise on `rescan` in
 //! sysfs, which is written here. Where the capacity is not the expected one even then, the disk's
 //! event (`change`, `RESIZE=1`) is awaited. All disks are found and identified before any is
-//! rescanned. There is no rollback: the guest only mirrors the device. A request that failed may be
-//! repeated.
+//! rescanned. Then each file system that is mounted is grown to its disk. There is no rollback: the
+//! guest only mirrors the device. A request that failed may be repeated.
 
 use std::{os::fd::AsFd as _, sync::Arc, time::Instant};
 
@@ -13,6 +13,7 @@ use super::{
     attachment::Attachment,
     discover,
     failed::{Failed, OfVolume as _},
+    grow::{Grown, grow},
     guard::Guard,
     queue::Announced,
     stages::Stages,
@@ -30,6 +31,8 @@ pub(crate) struct Resized {
     pub(crate) serial: String,
     pub(crate) unchanged: bool,
     pub(crate) size: u64,
+    /// Of a mount.
+    pub(crate) file_system: Option<Grown>,
 }
 
 /// One disk, with its size before the request and now.
@@ -83,11 +86,20 @@ pub(crate) fn resize(
     }
     let mut resized = Vec::with_capacity(all.len());
     for disk in &all {
+        let mut file_system = None;
+        if disk.attachment.mount.is_some() {
+            file_system = Some(grow(disk.attachment, &disk.disk, disk.now, deadline));
+        }
+        let is_grown = file_system.as_ref().is_some_and(Grown::is_changed);
         resized.push(Resized {
             serial: disk.attachment.serial.clone(),
-            unchanged: disk.before == disk.now,
+            unchanged: disk.before == disk.now && !is_grown,
             size: disk.now,
+            file_system,
         });
+    }
+    if resized.iter().any(|resized| resized.file_system.is_some()) {
+        stages.end("grow")?;
     }
     Ok(resized)
 }

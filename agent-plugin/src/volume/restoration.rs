@@ -6,6 +6,7 @@ use super::{
     attach::private_umask,
     attachment::{AccessMode, Attachment},
     job::DetachJob,
+    mount,
     present::Present,
     tree::rollback_until,
 };
@@ -39,6 +40,15 @@ fn restore(job: &DetachJob, present: &mut Present, until: Instant) -> Result<()>
         || BlockDevice::at(disk.device)?.as_ref() != Some(disk)
     {
         return Ok(());
+    }
+    if job.is_mount() {
+        // Our own claim would prevent it.
+        present.claim = None;
+        let (attachment, outcome) = (&job.attachment, job.outcome.as_deref());
+        return match mount::restore(attachment, outcome, target, disk, until) {
+            Err(_) if target.has_ended() => Ok(()),
+            result => result,
+        };
     }
     let Attachment { serial, container_id, path, .. } = &*job.attachment;
     Removal::roll_back(serial, container_id, path);

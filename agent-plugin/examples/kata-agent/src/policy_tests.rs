@@ -94,9 +94,8 @@ fn default_of(option: &str) -> String {
     let (_, rest) = page
         .split_once(&format!("\n\\fB\\-\\-{}\\fR \\fI", option))
         .unwrap();
-    let line = rest.lines().next().unwrap();
-    let (_, default) = line.split_once("[default: ").unwrap();
-    default.trim_end_matches(']').to_owned()
+    let (_, default) = rest.split_once("[default: ").unwrap();
+    default.split_once(']').unwrap().0.to_owned()
 }
 
 /// What `ecr-runtime` requests, where its options are not given.
@@ -107,12 +106,20 @@ fn attachment(path: &str) -> Value {
         "uid": default_of("uid").parse::<u32>().unwrap(),
         "gid": default_of("gid").parse::<u32>().unwrap(),
         "mode": u32::from_str_radix(&default_of("mode"), 8).unwrap(),
+        "mount": null,
     })
 }
 
 fn with(field: &str, value: impl Into<Value>) -> Value {
     let mut attachment = attachment("/dev/xvda");
     attachment[field] = value.into();
+    attachment
+}
+
+fn mounted(path: &str) -> Value {
+    let mut attachment = attachment(path);
+    attachment["mode"] = 0.into();
+    attachment["mount"] = json!({ "file_system": "", "options": [], "fs_group": null });
     attachment
 }
 
@@ -148,6 +155,12 @@ fn the_rules_can_be_appended_to_any_policy(#[case] before: &str, #[case] agents_
 #[case::everyone(&[with("mode", 0o666)], false)]
 #[case::a_user(&[with("uid", 1000)], false)]
 #[case::a_group(&[with("gid", 6)], false)]
+#[case::a_mount(&[mounted("/data")], true)]
+#[case::a_mount_below_mnt(&[mounted("/mnt/a/b")], true)]
+#[case::both(&[mounted("/data"), attachment("/dev/xvda")], true)]
+#[case::a_mount_elsewhere(&[mounted("/etc")], false)]
+#[case::a_node_where_mounts_are(&[attachment("/data")], false)]
+#[case::a_mount_where_nodes_are(&[mounted("/dev/xvda")], false)]
 fn the_complete_policy_allows_what_it_says(#[case] volumes: &[Value], #[case] allowed: bool) {
     let input = json!({ "attachments": volumes });
     assert_eq!(

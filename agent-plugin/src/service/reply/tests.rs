@@ -7,11 +7,16 @@ use protobuf::Message as _;
 use super::*;
 use crate::{
     block::BlockDevice,
-    device_node::{NodeOptions, NodePath},
+    device_node::NodePath,
+    disk_stats::DiskStats,
     error::{BoxedError, Unsupported},
+    file_system::{Kind, Space},
     holder::HolderKind,
     scsi::{ScsiAddress, ScsiDevice, ScsiHost},
-    volume::{Detached, Guest, LeftBehind, ParentState, ProbedContainer, Resized},
+    volume::{
+        Detached, Grown, Guest, Inspected, LeftBehind, Mounted, ParentState, ProbedContainer,
+        Resized,
+    },
 };
 
 const NUMBER: DeviceNumber = DeviceNumber { major: 8, minor: 16 };
@@ -61,9 +66,9 @@ fn wire_holder() -> wire::Holder {
 fn attached_volume() -> Attached {
     let outcome = Outcome {
         device: NUMBER,
-        node: NodeKind::Bind,
+        way: Way::Node(NodeKind::Bind),
         parents_made: vec![NodePath::new("/a").unwrap(), NodePath::new("/a/b").unwrap()],
-        filter: cgroup::Mode::Bpf,
+        filter: Some(cgroup::Mode::Bpf),
         allowed_before: true,
         container_started: 5,
         errors_before: 6,
@@ -101,15 +106,43 @@ fn wire_attached() -> wire::Attached {
 }
 
 #[test]
+fn a_mount_has_its_own_outcome() {
+    let mounted = Mounted { kind: Kind::Ext4, idmapped: true, owners_changed: 7 };
+    let mut volume = attached_volume();
+    volume.outcome.way = Way::Mount(mounted);
+    (volume.outcome.filter, volume.outcome.allowed_before) = (None, false);
+    let reply: wire::AttachResponse = read(Rpc::Attach, &Output::Attached(vec![volume]));
+    let outcome = &reply.attached[0].outcome;
+    assert_eq!(outcome.node, wire::NodeWay::NODE_WAY_MOUNT.into());
+    assert_eq!(outcome.filter, wire::FilterMode::FILTER_MODE_UNSPECIFIED.into());
+    let mounted = wire::Mounted {
+        file_system: "ext4".into(),
+        idmapped: true,
+        owners_changed: 7,
+        ..Default::default()
+    };
+    assert_eq!(outcome.mounted, Some(mounted).into());
+}
+
+#[test]
 fn attach_and_resize() {
     let output = Output::Attached(vec![attached_volume()]);
     let reply: wire::AttachResponse = read(Rpc::Attach, &output);
     assert_eq!((reply.attached, reply.stages), (vec![wire_attached()], stages()));
 
-    let resized = Resized { serial: "s".into(), unchanged: true, size: 512 };
+    let grown = Grown { before: 1, size: 2, not_grown: Some("no".into()) };
+    let resized =
+        Resized { serial: "s".into(), unchanged: true, size: 512, file_system: Some(grown) };
     let reply: wire::ResizeResponse = read(Rpc::Resize, &Output::Resized(vec![resized]));
-    let expected =
-        wire::Resized { serial: "s".into(), unchanged: true, size: 512, ..Default::default() };
+    let expected = wire::Resized {
+        serial: "s".into(),
+        unchanged: true,
+        size: 512,
+        file_system_before: 1,
+        file_system_size: 2,
+        not_grown: "no".into(),
+        ..Default::default()
+    };
     assert_eq!((reply.resized, reply.stages), (vec![expected], stages()));
 }
 
@@ -161,7 +194,16 @@ fn inspect() {
         in_flight: 9,
         errors: 10,
     };
+    let space = Space {
+        bytes: 1,
+        bytes_free: 2,
+        bytes_available: 3,
+        inodes: 4,
+        inodes_free: 5,
+        read_only: true,
+    };
     let inspected = Inspected {
+        file_system: Some((Kind::Xfs, space)),
         serial: "s".into(),
         disk: Some(BlockDevice { device: device_at, name: "sda".into(), number: NUMBER }),
         size: 1024,
@@ -208,6 +250,17 @@ fn inspect() {
         container_status: wire::ContainerStatus::CONTAINER_STATUS_RUNNING.into(),
         unknown: "why".into(),
         holders_unknown: "why not".into(),
+        file_system: Some(wire::FileSystemState {
+            type_: "xfs".into(),
+            bytes: 1,
+            bytes_free: 2,
+            bytes_available: 3,
+            inodes: 4,
+            inodes_free: 5,
+            read_only: true,
+            ..Default::default()
+        })
+        .into(),
         ..Default::default()
     };
     let reply: wire::InspectResponse = read(Rpc::Inspect, &Output::Inspected(vec![inspected]));
@@ -220,10 +273,10 @@ fn probed() -> Probed {
         nodev: true,
         read_only: true,
         is_missing: false,
-        kind: Err(Unsupported::NoCgroup.into()),
+        way: Err(Unsupported::NoCgroup.into()),
     };
-    let existing = Existing::Block(NUMBER, NodeOptions { uid: 0, gid: 0, mode: 0o600 });
-    let path = PathState { path: "/x".into(), parent: Some(parent), existing: Some(existing) };
+    let taken = Some(("block device 8:16".to_owned(), Some(NUMBER)));
+    let path = PathState { path: "/x".into(), parent: Some(parent), taken };
     let container = ProbedContainer {
         user_namespace: true,
         filter: cgroup::Mode::Bpf,

@@ -86,6 +86,70 @@ fn a_field_out_of_bounds_is_named(#[case] field: &str, #[case] change: fn(&mut w
     assert!(message.len() < 400, "{message}");
 }
 
+fn mount() -> wire::Attachment {
+    let mount = wire::Mount { options: vec!["noatime".into()], ..Default::default() };
+    wire::Attachment { path: "/data".into(), mode: 0o40000, mount: Some(mount).into(), ..valid() }
+}
+
+#[rstest]
+#[case("owner", |item: &mut wire::Attachment| item.mode = 0o660)]
+#[case("owner", |item: &mut wire::Attachment| item.uid = 1)]
+#[case("mount.file_system", |item: &mut wire::Attachment| of_mount(item).file_system = "nfs".into())]
+#[case("mount.options", |item: &mut wire::Attachment| of_mount(item).options.push("dev".into()))]
+#[case("mount.options", |item: &mut wire::Attachment| of_mount(item).options.push("usrquota".into()))]
+#[case("mount.options", |item: &mut wire::Attachment| of_mount(item).options = vec!["noatime".into(); 33])]
+#[case("mount.fs_group", |item: &mut wire::Attachment| of_mount(item).fs_group = Some(wire::FsGroup::new()).into())]
+#[case("mount.fs_group", |item: &mut wire::Attachment| {
+    item.access = wire::Access::ACCESS_READ_ONLY.into();
+    let change = wire::FsGroupChange::FS_GROUP_CHANGE_ALWAYS.into();
+    of_mount(item).fs_group = Some(wire::FsGroup { change, ..Default::default() }).into();
+})]
+fn a_field_of_a_mount_out_of_bounds_is_named(
+    #[case] field: &str,
+    #[case] change: fn(&mut wire::Attachment),
+) {
+    attachments(&[mount()]).unwrap();
+    let mut item = mount();
+    change(&mut item);
+    let message = attachments(&[item]).unwrap_err().to_string();
+    assert!(message.starts_with(&format!("attachments[0].{field}: ")), "{message}");
+}
+
+fn of_mount(item: &mut wire::Attachment) -> &mut wire::Mount {
+    item.mount.as_mut().unwrap()
+}
+
+/// Its mode says that it is no node, to a plugin that does not know mounts.
+#[test]
+fn the_mode_of_a_mount_is_none_of_a_node() {
+    let item = wire::Attachment { mount: None.into(), ..mount() };
+    assert!(attachments(&[item]).unwrap_err().to_string().contains("mode 40000"));
+}
+
+#[test]
+fn the_outcome_of_a_mount_is_its_own() {
+    let device = Some(wire::DeviceNumber { major: 8, ..Default::default() }).into();
+    let mounted = wire::Mounted { file_system: "ext4".into(), ..Default::default() };
+    let outcome = wire::Outcome {
+        device,
+        node: wire::NodeWay::NODE_WAY_MOUNT.into(),
+        parents_made: vec!["/data".into()],
+        mounted: Some(mounted).into(),
+        ..Default::default()
+    };
+    let of = |attachment, outcome: &wire::Outcome| wire::Detachment {
+        attachment: Some(attachment).into(),
+        outcome: Some(outcome.clone()).into(),
+        ..Default::default()
+    };
+    let found = detachments(&[of(mount(), &outcome)]).unwrap();
+    let found = found[0].outcome.as_ref().unwrap();
+    assert!(matches!(found.way, Way::Mount(_)) && found.filter.is_none(), "{found:?}");
+    detachments(&[of(valid(), &outcome)]).unwrap_err();
+    let absent = wire::Outcome { mounted: None.into(), ..outcome };
+    detachments(&[of(mount(), &absent)]).unwrap_err();
+}
+
 #[test]
 fn a_batch_names_each_volume_address_and_path_once() {
     let mut second = valid();
@@ -107,7 +171,7 @@ fn counts_and_time_outs_have_bounds() {
     assert!(
         attachments(&vec![valid(); 257]).unwrap_err().to_string().starts_with("attachments: 257")
     );
-    assert!(paths(&[]).unwrap().is_empty());
+    assert!(paths("paths", &[]).unwrap().is_empty());
     assert!(timeout(0).is_err() && timeout(600_001).is_err() && timeout(u64::MAX).is_err());
     let most = timeout(1500).unwrap();
     assert_eq!(most, Duration::from_millis(1500));
@@ -131,7 +195,7 @@ fn only_parents_of_the_path_are_directories_that_an_attach_made(
     #[case] fine: bool,
 ) {
     let path = NodePath::new("/dev/a/b/x").unwrap();
-    let result = parents_made(Field::of_request("parents_made"), made, &path);
+    let result = parents_made(Field::of_request("parents_made"), made, &path, false);
     assert_eq!(result.is_ok(), fine, "{result:?}");
 }
 

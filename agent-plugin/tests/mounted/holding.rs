@@ -1,0 +1,101 @@
+//! Whatever uses a mounted file system is named.
+
+use std::{fs, process::Command, thread};
+
+use agent_plugin::{
+    block::BlockDevice,
+    file_system::{Kind, Space},
+    holders::{self, OwnMount, Scope},
+    mounted::unmount_in,
+    scsi::{ScsiAddress, ScsiDevice},
+};
+use rstest::rstest;
+
+use super::{
+    container::{Fixture, start},
+    disk::{Disk, run},
+    mount::{How, PATH, alone, mount, soon, unmount},
+};
+
+/// The holders of a mounted disk, in words, without those of the machine itself.
+fn holders(container: &Fixture, disk: &Disk) -> Vec<String> {
+    use std::os::linux::fs::MetadataExt as _;
+    let address = ScsiAddress { target: 0, lun: 1 };
+    let device = ScsiDevice { host: 0, address };
+    let block = BlockDevice { device, name: disk.name.clone(), number: disk.number };
+    let namespace = fs::metadata(format!("/proc/{}/ns/mnt", container.pid())).unwrap().st_ino();
+    let mounted = OwnMount {
+        identity: disk.identity(),
+        namespace: Some(namespace),
+        numbers: vec![disk.number],
+    };
+    let disk = holders::Disk::new("s1", PATH, &block).unwrap().mounted(mounted);
+    let scan = holders::find(&[disk], &[&container.target], Scope::All, soon()).unwrap();
+    scan.certain().unwrap().into_iter().map(|found| found.holder.to_string()).collect()
+}
+
+#[rstest]
+#[case::an_open_file("exec 3>$d/file; exec sleep 600", "(sleep) with ", "/srv/data/deep/file")]
+#[case::a_working_directory("cd $d; exec sleep 600", "(sleep) with ", "deep (working directory)")]
+#[case::a_program(
+    "cp $(command -v sleep) $d/nap; exec $d/nap 600",
+    "(nap) with ",
+    "deep/nap (mapped)"
+)]
+#[case::a_copy("exec unshare --mount sleep 600", "mount ", "/srv/data/deep (ext4)")]
+#[case::a_nested_mount(
+    "mkdir $d/t; mount -t tmpfs t $d/t; exec sleep 600",
+    "mount ",
+    "deep/t (tmpfs)"
+)]
+#[case::a_bind_mount(
+    "mkdir /srv/b; mount --bind $d /srv/b; exec sleep 600",
+    "mount ",
+    "/srv/b (ext4)"
+)]
+#[case::an_overlay(
+    "mkdir $d/u $d/w /srv/o; mount -t overlay -o lowerdir=/srv/data,upperdir=$d/u,workdir=$d/w o /srv/o; exec sleep 600",
+    "mount ",
+    "/srv/o (overlay)"
+)]
+fn each_kind_of_holder_is_named(#[case] script: &str, #[case] kind: &str, #[case] detail: &str) {
+    let _alone = alone();
+    let (container, disk) = (start(""), Disk::with(Kind::Ext4));
+    mount(&container, &disk, How::default()).unwrap();
+    assert_eq!(holders(&container, &disk), Vec::<String>::new(), "its own mount is none");
+    let (pid, script) = (container.pid().to_string(), format!("set -e; d={PATH}; {script}"));
+    let mut user = Command::new("nsenter")
+        .args(["--target", &pid, "--mount", "--root", "--wd", "sh", "-c", &script])
+        .spawn()
+        .unwrap();
+    let is_there = || fs::read(format!("/proc/{}/comm", user.id())).unwrap();
+    while !matches!(&is_there()[..], b"sleep\n" | b"nap\n") {
+        thread::yield_now();
+    }
+    let found = holders(&container, &disk);
+    user.kill().unwrap();
+    user.wait().unwrap();
+    let is_it = |holder: &String| holder.contains(kind) && holder.contains(detail);
+    assert!(found.iter().any(is_it), "{found:?}");
+    let done = unmount_in(&container.target, disk.identity(), (true, true), soon()).unwrap();
+    assert!(done.count > 0);
+}
+
+#[test]
+fn a_loop_device_of_a_file_on_it_is_a_holder() {
+    let _alone = alone();
+    let (container, disk) = (start(""), Disk::with(Kind::Ext4));
+    mount(&container, &disk, How::default()).unwrap();
+    container.run(&["truncate", "-s", "1M", "/srv/data/deep/image"]);
+    let image = format!("/proc/{}/root{PATH}/image", container.pid());
+    let above = run(&["losetup", "--find", "--show", &image]);
+    let found = holders(&container, &disk);
+    run(&["losetup", "--detach", &above]);
+    let name = above.trim_start_matches("/dev/");
+    assert_eq!(found, [format!("loop {name}")]);
+    assert_eq!(holders(&container, &disk), Vec::<String>::new());
+    let space = container.target.root().unwrap().existing(PATH).unwrap().unwrap();
+    assert!(Space::of(&space).unwrap().bytes > 0);
+    drop(space);
+    assert_eq!(unmount(&container, &disk).unwrap().count, 1);
+}

@@ -1,0 +1,10 @@
+//! File systems of volumes, mounted into a container. Loop devices stand for the disks. Needs root,
+//! util-linux, the loop driver, and mkfs of ext4, xfs and btrfs.
+
+#[path = "../container/mod.rs"]
+mod container;
+mod disk;
+mod holding;
+mod life;
+mod mount;
+mod refusals;
