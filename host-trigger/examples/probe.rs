@@ -68,7 +68,7 @@ async fn probe(address: &str, container: &str) -> Result<serde_json::Value, Erro
     let deadline = Deadline::after(Duration::from_secs(10));
     let address: AgentAddress = address.parse()?;
     let reply = Agent::new(agent_address::dial(&address, deadline).await?)
-        .probe(container, Vec::new(), deadline)
+        .probe(container, Vec::new(), Vec::new(), deadline)
         .await?;
     let hosts: Vec<_> = reply
         .scsi_hosts

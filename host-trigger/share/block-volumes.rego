@@ -7,7 +7,9 @@ default DetachBlockVolumeRequest := true
 default ResizeBlockVolumeRequest := true
 default AttachBlockVolumeRequest := false
 
-AttachBlockVolumeRequest := count(allowed_block_volumes) == count(input.attachments)
+AttachBlockVolumeRequest := count_of_allowed == count(input.attachments)
+
+count_of_allowed := count(allowed_block_volumes) + count(allowed_mounts)
 
 # Volumes at /dev/xvd* that only root and the group root can open.
 allowed_block_volumes := [volume |
@@ -16,4 +18,11 @@ allowed_block_volumes := [volume |
 	volume.uid == 0
 	volume.gid == 0
 	{384, 432}[volume.mode] # 0600, 0660
+]
+
+# File systems of volumes, mounted at /data* or below /mnt.
+allowed_mounts := [volume |
+	volume := input.attachments[_]
+	startswith(volume.path, ["/data", "/mnt/"][_])
+	volume.mount.options
 ]

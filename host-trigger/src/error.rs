@@ -39,13 +39,24 @@ pub enum Error {
     PauseContainer { container: String },
     #[error("the device path {path:?} is not valid: {why}")]
     DevicePath { path: String, why: &'static str },
-    #[error("{volumes} volumes and {paths} device paths do not pair up")]
+    #[error("the mount path {path:?} is not valid: {why}")]
+    MountPath { path: String, why: &'static str },
+    #[error(
+        "volume {volume:?} is given two paths, the device path {device_path} and the mount path \
+         {mount_path}"
+    )]
+    TwoPaths { volume: PathBuf, device_path: String, mount_path: String },
+    #[error("the mount option {option:?} {rule}")]
+    MountOption { option: String, rule: &'static str },
+    #[error("the mount info {path:?} cannot be used: {why}")]
+    MountInfo { path: PathBuf, why: String },
+    #[error("{volumes} volumes and {paths} paths do not pair up")]
     Unpaired { volumes: usize, paths: usize },
     #[error("{what} {value:?} is named twice")]
     Repeated { what: &'static str, value: String },
     #[error("{count} volumes are more than the 256 that one call takes")]
     TooMany { count: usize },
-    #[error("several volumes have the device path {path}: {}", .found.join(", "))]
+    #[error("several volumes have the path {path}: {}", .found.join(", "))]
     PathAmbiguous { path: String, found: Vec<String> },
     #[error("volume {volume} is shared and has several attachments: {}", .found.join(", "))]
     VolumeAmbiguous { volume: String, found: Vec<String> },
@@ -149,13 +160,13 @@ pub enum Error {
     VolumeNotFound { asked: String, sandbox: String },
 
     // Conflicts.
-    #[error("the device path {path} is taken by a {taken_by}")]
+    #[error("the path {path} is taken by a {taken_by}")]
     PathTaken { path: String, taken_by: String },
     #[error("volume {volume} is already attached to container {container} at {path}")]
     VolumeTaken { volume: String, container: String, path: String },
     #[error("volume {volume} is already attached with another {}", .differs.join(", "))]
     OtherOptions { volume: String, differs: Vec<&'static str> },
-    #[error("the device path {path} in container {container} belongs to volume {volume}")]
+    #[error("the path {path} in container {container} belongs to volume {volume}")]
     PathHoldsVolume { path: String, container: String, volume: String },
     #[error("volume {volume} is attached to container {container}, not to {asked}")]
     OtherContainer { volume: String, container: String, asked: String },
@@ -170,7 +181,7 @@ pub enum Error {
     VolumeChanged { volume: String },
     #[error(
         "volume {volume} was taken without the guest from container {container}, which may still \
-         have its device node at {path}: a new disk could get its device number"
+         have it at {path}: a new disk could get its device number"
     )]
     AbandonedVolume { volume: String, container: String, path: String },
 
@@ -249,13 +260,21 @@ pub enum Error {
 
     // The guest and its agent.
     #[error("{}: {}", speaker(*.reason), sanitize(.message))]
-    Guest { reason: Reason, message: String, undone: bool },
+    Guest { reason: Reason, message: String, undone: bool, volume: String },
     #[error("volume {volume} is in use in the guest: {}", GuestHolder::line(.holders))]
     InUse { volume: String, holders: Vec<GuestHolder> },
     #[error("the agent has no block volume plugin")]
     NoPlugin,
     #[error("the agent's block volume plugin does not support {method}")]
     NoMethod { method: &'static str },
+    #[error("the agent's block volume plugin cannot mount file systems: {path} would get a device")]
+    NoMounts { path: String },
+    #[error(
+        "the guest reports: {}; `mkfs.{fs_type} {path:?}` on the host would make a file system, and \
+         destroy what is there",
+        sanitize(.message)
+    )]
+    NoFileSystem { path: PathBuf, fs_type: String, message: String },
     #[error("the agent's plugin speaks API level {guest}, this program {API_LEVEL}")]
     ApiLevel { guest: u32 },
     #[error("the agent replied to {method} with {code}: {}", sanitize(.message))]
@@ -337,6 +356,12 @@ impl Error {
             io::ErrorKind::PermissionDenied => Self::Denied { call, path, source },
             _ => Self::System { call, path, source },
         }
+    }
+
+    /// What a guest reports that has changed nothing.
+    pub(crate) fn guest(reason: Reason, message: impl Into<String>) -> Self {
+        let (message, volume) = (message.into(), String::new());
+        Self::Guest { reason, message, undone: true, volume }
     }
 
     /// The reason, the exit status and the remedy.

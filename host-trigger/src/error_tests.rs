@@ -25,6 +25,13 @@ fn io(kind: io::ErrorKind) -> io::Error {
 #[case(Error::SandboxNotNamed, "sandbox_needed", 2)]
 #[case(Error::PauseContainer { container: "c".into() }, "pause_container", 2)]
 #[case(Error::DevicePath { path: "x".into(), why: "y" }, "invalid_device_path", 2)]
+#[case(Error::MountPath { path: "x".into(), why: "y" }, "invalid_mount_path", 2)]
+#[case(Error::TwoPaths { volume: "v".into(), device_path: "d".into(), mount_path: "m".into() }, "two_paths", 2)]
+#[case(Error::MountOption { option: "dev".into(), rule: "must not be" }, "invalid_mount_option", 2)]
+#[case(Error::MountInfo { path: "p".into(), why: "no".into() }, "invalid_mount_info", 2)]
+#[case(Error::NoMounts { path: "/data".into() }, "no_mounts", 10)]
+#[case(Error::NoFileSystem { path: "/dev/x".into(), fs_type: "xfs".into(), message: "blank".into() },
+    "no_file_system", 9)]
 #[case(Error::Unpaired { volumes: 1, paths: 2 }, "unpaired", 2)]
 #[case(Error::Repeated { what: "the path", value: "x".into() }, "repeated", 2)]
 #[case(Error::TooMany { count: 257 }, "too_many", 2)]
@@ -187,8 +194,12 @@ fn each_error_has_its_reason_and_exit_code(
 #[case(Reason::REASON_NO_CONTROLLER, 10)]
 #[case(Reason::REASON_UNSUPPORTED, 10)]
 #[case(Reason::REASON_SYSTEM, 1)]
+#[case(Reason::REASON_FILE_SYSTEM_MISMATCH, 9)]
+#[case(Reason::REASON_NO_FILE_SYSTEM, 9)]
+#[case(Reason::REASON_FILE_SYSTEM_REFUSED, 9)]
+#[case(Reason::REASON_OWNERS_INCOMPLETE, 7)]
 fn each_reason_of_the_guest_has_its_exit_code(#[case] reason: Reason, #[case] exit_code: u8) {
-    let error = Error::Guest { reason, message: "x".into(), undone: true };
+    let error = Error::guest(reason, "x");
     assert_eq!(error.class().exit_status.code(), exit_code);
 }
 

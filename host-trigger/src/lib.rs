@@ -37,6 +37,7 @@ pub mod error;
 pub mod exit_status;
 mod fault;
 pub mod format;
+pub mod fs_group;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;

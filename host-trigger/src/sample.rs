@@ -1,7 +1,10 @@
 //! A volume as it is reported, for unit tests.
 
 use crate::{
-    ops::volume::{Scsi, Volume},
+    ops::{
+        place::Place,
+        volume::{Scsi, Volume},
+    },
     qemu::throttle::Limits,
 };
 
@@ -12,7 +15,7 @@ pub(crate) fn volume() -> Volume {
         sandbox: "s1".into(),
         container: "c1".into(),
         pod: None,
-        device_path: "/dev/xvda".into(),
+        place: Place::Device { device_path: "/dev/xvda".into() },
         source: "/dev/disk/by-id/x".into(),
         source_device: "/dev/sdb".into(),
         size: 64 << 20,

@@ -63,6 +63,16 @@ const EXAMPLES: [(&str, &[(&str, &str)]); 16] = [
                  --device-path /dev/xvdb",
             ),
             (
+                "Mount the file system of a logical volume at /data",
+                "ecr-runtime block-volume hot-plug --container 4f1c --block-volume /dev/vg/data \
+                 --mount-path /data --mount-options noatime",
+            ),
+            (
+                "Mount a volume as a CSI driver has described it for Kata",
+                "ecr-runtime block-volume hot-plug --container 4f1c --mount-info mountInfo.json \
+                 --mount-path /data",
+            ),
+            (
                 "Attach a volume to a container of a pod",
                 "ecr-runtime block-volume hot-plug --pod shop/db-0 --container app --block-volume \
                  /dev/vg/data --device-path /dev/xvda",
@@ -81,6 +91,10 @@ const EXAMPLES: [(&str, &[(&str, &str)]); 16] = [
                 "Detach a volume; give its holders half a minute",
                 "ecr-runtime block-volume hot-unplug --container 4f1c --device-path /dev/xvda \
                  --wait 30s",
+            ),
+            (
+                "Unmount a volume, and free it on the host",
+                "ecr-runtime block-volume hot-unplug --container 4f1c --mount-path /data",
             ),
             (
                 "Detach a volume that is in use",

@@ -50,7 +50,7 @@ fuzz_target!(|input: &[u8]| {
                 return;
             };
             let reason = reason.enum_value().unwrap_or_default();
-            let error = Error::Guest { reason, message, undone };
+            let error = Error::Guest { reason, message, undone, volume: String::new() };
             assert_plain(&error.message());
             assert_ne!(error.class().exit_status.code(), 0);
         }

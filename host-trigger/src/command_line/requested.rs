@@ -2,7 +2,10 @@
 
 use super::Verb;
 use crate::{
-    cli::selector::VolumeSelector,
+    cli::{
+        selector::VolumeSelector,
+        volumes::{ContainerPath, VolumeArgs},
+    },
     output::audit::{Requested, RequestedVolume},
     path_text,
 };
@@ -13,14 +16,7 @@ impl Verb {
         let (container, volumes) = match self {
             Self::List(_) | Self::Inspect(_) | Self::Stats(_) => return None,
             _ if self.dry_run() => return None,
-            Self::HotPlug(verb) => {
-                let sources = verb.block_volume.iter().map(path_text::encode);
-                let pairs = sources.zip(&verb.device_path).map(|(source, device_path)| {
-                    let (source, device_path) = (Some(source), Some(device_path.clone()));
-                    RequestedVolume { source, device_path, ..RequestedVolume::default() }
-                });
-                (verb.container.as_ref(), pairs.collect())
-            }
+            Self::HotPlug(verb) => (verb.container.as_ref(), plugged(&verb.volumes)),
             Self::HotUnplug(verb) => (verb.container.as_ref(), vec![selected(&verb.selector)]),
             Self::Resize(verb) => (verb.container.as_ref(), vec![selected(&verb.selector)]),
             Self::Throttle(verb) => (verb.container.as_ref(), vec![selected(&verb.selector)]),
@@ -33,8 +29,21 @@ impl Verb {
     }
 }
 
+/// The volumes of a hot-plug. Which one Kata's mount info names is not known yet.
+fn plugged(volumes: &VolumeArgs) -> Vec<RequestedVolume> {
+    let sources = volumes.block_volume.iter().map(|source| Some(path_text::encode(source)));
+    let pairs = sources.chain(std::iter::repeat(None)).zip(&volumes.paths);
+    let requested = |(source, path): (Option<String>, &ContainerPath)| {
+        let ContainerPath { path, is_mount } = path.clone();
+        let (device_path, mount_path) =
+            if is_mount { (None, Some(path)) } else { (Some(path), None) };
+        RequestedVolume { id: None, source, device_path, mount_path }
+    };
+    pairs.map(requested).collect()
+}
+
 fn selected(selector: &VolumeSelector) -> RequestedVolume {
-    let VolumeSelector { volume, device_path } = selector;
-    let id = volume.as_ref().map(|id| id.as_str().to_owned());
-    RequestedVolume { id, device_path: device_path.clone(), source: None }
+    let VolumeSelector { volume, device_path, mount_path } = selector.clone();
+    let id = volume.map(|id| id.as_str().to_owned());
+    RequestedVolume { id, source: None, device_path, mount_path }
 }

@@ -53,20 +53,21 @@ use crate::{
 /// Detach a volume from its container, and free it on the host
 ///
 /// A volume that is in use in the guest is not detached (exit status 5), and nothing changes. The
-/// holders are listed: processes that have the device open by any device node, mounts in any
-/// container or outside, device mapper, md, loop devices, swap. --wait gives them time to release
-/// the volume. --force detaches anyway: data that the guest has not written back is written as far
-/// as possible, holders get I/O errors from then on, a file system on the volume stays mounted and
-/// broken until it is unmounted, and the holders that lost the volume are listed. The container may
-/// be gone. A volume that an interrupted run left incomplete is detached as far as it exists. On
-/// success the guest has no disk, the container no device node and no right, and QEMU no device,
-/// block node or descriptor of the volume: the host can use it again. What the container keeps the
-/// guest from removing in its file system is left behind, with a warning on standard error: the
-/// volume is detached all the same, and what is left leads to no disk.
+/// holders are listed: processes that have the device open by any device node, or a file of what is
+/// mounted (--mount-path), mounts in any container or outside, device mapper, md, loop devices,
+/// swap. --wait gives them time to release the volume. --force detaches anyway: data that the guest
+/// has not written back is written as far as possible, holders get I/O errors from then on, a file
+/// system on the volume stays mounted and broken until it is unmounted, and the holders that lost
+/// the volume are listed. The container may be gone. A volume that an interrupted run left
+/// incomplete is detached as far as it exists. On success the guest has no disk, the container no
+/// device node, right or mount, and QEMU no device, block node or descriptor of the volume: the
+/// host can use it again. What the container keeps the guest from removing in its file system is
+/// left behind, with a warning on standard error: the volume is detached all the same, and what is
+/// left leads to no disk.
 ///
 /// A volume that does not exist is `unchanged`, with exit status 0, if --volume names it: it is as
-/// requested. A device path alone does not say which volume was meant, so with --device-path it is
-/// not found (exit status 3).
+/// requested. A path alone does not say which volume was meant, so with --device-path or
+/// --mount-path it is not found (exit status 3).
 ///
 /// --force --without-guest frees the volume on the host alone, and never contacts the guest: for a
 /// guest that hangs, that lies, or that has no agent of ours. All attachments of a shared volume
@@ -309,7 +310,7 @@ async fn dry_run(
     let seen = inspect::inspect(&guest.agent, request, true, deadline).await?;
     if !seen.holders_unknown.is_empty() {
         let (reason, message) = (Reason::REASON_SYSTEM, seen.holders_unknown);
-        return Err(Error::Guest { reason, message, undone: true });
+        return Err(Error::guest(reason, message));
     }
     // If the disk stays, other containers keep using it.
     let container = &request.attachment.container_id;
@@ -330,6 +331,6 @@ fn report(
     watch: Stopwatch,
 ) -> Envelope<Report> {
     let volumes = volume.into_iter().collect();
-    let report = Report { volumes, broken_holders, lost: Vec::new() };
+    let report = Report { broken_holders, ..Report::of(volumes) };
     Envelope::new("hot-unplug", result, report).with_dry_run(verb.dry_run).with_timings(watch)
 }

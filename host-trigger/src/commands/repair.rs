@@ -19,6 +19,7 @@ use crate::{
     error::ErrorBody,
     ops::{
         inspect::{self, VolumeView},
+        place::Place,
         recovery::{Action, GuestReport, Recovered, Recovery, RecoveryPlan},
         session::{self, Connections, Guest, Session},
         volume::{ListedVolume, State},
@@ -36,8 +37,8 @@ use crate::{
 ///
 /// Each volume of which anything is left ends attached or gone. An attachment that the guest had
 /// completed is committed; any other is rolled back. An interrupted unplug is completed. A device
-/// node or a right that the container lost is made again. A volume whose container is gone is
-/// freed. A volume that hot-unplug --without-guest has freed is detached in the guest, and its
+/// node, a right or a mount that the container lost is made again. A volume whose container is gone
+/// is freed. A volume that hot-unplug --without-guest has freed is detached in the guest, and its
 /// record removed. Where the guest cannot tell, nothing is done on a guess. Unused descriptors of
 /// ours are removed. Complete volumes are kept, and nothing that others own is touched.
 ///
@@ -176,7 +177,7 @@ async fn recover(
             id: unused.id.as_ref().map(ToString::to_string).unwrap_or_default(),
             container: String::new(),
             pod: None,
-            device_path: String::new(),
+            place: Place::default(),
             source: String::new(),
             found: Found::Descriptor(UnusedDescriptor::UnusedDescriptor),
             action: recovered.action,
@@ -233,7 +234,7 @@ fn row(view: &VolumeView, state: State, recovered: Recovered) -> RepairedVolume 
         id: volume.id.clone(),
         container: volume.container.clone(),
         pod: None,
-        device_path: volume.device_path.clone(),
+        place: volume.place.clone(),
         source: path_text::encode(&volume.source_device),
         found: Found::Volume(state),
         action: recovered.action,

@@ -23,9 +23,11 @@ use crate::{
     Deadline, Error,
     cli::{selector::VolumeSelector, target::Target},
     fault,
+    guest_holder::GuestHolder,
     host::source::{Source, SourceKind},
     ops::{
         commit, disk_size,
+        file_system::GrownFileSystem,
         guest_request::RequestTime,
         inspect::VolumeView,
         rollback::resize::ResizeRollback,
@@ -55,9 +57,11 @@ const MAX_SIZE: u64 = 0x7fff_ffff_c000_0000;
 /// Make QEMU, the guest and the container see a volume's new size
 ///
 /// Without --size, the size that the volume has on the host now is used: resize a block device
-/// there first. With --size, a raw image is resized. The volume stays in use meanwhile. Afterwards
-/// grow a file system on it in the container (resize2fs, xfs_growfs). Success means that the
-/// guest's kernel has the new size.
+/// there first. With --size, a raw image is resized. The volume stays in use meanwhile. Success
+/// means that the guest's kernel has the new size. If the volume is mounted (--mount-path), the
+/// guest grows its file system, too, and both sizes are shown; one that cannot grow while it is
+/// mounted stays as it is, and the output says so. Of a device, grow a file system on it in the
+/// container afterwards (resize2fs, xfs_growfs).
 #[derive(Debug, Args)]
 #[command(before_help = "Example: ecr-runtime block-volume resize --sandbox 7d3a --device-path \
                          /dev/xvda --size 20GiB")]
@@ -110,7 +114,7 @@ pub async fn run(verb: &Resize, run_dir: Option<PathBuf>) -> Result<Envelope<Rep
     let watch = &mut session.watch;
     let resized = async { if verb.dry_run { work.dry_run().await } else { work.run(watch).await } };
     let done = signals.unless_caught(resized).await;
-    let Resized { unchanged, size } = match done {
+    let Resized { unchanged, size, file_system } = match done {
         Ok(done) => done,
         Err(cause) if !work.touched => return Err(cause),
         Err(cause) => {
@@ -130,7 +134,7 @@ pub async fn run(verb: &Resize, run_dir: Option<PathBuf>) -> Result<Envelope<Rep
     }
     volume.size = size;
     let result = if unchanged { Outcome::Unchanged } else { Outcome::Resized };
-    let report = Report { volumes: vec![volume], broken_holders: Vec::new(), lost: Vec::new() };
+    let report = Report { file_system, ..Report::of(vec![volume]) };
     Ok(Envelope::new("resize", result, report)
         .with_dry_run(verb.dry_run)
         .with_timings(session.watch))
@@ -177,6 +181,20 @@ async fn prepare(verb: &Resize, session: &Session) -> Result<(Work, Volume), Err
     }
     if after != before {
         NodeUsers::read(&mut qmp).await?.check(&id)?;
+    }
+    if let (true, Some(mount)) = (after < in_guest, view.volume.place.mount()) {
+        let holder = GuestHolder {
+            kind: "mount".to_owned(),
+            pid: None,
+            command: String::new(),
+            container: view.volume.container.clone(),
+            detail: mount.mount_path.clone(),
+        };
+        return Err(Error::ShrinkInUse {
+            volume: id.to_string(),
+            asked: after,
+            holders: vec![holder],
+        });
     }
     if after < in_guest {
         disk_size::check_unused(&guest.agent, &request, after, *deadline).await?;
@@ -234,6 +252,8 @@ struct Resized {
     /// QEMU and the guest had the size already.
     unchanged: bool,
     size: u64,
+    /// Of a mount.
+    file_system: Option<GrownFileSystem>,
 }
 
 /// The resize of one volume.
@@ -264,7 +284,7 @@ impl Work {
         match disk_size::in_guest(&self.guest.agent, &self.request, self.deadline).await? {
             Some(disk) => {
                 let unchanged = disk.size == self.after && self.before == self.after;
-                Ok(Resized { unchanged, size: self.after })
+                Ok(Resized { unchanged, size: self.after, file_system: None })
             }
             None => Err(Error::IncompleteVolume { volume: self.id.to_string() }),
         }
@@ -274,24 +294,30 @@ impl Work {
         // If both are not the same, an earlier resize failed, and the guest may never be able to
         // follow that one.
         let first = if self.after == self.before { self.before } else { self.in_guest };
-        let unchanged = self.resize_in_guest(first).await?;
+        let (unchanged, asked) = self.resize_in_guest(first).await?;
         watch.lap("ask_guest");
         if self.after == self.before {
-            return Ok(Resized { unchanged, size: self.before });
+            return Ok(Resized { unchanged, size: self.before, file_system: asked });
         }
         self.touched = true;
         disk_size::set_in_qemu(&mut self.qmp, &self.id, &self.path, self.after).await?;
         fault::point("after-block-resize").await?;
         let size = disk_size::in_qemu(&mut self.qmp, &self.id).await?;
         watch.lap("block_resize");
-        self.resize_in_guest(size).await?;
+        let (_, grown) = self.resize_in_guest(size).await?;
         fault::point("after-guest-resize").await?;
         watch.lap("guest");
-        Ok(Resized { unchanged: false, size })
+        // It may have grown already when the guest was asked, after an earlier resize.
+        let before = asked.map(|asked| asked.before_bytes);
+        let file_system = grown.map(|grown| GrownFileSystem {
+            before_bytes: before.unwrap_or(grown.before_bytes),
+            ..grown
+        });
+        Ok(Resized { unchanged: false, size, file_system })
     }
 
-    /// Returns whether the guest had this size before.
-    async fn resize_in_guest(&self, size: u64) -> Result<bool, Error> {
+    /// Returns whether the guest had this size before, and what became of a file system.
+    async fn resize_in_guest(&self, size: u64) -> Result<(bool, Option<GrownFileSystem>), Error> {
         let RequestTime { timeout_ms, reply_by } = RequestTime::until(self.deadline);
         let attachment = Attachment { size, ..self.request.attachment.clone().unwrap_or_default() };
         let request =
@@ -299,7 +325,8 @@ impl Work {
         let reply = self.guest.agent.resize(&request, reply_by).await?;
         match &reply.resized[..] {
             [resized] if resized.serial == self.id.as_str() && resized.size == size => {
-                Ok(resized.unchanged)
+                let is_mount = self.request.attachment.mount.is_some();
+                Ok((resized.unchanged, is_mount.then(|| GrownFileSystem::from(resized))))
             }
             _ => {
                 let what = "another volume or size".to_owned();

@@ -14,6 +14,7 @@ use crate::{
     error::ErrorBody,
     ops::{
         container_state::ContainerState,
+        file_system::FileSystemUse,
         guest_stats::GuestStats,
         inspect::{self, VolumeView},
         select,
@@ -30,8 +31,9 @@ use crate::{
 /// Show the number of operations, bytes and errors of volumes, and their times
 ///
 /// Changes nothing. The counters begin when the volume is attached. QEMU counts what reached the
-/// disk. The guest counts what its kernel requested; its times include waiting for a limit. If the
-/// guest does not reply, QEMU's counters are shown, with a note that says so.
+/// disk. The guest counts what its kernel requested; its times include waiting for a limit. Of a
+/// volume that is mounted, the guest also tells how much of the file system is in use. If the guest
+/// does not reply, QEMU's counters are shown, with a note that says so.
 #[derive(Debug, Args)]
 #[command(before_help = "Example: ecr-runtime block-volume stats --sandbox 7d3a --prometheus")]
 pub struct Stats {
@@ -45,8 +47,12 @@ pub struct Stats {
     pub container: Option<String>,
 
     /// Path of the device in the container [default: all volumes]
-    #[arg(long, value_name = "PATH", conflicts_with = "volume")]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["volume", "mount_path"])]
     pub device_path: Option<String>,
+
+    /// Path in the container that the volume is mounted at [default: all volumes]
+    #[arg(long, value_name = "PATH", conflicts_with = "volume")]
+    pub mount_path: Option<String>,
 
     /// Volume ID, as hot-plug and list print it [default: all volumes]
     #[arg(long, value_name = "ID", value_parser = parse_volume)]
@@ -66,9 +72,12 @@ pub struct Stats {
 /// # Errors
 /// The sandbox or the volume is not found, or QEMU cannot be asked.
 pub async fn run(verb: &Stats, run_dir: Option<PathBuf>) -> Result<Envelope<StatsReport>, Error> {
-    let selector = (verb.device_path.is_some() || verb.volume.is_some()).then(|| VolumeSelector {
-        device_path: verb.device_path.clone(),
-        volume: verb.volume.clone(),
+    let Stats { device_path, mount_path, volume, .. } = verb;
+    let is_one = device_path.is_some() || mount_path.is_some() || volume.is_some();
+    let selector = is_one.then(|| VolumeSelector {
+        device_path: device_path.clone(),
+        mount_path: mount_path.clone(),
+        volume: volume.clone(),
     });
     selector.as_ref().map_or(Ok(()), VolumeSelector::check)?;
     let options = verb.target.session(run_dir, verb.container.as_deref())?;
@@ -103,10 +112,11 @@ async fn count(
             sandbox: volume.sandbox,
             container: volume.container,
             pod: None,
-            device_path: volume.device_path,
+            place: volume.place,
             size: volume.size,
             qemu,
             container_state: None,
+            file_system: None,
             guest: None,
             guest_error: None,
         });
@@ -124,6 +134,7 @@ async fn count(
                     Ok(seen) => {
                         volume.container_state = Some(ContainerState::from_reply(&seen));
                         volume.guest = seen.stats.as_ref().map(GuestStats::from);
+                        volume.file_system = seen.file_system.as_ref().map(FileSystemUse::from);
                         let untold = inspect::untold(&seen).filter(|_| !seen.disk_present);
                         volume.guest_error = untold.map(|(_, error)| ErrorBody::from(&error));
                     }

@@ -97,7 +97,7 @@ pub async fn run(verb: &Throttle, run_dir: Option<PathBuf>) -> Result<Envelope<R
         volume.throttle.write(&mut qmp, &id).await?;
     }
     session.watch.lap("throttle");
-    let report = Report { volumes: vec![volume], broken_holders: Vec::new(), lost: Vec::new() };
+    let report = Report::of(vec![volume]);
     Ok(Envelope::new("throttle", result, report)
         .with_dry_run(verb.dry_run)
         .with_timings(session.watch))

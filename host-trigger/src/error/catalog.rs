@@ -35,7 +35,7 @@ const NAME_CRI: &str =
     "check that containerd or CRI-O runs, or name its socket with --cri; with IDs it is not needed";
 const NAME_IDS: &str = "name the sandbox and the container by their IDs";
 const LONGER_TIMEOUT: &str = "a longer --timeout may help";
-const OTHER_DEVICE_PATH: &str = "choose another --device-path";
+const OTHER_PATH: &str = "choose another --device-path or --mount-path";
 const REPEAT_OR_UNPLUG: &str = "unplug it first, or repeat the options";
 
 pub(super) fn of(error: &Error) -> Class {
@@ -54,9 +54,29 @@ pub(super) fn of(error: &Error) -> Class {
             class("pause_container", Usage, "name a container of the workload")
         }
         Error::DevicePath { .. } => class("invalid_device_path", Usage, None),
-        Error::Unpaired { .. } => {
-            class("unpaired", Usage, "give one --device-path after each --block-volume")
-        }
+        Error::Unpaired { .. } => class(
+            "unpaired",
+            Usage,
+            "give one --device-path or --mount-path after each --block-volume",
+        ),
+        Error::MountPath { .. } => class("invalid_mount_path", Usage, None),
+        Error::TwoPaths { .. } => class(
+            "two_paths",
+            Usage,
+            "a volume is a device (--device-path) or mounted (--mount-path): leave out one of them",
+        ),
+        Error::MountOption { .. } => class(
+            "invalid_mount_option",
+            Usage,
+            "leave it out: what is mounted is always nodev and nosuid, and --read-only says whether \
+             the container can write",
+        ),
+        Error::MountInfo { .. } => class(
+            "invalid_mount_info",
+            Usage,
+            "name a file with the keys volume-type, device, fstype, options and metadata (fsGroup, \
+             fsGroupChangePolicy), as Kata's direct-assigned volumes have it",
+        ),
         Error::Repeated { .. } => class("repeated", Usage, None),
         Error::TooMany { .. } => class("too_many", Usage, "split the call"),
         Error::PathAmbiguous { .. } => class(
@@ -65,7 +85,7 @@ pub(super) fn of(error: &Error) -> Class {
             "name the container with --container, or the volume with --volume",
         ),
         Error::VolumeAmbiguous { .. } => {
-            class("ambiguous_volume", Usage, "name one with --device-path and --container")
+            class("ambiguous_volume", Usage, "name one by its path and --container")
         }
         Error::WholeVolume { .. } => {
             class("whole_volume", Usage, "name the whole volume with --volume, and no container")
@@ -215,12 +235,12 @@ pub(super) fn of(error: &Error) -> Class {
             "`ecr-runtime block-volume list` shows what is attached",
         ),
 
-        Error::PathTaken { .. } => class("path_taken", Conflict, OTHER_DEVICE_PATH),
+        Error::PathTaken { .. } => class("path_taken", Conflict, OTHER_PATH),
         Error::VolumeTaken { .. } => {
             class("volume_taken", Conflict, "unplug it there first, or share it with --shared")
         }
         Error::OtherOptions { .. } => class("other_options", Conflict, REPEAT_OR_UNPLUG),
-        Error::PathHoldsVolume { .. } => class("path_taken", Conflict, OTHER_DEVICE_PATH),
+        Error::PathHoldsVolume { .. } => class("path_taken", Conflict, OTHER_PATH),
         Error::OtherContainer { .. } => {
             class("other_container", Conflict, "name that container with --container, or none")
         }
@@ -255,7 +275,8 @@ pub(super) fn of(error: &Error) -> Class {
         Error::ShrinkInUse { .. } => class(
             "busy",
             Busy,
-            "unmount it in the container, or end its other use there, and then make it smaller",
+            "unmount it in the container (or unplug what was plugged with --mount-path), or end its \
+             other use there, and then make it smaller",
         ),
         Error::DeviceSize { .. } => class(
             "device_size",
@@ -361,6 +382,13 @@ pub(super) fn of(error: &Error) -> Class {
         Error::NoMethod { .. } => {
             class("no_method", Unsupported, "build the VM's agent with a newer plugin")
         }
+        Error::NoMounts { .. } => class(
+            "no_mounts",
+            Unsupported,
+            "build the VM's agent with a newer plugin, or give the container a device with \
+             --device-path",
+        ),
+        Error::NoFileSystem { .. } => of_guest(Reason::REASON_NO_FILE_SYSTEM),
         Error::ApiLevel { .. } => {
             class("api_level", VersionSkew, "use versions of the same release on both sides")
         }
@@ -475,11 +503,11 @@ fn of_guest(reason: Reason) -> Class {
              with it",
         ),
         Reason::REASON_CONTAINER_NOT_RUNNING => class("container_not_running", NotFound, None),
-        Reason::REASON_PATH_TAKEN => class("path_taken", Conflict, OTHER_DEVICE_PATH),
+        Reason::REASON_PATH_TAKEN => class("path_taken", Conflict, OTHER_PATH),
         Reason::REASON_PARENT_MISSING => class(
             "parent_missing",
             NotFound,
-            "choose a --device-path whose directories are real ones or do not exist yet",
+            "choose a path whose directories are real ones or do not exist yet",
         ),
         Reason::REASON_CONFLICT => class("other_options", Conflict, REPEAT_OR_UNPLUG),
         Reason::REASON_BUSY => class(
@@ -500,14 +528,36 @@ fn of_guest(reason: Reason) -> Class {
         ),
         Reason::REASON_IDENTITY_MISMATCH => class("identity_mismatch", Refused, None),
         Reason::REASON_READ_ONLY_FILE_SYSTEM => {
-            class("read_only_file_system", Refused, "choose a --device-path below /dev")
+            class("read_only_file_system", Refused, "choose a path on another file system")
         }
         Reason::REASON_NO_SPACE => {
-            class("no_space", Refused, "choose a --device-path on another file system")
+            class("no_space", Refused, "choose a path on another file system")
         }
         Reason::REASON_NO_CONTROLLER => class("no_controller", Unsupported, None),
         Reason::REASON_UNSUPPORTED => class("unsupported", Unsupported, None),
         Reason::REASON_SYSTEM => class("guest_system", Unexpected, None),
+        Reason::REASON_FILE_SYSTEM_MISMATCH => class(
+            "file_system_mismatch",
+            Refused,
+            "name the type that it has with --fs-type, or leave that out",
+        ),
+        Reason::REASON_NO_FILE_SYSTEM => class(
+            "no_file_system",
+            Refused,
+            "make one first, which destroys what the volume holds: `mkfs.ext4 VOLUME` on the host, \
+             or plug it with --device-path and make one in the container",
+        ),
+        Reason::REASON_FILE_SYSTEM_REFUSED => class(
+            "file_system_refused",
+            Refused,
+            "plug it with --device-path to check and repair it in a container (fsck), or give the \
+             guest a kernel that has what the file system needs",
+        ),
+        Reason::REASON_OWNERS_INCOMPLETE => class(
+            "owners_incomplete",
+            TimedOut,
+            "run it again with a longer --timeout: it continues where it stopped",
+        ),
     }
 }
 

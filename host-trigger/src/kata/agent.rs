@@ -63,7 +63,8 @@ impl Agent {
         &self.client
     }
 
-    /// Asks for the guest's capabilities, and for the state of `paths` in `container`.
+    /// Asks for the guest's capabilities, and for the state of `paths` for devices and of
+    /// `mount_paths` in `container`.
     ///
     /// # Errors
     /// The agent has no plugin, speaks another API level, refuses, or does not reply.
@@ -71,10 +72,11 @@ impl Agent {
         &self,
         container: &str,
         paths: Vec<String>,
+        mount_paths: Vec<String>,
         deadline: Deadline,
     ) -> Result<ProbeResponse, Error> {
-        let request =
-            ProbeRequest { container_id: container.to_owned(), paths, ..Default::default() };
+        let container_id = container.to_owned();
+        let request = ProbeRequest { container_id, paths, mount_paths, ..Default::default() };
         let reply = call("Probe", deadline, |context| self.client.probe(context, &request)).await?;
         probed(reply)
     }
@@ -159,6 +161,11 @@ pub(crate) fn probed(reply: ProbeResponse) -> Result<ProbeResponse, Error> {
     accepted(reply)
 }
 
+/// Whether the plugin can mount file systems. One that cannot does not know such a request.
+pub(crate) fn can_mount(reply: &ProbeResponse) -> bool {
+    reply.capabilities.iter().any(|capability| capability == "mount")
+}
+
 /// Checks the reply to a request to attach.
 ///
 /// # Errors
@@ -190,6 +197,7 @@ fn accepted<T: Reply>(mut reply: T) -> Result<T, Error> {
             reason: failure.reason.enum_value().unwrap_or_default(),
             message: failure.message,
             undone: failure.undone,
+            volume: failure.serial,
         }),
     }
 }

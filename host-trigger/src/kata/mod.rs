@@ -6,6 +6,7 @@ pub mod agent_address;
 mod annotations;
 pub mod bundle;
 pub(crate) mod layout;
+pub(crate) mod mount_info;
 pub(crate) mod node;
 pub(crate) mod plug_stream;
 mod run_file;

@@ -5,14 +5,18 @@
 
 use std::fs::{File, OpenOptions};
 
-use block_volume_api::block_volume::{Attached, Attachment};
+use block_volume_api::{
+    FILE_SYSTEMS,
+    block_volume::{Attached, Attachment, NodeWay, Outcome},
+};
 use block_volume_qmp::{Command, PassedFd, Qmp};
 
 use super::guest_request::is_read_only;
 use crate::{
     Error,
     qemu::{
-        record::{CommitRecord, Record, filter_name, node_kind_name},
+        mount::{MountedRecord, is_same},
+        record::{CommitRecord, Record, filter_name, node_kind_name, version},
         removal,
     },
     sanitize::sanitize,
@@ -30,11 +34,34 @@ pub(crate) fn check(requested: &Attachment, attached: &Attached) -> Result<(), E
         () if attached.read_only != is_read_only(requested) => Err(mismatch("another access")),
         () if outcome.device.is_none() => Err(mismatch("no device number")),
         () if outcome.parents_made.len() > MAX_PARENTS => Err(mismatch("too many directories")),
-        () if !outcome.parents_made.iter().all(|made| is_above(made, &requested.path)) => {
-            Err(mismatch("a directory that is not above the device path"))
+        () if !outcome.parents_made.iter().all(|made| may_be_made(made, requested)) => {
+            Err(mismatch("a directory that is not above the path"))
         }
-        () => Ok(()),
+        () => check_kind(requested, outcome),
     }
+}
+
+/// Checks that the container has the file system exactly if that was requested.
+fn check_kind(requested: &Attachment, outcome: &Outcome) -> Result<(), Error> {
+    let is_mount = outcome.node == NodeWay::NODE_WAY_MOUNT.into();
+    match (requested.mount.as_ref(), outcome.mounted.as_ref()) {
+        (None, None) if !is_mount => Ok(()),
+        (Some(asked), Some(mounted)) if is_mount => {
+            let found = mounted.file_system.as_str();
+            // What the guest names is recorded.
+            let is_known = FILE_SYSTEMS.contains(&found);
+            match is_known && (asked.file_system.is_empty() || is_same(&asked.file_system, found)) {
+                true => Ok(()),
+                false => Err(mismatch("another file system")),
+            }
+        }
+        _ => Err(mismatch("a device in place of a mount, or a mount in place of a device")),
+    }
+}
+
+/// Whether the guest may have made `directory` for the request; a mount point is a directory, too.
+fn may_be_made(directory: &str, requested: &Attachment) -> bool {
+    is_above(directory, &requested.path) || requested.mount.is_some() && directory == requested.path
 }
 
 /// Whether `directory` is above `path`. QEMU reads a record slowly, so what the guest adds to one
@@ -58,8 +85,9 @@ pub(crate) fn record(
     let outcome = attached.outcome.clone().unwrap_or_default();
     let device = outcome.device.unwrap_or_default();
     let address = requested.address.clone().unwrap_or_default();
+    let mounted = outcome.mounted.as_ref().map(MountedRecord::from);
     CommitRecord {
-        v: 1,
+        v: version(mounted.is_some()),
         further: None,
         committed: true,
         controller: controller.to_owned(),
@@ -70,6 +98,7 @@ pub(crate) fn record(
         minor: device.minor,
         node: node_kind_name(outcome.node.enum_value_or_default()).to_owned(),
         filter: filter_name(outcome.filter.enum_value_or_default()).to_owned(),
+        mounted,
         parents_made: outcome.parents_made,
         allowed_before: outcome.allowed_before,
         started: outcome.container_started,
@@ -144,7 +173,7 @@ fn null() -> Result<File, Error> {
 
 #[cfg(test)]
 mod tests {
-    use block_volume_api::block_volume::{DeviceNumber, Outcome};
+    use block_volume_api::block_volume::{DeviceNumber, Mount, Mounted};
     use rstest::rstest;
 
     use super::*;
@@ -166,5 +195,51 @@ mod tests {
         let attached = Attached { outcome: Some(outcome).into(), ..Default::default() };
         // A request without an access asks for writing.
         assert_eq!(check(&requested, &attached).is_ok(), recorded);
+    }
+
+    /// A reply to a request for a mount, or for a device.
+    fn checked(asked: Option<&str>, mounted: Option<&str>, made: &[&str]) -> bool {
+        let mount = asked
+            .map(|file_system| Mount { file_system: file_system.into(), ..Default::default() });
+        let requested =
+            Attachment { path: "/data/a".into(), mount: mount.into(), ..Default::default() };
+        let node = match mounted {
+            Some(_) => NodeWay::NODE_WAY_MOUNT,
+            None => NodeWay::NODE_WAY_BIND,
+        };
+        let mounted = mounted
+            .map(|file_system| Mounted { file_system: file_system.into(), ..Default::default() });
+        let outcome = Outcome {
+            device: Some(DeviceNumber::default()).into(),
+            node: node.into(),
+            parents_made: made.iter().map(|&path| path.into()).collect(),
+            mounted: mounted.into(),
+            ..Default::default()
+        };
+        let attached = Attached { outcome: Some(outcome).into(), ..Default::default() };
+        check(&requested, &attached).is_ok()
+    }
+
+    #[rstest]
+    #[case::any(Some(""), Some("xfs"), true)]
+    #[case::the_one_that_was_named(Some("xfs"), Some("xfs"), true)]
+    #[case::of_the_same_family(Some("ext3"), Some("ext4"), true)]
+    #[case::another(Some("xfs"), Some("ext4"), false)]
+    #[case::an_unknown_one(Some(""), Some("telepathyfs"), false)]
+    #[case::a_device_in_its_place(Some(""), None, false)]
+    #[case::a_mount_in_the_place_of_a_device(None, Some("ext4"), false)]
+    fn a_file_system_is_there_if_it_was_requested(
+        #[case] asked: Option<&str>,
+        #[case] mounted: Option<&str>,
+        #[case] accepted: bool,
+    ) {
+        assert_eq!(checked(asked, mounted, &[]), accepted);
+    }
+
+    #[test]
+    fn a_mount_point_may_have_been_made() {
+        assert!(checked(Some(""), Some("ext4"), &["/data", "/data/a"]));
+        assert!(!checked(Some(""), Some("ext4"), &["/data/b"]));
+        assert!(!checked(None, None, &["/data/a"]));
     }
 }

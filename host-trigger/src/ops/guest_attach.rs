@@ -108,8 +108,13 @@ impl GuestAttach {
     async fn probe(&self) -> Result<ProbeResponse, Error> {
         // All volumes of one call are for one container.
         let container = self.attachments.first().map_or("", |volume| volume.container_id.as_str());
-        let paths = self.attachments.iter().map(|volume| volume.path.clone()).collect();
-        self.agent.probe(container, paths, self.deadline.capped(PROBE_TIMEOUT)).await
+        let paths = |of_mounts: bool| {
+            let all = self.attachments.iter();
+            let volumes = all.filter(|volume| volume.mount.is_some() == of_mounts);
+            volumes.map(|volume| volume.path.clone()).collect()
+        };
+        let deadline = self.deadline.capped(PROBE_TIMEOUT);
+        self.agent.probe(container, paths(false), paths(true), deadline).await
     }
 
     /// Says that QEMU has the disks. From now on the guest may have something of them.

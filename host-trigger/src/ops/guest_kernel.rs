@@ -45,7 +45,7 @@ impl Missing {
     pub(crate) fn error(&self) -> Option<Error> {
         let is_needed = self.known.is_some_and(|known| known.without == Without::NoVolumes);
         let reason = Reason::REASON_UNSUPPORTED;
-        is_needed.then(|| Error::Guest { reason, message: self.message(), undone: true })
+        is_needed.then(|| Error::guest(reason, self.message()))
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{
     },
     qemu::{
         disk::ScsiAddress,
+        mount::MountRecord,
         record::{Access, IntentRecord},
         volume_state::{Attachment, VolumeState},
     },
@@ -24,6 +25,9 @@ use crate::{
 /// The part of a command's time that is kept for the rollback, at most. A rollback has at least
 /// this time, also when the command's own is over.
 pub(crate) const ROLLBACK_TIME: Duration = Duration::from_secs(5);
+/// The type of a directory: what the API wants as the mode of a mount, so that a plugin which does
+/// not know mounts refuses the request, and makes no node.
+const MODE_OF_MOUNTS: u32 = 0o40_000;
 /// The guest's reply may arrive this much later than its own deadline.
 pub(crate) const REPLY_GRACE: Duration = Duration::from_secs(2);
 
@@ -69,7 +73,8 @@ pub(crate) fn attachment(
         .into(),
         uid: intent.uid,
         gid: intent.gid,
-        mode: intent.mode,
+        mode: if intent.mount.is_some() { MODE_OF_MOUNTS } else { intent.mode },
+        mount: intent.mount.as_ref().map(MountRecord::to_request).into(),
         ..Default::default()
     }
 }

@@ -8,7 +8,9 @@ use serde_json::json;
 
 use super::{
     container_state::ContainerState,
+    file_system::FileSystemUse,
     guest_request,
+    place::Place,
     session::{self, Connections, Session},
     volume::{Cause, GuestView, ListedVolume, Scsi, State, UnknownCause, Volume},
 };
@@ -80,7 +82,7 @@ impl VolumeView {
             id: id.to_string(),
             sandbox: sandbox.to_owned(),
             container: intent.map(|intent| intent.container.clone()).unwrap_or_default(),
-            device_path: intent.map(|intent| intent.path.clone()).unwrap_or_default(),
+            place: intent.map(Place::new).unwrap_or_default(),
             source: source.clone(),
             source_device: source,
             size: state.node.or(attachment.as_ref().map(Attachment::size)).unwrap_or_default(),
@@ -155,7 +157,9 @@ impl VolumeView {
             volume.guest_device = sanitize(&seen.guest_device);
             volume.device_number = format!("{}:{}", device.major, device.minor);
         }
-        if container == ContainerState::Running && untold.is_none() {
+        // What is mounted needs no right.
+        let is_mount = volume.place.mount().is_some();
+        if container == ContainerState::Running && untold.is_none() && !is_mount {
             volume.device_filter = filter_name(seen.filter.enum_value_or_default()).to_owned();
         }
         let leftovers = seen.leftovers.iter().take(MAX_LEFTOVERS);
@@ -171,6 +175,7 @@ impl VolumeView {
             holders: (holders && seen.holders_unknown.is_empty())
                 .then(|| GuestHolder::from_reply(&seen.holders)),
             holders_unknown: if holders { sanitize(&seen.holders_unknown) } else { String::new() },
+            file_system: seen.file_system.as_ref().map(FileSystemUse::from),
         };
         let guest_error = untold.map(|(_, error)| ErrorBody::from(&error));
         ListedVolume { volume, state, guest: Some(guest), guest_error }
@@ -210,7 +215,7 @@ pub(crate) fn untold(seen: &Inspected) -> Option<(UnknownCause, Error)> {
         _ => (UnknownCause::GuestError, Reason::REASON_SYSTEM, ""),
     };
     let message = if seen.unknown.is_empty() { default } else { &seen.unknown };
-    Some((cause, Error::Guest { reason, message: message.to_owned(), undone: true }))
+    Some((cause, Error::guest(reason, message.to_owned())))
 }
 
 /// Whether an agent that replies so may still tell of other volumes.

@@ -1,10 +1,14 @@
-//! Selects attached volumes, by ID or by device path. The record in QEMU is decisive: a volume
+//! Selects attached volumes, by ID or by path. The record in QEMU is decisive: a volume
 //! whose container is gone is found, and so is one that an interrupted run left incomplete.
 
 use crate::{
     Error,
     kata::sandbox::Sandbox,
-    qemu::{inventory::Inventory, record::IntentRecord, volume_state::KnownVolume},
+    qemu::{
+        inventory::Inventory,
+        record::IntentRecord,
+        volume_state::{Attachment, KnownVolume},
+    },
     volume_id::VolumeId,
 };
 
@@ -13,8 +17,26 @@ use crate::{
 pub(crate) enum Selection<'a> {
     /// The one of this ID.
     Id(&'a VolumeId),
-    /// The one at this path in a container.
+    /// The device at this path in a container.
     DevicePath(&'a str),
+    /// The one that is mounted at this path in a container.
+    MountPath(&'a str),
+}
+
+/// A path in a container, of a device or of a mount.
+#[derive(Debug, Clone, Copy)]
+struct Path<'a> {
+    path: &'a str,
+    is_mount: bool,
+}
+
+impl Path<'_> {
+    /// Whether the volume has this path in its container.
+    fn is_of(self, known: &KnownVolume) -> bool {
+        known.attachment.as_ref().is_some_and(|Attachment { intent, .. }| {
+            intent.path == self.path && intent.mount.is_some() == self.is_mount
+        })
+    }
 }
 
 /// Finds the selected volume; if `container` is given, only one of that container. Of a shared
@@ -30,9 +52,11 @@ pub(crate) fn one(
 ) -> Result<KnownVolume, Error> {
     let known = inventory.attachments();
     let containers = complete(container, sandbox, &known)?;
+    let at = |path, is_mount| Path { path, is_mount };
     match selection {
         Selection::Id(id) => by_id(id, &containers, sandbox, known),
-        Selection::DevicePath(path) => by_path(path, &containers, sandbox, known),
+        Selection::DevicePath(path) => by_path(at(path, false), &containers, sandbox, known),
+        Selection::MountPath(path) => by_path(at(path, true), &containers, sandbox, known),
     }
 }
 
@@ -40,17 +64,15 @@ pub(crate) fn one(
 /// alone, and of several volumes at one path that which is attached takes precedence.
 pub(crate) fn needs_nodes(selection: Selection<'_>, inventory: &Inventory) -> bool {
     let mut found = inventory.attachments();
-    let at = |known: &KnownVolume| known.attachment.as_ref().map(|known| known.intent.path.clone());
     let most = match selection {
-        Selection::Id(id) => {
-            found.retain(|known| known.id == *id);
-            usize::MAX
-        }
-        Selection::DevicePath(path) => {
-            found.retain(|known| at(known).is_some_and(|at| at == path));
-            1
-        }
+        Selection::Id(_) => usize::MAX,
+        Selection::DevicePath(_) | Selection::MountPath(_) => 1,
     };
+    found.retain(|known| match selection {
+        Selection::Id(id) => known.id == *id,
+        Selection::DevicePath(path) => Path { path, is_mount: false }.is_of(known),
+        Selection::MountPath(path) => Path { path, is_mount: true }.is_of(known),
+    });
     found.is_empty() || found.len() > most || found.iter().any(|known| !known.state.device)
 }
 
@@ -82,14 +104,13 @@ fn by_id(
 }
 
 fn by_path(
-    path: &str,
+    path: Path<'_>,
     containers: &[String],
     sandbox: &Sandbox,
     known: Vec<KnownVolume>,
 ) -> Result<KnownVolume, Error> {
     let is_here = |known: &KnownVolume| {
-        let is_at = known.attachment.as_ref().is_some_and(|known| known.intent.path == path);
-        is_at && (containers.is_empty() || containers.iter().any(|id| is_in(known, id)))
+        path.is_of(known) && (containers.is_empty() || containers.iter().any(|id| is_in(known, id)))
     };
     let mut found: Vec<KnownVolume> = known.into_iter().filter(is_here).collect();
     // An attached volume takes precedence over what an interrupted run left at its path.
@@ -97,10 +118,12 @@ fn by_path(
         found.retain(KnownVolume::is_attached);
     }
     keep_newest(&mut found, containers);
+    let Path { path, is_mount } = path;
     if found.is_empty() {
+        let how = if is_mount { "mounted at" } else { "at" };
         let asked = match containers.first() {
-            Some(container) => format!("at {path} in container {container}"),
-            None => format!("at {path}"),
+            Some(container) => format!("{how} {path} in container {container}"),
+            None => format!("{how} {path}"),
         };
         return Err(Error::VolumeNotFound { asked, sandbox: sandbox.id.clone() });
     }
@@ -142,7 +165,7 @@ pub(crate) fn place(IntentRecord { container, path, .. }: &IntentRecord) -> Stri
     format!("at {path} in container {container}")
 }
 
-/// Returns all volumes, or those of `container`, by container and device path.
+/// Returns all volumes, or those of `container`, by container and path.
 ///
 /// # Errors
 /// There is no such container.

@@ -205,6 +205,6 @@ async fn connect_guest(sandbox: &Sandbox, deadline: Deadline) -> Result<Guest, E
     let address = sandbox.agent_address(deadline).await?;
     let dialed = agent_address::dial(&address, deadline).await;
     let agent = Agent::new(dialed.map_err(|e| sandbox.or_starting(e))?);
-    agent.probe("", Vec::new(), deadline.capped(PROBE_TIMEOUT)).await?;
+    agent.probe("", Vec::new(), Vec::new(), deadline.capped(PROBE_TIMEOUT)).await?;
     Ok(Guest { agent, address })
 }

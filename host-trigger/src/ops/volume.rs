@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::container_state::ContainerState;
+use super::{container_state::ContainerState, file_system::FileSystemUse, place::Place};
 use crate::{
     error::ErrorBody,
     guest_holder::GuestHolder,
@@ -29,8 +29,9 @@ pub struct Volume {
     /// The pod, and the container's name in it, as far as they are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodView>,
-    /// The device path in the container.
-    pub device_path: String,
+    /// The path in the container: `device_path`, or `mount_path` and how it is mounted.
+    #[serde(flatten)]
+    pub place: Place,
     /// The path of the source on the host, as given. One that is not UTF-8 is `bytes:` and the
     /// path, with `\xff` for such a byte and `\\` for a backslash.
     #[serde(serialize_with = "path_text::serialize", deserialize_with = "path_text::deserialize")]
@@ -52,9 +53,10 @@ pub struct Volume {
     pub guest_device: String,
     /// The device number in the guest, such as `8:16`.
     pub device_number: String,
-    /// The device filter of the container: `none`, `v1` or `bpf`.
+    /// The device filter of the container: `none`, `v1` or `bpf`; empty if the volume is mounted,
+    /// which gives the container no device.
     pub device_filter: String,
-    /// The kind of device node: `mknod` or `bind`.
+    /// The kind of device node: `mknod` or `bind`; `mount` if there is none.
     pub node: String,
     /// The block node that the disk uses in QEMU, where another program has moved it there by a
     /// mirror or a snapshot. `source` and `source_device` are then its file; absent otherwise.
@@ -87,6 +89,7 @@ impl Volume {
             device_number: format!("{}:{}", commit.major, commit.minor),
             device_filter: commit.filter,
             node: commit.node,
+            place: self.place.with_mounted(commit.mounted.as_ref()),
             ..self
         }
     }
@@ -204,9 +207,10 @@ pub struct GuestView {
     pub container_running: bool,
     /// The state of the container.
     pub container_state: ContainerState,
-    /// Whether the node at the device path is this disk's.
+    /// Whether the node at the device path is this disk's; of a mount, whether the file system is
+    /// mounted there.
     pub node_present: bool,
-    /// Whether the device filter lets the container use the disk.
+    /// Whether the device filter lets the container use the disk; always if it is mounted.
     pub allowed: bool,
     /// Temporary device nodes of the plugin.
     pub leftovers: Vec<String>,
@@ -216,4 +220,7 @@ pub struct GuestView {
     /// Why the holders could not be told.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub holders_unknown: String,
+    /// The file system, if it is mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_system: Option<FileSystemUse>,
 }

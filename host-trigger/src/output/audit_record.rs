@@ -13,11 +13,15 @@ use crate::{path_text, sanitize::sanitize};
 const MAX_ARGUMENTS: usize = 64;
 /// The fields of a volume that are recorded, by their names in the JSON output; absent ones are
 /// left out.
-const VOLUME_FIELDS: [&str; 14] = [
+const VOLUME_FIELDS: [&str; 18] = [
     "id",
     "container",
     "pod",
     "device_path",
+    "mount_path",
+    "fs_type",
+    "mount_options",
+    "fs_group",
     "source",
     "source_device",
     "size",
@@ -46,6 +50,7 @@ pub(crate) struct RequestedVolume {
     pub(crate) id: Option<String>,
     pub(crate) source: Option<String>,
     pub(crate) device_path: Option<String>,
+    pub(crate) mount_path: Option<String>,
 }
 
 /// The record of a command that begins.
@@ -60,8 +65,13 @@ pub(super) fn begin(command: &str, requested: &Requested<'_>, run: &str) -> Valu
         line.extend(id.map(|id| (name.to_owned(), sanitize(id).into())));
     }
     let volumes = requested.volumes.iter().take(MAX_ARGUMENTS).map(|volume| {
-        let parts =
-            [("id", &volume.id), ("source", &volume.source), ("device_path", &volume.device_path)];
+        let RequestedVolume { id, source, device_path, mount_path } = volume;
+        let parts = [
+            ("id", id),
+            ("source", source),
+            ("device_path", device_path),
+            ("mount_path", mount_path),
+        ];
         let parts = parts.into_iter().filter_map(|(name, text)| Some((name, text.as_ref()?)));
         Value::Object(parts.map(|(name, text)| (name.to_owned(), sanitize(text).into())).collect())
     });

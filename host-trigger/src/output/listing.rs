@@ -7,7 +7,7 @@ use super::{node_listing, table};
 use crate::{
     Error,
     error::ErrorBody,
-    ops::volume::{ListedVolume, State},
+    ops::volume::{ListedVolume, State, Volume},
     pod::PodView,
     sanitize::sanitize,
     size::human_size,
@@ -21,7 +21,7 @@ const NOT_QEMU: &str = "not_qemu";
 /// The volumes of a sandbox, or of all.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Listing {
-    /// By container and device path; with `--all`, by sandbox first.
+    /// By container and path; with `--all`, by sandbox first.
     pub volumes: Vec<ListedVolume>,
     /// Why the guest could not be asked; the volumes that QEMU has as a whole are then unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -115,9 +115,9 @@ pub(super) fn rows<'a>(volumes: impl Iterator<Item = &'a ListedVolume>) -> Vec<[
             format!("{}{access}", human_size(volume.size)),
             sanitize(&volume.container).chars().take(SHORT_ID).collect(),
             volume.pod.as_ref().map(ToString::to_string).unwrap_or_default(),
-            sanitize(&volume.device_path),
+            sanitize(volume.place.path()),
             sanitize(&volume.source_device.to_string_lossy()),
-            sanitize(&volume.guest_device),
+            guest(volume),
             if volume.throttle.is_unlimited() {
                 String::new()
             } else {
@@ -126,6 +126,15 @@ pub(super) fn rows<'a>(volumes: impl Iterator<Item = &'a ListedVolume>) -> Vec<[
         ]
     }));
     rows
+}
+
+/// The disk in the guest, and the type of a file system that is mounted.
+fn guest(volume: &Volume) -> String {
+    let device = sanitize(&volume.guest_device);
+    match volume.place.mount() {
+        Some(mount) => format!("{device} {}", sanitize(&mount.fs_type)).trim().to_owned(),
+        None => device,
+    }
 }
 
 /// Everything that is known of each volume, a line each, for `inspect`.
@@ -145,10 +154,15 @@ pub(crate) fn details(listing: &Listing) -> String {
         if let Some(pod) = &volume.pod {
             line("pod", &pod.to_string());
         }
-        line("path", &volume.device_path);
+        line("path", volume.place.path());
+        if let Some(mount) = volume.place.mount() {
+            line("mounted", &mount.text());
+        }
         line("address", &format!("{} {}:{}", scsi.controller, scsi.target, scsi.lun));
         line("guest device", &format!("{} ({})", volume.guest_device, volume.device_number));
-        line("device filter", &volume.device_filter);
+        if volume.place.mount().is_none() {
+            line("device filter", &volume.device_filter);
+        }
         if volume.device_filter == "none" {
             line("exposed to", "every container of the sandbox that has CAP_MKNOD");
         }
@@ -161,8 +175,16 @@ pub(crate) fn details(listing: &Listing) -> String {
             line("in the guest", "");
             line("  disk", told(guest.disk_present));
             line("  container", guest.container_state.text());
-            line("  node", told(guest.node_present));
-            line("  allowed", told(guest.allowed));
+            match volume.place.mount() {
+                Some(_) => line("  mounted", told(guest.node_present)),
+                None => {
+                    line("  node", told(guest.node_present));
+                    line("  allowed", told(guest.allowed));
+                }
+            }
+            if let Some(file_system) = &guest.file_system {
+                line("  file system", &file_system.text());
+            }
             if guest.disk_present {
                 line("  size", &format!("{} bytes", guest.size));
                 line("  read-only", yes(guest.read_only));

@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     ops::{
         container_state::ContainerState,
+        place::Place,
         volume::{Cause, GuestView, State, UnknownCause, Volume},
     },
     output::envelope::{Envelope, Outcome, Timings},
@@ -17,7 +18,7 @@ fn listed(state: State, path: &str) -> ListedVolume {
     ListedVolume {
         volume: Volume {
             container: "0123456789abcdef0123456789abcdef".into(),
-            device_path: path.into(),
+            place: Place::Device { device_path: path.into() },
             source: "/dev/sdb".into(),
             ..sample::volume()
         },
@@ -33,6 +34,7 @@ fn listed(state: State, path: &str) -> ListedVolume {
             leftovers: Vec::new(),
             holders: None,
             holders_unknown: String::new(),
+            file_system: None,
         }),
         guest_error: None,
     }

@@ -6,7 +6,10 @@
 use std::fmt::Write as _;
 
 use super::stats_report::{StatsReport, VolumeStats};
-use crate::qemu::block_stats::{KINDS, Operations};
+use crate::{
+    ops::file_system::FileSystemUse,
+    qemu::block_stats::{KINDS, Operations},
+};
 
 /// All metrics. A metric without samples is left out.
 pub(crate) fn exposition(report: &StatsReport) -> String {
@@ -90,7 +93,36 @@ pub(crate) fn exposition(report: &StatsReport) -> String {
     for volume in all {
         page.sample(volume, None, volume.guest.map(|guest| count(guest.scsi_errors)));
     }
+    for (name, help, value) in FILE_SYSTEM {
+        page.family(name, "gauge", help);
+        for volume in all {
+            page.sample(volume, None, volume.file_system.as_ref().and_then(value).map(count));
+        }
+    }
     page.text
+}
+
+/// A metric of file systems: its name, help and value.
+type OfFileSystem = (&'static str, &'static str, fn(&FileSystemUse) -> Option<u64>);
+
+/// After kubelet's `kubelet_volume_stats_…`, by the same names and with the same meaning.
+const FILE_SYSTEM: [OfFileSystem; 7] = [
+    ("capacity_bytes", "Size of the file system.", |of| Some(of.capacity_bytes)),
+    ("used_bytes", "Bytes of the file system in use.", |of| Some(of.used_bytes)),
+    ("available_bytes", "Bytes of the file system that users other than root can use.", |of| {
+        Some(of.available_bytes)
+    }),
+    ("inodes", "Inodes of the file system.", |of| counted(of, of.inodes)),
+    ("inodes_used", "Inodes in use.", |of| counted(of, of.inodes_used)),
+    ("inodes_free", "Inodes that are free.", |of| counted(of, of.inodes_free)),
+    ("file_system_read_only", "Whether the file system refuses writes.", |of| {
+        Some(of.read_only.into())
+    }),
+];
+
+/// A count of inodes, if the file system has one.
+fn counted(of: &FileSystemUse, value: u64) -> Option<u64> {
+    (of.inodes > 0).then_some(value)
 }
 
 fn of_qemu(volume: &VolumeStats) -> Option<[Operations; 4]> {
@@ -150,12 +182,12 @@ impl Page {
 
     fn labelled(&mut self, volume: &VolumeStats, label: Option<(&str, &str)>, value: String) {
         self.text.extend(self.head.take());
-        let VolumeStats { sandbox, container, id, device_path, .. } = volume;
-        let labels = [
+        let VolumeStats { sandbox, container, id, place, .. } = volume;
+        let labels: [(&str, &str); 4] = [
             ("sandbox", sandbox),
             ("container", container),
             ("volume", id),
-            ("device_path", device_path),
+            (place.label(), place.path()),
         ];
         let labels: Vec<_> =
             labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();

@@ -7,7 +7,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use rstest::rstest;
 
 use super::*;
-use crate::ops::container_state::ContainerState;
+use crate::ops::{
+    container_state::ContainerState,
+    place::{MountPlace, Place},
+};
 use crate::output::stats_report::tests::{report, volume};
 
 /// One line of the page.
@@ -177,4 +180,46 @@ fn no_path_breaks_out_of_its_label(#[case] path: &str) {
     let samples = scrape(&exposition(&report(vec![volume(path)])));
     assert_eq!(samples.len(), scrape(&exposition(&report(vec![volume("/dev/xvda")]))).len());
     assert!(samples.iter().all(|sample| sample.labels["device_path"] == path));
+}
+
+#[test]
+fn the_use_of_a_file_system_has_the_names_of_kubelet() {
+    let mut mounted = volume("");
+    mounted.place =
+        Place::Mount(MountPlace { mount_path: "/data".into(), ..MountPlace::default() });
+    mounted.file_system = Some(FileSystemUse {
+        capacity_bytes: 1000,
+        used_bytes: 600,
+        available_bytes: 300,
+        inodes: 10,
+        inodes_used: 3,
+        inodes_free: 7,
+        ..FileSystemUse::default()
+    });
+    let page = exposition(&report(vec![volume("/dev/xvda"), mounted]));
+    let samples = scrape(&page);
+    for (name, value) in [
+        ("capacity_bytes", 1000.0),
+        ("used_bytes", 600.0),
+        ("available_bytes", 300.0),
+        ("inodes", 10.0),
+        ("inodes_used", 3.0),
+        ("inodes_free", 7.0),
+        ("file_system_read_only", 0.0),
+    ] {
+        let name = format!("ecr_block_volume_{name}");
+        let of: Vec<_> = samples.iter().filter(|sample| sample.metric == name).collect();
+        assert_eq!(of.len(), 1, "{name}: a device has none");
+        assert!((of[0].value - value).abs() < 0.5, "{name}: {of:?}");
+        assert_eq!(of[0].labels["mount_path"], "/data");
+        assert!(!of[0].labels.contains_key("device_path"));
+    }
+}
+
+#[test]
+fn a_file_system_that_counts_no_inodes_has_no_metric_of_them() {
+    let mut mounted = volume("");
+    mounted.file_system = Some(FileSystemUse::default());
+    let page = exposition(&report(vec![mounted]));
+    assert!(page.contains("capacity_bytes{") && !page.contains("inodes"), "{page}");
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::envelope::Envelope;
 use crate::{
     ops::{
+        place::Place,
         recovery::{Action, StateAfter},
         volume::State,
     },
@@ -31,8 +32,9 @@ pub struct RepairedVolume {
     /// The pod, and the container's name in it, as far as they are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodView>,
-    /// The device path that the record names.
-    pub device_path: String,
+    /// The path that the record names: `device_path`, or `mount_path` and how it is mounted.
+    #[serde(flatten)]
+    pub place: Place,
     /// The real path of the source on the host.
     pub source: String,
     /// What was found.
@@ -108,7 +110,7 @@ fn line(volume: &RepairedVolume, dry_run: bool) -> String {
     let at = match volume.container.as_str() {
         "" => String::new(),
         container => {
-            let path = sanitize(&volume.device_path);
+            let path = sanitize(volume.place.path());
             format!(" at {path} in container {}", sanitize(container))
         }
     };
@@ -138,7 +140,7 @@ mod tests {
             id: "0123456789abcdef".into(),
             container: "c1".into(),
             pod: None,
-            device_path: "/dev/\u{1b}".into(),
+            place: Place::Device { device_path: "/dev/\u{1b}".into() },
             source: "/dev/sdb".into(),
             found: Found::Volume(State::Stale { cause: Cause::ContainerGone }),
             action: Action::RolledBack,
@@ -149,7 +151,7 @@ mod tests {
             id: String::new(),
             container: String::new(),
             pod: None,
-            device_path: String::new(),
+            place: Place::default(),
             source: String::new(),
             found: Found::Descriptor(UnusedDescriptor::UnusedDescriptor),
             action: Action::RolledBack,

@@ -4,7 +4,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::envelope::{Envelope, Outcome};
-use crate::{guest_holder::GuestHolder, ops::volume::Volume, sanitize::sanitize, size::human_size};
+use crate::{
+    guest_holder::GuestHolder,
+    ops::{file_system::GrownFileSystem, place::MountPlace, volume::Volume},
+    sanitize::sanitize,
+    size::human_size,
+};
 
 /// The volumes that a command changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -18,6 +23,16 @@ pub struct Report {
     /// What is lost by `hot-unplug --without-guest`, and what the guest may still have; for people.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<String>,
+    /// The file system of a volume that `resize` worked on, if it is mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_system: Option<GrownFileSystem>,
+}
+
+impl Report {
+    /// The report of `volumes` alone.
+    pub(crate) fn of(volumes: Vec<Volume>) -> Self {
+        Self { volumes, broken_holders: Vec::new(), lost: Vec::new(), file_system: None }
+    }
 }
 
 /// The report for people.
@@ -26,6 +41,8 @@ pub(crate) fn human(envelope: &Envelope<Report>) -> String {
     for volume in &envelope.body.volumes {
         lines.extend(volume_lines(envelope, volume));
     }
+    let file_system = envelope.body.file_system.iter();
+    lines.extend(file_system.map(|grown| format!("  file system: {}", sanitize(&grown.text()))));
     let broken = envelope.body.broken_holders.iter();
     lines.extend(broken.map(|holder| match envelope.dry_run {
         true => format!("  would break {holder}"),
@@ -67,21 +84,23 @@ fn volume_lines(envelope: &Envelope<Report>, volume: &Volume) -> Vec<String> {
         "{verb} {} ({}{access}) {preposition} {} in container {}",
         sanitize(&volume.source.to_string_lossy()),
         human_size(volume.size),
-        sanitize(&volume.device_path),
+        sanitize(volume.place.path()),
         container(volume),
     );
     if detaches || volume.guest_device.is_empty() {
         return vec![first, format!("  volume {}", volume.id)];
     }
+    let filter = || format!("device filter: {}", sanitize(&volume.device_filter));
+    let mounted = |mount: &MountPlace| format!("mounted: {}", sanitize(&mount.text()));
     let second = format!(
-        "  volume {}, in the guest {} ({}) at {} {}:{}, device filter: {}",
+        "  volume {}, in the guest {} ({}) at {} {}:{}, {}",
         volume.id,
         sanitize(&volume.guest_device),
         volume.device_number,
         sanitize(&volume.scsi.controller),
         volume.scsi.target,
         volume.scsi.lun,
-        sanitize(&volume.device_filter),
+        volume.place.mount().map_or_else(filter, mounted),
     );
     let mut lines = vec![first, second];
     if volume.shared && !volume.read_only {

@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     Error,
     error::ErrorBody,
+    ops::place::Place,
     output::envelope::{NoBody, Timings},
     qemu::throttle::{Limit, Limits},
     sample,
@@ -11,8 +12,7 @@ use crate::{
 
 fn report() -> Envelope<Report> {
     let timings = [("probe".into(), 1200), ("attach".into(), 15_000), ("total".into(), 20_001)];
-    let report =
-        Report { volumes: vec![sample::volume()], broken_holders: Vec::new(), lost: Vec::new() };
+    let report = Report::of(vec![sample::volume()]);
     Envelope {
         timings_us: Some(Timings(timings.into())),
         ..Envelope::new("hot-plug", Outcome::Attached, report)
@@ -115,12 +115,48 @@ fn holders_that_lost_the_volume_are_listed() {
 }
 
 #[test]
+fn a_mount_is_described_by_its_file_system() {
+    let mut report = report();
+    let volume = &mut report.body.volumes[0];
+    volume.place = Place::Mount(MountPlace {
+        mount_path: "/data".into(),
+        fs_type: "ext4".into(),
+        mount_options: vec!["noatime".into()],
+        ..MountPlace::default()
+    });
+    volume.device_filter = String::new();
+    let text = human(&report);
+    assert!(text.contains(" at /data in container c1\n"), "{text}");
+    assert!(text.contains("at scsi0 255:3, mounted: ext4, noatime"), "{text}");
+    let json = serde_json::to_string(&report).unwrap();
+    let place = r#""mount_path":"/data","fs_type":"ext4","mount_options":["noatime"],"source""#;
+    assert!(json.contains(place) && !json.contains("device_path"), "{json}");
+    assert_eq!(serde_json::from_str::<Envelope<Report>>(&json).unwrap(), report);
+}
+
+#[test]
+fn a_resize_of_a_mount_tells_of_its_file_system() {
+    let mut report = report();
+    report.result = Outcome::Resized;
+    report.body.file_system = Some(GrownFileSystem {
+        before_bytes: 1 << 20,
+        capacity_bytes: 1 << 20,
+        not_grown: "squashfs cannot grow".into(),
+    });
+    let text = human(&report);
+    assert!(text.contains("\n  file system: 1 MiB, not grown: squashfs cannot grow"), "{text}");
+    let json = serde_json::to_string(&report).unwrap();
+    assert_eq!(serde_json::from_str::<Envelope<Report>>(&json).unwrap(), report);
+}
+
+#[test]
 fn names_in_records_are_escaped_for_people() {
     let mut report = report();
     let volume = &mut report.body.volumes[0];
+    let Place::Device { device_path } = &mut volume.place else { panic!("{volume:?}") };
     let texts = [
         &mut volume.container,
-        &mut volume.device_path,
+        device_path,
         &mut volume.guest_device,
         &mut volume.scsi.controller,
         &mut volume.device_filter,

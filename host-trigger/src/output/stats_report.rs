@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use super::table::table;
 use crate::{
     error::ErrorBody,
-    ops::{container_state::ContainerState, guest_stats::GuestStats},
+    ops::{
+        container_state::ContainerState, file_system::FileSystemUse, guest_stats::GuestStats,
+        place::Place,
+    },
     pod::PodView,
     qemu::block_stats::{Operations, QemuStats},
     sanitize::sanitize,
@@ -16,7 +19,7 @@ use crate::{
 /// The counters of volumes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StatsReport {
-    /// By container and device path.
+    /// By container and path.
     pub volumes: Vec<VolumeStats>,
     /// Why the guest could not be asked; the volumes then have QEMU's counters alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -25,7 +28,7 @@ pub struct StatsReport {
 
 /// The counters of one volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[schemars(deny_unknown_fields)]
 pub struct VolumeStats {
     /// The volume ID.
     pub id: String,
@@ -36,8 +39,9 @@ pub struct VolumeStats {
     /// The pod, and the container's name in it, as far as they are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodView>,
-    /// The device path in the container.
-    pub device_path: String,
+    /// The path in the container: `device_path`, or `mount_path` and how it is mounted.
+    #[serde(flatten)]
+    pub place: Place,
     /// The size in bytes.
     pub size: u64,
     /// QEMU's counters; absent if QEMU has no such disk, as of an incomplete volume.
@@ -46,6 +50,10 @@ pub struct VolumeStats {
     /// The state of the container; absent if the guest was not asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container_state: Option<ContainerState>,
+    /// What the file system has, and how much of it is in use; absent if the volume is no mount, or
+    /// the guest does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_system: Option<FileSystemUse>,
     /// The guest's counters; absent if the guest was not asked, or has no such disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestStats>,
@@ -76,7 +84,7 @@ pub(crate) fn human(report: &StatsReport) -> String {
             [
                 volume.id.clone(),
                 sanitize(&volume.container).chars().take(12).collect(),
-                sanitize(&volume.device_path),
+                sanitize(volume.place.path()),
                 by.to_owned(),
                 read.operations.to_string(),
                 human_size(read.bytes.unwrap_or_default()),
@@ -98,6 +106,10 @@ pub(crate) fn human(report: &StatsReport) -> String {
     if report.volumes.is_empty() {
         lines = vec!["no volumes are attached".to_owned()];
     }
+    lines.extend(report.volumes.iter().filter_map(|volume| {
+        let file_system = volume.file_system.as_ref()?;
+        Some(sanitize(&format!("{} {}", volume.place.path(), file_system.text())))
+    }));
     lines.extend(
         report
             .guest_error

@@ -22,10 +22,11 @@ pub(in crate::output) fn volume(device_path: &str) -> VolumeStats {
         sandbox: "s1".into(),
         container: "c1".into(),
         pod: None,
-        device_path: device_path.into(),
+        place: Place::Device { device_path: device_path.into() },
         size: 1 << 20,
         qemu: Some(QemuStats { read, ..QemuStats::default() }),
         container_state: None,
+        file_system: None,
         guest: Some(GuestStats {
             read: seen,
             in_flight: 1,

@@ -40,7 +40,7 @@ pub(crate) async fn write(
     remove(qmp, id, None).await?;
     let marker = json!({"qom-type": "throttle-group", "id": MARKER});
     unless_duplicate(qmp.execute("object-add", marker).await)?;
-    let record = Record::Abandoned(AbandonedRecord { v: 1, abandoned: intent.clone() });
+    let record = Record::Abandoned(AbandonedRecord { v: intent.v, abandoned: intent.clone() });
     let set = qmp.add_fd(null(false)?, None, &record.to_opaque()).await?.set;
     for commit in commits {
         let record = Record::Commit(commit.clone()).to_opaque();

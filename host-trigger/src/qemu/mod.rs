@@ -11,6 +11,7 @@ mod disk_options;
 pub mod inventory;
 pub mod known_bugs;
 pub(crate) mod medium;
+pub mod mount;
 pub(crate) mod node_users;
 pub mod record;
 pub mod removal;

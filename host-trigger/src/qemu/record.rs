@@ -10,11 +10,17 @@
 //! The texts are short on purpose: QEMU reads a command byte by byte, at some four microseconds
 //! each.
 
-use block_volume_api::block_volume::{DeviceNumber, FilterMode, NodeWay, Outcome};
+use block_volume_api::block_volume::{DeviceNumber, FilterMode, Mounted, NodeWay, Outcome};
 use serde::{Deserialize, Serialize};
+
+use super::mount::{MountRecord, MountedRecord};
 
 /// The prefix of each record. Libvirt and Kata keep descriptor sets in the same table.
 pub const PREFIX: &str = "ecrblk1:";
+
+/// The format's version of records about mounts. A program that does not know mounts takes none of
+/// them for a record, and so never asks the guest for a device in the place of a mount.
+const VERSION_OF_MOUNTS: u32 = 2;
 
 /// A record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,14 +37,17 @@ pub enum Record {
 /// What was requested.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IntentRecord {
-    /// The format's version, 1.
+    /// The format's version, 1; of a mount, 2.
     pub v: u32,
     /// The volume ID.
     pub id: String,
     /// The container's ID.
     pub container: String,
-    /// The device path in the container.
+    /// The path in the container: of the device, or of the mount point.
     pub path: String,
+    /// How the file system is mounted; absent: the container gets a device.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub mount: Option<MountRecord>,
     /// The real path of the source on the host, in the form of `path_text`.
     pub source: String,
     /// The size in bytes.
@@ -51,7 +60,7 @@ pub struct IntentRecord {
     /// The group of the device node.
     #[serde(default, skip_serializing_if = "is_default")]
     pub gid: u32,
-    /// The permission bits of the device node.
+    /// The permission bits of the device node; 0 without one.
     pub mode: u32,
     /// The version of this program.
     pub tool: String,
@@ -63,7 +72,7 @@ pub struct IntentRecord {
 /// may still have. An older version does not recognise it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AbandonedRecord {
-    /// The format's version, 1.
+    /// The format's version, 1; of a mount, 2.
     pub v: u32,
     /// The intent record that the volume had.
     pub abandoned: IntentRecord,
@@ -85,8 +94,11 @@ pub enum Access {
 pub struct FurtherAttachment {
     /// The container's ID.
     pub container: String,
-    /// The device path in the container.
+    /// The path in the container.
     pub path: String,
+    /// How the file system is mounted; absent: the container gets a device.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub mount: Option<MountRecord>,
     /// The owner of the device node.
     pub uid: u32,
     /// The group of the device node.
@@ -98,21 +110,21 @@ pub struct FurtherAttachment {
 impl FurtherAttachment {
     /// The attachment that `intent` requests.
     pub fn new(intent: &IntentRecord) -> Self {
-        let IntentRecord { container, path, uid, gid, mode, .. } = intent.clone();
-        Self { container, path, uid, gid, mode }
+        let IntentRecord { container, path, mount, uid, gid, mode, .. } = intent.clone();
+        Self { container, path, mount, uid, gid, mode }
     }
 
     /// The intent of this attachment, where `intent` is the volume's first one.
     pub fn intent(&self, intent: &IntentRecord) -> IntentRecord {
-        let Self { container, path, uid, gid, mode } = self.clone();
-        IntentRecord { container, path, uid, gid, mode, ..intent.clone() }
+        let Self { container, path, mount, uid, gid, mode } = self.clone();
+        IntentRecord { container, path, mount, uid, gid, mode, ..intent.clone() }
     }
 }
 
 /// What was done in the guest for one attachment of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommitRecord {
-    /// The format's version, 1.
+    /// The format's version, 1; of a mount, 2.
     pub v: u32,
     /// Which attachment, unless it is that of the intent record.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -131,11 +143,15 @@ pub struct CommitRecord {
     pub major: u32,
     /// The disk's minor number in the guest.
     pub minor: u32,
-    /// The kind of device node: `mknod` or `bind`.
+    /// The kind of device node: `mknod` or `bind`; `mount` if there is none.
     pub node: String,
-    /// The device filter: `none`, `v1` or `bpf`.
+    /// The device filter: `none`, `v1` or `bpf`; empty of a mount.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub filter: String,
-    /// Directories of the device path that the guest created.
+    /// What is mounted, if it is.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub mounted: Option<MountedRecord>,
+    /// Directories of the path that the guest created; the mount point may be one.
     #[serde(default, skip_serializing_if = "is_default")]
     pub parents_made: Vec<String>,
     /// The container was allowed to use the device before.
@@ -164,7 +180,7 @@ impl Record {
     /// Parses a text that QEMU kept. `None` if it is not a record, or one of a later version.
     pub fn from_opaque(text: &str) -> Option<Self> {
         let record: Self = serde_json::from_str(text.strip_prefix(PREFIX)?).ok()?;
-        (record.version() == 1).then_some(record)
+        (1..=VERSION_OF_MOUNTS).contains(&record.version()).then_some(record)
     }
 
     fn version(&self) -> u32 {
@@ -176,16 +192,22 @@ impl Record {
     }
 }
 
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// The name of a kind of device node, in records and in output.
+/// The format's version of a record about a mount, or about a device.
+pub(crate) fn version(is_mount: bool) -> u32 {
+    if is_mount { VERSION_OF_MOUNTS } else { 1 }
+}
+
+/// The name of the way in which a container has a volume, in records and in output.
 pub fn node_kind_name(kind: NodeWay) -> &'static str {
     match kind {
         NodeWay::NODE_WAY_UNSPECIFIED => "",
         NodeWay::NODE_WAY_MKNOD => "mknod",
         NodeWay::NODE_WAY_BIND => "bind",
+        NodeWay::NODE_WAY_MOUNT => "mount",
     }
 }
 
@@ -216,7 +238,7 @@ impl CommitRecord {
 
     /// The guest's outcome, to be returned to the guest.
     pub fn outcome(&self) -> Outcome {
-        let kinds = [NodeWay::NODE_WAY_MKNOD, NodeWay::NODE_WAY_BIND];
+        let kinds = [NodeWay::NODE_WAY_MKNOD, NodeWay::NODE_WAY_BIND, NodeWay::NODE_WAY_MOUNT];
         let modes =
             [FilterMode::FILTER_MODE_NONE, FilterMode::FILTER_MODE_V1, FilterMode::FILTER_MODE_BPF];
         let kind = kinds.into_iter().find(|kind| node_kind_name(*kind) == self.node);
@@ -234,6 +256,7 @@ impl CommitRecord {
             allowed_before: self.allowed_before,
             container_started: self.started,
             errors_before: self.errors,
+            mounted: self.mounted.as_ref().map(Mounted::from).into(),
             ..Default::default()
         }
     }
@@ -309,6 +332,26 @@ mod tests {
 
     #[test]
     fn a_later_version_is_no_record() {
-        assert_eq!(Record::from_opaque(&INTENT.replace("\"v\":1", "\"v\":2")), None);
+        assert_eq!(Record::from_opaque(&INTENT.replace("\"v\":1", "\"v\":3")), None);
+    }
+
+    #[test]
+    fn a_mount_is_recorded_and_is_none_to_an_earlier_version() {
+        let mount = r#""/data","mount":{"fs_type":"ext4","options":["noatime"]},"#;
+        let text = INTENT.replace(r#""v":1"#, r#""v":2"#).replace(r#""/dev/xvda","#, mount);
+        let Some(Record::Intent(intent)) = Record::from_opaque(&text) else { panic!("{text}") };
+        assert_eq!(Record::Intent(intent.clone()).to_opaque(), text);
+        assert_eq!(intent.mount.as_ref().unwrap().options, ["noatime"]);
+        assert_eq!((version(true), version(false)), (2, 1));
+
+        let mounted = r#""node":"mount","mounted":{"fs_type":"ext4"}}"#;
+        let text = COMMIT.replace(r#""v":1"#, r#""v":2"#);
+        let text = text.replace(r#""node":"mknod","filter":"none"}"#, mounted);
+        let Some(Record::Commit(commit)) = Record::from_opaque(&text) else { panic!("{text}") };
+        assert_eq!(Record::Commit(commit.clone()).to_opaque(), text);
+        let outcome = commit.outcome();
+        assert_eq!(outcome.node, NodeWay::NODE_WAY_MOUNT.into());
+        assert_eq!(outcome.filter, FilterMode::FILTER_MODE_UNSPECIFIED.into());
+        assert_eq!(outcome.mounted.file_system, "ext4");
     }
 }

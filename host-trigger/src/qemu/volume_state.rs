@@ -143,7 +143,15 @@ impl VolumeState {
         ];
         let parts: Vec<_> =
             parts.into_iter().filter_map(|(part, exists)| exists.then_some(part)).collect();
-        let guest = if in_guest { ", and its disk and device node in the guest" } else { "" };
+        let attachments = self.attachments();
+        let part = match attachments.first().is_some_and(|known| known.intent.mount.is_some()) {
+            true => "mount",
+            false => "device node",
+        };
+        let guest = match in_guest {
+            true => format!(", and its disk and {part} in the guest"),
+            false => String::new(),
+        };
         format!("volume {id}: {} in QEMU{guest}", parts.join(", "))
     }
 
@@ -229,6 +237,7 @@ mod tests {
             id: "0123456789abcdef".into(),
             container: "c1".into(),
             path: "/dev/a".into(),
+            mount: None,
             source: "/dev/sdb".into(),
             size: 512,
             access: Access::ReadWrite,
@@ -246,6 +255,7 @@ mod tests {
         let further = further.map(|container| FurtherAttachment {
             container: container.into(),
             path: "/dev/b".into(),
+            mount: None,
             uid: 1,
             gid: 2,
             mode: 0o600,

@@ -50,7 +50,7 @@ fn remedies(finding: &Finding) -> impl Iterator<Item = &str> {
     finding.remedy.iter().flat_map(|remedy| remedy.lines())
 }
 
-const SANDBOX_CHECKS: [&str; 17] = [
+const SANDBOX_CHECKS: [&str; 18] = [
     "sandbox",
     "lock",
     "qmp",
@@ -63,6 +63,7 @@ const SANDBOX_CHECKS: [&str; 17] = [
     "volumes",
     "agent",
     "plugin",
+    "mounts",
     "scsi_hosts",
     "scan_mode",
     "guest_kernel",

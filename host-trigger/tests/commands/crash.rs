@@ -193,7 +193,7 @@ async fn a_killed_hot_plug_is_listed_and_can_be_unplugged(
     host.agent.conversation_is_over().await;
     let listed = host.verb("list", &[]).await.listing().body.volumes.remove(0);
     let expected = if point == "after-commit" { State::Attached } else { State::Incomplete };
-    assert_eq!((listed.state, listed.volume.device_path.as_str()), (expected, "/dev/xvda"));
+    assert_eq!((listed.state, listed.volume.place.path()), (expected, "/dev/xvda"));
     let named = ["--volume", listed.volume.id.as_str()];
     let unplug = if by_id { &named } else { &["--device-path", "/dev/xvda"] };
     assert_eq!(host.verb("hot-unplug", unplug).await.report().result, Outcome::Detached);
@@ -245,7 +245,7 @@ async fn a_killed_hot_plug_is_repaired(
         (repaired.result, repaired.body.volumes.len(), volume.action, volume.state_after),
         (result, 1, action, now)
     );
-    assert_eq!((volume.container.as_str(), volume.device_path.as_str()), ("c1", "/dev/xvda"));
+    assert_eq!((volume.container.as_str(), volume.place.path()), ("c1", "/dev/xvda"));
     assert!(would.dry_run && !repaired.dry_run);
     assert_eq!((would.body.volumes[0].action, would.body.volumes[0].state_after), (action, now));
     assert_eq!(device.is_claimed(), attached);

@@ -27,7 +27,7 @@ async fn a_hot_plug_is_reported_and_not_done() {
     assert!(would.stdout.contains(r#""result":"attached","dry_run":true"#), "{would:?}");
     let volume = &report.body.volumes[0];
     assert_eq!(
-        (volume.device_path.as_str(), volume.size, volume.scsi.controller.as_str()),
+        (volume.place.path(), volume.size, volume.scsi.controller.as_str()),
         ("/dev/xvda", MIB, "scsi0")
     );
     assert_eq!(host.snapshot().await, clean);

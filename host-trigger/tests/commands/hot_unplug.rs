@@ -31,10 +31,7 @@ async fn a_volume_is_removed_and_its_claim_released() {
     let report = host.verb("hot-unplug", &C1).await.report();
     assert_eq!((report.command.as_str(), report.result), ("hot-unplug", Outcome::Detached));
     let (was, is) = (&plugged.body.volumes[0], &report.body.volumes[0]);
-    assert_eq!(
-        (&is.id, &is.device_path, is.size, &is.scsi),
-        (&was.id, &was.device_path, was.size, &was.scsi)
-    );
+    assert_eq!((&is.id, &is.place, is.size, &is.scsi), (&was.id, &was.place, was.size, &was.scsi));
     assert_eq!(is.source_device, was.source_device);
     assert!(!device.is_claimed());
     assert_eq!(host.snapshot().await, with_one);

@@ -31,7 +31,7 @@ async fn plugged_volumes_are_listed_and_nothing_changes() {
         .body
         .volumes
         .iter()
-        .map(|listed| (listed.volume.container.as_str(), listed.volume.device_path.as_str()))
+        .map(|listed| (listed.volume.container.as_str(), listed.volume.place.path()))
         .collect();
     assert_eq!(paths, [("c1", "/dev/xvda"), ("c1", "/dev/xvdb"), ("c2", "/dev/xvda")]);
     assert!(listing.body.volumes.iter().all(|listed| listed.state == State::Attached));
@@ -96,7 +96,7 @@ async fn a_restarted_container_needs_a_new_hot_plug() {
     );
     let again = host.plug(image.path(), "/dev/xvda", &[]).await.report();
     assert_eq!(host.verb("list", &[]).await.listing().body.volumes[0].state, State::Attached);
-    assert_eq!(again.body.volumes[0].device_path, "/dev/xvda");
+    assert_eq!(again.body.volumes[0].place.path(), "/dev/xvda");
     let count =
         |snapshot: &serde_json::Value| snapshot["query-fdsets"][0]["fds"].as_array().unwrap().len();
     assert_eq!(count(&host.snapshot().await), count(&plugged));

@@ -32,6 +32,7 @@ mod layered_source;
 mod list;
 mod lost_output;
 mod lying_qemu;
+mod mount;
 mod node;
 mod node_users;
 mod old_agent;

@@ -70,7 +70,7 @@ async fn call(length: u32, body: Body) -> (Error, Duration) {
     let deadline = Deadline::after(TIMEOUT);
     let address: AgentAddress = format!("unix://{}", path.display()).parse().unwrap();
     let client = agent_address::dial(&address, deadline).await.unwrap();
-    let error = Agent::new(client).probe("", Vec::new(), deadline).await.unwrap_err();
+    let error = Agent::new(client).probe("", Vec::new(), Vec::new(), deadline).await.unwrap_err();
     server.abort();
     (error, began.elapsed())
 }

@@ -59,7 +59,7 @@ async fn volumes_of_an_older_build_are_listed_by_their_records() {
             let volume = &listed.volume;
             // The descriptors alone are no whole disk.
             assert_eq!(listed.state, State::Incomplete);
-            (volume.id.as_str(), volume.container.as_str(), volume.device_path.as_str())
+            (volume.id.as_str(), volume.container.as_str(), volume.place.path())
         })
         .collect();
     let expected = [

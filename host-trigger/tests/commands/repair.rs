@@ -201,12 +201,8 @@ async fn without_the_guest_only_what_is_safe_is_done(#[case] more: &[&str]) {
     let ran = host.verb("repair", more).await;
     ran.assert_fails("incomplete", 8);
     let repaired = ran.repaired();
-    let did: Vec<_> = repaired
-        .body
-        .volumes
-        .iter()
-        .map(|volume| (volume.device_path.as_str(), volume.action))
-        .collect();
+    let did: Vec<_> =
+        repaired.body.volumes.iter().map(|volume| (volume.place.path(), volume.action)).collect();
     let mut expected = vec![("/dev/xvda", Action::Failed), ("/dev/xvdb", Action::RolledBack)];
     expected.sort_by_key(|(path, _)| did.iter().position(|(at, _)| at == path));
     assert_eq!(did, expected);

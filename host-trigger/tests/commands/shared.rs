@@ -35,7 +35,9 @@ async fn listed(host: &Host) -> Vec<(String, String, State)> {
     );
     let attachments = listing.body.volumes.into_iter();
     attachments
-        .map(|listed| (listed.volume.container, listed.volume.device_path, listed.state))
+        .map(|listed| {
+            (listed.volume.container, listed.volume.place.path().to_owned(), listed.state)
+        })
         .collect()
 }
 
@@ -153,7 +155,7 @@ async fn a_volume_id_with_several_attachments_is_ambiguous() {
         .assert_fails("ambiguous_volume", 2);
     let of_c1 = host.verb("inspect", &["--volume", &id, "--container", "c1"]).await.listing();
     assert_eq!(
-        (of_c1.body.volumes.len(), of_c1.body.volumes[0].volume.device_path.as_str()),
+        (of_c1.body.volumes.len(), of_c1.body.volumes[0].volume.place.path()),
         (1, "/dev/xvda")
     );
     assert_eq!(host.verb("list", &["--container", "c2"]).await.listing().body.volumes.len(), 2);

@@ -55,7 +55,7 @@ async fn each_volume_has_its_counters_and_nothing_changes() {
     );
     let first = &all.body.volumes[0];
     assert_eq!(
-        (first.container.as_str(), first.device_path.as_str(), first.size),
+        (first.container.as_str(), first.place.path(), first.size),
         ("c1", "/dev/xvda", MIB)
     );
     let guest = first.guest.unwrap();

@@ -9,7 +9,11 @@ use block_volume_api::{
 use super::policy;
 use crate::{
     Deadline, Error,
-    kata::{agent::Agent, agent_address, sandbox::Sandbox},
+    kata::{
+        agent::{self, Agent},
+        agent_address,
+        sandbox::Sandbox,
+    },
     ops::guest_kernel,
     output::findings::Finding,
     sanitize::sanitize,
@@ -41,6 +45,14 @@ pub(super) async fn check(
         .join(", ");
     let version = sanitize(&probe.plugin_version);
     checks.push(Finding::ok("plugin", format!("{version}, API level {API_LEVEL}: {capabilities}")));
+    checks.push(match agent::can_mount(&probe) {
+        true => Finding::ok("mounts", "the plugin can mount file systems (--mount-path)"),
+        false => Finding::warning(
+            "mounts",
+            "the plugin cannot mount file systems: a container can get devices alone",
+            &["put this version's agent-plugin into the agent"],
+        ),
+    });
     checks.push(match probe.scsi_hosts.len() {
         0 => Finding::problem("scsi_hosts", &Error::NoController),
         count => Finding::ok("scsi_hosts", format!("virtio-scsi hosts in the guest: {count}")),
@@ -109,7 +121,7 @@ async fn reach(
     let dialed = agent_address::dial(&address, deadline).await;
     let agent = Agent::new(dialed.map_err(|e| sandbox.or_starting(e))?);
     checks.push(Finding::ok("agent", address.to_string()));
-    let probe = agent.probe("", Vec::new(), deadline).await?;
+    let probe = agent.probe("", Vec::new(), Vec::new(), deadline).await?;
     Ok((agent, probe))
 }
 
@@ -119,7 +131,7 @@ async fn check_container(
     id: &str,
     deadline: Deadline,
 ) -> Finding {
-    match agent.probe(id, vec![USUAL_PATH.to_owned()], deadline).await {
+    match agent.probe(id, vec![USUAL_PATH.to_owned()], Vec::new(), deadline).await {
         Ok(probe) => match probe.container.as_ref() {
             Some(state) => describe(state),
             None => {
@@ -145,9 +157,9 @@ fn describe(state: &ContainerState) -> Finding {
     let node = match node {
         NodeWay::NODE_WAY_MKNOD => "device nodes in /dev by mknod",
         NodeWay::NODE_WAY_BIND => "device nodes in /dev by a bind mount",
-        NodeWay::NODE_WAY_UNSPECIFIED => {
+        NodeWay::NODE_WAY_UNSPECIFIED | NodeWay::NODE_WAY_MOUNT => {
             let message = format!("{namespace}; the guest cannot make a device node in its /dev");
-            let error = Error::Guest { reason: Reason::REASON_UNSUPPORTED, message, undone: true };
+            let error = Error::guest(Reason::REASON_UNSUPPORTED, message);
             return Finding::problem(NAME, &error);
         }
     };
@@ -157,7 +169,7 @@ fn describe(state: &ContainerState) -> Finding {
     };
     if !filter.refused.is_empty() {
         let message = format!("its device filter cannot be changed: {}", filter.refused);
-        let error = Error::Guest { reason: Reason::REASON_UNSUPPORTED, message, undone: true };
+        let error = Error::guest(Reason::REASON_UNSUPPORTED, message);
         return Finding::problem(NAME, &error);
     }
     let filtered = |by: String| {

@@ -15,6 +15,7 @@ pub(super) enum Wanted {
     Sandbox,
     Volume,
     DevicePath,
+    MountPath,
 }
 
 impl Line {
@@ -58,9 +59,13 @@ impl Line {
             "--sandbox" => Wanted::Sandbox,
             "--volume" => Wanted::Volume,
             // A new path is not known yet.
-            "--device-path" if !self.words.iter().any(|word| word == "hot-plug") => {
-                Wanted::DevicePath
+            "--device-path" | "--mount-path"
+                if self.words.iter().any(|word| word == "hot-plug") =>
+            {
+                return None;
             }
+            "--device-path" => Wanted::DevicePath,
+            "--mount-path" => Wanted::MountPath,
             _ => return None,
         };
         Some((wanted, prefix))
@@ -89,7 +94,9 @@ mod tests {
     #[case("ecr-runtime block-volume list --pod=shop/db:0", Some((Wanted::Pod, "shop/db:0")))]
     #[case("ecr-runtime check --sandbox '7d", Some((Wanted::Sandbox, "7d")))]
     #[case("ecr-runtime block-volume hot-unplug --device-path /dev/x", Some((Wanted::DevicePath, "/dev/x")))]
+    #[case("ecr-runtime block-volume hot-unplug --mount-path /d", Some((Wanted::MountPath, "/d")))]
     #[case("ecr-runtime block-volume hot-plug --device-path /dev/x", None)]
+    #[case("ecr-runtime block-volume hot-plug --mount-path /d", None)]
     #[case("ecr-runtime block-volume list --pod a ", None)]
     #[case("ecr-runtime block-volume list --po", None)]
     #[case("ecr-runtime --run-dir", None)]

@@ -11,6 +11,7 @@ use crate::{
     kata::sandbox::{self, Sandbox, Search},
     ops::{pod_names::PodNames, session},
     pod::PodName,
+    qemu::volume_state::KnownVolume,
 };
 
 mod line;
@@ -99,7 +100,9 @@ impl<'a> Context<'a> {
                 Ok(pods.map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect())
             }
             Wanted::Container => self.containers(&ids).await,
-            Wanted::Volume | Wanted::DevicePath => self.volumes(&ids, wanted).await,
+            Wanted::Volume | Wanted::DevicePath | Wanted::MountPath => {
+                self.volumes(&ids, wanted).await
+            }
         }
     }
 
@@ -145,9 +148,14 @@ impl<'a> Context<'a> {
         let _lock = lock::acquire(&directory, self.deadline.within(LOCK_TIMEOUT)).await?;
         let (_qmp, inventory) = session::connect_qemu(&sandbox, self.deadline).await?;
         let known = inventory.attachments().into_iter();
+        let of_mounts = wanted == Wanted::MountPath;
+        let path = |known: KnownVolume| {
+            let intent = known.attachment?.intent;
+            (intent.mount.is_some() == of_mounts).then_some(intent.path)
+        };
         Ok(match wanted {
             Wanted::Volume => known.map(|known| known.id.to_string()).collect(),
-            _ => known.filter_map(|known| Some(known.attachment?.intent.path)).collect(),
+            _ => known.filter_map(path).collect(),
         })
     }
 }

@@ -21,7 +21,7 @@ impl Plug<'_> {
                 return Err(error);
             }
             if !seen.node_present {
-                preflight::check_path(&probe, &volume.intent.path)?;
+                preflight::check_path(&probe, &volume.intent)?;
             }
             let outcome = volume.commit().map(|commit| commit.outcome());
             let same_container = outcome

@@ -1,4 +1,5 @@
-//! `block-volume hot-plug`: the sequence from a host volume to a device in a running container.
+//! `block-volume hot-plug`: the sequence from a host volume to a device, or a mounted file system,
+//! in a running container.
 //!
 //! 1. Before anything changes: find and lock the sandbox, reach the guest, QEMU and the source.
 //! 2. Roll back what an interrupted run left of the same volumes.
@@ -15,19 +16,21 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 mod dry_run;
+mod mounts;
 mod plug;
 mod preflight;
 mod reconcile;
 mod report;
+mod request;
 mod sequence;
 mod volume;
 
 use plug::Plug;
+use request::PlugRequest;
 
 use crate::{
     Error,
-    cli::{limits::LimitArgs, target::Target},
-    device_path::check_device_path,
+    cli::{limits::LimitArgs, mount::MountArgs, target::Target, volumes::VolumeArgs},
     fault,
     ops::session::{Located, Session},
     output::{envelope::Envelope, report::Report},
@@ -35,13 +38,12 @@ use crate::{
 
 /// The largest user and group ID: `chown(2)` takes the next number for "leave it unchanged".
 const MAX_ID: i64 = u32::MAX as i64 - 1;
-/// The maximum number of volumes in one call.
-const MAX_VOLUMES: usize = 256;
 
 /// Attach host block volumes to a running container
 ///
-/// A volume is a block device or a raw image. It is claimed for as long as the sandbox has it.
-/// Several volumes can be attached in one call: repeat --block-volume and --device-path in pairs;
+/// A volume is a block device or a raw image. It is claimed for as long as the sandbox has it. The
+/// container gets a device (--device-path), or the volume's file system is mounted (--mount-path).
+/// Several volumes can be attached in one call: repeat --block-volume and one of these in pairs;
 /// then either all of them are attached or none.
 #[derive(Debug, Args)]
 #[command(
@@ -62,13 +64,9 @@ pub struct HotPlug {
     #[arg(long, value_name = "ID")]
     pub controller: Option<String>,
 
-    /// Path of the volume on the host
-    #[arg(long, value_name = "PATH", required = true)]
-    pub block_volume: Vec<PathBuf>,
-
-    /// Path of the device in the container; it must not exist yet
-    #[arg(long, value_name = "PATH", required = true)]
-    pub device_path: Vec<String>,
+    /// The volumes and their paths.
+    #[command(flatten)]
+    pub volumes: VolumeArgs,
 
     /// Format of the images: their bytes are the disk's, whatever they look like. Without it, a
     /// file that begins or ends like an image of another format (qcow2, VMDK, VHD, VHDX, VDI,
@@ -90,17 +88,21 @@ pub struct HotPlug {
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Owner of the device in the container
-    #[arg(long, value_name = "ID", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=MAX_ID))]
-    pub uid: u32,
+    /// Owner of the device in the container [default: 0]
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u32).range(..=MAX_ID))]
+    pub uid: Option<u32>,
 
-    /// Group of the device in the container
-    #[arg(long, value_name = "ID", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=MAX_ID))]
-    pub gid: u32,
+    /// Group of the device in the container [default: 0]
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u32).range(..=MAX_ID))]
+    pub gid: Option<u32>,
 
-    /// Permission bits of the device in the container, in octal
-    #[arg(long, value_name = "BITS", default_value = "660", value_parser = parse_mode)]
-    pub mode: u32,
+    /// Permission bits of the device in the container, in octal [default: 660]
+    #[arg(long, value_name = "BITS", value_parser = parse_mode)]
+    pub mode: Option<u32>,
+
+    /// How file systems are mounted.
+    #[command(flatten)]
+    pub mount: MountArgs,
 
     /// The limits of each volume, from the start.
     #[command(flatten)]
@@ -126,21 +128,23 @@ fn parse_mode(text: &str) -> Result<u32, String> {
 /// The volumes are not attached; unless it is [`Error::Incomplete`], nothing is left of the
 /// attempt.
 pub async fn run(verb: &HotPlug, run_dir: Option<PathBuf>) -> Result<Envelope<Report>, Error> {
-    check(verb)?;
     // Of a pod, the container was found.
     let prefix = verb.container.as_deref().unwrap_or_default();
-    let located = Located::new(verb.target.session(run_dir, Some(prefix))?)?;
+    let options = verb.target.session(run_dir, Some(prefix))?;
+    let request = PlugRequest::new(verb, options.deadline)?;
+    let located = Located::new(options)?;
     let container = located.sandbox.container(prefix, &[])?;
     let (mut session, mut signals) = located.lock().await?;
 
     let Session { sandbox, deadline, watch, .. } = &mut session;
-    let preflight = preflight::run(sandbox, verb, *deadline, watch);
+    let preflight = preflight::run(sandbox, verb, &request, *deadline, watch);
     let preflight = signals.unless_caught(preflight).await?;
     fault::point("after-preflight").await?;
 
-    let (mut plug, mut inventory) = Plug::new(verb, session, container, preflight)?;
+    let (mut plug, mut inventory) = Plug::new(verb, request, session, container, preflight)?;
     let done = signals.unless_caught(plug.run(&mut inventory)).await;
     let Err(cause) = done else { return plug.report() };
+    let cause = plug.explain(cause);
     let may_be_left = plug.describe_added();
     let left = tokio::select! {
         left = plug.roll_back() => left,
@@ -154,25 +158,6 @@ pub async fn run(verb: &HotPlug, run_dir: Option<PathBuf>) -> Result<Envelope<Re
     } else {
         Err(Error::Incomplete { cause: Box::new(cause), left })
     }
-}
-
-/// Checks the command line alone.
-fn check(verb: &HotPlug) -> Result<(), Error> {
-    let (volumes, paths) = (verb.block_volume.len(), verb.device_path.len());
-    if volumes != paths {
-        return Err(Error::Unpaired { volumes, paths });
-    }
-    verb.limits.change()?.alone()?;
-    if volumes > MAX_VOLUMES {
-        return Err(Error::TooMany { count: volumes });
-    }
-    for (index, path) in verb.device_path.iter().enumerate() {
-        check_device_path(path).map_err(|why| Error::DevicePath { path: path.clone(), why })?;
-        if verb.device_path[..index].contains(path) {
-            return Err(Error::Repeated { what: "the device path", value: path.clone() });
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,9 +1,15 @@
 //! The plug of all volumes of one call: its steps in QEMU, and what is rolled back if a step fails.
 //! `sequence` has the order of the steps.
 
+use block_volume_api::block_volume::Reason;
 use block_volume_qmp::Qmp;
 
-use super::{HotPlug, preflight::Preflight, volume::PlugVolume};
+use super::{
+    HotPlug,
+    preflight::Preflight,
+    request::{PlugRequest, RequestedPlace},
+    volume::PlugVolume,
+};
 use crate::{
     Error,
     error::Chain,
@@ -20,7 +26,7 @@ use crate::{
         block_node,
         disk::{self, ScsiAddress},
         inventory::Inventory,
-        record::{Access, IntentRecord},
+        record::{Access, IntentRecord, version},
     },
     volume_id::{VolumeId, reservation_name},
 };
@@ -31,6 +37,7 @@ const TOOL: &str = env!("CARGO_PKG_VERSION");
 /// The plug of all volumes of one call.
 pub(super) struct Plug<'a> {
     pub(super) verb: &'a HotPlug,
+    pub(super) request: PlugRequest,
     pub(super) container: String,
     address: AgentAddress,
     pub(super) agent: Agent,
@@ -48,6 +55,7 @@ pub(super) struct Plug<'a> {
 impl<'a> Plug<'a> {
     pub(super) fn new(
         verb: &'a HotPlug,
+        request: PlugRequest,
         session: Session,
         container: String,
         preflight: Preflight,
@@ -55,23 +63,25 @@ impl<'a> Plug<'a> {
         let run = format!("{:08x}", fastrand::u32(..));
         let limits = verb.limits.change()?.alone()?;
         let mut volumes: Vec<PlugVolume> = Vec::with_capacity(preflight.sources.len());
-        for (source, path) in preflight.sources.into_iter().zip(&verb.device_path) {
+        for (source, place) in preflight.sources.into_iter().zip(&request.places) {
             let id = VolumeId::derive(&session.sandbox.id, &source.identity);
             if volumes.iter().any(|volume| volume.id == id) {
                 let value = source.given.display().to_string();
                 return Err(Error::Repeated { what: "the volume", value });
             }
+            let RequestedPlace { path, mount, uid, gid, mode } = place.clone();
             let intent = IntentRecord {
-                v: 1,
+                v: version(mount.is_some()),
                 id: id.to_string(),
                 container: container.clone(),
-                path: path.clone(),
+                path,
+                mount,
                 source: path_text::encode(&source.device),
                 size: source.size,
-                access: if verb.read_only { Access::ReadOnly } else { Access::ReadWrite },
-                uid: verb.uid,
-                gid: verb.gid,
-                mode: verb.mode,
+                access: if request.read_only { Access::ReadOnly } else { Access::ReadWrite },
+                uid,
+                gid,
+                mode,
                 tool: TOOL.to_owned(),
                 run: run.clone(),
             };
@@ -94,9 +104,44 @@ impl<'a> Plug<'a> {
         }
         let Preflight { address, agent, qmp, inventory, .. } = preflight;
         let (has_media, guest_asked) = (false, false);
-        let plug =
-            Self { verb, container, address, agent, qmp, volumes, has_media, guest_asked, session };
+        let plug = Self {
+            verb,
+            request,
+            container,
+            address,
+            agent,
+            qmp,
+            volumes,
+            has_media,
+            guest_asked,
+            session,
+        };
         Ok((plug, inventory))
+    }
+
+    /// Names the volume that an error of the guest is about by its path, where the remedy is about
+    /// the volume on the host.
+    pub(super) fn explain(&self, cause: Error) -> Error {
+        let Error::Guest { reason: Reason::REASON_NO_FILE_SYSTEM, message, volume, .. } = &cause
+        else {
+            return cause;
+        };
+        match self.volumes.iter().find(|known| known.id.as_str() == volume) {
+            Some(PlugVolume { source, intent, .. }) => {
+                let requested = intent.mount.as_ref().map(|mount| mount.fs_type.as_str());
+                // The types that are only read are made from a directory.
+                let fs_type = match requested {
+                    None | Some("" | "erofs" | "squashfs") => "ext4",
+                    Some(fs_type) => fs_type,
+                };
+                Error::NoFileSystem {
+                    path: source.given.clone(),
+                    fs_type: fs_type.to_owned(),
+                    message: message.clone(),
+                }
+            }
+            None => cause,
+        }
     }
 
     /// Records a further attachment of a disk before the guest is asked for it, and reserves its
@@ -147,7 +192,7 @@ impl<'a> Plug<'a> {
             // socket buffer when it resumes, with no client connected (1 in 5, QEMU 10.0).
             volume.added = Added::Disk;
         }
-        let read_only = self.verb.read_only;
+        let read_only = self.request.read_only;
         let nodes = new.iter().map(|&index| self.volumes[index].new_node(read_only));
         let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
         let all = block_node::add_all(&mut self.qmp, &nodes).await?;
@@ -184,7 +229,7 @@ impl<'a> Plug<'a> {
         self.check_path_in_qemu(index).await?;
         let volume = &mut self.volumes[index];
         volume.added = Added::Disk;
-        let node = volume.new_node(self.verb.read_only)?;
+        let node = volume.new_node(self.request.read_only)?;
         let added = block_node::add_without_reservation(&mut self.qmp, &node).await;
         if matches!(added, Err(Error::ConcurrentRun { .. })) {
             volume.added = Added::Records;

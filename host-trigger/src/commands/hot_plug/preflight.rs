@@ -10,7 +10,7 @@ use block_volume_api::block_volume::{
 };
 use block_volume_qmp::{GREETING_TIMEOUT, Qmp};
 
-use super::HotPlug;
+use super::{HotPlug, mounts, request::PlugRequest};
 use crate::{
     Deadline, Error,
     host::source::Source,
@@ -20,7 +20,7 @@ use crate::{
         sandbox::Sandbox,
     },
     ops::guest_kernel,
-    qemu::{abandoned, controller::Controller, inventory::Inventory},
+    qemu::{abandoned, controller::Controller, inventory::Inventory, record::IntentRecord},
     stopwatch::Stopwatch,
 };
 
@@ -41,10 +41,15 @@ pub(super) struct Preflight {
 pub(super) async fn run(
     sandbox: &Sandbox,
     verb: &HotPlug,
+    request: &PlugRequest,
     deadline: Deadline,
     watch: &mut Stopwatch,
 ) -> Result<Preflight, Error> {
-    let guest = connect_agent(sandbox, deadline);
+    let guest = async {
+        let dialed = connect_agent(sandbox, deadline).await?;
+        mounts::check_agent(&dialed.agent, request, deadline).await?;
+        Ok::<_, Error>(dialed)
+    };
     let host = async {
         let start = Instant::now();
         let wanted = verb.controller.as_deref();
@@ -59,7 +64,7 @@ pub(super) async fn run(
     // Polled first: its thread works while the others are sent their requests.
     let sources = async {
         let start = Instant::now();
-        let sources = Source::open_all(&verb.block_volume, verb.read_only, deadline).await?;
+        let sources = Source::open_all(&request.sources, request.read_only, deadline).await?;
         Ok((sources, start.elapsed()))
     };
     let ((sources, opened), dialed, ((mut qmp, has_abandoned), controller, host)) =
@@ -118,15 +123,19 @@ async fn dial(address: AgentAddress, found: Duration, deadline: Deadline) -> Res
     Ok(Dialed { address, agent, stages })
 }
 
-/// Checks whether a volume can be attached at `path`, as far as the guest knows before the attempt.
+/// Checks whether a volume can be attached as `intent` has it, as far as the guest knows before the
+/// attempt.
 ///
 /// # Errors
 /// It cannot.
-pub(super) fn check_path(probe: &ProbeResponse, path: &str) -> Result<(), Error> {
+pub(super) fn check_path(probe: &ProbeResponse, intent: &IntentRecord) -> Result<(), Error> {
+    let IntentRecord { path, mount, .. } = intent;
     guest_kernel::check(probe)?;
-    let guest = |reason, message: String| Err(Error::Guest { reason, message, undone: true });
+    let guest = |reason, message: String| Err(Error::guest(reason, message));
     let container = probe.container.as_ref();
-    if let Some(filter) = container.and_then(|container| container.filter.as_ref()) {
+    // What is mounted is no device: it needs no right.
+    let filter = container.and_then(|container| container.filter.as_ref());
+    if let Some(filter) = filter.filter(|_| mount.is_none()) {
         if !filter.refused.is_empty() {
             return guest(
                 Reason::REASON_UNSUPPORTED,
@@ -138,11 +147,14 @@ pub(super) fn check_path(probe: &ProbeResponse, path: &str) -> Result<(), Error>
         }
     }
     let state =
-        container.and_then(|container| container.paths.iter().find(|state| state.path == path));
+        container.and_then(|container| container.paths.iter().find(|state| state.path == *path));
     let Some(state) = state else { return Err(mismatch("not all paths")) };
+    if mount.is_some() {
+        return mounts::check_path(state);
+    }
     match state.use_.enum_value() {
         Ok(PathUse::PATH_USE_TAKEN) => {
-            Err(Error::PathTaken { path: path.to_owned(), taken_by: state.taken_by.clone() })
+            Err(Error::PathTaken { path: path.clone(), taken_by: state.taken_by.clone() })
         }
         Ok(PathUse::PATH_USE_FREE | PathUse::PATH_USE_PARENT_MISSING) if state.read_only => guest(
             Reason::REASON_READ_ONLY_FILE_SYSTEM,
@@ -177,7 +189,7 @@ fn has_no_node_kind(state: &PathState) -> bool {
     state.way.enum_value() == Ok(NodeWay::NODE_WAY_UNSPECIFIED)
 }
 
-fn mismatch(what: &str) -> Error {
+pub(super) fn mismatch(what: &str) -> Error {
     Error::AgentReply { method: "Probe", what: what.to_owned() }
 }
 
@@ -187,6 +199,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::qemu::record::{Record, samples::INTENT};
 
     fn probe(state: PathState, refused: &str) -> ProbeResponse {
         let filter = FilterState {
@@ -207,14 +220,25 @@ mod tests {
         PathState { use_: usage.into(), way: way.into(), ..Default::default() }
     }
 
+    fn intent(path: &str) -> IntentRecord {
+        let Some(Record::Intent(intent)) = Record::from_opaque(INTENT) else { panic!("{INTENT}") };
+        IntentRecord { path: path.into(), ..intent }
+    }
+
     const MKNOD: NodeWay = NodeWay::NODE_WAY_MKNOD;
     const NO_KIND: NodeWay = NodeWay::NODE_WAY_UNSPECIFIED;
 
     #[test]
     fn a_free_path_passes() {
         for usage in [PathUse::PATH_USE_FREE, PathUse::PATH_USE_PARENT_MISSING] {
-            assert!(check_path(&probe(state(usage, MKNOD), ""), "/dev/x").is_ok(), "{usage:?}");
-            assert!(check_path(&probe(state(usage, NodeWay::NODE_WAY_BIND), ""), "/dev/x").is_ok());
+            assert!(
+                check_path(&probe(state(usage, MKNOD), ""), &intent("/dev/x")).is_ok(),
+                "{usage:?}"
+            );
+            assert!(
+                check_path(&probe(state(usage, NodeWay::NODE_WAY_BIND), ""), &intent("/dev/x"))
+                    .is_ok()
+            );
         }
     }
 
@@ -232,7 +256,7 @@ mod tests {
         #[case] refused: &str,
         #[case] reason: &str,
     ) {
-        let error = check_path(&probe(state, refused), "/dev/x").unwrap_err();
+        let error = check_path(&probe(state, refused), &intent("/dev/x")).unwrap_err();
         assert_eq!(error.class().reason, reason);
     }
 
@@ -244,14 +268,18 @@ mod tests {
             Some(KernelState { missing, ..Default::default() }).into()
         };
         probe.kernel = lacks("mount_setattr");
-        check_path(&probe, "/dev/x").unwrap();
+        check_path(&probe, &intent("/dev/x")).unwrap();
         probe.kernel = lacks("sd");
-        assert_eq!(check_path(&probe, "/dev/x").unwrap_err().class().reason, "unsupported");
+        assert_eq!(
+            check_path(&probe, &intent("/dev/x")).unwrap_err().class().reason,
+            "unsupported"
+        );
     }
 
     #[test]
     fn a_path_that_is_not_in_the_reply_is_an_error() {
-        let checked = check_path(&probe(state(PathUse::PATH_USE_FREE, MKNOD), ""), "/dev/y");
+        let checked =
+            check_path(&probe(state(PathUse::PATH_USE_FREE, MKNOD), ""), &intent("/dev/y"));
         assert!(matches!(checked, Err(Error::AgentReply { .. })));
     }
 }

@@ -41,7 +41,7 @@ impl Plug<'_> {
                 self.roll_back_leftover(index, &state, Extent::Volume).await?;
                 let source = &mut self.volumes[index].source;
                 if !source.is_claimed() {
-                    let (read_only, deadline) = (self.verb.read_only, self.session.deadline);
+                    let (read_only, deadline) = (self.request.read_only, self.session.deadline);
                     *source = Source::open(&source.given, read_only, deadline).await?;
                 }
             }
@@ -100,13 +100,13 @@ impl Plug<'_> {
         Ok(())
     }
 
-    /// Checks that no other volume has this volume's device path, by what QEMU has now.
+    /// Checks that no other volume has this volume's path, by what QEMU has now.
     pub(super) async fn check_path_in_qemu(&mut self, index: usize) -> Result<(), Error> {
         let inventory = Inventory::read(&mut self.qmp).await?;
         self.check_path_in(&inventory, index)
     }
 
-    /// Checks that no other volume has this volume's device path.
+    /// Checks that no other volume has this volume's path.
     fn check_path_in(&self, inventory: &Inventory, index: usize) -> Result<(), Error> {
         let IntentRecord { id, container, path, .. } = &self.volumes[index].intent;
         let is_here =
@@ -124,11 +124,11 @@ impl Plug<'_> {
         }
     }
 
-    /// Asks the guest for the state of the container and of the device paths.
+    /// Asks the guest for the state of the container and of the paths.
     pub(super) async fn probe(&self) -> Result<ProbeResponse, Error> {
-        let paths = self.verb.device_path.clone();
+        let (paths, mounts) = (self.request.paths(false), self.request.paths(true));
         let deadline = self.session.deadline.capped(PROBE_TIMEOUT);
-        self.agent.probe(&self.container, paths, deadline).await
+        self.agent.probe(&self.container, paths, mounts, deadline).await
     }
 
     async fn roll_back_leftover(

@@ -3,7 +3,10 @@
 use super::{plug::Plug, volume::PlugVolume};
 use crate::{
     Error,
-    ops::volume::{Scsi, Volume},
+    ops::{
+        place::Place,
+        volume::{Scsi, Volume},
+    },
     output::{
         envelope::{Envelope, Outcome},
         report::Report,
@@ -25,11 +28,11 @@ impl Plug<'_> {
                 id: volume.id.to_string(),
                 sandbox: self.session.sandbox.id.clone(),
                 container: volume.intent.container.clone(),
-                device_path: volume.intent.path.clone(),
+                place: Place::new(&volume.intent),
                 source: volume.source.given.clone(),
                 source_device: volume.source.device.clone(),
                 size: volume.size(),
-                read_only: self.verb.read_only,
+                read_only: self.request.read_only,
                 shared: volume.is_shared(),
                 throttle: volume.limits,
                 scsi: Scsi {
@@ -44,8 +47,7 @@ impl Plug<'_> {
                 None => reported,
             }
         });
-        let report =
-            Report { volumes: volumes.collect(), broken_holders: Vec::new(), lost: Vec::new() };
+        let report = Report::of(volumes.collect());
         let watch = self.session.watch;
         Ok(Envelope::new("hot-plug", result, report)
             .with_dry_run(self.verb.dry_run)

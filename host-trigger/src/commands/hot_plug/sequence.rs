@@ -125,7 +125,7 @@ impl Plug<'_> {
         Ok(())
     }
 
-    /// Checks that no other volume has one of the device paths, by what QEMU has now.
+    /// Checks that no other volume has one of the paths, by what QEMU has now.
     async fn check_paths_in_qemu(&mut self) -> Result<(), Error> {
         for index in 0..self.volumes.len() {
             if !self.volumes[index].is_attached() {
@@ -143,7 +143,7 @@ impl Plug<'_> {
             if volume.is_attached() || self.verb.dry_run && volume.leftover {
                 continue;
             }
-            let free = preflight::check_path(found, &volume.intent.path);
+            let free = preflight::check_path(found, &volume.intent);
             if matches!(free, Err(Error::PathTaken { .. })) {
                 self.check_path_in_qemu(index).await?;
             }

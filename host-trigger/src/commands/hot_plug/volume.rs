@@ -242,10 +242,10 @@ impl PlugVolume {
             // A whole disk has a committed attachment.
             (None, None) => return Err(Error::RecordLost { volume }),
         };
-        check_options(&self.intent, &known.intent, this.is_none())?;
         let Some((_, commit)) = known.committed() else {
             return Err(Error::RecordLost { volume });
         };
+        check_options(&self.intent, &known.intent, commit, this.is_none())?;
         if controller.is_some_and(|named| named != commit.controller) {
             return Err(Error::OtherOptions { volume, differs: vec!["controller (--controller)"] });
         }
@@ -264,21 +264,32 @@ impl PlugVolume {
 }
 
 /// Checks that what is attached is what is requested. A `further` attachment has the same disk, and
-/// may have a device node of its own owner and mode.
+/// may have a device node of its own owner and mode. No file system is mounted beside a device of
+/// the same disk: nothing would coordinate the writes of the two.
 fn check_options(
     requested: &IntentRecord,
     attached: &IntentRecord,
+    commit: &CommitRecord,
     further: bool,
 ) -> Result<(), Error> {
     let volume = requested.id.clone();
-    let differs: Vec<_> = [
+    let found = commit.mounted.as_ref().map(|mounted| mounted.fs_type.as_str());
+    let mut differs: Vec<_> = match (&requested.mount, &attached.mount) {
+        (Some(requested), Some(attached)) => requested.differs(attached, found),
+        (None, None) => Vec::new(),
+        _ => {
+            let differs = vec!["kind (--mount-path or --device-path)"];
+            return Err(Error::OtherOptions { volume, differs });
+        }
+    };
+    let others = [
         ("access (--read-only)", requested.access != attached.access),
         ("owner (--uid)", requested.uid != attached.uid && !further),
         ("group (--gid)", requested.gid != attached.gid && !further),
         ("mode (--mode)", requested.mode != attached.mode && !further),
     ]
     .into_iter()
-    .filter_map(|(what, differs)| differs.then_some(what))
-    .collect();
+    .filter_map(|(what, differs)| differs.then_some(what));
+    differs.extend(others);
     if differs.is_empty() { Ok(()) } else { Err(Error::OtherOptions { volume, differs }) }
 }

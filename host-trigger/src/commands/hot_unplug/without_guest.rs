@@ -28,7 +28,7 @@ use crate::{
         abandoned,
         inventory::Inventory,
         node_users::NodeUsers,
-        record::CommitRecord,
+        record::{CommitRecord, version},
         volume_state::{KnownVolume, VolumeState},
     },
     volume_id::VolumeId,
@@ -162,7 +162,7 @@ fn commit(view: &VolumeView) -> Option<CommitRecord> {
     let known = view.known.attachment.as_ref().filter(|_| view.request.is_some())?;
     let recorded = known.committed().or(known.commits.first());
     let begun = || CommitRecord {
-        v: 1,
+        v: version(known.intent.mount.is_some()),
         further: None,
         committed: false,
         controller: view.volume.scsi.controller.clone(),
@@ -173,6 +173,7 @@ fn commit(view: &VolumeView) -> Option<CommitRecord> {
         minor: 0,
         node: String::new(),
         filter: String::new(),
+        mounted: None,
         parents_made: Vec::new(),
         allowed_before: false,
         started: 0,
@@ -194,7 +195,7 @@ fn envelope(
         Outcome::Abandoned => lost(in_guest.map(|view| &view.volume)),
         _ => Vec::new(),
     };
-    let report = Report { volumes, broken_holders: Vec::new(), lost };
+    let report = Report { lost, ..Report::of(volumes) };
     Envelope::new("hot-unplug", result, report)
         .with_dry_run(verb.dry_run)
         .with_timings(session.watch)
@@ -203,7 +204,7 @@ fn envelope(
 /// What is lost, and what the guest may still have.
 fn lost<'a>(volumes: impl Iterator<Item = &'a Volume>) -> Vec<String> {
     let mut lines = Vec::new();
-    for Volume { container, device_path, device_number, guest_device, scsi, .. } in volumes {
+    for Volume { container, place, device_number, guest_device, scsi, .. } in volumes {
         if lines.is_empty() {
             lines.push("what the guest has not written yet, and its requests in flight".to_owned());
             let disk = match guest_device.as_str() {
@@ -216,13 +217,21 @@ fn lost<'a>(volumes: impl Iterator<Item = &'a Volume>) -> Vec<String> {
                 scsi.controller, scsi.target, scsi.lun
             ));
         }
+        if let Some(mount) = place.mount() {
+            lines.push(format!(
+                "the file system may remain mounted at {} in container {container}, with I/O errors \
+                 for every use",
+                mount.mount_path
+            ));
+            continue;
+        }
         let number = match device_number.as_str() {
             "" => "its number".to_owned(),
             number => format!("the number {number}"),
         };
         lines.push(format!(
-            "the device node {device_path} may remain in container {container}, with the right to \
-             use {number}"
+            "the device node {} may remain in container {container}, with the right to use {number}",
+            place.path()
         ));
     }
     lines

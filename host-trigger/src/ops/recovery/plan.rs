@@ -5,7 +5,7 @@
 //! | everything | kept |
 //! | an attachment that the guest completed, without commit record | completed: the commit record is written |
 //! | an attachment that the guest did not complete, or whose container does not run | rolled back |
-//! | attached; the guest lost the device node or the right, the container runs | completed: the guest makes them again |
+//! | attached; the guest lost the device node, the right or the mount, the container runs | completed: the guest makes them again |
 //! | attached; the guest has no disk, or QEMU no device | completed: an interrupted unplug is finished, and what is left of a plug that was killed before its commit is removed |
 //! | attached; the container is gone, or was restarted without the volume | rolled back |
 //! | a block node in QEMU without device and record | rolled back |
@@ -19,7 +19,7 @@ use super::{Action, Recovered, StateAfter};
 use crate::{
     error::ErrorBody,
     ops::volume::{Cause, ListedVolume, State},
-    qemu::volume_state::KnownVolume,
+    qemu::{record::IntentRecord, volume_state::KnownVolume},
 };
 
 /// What is to be done about a volume.
@@ -44,6 +44,14 @@ pub(crate) enum RecoveryPlan {
         /// Why.
         why: String,
     },
+}
+
+/// What the container has lost.
+fn gone(intent: &IntentRecord) -> &'static str {
+    match intent.mount {
+        Some(_) => "its mount was gone from the container",
+        None => "its device node or its right was gone from the container",
+    }
 }
 
 /// What the guest reports of a volume.
@@ -116,9 +124,7 @@ impl RecoveryPlan {
                 Self::Detach { completes: false, why: "the guest had not attached it" }
             }
             _ if committed && in_container => Self::Keep,
-            _ if committed => {
-                Self::Attach { why: "its device node or its right was gone from the container" }
-            }
+            _ if committed => Self::Attach { why: gone(&attachment.intent) },
             _ if in_container => Self::Attach { why: "the guest had attached it" },
             _ => Self::Detach { completes: false, why: "the guest had not attached it" },
         }

@@ -53,7 +53,14 @@ impl AddedVolume {
             Added::Disk => "descriptors, block node, device",
             Added::Attachment => "the descriptor of this attachment",
         };
-        let guest = if guest_asked { ", and its disk and device node in the guest" } else { "" };
+        let part = match self.detachment.attachment.mount.is_some() {
+            true => "mount",
+            false => "device node",
+        };
+        let guest = match guest_asked {
+            true => format!(", and its disk and {part} in the guest"),
+            false => String::new(),
+        };
         Some(format!("volume {}: {parts} in QEMU{guest}", self.id))
     }
 }

@@ -25,6 +25,7 @@ use tokio::sync::Notify;
 use ttrpc::r#async::{Server, ServerStream, ServerStreamSender, TtrpcContext};
 
 use super::{
+    fake_mount::Mounts,
     fake_plug::{Connections, OnPlug},
     fake_unplug::OnUnplug,
 };
@@ -117,6 +118,8 @@ pub struct FakeAgent {
     pub(super) another_request: Notify,
     /// How long it takes to detach.
     pub detach_delay: Mutex<std::time::Duration>,
+    /// How it mounts file systems.
+    pub mounts: Mounts,
     /// Containers that no longer run.
     pub gone_containers: Mutex<Vec<String>>,
     /// The commands of the processes that hold the disks.
@@ -180,6 +183,7 @@ impl FakeAgent {
             detach_requests: std::sync::atomic::AtomicU32::default(),
             another_request: Notify::new(),
             detach_delay: Mutex::default(),
+            mounts: Mounts::default(),
             gone_containers: Mutex::default(),
             lost_nodes: Mutex::default(),
             holder_commands: Mutex::default(),
@@ -442,6 +446,12 @@ impl BlockVolume for FakeAgent {
             let disk = size.is_some();
             let attached = self.attached.lock().unwrap().contains_key(&key(&attachment));
             let lost = self.lost_nodes.lock().unwrap().contains(&attachment.path);
+            let is_there = attached && running && !lost;
+            let file_system = self.mounts.state(&attachment).filter(|_| is_there);
+            let filter = match attachment.mount.as_ref() {
+                Some(_) => FilterMode::FILTER_MODE_UNSPECIFIED,
+                None => FilterMode::FILTER_MODE_V1,
+            };
             reply.inspected.push(Inspected {
                 serial: attachment.serial,
                 disk_present: disk,
@@ -453,9 +463,10 @@ impl BlockVolume for FakeAgent {
                 container_running: running,
                 container_status: status.unwrap_or_default().into(),
                 unknown: untold.map(|(_, why)| why).unwrap_or_default(),
-                node_present: attached && running && !lost,
+                node_present: is_there,
+                file_system: file_system.into(),
                 allowed: attached && running,
-                filter: FilterMode::FILTER_MODE_V1.into(),
+                filter: filter.into(),
                 holders: if request.holders { self.holders() } else { Vec::new() },
                 container_started: if running {
                     *self.container_started.lock().unwrap()
@@ -478,7 +489,7 @@ impl BlockVolume for FakeAgent {
             return Ok(ResizeResponse { failure: failure(reason, true), ..Default::default() });
         }
         let mut reply = ResizeResponse::new();
-        for Attachment { serial, size, .. } in request.attachments {
+        for Attachment { serial, size, mount, .. } in request.attachments {
             self.requested_sizes.lock().unwrap().push(size);
             let before = self.attachment(&serial).unwrap().size;
             let cannot = on_resize == OnResize::TakesWholeBlocks && !size.is_multiple_of(4096);
@@ -507,11 +518,11 @@ impl BlockVolume for FakeAgent {
                 OnResize::ReportsAnotherSize => size + 512,
                 _ => size,
             };
-            reply.resized.push(Resized {
-                serial,
-                unchanged: before == size,
-                size: reported,
-                ..Default::default()
+            let resized =
+                Resized { serial, unchanged: before == size, size: reported, ..Default::default() };
+            reply.resized.push(match mount.as_ref() {
+                Some(_) => self.mounts.grown(before, resized),
+                None => resized,
             });
         }
         Ok(reply)

@@ -99,6 +99,7 @@ impl FakeAgent {
     }
 
     /// Waits until no conversation is under way: what was not committed is rolled back.
+    #[cfg(feature = "fault")]
     pub async fn conversation_is_over(&self) {
         let mut under_way = self.conversations.subscribe();
         let over = under_way.wait_for(|count| *count == 0);
@@ -114,7 +115,8 @@ impl FakeAgent {
     ) -> Result<(), Ended> {
         let found = self.found(&ProbeRequest {
             container_id: request.attachments[0].container_id.clone(),
-            paths: request.attachments.iter().map(|volume| volume.path.clone()).collect(),
+            paths: paths(request, false),
+            mount_paths: paths(request, true),
             ..Default::default()
         });
         if found.failure.is_some() {
@@ -179,8 +181,12 @@ impl FakeAgent {
     pub(super) fn found(&self, request: &ProbeRequest) -> ProbeResponse {
         let filter =
             FilterState { mode: FilterMode::FILTER_MODE_NONE.into(), ..Default::default() };
-        let paths =
-            request.paths.iter().map(|path| self.path_state(&request.container_id, path)).collect();
+        let state = |path: &String| self.path_state(&request.container_id, path);
+        let of_mounts = request.mount_paths.iter().map(|path| PathState {
+            way: NodeWay::NODE_WAY_MOUNT.into(),
+            ..self.path_state(&request.container_id, path)
+        });
+        let paths = request.paths.iter().map(state).chain(of_mounts).collect();
         let container = ContainerState { filter: Some(filter).into(), paths, ..Default::default() };
         let refusal = *self.probe_failure.lock().unwrap();
         let missing = self.missing_capabilities.lock().unwrap().clone();
@@ -194,6 +200,7 @@ impl FakeAgent {
             api_level: *self.api_level.lock().unwrap(),
             scsi_hosts: vec![host],
             scan_mode: "none".into(),
+            capabilities: self.mounts.capabilities(),
             container: Some(container).into(),
             kernel: kernel.into(),
             failure: refusal.map(|reason| failure(reason, true)).unwrap_or_default(),
@@ -209,7 +216,9 @@ impl FakeAgent {
         }
         let on_attach = *self.on_attach.lock().unwrap();
         if let OnAttach::Fails { reason, undone } = on_attach {
-            return AttachResponse { failure: failure(reason, undone), ..Default::default() };
+            let mut failure = failure(reason, undone);
+            failure.mut_or_insert_default().serial.clone_from(&request.attachments[0].serial);
+            return AttachResponse { failure, ..Default::default() };
         }
         let mut reply = AttachResponse::new();
         for (index, attachment) in (0..).zip(request.attachments) {
@@ -222,6 +231,7 @@ impl FakeAgent {
                 errors_before: *self.disk_errors.lock().unwrap(),
                 ..Default::default()
             };
+            let outcome = self.mounts.outcome(&attachment, outcome);
             let serial = attachment.serial.clone();
             reply.attached.push(Attached {
                 serial: if on_attach == OnAttach::ReportsAnotherSerial {
@@ -267,6 +277,13 @@ impl FakeAgent {
             ..Default::default()
         }
     }
+}
+
+/// The paths of the devices, or of the mounts.
+fn paths(request: &AttachRequest, of_mounts: bool) -> Vec<String> {
+    let volumes = request.attachments.iter();
+    let volumes = volumes.filter(|volume| volume.mount.is_some() == of_mounts);
+    volumes.map(|volume| volume.path.clone()).collect()
 }
 
 async fn send(stream: &Stream, step: Step) {

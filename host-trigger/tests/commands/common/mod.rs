@@ -5,6 +5,7 @@
 
 pub mod fake_agent;
 pub mod fake_cri;
+pub mod fake_mount;
 pub mod fake_plug;
 pub mod fake_unplug;
 pub mod scripted_qemu;
@@ -237,6 +238,12 @@ impl Host {
         }
         command.args(more).kill_on_drop(true);
         command
+    }
+
+    /// Mounts `volume` at `path` in the container.
+    pub async fn mount(&self, volume: &Path, path: &str, more: &[&str]) -> RunOutput {
+        let mut command = self.command(&[], more);
+        run(command.arg("--block-volume").arg(volume).args(["--mount-path", path])).await
     }
 
     pub async fn plug(&self, volume: &Path, path: &str, more: &[&str]) -> RunOutput {
