@@ -36,7 +36,8 @@ pub(super) fn find(all: &[ListedVolume], place: &Place) -> Option<FoundVolume> {
         let is_own = is_known || place.origin.as_ref().is_some_and(is_from);
         let is_stale = matches!(listed.state, State::Stale { .. });
         let in_container = is_stale || place.containers.contains(&volume.container);
-        volume.device_path == place.device_path && is_own && in_container
+        let is_at = volume.place.mount().is_none() && volume.place.path() == place.device_path;
+        is_at && is_own && in_container
     };
     all.iter().find(is_it).cloned().map(FoundVolume)
 }
@@ -101,7 +102,10 @@ impl FoundVolume {
 
 #[cfg(test)]
 mod tests {
-    use host_trigger::ops::volume::{Cause, Volume};
+    use host_trigger::ops::{
+        place::Place as VolumePlace,
+        volume::{Cause, Volume},
+    };
     use rstest::rstest;
 
     use super::*;
@@ -110,7 +114,7 @@ mod tests {
         let volume = Volume {
             id: id.to_owned(),
             container: container.to_owned(),
-            device_path: path.to_owned(),
+            place: VolumePlace::Device { device_path: path.to_owned() },
             source: source.into(),
             ..Volume::default()
         };

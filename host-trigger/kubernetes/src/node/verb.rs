@@ -87,8 +87,8 @@ mod tests {
             word("--device-path", "--force"),
         ];
         let verb = parse::<HotPlug>(words).unwrap();
-        assert_eq!(verb.device_path, ["--force"]);
-        assert_eq!((verb.mode, verb.read_only), (0o660, false));
+        assert_eq!(verb.volumes.paths[0].path, "--force");
+        assert_eq!((verb.mode, verb.read_only), (None, false));
     }
 
     #[tokio::test]
