@@ -8,36 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Error,
-    cpio::Archive,
-    error::at,
-    kernel::Kernel,
-    library,
-    module::{Module, Modules},
-};
-
-/// Modules that are loaded at every boot, in this order, each after its dependencies.
-const MODULES: [&str; 4] = ["virtio_pci", "virtio_scsi", "sd_mod", "vmw_vsock_virtio_transport"];
-/// Modules that are loaded only if the kernel command line lists them (`guest.modules=ata_piix`).
-/// The image leaves out those that the kernel does not have (Debian's cloud kernels have no `ahci`,
-/// no 9p and no virtio-fs), and has nothing to load for those that are built in (Debian 13's
-/// virtio-fs). They provide other kinds of SCSI hosts, devices on top of a disk, file systems for a
-/// container's paths, and vsock within the guest.
-const ON_DEMAND: [&str; 12] = [
-    "9p",
-    "9pnet_virtio",
-    "ahci",
-    "ata_piix",
-    "dm_mod",
-    "fuse",
-    "loop",
-    "overlay",
-    "raid1",
-    "virtiofs",
-    "vmw_pvscsi",
-    "vsock_loopback",
-];
+use crate::{Error, cpio::Archive, error::at, kernel::Kernel, library, module_lists};
 
 /// The busybox applets in a container's `/bin`.
 const APPLETS: [&str; 58] = [
@@ -157,7 +128,7 @@ pub fn initramfs(kernel: &Kernel, programs: &Programs) -> Result<Archive, Error>
         dynamic_program(&mut archive, &format!("usr/sbin/{name}"), tool, trees)?;
     }
 
-    kernel_modules(&mut archive, kernel)?;
+    module_lists::add(&mut archive, kernel)?;
     container_root(&mut archive, "ctr/rootfs", &programs.busybox)?;
     for directory in &programs.extra {
         overlay(&mut archive, directory, "")?;
@@ -187,31 +158,6 @@ fn dynamic_program(
         archive.file(&inside.to_string_lossy(), 0o755, fs::read(&library).map_err(at(&library))?);
     }
     Ok(())
-}
-
-fn kernel_modules(archive: &mut Archive, kernel: &Kernel) -> Result<(), Error> {
-    let Some(directory) = &kernel.modules else {
-        archive.file("etc/modules.list", 0o644, "");
-        return Ok(());
-    };
-    let modules = Modules::of(&kernel.release, directory)?;
-    module_list(archive, kernel, "etc/modules.list", modules.in_load_order(&MODULES)?);
-    for name in ON_DEMAND.into_iter().filter(|name| modules.has(name)) {
-        let list = format!("etc/modules-on-demand/{name}");
-        module_list(archive, kernel, &list, modules.in_load_order(&[name])?);
-    }
-    Ok(())
-}
-
-fn module_list(archive: &mut Archive, kernel: &Kernel, list: &str, modules: Vec<Module>) {
-    let mut lines = String::new();
-    for module in modules {
-        let path = format!("/lib/modules/{}/{}", kernel.release, module.path);
-        lines.push_str(&path);
-        lines.push('\n');
-        archive.file(&path, 0o644, module.contents);
-    }
-    archive.file(list, 0o644, lines);
 }
 
 /// Adds a root file system for containers: busybox and the files that its applets need.
@@ -275,23 +221,6 @@ mod tests {
         expected.directory("etc/d", 0o755);
         expected.file("etc/policy", 0o640, "new");
         expected.link("etc/link", "policy");
-        assert_eq!(built.to_bytes().unwrap(), expected.to_bytes().unwrap());
-    }
-
-    #[test]
-    fn module_that_is_built_in_can_be_named_on_the_command_line() {
-        let directory = tempfile::tempdir().unwrap();
-        let built_in = MODULES.iter().chain(&["virtiofs"]);
-        let lines: String = built_in.map(|name| format!("kernel/{name}.ko\n")).collect();
-        fs::create_dir(directory.path().join("kernel")).unwrap();
-        fs::write(directory.path().join("modules.builtin"), lines).unwrap();
-        let modules = Some(directory.path().to_owned());
-        let kernel = Kernel { release: "6".to_owned(), image: PathBuf::new(), modules };
-        let (mut built, mut expected) = (Archive::default(), Archive::default());
-        kernel_modules(&mut built, &kernel).unwrap();
-        for list in ["etc/modules.list", "etc/modules-on-demand/virtiofs"] {
-            expected.file(list, 0o644, "");
-        }
         assert_eq!(built.to_bytes().unwrap(), expected.to_bytes().unwrap());
     }
 

@@ -7,6 +7,8 @@
 //! - [`cpio`]: the archive format
 //! - [`contents`]: the contents of the initramfs
 //! - [`image`]: writes the three files of an image, unless they are up to date
+//!
+//! `module_lists` decides which modules an image has, and when `init` loads them.
 
 pub mod contents;
 pub mod cpio;
@@ -15,5 +17,6 @@ pub mod image;
 pub mod kernel;
 pub mod library;
 pub mod module;
+mod module_lists;
 
 pub use error::Error;

@@ -2,8 +2,8 @@
 //! them.
 //!
 //! A module is an ELF file, possibly compressed with xz or zstd. Its section `.modinfo` holds
-//! `key=value` strings; `depends` lists the modules that have to be loaded before. The kernel
-//! writes names with underscores; file names have underscores or hyphens
+//! `key=value` strings; `depends` lists the modules that have to be loaded before, `alias` gives
+//! another name. The kernel writes names with underscores; file names have underscores or hyphens
 //! ([`modinfo`](https://man7.org/linux/man-pages/man8/modinfo.8.html)).
 
 use std::{
@@ -34,6 +34,8 @@ pub struct Module {
     pub path: String,
     /// The decompressed module.
     pub contents: Vec<u8>,
+    /// The names by which the kernel asks for it beside its own: `fs-xfs`.
+    pub aliases: Vec<String>,
 }
 
 /// The modules of one kernel.
@@ -95,7 +97,7 @@ impl Modules {
                 inside = plain.to_owned();
             }
         }
-        Ok(Module { name: name.to_owned(), path: inside, contents })
+        Ok(Module { name: name.to_owned(), path: inside, contents, aliases: Vec::new() })
     }
 }
 
@@ -122,10 +124,12 @@ impl Order<'_> {
                 module: name.to_owned(),
             });
         };
-        let module = self.modules.read(name, path)?;
+        let mut module = self.modules.read(name, path)?;
         let elf = Elf::parse(&module.contents)
             .map_err(|source| Error::Elf { path: path.clone(), source })?;
-        for dependency in depends(modinfo(&elf, &module.contents)) {
+        let modinfo = modinfo(&elf, &module.contents);
+        module.aliases = values(modinfo, "alias").map(str::to_owned).collect();
+        for dependency in depends(modinfo) {
             self.add(&dependency)?;
         }
         self.open.remove(name);
@@ -145,13 +149,18 @@ fn modinfo<'a>(elf: &Elf<'_>, contents: &'a [u8]) -> &'a [u8] {
 
 /// Returns the names in `depends=a,b`, with underscores.
 fn depends(modinfo: &[u8]) -> Vec<String> {
-    modinfo
-        .split(|&byte| byte == 0)
-        .filter_map(|string| str::from_utf8(string).ok()?.strip_prefix("depends="))
+    values(modinfo, "depends")
         .flat_map(|names| names.split(','))
         .filter(|name| !name.is_empty())
         .map(normalized)
         .collect()
+}
+
+/// Returns the values of a key, which may be repeated.
+fn values<'a>(modinfo: &'a [u8], key: &str) -> impl Iterator<Item = &'a str> {
+    modinfo
+        .split(|&byte| byte == 0)
+        .filter_map(move |string| str::from_utf8(string).ok()?.strip_prefix(key)?.strip_prefix('='))
 }
 
 fn collect(directory: &Path, files: &mut HashMap<String, PathBuf>) -> Result<(), Error> {
@@ -195,6 +204,12 @@ mod tests {
         assert_eq!(depends(modinfo), ["virtio", "scsi_common"]);
         assert_eq!(depends(b"depends=\0"), Vec::<String>::new());
         assert_eq!(depends(b""), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_key_of_modinfo_can_be_repeated() {
+        let modinfo = b"alias=fs-ext3\0aliases=x\0alias=fs-ext2\0alias";
+        assert_eq!(values(modinfo, "alias").collect::<Vec<_>>(), ["fs-ext3", "fs-ext2"]);
     }
 
     #[test]

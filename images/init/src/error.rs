@@ -17,8 +17,8 @@ pub(crate) enum Error {
         "loading module {path} with parameters {parameters:?}: {source} (see the kernel's log)"
     )]
     Module { path: String, parameters: String, source: io::Error },
-    /// A module in `guest.modules` that the image does not have.
-    #[error("guest.modules names {0:?}, which this image does not have")]
+    /// A module of `guest.modules`, or one that the kernel asks for.
+    #[error("this image does not have the module {0:?} of guest.modules")]
     UnknownModule(String),
     /// An error of the loopback interface.
     #[error("bringing lo up: {0}")]

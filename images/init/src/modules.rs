@@ -13,7 +13,10 @@ use std::{
     path::Path,
 };
 
-use nix::kmod::{ModuleInitFlags, finit_module};
+use nix::{
+    errno::Errno,
+    kmod::{ModuleInitFlags, finit_module},
+};
 
 use crate::{
     command_line::CommandLine,
@@ -22,6 +25,8 @@ use crate::{
 
 const LIST: &str = "/etc/modules.list";
 const ON_DEMAND: &str = "/etc/modules-on-demand";
+const ON_REQUEST: &str = "/etc/modules-on-request";
+const MODPROBE: &str = "/proc/sys/kernel/modprobe";
 
 /// Loads the modules of `guest.modules`, then the image's own list. The extra modules come first so
 /// that a test can put another SCSI host before the virtio-scsi controller.
@@ -45,6 +50,49 @@ pub(crate) fn load(command_line: &CommandLine) -> Result<(), Error> {
     load_list(&fs::read_to_string(LIST).map_err(at(LIST))?, command_line, &mut loaded)
 }
 
+/// Makes this program the one that loads what the kernel asks for. A kernel without modules never
+/// asks.
+pub(crate) fn answer_requests() -> Result<(), Error> {
+    match fs::write(MODPROBE, "/init") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        written => written.map_err(at(MODPROBE)),
+    }
+}
+
+/// Returns what the kernel asks for, if it has started this program for that:
+/// `/init -q -- fs-xfs`.
+pub(crate) fn requested(arguments: &[String]) -> Option<&str> {
+    match arguments {
+        [_, quiet, dashes, name] if quiet == "-q" && dashes == "--" => Some(name),
+        _ => None,
+    }
+}
+
+/// Loads a module that the kernel asks for, without parameters: the program's root is the kernel's,
+/// where nothing is mounted. The kernel asks for much that the image does not have.
+pub(crate) fn load_requested(name: &str) -> Result<(), Error> {
+    let unknown = || Error::UnknownModule(name.to_owned());
+    // The name becomes a file name.
+    if !name.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c)) {
+        return Err(unknown());
+    }
+    let list = fs::read_to_string(Path::new(ON_REQUEST).join(name)).map_err(|_| unknown())?;
+    for (path, _) in entries(&list) {
+        let file = File::open(path).map_err(at(path))?;
+        match finit_module(&file, c"", ModuleInitFlags::empty()) {
+            // Loaded before, or at the same time.
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(refused(path, "", errno)),
+        }
+    }
+    Ok(())
+}
+
+fn refused(path: &str, parameters: &str, errno: Errno) -> Error {
+    let (path, parameters) = (path.to_owned(), parameters.to_owned());
+    Error::Module { path, parameters, source: errno.into() }
+}
+
 fn load_list(
     list: &str,
     command_line: &CommandLine,
@@ -63,11 +111,8 @@ fn load_list(
         parameters.push_str(&from_command_line);
         let file = File::open(path).map_err(at(path))?;
         let text = CString::new(parameters.as_str()).map_err(|_| Error::NulByte)?;
-        finit_module(&file, &text, ModuleInitFlags::empty()).map_err(|errno| Error::Module {
-            path: path.to_owned(),
-            parameters,
-            source: errno.into(),
-        })?;
+        finit_module(&file, &text, ModuleInitFlags::empty())
+            .map_err(|errno| refused(path, &parameters, errno))?;
     }
     Ok(())
 }
@@ -104,6 +149,22 @@ mod tests {
             entries(list).collect::<Vec<_>>(),
             [("/lib/a.ko", ""), ("/lib/b-c.ko", "x=1 y=2")]
         );
+    }
+
+    #[test]
+    fn what_the_kernel_asks_for_is_the_last_argument() {
+        let arguments = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(requested(&arguments("/init -q -- fs-xfs")), Some("fs-xfs"));
+        // As PID 1 it has what the kernel does not understand of its command line.
+        assert_eq!(requested(&arguments("/init splash")), None);
+    }
+
+    #[test]
+    fn what_the_image_does_not_have_is_not_loaded() {
+        for name in ["fs-nothing", "../etc/passwd", "block-major-8-0*"] {
+            let error = load_requested(name).unwrap_err();
+            assert!(matches!(error, Error::UnknownModule(_)), "{name}: {error}");
+        }
     }
 
     #[test]

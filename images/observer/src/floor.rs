@@ -1,5 +1,5 @@
 //! The floor of the speed comparison, the least that a hot-plug can take: only a SCSI scan and the
-//! wait for its block event.
+//! wait for its block event, and for a file system its mount.
 //!
 //! Interfaces: `/sys/class/scsi_host/hostN/scan` and uevents over
 //! [`netlink(7)`](https://man7.org/linux/man-pages/man7/netlink.7.html), `NETLINK_KOBJECT_UEVENT`.
@@ -14,6 +14,7 @@ use std::{
 use guest_observer::Address;
 use nix::{
     errno::Errno,
+    mount::{MntFlags, MsFlags, umount2},
     sys::{
         socket::{
             AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv,
@@ -25,6 +26,8 @@ use nix::{
 
 /// The time limit for a block event.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// Where file systems are mounted.
+const PLACE: &str = "/run/floor";
 /// The kernel limits an event's environment to 2 KiB and its header to a path.
 const LARGEST_EVENT: usize = 8192;
 
@@ -86,6 +89,22 @@ pub(crate) fn scan(uevents: &mut Uevents, address: Address) -> io::Result<String
 pub(crate) fn delete(address: Address) -> io::Result<()> {
     let Address { host, target, lun } = address;
     fs::write(format!("/sys/class/scsi_device/{host}:0:{target}:{lun}/device/delete"), "1")
+}
+
+/// Mounts the ext4 file system of a disk in the guest.
+pub(crate) fn mount(name: &str) -> io::Result<()> {
+    let (node, none) = (format!("/dev/{name}"), None::<&str>);
+    match fs::create_dir(PLACE) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    Ok(nix::mount::mount(Some(node.as_str()), PLACE, Some("ext4"), flags, none)?)
+}
+
+/// Unmounts it.
+pub(crate) fn unmount() -> io::Result<()> {
+    Ok(umount2(PLACE, MntFlags::empty())?)
 }
 
 /// Returns NAME of an event's header `add@/devices/…/H:0:T:L/block/NAME`. Partitions, which are

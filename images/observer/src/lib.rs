@@ -56,6 +56,10 @@ pub enum Request {
     Scan(Address),
     /// Removes one SCSI device.
     Delete(Address),
+    /// As [`Request::Scan`], and mounts the disk's ext4 file system in the guest.
+    Mount(Address),
+    /// Unmounts that file system, and removes the SCSI device.
+    Unmount(Address),
     /// Updates a guest that was restored from a file: sets its clock, and reseeds its random number
     /// generator, whose state is the same in every guest that is restored from that file.
     Restored {
@@ -106,7 +110,7 @@ pub enum Reply {
     },
     /// To [`Request::AgentState`].
     AgentState(AgentState),
-    /// To [`Request::Scan`].
+    /// To [`Request::Scan`] and [`Request::Mount`].
     Block {
         /// The kernel's name: `sda`.
         name: String,

@@ -3,9 +3,10 @@
 //! The guest's init starts it, and it runs beside the agent. A panic ends one connection, not the
 //! observer. In a container it plays the attacker (see `swap` and `hold`), and beside udev a
 //! program that takes a disk for a moment (`claim`). It also measures reads and writes of a disk
-//! (`throughput`).
+//! (`throughput`), and waits for a file system (`arrival`).
 
 mod agent_state;
+mod arrival;
 mod claim;
 mod descriptors;
 mod floor;
@@ -65,6 +66,7 @@ fn attack(words: &[&str]) -> io::Result<()> {
             descriptors::flood(number(processes)?, descriptors, user)
         }
         ["fill", descriptors] => descriptors::fill(number(descriptors)?),
+        ["await", file] => arrival::wait(Path::new(file), io::stdout().lock()),
         ["claim", node, release] => claim::claim(Path::new(node), Path::new(release)),
         ["throughput", node, kind @ ("read" | "write"), block, depth, milliseconds] => {
             let time = Duration::from_millis(milliseconds.parse().map_err(io::Error::other)?);
@@ -129,6 +131,17 @@ fn answer(request: Request, uevents: &mut Option<Uevents>) -> Result<Reply, Box<
         Request::Scan(address) => {
             let uevents = uevents.as_mut().ok_or("no uevent socket is open on this connection")?;
             Ok(Reply::Block { name: floor::scan(uevents, address)? })
+        }
+        Request::Mount(address) => {
+            let uevents = uevents.as_mut().ok_or("no uevent socket is open on this connection")?;
+            let name = floor::scan(uevents, address)?;
+            floor::mount(&name)?;
+            Ok(Reply::Block { name })
+        }
+        Request::Unmount(address) => {
+            floor::unmount()?;
+            floor::delete(address)?;
+            Ok(Reply::Done)
         }
         Request::Delete(address) => {
             floor::delete(address)?;
