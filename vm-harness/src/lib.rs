@@ -55,7 +55,7 @@
 //! | [`conformance`] | the suite for an agent | [`conformance::Conformance`] |
 //! | `command` | the subcommands of the program `vm-harness` (not a part of the library) | |
 //! | `environment`, `overrides` | paths and settings of this build; what a caller changes in the guest's image | [`Environment`], [`Overrides`] |
-//! | `volume`, `process`, `procfs`, `error` | volumes and processes of the host, what `/proc` reports of them, errors | [`Volume`], [`Process`], [`ProcessStat`], [`Error`] |
+//! | `volume`, `file_system`, `process`, `procfs`, `error` | volumes of the host and the file systems on them, its processes and what `/proc` reports of them, errors | [`Volume`], [`FileSystem`], [`Process`], [`ProcessStat`], [`Error`] |
 //!
 //! Uses go in one direction: `vm` does not use containers or sandboxes, `container` uses `vm`,
 //! `sandbox` uses both, and the proxies and the conformance suite use the sandbox.
@@ -65,6 +65,7 @@ mod container;
 mod cri;
 mod environment;
 mod error;
+mod file_system;
 pub mod node;
 mod overrides;
 mod panic_capture;
@@ -84,6 +85,7 @@ pub use container::{
 pub use cri::{Containerd, Engine, EngineTranscript, Image, Pod, PodContainer, PodOptions};
 pub use environment::Environment;
 pub use error::Error;
+pub use file_system::FileSystem;
 pub use overrides::Overrides;
 pub use process::Process;
 pub use procfs::ProcessStat;

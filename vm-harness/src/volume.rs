@@ -4,13 +4,13 @@ use std::{
     fs,
     io::{Read as _, Seek as _, SeekFrom, Write as _},
     ops::Range,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process::Command,
 };
 
 use sha2::{Digest as _, Sha256};
-use tempfile::TempPath;
+use tempfile::{NamedTempFile, TempPath};
 
 /// A volume on the host. It is removed when the value is dropped.
 #[derive(Debug)]
@@ -41,7 +41,19 @@ impl Volume {
     /// # Panics
     /// The file cannot be written.
     pub fn image(size: u64) -> Self {
-        let image = random_file(size);
+        Self::over(random_file(size))
+    }
+
+    /// Makes a raw image of `size` zero bytes that takes no space.
+    ///
+    /// # Panics
+    /// The file cannot be made.
+    pub fn sparse(size: u64) -> Self {
+        Self::over(sparse_file(size))
+    }
+
+    /// Makes a volume of a file of the caller.
+    pub fn over(image: TempPath) -> Self {
         Self { path: image.to_path_buf(), image, is_loop: false }
     }
 
@@ -139,6 +151,16 @@ impl Volume {
         bytes
     }
 
+    /// Writes bytes to the volume on the host.
+    ///
+    /// # Panics
+    /// They cannot be written.
+    pub fn write(&self, offset: u64, bytes: &[u8]) {
+        let file = fs::File::options().write(true).open(&self.path);
+        let file = file.expect("the host can open the volume");
+        file.write_all_at(bytes, offset).expect("the host can write the volume");
+    }
+
     /// Reads the whole volume on the host, and returns its SHA-256 in hexadecimal.
     ///
     /// # Panics
@@ -176,11 +198,7 @@ pub fn random_bytes(length: usize) -> Vec<u8> {
 /// Makes a file of `size` random bytes, and closes it: `ecr-runtime` refuses an image that a
 /// process has open.
 fn random_file(size: u64) -> TempPath {
-    let mut file = tempfile::Builder::new()
-        .prefix("volume-")
-        .suffix(".img")
-        .tempfile()
-        .expect("a temporary file");
+    let mut file = new_file();
     let mut left = size;
     while left > 0 {
         let chunk = left.min(1 << 20);
@@ -189,4 +207,16 @@ fn random_file(size: u64) -> TempPath {
         left -= chunk;
     }
     file.into_temp_path()
+}
+
+/// Makes a file of `size` zero bytes that takes no space, and closes it.
+pub(crate) fn sparse_file(size: u64) -> TempPath {
+    let file = new_file();
+    file.as_file().set_len(size).expect("a temporary file can have any length");
+    file.into_temp_path()
+}
+
+fn new_file() -> NamedTempFile {
+    let mut name = tempfile::Builder::new();
+    name.prefix("volume-").suffix(".img").tempfile().expect("a temporary file")
 }

@@ -113,14 +113,37 @@ impl Fixture {
         container: &Container,
         volumes: &[(&Volume, &str)],
     ) -> EcrRuntime {
-        volumes.iter().fold(self.command("hot-plug", container), |command, (volume, path)| {
-            command.args(["--block-volume", volume.name(), "--device-path", path])
-        })
+        self.command("hot-plug", container).volumes("--device-path", volumes)
     }
 
     /// Returns a hot-unplug, to be changed or run.
     pub(super) fn hot_unplug(&self, container: &Container, path: &str) -> EcrRuntime {
         self.command("hot-unplug", container).args(["--device-path", path])
+    }
+
+    /// Returns a hot-plug that mounts the file system of a volume, to be changed or run.
+    pub(super) fn mount_command(
+        &self,
+        container: &Container,
+        volume: &Volume,
+        path: &str,
+    ) -> EcrRuntime {
+        self.command("hot-plug", container).volumes("--mount-path", &[(volume, path)])
+    }
+
+    /// Mounts the file system of a volume.
+    pub(super) async fn mount(&self, container: &Container, volume: &Volume, path: &str) {
+        plugged(&self.mount_command(container, volume, path).run().await);
+    }
+
+    /// Returns a hot-unplug of the volume that is mounted at `path`, to be changed or run.
+    pub(super) fn unmount_command(&self, container: &Container, path: &str) -> EcrRuntime {
+        self.command("hot-unplug", container).args(["--mount-path", path])
+    }
+
+    /// Hot-unplugs it.
+    pub(super) async fn unmount(&self, container: &Container, path: &str) {
+        succeeded(&self.unmount_command(container, path).run().await);
     }
 
     /// Hot-plugs a volume.

@@ -116,6 +116,23 @@ impl GuestInfo {
         self.user_namespace.clone()
     }
 
+    /// Whether the plugin can mount an ext4 file system.
+    pub(super) fn mounts_file_systems(&self) -> Result<(), String> {
+        let plugin = self.plugin.as_ref().map_err(Clone::clone)?;
+        let has = plugin.probe.capabilities.iter().any(|name| name == "mount");
+        let missing = |name: &str| plugin.probe.kernel.missing.iter().any(|it| it == name);
+        match () {
+            () if !has => Err("this version of the plugin mounts no file systems".to_owned()),
+            () if missing("ext4") => Err("the guest's kernel has no ext4".to_owned()),
+            () => Ok(()),
+        }
+    }
+
+    /// Whether it can do so in a container with a user namespace.
+    pub(super) fn maps_users_of_file_systems(&self) -> Result<(), String> {
+        self.mounts_file_systems().and_then(|()| self.supports_user_namespaces())
+    }
+
     /// Whether the container with device rules has a device filter.
     pub(super) fn has_filter(&self) -> Result<(), String> {
         match self.filter_with_rules {

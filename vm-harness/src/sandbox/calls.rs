@@ -54,4 +54,18 @@ impl Sandbox {
         let finished = self.hot_plug_command(container, &[(volume, path)]).run().await;
         finished.succeeded(&self.guest).remove(0)
     }
+
+    /// Returns a `hot-plug` command that mounts the volumes' file systems, to be changed or run.
+    pub fn mount_command(&self, container: &Container, volumes: &[(&Volume, &str)]) -> EcrRuntime {
+        self.ecr_runtime().mount(&self.id, container.id(), volumes)
+    }
+
+    /// Mounts the file system of `volume` in `container` at `path`.
+    ///
+    /// # Panics
+    /// It fails.
+    pub async fn mount(&self, container: &Container, volume: &Volume, path: &str) -> Plugged {
+        let finished = self.mount_command(container, &[(volume, path)]).run().await;
+        finished.succeeded(&self.guest).remove(0)
+    }
 }

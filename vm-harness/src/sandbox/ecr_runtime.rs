@@ -76,12 +76,31 @@ impl EcrRuntime {
     /// Adds `block-volume hot-plug` with its sandbox, container and volumes, and JSON output.
     #[must_use]
     pub fn hot_plug(self, sandbox: &str, container: &str, volumes: &[(&Volume, &str)]) -> Self {
-        let mut this = self.args(["block-volume", "hot-plug", "--output", "json"]);
-        this = this.args(["--sandbox", sandbox, "--container", container]);
-        for (volume, path) in volumes {
-            this = this.args(["--block-volume", volume.name(), "--device-path", path]);
-        }
-        this
+        self.hot_plug_nothing(sandbox, container).volumes("--device-path", volumes)
+    }
+
+    /// Adds `block-volume hot-plug` with its sandbox, container, and the volumes whose file systems
+    /// are mounted, and JSON output.
+    #[must_use]
+    pub fn mount(self, sandbox: &str, container: &str, volumes: &[(&Volume, &str)]) -> Self {
+        self.hot_plug_nothing(sandbox, container).volumes("--mount-path", volumes)
+    }
+
+    fn hot_plug_nothing(self, sandbox: &str, container: &str) -> Self {
+        self.args(["block-volume", "hot-plug", "--output", "json"]).args([
+            "--sandbox",
+            sandbox,
+            "--container",
+            container,
+        ])
+    }
+
+    /// Adds volumes, each with its path in the container: `--device-path` or `--mount-path`.
+    #[must_use]
+    pub fn volumes(self, kind: &str, volumes: &[(&Volume, &str)]) -> Self {
+        volumes.iter().fold(self, |this, (volume, path)| {
+            this.args(["--block-volume", volume.name(), kind, path])
+        })
     }
 
     /// Adds arguments.

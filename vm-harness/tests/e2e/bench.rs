@@ -34,6 +34,10 @@ fn quick_run_reports_every_row_and_writes_the_plots() {
         "hot-plug of 8 at once, per volume / floor",
         "list of 24 volumes",
         "polls every 100 ms",
+        "hot-plug of a file system without process start / bare disk and bare mount",
+        "hot-unplug of a file system without process start / bare sequence",
+        "hot-plug of a file system / of a device, the whole process",
+        "from the command to a file read by a process that waits",
         "hot-plug, both without the transport to the guest (connections: 1, waits for an answer:",
         "read 4k, queue depth 32, aio io_uring",
     ] {

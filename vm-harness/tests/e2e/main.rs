@@ -16,6 +16,7 @@ mod detach_goes_on;
 mod device_filter;
 mod discard;
 mod dry_run;
+mod file_systems;
 mod first_test;
 mod full;
 mod guest_faults;

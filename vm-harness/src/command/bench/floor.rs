@@ -1,7 +1,8 @@
 //! The floor: the minimum time that a hot-plug and a hot-unplug could take. A client that is
 //! already connected sends the QMP commands of `ecr-runtime`, from a recording. A minimal program
 //! in the guest has its uevent socket open, writes `0 TARGET LUN` to the SCSI host's `scan` file
-//! and answers at the block event; to unplug it writes to the device's `delete` file.
+//! and answers at the block event; to unplug it writes to the device's `delete` file. For a file
+//! system it also mounts and unmounts it.
 
 use std::{
     ffi::OsStr,
@@ -14,7 +15,7 @@ use block_volume_qmp::Deadline;
 use block_volume_qmp::{Qmp, QmpError};
 use guest_observer::{Address, Reply, Request};
 use serde_json::{Value, json};
-use vm_harness::{Error, ObserverConnection, QmpProxy, Volume, remove_from_qemu};
+use vm_harness::{EcrRuntime, Error, ObserverConnection, QmpProxy, Volume, remove_from_qemu};
 
 use super::{samples::Samples, subject::Subject};
 
@@ -30,13 +31,16 @@ pub(super) struct Commands {
 }
 
 impl Commands {
-    /// Records the commands of one hot-plug.
-    pub(super) async fn record(subject: &Subject) -> Result<Self, Error> {
+    /// Records the commands of one hot-plug, and undoes it.
+    pub(super) async fn record(
+        subject: &Subject,
+        plug: EcrRuntime,
+        unplug: &EcrRuntime,
+    ) -> Result<Self, Error> {
         let proxy = QmpProxy::start(&subject.sandbox.qmp_socket())?;
-        let command = subject.plug_command(&subject.container);
-        let finished = command.args([OsStr::new("--qmp"), proxy.path().as_os_str()]).run().await;
+        let finished = plug.args([OsStr::new("--qmp"), proxy.path().as_os_str()]).run().await;
         let plugged = finished.succeeded(subject.sandbox.guest()).remove(0);
-        subject.unplug(&subject.container).await;
+        subject.call(unplug).await;
         subject.restore_state()?;
         let lines = proxy.lines();
         let arguments = |name: &str| {
@@ -110,6 +114,8 @@ pub(super) struct Floor<'a> {
     pub(super) monitor: &'a mut Qmp,
     pub(super) observer: &'a mut ObserverConnection,
     pub(super) commands: &'a Commands,
+    /// Whether the guest also mounts the ext4 file system of the disk.
+    pub(super) mounts: bool,
 }
 
 impl Floor<'_> {
@@ -143,7 +149,8 @@ impl Floor<'_> {
         watch.lap("blockdev_add");
         self.execute("device_add", device).await?;
         watch.lap("device_add");
-        match self.observer.ask(&Request::Scan(address)).await? {
+        let request = if self.mounts { Request::Mount(address) } else { Request::Scan(address) };
+        match self.observer.ask(&request).await? {
             Reply::Block { .. } => {}
             other => return Err(Error::Observer(format!("unexpected reply {other:?}"))),
         }
@@ -158,7 +165,9 @@ impl Floor<'_> {
         // Discard the events of ecr-runtime's hot-unplug before this round.
         while self.monitor.next_event(Deadline::after(Duration::ZERO)).await.is_some() {}
         let mut watch = StageTimer::start();
-        self.observer.ask(&Request::Delete(address)).await?;
+        let request =
+            if self.mounts { Request::Unmount(address) } else { Request::Delete(address) };
+        self.observer.ask(&request).await?;
         watch.lap("guest");
         self.execute("device_del", json!({ "id": device })).await?;
         watch.lap("device_del");

@@ -10,6 +10,7 @@ mod list;
 mod logging_agent;
 mod machine;
 mod markdown;
+mod mount;
 mod plan;
 mod plot;
 mod plugin_cost;

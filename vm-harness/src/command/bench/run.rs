@@ -11,12 +11,13 @@ use super::{
     list::List,
     logging_agent::LoggingAgent,
     machine::MachineFacts,
+    mount::{MountSubject, Mounts},
     plan::Plan,
     polling::Polling,
     report::{Report, Section},
     row::{Row, Series},
     scale::{ScaleTimes, small_volumes},
-    subject::Subject,
+    subject::{self, Subject},
     throughput, trace,
     virsh::VirshRounds,
 };
@@ -32,17 +33,26 @@ pub(super) async fn run(bench: &Bench) -> Result<Report, Error> {
     let machine = Machine { kernel_parameters, memory: MEMORY, ..Machine::default() };
     let subject = boot(bench, &machine).await?;
     let machine_facts = MachineFacts::of(&subject).await?;
-    let commands = Commands::record(&subject).await?;
+    let (plug, unplug) = (
+        subject.plug_command(&subject.container),
+        subject.unplug_command(&subject.container, subject::PATH),
+    );
+    let commands = Commands::record(&subject, plug, &unplug).await?;
+    let file_system = MountSubject::of(&subject).await?;
     let mut alternating = Alternating::default();
     if plan.more_vms {
         let boot = LoggingAgent::boot(&machine);
         alternating.logging = Some(step("boot a VM whose agent logs device events", boot).await?);
     }
     step("hot-plug, hot-unplug and what they are compared with", async {
-        alternating.measure(&subject, &commands, plan).await
+        alternating.measure(&subject, &commands, &file_system, plan).await
     })
     .await?;
-    let Alternating { hot_plug, virsh, logging } = alternating;
+    let Alternating { hot_plug, mut mounts, virsh, logging } = alternating;
+    step("a process that waits for a file", async {
+        mounts.arrivals(&subject, &file_system, plan.rounds).await
+    })
+    .await?;
 
     let mut polling = Polling::default();
     step("a shell that polls", polling.measure(&subject, &commands, plan.polling_rounds)).await?;
@@ -70,6 +80,7 @@ pub(super) async fn run(bench: &Bench) -> Result<Report, Error> {
     judged.push(batch.row(plan.batch, &hot_plug));
     judged.extend(virsh.rows(&hot_plug));
     judged.push(polling.row(&subject, &hot_plug));
+    judged.extend(mounts.rows(&hot_plug));
     judged.push(list.row(plan.scale.volumes));
     let mut sections = vec![
         Section { title: "Beside the floor, and beside others", rows: judged },
@@ -104,6 +115,7 @@ async fn boot(bench: &Bench, machine: &Machine) -> Result<Subject, Error> {
 #[derive(Default)]
 struct Alternating {
     hot_plug: HotPlug,
+    mounts: Mounts,
     virsh: VirshRounds,
     logging: Option<LoggingAgent>,
 }
@@ -113,18 +125,23 @@ impl Alternating {
         &mut self,
         subject: &Subject,
         commands: &Commands,
+        file_system: &MountSubject,
         plan: Plan,
     ) -> Result<(), Error> {
         let mut monitor = subject.sandbox.monitor().await?;
         let mut observer = subject.sandbox.observer().open().await?;
         observer.ask(&Request::OpenUevents).await?;
-        let mut floor = Floor { monitor: &mut monitor, observer: &mut observer, commands };
         for round in 0..plan.warm_up + plan.rounds {
             if round == plan.warm_up {
-                (self.hot_plug, self.virsh) = Default::default();
+                (self.hot_plug, self.mounts, self.virsh) = Default::default();
                 self.logging.iter_mut().for_each(LoggingAgent::forget);
             }
+            let (monitor, observer) = (&mut monitor, &mut observer);
+            let mut floor = Floor { monitor, observer, commands, mounts: false };
             self.hot_plug.round(subject, &mut floor, round).await?;
+            let commands = &file_system.commands;
+            let mut floor = Floor { commands, mounts: true, ..floor };
+            self.mounts.round(subject, file_system, &mut floor, round).await?;
             self.virsh.round(subject).await?;
             if let Some(logging) = &mut self.logging {
                 logging.round().await;

@@ -10,14 +10,11 @@ use super::{
     background_run::{BackgroundRun, signal},
     disturbance::Disturbance,
     fault_point::{FaultPoint, Verb},
-    fixture::{Fixture, PATH, check_claimable, succeeded, summary},
+    fixture::{Fixture, check_claimable, succeeded, summary},
     remedy::Remedy,
     volume_state::VolumeState,
 };
 
-const MIB: u64 = 1 << 20;
-/// The device path of the volume of a concurrent command.
-const OTHER_PATH: &str = "/dev/xvdb";
 /// The timeout of a run whose QEMU is stopped, with KVM.
 const SHORT: Duration = Duration::from_secs(1);
 
@@ -51,9 +48,10 @@ impl Case<'_> {
             false => Ok(fixture.container.clone()),
         };
         let container = container.map_err(|error| error.chain())?;
-        let volume = Volume::loop_device(MIB);
+        let volume = fixture.kind.volume();
         if self.point.verb == Verb::HotUnplug {
-            let plug = fixture.command(Verb::HotPlug, &container, &volume, PATH, "").run().await;
+            let plug =
+                fixture.command(Verb::HotPlug, &container, &volume, self.path(), "").run().await;
             succeeded("hot-plug", &plug)?;
         }
         match self.disturbance {
@@ -74,7 +72,7 @@ impl Case<'_> {
 
     fn command(&self, container: &Container, volume: &Volume, action: &str) -> EcrRuntime {
         let faults = format!("{}={action}", self.point.name);
-        self.fixture.command(self.point.verb, container, volume, PATH, &faults)
+        self.fixture.command(self.point.verb, container, volume, self.path(), &faults)
     }
 
     /// Runs the command, disturbs it, and checks the state that `list` reports after it.
@@ -98,7 +96,7 @@ impl Case<'_> {
             }
             Disturbance::PluginPanics => {
                 fixture.set_guest_faults(&format!("{name}=panic\n")).await?;
-                let failed = fixture.command(verb, container, volume, PATH, "").run().await;
+                let failed = fixture.command(verb, container, volume, self.path(), "").run().await;
                 fixture.set_guest_faults("").await?;
                 if failed.status == 0 {
                     return Err(format!("the run never reached {name}"));
@@ -147,9 +145,9 @@ impl Case<'_> {
         let (fixture, verb) = (self.fixture, self.point.verb);
         let was_gone = row.listed == VolumeState::Gone.to_string();
         let finished = match self.remedy {
-            Remedy::Again => fixture.command(verb, container, volume, PATH, "").run().await,
+            Remedy::Again => fixture.command(verb, container, volume, self.path(), "").run().await,
             Remedy::Unplug => {
-                fixture.command(Verb::HotUnplug, container, volume, PATH, "").run().await
+                fixture.command(Verb::HotUnplug, container, volume, self.path(), "").run().await
             }
             Remedy::Repair => fixture.sandbox_command("repair").run().await,
             Remedy::None => return Err("this disturbance needs a remedy".to_owned()),
@@ -173,8 +171,8 @@ impl Case<'_> {
         }
         match end {
             VolumeState::Attached => {
-                fixture.check_attached(container, volume, PATH).await?;
-                fixture.unplug(container, volume, PATH).await?;
+                fixture.check_attached(container, volume, self.path()).await?;
+                fixture.unplug(container, volume, self.path()).await?;
             }
             VolumeState::Gone => {}
             VolumeState::Incomplete | VolumeState::Stale => {
@@ -209,7 +207,7 @@ impl Case<'_> {
         ended.map_err(|_| format!("QEMU did not end within {limit:?}"))?;
         row.run = summary(&run.resume(fixture).await?);
         let verb = self.point.verb;
-        let again = fixture.command(verb, container, volume, PATH, "").run().await;
+        let again = fixture.command(verb, container, volume, self.path(), "").run().await;
         let repair = fixture.sandbox_command("repair").run().await;
         row.remedy = format!("{}; repair {}", summary(&again), summary(&repair));
         if again.status != 14 || repair.status != 14 {
@@ -228,7 +226,8 @@ impl Case<'_> {
         row: &mut Row,
     ) -> Result<(), String> {
         let (fixture, verb) = (self.fixture, self.point.verb);
-        let other_volume = Volume::loop_device(MIB);
+        let other_volume = fixture.kind.volume();
+        let [path, second_path] = fixture.kind.paths();
         let opposite = match verb {
             Verb::HotPlug => Verb::HotUnplug,
             Verb::HotUnplug => Verb::HotPlug,
@@ -240,25 +239,25 @@ impl Case<'_> {
         // The other command, its possible results, the state of the volume at the end, and the
         // path of the other volume then.
         let (other, results, end, other_path) = match self.disturbance {
-            Disturbance::SameCommand => ((verb, volume, PATH), vec![again], verb.end(), None),
+            Disturbance::SameCommand => ((verb, volume, path), vec![again], verb.end(), None),
             // The killed run had done everything, or nothing, or the other command completes it.
             Disturbance::SameCommandAfterKill => {
-                ((verb, volume, PATH), vec![done, again], verb.end(), None)
+                ((verb, volume, path), vec![done, again], verb.end(), None)
             }
             Disturbance::OppositeCommand => {
-                ((opposite, volume, PATH), vec!["attached", "detached"], verb.start(), None)
+                ((opposite, volume, path), vec!["attached", "detached"], verb.start(), None)
             }
             Disturbance::SamePath => (
-                (verb, &other_volume, PATH),
+                (verb, &other_volume, path),
                 vec!["exit 4 (path_taken)", "exit 4 (path_holds_volume)"],
                 verb.end(),
                 None,
             ),
             _ => (
-                (Verb::HotPlug, &other_volume, OTHER_PATH),
+                (Verb::HotPlug, &other_volume, second_path),
                 vec!["attached"],
                 verb.end(),
-                Some(OTHER_PATH),
+                Some(second_path),
             ),
         };
         let run = self.start_and_stop(&self.command(container, volume, "stop")).await?;
@@ -279,18 +278,23 @@ impl Case<'_> {
             return Err(other.stdout);
         }
         row.end = end.to_string();
-        if let Some(path) = other_path {
-            fixture.check_attached(container, &other_volume, path).await?;
+        if let Some(other_path) = other_path {
+            fixture.check_attached(container, &other_volume, other_path).await?;
         }
         if end == VolumeState::Attached {
-            fixture.check_attached(container, volume, PATH).await?;
-            fixture.unplug(container, volume, PATH).await?;
+            fixture.check_attached(container, volume, path).await?;
+            fixture.unplug(container, volume, path).await?;
         }
-        if let Some(path) = other_path {
-            fixture.unplug(container, &other_volume, path).await?;
+        if let Some(other_path) = other_path {
+            fixture.unplug(container, &other_volume, other_path).await?;
         }
         check_claimable(&other_volume)?;
         fixture.check_gone(volume).await
+    }
+
+    /// The path of the volume in the container.
+    fn path(&self) -> &'static str {
+        self.fixture.kind.paths()[0]
     }
 
     fn qemu(&self) -> Pid {

@@ -1,8 +1,9 @@
 //! What disturbs a run of `ecr-runtime` at a fault point.
 
 use super::{
-    fault_point::{FaultPoint, GUEST_POINTS, HOST_POINTS, Verb},
+    fault_point::{FaultPoint, GUEST_POINTS, HOST_POINTS, MOUNT_POINTS, Verb},
     remedy::Remedy,
+    volume_kind::VolumeKind,
 };
 
 /// An event that ends or stops a run, or a command that runs at the same time.
@@ -67,12 +68,16 @@ impl Disturbance {
         }
     }
 
-    /// Returns the fault points at which it is tested.
-    pub(super) fn fault_points(self) -> impl Iterator<Item = FaultPoint> {
-        let points: &[FaultPoint] =
-            if self == Self::PluginPanics { &GUEST_POINTS } else { &HOST_POINTS };
+    /// Returns the fault points at which it is tested, for volumes of this kind.
+    pub(super) fn fault_points(self, kind: VolumeKind) -> impl Iterator<Item = FaultPoint> {
+        let (points, more): (&[FaultPoint], &[FaultPoint]) = match (self, kind) {
+            (Self::PluginPanics, VolumeKind::Device) => (&GUEST_POINTS, &[]),
+            (Self::PluginPanics, VolumeKind::FileSystem) => (&GUEST_POINTS, &MOUNT_POINTS),
+            _ => (&HOST_POINTS, &[]),
+        };
         points
             .iter()
+            .chain(more)
             .copied()
             .filter(move |point| self != Self::SamePath || point.verb == Verb::HotPlug)
     }

@@ -97,3 +97,9 @@ pub(super) const GUEST_POINTS: [FaultPoint; 17] = [
     unplug("detach-after-released", VolumeState::Incomplete),
     unplug("detach-after-delete", VolumeState::Incomplete),
 ];
+
+/// The plugin's further fault points for volumes that are mounted.
+pub(super) const MOUNT_POINTS: [FaultPoint; 2] = [
+    unplug("detach-after-sync", VolumeState::Attached),
+    unplug("detach-after-unmount", VolumeState::Incomplete),
+];

@@ -6,20 +6,18 @@ use vm_harness::{
     Container, ContainerOptions, EcrRuntime, Error, Finished, Machine, Sandbox, Snapshot, Volume,
 };
 
-use super::{fault_point::Verb, volume_state::VolumeState};
-
-/// The device path of every case's volume.
-pub(super) const PATH: &str = "/dev/xvda";
+use super::{fault_point::Verb, volume_kind::VolumeKind, volume_state::VolumeState};
 
 /// A sandbox with one container, and its state after the boot.
 pub(super) struct Fixture {
     pub(super) sandbox: Sandbox,
     pub(super) container: Container,
+    pub(super) kind: VolumeKind,
     before: Snapshot,
 }
 
 impl Fixture {
-    pub(super) async fn boot() -> Result<Self, Error> {
+    pub(super) async fn boot(kind: VolumeKind) -> Result<Self, Error> {
         // In a guest whose QEMU was stopped a processor seems to have stalled, for longer than the
         // kernel's limits (21 s and 20 s) if the time limits are long. Higher limits prevent the
         // reports.
@@ -29,7 +27,7 @@ impl Fixture {
         let sandbox = Sandbox::boot_image("fault", &machine).await?;
         let container = sandbox.try_start_container(&ContainerOptions::default()).await?;
         let before = Snapshot::try_of(&sandbox, &[&container]).await?;
-        Ok(Self { sandbox, container, before })
+        Ok(Self { sandbox, container, kind, before })
     }
 
     /// Returns the command `verb` for one volume, with the fault points `faults`.
@@ -43,7 +41,7 @@ impl Fixture {
     ) -> EcrRuntime {
         let runtime = self.sandbox.ecr_runtime_with_faults(faults);
         match verb {
-            Verb::HotPlug => runtime.hot_plug(self.sandbox.id(), container.id(), &[(volume, path)]),
+            Verb::HotPlug => self.kind.hot_plug(runtime, &self.sandbox, container, (volume, path)),
             Verb::HotUnplug => runtime
                 .args([
                     "block-volume",
@@ -53,7 +51,7 @@ impl Fixture {
                     "--sandbox",
                     self.sandbox.id(),
                 ])
-                .args(["--container", container.id(), "--device-path", path]),
+                .args(["--container", container.id(), self.kind.option(), path]),
         }
     }
 
@@ -104,7 +102,8 @@ impl Fixture {
         if !changes.is_empty() {
             return Err(format!("not as after the boot: {}", changes.join("; ")));
         }
-        check_claimable(volume)
+        check_claimable(volume)?;
+        self.kind.check_volume(volume)
     }
 
     /// Checks that `volume` is attached, that the container reads its bytes, and that the host
@@ -116,16 +115,11 @@ impl Fixture {
         path: &str,
     ) -> Result<(), String> {
         let listed = self.listed().await?;
-        let entry = listed.iter().find(|listed| listed["device_path"] == path);
+        let entry = listed.iter().find(|listed| listed[self.kind.key()] == path);
         if entry.is_none_or(|entry| entry["state"] != "attached") {
             return Err(format!("list has {}", Value::from(listed)));
         }
-        let read =
-            container.try_exec(&["dd", &format!("if={path}"), "bs=64k", "count=1"], b"").await;
-        let read = read.map_err(|error| error.chain())?;
-        if read.stdout != volume.bytes(0..65536) {
-            return Err(format!("the container reads other bytes: {}", read.error_text()));
-        }
+        self.kind.check_bytes(container, volume, path).await?;
         match check_claimable(volume) {
             Ok(()) => Err("it is attached, and the host can claim it".to_owned()),
             Err(_) => Ok(()),

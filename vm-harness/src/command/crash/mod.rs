@@ -8,6 +8,7 @@ mod disturbance;
 mod fault_point;
 mod fixture;
 mod remedy;
+mod volume_kind;
 mod volume_state;
 
 use std::process::ExitCode;
@@ -18,6 +19,7 @@ use vm_harness::Error;
 use case::{Case, Row};
 use disturbance::Disturbance;
 use fixture::Fixture;
+use volume_kind::VolumeKind;
 
 /// The cases to run; all without an option.
 #[derive(Debug, Args)]
@@ -34,6 +36,9 @@ pub(crate) struct Crash {
     /// Only the remedy of this name: hot-plug, hot-unplug, repair
     #[arg(long, value_name = "NAME")]
     remedy: Option<String>,
+    /// What the container gets of the volumes
+    #[arg(long, value_enum, default_value_t = VolumeKind::Device, value_name = "KIND")]
+    kind: VolumeKind,
 }
 
 impl Crash {
@@ -49,7 +54,7 @@ impl Crash {
             if !selects(&self.disturbance, disturbance.name()) {
                 continue;
             }
-            let points = disturbance.fault_points();
+            let points = disturbance.fault_points(self.kind);
             for point in points.filter(|point| selects(&self.fault_point, point.name)) {
                 for &remedy in disturbance.remedies(point.verb) {
                     let remedy_name = remedy.name(point.verb);
@@ -58,7 +63,7 @@ impl Crash {
                     }
                     let ready = match fixture.take() {
                         Some(ready) => ready,
-                        None => Fixture::boot().await?,
+                        None => Fixture::boot(self.kind).await?,
                     };
                     let case = Case { fixture: &ready, point, disturbance, remedy };
                     let mut row = Row::default();

@@ -4,6 +4,7 @@
 mod address;
 mod agent;
 mod filter;
+mod mount;
 mod node;
 mod plug;
 mod rollback;
@@ -20,6 +21,7 @@ pub const GROUPS: &[Group] = &[
     Group { name: "address", checks: address::CHECKS },
     Group { name: "filter", checks: filter::CHECKS },
     Group { name: "unplug", checks: unplug::CHECKS },
+    Group { name: "mount", checks: mount::CHECKS },
     Group { name: "rollback", checks: rollback::CHECKS },
     Group { name: "side_effects", checks: side_effects::CHECKS },
 ];

@@ -12,6 +12,9 @@ const IMAGE: &str = "localhost/harness:pause";
 /// How long a call may take with KVM: Kata's sandbox boots in one.
 const CALL: Duration = Duration::from_secs(60);
 
+/// How long containerd lets a runtime remove what a shim has left that has died; its own value.
+const CLEAN_UP: Duration = Duration::from_secs(5);
+
 /// A runtime class of Kata's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RuntimeClass {
@@ -23,8 +26,14 @@ pub(super) struct RuntimeClass {
 
 /// Writes the configuration: these runtime classes beside the default one, which a list replaces.
 pub(super) fn configure(classes: &[RuntimeClass]) {
+    write(CONFIGURATION, &configuration(classes, time_scale()));
+}
+
+fn configuration(classes: &[RuntimeClass], scale: u32) -> String {
+    let clean_up = (CLEAN_UP * scale).as_secs();
     let mut text = format!(
-        "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = {IMAGE:?}\n\
+        "version = 2\n[timeouts]\n\"io.containerd.timeout.shim.cleanup\" = \"{clean_up}s\"\n\
+         [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = {IMAGE:?}\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n\
          runtime_type = \"io.containerd.runc.v2\"\n"
     );
@@ -36,7 +45,7 @@ pub(super) fn configure(classes: &[RuntimeClass]) {
              [{table}.options]\nConfigPath = \"{directory}/configuration.toml\"\n"
         );
     }
-    write(CONFIGURATION, &text);
+    text
 }
 
 /// Restarts it, and connects.
@@ -70,4 +79,20 @@ pub(super) fn scaled(limit: Duration) -> Duration {
 pub(super) fn time_scale() -> u32 {
     let scale = Accelerator::choose().and_then(|choice| choice.accelerator.configured_time_scale());
     scale.unwrap_or_else(|error| panic!("{}", error.chain()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clean_up_of_a_dead_shim_has_the_time_of_the_node() {
+        let class = RuntimeClass { name: "kata-qemu", shim: "/shim", directory: "/etc/kata" };
+        let text = configuration(&[class], 16);
+        let timeouts = "[timeouts]\n\"io.containerd.timeout.shim.cleanup\" = \"80s\"\n";
+        assert!(
+            text.contains(timeouts) && text.contains("containerd.runtimes.kata-qemu"),
+            "{text}"
+        );
+    }
 }

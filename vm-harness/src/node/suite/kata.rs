@@ -41,8 +41,10 @@ const WITHOUT_KVM: &str = "#!/bin/bash\nwords=()\nfor word; do\n\
     if [[ $word == host || $word == host,* ]]; then word=Nehalem; fi\n\
     words+=(\"$word\")\ndone\nexec /usr/bin/qemu-system-x86_64 \"${words[@]}\"\n";
 /// How long the runtimes wait for the agent: until it listens (Go in seconds, Rust in milliseconds;
-/// Kata's values are a multiple of a boot with KVM), and until a container is there.
-const LIMITS: [&str; 3] = ["dial_timeout", "reconnect_timeout_ms", "create_container_timeout"];
+/// Kata's values are a multiple of a boot with KVM), and until a container is there. Each with the
+/// least value before it is multiplied: that of Go, since Rust's are too short for emulated guests.
+const LIMITS: [(&str, u64); 3] =
+    [("dial_timeout", 45), ("reconnect_timeout_ms", 45_000), ("create_container_timeout", 60)];
 
 /// The runtime classes of the release in this node.
 pub(super) fn runtime_classes() -> Vec<RuntimeClass> {
@@ -119,9 +121,12 @@ async fn enable(classes: &[RuntimeClass]) -> (Engine, Image) {
     for (class, configuration) in RUNTIMES.iter().filter(|(class, _)| classes.contains(class)) {
         let text = fs::read_to_string(configuration)
             .unwrap_or_else(|error| panic!("{configuration}: {error}"));
+        let mut text = with_scaled_limits(&text.replace(QEMU, qemu), time_scale());
+        if without_kvm {
+            text = with_zeroed_pages(&text);
+        }
         // A copy is the administrator's own.
-        let copy = format!("{}/configuration.toml", class.directory);
-        setup::write(&copy, &with_scaled_limits(&text.replace(QEMU, qemu), time_scale()));
+        setup::write(&format!("{}/configuration.toml", class.directory), &text);
     }
     containerd::configure(classes);
     let directories: Vec<_> = classes.iter().map(|class| class.directory).collect();
@@ -136,10 +141,19 @@ fn with_scaled_limits(text: &str, scale: u32) -> String {
     let scaled = |line: &str| -> Option<String> {
         let (key, value) = line.split_once('=')?;
         let limit: u64 = value.trim().parse().ok()?;
-        let key = key.trim();
-        LIMITS.contains(&key).then(|| format!("{key} = {}", limit * u64::from(scale)))
+        let (key, least) = LIMITS.into_iter().find(|(name, _)| *name == key.trim())?;
+        Some(format!("{key} = {}", limit.max(least) * u64::from(scale)))
     };
     text.lines().map(|line| scaled(line).unwrap_or_else(|| line.to_owned()) + "\n").collect()
+}
+
+/// Returns a configuration of Kata's whose guests zero each page that they allocate.
+///
+/// virtiofsd writes files into the guest's memory by itself. A QEMU that emulates does not notice
+/// that, and executes what it has translated of the page's earlier contents: a program dies of
+/// instructions that are not its own. It notices zeros, which the guest writes.
+fn with_zeroed_pages(text: &str) -> String {
+    text.replace("kernel_params = \"", "kernel_params = \"init_on_alloc=1 ")
 }
 
 async fn start(engine: &Engine, image: &Image, class: &str, name: &str) -> Workload {
@@ -163,10 +177,18 @@ mod tests {
     #[test]
     fn time_limits_of_both_runtimes_are_scaled() {
         let text = "# dial_timeout = 1\ndial_timeout = 45\ndial_timeout_ms = 10\n\
-            reconnect_timeout_ms=3000\ncreate_container_timeout = 60\ndefault_vcpus = 1\n";
+            reconnect_timeout_ms=3000\ncreate_container_timeout = 90\ndefault_vcpus = 1\n";
         let scaled = "# dial_timeout = 1\ndial_timeout = 180\ndial_timeout_ms = 10\n\
-            reconnect_timeout_ms = 12000\ncreate_container_timeout = 240\ndefault_vcpus = 1\n";
+            reconnect_timeout_ms = 180000\ncreate_container_timeout = 360\ndefault_vcpus = 1\n";
         assert_eq!(with_scaled_limits(text, 4), scaled);
+    }
+
+    #[test]
+    fn guests_of_an_emulated_node_zero_their_pages() {
+        let text = "kernel = \"/vmlinux\"\nkernel_params = \"cgroup_no_v1=all\"\n";
+        let zeroed =
+            "kernel = \"/vmlinux\"\nkernel_params = \"init_on_alloc=1 cgroup_no_v1=all\"\n";
+        assert_eq!(with_zeroed_pages(text), zeroed);
     }
 
     #[test]

@@ -66,6 +66,9 @@ async fn reference_agent_conforms_with_the_plugin_on_a_separate_port() {
 #[case::never_unchanged("unchanged=skip", "plug::repeated_call_is_unchanged")]
 #[case::no_deadline("deadline=skip", "address::disk_that_never_appears_times_out")]
 #[case::leaks_a_thread("thread=stay", "side_effects::threads_and_descriptors_stay_as_many")]
+#[case::no_mount("mount=skip", "mount::container_reads_what_the_host_wrote")]
+#[case::mount_with_devices("nodev=skip", "mount::gives_neither_devices_nor_privileges")]
+#[case::mount_stays("unmount=skip", "mount::leaves_nothing")]
 #[tokio::test]
 async fn broken_variant_is_caught(#[case] fault: &str, #[case] check: &str) {
     let report = run_broken(fault, None).await;

@@ -3,6 +3,7 @@
 
 mod conformance;
 mod descriptor_flood;
+mod file_systems;
 mod hostile_cycles;
 mod load;
 mod node;

@@ -3,6 +3,7 @@
 
 use std::process::Command;
 
+use rstest::rstest;
 use vm_harness::Environment;
 
 fn run(arguments: &[&str]) {
@@ -17,9 +18,11 @@ fn run(arguments: &[&str]) {
     assert!(output.status.success(), "{arguments:?}: {}", output.status);
 }
 
-#[test]
-fn crash_table() {
-    run(&["crash"]);
+#[rstest]
+#[case::of_devices("device")]
+#[case::of_file_systems("file-system")]
+fn crash_table(#[case] kind: &str) {
+    run(&["crash", "--kind", kind]);
 }
 
 #[test]

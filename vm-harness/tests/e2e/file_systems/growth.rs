@@ -1,0 +1,70 @@
+//! `resize` grows a mounted file system while a process writes to it.
+
+use rstest::rstest;
+use serde_json::json;
+use vm_harness::{FileSystem, Sandbox, Snapshot};
+
+use super::{
+    super::{
+        MIB,
+        hot_unplug::{query_volumes, verb},
+        sandbox,
+    },
+    HELLO, assert_hello, mounted, shell, unmount,
+};
+
+/// Writes numbered blocks until it is stopped, and checks them.
+const WRITER: &str = "i=0; until test -e /tmp/stop; do i=$((i+1)); echo $i >> /mnt/log; \
+                      dd if=/mnt/hello of=/mnt/block conv=fsync 2>/dev/null || exit 1; \
+                      touch /tmp/writes; done; test $(wc -l < /mnt/log) = $i && echo consistent";
+
+#[rstest]
+#[case(FileSystem::Ext4, 48)]
+#[case(FileSystem::Xfs, 512)]
+#[case(FileSystem::Btrfs, 256)]
+#[tokio::test]
+async fn file_system_grows_while_a_process_writes(
+    #[future(awt)] sandbox: Sandbox,
+    #[case] kind: FileSystem,
+    #[case] mebibytes: u64,
+) {
+    let container = sandbox.start_container().await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let volume = kind.volume(&[HELLO]);
+    sandbox.mount(&container, &volume, "/mnt").await;
+    let blocks = async || {
+        let text =
+            shell(&container, "stat -f -c '%b %S' /mnt | awk '{ print $1 * $2 / 1024 }'").await;
+        text.trim().parse::<u64>().unwrap()
+    };
+    let few = blocks().await;
+    let writer = container.clone();
+    let writer = tokio::spawn(async move { shell(&writer, WRITER).await });
+    shell(&container, "until test -e /tmp/writes; do sleep 0.01; done").await;
+
+    let size = format!("{mebibytes}MiB");
+    let more = [&mounted(&container, "/mnt")[..], &["--size", &size]].concat();
+    let resize = verb(sandbox.ecr_runtime(), &sandbox, "resize", &more);
+    let grown = resize.run().await.succeeded(sandbox.guest()).remove(0);
+    assert_eq!(
+        (grown.result.as_str(), &grown.volume["size"]),
+        ("resized", &json!(mebibytes * MIB))
+    );
+    let many = blocks().await;
+    assert!(many > few + (mebibytes * MIB - kind.usual_size()) / 1024 * 8 / 10, "{few} → {many}");
+    let again = resize.run().await.succeeded(sandbox.guest()).remove(0);
+    assert_eq!(again.result, "unchanged");
+
+    shell(&container, "rm /tmp/writes; until test -e /tmp/writes; do sleep 0.01; done").await;
+    shell(&container, "touch /tmp/stop").await;
+    assert_eq!(writer.await.unwrap(), "consistent\n");
+    assert_hello(&container, "/mnt").await;
+    let listed = query_volumes(&sandbox, "list", &[]).await;
+    assert_eq!(
+        (&listed[0]["state"], &listed[0]["size"]),
+        (&json!("attached"), &json!(mebibytes * MIB))
+    );
+    unmount(&sandbox, &container, "/mnt").await;
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    kind.assert_consistent(&volume);
+}
