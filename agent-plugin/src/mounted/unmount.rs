@@ -34,7 +34,8 @@ use crate::{
 /// open, or have mounted over the mount as often as this.
 const TRIES: usize = 64;
 
-const UNREACHED: &str = "the mount is not reached by its path: something is mounted over it, or it is moved all the time";
+const UNREACHED: &str = "the mount is not reached by its path: something is mounted over it, or it \
+                         is moved all the time";
 
 /// What to unmount, for a thread in a mount namespace that may have it.
 #[derive(Debug)]

@@ -34,7 +34,7 @@ pub struct MountedRecord {
 }
 
 impl MountRecord {
-    /// As the guest is told.
+    /// The message to the guest.
     pub(crate) fn to_request(&self) -> Mount {
         Mount {
             file_system: self.fs_type.clone(),

@@ -15,6 +15,7 @@ mod plan;
 mod plot;
 mod plugin_cost;
 mod polling;
+mod process;
 mod report;
 mod row;
 mod run;

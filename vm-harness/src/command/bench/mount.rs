@@ -3,17 +3,14 @@
 //! waits for, as a function of a platform that starts its containers before it knows what they will
 //! run.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use tokio::{
-    io::{AsyncBufReadExt as _, BufReader, Lines, ReadHalf, SimplexStream},
-    task::JoinHandle,
-};
 use vm_harness::{EcrRuntime, Error, FileSystem, LoopOptions, Volume};
 
 use super::{
     floor::{Commands, Floor, FloorRounds},
     hot_plug::HotPlug,
+    process::Process,
     row::{Row, Series},
     samples::Samples,
     subject::{Calls, OBSERVER, Subject},
@@ -21,10 +18,8 @@ use super::{
 
 const PATH: &str = "/dev/function";
 const FILE: &str = "handler";
-/// How long the process may take with KVM.
-const LIMIT: Duration = Duration::from_secs(10);
 
-/// The volume, and what QEMU is told when it is plugged.
+/// The volume, and the commands that QEMU gets when it is plugged.
 pub(super) struct MountSubject {
     volume: Volume,
     pub(super) commands: Commands,
@@ -83,7 +78,10 @@ impl Mounts {
         file_system: &MountSubject,
         rounds: usize,
     ) -> Result<(), Error> {
-        let mut process = Process::start(subject).await?;
+        let command = [OBSERVER, "await", &format!("{PATH}/{FILE}")];
+        let name = "the process that waits for a file";
+        let mut process = Process::start(subject, &subject.container, name, &command);
+        process.says("waits").await?;
         for _ in 0..rounds {
             let start = Instant::now();
             let command = plug_command(subject, &file_system.volume);
@@ -96,7 +94,7 @@ impl Mounts {
             subject.call(&unplug_command(subject)).await;
             process.says("gone").await?;
         }
-        process.runs.abort();
+        process.leave();
         Ok(())
     }
 
@@ -127,44 +125,5 @@ impl Mounts {
                 Series::times(plug, self.plug.whole.clone()),
             ),
         ]
-    }
-}
-
-/// The process that waits in the container.
-struct Process {
-    lines: Lines<BufReader<ReadHalf<SimplexStream>>>,
-    runs: JoinHandle<Result<i32, Error>>,
-    limit: Duration,
-}
-
-impl Process {
-    async fn start(subject: &Subject) -> Result<Self, Error> {
-        let (reader, writer) = tokio::io::simplex(4096);
-        let container = subject.container.clone();
-        let runs = tokio::spawn(async move {
-            let command = [OBSERVER, "await", &format!("{PATH}/{FILE}")];
-            container.exec_on(&command, tokio::io::empty(), writer, tokio::io::sink()).await
-        });
-        let lines = BufReader::new(reader).lines();
-        let mut this = Self { lines, runs, limit: subject.sandbox.guest().scaled(LIMIT) };
-        this.says("waits").await?;
-        Ok(this)
-    }
-
-    /// Waits for its next line.
-    async fn says(&mut self, expected: &'static str) -> Result<(), Error> {
-        let line = tokio::time::timeout(self.limit, self.lines.next_line()).await;
-        let line = line.map_err(|_| Error::TimedOut {
-            awaited: format!("the line {expected:?} of the process that waits for a file"),
-            limit: self.limit,
-            report: String::new(),
-        })?;
-        match line {
-            Ok(Some(line)) if line == expected => Ok(()),
-            other => Err(Error::Failed {
-                command: "the process that waits for a file".to_owned(),
-                message: format!("it said {other:?} in place of {expected:?}"),
-            }),
-        }
     }
 }

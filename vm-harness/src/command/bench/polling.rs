@@ -2,17 +2,14 @@
 //! container that looks for the disk every 100 ms and makes the node. It checks neither which disk
 //! came nor who may open it, and nothing is rolled back.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use tokio::{
-    io::{AsyncBufReadExt as _, BufReader, Lines, SimplexStream},
-    task::JoinHandle,
-};
 use vm_harness::{Container, ContainerOptions, Error, mount};
 
 use super::{
     floor::{Commands, attach, detach},
     hot_plug::HotPlug,
+    process::Process,
     row::{Row, Series},
     samples::Samples,
     subject::Subject,
@@ -22,15 +19,11 @@ use super::{
 const SCRIPT: &str = include_str!("polling.sh");
 /// The address that libvirt gives the disk.
 const ADDRESS: [&str; 3] = ["0", "0", "1"];
-/// How long the shell may take with KVM.
-const LIMIT: Duration = Duration::from_secs(10);
 
 /// The shell in its container.
 struct Shell {
     container: Container,
-    lines: Lines<BufReader<tokio::io::ReadHalf<SimplexStream>>>,
-    runs: JoinHandle<Result<i32, Error>>,
-    limit: Duration,
+    process: Process,
 }
 
 /// The times until the container can open the node.
@@ -49,10 +42,10 @@ impl Polling {
         for _ in 0..rounds {
             let start = Instant::now();
             attach_disk(subject, commands).await?;
-            shell.says("made").await?;
+            shell.process.says("made").await?;
             self.0.add(start.elapsed());
             detach_disk(subject, commands).await?;
-            shell.says("removed").await?;
+            shell.process.says("removed").await?;
         }
         shell.end().await
     }
@@ -94,35 +87,14 @@ impl Shell {
             ..ContainerOptions::default()
         };
         let container = subject.sandbox.try_start_container(&options).await?;
-        let (reader, writer) = tokio::io::simplex(4096);
-        let (runner, [host, target, lun]) = (container.clone(), ADDRESS);
-        let runs = tokio::spawn(async move {
-            let command = ["/bin/sh", "-c", SCRIPT, "sh", host, target, lun];
-            runner.exec_on(&command, tokio::io::empty(), writer, tokio::io::sink()).await
-        });
-        let lines = BufReader::new(reader).lines();
-        Ok(Self { container, lines, runs, limit: subject.sandbox.guest().scaled(LIMIT) })
-    }
-
-    /// Waits for its next line.
-    async fn says(&mut self, expected: &'static str) -> Result<(), Error> {
-        let line = tokio::time::timeout(self.limit, self.lines.next_line()).await;
-        let line = line.map_err(|_| Error::TimedOut {
-            awaited: format!("the line {expected:?} of the shell that polls"),
-            limit: self.limit,
-            report: String::new(),
-        })?;
-        match line {
-            Ok(Some(line)) if line == expected => Ok(()),
-            other => Err(Error::Failed {
-                command: "the shell that polls".to_owned(),
-                message: format!("it said {other:?} in place of {expected:?}"),
-            }),
-        }
+        let [host, target, lun] = ADDRESS;
+        let command = ["/bin/sh", "-c", SCRIPT, "sh", host, target, lun];
+        let process = Process::start(subject, &container, "the shell that polls", &command);
+        Ok(Self { container, process })
     }
 
     async fn end(self) -> Result<(), Error> {
-        self.runs.abort();
+        self.process.leave();
         self.container.kill().await?;
         self.container.remove().await
     }
