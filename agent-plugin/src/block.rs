@@ -8,6 +8,7 @@ use std::{fmt, fs::File, os::fd::AsRawFd as _, path::PathBuf, str::FromStr};
 use nix::{errno::Errno, fcntl::OFlag};
 
 use crate::{
+    disk_directory::DiskDirectory,
     error::{Error, Result},
     node::open_block_device,
     scsi::ScsiDevice,
@@ -68,32 +69,7 @@ impl BlockDevice {
     /// # Errors
     /// sysfs cannot be read.
     pub fn at(device: ScsiDevice) -> Result<Option<BlockDevice>> {
-        let block = device.directory().join("block");
-        let Some(name) = sysfs::names(&block)?.into_iter().next() else { return Ok(None) };
-        let number = sysfs::read(&block.join(&name).join("dev"))?;
-        Ok(number.map(|number| BlockDevice { device, name, number }))
-    }
-
-    /// Capacity in bytes.
-    ///
-    /// # Errors
-    /// sysfs cannot be read, or the disk is gone.
-    pub fn size(&self) -> Result<u64> {
-        // Sectors of 512 bytes, whatever the disk's sector size.
-        self.attribute::<u64>("size").map(|sectors| sectors.saturating_mul(512))
-    }
-
-    /// Whether the disk refuses writes.
-    ///
-    /// # Errors
-    /// sysfs cannot be read, or the disk is gone.
-    pub fn read_only(&self) -> Result<bool> {
-        self.attribute::<u8>("ro").map(|flag| flag != 0)
-    }
-
-    fn attribute<T: FromStr>(&self, attribute: &str) -> Result<T> {
-        let path = PathBuf::from(format!("/sys/class/block/{}/{attribute}", self.name));
-        sysfs::required(&path, sysfs::read(&path)?)
+        DiskDirectory::open(device)?.map_or(Ok(None), |directory| directory.disk())
     }
 
     /// Writes back what the guest's caches hold of the disk and its partitions, mounted file
@@ -183,8 +159,7 @@ fn write_back(name: &str, number: DeviceNumber) -> Result<()> {
 /// # Errors
 /// sysfs cannot be read.
 pub fn serial(device: ScsiDevice) -> Result<Option<String>> {
-    let page = sysfs::read_bytes(&device.directory().join("vpd_pg80"))?;
-    Ok(page.as_deref().and_then(serial_of_page_80))
+    DiskDirectory::open(device)?.map_or(Ok(None), |directory| directory.serial())
 }
 
 /// The serial in VPD page 0x80: its length is in bytes 2 and 3, then it follows, padded with blanks

@@ -1,14 +1,7 @@
 //! The kernel's counters of a disk since it appeared: the block layer's
 //! [`stat`](https://docs.kernel.org/block/stat.html), and `ioerr_cnt` of the SCSI device below it.
 
-use std::path::Path;
-
-use crate::{
-    block::BlockDevice,
-    error::{BoxedError, Error, Result},
-    sysfs,
-    text::{decimal, displayed, readable, words},
-};
+use crate::text::{decimal, words};
 
 /// Counters of one disk. Times add up over concurrent requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -36,17 +29,6 @@ pub struct DiskStats {
 }
 
 impl DiskStats {
-    /// Reads the counters.
-    ///
-    /// # Errors
-    /// sysfs cannot be read, or the disk is gone.
-    pub fn of(disk: &BlockDevice) -> Result<DiskStats> {
-        let stat = format!("/sys/class/block/{}/stat", disk.name);
-        let text = text(Path::new(&stat))?;
-        let parsed = DiskStats::parse(&text).ok_or_else(|| malformed(stat, &text))?;
-        Ok(DiskStats { errors: errors(disk)?, ..parsed })
-    }
-
     /// Parses columns of numbers. Later kernels add columns on the right. Sectors have 512 bytes.
     pub fn parse(text: &[u8]) -> Option<DiskStats> {
         let mut columns: Vec<u64> = Vec::with_capacity(17);
@@ -84,31 +66,6 @@ impl DiskStats {
             errors: 0,
         })
     }
-}
-
-/// The number of SCSI commands that failed since the disk appeared. Those by which the kernel
-/// probes a disk are among them: they ask for what the disk need not support.
-///
-/// # Errors
-/// As of [`DiskStats::of`].
-pub(crate) fn errors(disk: &BlockDevice) -> Result<u64> {
-    let path = disk.device.directory().join("ioerr_cnt");
-    let text = text(&path)?;
-    let count = text.strip_prefix(b"0x").and_then(|digits| str::from_utf8(digits).ok());
-    let count = count.and_then(|digits| u64::from_str_radix(digits, 16).ok());
-    count.ok_or_else(|| malformed(displayed(&path.display()), &text))
-}
-
-/// How much of an attribute a message shows.
-const LONGEST: usize = 400;
-
-fn malformed(subject: String, text: &[u8]) -> BoxedError {
-    BoxedError::from(Error::Malformed { subject, found: readable(text, LONGEST) })
-}
-
-fn text(path: &Path) -> Result<Vec<u8>> {
-    let bytes = sysfs::required(path, sysfs::read_bytes(path)?)?;
-    Ok(bytes.trim_ascii_end().to_owned())
 }
 
 #[cfg(test)]

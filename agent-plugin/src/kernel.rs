@@ -5,7 +5,7 @@
 //! User namespaces are the exception: only a process with a single thread can make one, and the
 //! plugin starts none. Their files in `/proc` tell.
 
-use std::{fs, io};
+use std::{fs, io, sync::OnceLock};
 
 use nix::{
     errno::Errno,
@@ -16,13 +16,13 @@ use nix::{
 use crate::{
     cgroup,
     error::Error,
-    holders, mount, namespace, pidfd,
+    holders, kernel_file, mount, namespace, pidfd,
     text::{decimal, readable},
     uevent::UeventSocket,
 };
 
 /// The guest's kernel.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Kernel {
     /// As `uname -r` prints it.
     pub(crate) release: String,
@@ -48,10 +48,20 @@ const TRIALS: [Trial; 11] = [
     ("proc_children", || exists("/proc/thread-self/children")),
 ];
 
+/// A kernel that has everything.
+static COMPLETE: OnceLock<Kernel> = OnceLock::new();
+
 impl Kernel {
+    /// What is known of the kernel. A trial of everything takes longer than all else that an attach
+    /// looks up, so a kernel that had everything once is not tried again; one that lacks something
+    /// may get it, by a module for example.
+    pub(crate) fn known() -> Kernel {
+        COMPLETE.get().cloned().unwrap_or_else(Kernel::tried)
+    }
+
     /// Tries every capability.
     pub(crate) fn tried() -> Kernel {
-        let release = fs::read("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let release = kernel_file::read("/proc/sys/kernel/osrelease").unwrap_or_default();
         let mut missing = Vec::new();
         let mut note = |name, tried: io::Result<()>| {
             if tried.is_err_and(|error| is_lacking(&error)) {
@@ -64,7 +74,11 @@ impl Kernel {
         if let Err((name, error)) = cgroup::try_filters() {
             note(name, Err(error));
         }
-        Kernel { release: readable(release.trim_ascii_end(), 64), missing }
+        let kernel = Kernel { release: readable(release.trim_ascii_end(), 64), missing };
+        if kernel.missing.is_empty() {
+            COMPLETE.get_or_init(|| kernel.clone());
+        }
+        kernel
     }
 }
 
@@ -97,7 +111,7 @@ fn try_mount_setattr() -> io::Result<()> {
 
 fn find_user_namespaces() -> io::Result<()> {
     exists("/proc/self/ns/user")?;
-    let most = fs::read("/proc/sys/user/max_user_namespaces")?;
+    let most = kernel_file::read("/proc/sys/user/max_user_namespaces")?;
     match decimal::<u64>(most.trim_ascii_end()) {
         Some(1..) => Ok(()),
         _ => Err(io::ErrorKind::NotFound.into()),

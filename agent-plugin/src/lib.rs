@@ -18,7 +18,7 @@
 //! | `handles` | opens a [`Container`] by a pid, safe against a reuse of the pid |
 //! | `service` | the protocol: decodes a request, asks the agent, starts a thread, encodes the reply |
 //! | `volume` | attach, detach, resize and inspect, with rollback; no encoding |
-//! | [`scsi`], [`block`], [`disk_stats`], [`uevent`] | the disk: SCSI hosts and devices, block device, counters, events |
+//! | [`scsi`], [`block`], `disk_directory`, [`disk_stats`], [`uevent`] | the disk: SCSI hosts and devices, block device, counters, events |
 //! | [`namespace`], [`ids`], [`mount`], `inode`, [`device_node`] | the container's file system, and the node in it |
 //! | `private_dev` | nodes in a mount namespace of a thread's own |
 //! | [`file_system`], [`mounted`] | the file system of a volume; where a container has it mounted |
@@ -29,6 +29,7 @@
 //! | `sorted` | sets in a sorted vector |
 //! | `log` | lines of the log |
 //! | `kernel` | what the guest's kernel lacks |
+//! | `kernel_file` | reads files of `/proc` and sysfs |
 //! | `error`, `boxed_error`, `unsupported` | every error, each with one reason of the API |
 //! | `fault`, `fuzz` | fault points and parsers, for tests |
 //!
@@ -49,6 +50,7 @@ mod boxed_error;
 pub mod cgroup;
 #[doc(hidden)]
 pub mod device_node;
+mod disk_directory;
 #[doc(hidden)]
 pub mod disk_stats;
 mod error;
@@ -67,6 +69,7 @@ pub mod holders;
 pub mod ids;
 mod inode;
 mod kernel;
+mod kernel_file;
 mod log;
 #[doc(hidden)]
 pub mod mount;

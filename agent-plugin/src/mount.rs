@@ -7,7 +7,6 @@
 
 use std::{
     ffi::CStr,
-    fs,
     os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
@@ -15,8 +14,8 @@ use nix::errno::Errno;
 
 use crate::{
     block::DeviceNumber,
-    error::{Error, Result},
-    namespace::Target,
+    error::Result,
+    namespace::{NamespaceTask, Root, Target, mountinfo_of_thread, own_proc},
     procfs::mountinfo::MountLine,
 };
 
@@ -145,27 +144,28 @@ pub struct Mounts {
 }
 
 impl Mounts {
-    /// Reads the mounts of the calling thread's namespace, which must be the agent's, and those of
-    /// the container.
+    /// Starts `work` on a thread inside the namespace of a container, with the mounts there and
+    /// those of the calling thread's namespace, which must be the agent's.
+    ///
+    /// # Errors
+    /// As of [`Target::enter`]. The thread: `/proc` cannot be read.
+    pub fn visit<T: Send + 'static>(
+        target: &Target,
+        work: impl FnOnce(&Root, &Mounts) -> Result<T> + Send + 'static,
+    ) -> Result<NamespaceTask<T>> {
+        target.enter_with(Outside::see, move |root, outside| {
+            let inside = mountinfo_of_thread(&outside.proc)?;
+            work(root, &outside.and(&inside))
+        })
+    }
+
+    /// The mounts of the calling thread's namespace, which must be the agent's, and those of a
+    /// container, of which this is the mountinfo.
     ///
     /// # Errors
     /// `/proc` cannot be read.
-    pub fn read(target: &Target) -> Result<Mounts> {
-        const PATH: &str = "/proc/thread-self/mountinfo";
-        let text = fs::read(PATH).map_err(Error::system("read", &PATH))?;
-        let mut mounts = Mounts::default();
-        for mount in MountLine::all(&text) {
-            mounts.in_guest.push(mount.number);
-        }
-        for mount in MountLine::all(&target.mountinfo()?) {
-            if is_in_memory(mount.file_system) {
-                mounts.in_memory.push(mount.number);
-            }
-            if mount.is_shared {
-                mounts.shared.push(mount.id.into());
-            }
-        }
-        Ok(mounts)
+    pub fn of(inside: &[u8]) -> Result<Mounts> {
+        Ok(Outside::see()?.and(inside))
     }
 
     /// Whether a file system is mounted in the guest itself, so that its files are visible outside
@@ -184,6 +184,39 @@ impl Mounts {
     /// itself refuses one below a mount that becomes shared later.
     pub fn are_shared_below(&self, id: u64) -> bool {
         self.shared.contains(&id)
+    }
+}
+
+/// What a thread sees before it enters the namespace of a container.
+struct Outside {
+    /// The agent's own `/proc`.
+    proc: OwnedFd,
+    in_guest: Vec<DeviceNumber>,
+}
+
+impl Outside {
+    fn see() -> Result<Outside> {
+        let proc = own_proc()?;
+        let text = mountinfo_of_thread(&proc)?;
+        let mut in_guest = Vec::new();
+        for mount in MountLine::all(&text) {
+            in_guest.push(mount.number);
+        }
+        Ok(Outside { proc, in_guest })
+    }
+
+    /// With the mountinfo of the container.
+    fn and(self, inside: &[u8]) -> Mounts {
+        let (mut in_memory, mut shared) = (Vec::new(), Vec::new());
+        for mount in MountLine::all(inside) {
+            if is_in_memory(mount.file_system) {
+                in_memory.push(mount.number);
+            }
+            if mount.is_shared {
+                shared.push(mount.id.into());
+            }
+        }
+        Mounts { in_guest: self.in_guest, in_memory, shared }
     }
 }
 

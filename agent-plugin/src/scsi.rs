@@ -75,7 +75,7 @@ impl ScsiDevice {
         Some((ScsiDevice { host, address }, name))
     }
 
-    /// Its directory in sysfs.
+    /// The path of its directory in sysfs.
     pub fn directory(&self) -> PathBuf {
         PathBuf::from(format!("{DEVICES}/{self}"))
     }

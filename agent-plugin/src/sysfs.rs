@@ -1,15 +1,89 @@
 //! Attributes of [sysfs](https://docs.kernel.org/filesystems/sysfs.html): one small value per file.
 
-use std::{fs, io, io::Write as _, path::Path, str::FromStr};
+use std::{
+    fs, io,
+    io::Write as _,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use nix::{dir::Dir, fcntl::OFlag, sys::stat::Mode};
 
 use crate::{
     error::{BoxedError, Error, Result},
+    kernel_file, named,
     text::displayed,
 };
 
+/// The directory of an object, to read several of its attributes: a path is walked once. What is
+/// read is this object's, also if another one gets its name: when the object is removed, its
+/// directory becomes empty for good.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    path: PathBuf,
+    open: OwnedFd,
+}
+
+impl Directory {
+    /// Opens a directory; `None` where it does not exist.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub(crate) fn open(path: PathBuf) -> Result<Option<Directory>> {
+        match fs::File::open(&path) {
+            Ok(open) => Ok(Some(Directory { path, open: open.into() })),
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) => Err(Error::system("open", &path.display())(error)),
+        }
+    }
+
+    /// As [`read_bytes`]. `name` may lead into directories below.
+    pub(crate) fn read_bytes(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let open = named::openat(&self.open, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC);
+        let read =
+            open.map_err(io::Error::from).and_then(|file| kernel_file::attribute(file.into()));
+        present(read, &self.path.join(name))
+    }
+
+    /// As [`read`].
+    pub(crate) fn read<T: FromStr>(&self, name: &str) -> Result<Option<T>> {
+        parsed(self.read_bytes(name)?, &self.path.join(name))
+    }
+
+    /// As [`required`].
+    pub(crate) fn required<T>(&self, name: &str, value: Option<T>) -> Result<T> {
+        required(&self.path.join(name), value)
+    }
+
+    /// As [`names`], of a directory below it.
+    pub(crate) fn names(&self, name: &str) -> Result<Vec<String>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let failed = |error| Error::system("readdir", &self.path.join(name).display())(error);
+        let directory = match Dir::openat(&self.open, name, flags, Mode::empty()) {
+            Ok(directory) => directory,
+            Err(errno) if is_gone(&errno.into()) => return Ok(Vec::new()),
+            Err(errno) => return Err(failed(errno)),
+        };
+        let mut names = Vec::new();
+        for entry in directory {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_string_lossy();
+            if !matches!(&*name, "." | "..") {
+                names.push(name.into_owned());
+            }
+        }
+        Ok(names)
+    }
+}
+
 /// Reads an attribute's bytes; `None` where the kernel has no such attribute (any more).
 pub(crate) fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
-    match fs::read(path) {
+    present(fs::File::open(path).and_then(kernel_file::attribute), path)
+}
+
+fn present(read: io::Result<Vec<u8>>, path: &Path) -> Result<Option<Vec<u8>>> {
+    match read {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(Error::system("read", &path.display())(error)),
@@ -18,14 +92,17 @@ pub(crate) fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
 
 /// Reads an attribute's value; `None` where the kernel has no such attribute (any more).
 pub(crate) fn read<T: FromStr>(path: &Path) -> Result<Option<T>> {
-    let Some(text) = read_text(path)? else { return Ok(None) };
+    parsed(read_bytes(path)?, path)
+}
+
+fn parsed<T: FromStr>(bytes: Option<Vec<u8>>, path: &Path) -> Result<Option<T>> {
+    let Some(text) = bytes.map(text) else { return Ok(None) };
     text.parse().map(Some).map_err(|_| malformed(path, &text))
 }
 
-/// Not a part of [`read`], which is compiled for each type.
-fn read_text(path: &Path) -> Result<Option<String>> {
-    let bytes = read_bytes(path)?;
-    Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).trim_end().to_owned()))
+/// Not a part of [`parsed`], which is compiled for each type.
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8_lossy(&bytes).trim_end().to_owned()
 }
 
 #[cold]

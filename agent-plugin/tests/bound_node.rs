@@ -58,9 +58,8 @@ fn serial() -> String {
 
 fn found(container: &Fixture, path: &str) -> Location {
     let path = NodePath::new(path).expect("a valid path");
-    let of = container.target.clone();
-    let find = move |root: &_, mounts| Location::find(root, &path, &mounts);
-    let visit = container.target.enter_with(move || Mounts::read(&of), find).expect("a thread");
+    let find = move |root: &_, mounts: &_| Location::find(root, &path, mounts);
+    let visit = Mounts::visit(&container.target, find).expect("a thread");
     visit.finish(soon()).expect("the parent exists")
 }
 

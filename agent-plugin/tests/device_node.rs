@@ -36,9 +36,8 @@ fn soon() -> Instant {
 
 fn find(container: &Fixture, path: &str) -> Result<Location> {
     let path = NodePath::new(path).expect("a valid path");
-    let of = container.target.clone();
-    let find = move |root: &_, mounts| Location::find(root, &path, &mounts);
-    container.target.enter_with(move || Mounts::read(&of), find)?.finish(soon())
+    let find = move |root: &_, mounts: &_| Location::find(root, &path, mounts);
+    Mounts::visit(&container.target, find)?.finish(soon())
 }
 
 /// Makes a node on a separate thread, as the plugin does: otherwise the umask is shared by the

@@ -1,12 +1,13 @@
 //! `devices.list` of the [devices controller of cgroup
 //! v1](https://docs.kernel.org/admin-guide/cgroup-v1/devices.html).
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use super::access::Access;
 use crate::{
     block::DeviceNumber,
     error::{Error, Result},
+    kernel_file,
     text::{decimal, lines, split_once, words},
 };
 
@@ -57,7 +58,7 @@ impl DeviceList {
     /// Reads the list of a group.
     pub(super) fn read(group: &Path) -> Result<DeviceList> {
         let list = group.join("devices.list");
-        let text = fs::read(&list).map_err(Error::system("read", &list.display()))?;
+        let text = kernel_file::read(&list).map_err(Error::system("read", &list.display()))?;
         Ok(DeviceList::parse(&text))
     }
 

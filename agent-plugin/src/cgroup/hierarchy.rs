@@ -16,6 +16,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use crate::{
     error::{Error, Result},
+    kernel_file,
     procfs::{cgroup::is_devices_unattached, mountinfo::MountLine},
 };
 
@@ -41,7 +42,7 @@ impl Hierarchies {
         if is_unified(Path::new(USUAL)) && !devices_in_v1() {
             return Ok(Hierarchies { devices: None, unified: Some(USUAL.into()) });
         }
-        let text = fs::read(MOUNTS).map_err(Error::system("read", &MOUNTS))?;
+        let text = kernel_file::read(MOUNTS).map_err(Error::system("read", &MOUNTS))?;
         Ok(Hierarchies::parse(&text))
     }
 
@@ -79,7 +80,7 @@ fn is_unified(path: &Path) -> bool {
 /// Whether the devices controller may be a part of a v1 hierarchy. Where the kernel does not show
 /// it, it may.
 fn devices_in_v1() -> bool {
-    fs::read("/proc/cgroups").map_or(true, |text| !is_devices_unattached(&text))
+    kernel_file::read("/proc/cgroups").map_or(true, |text| !is_devices_unattached(&text))
 }
 
 #[cfg(test)]

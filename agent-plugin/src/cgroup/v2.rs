@@ -12,7 +12,7 @@
 //! with a program that the runtime replaced is added again by the next Attach.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     os::unix::fs::MetadataExt as _,
     sync::{Mutex, PoisonError},
 };
@@ -29,6 +29,7 @@ use super::{
 use crate::{
     block::DeviceNumber,
     error::{BoxedError, Error, Result, Unsupported},
+    kernel_file,
 };
 
 pub use super::group::Group;
@@ -272,7 +273,7 @@ fn granted(own: &[AttachedProgram], number: DeviceNumber) -> Access {
 
 /// Whether the kernel hides the instructions of programs that are loaded from now on.
 fn is_hardened() -> bool {
-    let level = fs::read("/proc/sys/net/core/bpf_jit_harden");
+    let level = kernel_file::read("/proc/sys/net/core/bpf_jit_harden");
     level.is_ok_and(|level| level.trim_ascii() == b"2")
 }
 

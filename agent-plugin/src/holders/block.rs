@@ -4,7 +4,7 @@
 //!
 //! [`holders`]: https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-block
 
-use std::{fs, os::fd::AsRawFd as _, path::Path};
+use std::{os::fd::AsRawFd as _, path::Path};
 
 use nix::fcntl::OFlag;
 
@@ -14,8 +14,8 @@ use super::{
     scan::Budget,
 };
 use crate::{
-    block::DeviceNumber, error::Result, holder::HolderKind, node::open_block_device, sysfs,
-    text::readable,
+    block::DeviceNumber, error::Result, holder::HolderKind, kernel_file, node::open_block_device,
+    sysfs, text::readable,
 };
 
 /// The devices on top of `disks` that have claimed them.
@@ -37,7 +37,7 @@ fn describe(name: &str) -> (HolderKind, String) {
     let directory = directory(name);
     if directory.join("dm").exists() {
         // The name is for people. A mapping that is being removed has none any more (EINVAL).
-        let mapped = fs::read(directory.join("dm/name")).unwrap_or_default();
+        let mapped = kernel_file::read(directory.join("dm/name")).unwrap_or_default();
         let mapped = readable(mapped.trim_ascii_end(), LONGEST_NAME);
         let detail = if mapped.is_empty() { name.to_owned() } else { format!("{name} ({mapped})") };
         return (HolderKind::Dm, detail);

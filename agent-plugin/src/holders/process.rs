@@ -32,6 +32,7 @@ use crate::{
     block::DeviceNumber,
     holder::{Holder, HolderKind},
     inode::Inode,
+    kernel_file,
     namespace::Target,
     procfs::cgroup::device_group,
     sorted,
@@ -182,7 +183,7 @@ pub(super) fn block_device(path: &Path) -> Option<DeviceNumber> {
 
 /// The name of a process; empty where it has ended.
 pub(super) fn command(pid: u32) -> String {
-    let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let name = kernel_file::read(format!("/proc/{pid}/comm")).unwrap_or_default();
     // The kernel adds the last newline; others belong to the name.
     readable(name.strip_suffix(b"\n").unwrap_or(&name), LONGEST_NAME)
 }
@@ -190,7 +191,7 @@ pub(super) fn command(pid: u32) -> String {
 /// The container that a process is in: one of `containers`, or the name of its cgroup if that is a
 /// container id.
 pub(super) fn container(pid: u32, containers: &[&Target]) -> String {
-    let cgroups = fs::read(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let cgroups = kernel_file::read(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let cgroup = device_group(&cgroups).unwrap_or(Path::new(""));
     let namespace = Task::first(pid).mount_namespace().ok();
     let is_in = |target: &&&Target| {

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use super::scan::Budget;
 use crate::{
     error::{Error, Result},
+    kernel_file,
     procfs::{numbers, stat::is_kernel_thread},
     text::{decimal, words},
 };
@@ -70,11 +71,11 @@ pub(crate) fn try_kcmp() -> Result<(), Errno> {
 /// The children of kthreadd, where that is process 2. They include the few programs that the kernel
 /// starts by itself, which end soon.
 fn kernel_threads() -> Vec<u32> {
-    let stat = fs::read("/proc/2/stat").unwrap_or_default();
+    let stat = kernel_file::read("/proc/2/stat").unwrap_or_default();
     if !is_kernel_thread(&stat) {
         return Vec::new();
     }
-    let children = fs::read("/proc/2/task/2/children").unwrap_or_default();
+    let children = kernel_file::read("/proc/2/task/2/children").unwrap_or_default();
     let mut threads = vec![2];
     for word in words(&children) {
         threads.extend(decimal::<u32>(word));

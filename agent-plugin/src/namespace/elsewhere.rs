@@ -20,6 +20,7 @@ use nix::{
 use crate::{
     error::{Error, Result},
     inode::Inode,
+    kernel_file,
     named::{self, c_name},
     procfs::{mountinfo::MountLine, numbers},
     sorted,
@@ -95,7 +96,7 @@ impl Search<'_> {
         if !sorted::insert(&mut self.known, seen) {
             return None;
         }
-        let text = fs::read(format!("{task}/mountinfo")).ok()?;
+        let text = kernel_file::read(format!("{task}/mountinfo")).ok()?;
         if !MountLine::all(&text).any(|line| (self.shows)(&line)) {
             return None;
         }

@@ -7,8 +7,7 @@
 //! `/proc/PID`, but its namespace exists as long as our handle.
 
 use std::{
-    fs::{self, File},
-    io::Read as _,
+    fs,
     os::{
         fd::{AsFd, OwnedFd},
         unix::fs::MetadataExt as _,
@@ -23,7 +22,7 @@ use crate::{
     error::{BoxedError, Error, Result},
     fault,
     inode::Inode,
-    named,
+    kernel_file, named,
     text::displayed,
     thread::Thread,
     worker::Worker,
@@ -95,8 +94,7 @@ impl Target {
     /// # Errors
     /// `/proc` cannot be read.
     pub fn mountinfo(&self) -> Result<Vec<u8>> {
-        // The agent's own: the container may have mounted something else there.
-        let proc = named::open("/proc", DIRECTORY).map_err(Error::system("open", &"/proc"))?;
+        let proc = own_proc()?;
         self.inside(move || mountinfo_of_thread(&proc))
     }
 
@@ -141,6 +139,15 @@ fn is_same(path: &str, file: &OwnedFd) -> bool {
     })
 }
 
+/// Opens the agent's own `/proc`, for a thread that is to enter the namespace of a container, which
+/// may have mounted something else there.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn own_proc() -> Result<OwnedFd> {
+    named::open("/proc", DIRECTORY).map_err(Error::system("open", &"/proc"))
+}
+
 /// The mounts that the calling thread reaches from its root directory. `proc` is the agent's own
 /// `/proc`, which was opened before the thread entered another namespace.
 ///
@@ -150,7 +157,5 @@ pub(crate) fn mountinfo_of_thread(proc: &impl AsFd) -> Result<Vec<u8>> {
     const PATH: &str = "thread-self/mountinfo";
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let file = named::openat(proc, PATH, flags).map_err(Error::system("open", &PATH))?;
-    let mut bytes = Vec::new();
-    File::from(file).read_to_end(&mut bytes).map_err(Error::system("read", &PATH))?;
-    Ok(bytes)
+    kernel_file::rest(file.into()).map_err(Error::system("read", &PATH))
 }

@@ -1,6 +1,6 @@
 //! A container in a request, and threads inside its mount namespace.
 
-use std::{fs, os::fd::AsRawFd as _, sync::Arc};
+use std::{os::fd::AsRawFd as _, sync::Arc};
 
 use nix::{
     errno::Errno,
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     agent::Container,
     error::{BoxedError, Error, Result},
-    fault, pidfd,
+    fault, kernel_file, pidfd,
     procfs::{fdinfo, stat},
     text::displayed,
 };
@@ -47,7 +47,7 @@ impl Target {
     /// The pid of the first process, which is valid only if the process has not ended afterwards.
     pub(super) fn pid(&self) -> Result<i32> {
         let info = format!("/proc/self/fdinfo/{}", self.container.init.as_raw_fd());
-        let text = fs::read(&info).map_err(Error::system("read", &info.as_str()))?;
+        let text = kernel_file::read(&info).map_err(Error::system("read", &info.as_str()))?;
         fdinfo::pid(&text).ok_or_else(|| self.ended())
     }
 
@@ -57,7 +57,7 @@ impl Target {
     /// [`Error::ContainerEnded`], or `/proc` cannot be read.
     pub fn proc(&self, file: &str) -> Result<Vec<u8>> {
         let path = format!("/proc/{}/{file}", self.pid()?);
-        let text = fs::read(&path);
+        let text = kernel_file::read(&path);
         self.check_alive()?;
         text.map_err(Error::system("read", &path))
     }

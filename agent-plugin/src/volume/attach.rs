@@ -34,10 +34,11 @@ use crate::{
     block::BlockDevice,
     cgroup::{self, Filter, Grant},
     device_node::{Existing, Location, NodeKind, NodePath},
-    disk_stats,
+    disk_directory::DiskDirectory,
     error::{BoxedError, Error, Mismatch, Result},
     fault,
     ids::Ids,
+    kernel::Kernel,
     namespace::Target,
     node::open_block_device,
     scsi::ScsiHost,
@@ -262,7 +263,7 @@ fn probed(
     filters: &[Filter<'_>],
     locations: &[Location],
 ) -> Result<Probed> {
-    let guest = Guest::with(hosts)?;
+    let guest = Guest::with(hosts, Kernel::known())?;
     let (target, filter) = (&jobs[0].target, &filters[0]);
     let mut paths = Vec::with_capacity(jobs.len());
     for (job, location) in jobs.iter().zip(locations).filter(|(job, _)| job.target.id == target.id)
@@ -275,8 +276,8 @@ fn probed(
 
 /// Compares the size. The serial was checked when the disk was found.
 fn verify(attachment: &Attachment, disk: &BlockDevice, volume: &mut VolumeProgress) -> Result<()> {
-    volume.size = disk.size()?;
-    volume.read_only = disk.read_only()?;
+    let directory = DiskDirectory::of(disk)?;
+    (volume.size, volume.read_only) = (directory.size(disk)?, directory.read_only(disk)?);
     if volume.size == attachment.size {
         return Ok(());
     }
@@ -346,6 +347,7 @@ fn report(
     parents_made: Vec<NodePath>,
 ) -> Attached {
     let grant = volume.grant.as_ref();
+    let errors = DiskDirectory::of(disk).and_then(|directory| directory.errors());
     let way = volume.way.unwrap_or(Way::Node(NodeKind::Mknod));
     Attached {
         serial: attachment.serial.clone(),
@@ -361,7 +363,7 @@ fn report(
             allowed_before: grant.is_some_and(|grant| grant.allowed_before),
             container_started: volume.container_started,
             // What cannot be read is counted as an error of the attachment, nothing worse.
-            errors_before: disk_stats::errors(disk).unwrap_or_default(),
+            errors_before: errors.unwrap_or_default(),
         },
         size: volume.size,
         read_only: volume.read_only,

@@ -31,9 +31,9 @@ use super::{
     unmount,
 };
 use crate::{
-    block::{self, BlockDevice},
     cgroup::{Filter, Mode},
     device_node::{Location, NodePath, remove_parents},
+    disk_directory::DiskDirectory,
     error::{Error, Result},
     fault,
     holder::{Holder, HolderKind},
@@ -223,9 +223,11 @@ fn look_up(job: &DetachJob, hosts: &[ScsiHost], trees: &mut Trees) -> Result<Pre
     // Without the controller there is no disk either.
     for host in ScsiHost::candidates(hosts, attachment.controller.as_deref()).unwrap_or_default() {
         let device = host.device(attachment.address);
-        if block::serial(device)?.as_ref() == Some(&attachment.serial) {
+        if let Some(directory) = DiskDirectory::open(device)?
+            && directory.serial()?.as_ref() == Some(&attachment.serial)
+        {
             present.device = Some(device);
-            present.disk = BlockDevice::at(device)?;
+            present.disk = directory.disk()?;
         }
     }
     if let Some(target) = job.target.as_ref().filter(|_| !job.is_mount()) {
@@ -254,9 +256,8 @@ fn had_node(job: &DetachJob, target: &Target) -> bool {
 
 fn find_location(target: &Target, attachment: &Attachment, trees: &mut Trees) -> Result<Location> {
     let path = attachment.path.clone();
-    let find = move |root: &_, mounts| Location::find(root, &path, &mounts);
-    let of = target.clone();
-    trees.run(target, |_| target.enter_with(move || Mounts::read(&of), find))
+    let find = move |root: &_, mounts: &_| Location::find(root, &path, mounts);
+    trees.run(target, |_| Mounts::visit(target, find))
 }
 
 /// The filter of a container, also of one that has ended. `None`: its group is gone, and every

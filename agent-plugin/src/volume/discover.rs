@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     block::{self, BlockDevice},
+    disk_directory::DiskDirectory,
     error::{BoxedError, Mismatch, Result},
     fault, log,
     scsi::{ScsiDevice, ScsiHost},
@@ -174,9 +175,10 @@ pub(super) fn find_attached(attachment: &Attachment, hosts: &[ScsiHost]) -> Resu
     let hosts = ScsiHost::candidates(hosts, attachment.controller.as_deref())?;
     let mut other = None;
     for device in hosts.iter().map(|host| host.device(attachment.address)) {
-        match block::serial(device)? {
+        let Some(directory) = DiskDirectory::open(device)? else { continue };
+        match directory.serial()? {
             Some(serial) if serial == attachment.serial => {
-                if let Some(disk) = BlockDevice::at(device)? {
+                if let Some(disk) = directory.disk()? {
                     return Ok(disk);
                 }
             }

@@ -14,9 +14,10 @@ use super::{
 };
 use crate::{
     agent::ContainerError,
-    block::{self, BlockDevice, DeviceNumber},
+    block::{BlockDevice, DeviceNumber},
     cgroup::{self, Filter},
     device_node::{Existing, Location},
+    disk_directory::DiskDirectory,
     disk_stats::DiskStats,
     error::{Error, Result},
     file_system::{Kind, Space},
@@ -117,11 +118,12 @@ impl<'a> Views<'a> {
 
 impl<'a> ContainerView<'a> {
     fn of(target: &'a Target) -> Result<Self> {
+        let mountinfo = target.mountinfo()?;
         Ok(Self {
             started: target.started()?,
             root: target.root()?,
-            mounts: Mounts::read(target)?,
-            mountinfo: target.mountinfo()?,
+            mounts: Mounts::of(&mountinfo)?,
+            mountinfo,
             filter: Filter::of(target)?,
         })
     }
@@ -301,12 +303,14 @@ fn inspect_disk(
     // Without the controller there is no disk at it.
     for host in ScsiHost::candidates(hosts, attachment.controller.as_deref()).unwrap_or_default() {
         let device = host.device(attachment.address);
-        if block::serial(device)?.as_ref() == Some(&attachment.serial)
-            && let Some(disk) = BlockDevice::at(device)?
+        if let Some(directory) = DiskDirectory::open(device)?
+            && directory.serial()?.as_ref() == Some(&attachment.serial)
+            && let Some(disk) = directory.disk()?
         {
-            let mut stats = DiskStats::of(&disk)?;
+            let mut stats = directory.stats(&disk)?;
             stats.errors = stats.errors.saturating_sub(errors_before);
-            (inspected.size, inspected.read_only) = (disk.size()?, disk.read_only()?);
+            inspected.size = directory.size(&disk)?;
+            inspected.read_only = directory.read_only(&disk)?;
             (inspected.stats, inspected.disk) = (Some(stats), Some(disk));
         }
     }

@@ -134,9 +134,9 @@ pub(super) fn restore(
         Way::Node(_) => None,
     });
     let recorded = Mount { kind: kind.or(mount.kind), fs_group: None, ..mount.clone() };
-    let (path, of) = (attachment.path.clone(), target.clone());
-    let find = move |root: &_, mounts| Location::find(root, &path, &mounts);
-    let location = target.enter_with(move || Mounts::read(&of), find)?.finish(until)?;
+    let path = attachment.path.clone();
+    let find = move |root: &_, mounts: &_| Location::find(root, &path, mounts);
+    let location = Mounts::visit(target, find)?.finish(until)?;
     // It may not have been unmounted at all.
     if is_ours(attachment, target, location.point()?)?.is_some() {
         return Ok(());

@@ -80,14 +80,14 @@ pub(crate) fn probe(
     paths: &[NodePath],
     mount_paths: &[NodePath],
 ) -> Result<Probed> {
-    let guest = Guest::with(ScsiHost::all()?)?;
+    let guest = Guest::with(ScsiHost::all()?, Kernel::tried())?;
     let Some(target) = target else { return Ok(Probed { guest, container: None }) };
     // As an attach does.
     target.check_inside()?;
     let filter = Filter::of(target)?;
     let root = target.root()?;
     let is_asked = !(paths.is_empty() && mount_paths.is_empty());
-    let mounts = if is_asked { Mounts::read(target)? } else { Mounts::default() };
+    let mounts = if is_asked { Mounts::of(&target.mountinfo()?)? } else { Mounts::default() };
     let mut states = Vec::with_capacity(paths.len() + mount_paths.len());
     for (paths, filter) in [(paths, Some(&filter)), (mount_paths, None)] {
         for path in paths {
@@ -108,8 +108,8 @@ pub(super) fn reachable(location: Result<Location>) -> Result<Option<Location>> 
 }
 
 impl Guest {
-    pub(super) fn with(hosts: Vec<ScsiHost>) -> Result<Guest> {
-        Ok(Guest { hosts, scan_mode: scsi::scan_mode()?, kernel: Kernel::tried() })
+    pub(super) fn with(hosts: Vec<ScsiHost>, kernel: Kernel) -> Result<Guest> {
+        Ok(Guest { hosts, scan_mode: scsi::scan_mode()?, kernel })
     }
 }
 

@@ -20,6 +20,8 @@ use super::{
 };
 use crate::{
     block::BlockDevice,
+    disk_directory::DiskDirectory,
+    error::Result,
     fault, log,
     scsi::{ScsiDevice, ScsiHost},
     uevent::{Received, UeventSocket},
@@ -35,6 +37,10 @@ pub(crate) struct Resized {
     pub(crate) file_system: Option<Grown>,
 }
 
+fn size(disk: &BlockDevice) -> Result<u64> {
+    DiskDirectory::of(disk)?.size(disk)
+}
+
 /// One disk, with its size before the request and now.
 #[derive(Debug)]
 struct Growing<'a> {
@@ -46,7 +52,7 @@ struct Growing<'a> {
 
 impl Growing<'_> {
     fn read_size(&mut self) -> Result<(), Failed> {
-        self.now = self.disk.size().of(&self.attachment.serial)?;
+        self.now = size(&self.disk).of(&self.attachment.serial)?;
         Ok(())
     }
 
@@ -114,7 +120,7 @@ fn sequence<'a>(
     let hosts = ScsiHost::all()?;
     for attachment in attachments {
         let disk = discover::find_attached(attachment, &hosts).of(&attachment.serial)?;
-        let size = disk.size().of(&attachment.serial)?;
+        let size = size(&disk).of(&attachment.serial)?;
         all.push(Growing { attachment, disk, before: size, now: size });
     }
     stages.end("lookup")?;

@@ -22,15 +22,14 @@ pub(super) fn locations(jobs: &[AttachJob], deadline: Instant) -> Result<Vec<Loc
         for job in of_target(jobs, target) {
             paths.push(job.attachment.path.clone());
         }
-        let find = move |root: &Root, mounts| {
+        let find = move |root: &Root, mounts: &Mounts| {
             let mut locations = Vec::with_capacity(paths.len());
             for path in &paths {
-                locations.push(Location::find(root, path, &mounts));
+                locations.push(Location::find(root, path, mounts));
             }
             Ok(locations)
         };
-        let of = target.clone();
-        tasks.push((target, target.enter_with(move || Mounts::read(&of), find)?));
+        tasks.push((target, Mounts::visit(target, find)?));
     }
     let mut found = Vec::with_capacity(tasks.len());
     for (target, task) in tasks {

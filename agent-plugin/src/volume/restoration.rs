@@ -11,9 +11,9 @@ use super::{
     tree::rollback_until,
 };
 use crate::{
-    block::{self, BlockDevice},
     cgroup::{Filter, Grant, Mode},
     device_node::{Device, Removal},
+    disk_directory::DiskDirectory,
     error::{BoxedError, Error, Result},
     namespace::check_awaited,
 };
@@ -36,8 +36,9 @@ pub(super) fn roll_back(
 fn restore(job: &DetachJob, present: &mut Present, until: Instant) -> Result<()> {
     let (Some(target), Some(disk)) = (&job.target, &present.disk) else { return Ok(()) };
     // Its number may be another disk's by now, which must not get to the container.
-    if block::serial(disk.device)?.as_ref() != Some(&present.serial)
-        || BlockDevice::at(disk.device)?.as_ref() != Some(disk)
+    let Some(directory) = DiskDirectory::open(disk.device)? else { return Ok(()) };
+    if directory.serial()?.as_ref() != Some(&present.serial)
+        || directory.disk()?.as_ref() != Some(disk)
     {
         return Ok(());
     }

@@ -43,9 +43,8 @@ pub(crate) struct How {
 
 fn location(container: &Fixture, path: &str) -> Result<Location> {
     let path = NodePath::new(path).unwrap();
-    let of = container.target.clone();
-    let find = move |root: &_, mounts| Location::find(root, &path, &mounts);
-    container.target.enter_with(move || Mounts::read(&of), find)?.finish(soon())
+    let find = move |root: &_, mounts: &_| Location::find(root, &path, mounts);
+    Mounts::visit(&container.target, find)?.finish(soon())
 }
 
 pub(crate) fn mounting(container: &Fixture, disk: &Disk, how: How) -> Result<Mounting> {

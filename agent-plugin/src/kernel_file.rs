@@ -1,0 +1,91 @@
+//! Files that the kernel writes while they are read:
+//! [proc(5)](https://man7.org/linux/man-pages/man5/proc.5.html),
+//! [sysfs(5)](https://man7.org/linux/man-pages/man5/sysfs.5.html). None has a size, and a read that
+//! is too short costs one more walk through what it lists. `std::fs::read` asks for the size, and
+//! begins with 32 bytes.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::Path,
+};
+
+/// A page, as the kernel fills one at a time.
+const PAGE: usize = 4096;
+
+/// Reads a file.
+pub(crate) fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    rest(File::open(path.as_ref())?)
+}
+
+/// Reads what is left of an open file.
+pub(crate) fn rest(mut file: File) -> io::Result<Vec<u8>> {
+    let (mut bytes, mut length) = (vec![0; PAGE], 0);
+    loop {
+        match read_some(&mut file, &mut bytes[length..])? {
+            0 => break,
+            read => length += read,
+        }
+        if length == bytes.len() {
+            bytes.resize(2 * length, 0);
+        }
+    }
+    bytes.truncate(length);
+    Ok(bytes)
+}
+
+/// Reads an attribute of sysfs, which the kernel hands over as a whole: at most a page.
+pub(crate) fn attribute(mut file: File) -> io::Result<Vec<u8>> {
+    let mut bytes = [0; PAGE];
+    let length = read_some(&mut file, &mut bytes)?;
+    Ok(bytes[..length].to_vec())
+}
+
+fn read_some(file: &mut File, bytes: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match file.read(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fmt::Write as _, fs};
+
+    use super::*;
+
+    #[test]
+    fn a_long_file_is_read_whole() {
+        let long = tempfile::NamedTempFile::new().unwrap();
+        let mut text = String::new();
+        for number in 0..4000 {
+            writeln!(text, "{number}").unwrap();
+        }
+        fs::write(long.path(), &text).unwrap();
+        assert_eq!(read(long.path()).unwrap(), text.as_bytes());
+        let exactly = &text.as_bytes()[..PAGE];
+        fs::write(long.path(), exactly).unwrap();
+        assert_eq!(read(long.path()).unwrap(), exactly);
+    }
+
+    /// It has a line for each symbol of the kernel: some megabytes, in many reads.
+    #[test]
+    fn a_file_of_the_kernel_is_read_whole() {
+        let symbols = read("/proc/kallsyms").unwrap();
+        assert_eq!(symbols, fs::read("/proc/kallsyms").unwrap());
+        assert!(symbols.ends_with(b"\n"), "{} bytes", symbols.len());
+    }
+
+    #[test]
+    fn an_attribute_is_read_at_once() {
+        let path = "/sys/class/block/loop0/dev";
+        assert_eq!(attribute(File::open(path).unwrap()).unwrap(), fs::read(path).unwrap());
+    }
+
+    #[test]
+    fn a_missing_file_is_an_error() {
+        assert_eq!(read("/proc/nope").unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}
