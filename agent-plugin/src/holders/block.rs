@@ -108,39 +108,5 @@ fn backing(name: &str) -> Option<Backing> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{
-        process::Command,
-        time::{Duration, Instant},
-    };
-
-    use super::*;
-
-    fn losetup(arguments: &[&str]) -> String {
-        let output = Command::new("losetup").args(arguments).output().unwrap();
-        assert!(output.status.success(), "these tests need root: {output:?}");
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    }
-
-    #[test]
-    fn a_loop_device_over_a_device_is_found_and_one_over_a_file_is_not() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(1 << 20).unwrap();
-        let below = losetup(&["--find", "--show", file.path().to_str().unwrap()]);
-        let above = losetup(&["--find", "--show", &below]);
-        let name = |path: &str| path.trim_start_matches("/dev/").to_owned();
-        let number: DeviceNumber =
-            sysfs::read(&directory(&name(&below)).join("dev")).unwrap().unwrap();
-        let devices = vec![(name(&below), number)];
-        let disk = Disk { serial: "s".into(), path: "/x".into(), devices, mounted: None };
-        let mut budget = Budget::until(Instant::now() + Duration::from_secs(60));
-        let found = loops(std::slice::from_ref(&disk), &mut budget).unwrap();
-        losetup(&["--detach", &above]);
-        let after = loops(&[disk], &mut budget).unwrap();
-        losetup(&["--detach", &below]);
-        let details: Vec<_> = found.iter().map(|found| found.holder.detail.clone()).collect();
-        assert_eq!(details, [name(&above)]);
-        assert!(after.is_empty(), "{after:?}");
-        assert_eq!(backing(&name(&below)), None);
-    }
-}
+#[path = "block_tests.rs"]
+mod tests;

@@ -1,13 +1,13 @@
 //! An image with a file system, as a disk.
 
-use std::{fs, process::Command};
+use std::process::Command;
 
 use agent_plugin::{
     block::DeviceNumber, device_node::NodePath, file_system::Kind, mounted::MountIdentity,
 };
 use tempfile::NamedTempFile;
 
-use super::mount::PATH;
+use super::{loop_device::LoopDevice, mount::PATH};
 
 pub(crate) const MIB: u64 = 1 << 20;
 
@@ -16,6 +16,7 @@ pub(crate) struct Disk {
     pub(crate) image: NamedTempFile,
     pub(crate) name: String,
     pub(crate) number: DeviceNumber,
+    device: LoopDevice,
 }
 
 pub(crate) fn run(words: &[&str]) -> String {
@@ -28,15 +29,8 @@ impl Disk {
     pub(crate) fn blank(size: u64) -> Disk {
         let image = NamedTempFile::new().unwrap();
         image.as_file().set_len(size).unwrap();
-        Disk::of(image, &[])
-    }
-
-    fn of(image: NamedTempFile, options: &[&str]) -> Disk {
-        let path = image.path().to_str().unwrap();
-        let node = run(&[&["losetup", "--find", "--show"][..], options, &[path]].concat());
-        let name = node.trim_start_matches("/dev/").to_owned();
-        let number = fs::read_to_string(format!("/sys/class/block/{name}/dev")).unwrap();
-        Disk { image, name, number: number.trim().parse().unwrap() }
+        let device = LoopDevice::over(image.path());
+        Disk { name: device.name().to_owned(), number: device.number(), device, image }
     }
 
     pub(crate) fn with(kind: Kind) -> Disk {
@@ -56,7 +50,7 @@ impl Disk {
     }
 
     pub(crate) fn node(&self) -> String {
-        format!("/dev/{}", self.name)
+        self.device.node()
     }
 
     pub(crate) fn identity(&self) -> MountIdentity {
@@ -68,11 +62,5 @@ impl Disk {
     pub(crate) fn is_free(&self) -> bool {
         let excl = nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_EXCL;
         nix::fcntl::open(self.node().as_str(), excl, nix::sys::stat::Mode::empty()).is_ok()
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["--detach", &self.node()]).status();
     }
 }

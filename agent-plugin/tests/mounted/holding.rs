@@ -1,6 +1,6 @@
 //! Whatever uses a mounted file system is named.
 
-use std::{fs, process::Command, thread};
+use std::{fs, path::Path, process::Command, thread};
 
 use agent_plugin::{
     block::BlockDevice,
@@ -13,7 +13,8 @@ use rstest::rstest;
 
 use super::{
     container::{Fixture, start},
-    disk::{Disk, run},
+    disk::Disk,
+    loop_device::LoopDevice,
     mount::{How, PATH, alone, mount, soon, unmount},
 };
 
@@ -88,11 +89,9 @@ fn a_loop_device_of_a_file_on_it_is_a_holder() {
     mount(&container, &disk, How::default()).unwrap();
     container.run(&["truncate", "-s", "1M", "/srv/data/deep/image"]);
     let image = format!("/proc/{}/root{PATH}/image", container.pid());
-    let above = run(&["losetup", "--find", "--show", &image]);
-    let found = holders(&container, &disk);
-    run(&["losetup", "--detach", &above]);
-    let name = above.trim_start_matches("/dev/");
-    assert_eq!(found, [format!("loop {name}")]);
+    let above = LoopDevice::over(Path::new(&image));
+    assert_eq!(holders(&container, &disk), [format!("loop {}", above.name())]);
+    above.detach();
     assert_eq!(holders(&container, &disk), Vec::<String>::new());
     let space = container.target.root().unwrap().existing(PATH).unwrap().unwrap();
     assert!(Space::of(&space).unwrap().bytes > 0);

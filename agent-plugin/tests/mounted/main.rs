@@ -6,5 +6,7 @@ mod container;
 mod disk;
 mod holding;
 mod life;
+#[path = "../loop_device/mod.rs"]
+mod loop_device;
 mod mount;
 mod refusals;
