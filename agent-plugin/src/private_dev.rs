@@ -34,10 +34,26 @@ const NONE: Option<&CStr> = None;
 /// # Errors
 /// The kernel refuses.
 pub(crate) fn enter(source: &str, name: &str, number: DeviceNumber, mode: Mode) -> Result<CString> {
+    isolate()?;
+    make(source, name, number, mode)
+}
+
+/// Gives the calling thread a mount namespace of its own, for [`make`]. It must end soon.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn isolate() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).map_err(Error::system("unshare", &"CLONE_NEWNS"))?;
     // Mounts from now on do not propagate.
     mount(NONE, c"/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
-        .map_err(Error::system("mount", &"MS_PRIVATE"))?;
+        .map_err(Error::system("mount", &"MS_PRIVATE"))
+}
+
+/// As [`enter`], on a thread that is isolated, and has [left](leave) the tmpfs of another node.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn make(source: &str, name: &str, number: DeviceNumber, mode: Mode) -> Result<CString> {
     let path = [PATH.to_bytes(), b"/", name.as_bytes()].concat();
     let path = c_name(&path).map_err(Error::system("mknod", &"a node"))?;
     let source = c_name(source.as_bytes()).map_err(Error::system("mount", &"a tmpfs"))?;

@@ -29,12 +29,12 @@ use super::{
 };
 use crate::{
     block::DeviceNumber,
-    error::{Error, Result, Unsupported},
+    error::{BoxedError, Error, Result, Unsupported},
     fault,
     ids::Ids,
     inode::Inode,
     mount, named,
-    namespace::Target,
+    namespace::{Target, check_awaited},
     private_dev,
 };
 
@@ -55,57 +55,84 @@ pub struct BindNode {
 }
 
 impl BindNode {
-    /// Makes the node, and nothing in the container yet.
+    /// The node with this mount, and nothing in the container yet.
     pub(super) fn new(
         location: Location,
         target: &Target,
         identity: Identity,
         device: Device,
-        deadline: Instant,
-    ) -> Result<BindNode> {
-        let of = identity.clone();
-        let mount = target.aside(move || private_node(device, &of))?.finish(deadline)?;
+        mount: OwnedFd,
+    ) -> BindNode {
         if !device.guarded {
             let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
             watch::begin(&identity, &target.id, path.as_str());
         }
         let (target, number) = (target.clone(), device.number);
-        Ok(BindNode { location, target, number, identity, mount, parents: None })
+        BindNode { location, target, number, identity, mount, parents: None }
     }
 
     pub(super) fn verify_open(&self) -> Result<bool> {
         open_device(&self.mount, self.number, &self.location)
     }
 
-    pub(super) fn publish(&mut self, deadline: Instant) -> Result<()> {
-        let ids = Ids::of(&self.target)?;
-        let mount = self.mount.try_clone().map_err(Error::system("fcntl", &"a mount"))?;
-        let location = self.location.try_clone()?;
+    pub(super) fn container(&self) -> &str {
+        &self.target.id
+    }
+
+    /// Publishes nodes of one container in their order, on one thread: to enter its namespace takes
+    /// longer than to attach a mount there.
+    ///
+    /// # Errors
+    /// The index of the node that cannot be published, and why. Those before it are.
+    pub(super) fn publish_all(
+        nodes: &mut [&mut BindNode],
+        deadline: Instant,
+    ) -> Result<(), (usize, BoxedError)> {
+        let Some(target) = nodes.first().map(|node| node.target.clone()) else { return Ok(()) };
+        let at_first = |error| (0, error);
+        let ids = Ids::of(&target).map_err(at_first)?;
+        let (mut parts, mut undo) = (Vec::new(), Vec::new());
+        for (index, node) in nodes.iter().enumerate() {
+            let mount = node.mount.try_clone().map_err(Error::system("fcntl", &"a mount"));
+            let part = mount.and_then(|mount| Ok((node.location.try_clone()?, mount)));
+            parts.push(part.map_err(|error| (index, error))?);
+            // Prepared here: a container's /proc is not trusted. The path is not either, after a
+            // while.
+            let unmount = node.unmount(Instant::now() + ROLLBACK, None);
+            undo.push(unmount.map_err(|error| (index, error))?);
+        }
         let work = move || {
             ids.assume()?;
             umask(Mode::empty());
-            let (directory, parents) = location.make_parents()?;
-            match mount_over_file(&location, &directory, &mount) {
-                Ok(()) => Ok((directory, parents)),
-                Err(error) => {
-                    parents.remove();
-                    Err(error)
+            let (mut published, mut failed) = (Vec::with_capacity(parts.len()), None);
+            for (location, mount) in &parts {
+                let one = check_awaited().and_then(|()| publish(location, mount));
+                match one {
+                    Ok(one) => published.push(one),
+                    Err(error) => {
+                        failed = Some(error);
+                        break;
+                    }
                 }
             }
+            Ok((published, failed))
         };
-        // Prepared here: a container's /proc is not trusted. The path is not either, after a while.
-        let mut unmount = self.unmount(Instant::now() + ROLLBACK, None)?;
-        let abandoned = move |(_, parents): (OwnedFd, Parents)| {
-            unmount.deadline = Instant::now() + ROLLBACK;
-            // There is no one to report an error to.
-            let _ = unmount.run(&[]);
-            parents.remove();
+        let abandoned = move |(published, _): (Vec<(OwnedFd, Parents)>, _)| {
+            for (mut unmount, (_, parents)) in undo.into_iter().zip(published).rev() {
+                unmount.deadline = Instant::now() + ROLLBACK;
+                // There is no one to report an error to.
+                let _ = unmount.run(&[]);
+                parents.remove();
+            }
         };
-        let visit = self.target.enter_with_undo(move |_| work(), abandoned)?;
-        let (directory, parents) = visit.finish(deadline)?;
-        self.location.set_directory(directory);
-        self.parents = Some(parents);
-        Ok(())
+        let visit = target.enter_with_undo(move |_| work(), abandoned).map_err(at_first)?;
+        let (published, failed) = visit.finish(deadline).map_err(at_first)?;
+        let count = published.len();
+        for (node, (directory, parents)) in nodes.iter_mut().zip(published) {
+            node.location.set_directory(directory);
+            node.parents = Some(parents);
+        }
+        failed.map_or(Ok(()), |error| Err((count, error)))
     }
 
     pub(super) fn parents_made(&self) -> Vec<String> {
@@ -149,11 +176,38 @@ impl BindNode {
     }
 }
 
-/// Makes the node on a private tmpfs. Runs on a thread that ends soon: it has left its namespace.
+/// The mounts of nodes, in the order of what was asked for, and why the next one could not be made.
+pub(super) type Mounts = (Vec<OwnedFd>, Option<BoxedError>);
+
+/// Makes nodes, each on a private tmpfs, on one thread of the container's: a mount namespace takes
+/// longer to make and to end than a node.
+///
+/// # Errors
+/// The kernel refuses a thread or a namespace.
+pub(super) fn private_nodes(
+    target: &Target,
+    nodes: Vec<(Device, Identity)>,
+    deadline: Instant,
+) -> Result<Mounts> {
+    let work = move || {
+        private_dev::isolate()?;
+        let mut mounts = Vec::with_capacity(nodes.len());
+        for (device, identity) in &nodes {
+            match private_node(*device, identity) {
+                Ok(mount) => mounts.push(mount),
+                Err(error) => return Ok((mounts, Some(error))),
+            }
+        }
+        Ok((mounts, None))
+    };
+    target.aside(work)?.finish(deadline)
+}
+
+/// Makes the node on a private tmpfs. Runs on a thread that is isolated.
 fn private_node(device: Device, identity: &Identity) -> Result<OwnedFd> {
     const NONE: Option<&CStr> = None;
     let mode = Mode::from_bits_truncate(device.options.mode);
-    let name = private_dev::enter(identity.source(), identity.name(), device.number, mode)?;
+    let name = private_dev::make(identity.source(), identity.name(), device.number, mode)?;
     if !fault::skips("owner") {
         let (uid, gid) = (Uid::from_raw(device.options.uid), Gid::from_raw(device.options.gid));
         fchownat(AT_FDCWD, &*name, Some(uid), Some(gid), AtFlags::empty())
@@ -171,6 +225,18 @@ fn private_node(device: Device, identity: &Identity) -> Result<OwnedFd> {
     // A container that is quick to give up its node gives up the last mount of it.
     private_dev::leave().map_err(Error::system("umount2", &"a tmpfs"))?;
     Ok(copy)
+}
+
+/// Makes the directories that do not exist, and attaches the mount there.
+fn publish(location: &Location, mount: &OwnedFd) -> Result<(OwnedFd, Parents)> {
+    let (directory, parents) = location.make_parents()?;
+    match mount_over_file(location, &directory, mount) {
+        Ok(()) => Ok((directory, parents)),
+        Err(error) => {
+            parents.remove();
+            Err(error)
+        }
+    }
 }
 
 /// Makes an empty file without permissions, and attaches the mount over it. Runs inside the

@@ -42,9 +42,12 @@ mod removal;
 mod unmount;
 mod watch;
 
-use std::time::Instant;
+use std::{os::fd::OwnedFd, time::Instant};
 
-use crate::{error::Result, namespace::Target};
+use crate::{
+    error::{BoxedError, Result},
+    namespace::Target,
+};
 
 pub(crate) use agent_proc::AgentProc;
 pub(crate) use identity::Identity;
@@ -96,10 +99,7 @@ impl Node {
     /// # Errors
     /// Something else has the name, or the container moved our node.
     pub fn publish(&mut self, deadline: Instant) -> Result<()> {
-        match self {
-            Node::Mknod(node) => node.publish(),
-            Node::Bind(node) => node.publish(deadline),
-        }
+        publish_all(&mut [self], deadline).map_err(|(_, error)| error)
     }
 
     /// The directories that were made for it, outermost first; before it is published, those that
@@ -123,6 +123,82 @@ impl Node {
     }
 }
 
+/// How many nodes are published together: each needs some descriptors more meanwhile.
+const MOST_TOGETHER: usize = 16;
+
+/// Publishes nodes in their order, as [`Node::publish`] does: those of a container that are mounted
+/// are published together.
+///
+/// # Errors
+/// The index of the node that cannot be published, and why. Those before it are.
+pub fn publish_all(nodes: &mut [&mut Node], deadline: Instant) -> Result<(), (usize, BoxedError)> {
+    let mut first = 0;
+    while first < nodes.len() {
+        let mut together: Vec<&mut bind::BindNode> = Vec::new();
+        for node in nodes[first..].iter_mut().take(MOST_TOGETHER) {
+            match &mut **node {
+                Node::Bind(node)
+                    if together.last().is_none_or(|last| last.container() == node.container()) =>
+                {
+                    together.push(node);
+                }
+                _ => break,
+            }
+        }
+        let count = together.len();
+        bind::BindNode::publish_all(&mut together, deadline)
+            .map_err(|(index, error)| (first + index, error))?;
+        first += count;
+        if count == 0
+            && let Node::Mknod(node) = &mut *nodes[first]
+        {
+            node.publish().map_err(|error| (first, error))?;
+            first += 1;
+        }
+    }
+    Ok(())
+}
+
+/// A node that is to be made at a location: for which container, of which volume, and what.
+pub struct Draft<'a> {
+    pub location: &'a Location,
+    pub target: &'a Target,
+    pub id: &'a str,
+    pub device: Device,
+}
+
+/// Makes what [`Location::make_of`] needs for nodes that are to be mounted, for all of them
+/// together. The container gets nothing of it yet, and what is dropped is gone.
+///
+/// # Errors
+/// The index of the node that cannot be made, and why.
+pub fn private_nodes(
+    drafts: &[Draft<'_>],
+    deadline: Instant,
+) -> Result<Vec<Option<OwnedFd>>, (usize, BoxedError)> {
+    let (mut all, mut indexes, mut nodes) =
+        (Vec::with_capacity(drafts.len()), Vec::new(), Vec::new());
+    for (index, draft) in drafts.iter().enumerate() {
+        let Draft { location, target, id, device } = draft;
+        all.push(None);
+        let kind = location.check(target, device.guarded).map_err(|error| (index, error))?;
+        if kind == NodeKind::Bind {
+            indexes.push(index);
+            nodes.push((*device, Identity::new(id, &target.id, location.path())));
+        }
+    }
+    let Some(&first) = indexes.first() else { return Ok(all) };
+    let made = bind::private_nodes(drafts[first].target, nodes, deadline);
+    let (mounts, failed) = made.map_err(|error| (first, error))?;
+    if let Some(error) = failed {
+        return Err((indexes[mounts.len()], error));
+    }
+    for (index, mount) in indexes.into_iter().zip(mounts) {
+        all[index] = Some(mount);
+    }
+    Ok(all)
+}
+
 impl Location {
     /// Makes a node for this location, of the kind that is possible there. The calling thread's
     /// umask must be 0.
@@ -136,13 +212,30 @@ impl Location {
         device: Device,
         deadline: Instant,
     ) -> Result<Node> {
-        match self.check(target, device.guarded)? {
-            NodeKind::Mknod => Ok(Node::Mknod(mknod::MknodNode::new(self, id, device)?)),
-            NodeKind::Bind => {
+        let draft = Draft { location: &self, target, id, device };
+        let mut private = private_nodes(&[draft], deadline).map_err(|(_, error)| error)?;
+        self.make_of(target, id, device, private.pop().flatten())
+    }
+
+    /// As [`Location::make`], with what [`private_nodes`] has made for it.
+    ///
+    /// # Errors
+    /// As of [`Location::make`].
+    pub fn make_of(
+        self,
+        target: &Target,
+        id: &str,
+        device: Device,
+        private: Option<OwnedFd>,
+    ) -> Result<Node> {
+        match (self.check(target, device.guarded)?, private) {
+            (NodeKind::Mknod, _) => Ok(Node::Mknod(mknod::MknodNode::new(self, id, device)?)),
+            (NodeKind::Bind, Some(mount)) => {
                 let identity = Identity::new(id, &target.id, self.path());
-                let node = bind::BindNode::new(self, target, identity, device, deadline)?;
-                Ok(Node::Bind(node))
+                Ok(Node::Bind(bind::BindNode::new(self, target, identity, device, mount)))
             }
+            // The container has changed what the kind depends on.
+            (NodeKind::Bind, None) => Err(self.moved()),
         }
     }
 }

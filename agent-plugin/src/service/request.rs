@@ -42,6 +42,7 @@ pub(crate) struct Checked {
     pub(crate) wait: Duration,
     pub(crate) force: bool,
     pub(crate) holders: bool,
+    pub(crate) without_stats: bool,
     /// Of a Plug.
     pub(crate) conversation: u64,
 }
@@ -90,6 +91,7 @@ pub(crate) fn check(rpc: Rpc, request: &Request<'_>) -> Result<Checked> {
         wait: Duration::ZERO,
         force: request.force,
         holders: request.holders,
+        without_stats: request.without_stats,
         conversation: request.conversation,
     };
     if rpc == Rpc::Probe {

@@ -16,6 +16,7 @@ pub(crate) struct Request<'a> {
     pub(crate) wait_ms: u64,
     pub(crate) force: bool,
     pub(crate) holders: bool,
+    pub(crate) without_stats: bool,
     pub(crate) conversation: u64,
 }
 
@@ -130,6 +131,7 @@ impl<'a> Request<'a> {
                     request.volumes.push(Volume::detachment(bytes)?);
                 }
                 (Rpc::Inspect, 2, value) => value.flag(&mut request.holders)?,
+                (Rpc::Inspect, 3, value) => value.flag(&mut request.without_stats)?,
                 (Rpc::Attach | Rpc::Plug | Rpc::Detach | Rpc::Resize, 2, value) => {
                     value.number(&mut request.timeout_ms)?;
                 }

@@ -26,6 +26,7 @@ use super::{
     mount, node,
     probe::{Guest, PathState, Probed, ProbedContainer},
     progress::{Progress, VolumeProgress, parents_made, roll_back},
+    publish::publish,
     queue::Ticket,
     resolve,
     stages::Stages,
@@ -137,20 +138,30 @@ fn sequence(
     stages.end("verify")?;
 
     guard.check("the disks")?;
-    for (index, (location, job)) in locations.into_iter().zip(jobs).enumerate() {
+    let mut devices = Vec::with_capacity(jobs.len());
+    for (index, job) in jobs.iter().enumerate() {
+        let guarded = filters[index].mode() != cgroup::Mode::None;
+        let (disk, volume) = (disk(&progress.searches[index]), &progress.volumes[index]);
+        devices.push(node::device(&job.attachment, disk, volume, guarded));
+    }
+    let private = node::private_nodes(jobs, &locations, &devices, guard.deadline)?;
+    let places = locations.into_iter().zip(devices.into_iter().zip(private));
+    for (index, (job, (location, (device, private)))) in jobs.iter().zip(places).enumerate() {
         let Attachment { serial, mount, .. } = &*job.attachment;
         if mount.is_some() {
             wait_until_ready(index, progress, &mut socket, guard)?;
         }
         let volume = &mut progress.volumes[index];
         let disk = disk(&progress.searches[index]);
-        match mount {
-            Some(mount) => mount::make(job, mount, disk, location, volume, guard).of(serial)?,
-            None => {
-                let guarded = filters[index].mode() != cgroup::Mode::None;
-                node::make(job, disk, location, volume, guarded, guard.deadline).of(serial)?;
+        match (mount, device) {
+            (Some(mount), _) => {
+                mount::make(job, mount, disk, location, volume, guard).of(serial)?;
+            }
+            (None, Some(device)) => {
+                node::make(job, disk, location, volume, (device, private)).of(serial)?;
                 verify_open(index, progress, &mut socket, guard)?;
             }
+            (None, None) => {}
         }
     }
     stages.end("node")?;
@@ -177,15 +188,7 @@ fn sequence(
     if let Some(conversation) = conversation {
         conversation.prepared(&attached, stages)?;
     }
-    for (job, volume) in jobs.iter().zip(&mut progress.volumes) {
-        let serial = &job.attachment.serial;
-        if let Some(node) = &mut volume.node {
-            node.publish(guard.deadline).of(serial)?;
-        }
-        if let Some(mounting) = &mut volume.mounting {
-            mounting.publish(guard.deadline).of(serial)?;
-        }
-    }
+    publish(jobs, &mut progress.volumes, guard.deadline)?;
     stages.end("publish")?;
     // A container that has ended is an error, even if its tmpfs accepted everything.
     guard.targets().try_for_each(Target::check_alive)?;

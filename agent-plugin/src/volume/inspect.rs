@@ -185,23 +185,34 @@ impl ContainerView<'_> {
     }
 }
 
-/// Reads the state of attachments, in their order, and on request the holders of their disks. What
-/// cannot be told of one attachment is said there.
+/// What is told beside the state of attachments.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Details {
+    /// The holders of their disks.
+    pub(crate) holders: bool,
+    /// The counters of their disks.
+    pub(crate) stats: bool,
+}
+
+/// Reads the state of attachments, in their order, and what else is asked for. What cannot be told
+/// of one attachment is said there.
 ///
 /// # Errors
 /// The guest's SCSI hosts cannot be read: nothing is known of any disk.
 pub(crate) fn inspect(
     subjects: &[InspectJob],
-    holders: bool,
+    details: Details,
     deadline: Instant,
 ) -> Result<Vec<Inspected>> {
     let hosts = ScsiHost::all()?;
     let mut views = Views::default();
     let mut all = Vec::with_capacity(subjects.len());
     for subject in subjects {
-        all.push(inspect_one(subject, &hosts, &mut views));
+        all.push(inspect_one(subject, details, &hosts, &mut views));
     }
-    if holders && let Err(error) = find_holders(subjects, &mut all, deadline) {
+    if details.holders
+        && let Err(error) = find_holders(subjects, &mut all, deadline)
+    {
         all.iter_mut().for_each(|one| one.holders_unknown = Some(error.message()));
     }
     Ok(all)
@@ -232,6 +243,7 @@ fn find_holders(subjects: &[InspectJob], all: &mut [Inspected], deadline: Instan
 
 fn inspect_one<'a>(
     InspectJob { attachment, outcome, container }: &'a InspectJob,
+    details: Details,
     hosts: &[ScsiHost],
     views: &mut Views<'a>,
 ) -> Inspected {
@@ -253,6 +265,7 @@ fn inspect_one<'a>(
         holders_unknown: None,
     };
     let errors_before = outcome.as_ref().map_or(0, |outcome| outcome.errors_before);
+    let errors_before = details.stats.then_some(errors_before);
     let disk = inspect_disk(attachment, errors_before, hosts, &mut inspected);
     let mut unknown = disk.err().map(|error| error.message());
     let number = inspected
@@ -293,10 +306,11 @@ fn is_unknown(error: &ContainerError) -> bool {
     }
 }
 
-/// Reads the disk with the attachment's serial number. It is reported as a whole or not at all.
+/// Reads the disk with the attachment's serial number. It is reported as a whole or not at all; its
+/// counters, less the errors that it had before, where those are given.
 fn inspect_disk(
     attachment: &Attachment,
-    errors_before: u64,
+    errors_before: Option<u64>,
     hosts: &[ScsiHost],
     inspected: &mut Inspected,
 ) -> Result<()> {
@@ -307,11 +321,15 @@ fn inspect_disk(
             && directory.serial()?.as_ref() == Some(&attachment.serial)
             && let Some(disk) = directory.disk()?
         {
-            let mut stats = directory.stats(&disk)?;
-            stats.errors = stats.errors.saturating_sub(errors_before);
-            inspected.size = directory.size(&disk)?;
-            inspected.read_only = directory.read_only(&disk)?;
-            (inspected.stats, inspected.disk) = (Some(stats), Some(disk));
+            let mut stats = None;
+            if let Some(before) = errors_before {
+                let counted = directory.stats(&disk)?;
+                let errors = counted.errors.saturating_sub(before);
+                stats = Some(DiskStats { errors, ..counted });
+            }
+            (inspected.size, inspected.read_only) =
+                (directory.size(&disk)?, directory.read_only(&disk)?);
+            (inspected.stats, inspected.disk) = (stats, Some(disk));
         }
     }
     Ok(())

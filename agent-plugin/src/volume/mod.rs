@@ -15,6 +15,7 @@
 //! | `resolve` | finds the directories of the nodes |
 //! | `node`, `mount` | one of the two for an attachment, and what may be in its place |
 //! | `progress` | what an attach has done, and its rollback |
+//! | `publish` | what an attach has prepared, made visible in containers |
 //! | `present` | what exists of a volume that is detached |
 //! | `restoration` | the rollback of a detach |
 //! | `unlink`, `unmount` | the parts of a detach in a container: its device node, its mount |
@@ -43,6 +44,7 @@ mod patience;
 mod present;
 mod probe;
 mod progress;
+mod publish;
 mod queue;
 mod resize;
 mod resolve;
@@ -57,7 +59,7 @@ pub(crate) use attachment::{AccessMode, Attachment, FsGroup, Mount, Mounted, Out
 pub(crate) use conversation::{Conversation, Said, Step, Steps};
 pub(crate) use detach::{DetachOutput, detach};
 pub(crate) use failed::Failed;
-pub(crate) use inspect::{ContainerStatus, InspectJob, Inspected, inspect};
+pub(crate) use inspect::{ContainerStatus, Details, InspectJob, Inspected, inspect};
 pub(crate) use job::{AttachJob, DetachJob};
 pub(crate) use patience::DetachPolicy;
 pub(crate) use present::LeftBehind;

@@ -1,19 +1,70 @@
 //! The device node of an attachment: made, or found where the container has it already.
 
-use std::time::Instant;
+use std::{os::fd::OwnedFd, time::Instant};
 
 use super::{
     attachment::{AccessMode, Attachment, Way},
+    failed::{Failed, OfVolume as _},
     job::AttachJob,
     progress::VolumeProgress,
 };
 use crate::{
     block::BlockDevice,
-    device_node::{Device, Existing, Location, NodeKind},
+    device_node::{self, Device, Draft, Existing, Location, NodeKind},
     error::{BoxedError, Conflict, Error, Mismatch, Result},
     fault,
     text::displayed,
 };
+
+/// Makes what nodes that are mounted need, together for all volumes whose path is free.
+///
+/// # Errors
+/// The first volume whose node cannot be made, and why.
+pub(super) fn private_nodes(
+    jobs: &[AttachJob],
+    locations: &[Location],
+    devices: &[Option<Device>],
+    deadline: Instant,
+) -> Result<Vec<Option<OwnedFd>>, Failed> {
+    let (mut drafts, mut indexes) = (Vec::with_capacity(jobs.len()), Vec::new());
+    for (index, (job, (location, device))) in
+        jobs.iter().zip(locations.iter().zip(devices)).enumerate()
+    {
+        let AttachJob { attachment, target } = job;
+        if let Some(device) = *device
+            && location.existing().of(&attachment.serial)?.is_none()
+        {
+            indexes.push(index);
+            drafts.push(Draft { location, target, id: &attachment.serial, device });
+        }
+    }
+    let mut all: Vec<Option<OwnedFd>> = Vec::new();
+    all.resize_with(jobs.len(), || None);
+    match device_node::private_nodes(&drafts, deadline) {
+        Ok(made) => {
+            for (index, made) in indexes.into_iter().zip(made) {
+                all[index] = made;
+            }
+            Ok(all)
+        }
+        Err((index, error)) => Err(error).of(drafts[index].id),
+    }
+}
+
+/// The device of a volume's node; `None` for a mount.
+pub(super) fn device(
+    attachment: &Attachment,
+    disk: &BlockDevice,
+    volume: &VolumeProgress,
+    guarded: bool,
+) -> Option<Device> {
+    attachment.mount.is_none().then(|| Device {
+        number: disk.number,
+        options: volume.options.unwrap_or(attachment.options),
+        read_only: attachment.access == AccessMode::ReadOnly,
+        guarded,
+    })
+}
 
 /// Makes the node, which is not published yet.
 pub(super) fn make(
@@ -21,10 +72,9 @@ pub(super) fn make(
     disk: &BlockDevice,
     location: Location,
     volume: &mut VolumeProgress,
-    guarded: bool,
-    deadline: Instant,
+    (device, private): (Device, Option<OwnedFd>),
 ) -> Result<()> {
-    let requested = volume.options.unwrap_or(attachment.options);
+    let requested = device.options;
     let path = || attachment.path.as_str().to_owned();
     let access = access_of(volume);
     match location.existing()? {
@@ -51,9 +101,7 @@ pub(super) fn make(
             if fault::skips("node") {
                 return Ok(());
             }
-            let read_only = attachment.access == AccessMode::ReadOnly;
-            let device = Device { number: disk.number, options: requested, read_only, guarded };
-            let node = location.make(target, &attachment.serial, device, deadline)?;
+            let node = location.make_of(target, &attachment.serial, device, private)?;
             volume.way = Some(Way::Node(node.kind()));
             volume.node = Some(node);
             Ok(())

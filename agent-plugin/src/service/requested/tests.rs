@@ -110,11 +110,15 @@ fn every_field_of_the_other_requests_is_decoded() {
     }
     let detachment =
         wire::Detachment { attachment: Some(attachment()).into(), ..Default::default() };
-    let inspect =
-        wire::InspectRequest { attachments: vec![detachment], holders: true, ..Default::default() };
+    let inspect = wire::InspectRequest {
+        attachments: vec![detachment],
+        holders: true,
+        without_stats: true,
+        ..Default::default()
+    };
     let bytes = inspect.write_to_bytes().unwrap();
     let request = Request::decode(Rpc::Inspect, &bytes).unwrap();
-    assert!(request.holders);
+    assert!(request.holders && request.without_stats);
     assert_decoded(request.volumes[0].attachment.as_ref().unwrap());
     let probe = wire::ProbeRequest {
         container_id: "c1".into(),

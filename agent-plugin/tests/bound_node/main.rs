@@ -1,7 +1,9 @@
 //! Bind nodes: device nodes that are mounted into a container because the container could not open
 //! a mknod node or others could see it. Needs root, util-linux and the loop driver.
 
+#[path = "../container/mod.rs"]
 mod container;
+mod together;
 
 use std::{
     fs,
