@@ -9,7 +9,8 @@ use std::{
         ffi::OsStrExt,
         fs::{MetadataExt, PermissionsExt},
     },
-    path::Path,
+    path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use super::kernel_text;
@@ -30,13 +31,16 @@ impl Credentials {
     /// ([`status`](https://man7.org/linux/man-pages/man5/proc_pid_status.5.html)).
     pub(crate) fn of(pid: i32) -> io::Result<Self> {
         let path = format!("/proc/{pid}/status");
-        let status = fs::read(&path)?;
+        let status = kernel_text::bytes(&path)?;
         let mut credentials = Self::parse(&status)
             .ok_or_else(|| kernel_text::malformed(path, "users or capabilities are missing"))?;
         // In a user namespace of its own it has all capabilities, which are good for nothing here.
+        static OWN: OnceLock<Option<PathBuf>> = OnceLock::new();
         let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).ok();
-        let (own, other) = (namespace("self"), namespace(&pid.to_string()));
-        credentials.is_capable &= own.is_none() || other.is_none() || own == other;
+        if credentials.is_capable {
+            let (own, other) = (OWN.get_or_init(|| namespace("self")), namespace(&pid.to_string()));
+            credentials.is_capable = own.is_none() || other.is_none() || *own == other;
+        }
         Ok(credentials)
     }
 
@@ -44,7 +48,7 @@ impl Credentials {
     pub(crate) fn own_may_trace() -> bool {
         /// `CAP_SYS_PTRACE`.
         const TRACE: u64 = 1 << 19;
-        let status = fs::read("/proc/self/status").unwrap_or_default();
+        let status = kernel_text::bytes("/proc/self/status").unwrap_or_default();
         capabilities(&status, b"CapEff:").is_some_and(|effective| effective & TRACE != 0)
     }
 

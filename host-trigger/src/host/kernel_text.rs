@@ -5,7 +5,8 @@
 
 use std::{
     ffi::OsString,
-    fs, io,
+    fs,
+    io::{self, Read as _},
     os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
     str::FromStr,
@@ -13,9 +14,32 @@ use std::{
 
 use nix::sys::stat::makedev;
 
+/// What a file is first read with: most have less.
+const PAGE: usize = 4096;
+
 /// Reads a file of the kernel.
 pub(crate) fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
-    fs::read(&path).map_err(of(&path))
+    bytes(path.as_ref()).map_err(of(&path))
+}
+
+/// Reads a file of the kernel; the error is that of the call. Such a file has no size, and
+/// `std::fs::read` would begin with 32 bytes of it.
+pub(crate) fn bytes(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    let mut file = fs::File::open(path.as_ref())?;
+    let (mut bytes, mut length) = (vec![0; PAGE], 0);
+    loop {
+        match file.read(&mut bytes[length..]) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+            Ok(0) => break,
+            Ok(read) => length += read,
+        }
+        if length == bytes.len() {
+            bytes.resize(2 * length, 0);
+        }
+    }
+    bytes.truncate(length);
+    Ok(bytes)
 }
 
 /// Returns the paths in `directory`; none if it does not exist.
@@ -80,6 +104,16 @@ mod tests {
         assert_eq!(device_number(b"8:16\n"), Some(makedev(8, 16)));
         assert_eq!([device_number(b"8"), device_number(b"8:\xff"), device_number(b"")], [None; 3]);
         assert_eq!((number::<u64>(b"12\n"), number::<u64>(b"-")), (Some(12), None));
+    }
+
+    #[test]
+    fn long_and_short_files_are_read_whole() {
+        for path in ["/proc/kallsyms", "/proc/self/cgroup"] {
+            assert_eq!(bytes(path).unwrap(), fs::read(path).unwrap());
+        }
+        let exactly = tempfile::NamedTempFile::new().unwrap();
+        fs::write(exactly.path(), [7; PAGE]).unwrap();
+        assert_eq!(bytes(exactly.path()).unwrap(), [7; PAGE]);
     }
 
     #[test]

@@ -30,11 +30,11 @@ pub(crate) fn describe(pid: i32) -> String {
 }
 
 fn command(pid: i32) -> Vec<u8> {
-    fs::read(format!("/proc/{pid}/comm")).unwrap_or_default()
+    kernel_text::bytes(format!("/proc/{pid}/comm")).unwrap_or_default()
 }
 
 fn arguments(pid: i32) -> Vec<u8> {
-    fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()
+    kernel_text::bytes(format!("/proc/{pid}/cmdline")).unwrap_or_default()
 }
 
 /// Whether the process runs a VM: its program is named like QEMU, or it has a descriptor of a KVM

@@ -5,6 +5,7 @@
 //! deadline, or after nobody waits for it any more.
 
 use std::{
+    fmt,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -30,13 +31,14 @@ pub(crate) struct Search {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug, Default)]
 struct Shared {
     /// Nobody waits for the result any more.
     abandoned: AtomicBool,
-    /// What the search does now, for an error.
-    step: Mutex<String>,
+    /// Says what the search does now, for an error.
+    step: Mutex<Step>,
 }
+
+type Step = Box<dyn Fn() -> String + Send>;
 
 /// The search reached its deadline, or nobody waits for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +48,9 @@ impl Search {
     pub(crate) fn until(deadline: Deadline) -> Self {
         let remaining = deadline.remaining();
         let limit = remaining - MARGIN.min(remaining / 10);
-        Self { deadline: deadline.within(limit), shared: Arc::default() }
+        let first: Step = Box::new(|| "the checks of the source".to_owned());
+        let shared = Shared { abandoned: AtomicBool::new(false), step: Mutex::new(first) };
+        Self { deadline: deadline.within(limit), shared: Arc::new(shared) }
     }
 
     /// Returns the same search with an earlier end.
@@ -65,15 +69,21 @@ impl Search {
         if ends { Err(TimeUp) } else { Ok(()) }
     }
 
-    /// Remembers what the search does now.
-    pub(crate) fn step(&self, what: String) {
-        *self.shared.step.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    /// Remembers how to say what the search does now.
+    pub(crate) fn step(&self, what: impl Fn() -> String + Send + 'static) {
+        *self.shared.step.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(what);
     }
 
     /// What a search that did not end in time is waiting for.
     fn late(&self) -> Error {
-        let step = self.shared.step.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Error::TimedOut { what: step }
+        let step = self.shared.step.lock().unwrap_or_else(PoisonError::into_inner);
+        Error::TimedOut { what: step() }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("abandoned", &self.abandoned).finish_non_exhaustive()
     }
 }
 
@@ -96,7 +106,6 @@ pub(crate) async fn run<T: Send + 'static>(
     work: impl FnOnce(&Search) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     let search = Search::until(deadline);
-    search.step("the checks of the source".to_owned());
     let waiter = Waiter(search.shared.clone());
     let (sender, receiver) = oneshot::channel();
     let theirs = search.clone();
@@ -130,7 +139,7 @@ mod tests {
     async fn work_that_does_not_end_is_left_alone_at_the_deadline() {
         let (ended, end) = std::sync::mpsc::channel::<()>();
         let work = move |search: &Search| {
-            search.step("a server that does not reply".to_owned());
+            search.step(|| "a server that does not reply".to_owned());
             let _ = end.recv();
             Ok(())
         };

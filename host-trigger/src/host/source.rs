@@ -103,7 +103,8 @@ impl Source {
     }
 
     fn open_one(path: &Path, read_only: bool, search: &Search) -> Result<Self, Error> {
-        search.step(format!("the open of {path:?}"));
+        let named = path.to_owned();
+        search.step(move || format!("the open of {named:?}"));
         let found = FoundSource::at(path)?;
         let (file, mut is_free) = found.open(read_only)?;
         let metadata = file.metadata().map_err(|e| Error::system("fstat", path, e))?;
@@ -163,7 +164,8 @@ impl Source {
         let sources: Vec<Self> = sources.iter().map(|source| (*source).clone()).collect();
         let check = move |search: &Search| {
             for source in sources {
-                search.step(format!("the second check of {:?}", source.given));
+                let named = source.given.clone();
+                search.step(move || format!("the second check of {named:?}"));
                 if let Some(conflict) = source.conflict(search)? {
                     return Err(conflict.into_error(source.given));
                 }

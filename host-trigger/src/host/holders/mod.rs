@@ -140,7 +140,7 @@ fn mount(family: &[FileId]) -> Option<Holder> {
 
 /// Finds a mount of one of `family` in the mount namespaces of other processes.
 fn mount_elsewhere(family: &[FileId], search: &Search) -> Option<Holder> {
-    search.step("the search of the mounts of all processes".to_owned());
+    search.step(|| "the search of the mounts of all processes".to_owned());
     let search = search.within(search.remaining() / 2);
     let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
     let mut seen: HashSet<_> = namespace("self").into_iter().collect();

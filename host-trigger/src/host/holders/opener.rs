@@ -58,7 +58,7 @@ impl From<io::Error> for Unseen {
 }
 
 /// A process and the number of its descriptors.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Process {
     pid: i32,
     user: Option<u32>,
@@ -109,20 +109,28 @@ fn time_up(most: Option<&Process>) -> Unseen {
 /// begins with those of few descriptors.
 fn processes(access: &[Access], search: &Search) -> Result<(Vec<Process>, Vec<Process>), Unseen> {
     let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    // Of a directory of descriptors, the size is their number since Linux 6.2, and 0 before.
+    let count = |pid: &str| fs::metadata(format!("/proc/{pid}/fd")).map(|fds| fds.size()).ok();
     let (own_pid, own_mounts) = (std::process::id().cast_signed(), namespace("self"));
+    let are_counted = count("self") > Some(0);
     let (mut first, mut others) = (Vec::new(), Vec::new());
     for pid in process::all()?.into_iter().filter(|pid| *pid != own_pid) {
         if search.check().is_err() {
             return Err(time_up(None));
         }
+        let text = pid.to_string();
+        let descriptors = count(&text);
+        // A thread of the kernel: most processes of an idle host are.
+        if are_counted && descriptors == Some(0) {
+            continue;
+        }
         let credentials = unless_gone(Credentials::of(pid));
         let Some(credentials) = credentials.map_err(|e| kernel_text::of(describe(pid))(e))? else {
             continue;
         };
-        let shares_mounts = own_mounts.is_some() && namespace(&pid.to_string()) == own_mounts;
+        let shares_mounts = own_mounts.is_some() && namespace(&text) == own_mounts;
         let may_open = access.iter().any(|access| access.allows(&credentials, shares_mounts));
-        // The size is the number of descriptors since Linux 6.2, and 0 before.
-        let descriptors = fs::metadata(format!("/proc/{pid}/fd")).map_or(0, |fds| fds.size());
+        let descriptors = descriptors.unwrap_or_default();
         let process = Process { pid, user: credentials.user(), descriptors };
         if may_open || credentials.is_capable() { &mut first } else { &mut others }.push(process);
     }
@@ -143,7 +151,8 @@ fn openings(
     if search.check().is_err() {
         return Ok(false);
     }
-    search.step(format!("the search of the open descriptors of {}", process.describe()));
+    let of = process.clone();
+    search.step(move || format!("the search of the open descriptors of {}", of.describe()));
     match read_descriptors(process, wanted, search, found) {
         // The kernel may protect a process of more capabilities, such as the host's first one.
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied && !must_be_seen(process.pid) => {
