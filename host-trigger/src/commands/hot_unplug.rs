@@ -32,7 +32,7 @@ use crate::{
     ops::{
         detach::{Detach, Detached},
         holder_wait,
-        inspect::{self, VolumeView},
+        inspect::{self, Details, VolumeView},
         select,
         session::{self, Connections, Guest, Session},
         signals::Signals,
@@ -307,7 +307,7 @@ async fn dry_run(
     deadline: Deadline,
 ) -> Result<Vec<GuestHolder>, Error> {
     let (Some(guest), Some(request)) = (guest, request) else { return Ok(Vec::new()) };
-    let seen = inspect::inspect(&guest.agent, request, true, deadline).await?;
+    let seen = inspect::inspect(&guest.agent, request, Details::Holders, deadline).await?;
     if !seen.holders_unknown.is_empty() {
         let (reason, message) = (Reason::REASON_SYSTEM, seen.holders_unknown);
         return Err(Error::guest(reason, message));

@@ -16,7 +16,7 @@ use crate::{
         container_state::ContainerState,
         file_system::FileSystemUse,
         guest_stats::GuestStats,
-        inspect::{self, VolumeView},
+        inspect::{self, Details, VolumeView},
         select,
         session::{self, Connections, Session},
     },
@@ -127,7 +127,8 @@ async fn count(
         let asked = async {
             let guest = guest.await?;
             let asked: Vec<_> = requests.iter().flatten().collect();
-            let replies = inspect::inspect_all(&guest.agent, &asked, false, *deadline).await;
+            let replies =
+                inspect::inspect_all(&guest.agent, &asked, Details::Stats, *deadline).await;
             let asked = volumes.iter_mut().zip(&requests).filter(|(_, request)| request.is_some());
             for ((volume, _), reply) in asked.zip(replies) {
                 match reply {

@@ -6,7 +6,7 @@ use block_volume_api::block_volume::Detachment;
 use block_volume_qmp::Qmp;
 use serde_json::json;
 
-use super::inspect;
+use super::inspect::{self, Details};
 use crate::{
     Deadline, Error, guest_holder::GuestHolder, kata::agent::Agent, qemu::inventory::Inventory,
     sanitize::sanitize, volume_id::VolumeId,
@@ -62,7 +62,7 @@ pub(crate) async fn in_guest(
     attachment: &Detachment,
     deadline: Deadline,
 ) -> Result<Option<GuestDisk>, Error> {
-    let seen = inspect::inspect(agent, attachment, false, deadline).await?;
+    let seen = inspect::inspect(agent, attachment, Details::Stats, deadline).await?;
     let errors = seen.stats.as_ref().map(|stats| stats.errors).unwrap_or_default();
     match inspect::untold(&seen) {
         // What the container has of it does not matter here.
@@ -83,7 +83,7 @@ pub(crate) async fn check_unused(
     size: u64,
     deadline: Deadline,
 ) -> Result<(), Error> {
-    let mut seen = inspect::inspect(agent, attachment, true, deadline).await?;
+    let mut seen = inspect::inspect(agent, attachment, Details::Holders, deadline).await?;
     // First: so many processes do not hide a mount.
     seen.holders.retain(|holder| holder.kind != "process");
     let holders = GuestHolder::from_reply(&seen.holders);

@@ -237,25 +237,31 @@ pub(crate) async fn inspect_volumes(
     let Session { sandbox, deadline, watch, .. } = session;
     let Connections { mut qmp, inventory, guest } = session::connect(sandbox, *deadline).await?;
     let chosen = choose(sandbox, &inventory)?;
-    let drives = Drive::read(&mut qmp).await?;
     let mut views = Vec::new();
     for known in chosen {
-        let mut view = VolumeView::new(&mut qmp, &inventory, &sandbox.id, known).await?;
-        view.set_drive(&drives);
-        views.push(view);
+        views.push(VolumeView::new(&mut qmp, &inventory, &sandbox.id, known).await?);
     }
     watch.lap("qemu");
-    let (mut volumes, mut guest_error) = (Vec::new(), None);
-    if views.iter().any(VolumeView::needs_guest) {
-        match guest.await {
-            Ok(guest) => {
-                (volumes, guest_error) = ask_all(&views, &guest.agent, holders, *deadline).await;
-            }
-            Err(e) => guest_error = Some(e),
+    let told = async {
+        if !views.iter().any(VolumeView::needs_guest) {
+            return (Vec::new(), None);
         }
-    }
+        match guest.await {
+            Ok(guest) => ask_all(&views, &guest.agent, holders, *deadline).await,
+            Err(e) => (Vec::new(), Some(e)),
+        }
+    };
+    // QEMU lists the drives while the guest looks.
+    let (drives, (mut volumes, guest_error)) = tokio::join!(Drive::read(&mut qmp), told);
+    let drives = drives?;
     let rest = &views[volumes.len()..];
     volumes.extend(rest.iter().map(VolumeView::without_guest));
+    for (listed, view) in volumes.iter_mut().zip(&views) {
+        let KnownVolume { id, state, .. } = &view.known;
+        if let Some(drive) = drives.get(id) {
+            listed.volume.set_drive(drive, id, state);
+        }
+    }
     watch.lap("guest");
     Ok((volumes, guest_error.map(|e| ErrorBody::from(&e))))
 }
@@ -271,7 +277,8 @@ pub(crate) async fn ask_all(
 ) -> (Vec<ListedVolume>, Option<Error>) {
     let asked = views.iter().filter(|view| view.needs_guest());
     let requests: Vec<_> = asked.filter_map(|view| view.request.as_ref()).collect();
-    let mut replies = inspect_all(agent, &requests, holders, deadline).await.into_iter();
+    let details = if holders { Details::Holders } else { Details::None };
+    let mut replies = inspect_all(agent, &requests, details, deadline).await.into_iter();
     let mut volumes = Vec::with_capacity(views.len());
     for view in views {
         let reply = if view.needs_guest() { replies.next() } else { None };
@@ -284,6 +291,16 @@ pub(crate) async fn ask_all(
     (volumes, None)
 }
 
+/// What the guest is asked beside the state of attachments. Each costs time for each of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Details {
+    None,
+    /// The counters of their disks.
+    Stats,
+    /// The holders of their disks.
+    Holders,
+}
+
 /// Asks the guest about attachments, in their order: in one request, which lets it look into each
 /// container once. If it refuses them together, or the reply is lost, each is asked about alone,
 /// because one of them may be the reason. If the agent cannot be asked any more, its error is the
@@ -291,18 +308,18 @@ pub(crate) async fn ask_all(
 pub(crate) async fn inspect_all(
     agent: &Agent,
     attachments: &[&Detachment],
-    holders: bool,
+    details: Details,
     deadline: Deadline,
 ) -> Vec<Result<Inspected, Error>> {
     let mut results = Vec::with_capacity(attachments.len());
     for (index, part) in attachments.chunks(MOST_ATTACHMENTS).enumerate() {
         let left = attachments.len() - index * MOST_ATTACHMENTS;
-        match inspect_together(agent, part, holders, share(deadline, left)).await {
+        match inspect_together(agent, part, details, share(deadline, left)).await {
             Ok(seen) => results.extend(seen.into_iter().map(Ok)),
             Err(e) if part.len() > 1 && is_of_the_volume(&e) => {
                 for (index, attachment) in part.iter().enumerate() {
                     let deadline = share(deadline, left - index);
-                    results.push(inspect(agent, attachment, holders, deadline).await);
+                    results.push(inspect(agent, attachment, details, deadline).await);
                     if results.last().is_some_and(ends_the_connection) {
                         return results;
                     }
@@ -336,10 +353,10 @@ fn share(deadline: Deadline, left: usize) -> Deadline {
 pub(crate) async fn inspect(
     agent: &Agent,
     attachment: &Detachment,
-    holders: bool,
+    details: Details,
     deadline: Deadline,
 ) -> Result<Inspected, Error> {
-    let mut seen = inspect_together(agent, &[attachment], holders, deadline).await?;
+    let mut seen = inspect_together(agent, &[attachment], details, deadline).await?;
     Ok(seen.swap_remove(0))
 }
 
@@ -351,12 +368,13 @@ pub(crate) async fn inspect(
 async fn inspect_together(
     agent: &Agent,
     attachments: &[&Detachment],
-    holders: bool,
+    details: Details,
     deadline: Deadline,
 ) -> Result<Vec<Inspected>, Error> {
     let request = InspectRequest {
         attachments: attachments.iter().map(|&attachment| attachment.clone()).collect(),
-        holders,
+        holders: details == Details::Holders,
+        without_stats: details != Details::Stats,
         ..Default::default()
     };
     let reply = agent.inspect(&request, deadline).await?;

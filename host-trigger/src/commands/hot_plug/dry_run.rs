@@ -6,7 +6,10 @@
 use block_volume_api::block_volume::Attached;
 
 use super::{plug::Plug, preflight};
-use crate::{Error, ops::inspect};
+use crate::{
+    Error,
+    ops::inspect::{self, Details},
+};
 
 impl Plug<'_> {
     pub(super) async fn dry_run(&mut self) -> Result<(), Error> {
@@ -16,7 +19,7 @@ impl Plug<'_> {
         self.claim_sources().await?;
         for volume in self.volumes.iter_mut().filter(|volume| volume.is_attached()) {
             let request = volume.detachment();
-            let seen = inspect::inspect(&self.agent, &request, false, deadline).await?;
+            let seen = inspect::inspect(&self.agent, &request, Details::None, deadline).await?;
             if let Some((_, error)) = inspect::untold(&seen) {
                 return Err(error);
             }
