@@ -17,15 +17,15 @@ use crate::{
     commands::{
         check::{self, Check},
         complete,
-        hot_plug::{self, HotPlug},
-        hot_unplug::{self, HotUnplug},
+        hot_plug::HotPlug,
+        hot_unplug::HotUnplug,
         inspect::{self, Inspect},
         list::{self, List},
         node::{self, NodeVerb},
         repair::{self, Repair},
-        resize::{self, Resize},
+        resize::Resize,
         stats::{self, Stats},
-        throttle::{self, Throttle},
+        throttle::Throttle,
     },
     error::ErrorBody,
     format::Format,
@@ -39,9 +39,11 @@ use crate::{
     },
 };
 
+pub mod in_process;
 mod pods;
 mod requested;
 
+use in_process::ChangingVerb as _;
 use pods::run_named;
 
 /// Hot-plug host block volumes into running containers of VM sandboxes.
@@ -244,16 +246,10 @@ impl Run {
         let names = PodNames::new(verb.target().found.as_ref());
         match verb {
             Verb::HotPlug(verb) => {
-                let done = run_named(&names, async {
-                    match hot_plug::run(verb, run_dir).await {
-                        Err(e) => Err(verb.target.explain(e).await),
-                        done => done,
-                    }
-                });
-                self.end(done, audit, report::human)
+                self.end(run_named(&names, verb.run(run_dir)), audit, report::human)
             }
             Verb::HotUnplug(verb) => {
-                self.end(run_named(&names, hot_unplug::run(verb, run_dir)), audit, report::human)
+                self.end(run_named(&names, verb.run(run_dir)), audit, report::human)
             }
             Verb::List(verb) => {
                 let human = |envelope: &Envelope<_>| listing::table(&envelope.body);
@@ -264,10 +260,10 @@ impl Run {
                 self.end(run_named(&names, inspect::run(verb, run_dir)), audit, human)
             }
             Verb::Resize(verb) => {
-                self.end(run_named(&names, resize::run(verb, run_dir)), audit, report::human)
+                self.end(run_named(&names, verb.run(run_dir)), audit, report::human)
             }
             Verb::Throttle(verb) => {
-                self.end(run_named(&names, throttle::run(verb, run_dir)), audit, report::human)
+                self.end(run_named(&names, verb.run(run_dir)), audit, report::human)
             }
             Verb::Stats(verb) => {
                 let human = |envelope: &Envelope<_>| match verb.prometheus {

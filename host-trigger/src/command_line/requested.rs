@@ -1,9 +1,10 @@
 //! What a command line asks for, for the audit record of its beginning.
 
-use super::Verb;
+use super::{Verb, in_process::ChangingVerb as _};
 use crate::{
     cli::{
         selector::VolumeSelector,
+        target::Target,
         volumes::{ContainerPath, VolumeArgs},
     },
     output::audit::{Requested, RequestedVolume},
@@ -13,24 +14,30 @@ use crate::{
 impl Verb {
     /// What is requested of a command that may change something; `None` if it changes nothing.
     pub(super) fn requested(&self) -> Option<Requested<'_>> {
-        let (container, volumes) = match self {
-            Self::List(_) | Self::Inspect(_) | Self::Stats(_) => return None,
-            _ if self.dry_run() => return None,
-            Self::HotPlug(verb) => (verb.container.as_ref(), plugged(&verb.volumes)),
-            Self::HotUnplug(verb) => (verb.container.as_ref(), vec![selected(&verb.selector)]),
-            Self::Resize(verb) => (verb.container.as_ref(), vec![selected(&verb.selector)]),
-            Self::Throttle(verb) => (verb.container.as_ref(), vec![selected(&verb.selector)]),
-            Self::Repair(_) => (None, Vec::new()),
-        };
-        let (sandbox, container) =
-            (self.target().sandbox.as_deref(), container.map(String::as_str));
-        let pod = self.target().pod.as_ref().map(ToString::to_string);
-        Some(Requested { sandbox, container, pod, volumes })
+        match self {
+            Self::List(_) | Self::Inspect(_) | Self::Stats(_) => None,
+            _ if self.dry_run() => None,
+            Self::HotPlug(verb) => Some(verb.requested()),
+            Self::HotUnplug(verb) => Some(verb.requested()),
+            Self::Resize(verb) => Some(verb.requested()),
+            Self::Throttle(verb) => Some(verb.requested()),
+            Self::Repair(verb) => Some(of(&verb.target, None, Vec::new())),
+        }
     }
 }
 
+/// What is requested of the sandbox of `target`.
+pub(super) fn of<'a>(
+    target: &'a Target,
+    container: Option<&'a str>,
+    volumes: Vec<RequestedVolume>,
+) -> Requested<'a> {
+    let pod = target.pod.as_ref().map(ToString::to_string);
+    Requested { sandbox: target.sandbox.as_deref(), container, pod, volumes }
+}
+
 /// The volumes of a hot-plug. Which one Kata's mount info names is not known yet.
-fn plugged(volumes: &VolumeArgs) -> Vec<RequestedVolume> {
+pub(super) fn plugged(volumes: &VolumeArgs) -> Vec<RequestedVolume> {
     let sources = volumes.block_volume.iter().map(|source| Some(path_text::encode(source)));
     let pairs = sources.chain(std::iter::repeat(None)).zip(&volumes.paths);
     let requested = |(source, path): (Option<String>, &ContainerPath)| {
@@ -42,7 +49,7 @@ fn plugged(volumes: &VolumeArgs) -> Vec<RequestedVolume> {
     pairs.map(requested).collect()
 }
 
-fn selected(selector: &VolumeSelector) -> RequestedVolume {
+pub(super) fn selected(selector: &VolumeSelector) -> RequestedVolume {
     let VolumeSelector { volume, device_path, mount_path } = selector.clone();
     let id = volume.map(|id| id.as_str().to_owned());
     RequestedVolume { id, source: None, device_path, mount_path }

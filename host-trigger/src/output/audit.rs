@@ -12,7 +12,7 @@ use std::{cell::Cell, fs, io, os::unix::fs::FileTypeExt, path::Path};
 use serde::Serialize;
 use serde_json::Value;
 
-pub(crate) use super::audit_record::{Requested, RequestedVolume};
+pub(crate) use super::audit_record::{Origin, Requested, RequestedVolume};
 use super::{
     audit_file::AuditFile,
     audit_record, file_kind,
@@ -31,6 +31,8 @@ pub(crate) struct Audit {
     run: String,
     /// The kernel's log was used, and this was said.
     diverted: Cell<bool>,
+    /// For whom the command runs, in the process of another program.
+    origin: Option<Origin>,
 }
 
 #[derive(Debug)]
@@ -56,7 +58,23 @@ impl Audit {
             None => Syslog::connect(Path::new(SYSLOG)).map_or_else(Sink::None, Sink::Default),
         };
         let run = format!("{:016x}", fastrand::u64(..));
-        Ok(Self { sink, run, diverted: Cell::new(false) })
+        Ok(Self { sink, run, diverted: Cell::new(false), origin: None })
+    }
+
+    /// The records of a command that runs in the process of another program.
+    pub(crate) fn with_origin(self, origin: Origin) -> Self {
+        Self { origin: Some(origin), ..self }
+    }
+
+    /// Whether there is anything that records can go to.
+    ///
+    /// # Errors
+    /// There is no syslog.
+    pub(crate) fn check(self) -> Result<(), Error> {
+        match self.sink {
+            Sink::None(e) => Err(Error::system("connect", Path::new(SYSLOG), e)),
+            Sink::Default(_) | Sink::Socket(_) | Sink::File(_) => Ok(()),
+        }
     }
 
     /// Records that a command begins which may change something.
@@ -64,13 +82,14 @@ impl Audit {
     /// # Errors
     /// A file or socket was named and does not take the record.
     pub(crate) fn begin(&self, command: &str, requested: &Requested<'_>) -> Result<(), Error> {
-        if let Sink::None(e) = &self.sink {
+        // Another program asks once (`check`).
+        if let (Sink::None(e), None) = (&self.sink, &self.origin) {
             diagnostics::line(&format!(
                 "warning: {SYSLOG} cannot be used ({e}): this command is not audited (--audit-log \
                  names a file)"
             ));
         }
-        let line = audit_record::begin(command, requested, &self.run);
+        let line = audit_record::begin(command, requested, &self.run, self.origin.as_ref());
         match (self.write(&line, syslog::NOTICE), &self.sink) {
             (Err(source), Sink::File(_) | Sink::Socket(_)) => Err(Error::NotAudited { source }),
             (Err(e), _) => {
@@ -92,7 +111,7 @@ impl Audit {
         let document = serde_json::to_value(document).unwrap_or_default();
         let mut result = Ok(());
         // A record that is lost does not keep the others from being written.
-        for line in audit_record::end(&document, status, &self.run) {
+        for line in audit_record::end(&document, status, &self.run, self.origin.as_ref()) {
             let written = self.write(&line, audit_record::severity(&line, status));
             result = result.and(written);
         }

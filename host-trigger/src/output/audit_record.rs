@@ -1,7 +1,7 @@
 //! The text of audit records: who called (user, login user, calling process), the command line, the
 //! volumes and the result. An operation on several volumes has a record for each at its end.
 
-use std::{fs, time::SystemTime};
+use std::{ffi::OsString, fs, time::SystemTime};
 
 use nix::unistd::{getppid, getuid};
 use serde_json::{Map, Value, json};
@@ -34,9 +34,18 @@ const VOLUME_FIELDS: [&str; 18] = [
     "action",
 ];
 
+/// For whom a command runs in the process of another program.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    /// The words of the command, in place of those of the process.
+    pub(crate) words: Vec<OsString>,
+    /// More fields of each record.
+    pub(crate) fields: Vec<(&'static str, String)>,
+}
+
 /// What a command was asked for. IDs may be shortened.
 #[derive(Debug, Default)]
-pub(crate) struct Requested<'a> {
+pub struct Requested<'a> {
     pub(crate) sandbox: Option<&'a str>,
     /// With a pod, the container's name in it.
     pub(crate) container: Option<&'a str>,
@@ -54,8 +63,13 @@ pub(crate) struct RequestedVolume {
 }
 
 /// The record of a command that begins.
-pub(super) fn begin(command: &str, requested: &Requested<'_>, run: &str) -> Value {
-    let mut line = caller("begin", run);
+pub(super) fn begin(
+    command: &str,
+    requested: &Requested<'_>,
+    run: &str,
+    origin: Option<&Origin>,
+) -> Value {
+    let mut line = caller("begin", run, origin);
     line.insert("command".into(), command.into());
     for (name, id) in [
         ("sandbox", requested.sandbox),
@@ -84,8 +98,8 @@ pub(super) fn begin(command: &str, requested: &Requested<'_>, run: &str) -> Valu
 }
 
 /// The records of a command that ended, from what it printed and its exit status.
-pub(super) fn end(document: &Value, status: u8, run: &str) -> Vec<Value> {
-    let mut line = caller("end", run);
+pub(super) fn end(document: &Value, status: u8, run: &str, origin: Option<&Origin>) -> Vec<Value> {
+    let mut line = caller("end", run, origin);
     line.insert("command".into(), document["command"].clone());
     line.insert("sandbox".into(), document["volumes"][0]["sandbox"].clone());
     let error = &document["error"];
@@ -150,7 +164,7 @@ pub(super) fn shortened(record: &Value, limit: usize) -> String {
 }
 
 /// Who called, and with which arguments.
-fn caller(phase: &str, run: &str) -> Map<String, Value> {
+fn caller(phase: &str, run: &str, origin: Option<&Origin>) -> Map<String, Value> {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let parent = getppid();
     let text = |file: String| {
@@ -159,7 +173,11 @@ fn caller(phase: &str, run: &str) -> Map<String, Value> {
     };
     let parent_name = text(format!("/proc/{parent}/comm"));
     let login = text("/proc/self/loginuid".to_owned()).parse().ok();
-    let words = std::env::args_os().skip(1).take(MAX_ARGUMENTS);
+    let words = match origin {
+        Some(origin) => origin.words.clone(),
+        None => std::env::args_os().skip(1).take(MAX_ARGUMENTS).collect(),
+    };
+    let words = words.into_iter().take(MAX_ARGUMENTS);
     let caller = json!({
         "phase": phase,
         "run": run,
@@ -171,10 +189,13 @@ fn caller(phase: &str, run: &str) -> Map<String, Value> {
         "caller": format!("{} ({parent})", sanitize(&parent_name)),
         "arguments": words.map(|word| sanitize(&path_text::encode(word))).collect::<Vec<_>>(),
     });
-    match caller {
+    let mut caller = match caller {
         Value::Object(caller) => caller,
         _ => Map::new(),
-    }
+    };
+    let fields = origin.iter().flat_map(|origin| &origin.fields);
+    caller.extend(fields.map(|(name, text)| ((*name).to_owned(), sanitize(text).into())));
+    caller
 }
 
 #[cfg(test)]
@@ -185,7 +206,7 @@ mod tests {
     fn each_volume_has_its_own_record() {
         let document = json!({"command": "hot-plug", "result": "attached", "volumes": [
             {"id": "a", "sandbox": "s1", "source_device": "/dev/sdb", "scsi": {}}, {"id": "b", "sandbox": "s1"}]});
-        let lines = end(&document, 0, "r");
+        let lines = end(&document, 0, "r", None);
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[0]["volume"], json!({"id": "a", "source_device": "/dev/sdb"}));
         assert_eq!(
@@ -199,7 +220,7 @@ mod tests {
     #[test]
     fn a_failure_is_recorded_with_its_reason() {
         let document = json!({"command": "hot-plug", "result": "error", "error": {"reason": "denied", "exit_code": 11, "message": "x", "remedy": "y"}});
-        let lines = end(&document, 11, "r");
+        let lines = end(&document, 11, "r", None);
         assert_eq!(
             (lines.len(), &lines[0]["reason"], &lines[0]["result"]),
             (1, &"denied".into(), &"error".into())
@@ -221,7 +242,7 @@ mod tests {
             container: None,
             volumes: vec![volume],
         };
-        let line = begin("hot-plug", &requested, "r");
+        let line = begin("hot-plug", &requested, "r", None);
         assert_eq!((&line["phase"], &line["sandbox"]), (&"begin".into(), &"s".into()));
         assert_eq!(line["pod"], "shop/db-0");
         assert_eq!(line["requested"], json!([{"source": "/dev/a\\n", "device_path": "/dev/xvda"}]));
