@@ -54,7 +54,7 @@ pub mod qemu;
 #[cfg(test)]
 mod sample;
 pub mod sanitize;
-mod size;
+pub mod size;
 pub mod stopwatch;
 pub mod volume_id;
 pub mod wrapper;

@@ -9,7 +9,7 @@ const UNITS: [(&str, u32); 6] =
 ///
 /// # Errors
 /// The text is no size; the error says what is accepted.
-pub(crate) fn parse_size(text: &str, max: u64) -> Result<u64, String> {
+pub fn parse_size(text: &str, max: u64) -> Result<u64, String> {
     if text.starts_with('-') {
         return Err("it is negative".to_owned());
     }
@@ -31,7 +31,7 @@ pub(crate) fn parse_size(text: &str, max: u64) -> Result<u64, String> {
 }
 
 /// Formats a size for people; exact if it is a whole number of a unit.
-pub(crate) fn human_size(bytes: u64) -> String {
+pub fn human_size(bytes: u64) -> String {
     match UNITS.iter().find(|(_, shift)| bytes >= 1 << shift) {
         Some((unit, shift)) if bytes.is_multiple_of(1 << shift) => {
             format!("{} {unit}", bytes >> shift)

@@ -18,14 +18,14 @@ mod node_listing;
 pub mod node_report;
 mod output_file;
 pub(crate) mod pods;
-pub(crate) mod prometheus;
+pub mod prometheus;
 pub mod repair_report;
 pub mod report;
 pub mod schema;
 mod standard_output;
 pub mod stats_report;
 mod syslog;
-pub(crate) mod table;
+pub mod table;
 
 /// Prints a result: `document` as JSON, or what `human` returns.
 ///

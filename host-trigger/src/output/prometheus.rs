@@ -11,10 +11,32 @@ use crate::{
     qemu::block_stats::{KINDS, Operations},
 };
 
-/// All metrics. A metric without samples is left out.
+/// A text format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TextFormat {
+    /// Prometheus' own.
+    Prometheus,
+    /// [OpenMetrics](https://prometheus.io/docs/specs/om/open_metrics_spec/), where `_total` is no
+    /// part of a metric's name. The end mark is the caller's.
+    OpenMetrics,
+}
+
+/// More labels of a volume: a name, and a value.
+pub type Labels = Vec<(&'static str, String)>;
+
+/// All metrics in Prometheus' text format.
 pub(crate) fn exposition(report: &StatsReport) -> String {
-    let mut page = Page::default();
-    let all = &report.volumes;
+    page(&report.volumes, TextFormat::Prometheus, &|_| Labels::new())
+}
+
+/// All metrics of `all`, each volume with its own `labels`. A metric without samples is left out.
+pub fn page(
+    all: &[VolumeStats],
+    format: TextFormat,
+    labels: &dyn Fn(&VolumeStats) -> Labels,
+) -> String {
+    let mut page =
+        Page { text: String::new(), name: String::new(), head: None, format, more: labels };
     let count = |value: u64| value.to_string();
 
     page.family("size_bytes", "gauge", "Size of the volume.");
@@ -138,18 +160,23 @@ fn seconds(nanos: u64) -> String {
 }
 
 /// The text so far. The head of a metric is held back until its first sample.
-#[derive(Default)]
-struct Page {
+struct Page<'a> {
     text: String,
     name: String,
     head: Option<String>,
+    format: TextFormat,
+    more: &'a dyn Fn(&VolumeStats) -> Labels,
 }
 
-impl Page {
+impl Page<'_> {
     /// Begins a metric.
     fn family(&mut self, name: &str, kind: &str, help: &str) {
         self.name = format!("ecr_block_volume_{name}");
-        self.head = Some(format!("# HELP {0} {help}\n# TYPE {0} {kind}\n", self.name));
+        let name = match self.format {
+            TextFormat::Prometheus => &self.name,
+            TextFormat::OpenMetrics => self.name.strip_suffix("_total").unwrap_or(&self.name),
+        };
+        self.head = Some(format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
     }
 
     /// A counter for each kind of operation.
@@ -189,8 +216,10 @@ impl Page {
             ("volume", id),
             (place.label(), place.path()),
         ];
-        let labels: Vec<_> =
+        let mut labels: Vec<_> =
             labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+        let more = (self.more)(volume);
+        labels.extend(more.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))));
         let label = label.map(|(name, value)| format!(",{name}=\"{value}\"")).unwrap_or_default();
         // Writing to a String does not fail.
         let _ = writeln!(self.text, "{}{{{}{label}}} {value}", self.name, labels.join(","));

@@ -223,3 +223,12 @@ fn a_file_system_that_counts_no_inodes_has_no_metric_of_them() {
     let page = exposition(&report(vec![mounted]));
     assert!(page.contains("capacity_bytes{") && !page.contains("inodes"), "{page}");
 }
+
+#[test]
+fn in_open_metrics_a_metric_has_no_suffix_and_a_volume_its_own_labels() {
+    let all = [volume("a")];
+    let text = page(&all, TextFormat::OpenMetrics, &|_| vec![("name", "a \"b\"".to_owned())]);
+    let total = "ecr_block_volume_operations";
+    assert!(text.contains(&format!("# TYPE {total} counter\n{total}_total{{")), "{text}");
+    assert!(text.contains(r#",name="a \"b\"",operation="read"} "#), "{text}");
+}
