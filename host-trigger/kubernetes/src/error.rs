@@ -1,7 +1,7 @@
 //! Why the controller or a node agent cannot go on. What stands in the way of one attachment is in
 //! its conditions, and is no error here.
 
-use std::{error::Error as _, fmt::Write as _, io};
+use std::{fmt::Write as _, io};
 
 /// Why something failed.
 #[derive(Debug, thiserror::Error)]
@@ -27,12 +27,17 @@ pub enum Error {
 impl Error {
     /// The message with those of its causes.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(e) = cause {
-            let _ = write!(text, ": {e}");
-            cause = e.source();
-        }
-        text
+        chain(self)
     }
+}
+
+/// The message of an error with those of its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(e) = cause {
+        let _ = write!(text, ": {e}");
+        cause = e.source();
+    }
+    text
 }

@@ -91,6 +91,11 @@ struct NodeArgs {
     #[arg(long, value_name = "PATH")]
     mount_namespace: Option<PathBuf>,
 
+    /// Where a record of each plug and unplug is written: a file or a syslog socket of the node
+    /// [default: its /dev/log, if it exists]
+    #[arg(long, value_name = "PATH")]
+    audit_log: Option<PathBuf>,
+
     /// Seconds for one attach or detach
     #[arg(long, value_name = "N", default_value_t = 30,
         value_parser = clap::value_parser!(u64).range(1..=600))]
@@ -181,7 +186,11 @@ async fn node(arguments: NodeArgs) -> Result<(), Error> {
         mount_namespace: arguments.mount_namespace,
         allowed: arguments.allow_host_path,
         timeout: Duration::from_secs(arguments.timeout),
+        audit_log: arguments.audit_log,
     };
+    if let Err(e) = host.check_audit_log().await {
+        tracing::warn!(reason = e.reason, "plugs and unplugs are not recorded: {}", e.message);
+    }
     served.is_ready.store(true, Ordering::Relaxed);
     let metrics = served.metrics.clone();
     node::run(client, &arguments.node, host, metrics, async move { ended.next().await }).await;

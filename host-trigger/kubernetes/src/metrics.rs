@@ -1,6 +1,12 @@
 //! Counters for Prometheus.
 
-use std::{sync::atomic::AtomicU64, time::Duration};
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -8,6 +14,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+/// The last line of the text.
+const END: &str = "# EOF\n";
 /// Seconds: from a plug on an idle machine to one that waits for a lock.
 const BUCKETS: [f64; 8] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 
@@ -37,6 +45,10 @@ pub struct Metrics {
     failures: Family<FailureLabels, Counter>,
     accepted: Family<ReasonLabel, Counter>,
     api_errors: Counter<u64, AtomicU64>,
+    /// The counters of volumes, as text.
+    volumes: Mutex<String>,
+    /// Whether they were read since this was asked last.
+    were_read: AtomicBool,
 }
 
 impl Default for Metrics {
@@ -59,7 +71,7 @@ impl Default for Metrics {
         registry.register("detached", "Volumes that were detached", detached.clone());
         registry.register(
             "failures",
-            "Attaches and detaches that failed, by their reason",
+            "Attaches, detaches and readings of counters that failed, by their reason",
             failures.clone(),
         );
         registry.register(
@@ -72,7 +84,18 @@ impl Default for Metrics {
             "Requests that the API server failed or refused",
             api_errors.clone(),
         );
-        Self { registry, attachments, seconds, detached, failures, accepted, api_errors }
+        let (volumes, were_read) = (Mutex::default(), AtomicBool::default());
+        Self {
+            registry,
+            attachments,
+            seconds,
+            detached,
+            failures,
+            accepted,
+            api_errors,
+            volumes,
+            were_read,
+        }
     }
 }
 
@@ -82,7 +105,20 @@ impl Metrics {
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = encode(&mut text, &self.registry);
+        self.were_read.store(true, Ordering::Relaxed);
+        let end = text.strip_suffix(END).map(str::len).unwrap_or(text.len());
+        text.insert_str(end, &self.volumes.lock().unwrap_or_else(PoisonError::into_inner));
         text
+    }
+
+    /// Whether somebody has read this since it was asked last.
+    pub(crate) fn were_read(&self) -> bool {
+        self.were_read.swap(false, Ordering::Relaxed)
+    }
+
+    /// Sets the counters of volumes, in the format of [`Self::text`].
+    pub(crate) fn set_volumes(&self, page: String) {
+        *self.volumes.lock().unwrap_or_else(PoisonError::into_inner) = page;
     }
 
     pub(crate) fn attached(&self, time: Duration) {
@@ -124,7 +160,11 @@ mod tests {
         metrics.failed("attach", "Busy");
         metrics.states(2, 1);
         metrics.attached(Duration::from_millis(300));
+        metrics.set_volumes("# TYPE x gauge\nx{} 1\n".to_owned());
+        assert!(!metrics.were_read());
         let text = metrics.text();
+        assert!(metrics.were_read() && !metrics.were_read());
+        assert!(text.ends_with("x{} 1\n# EOF\n"), "{text}");
         for line in [
             "block_volume_failures_total{operation=\"attach\",reason=\"Busy\"} 1",
             "block_volume_attachments{state=\"attached\"} 2",

@@ -25,6 +25,15 @@ pub(crate) fn attachment() -> BlockVolumeAttachment {
     }))
 }
 
+/// One that is to be mounted.
+pub(crate) fn mount() -> BlockVolumeAttachment {
+    let mut attachment = attachment();
+    attachment.spec.device_path = None;
+    attachment.spec.mount = object(json!({
+        "path": "/data", "fsType": "ext4", "options": ["noatime"] }));
+    attachment
+}
+
 /// The pod that it is for, which runs.
 pub(crate) fn pod() -> Pod {
     object(json!({

@@ -38,6 +38,19 @@ fn exactly_one_source_is_required() {
 }
 
 #[test]
+fn exactly_one_kind_of_path_is_required() {
+    let generated = generated();
+    let schema = &generated["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    let spec = &schema["properties"]["spec"];
+    let one_of = json!([{ "required": ["devicePath"] }, { "required": ["mount"] }]);
+    assert_eq!(spec["oneOf"], one_of, "{spec:#}");
+    // A null would be a path that is there, for the rule above.
+    for path in ["devicePath", "mount"] {
+        assert_eq!(spec["properties"][path]["nullable"], Value::Null);
+    }
+}
+
+#[test]
 fn conditions_are_a_map_by_their_type() {
     let generated = generated();
     let schema = &generated["spec"]["versions"][0]["schema"]["openAPIV3Schema"];

@@ -5,6 +5,7 @@
 mod observed;
 mod pause;
 mod plan;
+mod refusal;
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -124,7 +125,7 @@ fn reconciliations(
                 let namespace = gone.namespace();
                 chosen(&beside, move |one| {
                     one.namespace() == namespace
-                        && one.spec.device_path == gone.spec.device_path
+                        && one.spec.path() == gone.spec.path()
                         && one.metadata.uid != gone.metadata.uid
                 })
             },

@@ -58,7 +58,7 @@ impl Observed {
 /// Where the volume of an attachment is to be.
 pub(super) fn place(attachment: &BlockVolumeAttachment) -> [String; 4] {
     let (namespace, spec) = (attachment.namespace().unwrap_or_default(), &attachment.spec);
-    [namespace, spec.pod_name.clone(), spec.container_name.clone(), spec.device_path.clone()]
+    [namespace, spec.pod_name.clone(), spec.container_name.clone(), spec.path().to_owned()]
 }
 
 /// The phase of a pod.
@@ -76,13 +76,13 @@ pub(super) fn node(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref()
 }
 
-/// Whether a pod has a container of this name that is not one for its start alone.
-pub(super) fn has_container(pod: &Pod, name: &str) -> bool {
-    let Some(spec) = &pod.spec else { return false };
+/// The names of a pod's containers, without those that are for its start alone.
+pub(super) fn containers(pod: &Pod) -> Vec<&str> {
+    let Some(spec) = &pod.spec else { return Vec::new() };
     let starts = spec.init_containers.iter().flatten();
     // A sidecar is an init container that goes on.
     let sidecars = starts.filter(|one| one.restart_policy.as_deref() == Some("Always"));
-    spec.containers.iter().chain(sidecars).any(|container| container.name == name)
+    spec.containers.iter().chain(sidecars).map(|container| container.name.as_str()).collect()
 }
 
 /// The ID of the container of this name that runs.

@@ -7,7 +7,10 @@
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
-use super::observed::{self, Observed};
+use super::{
+    observed::{self, Observed},
+    refusal::{self, Refusal},
+};
 use crate::resource::{Condition, ConditionType, ControllerStatus, FINALIZER, Truth};
 
 /// What to do.
@@ -35,9 +38,6 @@ pub(super) enum PodAction {
     /// It is removed.
     Delete,
 }
-
-/// Why an attachment is not given to a node: a reason for programs, and for people.
-struct Refusal(&'static str, String);
 
 impl Plan {
     /// Decides.
@@ -120,7 +120,7 @@ impl Plan {
 
     /// The attachment is given to the node of its pod, or there is a reason why not.
     fn give(observed: &Observed) -> Self {
-        match acceptable(observed) {
+        match refusal::acceptable(observed) {
             Ok(pod) => {
                 let mut given = observed.clone();
                 let status = given.attachment.status.get_or_insert_default();
@@ -163,74 +163,6 @@ fn remove(observed: &Observed) -> PodAction {
     }
 }
 
-/// The pod, if the attachment can be given to its node.
-fn acceptable(observed: &Observed) -> Result<&Pod, Refusal> {
-    let spec = &observed.attachment.spec;
-    let name = &spec.pod_name;
-    if let Some(own) = observed.own_pod() {
-        let message = format!("attachment pod {} of an earlier pod is removed", own.name_any());
-        return Err(Refusal("AttachmentPodTerminating", message));
-    }
-    let Some(pod) = &observed.pod else {
-        return Err(Refusal("PodNotFound", format!("there is no pod {name} in this namespace")));
-    };
-    if pod.metadata.deletion_timestamp.is_some() {
-        return Err(Refusal("PodNotRunning", format!("pod {name} is being deleted")));
-    }
-    let (Some(node), "Running") = (observed::node(pod), observed::phase(pod)) else {
-        let message = format!("pod {name} does not run: its phase is {}", observed::phase(pod));
-        return Err(Refusal("PodNotRunning", message));
-    };
-    if !observed::has_container(pod, &spec.container_name) {
-        let message = format!("pod {name} has no container {}", spec.container_name);
-        return Err(Refusal("ContainerNotFound", message));
-    }
-    if let Some(rival) = observed.rival() {
-        let message = format!("attachment {rival} has {} in this container", spec.device_path);
-        return Err(Refusal("DevicePathTaken", message));
-    }
-    if observed.attachment_pod.is_some() {
-        let message = "a pod that is not its own has the name of the attachment pod".to_owned();
-        return Err(Refusal("AttachmentPodNameTaken", message));
-    }
-    claim_fits(observed, node)?;
-    Ok(pod)
-}
-
-fn claim_fits(observed: &Observed, node: &str) -> Result<(), Refusal> {
-    let Some(name) = observed.claim_name() else { return Ok(()) };
-    let Some(claim) = &observed.claim else {
-        let message = format!("there is no claim {name} in this namespace");
-        return Err(Refusal("ClaimNotFound", message));
-    };
-    let spec = claim.spec.as_ref();
-    if spec.and_then(|spec| spec.volume_mode.as_deref()) != Some("Block") {
-        let message = format!("claim {name} is a file system: its volumeMode has to be Block");
-        return Err(Refusal("ClaimNotBlock", message));
-    }
-    if claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Lost") {
-        return Err(Refusal("ClaimLost", format!("claim {name} has lost its volume")));
-    }
-    let modes: Vec<_> = spec.and_then(|spec| spec.access_modes.clone()).unwrap_or_default();
-    if modes.iter().any(|mode| mode == "ReadWriteMany" || mode == "ReadOnlyMany") {
-        return Ok(());
-    }
-    let elsewhere = observed.claim_users.iter().find(|user| {
-        !observed::has_ended(user) && observed::node(user).is_some_and(|other| other != node)
-    });
-    match elsewhere {
-        Some(user) => {
-            let (pod, other) = (user.name_any(), observed::node(user).unwrap_or_default());
-            let message = format!(
-                "claim {name} is in use by pod {pod} on node {other}, and its access modes allow \
-                 one node alone"
-            );
-            Err(Refusal("ClaimOnOtherNode", message))
-        }
-        None => Ok(()),
-    }
-}
-
 fn pod_gone(observed: &Observed) -> Condition {
     let name = &observed.attachment.spec.pod_name;
     let message = match &observed.pod {
@@ -238,12 +170,16 @@ fn pod_gone(observed: &Observed) -> Condition {
         Some(_) => format!("pod {name} was replaced by another one of its name"),
         None => format!("pod {name} is gone"),
     };
+    let message = format!("{message}; its node detaches the volume, the next pod gets it");
     accepted(Truth::False, "PodGone", message)
 }
 
 fn node_gone(observed: &Observed) -> Condition {
     let node = observed.attachment.assignment().node_name.unwrap_or_default();
-    accepted(Truth::False, "NodeGone", format!("node {node} is not a part of the cluster any more"))
+    let message = format!(
+        "node {node} is not a part of the cluster any more; the volume counts as detached from it"
+    );
+    accepted(Truth::False, "NodeGone", message)
 }
 
 fn accepted(status: Truth, reason: &str, message: String) -> Condition {
@@ -258,7 +194,7 @@ fn conditions(observed: &Observed, accepted: Condition) -> Vec<Condition> {
             ConditionType::SourceReady,
             Truth::Unknown,
             accepted.reason.clone(),
-            "the attachment is not accepted",
+            "the attachment is not accepted: see the condition Accepted",
         ),
     };
     let attachment = &observed.attachment;
@@ -288,12 +224,16 @@ fn source_ready(observed: &Observed) -> Condition {
             condition(Truth::True, "AttachmentPodRuns", format!("attachment pod {name} runs"))
         }
         "Running" => {
-            let message = format!("attachment pod {name} is being deleted");
+            let message =
+                format!("attachment pod {name} is being deleted; it is made again when it is gone");
             condition(Truth::False, "AttachmentPodDeleted", message)
         }
         phase => {
             let why = observed::why_pending(pod).map(|why| format!(": {why}")).unwrap_or_default();
-            let message = format!("attachment pod {name} does not run: it is {phase}{why}");
+            let message = format!(
+                "attachment pod {name} does not run: it is {phase}{why}; kubectl describe pod \
+                 {name} says more"
+            );
             condition(Truth::False, "AttachmentPodPending", message)
         }
     }

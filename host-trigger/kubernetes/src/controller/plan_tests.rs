@@ -124,6 +124,10 @@ fn a_plan_that_was_carried_out_is_the_same_again() {
 #[case::name_taken(|o: &mut Observed| o.attachment_pod = object(json!({
     "metadata": { "name": "x", "ownerReferences": [] } })), "AttachmentPodNameTaken")]
 #[case::path_taken(|o: &mut Observed| o.same_place = vec![rival()], "DevicePathTaken")]
+#[case::mount_taken(|o: &mut Observed| {
+    o.same_place = vec![rival()];
+    o.attachment = sample::mount();
+}, "MountPathTaken")]
 fn what_cannot_be_attached_is_refused_with_a_reason(
     #[case] change: fn(&mut Observed),
     #[case] reason: &str,

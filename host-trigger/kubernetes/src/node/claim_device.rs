@@ -27,7 +27,11 @@ pub(super) fn directory(kubelet: &Path, uid: &str) -> Result<PathBuf, Failure> {
 pub(super) fn only(directory: &Path) -> Result<PathBuf, Failure> {
     let failed = |e: io::Error| Failure {
         reason: "DeviceNotPublished".to_owned(),
-        message: format!("kubelet's directory {} cannot be read: {e}", directory.display()),
+        message: format!(
+            "kubelet's directory {} cannot be read: {e}; it is tried again: kubelet makes it when \
+             its attachment pod runs, below --kubelet-dir of the node agent",
+            directory.display()
+        ),
         passes: true,
     };
     let mut found = Vec::new();
@@ -40,8 +44,11 @@ pub(super) fn only(directory: &Path) -> Result<PathBuf, Failure> {
         (Some(only), 0) => Ok(only),
         (_, others) => {
             let count = if others == 0 { 0 } else { others + 1 };
-            let message =
-                format!("kubelet has published {count} devices in {}", directory.display());
+            let message = format!(
+                "kubelet has published {count} devices in {} and not 1; it is tried again: `kubectl \
+                 describe` of the attachment pod says what kubelet waits for",
+                directory.display()
+            );
             Err(Failure { reason: "DeviceNotPublished".to_owned(), message, passes: true })
         }
     }

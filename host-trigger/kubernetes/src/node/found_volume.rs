@@ -3,17 +3,23 @@
 use std::path::PathBuf;
 
 use host_trigger::{
-    ops::volume::{ListedVolume, State},
+    ops::{
+        file_system::FileSystemUse,
+        volume::{ListedVolume, State},
+    },
     qemu::throttle::Limit,
     volume_id::VolumeId,
 };
 
 use super::host::{AttachedVolume, Failure};
+use crate::resource::FileSystemStatus;
 
 /// What is known of the volume before it is looked for.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
-    pub(super) device_path: String,
+    pub(super) path: String,
+    /// It is mounted there, and no device.
+    pub(super) is_mount: bool,
     /// The ID that was reported.
     pub(super) volume_id: Option<String>,
     /// The IDs that the container has and had, as far as the engine knows them.
@@ -36,7 +42,8 @@ pub(super) fn find(all: &[ListedVolume], place: &Place) -> Option<FoundVolume> {
         let is_own = is_known || place.origin.as_ref().is_some_and(is_from);
         let is_stale = matches!(listed.state, State::Stale { .. });
         let in_container = is_stale || place.containers.contains(&volume.container);
-        let is_at = volume.place.mount().is_none() && volume.place.path() == place.device_path;
+        let is_of_kind = volume.place.mount().is_some() == place.is_mount;
+        let is_at = is_of_kind && volume.place.path() == place.path;
         is_at && is_own && in_container
     };
     all.iter().find(is_it).cloned().map(FoundVolume)
@@ -74,6 +81,7 @@ impl FoundVolume {
             Some(error) => format!("the guest cannot tell about the volume: {}", error.message),
             None => "the guest cannot tell about the volume".to_owned(),
         };
+        let message = format!("{message}; it is asked again");
         Failure { reason: "StateUnknown".to_owned(), message, passes: true }
     }
 
@@ -92,10 +100,20 @@ impl FoundVolume {
     /// The volume as it is reported.
     pub(super) fn attached(&self) -> AttachedVolume {
         let volume = &self.0.volume;
+        let used = self.0.guest.as_ref().and_then(|guest| guest.file_system.as_ref());
+        let note = used.filter(|used| used.read_only && !volume.read_only).map(|_| {
+            "the file system refuses writes: the guest's kernel makes it read-only after an error; \
+             detach the volume, and repair it with fsck"
+                .to_owned()
+        });
+        let size = |used: &FileSystemUse| i64::try_from(used.capacity_bytes).unwrap_or(i64::MAX);
         AttachedVolume {
             id: volume.id.clone(),
             guest_device: volume.guest_device.clone(),
             size: volume.size,
+            file_system: used
+                .map(|used| FileSystemStatus { kind: used.kind.clone(), size: size(used) }),
+            note,
         }
     }
 }
@@ -103,8 +121,9 @@ impl FoundVolume {
 #[cfg(test)]
 mod tests {
     use host_trigger::ops::{
-        place::Place as VolumePlace,
-        volume::{Cause, Volume},
+        container_state::ContainerState,
+        place::{MountPlace, Place as VolumePlace},
+        volume::{Cause, GuestView, Volume},
     };
     use rstest::rstest;
 
@@ -123,7 +142,8 @@ mod tests {
 
     fn place(volume_id: Option<&str>) -> Place {
         Place {
-            device_path: "/dev/xvda".to_owned(),
+            path: "/dev/xvda".to_owned(),
+            is_mount: false,
             volume_id: volume_id.map(str::to_owned),
             containers: vec!["c1".to_owned(), "c0".to_owned()],
             origin: Some("/kubelet/pods/u1/volumeDevices".into()),
@@ -155,5 +175,48 @@ mod tests {
         let mut one = listed("v1", "c9", "/dev/xvda", OWN);
         one.state = State::Stale { cause: Cause::ContainerGone };
         assert!(find(&[one], &place(None)).unwrap().is_stale());
+    }
+
+    fn mounted(read_only: bool) -> ListedVolume {
+        let mut one = listed("v1", "c1", "", OWN);
+        let mount_path = "/data".to_owned();
+        one.volume.place = VolumePlace::Mount(MountPlace { mount_path, ..MountPlace::default() });
+        let file_system = FileSystemUse {
+            kind: "ext4".to_owned(),
+            capacity_bytes: 5,
+            read_only,
+            ..FileSystemUse::default()
+        };
+        one.guest = Some(GuestView {
+            disk_present: true,
+            size: 7,
+            read_only: false,
+            container_running: true,
+            container_state: ContainerState::Running,
+            node_present: true,
+            allowed: true,
+            leftovers: Vec::new(),
+            holders: None,
+            holders_unknown: String::new(),
+            file_system: Some(file_system),
+        });
+        one
+    }
+
+    #[test]
+    fn a_mount_is_no_device_at_the_same_path() {
+        let at = |is_mount| Place { path: "/data".to_owned(), is_mount, ..place(None) };
+        assert!(find(&[mounted(false)], &at(false)).is_none());
+        let found = find(&[mounted(false)], &at(true)).unwrap().attached();
+        let ext4 = FileSystemStatus { kind: "ext4".to_owned(), size: 5 };
+        assert_eq!((found.file_system, found.note), (Some(ext4), None));
+    }
+
+    #[test]
+    fn people_are_told_of_a_file_system_that_has_become_read_only() {
+        let mut one = mounted(true);
+        assert!(FoundVolume(one.clone()).attached().note.unwrap().contains("fsck"));
+        one.volume.read_only = true;
+        assert_eq!(FoundVolume(one).attached().note, None);
     }
 }

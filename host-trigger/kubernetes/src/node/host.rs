@@ -1,9 +1,10 @@
 //! What a node agent needs of its host: to attach a volume, and to detach it. Both say how it is
 //! now, and are repeated until it is as wanted.
 
-use host_trigger::{error::ErrorBody, exit_status::ExitStatus};
+use host_trigger::{error::ErrorBody, exit_status::ExitStatus, output::stats_report::VolumeStats};
 
-use super::request::Request;
+use super::{remedy, request::Request, statistics::CountedVolume};
+use crate::resource::FileSystemStatus;
 
 /// A host of sandboxes.
 pub trait Host: Send + Sync + 'static {
@@ -15,10 +16,16 @@ pub trait Host: Send + Sync + 'static {
 
     /// Makes the volume be nowhere in the pod. Says what it was.
     fn detach(&self, request: Request) -> impl Future<Output = Result<String, Failure>> + Send;
+
+    /// Reads the counters of volumes: a result for each pod, which may have more of them.
+    fn statistics(
+        &self,
+        wanted: Vec<CountedVolume>,
+    ) -> impl Future<Output = Vec<Result<Vec<VolumeStats>, Failure>>> + Send;
 }
 
 /// A volume that is attached.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AttachedVolume {
     /// Its ID.
     pub id: String,
@@ -26,6 +33,10 @@ pub struct AttachedVolume {
     pub guest_device: String,
     /// The size in bytes.
     pub size: u64,
+    /// The file system, if it is mounted and the guest has told of it.
+    pub file_system: Option<FileSystemStatus>,
+    /// What people should know of it, if there is anything.
+    pub note: Option<String>,
 }
 
 /// Why a volume is not attached, or not detached.
@@ -55,9 +66,10 @@ impl From<&host_trigger::Error> for Failure {
 
 impl From<&ErrorBody> for Failure {
     fn from(error: &ErrorBody) -> Self {
-        let message = match &error.remedy {
-            Some(remedy) => format!("{}; {remedy}", error.message),
-            None => error.message.clone(),
+        let message = remedy::in_a_cluster(&error.message);
+        let message = match remedy::remedy(&error.reason, error.remedy.as_deref()) {
+            Some(remedy) => format!("{message}; {remedy}"),
+            None => message,
         };
         let waits_for_a_change = [
             ExitStatus::Usage,

@@ -7,15 +7,19 @@ mod claim_device;
 mod found_volume;
 mod host;
 mod memory;
+mod remedy;
 mod request;
 mod sandbox_host;
 mod sandbox_volumes;
+mod statistics;
 mod verb;
+mod work;
 
 pub use allowed_paths::AllowedPath;
 pub use host::{AttachedVolume, Failure, Host};
 pub use request::{Request, RequestSource};
 pub use sandbox_host::SandboxHost;
+pub use statistics::CountedVolume;
 
 use std::{
     sync::Arc,
@@ -89,9 +93,15 @@ pub async fn run<H: Host>(
         .with_config(Config::default().concurrency(AT_A_TIME))
         .graceful_shutdown_on(shutdown)
         .run(reconcile, after_error, context.clone());
-    let mut results = std::pin::pin!(results);
-    while results.next().await.is_some() {
-        context.forget();
+    let work = async {
+        let mut results = std::pin::pin!(results);
+        while results.next().await.is_some() {
+            context.forget();
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = statistics::keep_reading(&context.host, &context.all, &context.metrics) => {}
     }
 }
 
@@ -164,13 +174,18 @@ impl<H: Host> Context<H> {
                 return failed(attachment, failure, status);
             }
         };
-        let AttachedVolume { id, guest_device, size } = volume;
-        let spec = &attachment.spec;
-        let message = format!("{} has the volume at {}", spec.container_name, spec.device_path);
+        let AttachedVolume { id, guest_device, size, file_system, note } = volume;
+        let (container, path) = (&attachment.spec.container_name, attachment.spec.path());
+        let message = match &attachment.spec.mount {
+            None => format!("{container} has the volume at {path}"),
+            Some(_) => format!("{container} has the file system of the volume at {path}"),
+        };
+        let message = note.into_iter().fold(message, |message, note| format!("{message}; {note}"));
         let status = NodeStatus {
             volume_id: Some(id),
             guest_device: Some(guest_device),
             size: i64::try_from(size).ok(),
+            file_system,
             ..NodeStatus::default()
         };
         let condition = Condition::new(ConditionType::Attached, Truth::True, "Attached", message);

@@ -8,17 +8,22 @@ use std::{
     time::Duration,
 };
 
+use clap::Args;
 use host_trigger::{
     Error,
+    command_line::in_process::{AuditTrail, ChangingVerb, Done},
     commands::{
-        hot_plug::{self, HotPlug},
-        hot_unplug::{self, HotUnplug},
+        hot_plug::HotPlug,
+        hot_unplug::HotUnplug,
         list::{self, List},
-        resize::{self, Resize},
-        throttle::{self, Throttle},
+        resize::Resize,
+        stats::{self, Stats},
+        throttle::Throttle,
     },
     ops::volume::ListedVolume,
+    output::{report::Report, stats_report::VolumeStats},
 };
+use tracing::error;
 
 use super::{
     found_volume::FoundVolume,
@@ -26,6 +31,7 @@ use super::{
     request::Request,
     verb::{parse, word},
 };
+use crate::{error::chain, resource::Mount};
 
 /// A sandbox.
 #[derive(Debug, Clone)]
@@ -33,6 +39,7 @@ pub(super) struct SandboxVolumes {
     pub(super) sandbox: String,
     pub(super) run_dir: Option<PathBuf>,
     pub(super) timeout: Duration,
+    pub(super) audit: AuditTrail,
 }
 
 impl SandboxVolumes {
@@ -63,21 +70,25 @@ impl SandboxVolumes {
         request: &Request,
     ) -> Result<AttachedVolume, Failure> {
         let mut words = self.words();
-        words.extend([
-            word("--container", container),
-            word("--block-volume", source),
-            word("--device-path", &request.device_path),
-        ]);
+        words.extend([word("--container", container), word("--block-volume", source)]);
+        match &request.mount {
+            Some(mount) => words.extend(mount_words(mount)),
+            None => words.push(word("--device-path", &request.path)),
+        }
         if request.read_only {
             words.push("--read-only".into());
         }
         words.extend(limits(request).filter(|(_, limit)| *limit > 0).map(limit_word));
-        let done = async { hot_plug::run(&parse::<HotPlug>(words)?, self.run_dir.clone()).await };
-        let plugged = done.await.map_err(|e: Error| Failure::from(&e))?;
-        let Some(volume) = plugged.body.volumes.into_iter().next() else {
+        let plugged = self.run::<HotPlug>(words).await?;
+        let Some(volume) = plugged.volumes.into_iter().next() else {
             return Err(Failure::later("Unexpected", "hot-plug reports no volume"));
         };
-        Ok(AttachedVolume { id: volume.id, guest_device: volume.guest_device, size: volume.size })
+        Ok(AttachedVolume {
+            id: volume.id,
+            guest_device: volume.guest_device,
+            size: volume.size,
+            ..AttachedVolume::default()
+        })
     }
 
     /// Gives an attached volume the size of its source, if that has grown, and its limits.
@@ -90,20 +101,42 @@ impl SandboxVolumes {
         source: &Path,
         request: &Request,
     ) -> Result<AttachedVolume, Failure> {
-        let mut attached = found.attached();
+        let attached = found.attached();
         if found.limits() != (request.iops, request.bytes_per_second) {
             let mut words = self.selected(&found)?;
             words.extend(limits(request).map(limit_word));
-            let done =
-                async { throttle::run(&parse::<Throttle>(words)?, self.run_dir.clone()).await };
-            done.await.map_err(|e: Error| Failure::from(&e))?;
+            self.run::<Throttle>(words).await?;
         }
-        if size_of(source).is_some_and(|size| size > found.size()) {
-            let words = self.selected(&found)?;
-            let done = async { resize::run(&parse::<Resize>(words)?, self.run_dir.clone()).await };
-            let resized = done.await.map_err(|e: Error| Failure::from(&e))?;
-            if let Some(volume) = resized.body.volumes.first() {
-                attached.size = volume.size;
+        let has_grown = size_of(source).is_some_and(|size| size > found.size());
+        // QEMU has a size that was never reported: a resize was interrupted, and the guest may not
+        // have followed.
+        let was_interrupted = request.reported_size.is_some_and(|size| size < found.size());
+        match has_grown || was_interrupted {
+            true => self.resize(&found, attached).await,
+            false => Ok(attached),
+        }
+    }
+
+    /// Has the guest follow the size of the source, and grow a file system that is mounted.
+    /// Returns what is `attached` then.
+    ///
+    /// # Errors
+    /// It stays as it is.
+    pub(super) async fn resize(
+        &self,
+        found: &FoundVolume,
+        mut attached: AttachedVolume,
+    ) -> Result<AttachedVolume, Failure> {
+        let resized = self.run::<Resize>(self.selected(found)?).await?;
+        if let Some(volume) = resized.volumes.first() {
+            attached.size = volume.size;
+        }
+        if let (Some(file_system), Some(grown)) = (&mut attached.file_system, resized.file_system) {
+            // It is 0 if the guest could not ask the file system.
+            let size = i64::try_from(grown.capacity_bytes).ok().filter(|size| *size > 0);
+            file_system.size = size.unwrap_or(file_system.size);
+            if !grown.not_grown.is_empty() {
+                attached.note = Some(format!("its file system did not grow: {}", grown.not_grown));
             }
         }
         Ok(attached)
@@ -125,10 +158,28 @@ impl SandboxVolumes {
         } else if !patience.is_zero() {
             words.push(word("--wait", format!("{}ms", patience.as_millis())));
         }
-        let done =
-            async { hot_unplug::run(&parse::<HotUnplug>(words)?, self.run_dir.clone()).await };
-        done.await.map_err(|e: Error| Failure::from(&e))?;
+        self.run::<HotUnplug>(words).await?;
         Ok(())
+    }
+
+    /// The counters of all volumes.
+    ///
+    /// # Errors
+    /// QEMU cannot be asked.
+    pub(super) async fn statistics(&self) -> Result<Vec<VolumeStats>, Failure> {
+        let done = async { stats::run(&parse::<Stats>(self.words())?, self.run_dir.clone()).await };
+        Ok(done.await.map_err(|e: Error| Failure::from(&e))?.body.volumes)
+    }
+
+    /// Runs a verb that changes something, with audit records.
+    async fn run<V: Args + ChangingVerb>(&self, words: Vec<OsString>) -> Result<Report, Failure> {
+        let verb = parse::<V>(words.clone()).map_err(|e| Failure::from(&e))?;
+        let Done { result, lost } = self.audit.run(&verb, words, self.run_dir.clone()).await;
+        if let Some(e) = lost {
+            // What the verb did stays done.
+            error!(verb = V::NAME, error = chain(&e), "an audit record was lost");
+        }
+        Ok(result.map_err(|e| Failure::from(&e))?.body)
     }
 
     /// The words that name `found`.
@@ -146,6 +197,16 @@ impl SandboxVolumes {
     }
 }
 
+fn mount_words(mount: &Mount) -> Vec<OsString> {
+    let mut words = vec![word("--mount-path", &mount.path)];
+    words.extend(mount.fs_type.iter().map(|kind| word("--fs-type", kind)));
+    words.extend(mount.options.iter().map(|option| word("--mount-options", option)));
+    words.extend(mount.fs_group.iter().map(|group| word("--fs-group", group.to_string())));
+    let policy = mount.fs_group_change_policy.iter();
+    words.extend(policy.map(|policy| word("--fs-group-change-policy", format!("{policy:?}"))));
+    words
+}
+
 fn limits(request: &Request) -> impl Iterator<Item = (&'static str, u64)> {
     [("--iops", request.iops), ("--bps", request.bytes_per_second)].into_iter()
 }
@@ -158,4 +219,31 @@ fn limit_word((flag, limit): (&'static str, u64)) -> OsString {
 /// wrong with it shows when it is plugged.
 fn size_of(source: &Path) -> Option<u64> {
     File::open(source).ok()?.seek(SeekFrom::End(0)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use host_trigger::fs_group::FsGroupChange;
+
+    use super::*;
+
+    #[test]
+    fn a_mount_is_asked_for_in_the_words_of_the_command_line() {
+        let mount = Mount {
+            path: "/data".to_owned(),
+            fs_type: Some("ext4".to_owned()),
+            options: vec!["noatime".to_owned(), "commit=5".to_owned()],
+            fs_group: Some(7),
+            fs_group_change_policy: Some(FsGroupChange::OnRootMismatch),
+        };
+        let mut words = mount_words(&mount);
+        words.extend([word("--container", "c1"), word("--block-volume", "/dev/vg/a")]);
+        let verb = parse::<HotPlug>(words).unwrap();
+        assert_eq!(verb.volumes.paths[0].path, "/data");
+        assert!(verb.volumes.paths[0].is_mount);
+        assert_eq!(verb.mount.fs_type.as_deref(), Some("ext4"));
+        assert_eq!(verb.mount.mount_options, ["noatime", "commit=5"]);
+        assert_eq!(verb.mount.fs_group, Some(7));
+        assert_eq!(verb.mount.fs_group_change_policy, Some(FsGroupChange::OnRootMismatch));
+    }
 }

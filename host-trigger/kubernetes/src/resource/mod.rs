@@ -3,17 +3,19 @@
 
 mod byte_rate;
 mod condition;
+mod mount;
 mod spec;
 mod status;
 
 pub use byte_rate::{ByteRate, InvalidByteRate};
 pub(crate) use condition::bounded;
 pub use condition::{Condition, ConditionType, Truth};
+pub use mount::Mount;
 pub use spec::{
     BlockVolumeAttachment, BlockVolumeAttachmentSpec, ClaimSource, HostPathSource, Limits, Source,
 };
 pub(crate) use status::DETACHED;
-pub use status::{BlockVolumeAttachmentStatus, ControllerStatus, NodeStatus};
+pub use status::{BlockVolumeAttachmentStatus, ControllerStatus, FileSystemStatus, NodeStatus};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;

@@ -5,7 +5,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{byte_rate::ByteRate, status::BlockVolumeAttachmentStatus};
+use super::{byte_rate::ByteRate, mount::Mount, status::BlockVolumeAttachmentStatus};
 
 /// A block volume in a container of a running pod.
 ///
@@ -23,22 +23,33 @@ use super::{byte_rate::ByteRate, status::BlockVolumeAttachmentStatus};
     derive = "PartialEq",
     status = "BlockVolumeAttachmentStatus",
     printcolumn = r#"{"name":"Pod","type":"string","jsonPath":".spec.podName"}"#,
-    printcolumn = r#"{"name":"Path","type":"string","jsonPath":".spec.devicePath"}"#,
+    printcolumn = r#"{"name":"Device","type":"string","jsonPath":".spec.devicePath"}"#,
+    printcolumn = r#"{"name":"Mount","type":"string","jsonPath":".spec.mount.path"}"#,
     printcolumn = r#"{"name":"Node","type":"string","jsonPath":".status.nodeName"}"#,
     printcolumn = r#"{"name":"Attached","type":"string",
         "jsonPath":".status.conditions[?(@.type=='Attached')].status"}"#,
     printcolumn = r#"{"name":"Reason","type":"string",
         "jsonPath":".status.conditions[?(@.type=='Attached')].reason"}"#,
     printcolumn = r#"{"name":"Size","type":"integer","jsonPath":".status.size","priority":1}"#,
+    printcolumn = r#"{"name":"File System","type":"string",
+        "jsonPath":".status.fileSystem.type","priority":1}"#,
+    printcolumn = r#"{"name":"Capacity","type":"integer",
+        "jsonPath":".status.fileSystem.size","priority":1}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "self.podName == oldSelf.podName && self.containerName == oldSelf.containerName \
-             && self.source == oldSelf.source && self.devicePath == oldSelf.devicePath \
-             && self.readOnly == oldSelf.readOnly",
-    "message": "only the limits can be changed: delete the attachment and create another one",
-}]))]
+#[schemars(extend(
+    "x-kubernetes-validations" = [{
+        "rule": "self.podName == oldSelf.podName && self.containerName == oldSelf.containerName \
+                 && self.source == oldSelf.source && self.readOnly == oldSelf.readOnly \
+                 && has(self.devicePath) == has(oldSelf.devicePath) \
+                 && (!has(self.devicePath) || self.devicePath == oldSelf.devicePath) \
+                 && has(self.mount) == has(oldSelf.mount) \
+                 && (!has(self.mount) || self.mount == oldSelf.mount)",
+        "message": "only the limits can be changed: delete the attachment and create another one",
+    }],
+    "oneOf" = [{ "required": ["devicePath"] }, { "required": ["mount"] }],
+))]
 pub struct BlockVolumeAttachmentSpec {
     /// The pod, in the namespace of this resource. Its runtime class is one of Kata's.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
@@ -49,17 +60,32 @@ pub struct BlockVolumeAttachmentSpec {
     /// The volume.
     pub source: Source,
     /// The path of the device in the container. Nothing may exist there yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
+        with = "String",
         length(min = 2, max = 1024),
         regex(pattern = r"^(/([^/.]|\.[^/.]|\.\.[^/])[^/]*)+$")
     )]
-    pub device_path: String,
+    pub device_path: Option<String>,
+    /// In place of a device: where and how the file system of the volume is mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Mount")]
+    pub mount: Option<Mount>,
     /// The container can only read.
     #[serde(default)]
     pub read_only: bool,
     /// What the container can do per second; unlimited by default. They can be changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+}
+
+impl BlockVolumeAttachmentSpec {
+    /// The path in the container, of the device or of the mount; empty if there is neither, which
+    /// the schema refuses.
+    pub fn path(&self) -> &str {
+        let mount = self.mount.as_ref().map(|mount| mount.path.as_str());
+        mount.or(self.device_path.as_deref()).unwrap_or_default()
+    }
 }
 
 /// Where the volume is. Exactly one of these.

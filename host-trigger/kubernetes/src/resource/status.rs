@@ -67,9 +67,23 @@ pub struct NodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub size: Option<i64>,
+    /// The file system, if it is mounted and the guest has told of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_system: Option<FileSystemStatus>,
     /// The generation of the attachment that the node agent has seen last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+}
+
+/// A file system that is mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FileSystemStatus {
+    /// Its type.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Its size in bytes, as df(1) has it: what it keeps for itself is not counted.
+    #[schemars(range(min = 0))]
+    pub size: i64,
 }
 
 impl BlockVolumeAttachment {

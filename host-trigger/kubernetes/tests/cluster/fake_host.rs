@@ -6,7 +6,8 @@ use std::{
     time::Duration,
 };
 
-use block_volume_kubernetes::node::{AttachedVolume, Failure, Host, Request};
+use block_volume_kubernetes::node::{AttachedVolume, CountedVolume, Failure, Host, Request};
+use host_trigger::output::stats_report::VolumeStats;
 
 /// What is attached: a request by its pod's UID and device path.
 #[derive(Debug, Clone, Default)]
@@ -51,9 +52,10 @@ impl Host for FakeHost {
         if let Some(failure) = &state.failure {
             return Err(failure.clone());
         }
-        let id = format!("{:016x}", request.device_path.len());
-        state.attached.insert((request.pod_uid.clone(), request.device_path.clone()), request);
-        Ok(AttachedVolume { id, guest_device: "sda".to_owned(), size: 1 << 30 })
+        let id = format!("{:016x}", request.path.len());
+        state.attached.insert((request.pod_uid.clone(), request.path.clone()), request);
+        let guest_device = "sda".to_owned();
+        Ok(AttachedVolume { id, guest_device, size: 1 << 30, ..AttachedVolume::default() })
     }
 
     async fn detach(&self, request: Request) -> Result<String, Failure> {
@@ -64,7 +66,14 @@ impl Host for FakeHost {
             Some(failure) if request.force.is_none() => return Err(failure.clone()),
             _ => {}
         }
-        state.attached.remove(&(request.pod_uid, request.device_path));
+        state.attached.remove(&(request.pod_uid, request.path));
         Ok("detached".to_owned())
+    }
+
+    async fn statistics(
+        &self,
+        _wanted: Vec<CountedVolume>,
+    ) -> Vec<Result<Vec<VolumeStats>, Failure>> {
+        Vec::new()
     }
 }

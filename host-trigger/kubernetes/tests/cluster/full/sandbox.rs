@@ -60,6 +60,7 @@ impl KataNode {
             mount_namespace: Some("/proc/self/ns/mnt".into()),
             allowed: allowed.iter().map(|rule| rule.parse::<AllowedPath>().unwrap()).collect(),
             timeout: Duration::from_secs(120),
+            audit_log: None,
         };
         let controller = cluster.controller();
         let mut this = Self {

@@ -6,6 +6,13 @@ use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, attachment, object};
 
+/// The attachment with a mount in place of its device.
+fn mounted(mount: Value) -> Value {
+    let mut attachment = with("mount", mount);
+    attachment["spec"].as_object_mut().unwrap().remove("devicePath");
+    attachment
+}
+
 /// The attachment with a change of its specification.
 fn with(field: &str, value: Value) -> Value {
     let mut attachment = attachment("one", "db-0");
@@ -40,6 +47,10 @@ async fn what_can_never_work_is_refused_by_the_schema() {
         with("limits", json!({ "iops": 1, "bytesPerSecond": "20Mi" })),
         with("limits", json!({ "bytesPerSecond": "1048576" })),
         with("readOnly", true.into()),
+        mounted(json!({ "path": "/data" })),
+        mounted(json!({
+            "path": "/data", "fsType": "ext4", "options": ["noatime", "commit=5"], "fsGroup": 0,
+            "fsGroupChangePolicy": "OnRootMismatch" })),
     ] {
         let created = create(valid.clone()).await;
         assert!(created.is_ok(), "{valid:#}: {created:?}");
@@ -61,6 +72,16 @@ async fn what_can_never_work_is_refused_by_the_schema() {
         with("devicePath", "/dev//xvda".into()),
         with("devicePath", "/dev/".into()),
         with("devicePath", "/".into()),
+        with("devicePath", Value::Null),
+        with("mount", json!({ "path": "/data" })),
+        mounted(json!({})),
+        mounted(json!({ "path": "data" })),
+        mounted(json!({ "path": "/data/../etc" })),
+        mounted(json!({ "path": "/data", "fsType": "nfs" })),
+        mounted(json!({ "path": "/data", "options": ["noatime,commit=5"] })),
+        mounted(json!({ "path": "/data", "options": [""] })),
+        mounted(json!({ "path": "/data", "fsGroup": -1 })),
+        mounted(json!({ "path": "/data", "fsGroupChangePolicy": "Never" })),
         with("podName", "".into()),
         with("podName", "a/b".into()),
         with("containerName", Value::Null),
@@ -86,9 +107,9 @@ async fn a_status_cannot_be_created_with_an_attachment() {
     let created: BlockVolumeAttachment = cluster.create(hostile).await;
     assert_eq!(created.status, None);
     let mut unknown = attachment("two", "db-0");
-    unknown["spec"]["mount"] = json!({ "path": "/data" });
+    unknown["spec"]["unknown"] = json!({ "path": "/data" });
     let created: Value =
         serde_json::to_value(cluster.create::<BlockVolumeAttachment>(unknown).await).unwrap();
-    assert_eq!(created["spec"]["mount"], Value::Null);
+    assert_eq!(created["spec"]["unknown"], Value::Null);
     let _: BlockVolumeAttachment = object(created);
 }
