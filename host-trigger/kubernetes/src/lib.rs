@@ -13,6 +13,7 @@
 //! | [`node`] | the attachments of one node; the node itself, by the library `host-trigger` |
 //! | [`lease`] | which replica of the controller works |
 //! | [`http`], [`metrics`] | what kubelet and Prometheus ask |
+//! | [`plugin`] | the plugin of kubectl |
 //!
 //! Nothing is stored here. The cluster has what is wanted, QEMU has what is attached
 //! (`host_trigger::qemu`), and a process that was killed anywhere goes on from both.
@@ -26,6 +27,7 @@ pub mod lease;
 pub mod metrics;
 pub mod node;
 mod node_report;
+pub mod plugin;
 pub mod resource;
 #[cfg(test)]
 mod sample;
