@@ -8,6 +8,7 @@ use std::{
 };
 
 use kube::{Client, Config};
+use serde_json::json;
 
 use crate::wait::until;
 
@@ -139,6 +140,22 @@ impl ApiServer {
         config.accept_invalid_certs = true;
         config.auth_info.token = Some(user.token().to_owned().into());
         Client::try_from(config).unwrap()
+    }
+
+    /// A file by which another program is `user`.
+    pub(crate) fn kubeconfig(&self, user: User) -> PathBuf {
+        let cluster = json!({ "server": self.url(), "insecure-skip-tls-verify": true });
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{ "name": "test", "cluster": cluster }],
+            "users": [{ "name": "test", "user": { "token": user.token() } }],
+            "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "test" } }],
+            "current-context": "test",
+        });
+        let path = self.directory.path().join(format!("{}.json", user.token()));
+        fs::write(&path, config.to_string()).unwrap();
+        path
     }
 
     /// Runs kubectl as the administrator; returns its output.

@@ -3,6 +3,8 @@
 mod attachments;
 mod lease;
 mod manifests;
+mod mounts;
+mod plugin;
 mod rights;
 mod sandbox;
 mod scale;

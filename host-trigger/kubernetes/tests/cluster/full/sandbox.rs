@@ -21,22 +21,22 @@ use ConditionType::Attached;
 const MIB: u64 = 1 << 20;
 
 /// A node with one pod of Kata's.
-struct KataNode {
-    cluster: Cluster,
-    containerd: Containerd,
-    pod: vm_harness::Pod,
-    app: PodContainer,
-    sandbox: Sandbox,
-    container: Container,
-    host: SandboxHost,
+pub(super) struct KataNode {
+    pub(super) cluster: Cluster,
+    pub(super) containerd: Containerd,
+    pub(super) pod: vm_harness::Pod,
+    pub(super) app: PodContainer,
+    pub(super) sandbox: Sandbox,
+    pub(super) container: Container,
+    pub(super) host: SandboxHost,
     /// kubelet's directory.
     kubelet: tempfile::TempDir,
-    agent: Option<Running>,
+    pub(super) agent: Option<Running>,
     _controller: Running,
 }
 
 impl KataNode {
-    async fn new(allowed: &[&str]) -> Self {
+    pub(super) async fn new(allowed: &[&str]) -> Self {
         let cluster = Cluster::start().await;
         cluster.create_node("node-1").await;
         let made = cluster.run_pod("db-0", "node-1", "c1").await;
@@ -79,15 +79,21 @@ impl KataNode {
         this
     }
 
-    fn start_agent(&mut self) {
+    pub(super) fn start_agent(&mut self) {
         self.agent = Some(self.cluster.node_agent("node-1", self.host.clone()));
     }
 
     /// Creates an attachment of a claim, and does what kubelet does for its attachment pod.
-    async fn attach(&self, name: &str, volume: &Volume) -> BlockVolumeAttachment {
+    pub(super) async fn attach(&self, name: &str, volume: &Volume) -> BlockVolumeAttachment {
         self.cluster.claim(name, "16Mi").await;
         let made = self.cluster.attach(name, "db-0").await;
-        let pod = self.cluster.attachment_pod(&made).await;
+        self.publish(&made, volume).await;
+        made
+    }
+
+    /// kubelet and the container engine run the attachment pod: `volume` is on the node.
+    pub(super) async fn publish(&self, attachment: &BlockVolumeAttachment, volume: &Volume) {
+        let pod = self.cluster.attachment_pod(attachment).await;
         let uid = pod.uid().unwrap();
         let options =
             PodOptions { uid: uid.clone(), ..PodOptions::named(NAMESPACE, &pod.name_any()) };
@@ -96,8 +102,7 @@ impl KataNode {
         let plugin = self.kubelet.path().join(plugin);
         fs::create_dir_all(&plugin).unwrap();
         symlink(volume.path(), plugin.join("pvc-1")).unwrap();
-        self.cluster.run_attachment_pod(&made).await;
-        made
+        self.cluster.run_attachment_pod(attachment).await;
     }
 }
 
