@@ -181,7 +181,7 @@ fn sequence(
     let mut attached = Vec::with_capacity(jobs.len());
     for (index, job) in jobs.iter().enumerate() {
         let volume = &progress.volumes[index];
-        let parents = parents_made(jobs, &progress.volumes, index);
+        let parents = parents_made(jobs, &progress.volumes, index, guard.ticket);
         let disk = disk(&progress.searches[index]);
         attached.push(report(&job.attachment, disk, &filters[index], volume, parents));
     }
@@ -193,7 +193,7 @@ fn sequence(
     // A container that has ended is an error, even if its tmpfs accepted everything.
     guard.targets().try_for_each(Target::check_alive)?;
     for (index, one) in attached.iter_mut().enumerate() {
-        one.outcome.parents_made = parents_made(jobs, &progress.volumes, index);
+        one.outcome.parents_made = parents_made(jobs, &progress.volumes, index, guard.ticket);
     }
     if let Some(conversation) = conversation {
         conversation.attached(&attached, guard, stages)?;

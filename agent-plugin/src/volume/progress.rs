@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{attachment::Way, discover::Search, job::AttachJob, queue::Ticket};
+use super::{attachment::Way, discover::Search, job::AttachJob, queue::Ticket, unmount};
 use crate::{
     cgroup::Grant,
     device_node::{Node, NodeOptions, NodePath},
@@ -47,12 +47,14 @@ impl VolumeProgress {
     }
 }
 
-/// The directories above a node, outermost first, that this request made for any of its volumes.
-/// Each volume below them names them, and the last one that is detached removes them.
+/// The directories above a node, outermost first, that this request made for any of its volumes,
+/// or earlier ones for theirs. Each volume below them names them, and the last one that is detached
+/// removes them.
 pub(super) fn parents_made(
     jobs: &[AttachJob],
     volumes: &[VolumeProgress],
     index: usize,
+    ticket: &Ticket,
 ) -> Vec<NodePath> {
     let AttachJob { attachment, target } = &jobs[index];
     if !volumes[index].is_new() {
@@ -62,6 +64,7 @@ pub(super) fn parents_made(
     let made = of_container.flat_map(|(_, volume)| volume.parents_made());
     // Each is a part of a path that was checked.
     let made = made.filter_map(|path| NodePath::new(&path).ok());
+    let made = made.chain(ticket.parents_above(&target.id, &attachment.path));
     let mut above: Vec<NodePath> = Vec::new();
     // The mount point of a volume is made for it, too.
     let is_of = |made: &NodePath| attachment.path.is_below(made) || attachment.path == *made;
@@ -92,6 +95,14 @@ pub(super) fn roll_back(
         // Before its disk is deleted.
         if let Some(mounting) = &mut volume.mounting {
             note(mounting.remove(deadline));
+        }
+    }
+    for (index, volume) in
+        progress.volumes.iter().enumerate().filter(|(_, it)| it.mounting.is_some())
+    {
+        let disk = progress.searches[index].found.as_ref();
+        if let (Some(disk), Some(Way::Mount(mounted))) = (disk, volume.way) {
+            note(unmount::await_end(&jobs[index].attachment, disk, mounted.kind));
         }
     }
     for grant in progress.volumes.iter().rev().filter_map(|volume| volume.grant.as_ref()) {

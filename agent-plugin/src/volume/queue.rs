@@ -336,6 +336,16 @@ impl Ticket {
         made.map(|made| made.parents.clone()).unwrap_or_default()
     }
 
+    /// The directories above `path` that this service made in the container for other attachments,
+    /// which are there still. The last one that is detached finds them empty.
+    pub(crate) fn parents_above(&self, container: &str, path: &NodePath) -> Vec<NodePath> {
+        let queues = self.lock();
+        let made = queues.iter().flat_map(|queue| &queue.made);
+        let parents =
+            made.filter(|made| made.container == container).flat_map(|made| &made.parents);
+        parents.filter(|parent| path.is_below(parent)).cloned().collect()
+    }
+
     /// Forgets them: the attachment is detached.
     pub(crate) fn forget_parents(&self, serial: &str, container: &str, path: &NodePath) {
         if let Some(queue) = find_mut(&mut self.lock(), serial) {

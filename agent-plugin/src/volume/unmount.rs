@@ -7,10 +7,13 @@
 //! With force every mount is detached, whatever uses it, and a superblock that lives on is shut
 //! down, so that it sends nothing more to the disk.
 
-use std::time::Instant;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use super::{
-    attachment::Way,
+    attachment::{Attachment, Way},
     busy::{busy, claim, find_unexplained},
     disk_removal::within,
     failed::{Failed, OfVolume as _},
@@ -27,6 +30,12 @@ use crate::{
     file_system::{Kind, Source, Superblock},
     mounted::{unmount_everywhere, unmount_in},
 };
+
+/// How long a rollback waits for the end of a superblock, and a detach, which refuses then. How
+/// often they look.
+const END: Duration = Duration::from_secs(1);
+const SHORT: Duration = Duration::from_millis(250);
+const INTERVAL: Duration = Duration::from_millis(5);
 
 /// Writes back what is in memory of the file system. With force an error is reported with the
 /// reply, and a disk that does not answer costs half of the remaining time.
@@ -45,7 +54,12 @@ pub(super) fn write_back(
     let kind = known_kind(job);
     let work = move || {
         let kind = kind.map_or_else(|| Kind::of(&disk.name, disk.number), Ok)?;
-        Superblock::reach(&source, kind)?.write_back()
+        let superblock = Superblock::reach(&source, kind)?;
+        if fault::skips("write-back") {
+            // As where the disk is removed first: what is in memory only is lost.
+            return superblock.shut_down().map(drop);
+        }
+        superblock.write_back()
     };
     let patience = deadline.saturating_duration_since(Instant::now());
     let awaited = "the write back of the file system";
@@ -104,6 +118,43 @@ pub(super) fn unmount(
     }
 }
 
+/// Waits until the file system of an attach that is rolled back is over: then its disk can be
+/// deleted. What a process of the container has begun to use is shut down.
+pub(super) fn await_end(attachment: &Attachment, disk: &BlockDevice, kind: Kind) -> Result<()> {
+    let identity = identity(attachment, &attachment.container_id, Some(disk));
+    let (source, disk) = (identity.source(&disk.name, disk.number), disk.clone());
+    let work = move || {
+        let is_over = || match disk.claim() {
+            Ok(_) => Ok(true),
+            Err(error) if matches!(*error, Error::Busy { .. }) => Ok(false),
+            Err(error) => Err(error),
+        };
+        if soon(END, is_over)? {
+            return Ok(());
+        }
+        let superblock = Superblock::reach(&source, kind)?;
+        superblock.write_back()?;
+        superblock.shut_down().map(drop)
+    };
+    within(END * 2, "the end of the file system", work)
+}
+
+/// Asks until it is so, or the time is over. The last descriptor of a mount unmounts it, and a
+/// child that the agent forks has copies of ours until it executes its program: nothing announces
+/// its end.
+fn soon(patience: Duration, mut is_so: impl FnMut() -> Result<bool>) -> Result<bool> {
+    let until = Instant::now() + patience;
+    loop {
+        if is_so()? {
+            return Ok(true);
+        }
+        if Instant::now() >= until {
+            return Ok(false);
+        }
+        thread::sleep(INTERVAL);
+    }
+}
+
 fn in_use(present: &Present) -> crate::error::BoxedError {
     let device = present.disk.as_ref().map(|disk| disk.name.clone()).unwrap_or_default();
     Error::Busy { device, holders: Vec::new() }.into()
@@ -123,7 +174,9 @@ pub(super) fn end(
     };
     for (job, present) in jobs.iter().zip(all.iter_mut()).filter(of_disks) {
         check_time(deadline, "the end of the file system").of(&present.serial)?;
-        if claim(present).of(&job.attachment.serial)? {
+        // By force nothing is waited for.
+        let patience = if policy.force { Duration::ZERO } else { SHORT };
+        if soon(patience, || claim(present)).of(&job.attachment.serial)? {
             continue;
         }
         match policy.force {
@@ -186,4 +239,23 @@ fn known_kind(job: &DetachJob) -> Option<Kind> {
         Way::Node(_) => None,
     });
     recorded.or_else(|| job.attachment.mount.as_ref()?.kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_so_yet_is_asked_again_until_the_time_is_over() {
+        let mut asked = 0;
+        let third = || {
+            asked += 1;
+            Ok(asked == 3)
+        };
+        assert!(soon(END * 60, third).unwrap());
+        assert_eq!(asked, 3);
+        assert!(!soon(Duration::ZERO, || Ok(false)).unwrap());
+        let failed = soon(END, || Err(Error::Panicked.into())).unwrap_err();
+        assert!(matches!(*failed, Error::Panicked), "{failed}");
+    }
 }

@@ -200,6 +200,10 @@ fn directories_are_remembered_for_their_attachment_until_it_is_detached() {
     assert!(ticket.parents_made("a", "c2", &x).is_empty());
     assert!(ticket.parents_made("b", "c1", &x).is_empty());
     assert_eq!(ticket.parents_made("a", "c1", &x), deep);
+    let above = |container, text| ticket.parents_above(container, &path(text));
+    assert_eq!(above("c1", "/dev/n/m/y"), [&deep[..], &deep[..1]].concat());
+    assert_eq!(above("c1", "/dev/n/m"), [&deep[..1], &deep[..1]].concat());
+    assert!(above("c1", "/dev/nn/x").is_empty() && above("c2", "/dev/n/m/y").is_empty());
     ticket.forget_parents("a", "c1", &x);
     assert!(ticket.parents_made("a", "c1", &x).is_empty());
     assert_eq!(ticket.parents_made("a", "c1", &path("/dev/n/x")), deep[..1]);
