@@ -108,6 +108,9 @@ pub(crate) fn check(rpc: Rpc, request: &Request<'_>) -> Result<Checked> {
         checked.wait = wait(request.wait_ms, checked.timeout)?;
     }
     checked.volumes = volumes(&request.volumes)?;
+    if matches!(rpc, Rpc::Attach | Rpc::Plug) {
+        check_visible(&checked.volumes)?;
+    }
     if rpc == Rpc::Plug && checked.conversation == 0 {
         return Err(invalid(Field::of_request("conversation"), &0, "must be that of a Hold"));
     }
@@ -208,6 +211,24 @@ fn check_differ(item: &Attachment, earlier: &Attachment) -> Result<()> {
     }
     if item.path == earlier.path && item.container_id == earlier.container_id {
         return twice("path", &item.path.as_str(), "must not be twice in one container");
+    }
+    Ok(())
+}
+
+/// All paths are resolved before anything is mounted: one below a mount of the same request would
+/// be hidden by it.
+fn check_visible(volumes: &[Detachment]) -> Result<()> {
+    for item in volumes {
+        let item = &item.attachment;
+        let hides = |other: &Detachment| {
+            let other = &other.attachment;
+            let is_above = item.path.is_below(&other.path);
+            is_above && other.mount.is_some() && other.container_id == item.container_id
+        };
+        if volumes.iter().any(hides) {
+            let rule = "must not be below a mount of the same request: attach it afterwards";
+            return Err(invalid(Field::of_request("path"), &item.path.as_str(), rule));
+        }
     }
     Ok(())
 }

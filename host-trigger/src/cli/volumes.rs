@@ -78,6 +78,20 @@ impl VolumeArgs {
                 return Err(Error::Repeated { what: "the path", value: path.path.clone() });
             }
         }
+        for ContainerPath { path, .. } in &self.paths {
+            let is_above = |other: &&ContainerPath| {
+                let rest = path.strip_prefix(&other.path);
+                other.is_mount && rest.is_some_and(|rest| rest.starts_with('/'))
+            };
+            if let Some(above) = self.paths.iter().find(is_above) {
+                let text = format!(
+                    "{path:?} is below {:?}, which the same call mounts: plug it by a call of its \
+                     own, afterwards",
+                    above.path
+                );
+                return Err(Error::Usage { text });
+            }
+        }
         Ok(volumes.into_iter().zip(self.paths.iter().cloned()).collect())
     }
 }
@@ -219,6 +233,8 @@ mod tests {
     #[case(&["b", "a", "m", "/"], "invalid_mount_path")]
     #[case(&["b", "a", "d", "x"], "invalid_device_path")]
     #[case(&["b", "a", "m", "/x", "b", "c", "d", "/x"], "repeated")]
+    #[case(&["b", "a", "m", "/x/y", "b", "c", "m", "/x"], "usage")]
+    #[case(&["b", "a", "m", "/x", "b", "c", "d", "/x/y"], "usage")]
     fn what_does_not_pair_up_is_refused(#[case] words: &[&str], #[case] reason: &str) {
         assert_eq!(pairs(words).unwrap_err(), reason);
     }

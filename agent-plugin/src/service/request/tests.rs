@@ -115,6 +115,30 @@ fn a_field_of_a_mount_out_of_bounds_is_named(
     assert!(message.starts_with(&format!("attachments[0].{field}: ")), "{message}");
 }
 
+#[rstest]
+#[case::below_a_mount("/data/x", "c1", Some("\"/data/x\" must not be below a mount"))]
+#[case::beside_it("/database", "c1", None)]
+#[case::of_another_container("/data/x", "c2", None)]
+fn a_path_that_a_mount_of_the_same_request_would_hide_is_refused(
+    #[case] path: &str,
+    #[case] container: &str,
+    #[case] why: Option<&str>,
+) {
+    let mut below = valid();
+    (below.path, below.container_id) = (path.into(), container.into());
+    below.serial = "other".into();
+    below.address.as_mut().unwrap().lun = 9;
+    let above = wire::Attachment { container_id: "c1".into(), ..mount() };
+    // In either order.
+    for pair in [[above.clone(), below.clone()], [below, above]] {
+        let error = attachments(&pair).err().map(|error| error.to_string());
+        match why {
+            Some(why) => assert!(error.as_ref().is_some_and(|it| it.contains(why)), "{error:?}"),
+            None => assert_eq!(error, None),
+        }
+    }
+}
+
 fn of_mount(item: &mut wire::Attachment) -> &mut wire::Mount {
     item.mount.as_mut().unwrap()
 }
