@@ -7,7 +7,9 @@ use serde_json::Value;
 use crate::{
     api::block_volume as wire,
     block::DeviceNumber,
-    cgroup, holders, ids,
+    cgroup,
+    file_system::{self, Kind},
+    holders, ids,
     procfs::mountinfo::MountLine,
     service::{policy, reply, request, requested, rpc::Rpc},
     text,
@@ -97,4 +99,46 @@ pub fn id_outside(map: &[u8], id: u32) -> Option<u32> {
 /// A name of a container as a message shows it.
 pub fn shown(name: &[u8]) -> String {
     text::shown(&text::readable(name, 1000))
+}
+
+/// As what a disk that begins with these bytes would be mounted.
+///
+/// # Errors
+/// Why it would not be.
+///
+/// # Panics
+/// The requested type is none of the API's.
+pub fn identified(bytes: &[u8], requested: Option<&str>) -> Result<&'static str, String> {
+    let requested = requested.map(|name| Kind::named(name).expect("a type of the API"));
+    let kind = file_system::decide("sda", bytes, requested);
+    kind.map(Kind::name).map_err(|error| error.message())
+}
+
+/// What mount options become: attributes of the mount, and parameters of the file system.
+///
+/// # Panics
+/// The type is none of the API's.
+pub fn mount_options(
+    kind: &str,
+    options: &[String],
+    read_only: bool,
+) -> Option<(u64, Vec<(String, Option<String>)>)> {
+    let kind = Kind::named(kind).expect("a type of the API");
+    let checked = file_system::Options::new(kind, options, read_only).ok()?;
+    Some((checked.attributes, checked.parameters))
+}
+
+/// What a record of the kernel's log says about the disk `sda`.
+pub fn logged(record: &[u8]) -> Option<String> {
+    file_system::line_about("sda", record)
+}
+
+/// The file of a line in `/proc/PID/maps`.
+pub fn mapping(line: &[u8]) -> Option<(DeviceNumber, Vec<u8>)> {
+    holders::mapping(line)
+}
+
+/// Whether an overlay with these options is made of files below `point`.
+pub fn is_layer(options: &[u8], point: &[u8]) -> bool {
+    holders::is_layer(options, point)
 }

@@ -9,9 +9,10 @@ use tokio::net::UnixStream;
 
 use crate::{
     Error,
+    cli::mount::MountArgs,
     guest_holder::GuestHolder,
     host::{credentials::Credentials, holders, kernel_text, mountinfo, overlay::Directories},
-    kata::{agent_address::AgentAddress, shim},
+    kata::{agent_address::AgentAddress, mount_info::MountInfo, shim},
     ops::{commit, inspect::VolumeView, volume::State},
     output::{
         envelope::Envelope,
@@ -21,7 +22,10 @@ use crate::{
         report::{self, Report},
         stats_report::{self, StatsReport},
     },
-    qemu::{block_stats::QemuStats, inventory::Inventory, record::CommitRecord, throttle::Limits},
+    qemu::{
+        block_stats::QemuStats, inventory::Inventory, mount::MountRecord, record::CommitRecord,
+        throttle::Limits,
+    },
     sanitize,
 };
 
@@ -62,6 +66,23 @@ pub async fn agent_url(stream: UnixStream) -> Result<AgentAddress, String> {
 /// Parses `persist.json` of a shim.
 pub fn state(text: &[u8]) -> shim::State {
     shim::State::parse(text)
+}
+
+/// What a `mountInfo.json` requests: the volume, its mount, and whether that is read-only.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn mount_info(text: &[u8]) -> Result<(PathBuf, MountRecord, bool), String> {
+    let info = MountInfo::parse(text)?;
+    let arguments = MountArgs {
+        fs_type: None,
+        mount_options: Vec::new(),
+        fs_group: None,
+        fs_group_change_policy: None,
+        mount_info: None,
+    };
+    let requested = arguments.requested(Some(&info), false).map_err(|error| error.message())?;
+    Ok((info.device, requested.mount, requested.read_only))
 }
 
 /// Parses a mount table; returns the mount points and all directories of overlays.

@@ -104,3 +104,33 @@ impl Superblock {
             .map(drop)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use rstest::rstest;
+
+    use super::*;
+
+    fn grown(kind: Kind) -> Result<(), String> {
+        // No ioctl of these drivers: proc has none of them.
+        Superblock { root: File::open("/proc").unwrap().into(), kind }.grow(1 << 40)
+    }
+
+    #[rstest]
+    fn a_file_system_that_cannot_grow_is_named(
+        #[values(Kind::Vfat, Kind::Erofs, Kind::Squashfs)] kind: Kind,
+    ) {
+        assert_eq!(grown(kind), Err(format!("{kind} cannot grow while it is mounted")));
+    }
+
+    #[rstest]
+    fn a_driver_without_the_ioctl_is_named_with_the_error(
+        #[values(Kind::Ext2, Kind::Ext4, Kind::Xfs, Kind::Btrfs)] kind: Kind,
+    ) {
+        let why = grown(kind).unwrap_err();
+        assert!(why.starts_with(&format!("this {kind} was made without")), "{why}");
+        assert!(why.contains("ENOTTY"), "{why}");
+    }
+}

@@ -52,7 +52,7 @@ impl KernelLog {
 
 /// The text of a record ("6,339,5140900,-;EXT4-fs (sda): …"), if it is about the disk: drivers
 /// write its name in parentheses, some after the word `device`.
-fn line_about(name: &str, record: &[u8]) -> Option<String> {
+pub(crate) fn line_about(name: &str, record: &[u8]) -> Option<String> {
     let (_, text) = split_once(record, b";")?;
     let text = text.split(|&byte| byte == b'\n').next()?;
     let about = [format!("({name})"), format!("(device {name})"), format!("device {name} ")];

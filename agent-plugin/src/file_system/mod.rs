@@ -33,6 +33,8 @@ pub use kind::Kind;
 pub use owners::{Limit, Owners};
 pub use space::Space;
 pub use superblock::Superblock;
+#[cfg(feature = "fuzz")]
+pub(crate) use {kernel_log::line_about, magic::decide, options::Options};
 
 /// A disk as a source of a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,11 +10,11 @@ const ALWAYS: u64 = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID;
 
 /// Mount options that were checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Options {
+pub(crate) struct Options {
     /// `MOUNT_ATTR_…`.
-    pub(super) attributes: u64,
+    pub(crate) attributes: u64,
     /// Of the file system, with their values.
-    pub(super) parameters: Vec<(String, Option<String>)>,
+    pub(crate) parameters: Vec<(String, Option<String>)>,
 }
 
 impl Options {
@@ -22,7 +22,7 @@ impl Options {
     ///
     /// # Errors
     /// The first option that is not possible, and the rule that it breaks.
-    pub(super) fn new(
+    pub(crate) fn new(
         kind: Kind,
         options: &[String],
         read_only: bool,
@@ -31,7 +31,9 @@ impl Options {
         let mut parameters = Vec::new();
         if read_only {
             attributes |= libc::MOUNT_ATTR_RDONLY;
-            parameters.push(("ro".to_owned(), None));
+            if !fault::skips("read-only") {
+                parameters.push(("ro".to_owned(), None));
+            }
         }
         for option in options {
             check_mount_option(Some(kind.name()), option).map_err(|rule| (option.clone(), rule))?;

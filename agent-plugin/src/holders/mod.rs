@@ -45,10 +45,10 @@ use crate::{error::Result, namespace::Target};
 pub use disk::{Disk, OwnMount};
 pub use found::Found;
 pub use scan::{Cost, Scan};
-#[cfg(feature = "fuzz")]
-pub(crate) use swap::devices as swap_devices;
 pub(crate) use task::try_kcmp;
 pub use watch::{Waited, Watch};
+#[cfg(feature = "fuzz")]
+pub(crate) use {own::is_layer, place::mapping, swap::devices as swap_devices};
 
 /// Which holders to find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -57,7 +57,7 @@ impl Own {
 
 /// Whether a layer of an overlay is at or below a mount point. The kernel shows the paths as they
 /// were when it was mounted.
-fn is_layer(options: &[u8], point: &[u8]) -> bool {
+pub(crate) fn is_layer(options: &[u8], point: &[u8]) -> bool {
     let is_inside = |path: &[u8]| {
         path.strip_prefix(point).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
     };

@@ -126,7 +126,7 @@ impl<'a> Search<'a> {
 }
 
 /// `st_dev` and path of the file in a line of maps; `None` for memory without a file.
-fn mapping(line: &[u8]) -> Option<(DeviceNumber, Vec<u8>)> {
+pub(crate) fn mapping(line: &[u8]) -> Option<(DeviceNumber, Vec<u8>)> {
     let mut fields = words(line);
     let number = fields.nth(3)?;
     let inode = fields.next()?;

@@ -11,6 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use block_volume_api::FILE_SYSTEMS;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -84,7 +85,7 @@ impl MountInfo {
     }
 
     /// Parses the document.
-    fn parse(text: &[u8]) -> Result<Self, String> {
+    pub(crate) fn parse(text: &[u8]) -> Result<Self, String> {
         let document: Document = serde_json::from_slice(text).map_err(|e| e.to_string())?;
         let Document { volume_type, device, fs_type, metadata, options } = document;
         if !BLOCK_TYPES.contains(&volume_type.as_str()) {
@@ -92,6 +93,10 @@ impl MountInfo {
         }
         if !device.is_absolute() {
             return Err(format!("its device {device:?} is not an absolute path"));
+        }
+        if !fs_type.is_empty() && !FILE_SYSTEMS.contains(&fs_type.as_str()) {
+            let all = FILE_SYSTEMS.join(", ");
+            return Err(format!("its fstype {fs_type:?} is none of {all}"));
         }
         let Metadata { fs_group, fs_group_change_policy } = metadata.unwrap_or_default();
         let change = fs_group_change_policy.unwrap_or_default();
@@ -202,6 +207,7 @@ mod tests {
     )]
     #[case(r#"{"volume-type":"block","device":"a"}"#, "absolute")]
     #[case(r#"{"volume-type":"spdkvol","device":"/a"}"#, "spdkvol")]
+    #[case(r#"{"volume-type":"block","device":"/a","fstype":"nfs"}"#, "\"nfs\" is none of ext2, ")]
     #[case(r#"{"volume-type":"block","device":"/a","metadata":{"fsGroup":"-1"}}"#, "-1")]
     #[case(
         r#"{"volume-type":"block","device":"/a","metadata":{"fsGroup":"4294967295"}}"#,
