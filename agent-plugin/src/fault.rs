@@ -19,8 +19,9 @@
 //!
 //! A point that always skips a step makes an agent with one defect, which the conformance suite has
 //! to detect: `address`, `scan`, `scan-one`, `serial`, `namespace`, `node`, `owner`,
-//! `filter`, `undo`, `unlink`, `unchanged`, `deadline`, of mounts `mount`, `nodev`, `private` and
-//! `unmount` (each with `skip`), and `thread=stay`.
+//! `filter`, `undo`, `unlink`, `unchanged`, `deadline`, of mounts `mount`, `nodev`, `private`,
+//! `unmount`, `read-only`, `files`, `write-back`, `tidy`, `magic` and `idmap` (each with `skip`),
+//! and `mount=guest`, `thread=stay`.
 
 use crate::error::Result;
 

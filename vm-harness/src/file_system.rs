@@ -56,7 +56,15 @@ impl FileSystem {
     /// # Panics
     /// Its program is missing, or fails.
     pub fn volume(self, files: &[(&str, &[u8])]) -> Volume {
-        Volume::over(self.image(files))
+        Volume::over(self.image(self.usual_size(), files))
+    }
+
+    /// Makes a volume of `size` bytes with it.
+    ///
+    /// # Panics
+    /// As [`FileSystem::volume`].
+    pub fn volume_of(self, size: u64, files: &[(&str, &[u8])]) -> Volume {
+        Volume::over(self.image(size, files))
     }
 
     /// Makes the same as a loop device.
@@ -64,17 +72,17 @@ impl FileSystem {
     /// # Panics
     /// As [`FileSystem::volume`], or `losetup` fails.
     pub fn loop_device(self, files: &[(&str, &[u8])], options: LoopOptions) -> Volume {
-        Volume::loop_over(self.image(files), options)
+        Volume::loop_over(self.image(self.usual_size(), files), options)
     }
 
-    fn image(self, files: &[(&str, &[u8])]) -> TempPath {
+    fn image(self, size: u64, files: &[(&str, &[u8])]) -> TempPath {
         let source = tempfile::tempdir().expect("a temporary directory");
         let root = source.path().join("root");
         fs::create_dir(&root).expect("a directory in it");
         for (name, contents) in files {
             fs::write(root.join(name), contents).expect("a file in it");
         }
-        let image = sparse_file(self.usual_size());
+        let image = sparse_file(size);
         let [root, image_name] = [&root, &*image].map(|path| path.to_string_lossy().into_owned());
         let (root, name) = (root.as_str(), image_name.as_str());
         match self {

@@ -72,6 +72,9 @@ impl Mounting {
         if fault::skips("mount") {
             return Ok(());
         }
+        if fault::wants("mount", "guest") {
+            let _ = std::fs::create_dir_all(self.location.path().as_str());
+        }
         let ids = Ids::of(&self.target)?;
         let mount = mount.try_clone().map_err(Error::system("fcntl", &"a mount"))?;
         let location = self.location.try_clone()?;

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     block::BlockDevice,
     error::{Error, Result},
+    fault,
     holder::Holder,
     holders::{self, Disk, Found, OwnMount, Scan, Scope, Waited, Watch},
     inode::Inode,
@@ -221,6 +222,9 @@ pub(super) fn disk_of(
         }
         Inode::of(&target.container.mount_namespace).ok().map(|inode| inode.number)
     });
+    if fault::skips("files") {
+        numbers.clear();
+    }
     Ok(found.mounted(OwnMount { identity, namespace, numbers }))
 }
 

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use rstest::rstest;
 use vm_harness::{
     Environment,
-    conformance::{Conformance, Event, Mode, Report, Verdict},
+    conformance::{Conformance, Event, GROUPS, Mode, Report, Verdict},
 };
 
 use crate::conformance::{SEPARATE_PORT, failed, run_broken, with_separate_port};
@@ -75,4 +75,42 @@ async fn broken_variant_is_caught(#[case] fault: &str, #[case] check: &str) {
     let failed: Vec<_> = failed(&report).into_iter().map(|(name, _)| name).collect();
     println!("| {fault} | {} | {} |", failed.join(", "), report.counts());
     assert!(failed.contains(&check), "{fault} is not caught by {check}, but by {failed:?}");
+}
+
+/// The defect that one check of the mounts alone covers, and what its failure says.
+fn defect_of(check: &str) -> (&'static str, &'static str) {
+    match check {
+        "mount::container_reads_what_the_host_wrote" => {
+            ("mount=guest", "the agent's own mount namespace has the path")
+        }
+        "mount::gives_neither_devices_nor_privileges" => ("nodev=skip", "the mount is not nodev"),
+        "mount::read_only_file_system_is_not_written" => ("read-only=skip", "file_system_refused"),
+        "mount::held_file_system_is_refused_and_works_on" => ("files=skip", "it is not named"),
+        "mount::what_was_written_is_on_the_host" => ("write-back=skip", "e2fsck"),
+        "mount::leaves_nothing" => ("tidy=skip", "./leaves/nothing"),
+        "mount::volume_without_a_file_system_is_refused" => ("magic=skip", "file_system_refused"),
+        "mount::container_with_a_user_namespace_owns_its_files" => {
+            ("idmap=skip", "the owner as the container sees it")
+        }
+        _ => panic!("{check} needs a defect of the reference agent that it covers"),
+    }
+}
+
+/// Each check of the mounts fails by its own defect, and no other one of them does.
+#[tokio::test]
+async fn each_check_of_mounts_covers_a_defect_that_no_other_one_does() {
+    let group = GROUPS.iter().find(|group| group.name == "mount").unwrap();
+    assert_eq!(failed(&run_broken("none=skip", Some("mount::")).await), [], "without a defect");
+    let mut wrong = Vec::new();
+    for check in group.checks {
+        let (fault, expected) = defect_of(check.name());
+        let report = run_broken(fault, Some("mount::")).await;
+        let failed = failed(&report);
+        println!("| {fault} | {failed:?} | {} |", report.counts());
+        match &failed[..] {
+            [(name, reason)] if *name == check.name() && reason.contains(expected) => {}
+            _ => wrong.push((fault, failed)),
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
