@@ -68,3 +68,46 @@ async fn file_system_grows_while_a_process_writes(
     before.assert_unchanged(&sandbox, &[&container]).await;
     kind.assert_consistent(&volume);
 }
+
+/// FAT has no ioctl for it. The disk has its new size, and the command says why the file system has
+/// not.
+#[rstest]
+#[tokio::test]
+async fn file_system_that_cannot_grow_is_named_beside_both_sizes(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let volume = FileSystem::Vfat.volume(&[]);
+    let plugged = sandbox.mount(&container, &volume, "/mnt").await;
+    shell(&container, "echo written > /mnt/file").await;
+    let space = shell(&container, "stat -f -c '%b %S' /mnt").await;
+    let numbers: Vec<u64> =
+        space.split_whitespace().map(|number| number.parse().unwrap()).collect();
+    let bytes = numbers[0] * numbers[1];
+
+    let more = [&mounted(&container, "/mnt")[..], &["--size", "48MiB"]].concat();
+    let resize = verb(sandbox.ecr_runtime(), &sandbox, "resize", &more);
+    let expected = json!({
+        "before_bytes": bytes,
+        "capacity_bytes": bytes,
+        "not_grown": "vfat cannot grow while it is mounted",
+    });
+    for result in ["resized", "unchanged"] {
+        let finished = resize.run().await;
+        let resized = finished.succeeded(sandbox.guest()).remove(0);
+        assert_eq!((resized.result.as_str(), &resized.volume["size"]), (result, &json!(48 * MIB)));
+        assert_eq!(finished.json()["file_system"], expected, "{result}");
+    }
+    let sectors = format!("cat /sys/block/{}/size", plugged.guest_device());
+    assert_eq!(sandbox.observer().shell(&sectors).await.trim(), (48 * MIB / 512).to_string());
+    assert_eq!(volume.size(), 48 * MIB);
+    assert_eq!(
+        shell(&container, "stat -f -c '%b %S' /mnt && cat /mnt/file").await,
+        space + "written\n"
+    );
+    let text = sandbox.ecr_runtime().args(["block-volume", "resize", "--sandbox", sandbox.id()]);
+    let shown = text.args(&more).run().await.stdout;
+    assert!(shown.contains("not grown: vfat cannot grow while it is mounted"), "{shown}");
+    unmount(&sandbox, &container, "/mnt").await;
+    before.assert_unchanged(&sandbox, &[&container]).await;
+    FileSystem::Vfat.assert_consistent(&volume);
+}

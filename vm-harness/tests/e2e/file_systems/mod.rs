@@ -2,6 +2,7 @@
 
 mod growth;
 mod holders;
+mod images;
 mod lifecycle;
 mod owners;
 mod read_only;
@@ -57,6 +58,13 @@ pub(crate) async fn options(container: &Container, path: &str) -> (String, Strin
 pub(crate) async fn assert_hello(container: &Container, path: &str) {
     let read = container.exec(&["cat", &format!("{path}/{}", HELLO.0)]).await;
     assert_eq!(read, HELLO.1, "{path}");
+}
+
+/// Returns what the kernel knows of mounted file systems, of all namespaces.
+pub(crate) async fn superblocks(sandbox: &Sandbox) -> String {
+    // The others appear with the driver.
+    let list = "ls -d /sys/fs/ext4/sd* /sys/fs/xfs/sd* /sys/fs/btrfs/*-* 2>/dev/null || true";
+    sandbox.observer().shell(list).await
 }
 
 /// When the volume was written last. A checksum of the larger ones takes a debug build a minute.

@@ -7,7 +7,7 @@ use vm_harness::{FileSystem, Footprint, Sandbox, Snapshot, Volume};
 
 use super::large_sandbox;
 use crate::{
-    file_systems::{HELLO, assert_hello, ext4, shell, unmount},
+    file_systems::{HELLO, assert_hello, ext4, shell, superblocks, unmount},
     hot_unplug::query_volumes,
     sandbox,
 };
@@ -36,12 +36,6 @@ async fn sixty_four_file_systems_are_mounted_by_one_call() {
     before.assert_unchanged(&sandbox, &[&container]).await;
     assert_eq!(shell(&container, "ls -d /data || true").await, "");
     volumes.iter().for_each(|volume| FileSystem::Ext4.assert_consistent(volume));
-}
-
-/// What the kernel knows of mounted file systems, of all namespaces.
-async fn superblocks(sandbox: &Sandbox) -> String {
-    let list = "ls -d /sys/fs/ext4/* /sys/fs/xfs/* /sys/fs/btrfs/* 2>/dev/null || true";
-    sandbox.observer().shell(list).await
 }
 
 #[rstest]
