@@ -11,7 +11,6 @@ use vm_harness::{Container, FileSystem, Sandbox, Snapshot, Volume, random_bytes}
 use super::{
     super::{
         MIB, holders::ends_soon, host_failures::claim_is_free, hot_unplug::query_volumes, sandbox,
-        swapped_parent::GuestFiles,
     },
     HELLO, assert_hello, ext4, shell, superblocks, unmount, unmount_command,
 };
@@ -51,19 +50,21 @@ async fn links_of_an_image_lead_nowhere_out_of_the_container(#[future(awt)] sand
         debugfs(&image, &format!("symlink {name} {target}"));
     }
     sandbox.mount(&container, &image, "/mnt").await;
-    let files = GuestFiles::of(&sandbox).await;
+    // The directories of the guest that the links would lead to, or pass.
+    let listed = async || sandbox.observer().shell("ls -A / /run /ctr").await;
+    let files = listed().await;
     let with_image = Snapshot::of(&sandbox, &[&container]).await;
     // In the directory of the container, and not beside that of the guest.
     sandbox.mount(&container, &volume, "/mnt/upwards/volume").await;
     assert_hello(&container, "/dev/real/volume").await;
     unmount(&sandbox, &container, "/mnt/upwards/volume").await;
     with_image.assert_unchanged(&sandbox, &[&container]).await;
-    files.assert_unchanged(&sandbox).await;
+    assert_eq!(listed().await, files);
     for path in ["/mnt/root/x", "/mnt/magic/x", "/mnt/loop/x", "/mnt/outside/x", "/mnt/upwards"] {
         let refused = sandbox.mount_command(&container, &[(&volume, path)]).run().await;
         assert_ne!(refused.status, 0, "{path}: {}", refused.stdout);
         with_image.assert_unchanged(&sandbox, &[&container]).await;
-        files.assert_unchanged(&sandbox).await;
+        assert_eq!(listed().await, files);
     }
     unmount(&sandbox, &container, "/mnt").await;
     assert_usable(&sandbox, &container, &before).await;
@@ -131,7 +132,7 @@ async fn names_of_an_image_reach_no_terminal_unescaped(#[future(awt)] sandbox: S
                 tail -f /dev/null </dev/null >/dev/null 2>&1 &";
     shell(&container, hold).await;
     let is_plain = |text: &str| !text.contains(['\u{1b}', '\u{7}', '\u{202e}']);
-    for format in ["json", "text"] {
+    for format in ["json", "human"] {
         for (verb, status) in [("hot-unplug", 5), ("inspect", 0)] {
             let runtime = sandbox.ecr_runtime().args(["block-volume", verb, "--output", format]);
             let named = runtime.args(["--sandbox", sandbox.id(), "--volume", plugged.id()]);
@@ -213,7 +214,10 @@ async fn image_that_is_cut_short_or_lies_is_refused_or_unplugged(#[future(awt)] 
             let read = ["sh", "-c", "cat /mnt/* >/dev/null; ls -lR /mnt"];
             container.try_exec(&read, b"").await.unwrap();
             let stats = query_volumes(&sandbox, "stats", &[]).await;
-            assert!(stats[0]["file_system"]["capacity_bytes"].is_u64(), "{kind}: {stats:?}");
+            // FAT counts what is free in a table, which may be cut.
+            let space = &stats[0]["file_system"];
+            let is_known = space["capacity_bytes"].is_u64();
+            assert!(is_known || *kind == "vfat" && space.is_null(), "{kind}: {stats:?}");
             unmount(&sandbox, &container, "/mnt").await;
         } else {
             let (reason, message) = finished.failed_with(9);
