@@ -2,10 +2,10 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use clap::Args;
+use clap::{Args, error::ErrorKind};
 use vm_harness::{
     Environment, Error,
-    node::{Node, report::Event},
+    node::{Node, Scenario, report::Event},
     printable,
 };
 
@@ -31,12 +31,32 @@ pub(crate) struct NodeCommand {
     /// Emulate the VMs in the node, also if it has KVM: a host may not nest twice
     #[arg(long)]
     emulated: bool,
+    /// Only this scenario, with what it builds upon; can be given several times
+    #[arg(long = "scenario", value_enum, value_name = "NAME")]
+    scenarios: Vec<Scenario>,
 }
 
 impl NodeCommand {
+    /// Returns the node, unless a scenario was chosen that it does not have.
+    fn node(self) -> Result<Node, clap::Error> {
+        let Self { package, kata, stock_agent, emulated, scenarios } = self;
+        let node = Node { package, kata, plugin: !stock_agent, emulated, scenarios };
+        let all = node.all_scenarios();
+        let Some(missing) = node.scenarios.iter().find(|chosen| !all.contains(chosen)) else {
+            return Ok(node);
+        };
+        let names: Vec<_> = all.iter().map(|scenario| scenario.name()).collect();
+        let message = format!(
+            "with these options there is no scenario '{}'; there are: {}",
+            missing.name(),
+            names.join(", ")
+        );
+        let command = Self::augment_args(clap::Command::new("vm-harness node"));
+        Err(command.bin_name("vm-harness node").error(ErrorKind::ArgumentConflict, message))
+    }
+
     pub(crate) async fn run(self) -> Result<ExitCode, Error> {
-        let Self { package, kata, stock_agent, emulated } = self;
-        let node = Node { package, kata, plugin: !stock_agent, emulated };
+        let node = self.node().unwrap_or_else(|error| error.exit());
         let mut line = Some(ProgressLine::start("booting the node"));
         let mut listener = |event: &Event| {
             if let Some(line) = line.take() {
@@ -69,5 +89,49 @@ impl NodeCommand {
             () = interrupted => false,
         };
         Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Arguments {
+        #[command(flatten)]
+        node: NodeCommand,
+    }
+
+    fn parsed(words: &[&str]) -> Result<Node, String> {
+        let words = [&["node", "--package", "x.deb"], words].concat();
+        let parsed = Arguments::try_parse_from(words);
+        parsed.and_then(|arguments| arguments.node.node()).map_err(|error| {
+            assert_eq!(error.exit_code(), 2, "{error}");
+            error.to_string()
+        })
+    }
+
+    #[test]
+    fn scenarios_are_chosen_by_name() {
+        let node = parsed(&["--scenario", "stop-pod", "--scenario", "audit"]).unwrap();
+        assert_eq!(node.scenarios, [Scenario::StopPod, Scenario::Audit]);
+        assert_eq!(parsed(&[]).unwrap().scenarios, []);
+    }
+
+    #[test]
+    fn an_unknown_scenario_is_answered_with_those_that_there_are() {
+        let message = parsed(&["--scenario", "kill"]).unwrap_err();
+        assert!(message.contains("'kill'") && message.contains("restart-containerd"), "{message}");
+        for (words, missing, there_is) in [
+            (&["--scenario", "kill-shim"][..], "kill-shim", "unplug, restart-containerd, stop-pod"),
+            (&["--kata", "k", "--scenario", "refuse"], "refuse", "stop-container, stop-pod"),
+            (&["--kata", "k", "--stock-agent", "--scenario", "plug"], "plug", "start, refuse"),
+        ] {
+            let message = parsed(words).unwrap_err();
+            assert!(message.contains(&format!("'{missing}'")), "{message}");
+            assert!(message.contains(there_is) && message.contains("Usage:"), "{message}");
+        }
     }
 }

@@ -24,8 +24,8 @@ pub(super) const PROGRAMS: (&str, &str) = ("programs", "/opt/vm-harness");
 pub(super) const KATA: (&str, &str) = ("kata", "/opt/kata");
 /// The file with the variables of the suite, on the disk with the programs.
 const ENVIRONMENT: &str = "environment";
-/// The variable that says so if the agent of Kata's release does not contain the plugin.
-pub(super) const STOCK_AGENT: &str = "VM_HARNESS_STOCK_AGENT";
+/// The variable that names the scenarios that run.
+pub(super) const SCENARIOS: &str = "VM_HARNESS_SCENARIOS";
 /// The package, on the same disk.
 pub(super) const PACKAGE: &str = "ecr-runtime.deb";
 /// What is needed to mount the first disk; ext4 asks for a checksum by a name of its own.
@@ -156,12 +156,11 @@ fn stage(
     let mut variables = format!("VM_HARNESS_TARGET={}\n", PROGRAMS.1);
     let _ = writeln!(variables, "VM_HARNESS_TIME_SCALE={}", nested_time_scale(accelerator)?);
     // A guest of an emulated machine is emulated, too.
-    if accelerator == Accelerator::Tcg || node.emulated {
+    let is_emulated = accelerator == Accelerator::Tcg || node.emulated;
+    if is_emulated {
         variables.push_str("VM_HARNESS_ACCEL=tcg\n");
     }
-    if !node.plugin {
-        let _ = writeln!(variables, "{STOCK_AGENT}=yes");
-    }
+    let _ = writeln!(variables, "{SCENARIOS}={}", node.selection(is_emulated).names());
     write(&directory.join(ENVIRONMENT), variables)
 }
 

@@ -6,6 +6,7 @@
 //! | `image` | what the node boots from: its disks, kernel and initramfs |
 //! | `machine` | QEMU's command line for it |
 //! | `run` | boots it, and passes on what it reports |
+//! | `scenario` | its scenarios by name, and what each builds upon |
 //! | `report` | what it reports: lines of JSON on a port of its virtio console |
 //! | `suite` | what runs in it |
 
@@ -13,9 +14,12 @@ mod image;
 mod machine;
 pub mod report;
 mod run;
+mod scenario;
 pub mod suite;
 
 use std::path::PathBuf;
+
+pub use scenario::Scenario;
 
 /// What a node is made of.
 #[derive(Debug, Clone)]
@@ -30,4 +34,6 @@ pub struct Node {
     pub plugin: bool,
     /// Whether the VMs in it are emulated, also if the node itself has KVM.
     pub emulated: bool,
+    /// The scenarios that run, with what they build upon; all if none is named.
+    pub scenarios: Vec<Scenario>,
 }

@@ -4,14 +4,16 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use super::{
-    super::image::STOCK_AGENT,
+    super::scenario::Selection,
     containerd::{self, RuntimeClass, time_scale},
     program::run as run_program,
     runner::{Failed, Runner},
-    scenarios, setup,
+    scenarios,
+    sequence::Sequence,
+    setup,
     workload::{CONTAINER, Inside, NAMESPACE, Workload},
 };
-use crate::{Accelerator, Engine, Image, PodOptions, environment::variable};
+use crate::{Accelerator, Engine, Image, PodOptions};
 
 /// The runtimes: their class, and the configuration that the release has for it.
 const RUNTIMES: [(RuntimeClass, &str); 2] = [
@@ -52,58 +54,19 @@ pub(super) fn runtime_classes() -> Vec<RuntimeClass> {
     found.map(|(class, _)| class).collect()
 }
 
-pub(super) async fn run(runner: &mut Runner, classes: &[RuntimeClass]) -> Result<(), Failed> {
+pub(super) async fn run(
+    runner: &mut Runner,
+    selection: &Selection,
+    classes: &[RuntimeClass],
+) -> Result<(), Failed> {
     let enabled = enable(classes);
     let (mut engine, image) = runner.scenario("the wrapper is enabled", enabled).await?;
     for class in classes {
-        engine = with_class(runner, class.name, engine, &image).await?;
+        let start =
+            async |engine: &Engine, name: &str| start(engine, &image, class.name, name).await;
+        engine = Sequence { runner, selection, class: Some(class.name) }.run(engine, start).await?;
     }
     Ok(())
-}
-
-/// Runs all scenarios with pods of one runtime class.
-async fn with_class(
-    runner: &mut Runner,
-    class: &str,
-    mut engine: Engine,
-    image: &Image,
-) -> Result<Engine, Failed> {
-    let named = |what: &str| format!("{class}: {what}");
-    let started = start(&engine, image, class, "db-0");
-    let mut workload = runner.scenario(&named("a pod starts through the wrapper"), started).await?;
-    let volume = scenarios::volume();
-    if variable(STOCK_AGENT).is_some() {
-        let refused = scenarios::plug_is_refused(&workload, &volume);
-        let refuse = named("a volume is refused: the agent does not contain the plugin");
-        runner.scenario(&refuse, refused).await?;
-        runner.scenario(&named("the pod is stopped"), scenarios::stop(workload, &volume)).await?;
-        return Ok(engine);
-    }
-    let plugged = async {
-        scenarios::check_passes(&workload).await;
-        scenarios::plug(&workload, &volume).await;
-        scenarios::write(&workload, &volume).await;
-        scenarios::listed_by_name(&workload).await;
-    };
-    let plug = named("a volume is plugged by the pod's name, read and written");
-    runner.scenario(&plug, plugged).await?;
-    let audited = scenarios::audited(&workload, &volume);
-    runner.scenario(&named("the journal has the audit records"), audited).await?;
-    let unplugged = scenarios::unplug(&workload, &volume);
-    runner.scenario(&named("the volume is unplugged by the pod's name"), unplugged).await?;
-    let restarted = scenarios::restart_containerd(&mut workload, &volume);
-    let restart = named("containerd is restarted while a volume is plugged");
-    engine = runner.scenario(&restart, restarted).await?;
-    let stopped = scenarios::stop_container(&mut workload, &volume);
-    runner.scenario(&named("a container is stopped while a volume is plugged"), stopped).await?;
-    let stopped = scenarios::stop_pod(workload, &volume);
-    runner.scenario(&named("the pod is stopped while a volume is plugged"), stopped).await?;
-    let killed = async {
-        let workload = start(&engine, image, class, "db-1").await;
-        scenarios::kill_shim(workload, &volume).await;
-    };
-    runner.scenario(&named("the shim is killed while a volume is plugged"), killed).await?;
-    Ok(engine)
 }
 
 async fn enable(classes: &[RuntimeClass]) -> (Engine, Image) {

@@ -3,10 +3,13 @@
 //! whose own container is runc's and only sleeps.
 
 use super::{
+    super::scenario::Selection,
     containerd::{self, RuntimeClass},
     program::run as run_program,
     runner::{Failed, Runner},
-    scenarios, setup,
+    scenarios,
+    sequence::Sequence,
+    setup,
     workload::{CONTAINER, Inside, NAMESPACE, Workload},
 };
 use crate::{Engine, Image, Machine, PodOptions, Sandbox};
@@ -21,26 +24,10 @@ const CLASS: RuntimeClass = RuntimeClass {
     directory: "/etc/kata-containers",
 };
 
-pub(super) async fn run(runner: &mut Runner) -> Result<(), Failed> {
+pub(super) async fn run(runner: &mut Runner, selection: &Selection) -> Result<(), Failed> {
     let (engine, image) = runner.scenario("the wrapper is enabled", enable()).await?;
-    let started = runner.scenario("a sandbox starts through the wrapper", start(&engine, &image));
-    let mut workload = started.await?;
-    let volume = scenarios::volume();
-    let plugged = async {
-        scenarios::check_passes(&workload).await;
-        scenarios::plug(&workload, &volume).await;
-        scenarios::write(&workload, &volume).await;
-        scenarios::listed_by_name(&workload).await;
-    };
-    runner.scenario("a volume is plugged by the pod's name, read and written", plugged).await?;
-    let audited = scenarios::audited(&workload, &volume);
-    runner.scenario("the journal has the audit records", audited).await?;
-    let unplugged = scenarios::unplug(&workload, &volume);
-    runner.scenario("the volume is unplugged by the pod's name", unplugged).await?;
-    let restarted = scenarios::restart_containerd(&mut workload, &volume);
-    runner.scenario("containerd is restarted while a volume is plugged", restarted).await?;
-    let stopped = scenarios::stop_pod(workload, &volume);
-    runner.scenario("the pod is stopped while a volume is plugged", stopped).await
+    let start = async |engine: &Engine, name: &str| start(engine, &image, name).await;
+    Sequence { runner, selection, class: None }.run(engine, start).await.map(|_| ())
 }
 
 async fn enable() -> (Engine, Image) {
@@ -54,8 +41,8 @@ async fn enable() -> (Engine, Image) {
     (engine, image)
 }
 
-async fn start(engine: &Engine, image: &Image) -> Workload {
-    let options = PodOptions::named(NAMESPACE, "db-0");
+async fn start(engine: &Engine, image: &Image, name: &str) -> Workload {
+    let options = PodOptions::named(NAMESPACE, name);
     let pod = engine.run_pod(&options, image).await;
     let pod = pod.unwrap_or_else(|error| panic!("no pod: {}", error.chain()));
     let container = pod.start_container(CONTAINER).await;
@@ -66,7 +53,7 @@ async fn start(engine: &Engine, image: &Image) -> Workload {
     let sandbox = sandbox.unwrap_or_else(|error| panic!("no sandbox: {}", error.chain()));
     assert!(sandbox.agent_url().starts_with("vsock://"), "{}", sandbox.agent_url());
     let inside = sandbox.start_container_as(container.id()).await;
-    let name = format!("{NAMESPACE}/{}", options.name);
+    let name = format!("{NAMESPACE}/{name}");
     let inside = Inside::Harness(Box::new((sandbox, inside)));
     let workload = Workload { pod, container, name, inside };
     scenarios::sandbox_is_ready(&workload).await;
