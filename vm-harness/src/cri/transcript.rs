@@ -1,4 +1,5 @@
-//! A container engine that replies from a transcript: for engines that no Debian suite has.
+//! A container engine that replies with what was recorded of a real one: for engines that no Debian
+//! suite has.
 
 use std::{convert::Infallible, path::PathBuf, sync::Arc};
 

@@ -26,8 +26,8 @@ const SUITE: &str = "bookworm";
 const LIMIT: Duration = Duration::from_secs(60);
 /// A pod and its sandbox and container in `crio.textproto`.
 const CRIO: &str = include_str!("pods/crio.textproto");
-const CRIO_SANDBOX: &str = "530f167b7ecfa5f8c9d30e7e1638d940c7cab7b6677a03902e70138c601e4c4b";
-const CRIO_CONTAINER: &str = "56c0453ef1b9f47f561022fd858b90169c1a54ed6018b04bd17ca2eba9704833";
+const CRIO_SANDBOX: &str = "5c871fdc570dd8c777f089905cd3080c3a6b1569822db02402d9ab96f02bc209";
+const CRIO_CONTAINER: &str = "fc81792d3a26d8aab6b806a6e9971b37d0e22f3d64d2f583f742ccf56996a092";
 
 async fn containerd(suite: &str) -> Containerd {
     Containerd::start(&Environment::from_variables(), suite)
