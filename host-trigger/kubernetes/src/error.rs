@@ -16,6 +16,8 @@ pub enum Error {
     Json(#[from] serde_json::Error),
     #[error("{address} cannot be listened on")]
     Listen { address: std::net::SocketAddr, source: io::Error },
+    #[error("the output cannot be written")]
+    Output(#[source] io::Error),
     #[error("signals cannot be caught")]
     Signals(#[source] io::Error),
     #[error("another replica has taken the lease {lease}")]

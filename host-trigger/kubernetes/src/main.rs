@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsString,
+    io::Write as _,
     net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
@@ -150,8 +151,12 @@ fn run(role: Role) -> Result<(), Error> {
                 Ok(())
             }
             Role::Crd => {
-                println!("{}", serde_json::to_string_pretty(&resource::definition())?);
-                Ok(())
+                let text = serde_json::to_string_pretty(&resource::definition())? + "\n";
+                match std::io::stdout().write_all(text.as_bytes()) {
+                    // A reader that closes its end early has what it wanted.
+                    Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::Output(e)),
+                    _ => Ok(()),
+                }
             }
         }
     })

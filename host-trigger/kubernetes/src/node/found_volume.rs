@@ -24,8 +24,8 @@ pub(super) struct Place {
     pub(super) volume_id: Option<String>,
     /// The IDs that the container has and had, as far as the engine knows them.
     pub(super) containers: Vec<String>,
-    /// The path of the source, or the directory that it is in, if that is known.
-    pub(super) origin: Option<PathBuf>,
+    /// The real path of the source, which QEMU's record has, if that is known.
+    pub(super) source: Option<PathBuf>,
 }
 
 /// A volume that was found.
@@ -38,8 +38,7 @@ pub(super) fn find(all: &[ListedVolume], place: &Place) -> Option<FoundVolume> {
     let is_it = |listed: &&ListedVolume| {
         let volume = &listed.volume;
         let is_known = place.volume_id.as_deref() == Some(&volume.id);
-        let is_from = |origin: &PathBuf| volume.source.starts_with(origin);
-        let is_own = is_known || place.origin.as_ref().is_some_and(is_from);
+        let is_own = is_known || place.source.as_ref() == Some(&volume.source);
         let is_stale = matches!(listed.state, State::Stale { .. });
         let in_container = is_stale || place.containers.contains(&volume.container);
         let is_of_kind = volume.place.mount().is_some() == place.is_mount;
@@ -146,11 +145,11 @@ mod tests {
             is_mount: false,
             volume_id: volume_id.map(str::to_owned),
             containers: vec!["c1".to_owned(), "c0".to_owned()],
-            origin: Some("/kubelet/pods/u1/volumeDevices".into()),
+            source: Some(OWN.into()),
         }
     }
 
-    const OWN: &str = "/kubelet/pods/u1/volumeDevices/csi/pvc-1";
+    const OWN: &str = "/dev/loop3";
 
     #[rstest]
     #[case::own_source("v1", "c1", "/dev/xvda", OWN, true)]
@@ -158,7 +157,7 @@ mod tests {
     #[case::earlier_container("v1", "c0", "/dev/xvda", OWN, true)]
     #[case::other_path("v1", "c1", "/dev/xvdb", OWN, false)]
     #[case::other_container("v1", "c9", "/dev/xvda", OWN, false)]
-    #[case::other_source("v1", "c1", "/dev/xvda", "/kubelet/pods/u2/volumeDevices/x", false)]
+    #[case::other_source("v1", "c1", "/dev/xvda", "/dev/loop4", false)]
     fn a_volume_of_another_attachment_is_not_taken(
         #[case] id: &str,
         #[case] container: &str,

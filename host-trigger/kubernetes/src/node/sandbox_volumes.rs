@@ -111,9 +111,14 @@ impl SandboxVolumes {
         // QEMU has a size that was never reported: a resize was interrupted, and the guest may not
         // have followed.
         let was_interrupted = request.reported_size.is_some_and(|size| size < found.size());
-        match has_grown || was_interrupted {
-            true => self.resize(&found, attached).await,
-            false => Ok(attached),
+        match (has_grown || was_interrupted, request.read_only) {
+            (true, false) => self.resize(&found, attached).await,
+            (true, true) => {
+                let note = "it has grown, and keeps its size here: a volume that can only be read \
+                            is not resized; detach it, and attach it again";
+                Ok(AttachedVolume { note: Some(note.to_owned()), ..attached })
+            }
+            (false, _) => Ok(attached),
         }
     }
 

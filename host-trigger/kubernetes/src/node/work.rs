@@ -14,6 +14,7 @@ use host_trigger::{
     cri::{Endpoint, PodSandbox},
     kata::sandbox,
 };
+use tracing::warn;
 
 use super::{
     claim_device,
@@ -55,8 +56,8 @@ impl Work {
                 passes: true,
             });
         };
-        let (source, origin) = self.source(&endpoint).await?;
-        let place = self.place(containers.all, Some(origin));
+        let source = self.source(&endpoint).await?;
+        let place = self.place(containers.all, Some(&source));
         let volumes = self.volumes(&sandbox);
         match found_volume::find(&volumes.list().await?, &place) {
             Some(found) if found.is_attached_to(&container) => {
@@ -82,21 +83,34 @@ impl Work {
         place: &Place,
     ) -> Result<AttachedVolume, Failure> {
         let plugged = volumes.plug(container, source, &self.request).await?;
-        if place.is_mount
-            && let Some(found) = found_volume::find(&volumes.list().await?, place)
-        {
-            let attached = found.attached();
-            if self.request.read_only {
-                return Ok(attached);
-            }
-            // One that cannot grow is attached all the same, and the status has both sizes.
-            let grown = volumes.resize(&found, attached.clone()).await;
-            return Ok(grown.map_or(attached.clone(), |grown| AttachedVolume {
-                note: attached.note,
-                ..grown
-            }));
+        if !place.is_mount {
+            return Ok(plugged);
         }
-        Ok(plugged)
+        // It is attached, whatever becomes of the rest.
+        let (name, id) = (&self.request.name, Some(plugged.id.clone()));
+        let place = Place { volume_id: id, ..place.clone() };
+        let listed = volumes.list().await.map(|all| found_volume::find(&all, &place));
+        let found = match listed {
+            Ok(Some(found)) => found,
+            Ok(None) => {
+                warn!(name, "the volume that was just mounted is not listed");
+                return Ok(plugged);
+            }
+            Err(e) => {
+                warn!(name, "nothing is known of the file system: {e}");
+                return Ok(plugged);
+            }
+        };
+        let attached = found.attached();
+        if self.request.read_only {
+            return Ok(attached);
+        }
+        match volumes.resize(&found, attached.clone()).await {
+            // One that cannot grow is no news here: the status has both sizes.
+            Ok(grown) => return Ok(AttachedVolume { note: attached.note, ..grown }),
+            Err(e) => warn!(name, "the file system could not be grown: {e}"),
+        }
+        Ok(attached)
     }
 
     /// Makes the volume be nowhere in the pod.
@@ -125,8 +139,8 @@ impl Work {
             .await
             .map_err(|e| Failure::from(&e))?;
         // Without it, what was attached is known by its ID alone.
-        let origin = self.origin(&endpoint).await.ok();
-        let place = self.place(containers.all, origin);
+        let source = self.source(&endpoint).await.ok();
+        let place = self.place(containers.all, source.as_deref());
         let volumes = self.volumes(&sandbox);
         let Some(found) = found_volume::find(&volumes.list().await?, &place) else {
             return Ok("nothing is attached".to_owned());
@@ -162,9 +176,10 @@ impl Work {
         AuditTrail { log: self.host.audit_log.clone(), fields }
     }
 
-    fn place(&self, containers: Vec<String>, origin: Option<PathBuf>) -> Place {
+    fn place(&self, containers: Vec<String>, source: Option<&Path>) -> Place {
         let Request { path, mount, volume_id, .. } = self.request.clone();
-        Place { path, is_mount: mount.is_some(), volume_id, containers, origin }
+        let source = source.and_then(|source| source.canonicalize().ok());
+        Place { path, is_mount: mount.is_some(), volume_id, containers, source }
     }
 
     /// The pod's sandbox.
@@ -192,22 +207,13 @@ impl Work {
         Err(Error::NotKata { pod, sandbox, handler, searched: self.roots() })
     }
 
-    /// The volume's path, and where volumes of this attachment come from.
-    async fn source(&self, endpoint: &Endpoint) -> Result<(PathBuf, PathBuf), Failure> {
-        let origin = self.origin(endpoint).await?;
-        match &self.request.source {
-            RequestSource::AttachmentPod(_) => Ok((claim_device::only(&origin)?, origin)),
-            RequestSource::HostPath(path) => Ok((path.clone(), origin)),
-        }
-    }
-
-    /// The directory that all devices of the attachment pod are in, or the path of the node.
-    async fn origin(&self, endpoint: &Endpoint) -> Result<PathBuf, Failure> {
+    /// The volume's path: the device of the attachment pod, or the path of the node.
+    async fn source(&self, endpoint: &Endpoint) -> Result<PathBuf, Failure> {
         match &self.request.source {
             RequestSource::AttachmentPod(pod) => {
                 let found = endpoint.sandbox(pod, None, self.deadline()).await;
                 let found = found.map_err(|e| Failure { passes: true, ..Failure::from(&e) })?;
-                claim_device::directory(&self.host.kubelet, &found.uid)
+                claim_device::only(&claim_device::directory(&self.host.kubelet, &found.uid)?)
             }
             RequestSource::HostPath(path) => {
                 let namespace = &self.request.pod.namespace;

@@ -3,8 +3,8 @@
 use std::fs;
 
 use block_volume_kubernetes::{
-    node::{CountedVolume, Host as _},
-    resource::{BlockVolumeAttachment, ConditionType, FileSystemStatus, Truth},
+    node::{CountedVolume, Host as _, Request},
+    resource::{BlockVolumeAttachment, ConditionType, FileSystemStatus, NodeStatus, Truth},
 };
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
@@ -88,6 +88,12 @@ async fn a_file_system_is_mounted_grows_with_its_claim_and_follows_its_container
         kept.is_ok_and(|kept| kept.stdout == b"kept\n")
     })
     .await;
+
+    // What was never reported, as by an agent that was killed, is found by its source.
+    let mut unreported = node.cluster.attachment("one").await.unwrap();
+    unreported.status.as_mut().unwrap().node = NodeStatus::default();
+    let request = Request::new(&unreported).unwrap();
+    assert_eq!(node.host.detach(request).await, Ok("detached".to_owned()));
 
     node.cluster.delete("one").await;
     node.cluster.until_gone("one").await;
