@@ -8,6 +8,10 @@ use crate::{api::check_mount_option, fault};
 /// Always: an image with a device node or a set-user-ID program inside gives no rights.
 const ALWAYS: u64 = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID;
 
+/// What the kernel does at an error of the volume. Without this option the superblock of ext2 to
+/// ext4 decides, and the volume's maker may have set it to a panic of the whole guest.
+const ERRORS: &str = "errors";
+
 /// Mount options that were checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Options {
@@ -58,6 +62,10 @@ impl Options {
                 }
             };
         }
+        let has_errors = parameters.iter().any(|(name, _)| name == ERRORS);
+        if matches!(kind, Kind::Ext2 | Kind::Ext3 | Kind::Ext4) && !has_errors {
+            parameters.push((ERRORS.to_owned(), Some("remount-ro".to_owned())));
+        }
         Ok(Options { attributes, parameters })
     }
 }
@@ -73,8 +81,7 @@ mod tests {
 
     #[test]
     fn a_mount_is_always_nodev_and_nosuid() {
-        let plain = options(&[], false).unwrap();
-        assert_eq!((plain.attributes, plain.parameters), (ALWAYS, vec![]));
+        assert_eq!(options(&[], false).unwrap().attributes, ALWAYS);
         assert_eq!(options(&["nodev", "nosuid"], false).unwrap().attributes, ALWAYS);
         assert_eq!(options(&["noexec", "dev"], false).unwrap_err().0, "dev");
     }
@@ -83,7 +90,21 @@ mod tests {
     fn a_read_only_one_is_read_only_as_mount_and_as_file_system() {
         let options = options(&[], true).unwrap();
         assert_eq!(options.attributes, ALWAYS | libc::MOUNT_ATTR_RDONLY);
-        assert_eq!(options.parameters, [("ro".to_owned(), None)]);
+        assert_eq!(options.parameters[0], ("ro".to_owned(), None));
+    }
+
+    #[test]
+    fn an_error_of_the_volume_never_ends_the_guest_whatever_the_superblock_says() {
+        let of = |kind, list: &[&str]| {
+            let list: Vec<String> = list.iter().copied().map(str::to_owned).collect();
+            Options::new(kind, &list, false).unwrap().parameters
+        };
+        let set = |value: &str| [("errors".to_owned(), Some(value.to_owned()))];
+        for kind in [Kind::Ext2, Kind::Ext3, Kind::Ext4] {
+            assert_eq!(of(kind, &[]), set("remount-ro"));
+            assert_eq!(of(kind, &["errors=continue"]), set("continue"));
+        }
+        assert_eq!(of(Kind::Xfs, &[]), []);
     }
 
     #[test]
@@ -92,6 +113,6 @@ mod tests {
         let times = libc::MOUNT_ATTR_NOATIME | libc::MOUNT_ATTR_NODIRATIME;
         assert_eq!(options.attributes, ALWAYS | times);
         let expected = [("commit".to_owned(), Some("5".to_owned())), ("sync".to_owned(), None)];
-        assert_eq!(options.parameters, expected);
+        assert_eq!(options.parameters[..2], expected);
     }
 }

@@ -32,6 +32,27 @@ async fn assert_usable(sandbox: &Sandbox, container: &Container, before: &Snapsh
     before.assert_unchanged(sandbox, &[container]).await;
 }
 
+/// The guest would be gone with its first look at the directory that is damaged.
+#[rstest]
+#[tokio::test]
+async fn image_that_asks_for_a_panic_becomes_read_only(#[future(awt)] sandbox: Sandbox) {
+    let container = sandbox.start_container().await;
+    let before = Snapshot::of(&sandbox, &[&container]).await;
+    let image = ext4();
+    let tuned = Command::new("tune2fs").args(["-e", "panic", image.name()]).output().unwrap();
+    assert!(tuned.status.success(), "{tuned:?}");
+    debugfs(&image, "mkdir damaged");
+    debugfs(&image, "zap_block -f damaged -p 255 0");
+    sandbox.mount(&container, &image, "/mnt").await;
+    shell(&container, "echo before >/mnt/new && sync").await;
+    container.exec_fails(&["ls", "/mnt/damaged"]).await;
+    let refused = container.exec_fails(&["sh", "-c", "echo after >/mnt/new"]).await;
+    assert!(refused.contains("Read-only file system"), "{refused}");
+    assert_hello(&container, "/mnt").await;
+    unmount(&sandbox, &container, "/mnt").await;
+    assert_usable(&sandbox, &container, &before).await;
+}
+
 /// A volume is mounted below another one, where links of that one lead.
 #[rstest]
 #[tokio::test]
