@@ -2,10 +2,13 @@
 //! lets it go when the node agent has detached the volume. What it does is decided in `plan`; the
 //! node agents do the rest. It keeps nothing: everything is read from the API server.
 
+mod claim_users;
+mod dependents;
 mod observed;
 mod pause;
 mod plan;
 mod refusal;
+mod work;
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -17,42 +20,30 @@ use futures_util::{Stream, StreamExt as _};
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
     runtime::{
         Controller,
-        controller::Action,
-        reflector::{ObjectRef, Store},
+        controller::{Action, Config},
+        reflector::ObjectRef,
         watcher,
     },
 };
-use serde_json::json;
 use tokio::sync::{Mutex, MutexGuard};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
-use crate::{
-    apply::{api_version, apply_status},
-    attachment_pod,
-    error::Error,
-    metrics::Metrics,
-    node_report::NodeReport,
-    resource::{
-        BlockVolumeAttachment, Condition, ConditionType, ControllerStatus, FINALIZER, NODE_LABEL,
-        Source,
-    },
-};
+use crate::{attachment_pod, error::Error, metrics::Metrics, resource::BlockVolumeAttachment};
 
+use claim_users::ClaimUsers;
+use dependents::{Dependents, Key};
 use observed::Observed;
 use pause::Pause;
-use plan::{Plan, PodAction};
+use plan::Plan;
+use work::Work;
 
-/// The names under which the controller owns its fields. Those of the status have a name of their
-/// own: before Kubernetes 1.22 one name has one set of fields, whatever it was applied to.
-const MANAGER: &str = "block-volume-controller";
-const STATUS_MANAGER: &str = "block-volume-controller-status";
 /// How often it is checked whether a node is gone that is to detach a volume.
 const NODE_CHECK: Duration = Duration::from_secs(60);
-/// How many attachments for different places are decided about at a time, at most.
-const TURNS: usize = 64;
+/// How many attachments for different places are decided about at a time, at most. An API server
+/// refuses requests when it has hundreds of them.
+const TURNS: u16 = 64;
 /// The time before an attachment is tried again after an error of the API server.
 const AFTER_ERROR: Duration = Duration::from_secs(5);
 
@@ -67,9 +58,10 @@ struct Context {
     client: Client,
     settings: Settings,
     metrics: Arc<Metrics>,
-    all: Store<BlockVolumeAttachment>,
+    dependents: Dependents,
+    claim_users: ClaimUsers,
     /// Of attachments for one place, one is decided about at a time. Each place has one of these.
-    turns: [Mutex<()>; TURNS],
+    turns: [Mutex<()>; TURNS as usize],
 }
 
 /// Runs the controller until `shutdown` resolves. What is under way then is completed.
@@ -79,57 +71,62 @@ pub async fn run(
     metrics: Arc<Metrics>,
     shutdown: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
-    let mut results = std::pin::pin!(reconciliations(client, settings, metrics, shutdown));
-    while let Some(()) = results.next().await {}
+    let claim_users = ClaimUsers::new();
+    let results = reconciliations(client.clone(), settings, metrics, claim_users.clone(), shutdown);
+    let mut results = std::pin::pin!(results);
+    let work = async { while let Some(()) = results.next().await {} };
+    tokio::select! {
+        () = work => {}
+        () = claim_users.follow(client) => {}
+    }
 }
 
 fn reconciliations(
     client: Client,
     settings: Settings,
     metrics: Arc<Metrics>,
+    claim_users: ClaimUsers,
     shutdown: impl Future<Output = ()> + Send + Sync + 'static,
 ) -> impl Stream<Item = ()> {
     let everything = watcher::Config::default;
-    let own_pods = format!("{}={}", attachment_pod::LABEL, attachment_pod::LABEL_VALUE);
-    let controller =
-        Controller::new(Api::<BlockVolumeAttachment>::all(client.clone()), everything());
-    let all = controller.store();
-    let (of_pod, of_claim, beside) = (all.clone(), all.clone(), all.clone());
+    let attachments = Api::<BlockVolumeAttachment>::all(client.clone());
+    let controller = Controller::new(attachments.clone(), everything());
+    let dependents = Dependents::new(controller.store());
+    let (of_pod, of_claim, beside) = (dependents.clone(), dependents.clone(), dependents.clone());
     let turns = std::array::from_fn(|_| Mutex::default());
-    let context = Arc::new(Context { client: client.clone(), settings, metrics, all, turns });
+    let context = Arc::new(Context {
+        client: client.clone(),
+        settings,
+        metrics,
+        dependents,
+        claim_users,
+        turns,
+    });
     controller
-        .owns(Api::<Pod>::all(client.clone()), everything().labels(&own_pods))
+        .with_config(Config::default().concurrency(TURNS))
         .watches(Api::<Pod>::all(client.clone()), everything(), move |pod: Pod| {
-            let (namespace, name) = (pod.namespace(), pod.name_any());
-            chosen(&of_pod, move |one| one.namespace() == namespace && one.spec.pod_name == name)
+            triggered_by_pod(&of_pod, &pod)
         })
         .watches(
-            Api::<PersistentVolumeClaim>::all(client.clone()),
+            Api::<PersistentVolumeClaim>::all(client),
             everything(),
             move |claim: PersistentVolumeClaim| {
-                let (namespace, name) = (claim.namespace(), claim.name_any());
-                chosen(&of_claim, move |one| {
-                    let is_it = match &one.spec.source {
-                        Source::PersistentVolumeClaim(source) => source.claim_name == name,
-                        Source::HostPath(_) => false,
-                    };
-                    is_it && one.namespace() == namespace
-                })
+                let namespace = claim.namespace().unwrap_or_default();
+                let claim = Key::Claim(namespace, claim.name_any());
+                references(of_claim.of(&claim).into_iter())
             },
         )
         // One that goes may make room for another one at its path.
-        .watches(
-            Api::<BlockVolumeAttachment>::all(client),
-            everything(),
-            move |gone: BlockVolumeAttachment| {
-                let namespace = gone.namespace();
-                chosen(&beside, move |one| {
-                    one.namespace() == namespace
-                        && one.spec.path() == gone.spec.path()
-                        && one.metadata.uid != gone.metadata.uid
-                })
-            },
-        )
+        .watches(attachments, everything(), move |one: BlockVolumeAttachment| {
+            beside.note(&one);
+            let namespace = one.namespace().unwrap_or_default();
+            let others = beside.of(&Key::Pod(namespace, one.spec.pod_name.clone()));
+            let is_rival = |other: &Arc<BlockVolumeAttachment>| {
+                observed::place(other) == observed::place(&one)
+                    && other.metadata.uid != one.metadata.uid
+            };
+            references(others.into_iter().filter(is_rival))
+        })
         .trigger_backoff(Pause)
         .graceful_shutdown_on(shutdown)
         .run(reconcile, after_error, context)
@@ -139,13 +136,23 @@ fn reconciliations(
         })
 }
 
-/// The attachments that `is_meant`.
-fn chosen(
-    all: &Store<BlockVolumeAttachment>,
-    is_meant: impl Fn(&BlockVolumeAttachment) -> bool,
+/// The attachments that are for this pod, that it is the attachment pod of, or that may wait for
+/// one of its claims. Those that wait for nothing are none: many pods may share a claim.
+fn triggered_by_pod(dependents: &Dependents, pod: &Pod) -> Vec<ObjectRef<BlockVolumeAttachment>> {
+    let namespace = pod.namespace().unwrap_or_default();
+    let of_claim = claim_users::claims(pod).flat_map(|claim| {
+        let all = dependents.of(&Key::Claim(namespace.clone(), claim.to_owned()));
+        all.into_iter()
+            .filter(|one| one.assignment().pod_uid.is_none() || attachment_pod::is_of(pod, one))
+    });
+    let of_pod = dependents.of(&Key::Pod(namespace.clone(), pod.name_any()));
+    references(of_claim.chain(of_pod))
+}
+
+fn references(
+    attachments: impl Iterator<Item = Arc<BlockVolumeAttachment>>,
 ) -> Vec<ObjectRef<BlockVolumeAttachment>> {
-    let all = all.state();
-    all.iter().filter(|one| is_meant(one)).map(|one| ObjectRef::from_obj(&**one)).collect()
+    attachments.map(|one| ObjectRef::from_obj(&*one)).collect()
 }
 
 fn after_error(
@@ -164,6 +171,7 @@ async fn reconcile(
     context: Arc<Context>,
 ) -> Result<Action, Error> {
     let namespace = attachment.namespace().unwrap_or_default();
+    context.dependents.note(&attachment);
     let _turn = context.turn(&attachment).await;
     let observed = context.observe(&namespace, (*attachment).clone()).await?;
     let plan = Plan::new(&observed);
@@ -183,7 +191,7 @@ impl Context {
     async fn turn(&self, attachment: &BlockVolumeAttachment) -> MutexGuard<'_, ()> {
         let mut hasher = DefaultHasher::new();
         observed::place(attachment).hash(&mut hasher);
-        let index = usize::try_from(hasher.finish() % TURNS as u64).unwrap_or_default();
+        let index = usize::try_from(hasher.finish() % u64::from(TURNS)).unwrap_or_default();
         self.turns[index].lock().await
     }
 
@@ -195,7 +203,8 @@ impl Context {
         own: &BlockVolumeAttachment,
     ) -> Result<Vec<BlockVolumeAttachment>, Error> {
         let place = observed::place(own);
-        let known = self.all.state();
+        let of_pod = Key::Pod(namespace.to_owned(), own.spec.pod_name.clone());
+        let known = self.dependents.of(&of_pod);
         let is_other = |one: &BlockVolumeAttachment| {
             observed::place(one) == place && one.metadata.uid != own.metadata.uid
         };
@@ -230,7 +239,7 @@ impl Context {
             let claims = Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), namespace);
             observed.claim = claims.get_opt(claim).await?;
             if assignment.pod_uid.is_none() {
-                observed.claim_users = claim_users(&pods, &observed).await?;
+                observed.claim_users = self.claim_users(&pods, namespace, &observed).await?;
             }
         }
         let is_leaving = observed.attachment.metadata.deletion_timestamp.is_some();
@@ -242,127 +251,23 @@ impl Context {
         }
         Ok(observed)
     }
-}
 
-/// The pods that have the claim, the attachment pod excluded.
-async fn claim_users(pods: &Api<Pod>, observed: &Observed) -> Result<Vec<Pod>, Error> {
-    let own = attachment_pod::name(&observed.attachment);
-    let claim = observed.claim_name();
-    let has_claim = |pod: &Pod| {
-        let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-        let mut claims = volumes.filter_map(|volume| volume.persistent_volume_claim.as_ref());
-        claims.any(|one| Some(one.claim_name.as_str()) == claim) && pod.name_any() != own
-    };
-    let all = pods.list(&ListParams::default()).await?;
-    Ok(all.items.into_iter().filter(has_claim).collect())
-}
-
-/// A plan being carried out for one attachment.
-struct Work<'a> {
-    context: &'a Context,
-    namespace: String,
-    attachment: &'a BlockVolumeAttachment,
-}
-
-impl Work<'_> {
-    /// Carries out `plan`. The finalizer and the label come first, then the status that gives the
-    /// attachment to its node, then the pod: whatever is interrupted is continued, and nothing is
-    /// made that is not known to be removed again.
-    async fn carry_out(&self, plan: &Plan, observed: &Observed) -> Result<(), Error> {
-        let is_leaving = plan.status.is_none();
-        if is_leaving {
-            self.pod(plan, observed).await?;
-            return self.metadata(plan).await;
-        }
-        self.metadata(plan).await?;
-        if plan.speaks_for_node {
-            NodeReport::gone(self.attachment).apply(&self.context.client, self.attachment).await?;
-        }
-        if let Some((status, conditions)) = &plan.status {
-            self.status(status, conditions).await?;
-        }
-        self.pod(plan, observed).await
-    }
-
-    async fn metadata(&self, plan: &Plan) -> Result<(), Error> {
-        let attachment = self.attachment;
-        let has_finalizer = attachment.finalizers().iter().any(|one| one == FINALIZER);
-        let label = attachment.labels().get(NODE_LABEL);
-        if has_finalizer == plan.finalizer && label == plan.node.as_ref() {
-            return Ok(());
-        }
-        let labels = plan.node.iter().map(|node| (NODE_LABEL.to_owned(), node.clone()));
-        let wanted = json!({
-            "apiVersion": api_version(),
-            "kind": "BlockVolumeAttachment",
-            "metadata": ObjectMeta {
-                // Without the UID, an attachment that is gone meanwhile would be made again.
-                uid: attachment.metadata.uid.clone(),
-                labels: Some(labels.collect()),
-                finalizers: plan.finalizer.then(|| vec![FINALIZER.to_owned()]),
-                ..ObjectMeta::default()
-            },
-        });
-        let all =
-            Api::<BlockVolumeAttachment>::namespaced(self.context.client.clone(), &self.namespace);
-        let (name, force) = (attachment.name_any(), PatchParams::apply(MANAGER).force());
-        all.patch(&name, &force, &Patch::Apply(&wanted)).await?;
-        info!(namespace = self.namespace, name, node = plan.node, "labelled");
-        Ok(())
-    }
-
-    async fn status(
+    /// The pods that have the claim, the attachment pod excluded, as the API server has them now.
+    /// One that was made a moment ago may be missing. Kubernetes does not give its node the volume
+    /// of a claim that another node has, and the attachment pod says so.
+    async fn claim_users(
         &self,
-        status: &ControllerStatus,
-        conditions: &[Condition],
-    ) -> Result<(), Error> {
-        let attachment = self.attachment;
-        let known = |one: &Condition| attachment.condition(one.condition_type) == Some(one);
-        if attachment.assignment() == *status && conditions.iter().all(known) {
-            return Ok(());
+        pods: &Api<Pod>,
+        namespace: &str,
+        observed: &Observed,
+    ) -> Result<Vec<Pod>, Error> {
+        let own = attachment_pod::name(&observed.attachment);
+        let Some(claim) = observed.claim_name() else { return Ok(Vec::new()) };
+        let names = self.claim_users.of(namespace, claim).await;
+        let mut found = Vec::new();
+        for name in names.iter().filter(|name| **name != own) {
+            found.extend(pods.get_opt(name).await?);
         }
-        let mut body = serde_json::to_value(status)?;
-        body["conditions"] = serde_json::to_value(conditions)?;
-        apply_status(&self.context.client, attachment, STATUS_MANAGER, &body).await?;
-        for condition in conditions {
-            let former = attachment.condition(condition.condition_type);
-            if former.map(|one| (&one.status, &one.reason))
-                != Some((&condition.status, &condition.reason))
-                && condition.condition_type == ConditionType::Accepted
-            {
-                let (name, reason) = (attachment.name_any(), &condition.reason);
-                info!(namespace = self.namespace, name, reason, "{}", condition.message);
-                self.context.metrics.accepted(reason);
-            }
-        }
-        Ok(())
-    }
-
-    async fn pod(&self, plan: &Plan, observed: &Observed) -> Result<(), Error> {
-        let pods = Api::<Pod>::namespaced(self.context.client.clone(), &self.namespace);
-        match &plan.attachment_pod {
-            PodAction::Keep => {}
-            PodAction::Create { node, claim } => {
-                let image = &self.context.settings.image;
-                let pod = attachment_pod::new(self.attachment, claim, node, image)?;
-                match pods.create(&PostParams::default(), &pod).await {
-                    Ok(_) => info!(namespace = self.namespace, pod = pod.name_any(), "created"),
-                    // It is read with the next event.
-                    Err(kube::Error::Api(status)) if status.is_already_exists() => {}
-                    Err(e) => return Err(e.into()),
-                }
-            }
-            PodAction::Delete => {
-                let Some(pod) = observed.own_pod() else { return Ok(()) };
-                let only = Preconditions { uid: pod.uid(), resource_version: None };
-                let only = DeleteParams { preconditions: Some(only), ..DeleteParams::default() };
-                match pods.delete(&pod.name_any(), &only).await {
-                    Ok(_) => info!(namespace = self.namespace, pod = pod.name_any(), "deleted"),
-                    Err(kube::Error::Api(status)) if status.is_not_found() => {}
-                    Err(e) => return Err(e.into()),
-                }
-            }
-        }
-        Ok(())
+        Ok(found)
     }
 }

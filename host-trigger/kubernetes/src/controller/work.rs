@@ -1,0 +1,139 @@
+//! What was decided about an attachment is done: writes to the API server, and nothing else.
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
+};
+use serde_json::json;
+use tracing::info;
+
+use super::{
+    Context,
+    observed::Observed,
+    plan::{Plan, PodAction},
+};
+use crate::{
+    apply::{api_version, apply_status},
+    attachment_pod,
+    error::Error,
+    node_report::NodeReport,
+    resource::{
+        BlockVolumeAttachment, Condition, ConditionType, ControllerStatus, FINALIZER, NODE_LABEL,
+    },
+};
+
+/// The names under which the controller owns its fields. Those of the status have a name of their
+/// own: before Kubernetes 1.22 one name has one set of fields, whatever it was applied to.
+const MANAGER: &str = "block-volume-controller";
+const STATUS_MANAGER: &str = "block-volume-controller-status";
+
+/// A plan being carried out for one attachment.
+pub(super) struct Work<'a> {
+    pub(super) context: &'a Context,
+    pub(super) namespace: String,
+    pub(super) attachment: &'a BlockVolumeAttachment,
+}
+
+impl Work<'_> {
+    /// Carries out `plan`. The finalizer and the label come first, then the status that gives the
+    /// attachment to its node, then the pod: whatever is interrupted is continued, and nothing is
+    /// made that is not known to be removed again.
+    pub(super) async fn carry_out(&self, plan: &Plan, observed: &Observed) -> Result<(), Error> {
+        let is_leaving = plan.status.is_none();
+        if is_leaving {
+            self.pod(plan, observed).await?;
+            return self.metadata(plan).await;
+        }
+        self.metadata(plan).await?;
+        if plan.speaks_for_node {
+            NodeReport::gone(self.attachment).apply(&self.context.client, self.attachment).await?;
+        }
+        if let Some((status, conditions)) = &plan.status {
+            self.status(status, conditions).await?;
+        }
+        self.pod(plan, observed).await
+    }
+
+    async fn metadata(&self, plan: &Plan) -> Result<(), Error> {
+        let attachment = self.attachment;
+        let has_finalizer = attachment.finalizers().iter().any(|one| one == FINALIZER);
+        let label = attachment.labels().get(NODE_LABEL);
+        if has_finalizer == plan.finalizer && label == plan.node.as_ref() {
+            return Ok(());
+        }
+        let labels = plan.node.iter().map(|node| (NODE_LABEL.to_owned(), node.clone()));
+        let wanted = json!({
+            "apiVersion": api_version(),
+            "kind": "BlockVolumeAttachment",
+            "metadata": ObjectMeta {
+                // Without the UID, an attachment that is gone meanwhile would be made again.
+                uid: attachment.metadata.uid.clone(),
+                labels: Some(labels.collect()),
+                finalizers: plan.finalizer.then(|| vec![FINALIZER.to_owned()]),
+                ..ObjectMeta::default()
+            },
+        });
+        let all =
+            Api::<BlockVolumeAttachment>::namespaced(self.context.client.clone(), &self.namespace);
+        let (name, force) = (attachment.name_any(), PatchParams::apply(MANAGER).force());
+        all.patch(&name, &force, &Patch::Apply(&wanted)).await?;
+        info!(namespace = self.namespace, name, node = plan.node, "labelled");
+        Ok(())
+    }
+
+    async fn status(
+        &self,
+        status: &ControllerStatus,
+        conditions: &[Condition],
+    ) -> Result<(), Error> {
+        let attachment = self.attachment;
+        let known = |one: &Condition| attachment.condition(one.condition_type) == Some(one);
+        if attachment.assignment() == *status && conditions.iter().all(known) {
+            return Ok(());
+        }
+        let mut body = serde_json::to_value(status)?;
+        body["conditions"] = serde_json::to_value(conditions)?;
+        apply_status(&self.context.client, attachment, STATUS_MANAGER, &body).await?;
+        for condition in conditions {
+            let former = attachment.condition(condition.condition_type);
+            if former.map(|one| (&one.status, &one.reason))
+                != Some((&condition.status, &condition.reason))
+                && condition.condition_type == ConditionType::Accepted
+            {
+                let (name, reason) = (attachment.name_any(), &condition.reason);
+                info!(namespace = self.namespace, name, reason, "{}", condition.message);
+                self.context.metrics.accepted(reason);
+            }
+        }
+        Ok(())
+    }
+
+    async fn pod(&self, plan: &Plan, observed: &Observed) -> Result<(), Error> {
+        let pods = Api::<Pod>::namespaced(self.context.client.clone(), &self.namespace);
+        match &plan.attachment_pod {
+            PodAction::Keep => {}
+            PodAction::Create { node, claim } => {
+                let image = &self.context.settings.image;
+                let pod = attachment_pod::new(self.attachment, claim, node, image)?;
+                match pods.create(&PostParams::default(), &pod).await {
+                    Ok(_) => info!(namespace = self.namespace, pod = pod.name_any(), "created"),
+                    // It is read with the next event.
+                    Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            PodAction::Delete => {
+                let Some(pod) = observed.own_pod() else { return Ok(()) };
+                let only = Preconditions { uid: pod.uid(), resource_version: None };
+                let only = DeleteParams { preconditions: Some(only), ..DeleteParams::default() };
+                match pods.delete(&pod.name_any(), &only).await {
+                    Ok(_) => info!(namespace = self.namespace, pod = pod.name_any(), "deleted"),
+                    Err(kube::Error::Api(status)) if status.is_not_found() => {}
+                    Err(e) => return Err(e.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+}
