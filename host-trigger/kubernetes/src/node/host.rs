@@ -6,6 +6,9 @@ use host_trigger::{error::ErrorBody, exit_status::ExitStatus, output::stats_repo
 use super::{remedy, request::Request, statistics::CountedVolume};
 use crate::resource::FileSystemStatus;
 
+/// The reason of a source that is in use on the node.
+const SOURCE_HELD: &str = "source_held";
+
 /// A host of sandboxes.
 pub trait Host: Send + Sync + 'static {
     /// Makes the volume be in the container, with the limits and the size that it is to have.
@@ -81,7 +84,10 @@ impl From<&ErrorBody> for Failure {
             ExitStatus::PermissionDenied,
             ExitStatus::VersionSkew,
         ];
-        let passes = !waits_for_a_change.iter().any(|status| status.code() == error.exit_code);
+        // A source that something else uses is free when that has ended, which no event tells.
+        let is_held = error.reason == SOURCE_HELD;
+        let passes =
+            is_held || !waits_for_a_change.iter().any(|status| status.code() == error.exit_code);
         Self { reason: camel_case(&error.reason), message, passes }
     }
 }
