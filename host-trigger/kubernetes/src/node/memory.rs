@@ -109,6 +109,11 @@ impl Memory {
         wait
     }
 
+    /// Forgets what was done last: there is work with the next event.
+    pub(super) fn forget(&self, uid: &str) {
+        self.known().remove(uid);
+    }
+
     /// Forgets what is not in `uids`.
     pub(super) fn retain(&self, is_there: impl Fn(&str) -> bool) {
         self.known().retain(|uid, _| is_there(uid));
@@ -130,6 +135,9 @@ mod tests {
         let mut changed = sample::attachment();
         changed.metadata.generation = Some(2);
         assert_eq!(memory.wait("u", &Cause::of(&changed), now), Some(Duration::ZERO));
+        memory.forget("u");
+        assert_eq!(memory.wait("u", &cause, now), Some(Duration::ZERO));
+        memory.note("u", cause.clone(), Ended::Attached, now);
         memory.retain(|_| false);
         assert_eq!(memory.wait("u", &cause, now), Some(Duration::ZERO));
     }

@@ -22,6 +22,7 @@ pub use sandbox_host::SandboxHost;
 pub use statistics::CountedVolume;
 
 use std::{
+    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -124,11 +125,15 @@ async fn reconcile<H: Host>(
         Some(wait) => Action::requeue(wait),
         None => Action::await_change(),
     };
-    // Anybody who creates an attachment can set the label; the status is the controller's.
-    if attachment.assignment().node_name.as_deref() != Some(&context.node) {
+    let uid = attachment.uid().unwrap_or_default();
+    // Anybody who creates an attachment can set the label; the status is the controller's. With the
+    // name of the node it has written its decision: if that is missing, somebody has overwritten
+    // the status. The controller writes it again, and then this agent does.
+    let is_own = attachment.assignment().node_name.as_deref() == Some(&context.node);
+    if !is_own || attachment.condition(ConditionType::Accepted).is_none() {
+        context.memory.forget(&uid);
         return Ok(Action::await_change());
     }
-    let uid = attachment.uid().unwrap_or_default();
     let cause = Cause::of(&attachment);
     match context.memory.wait(&uid, &cause, Instant::now()) {
         Some(Duration::ZERO) => {}
@@ -235,7 +240,8 @@ impl<H: Host> Context<H> {
     /// Forgets attachments that are gone, and counts the others.
     fn forget(&self) {
         let all = self.all.state();
-        self.memory.retain(|uid| all.iter().any(|one| one.metadata.uid.as_deref() == Some(uid)));
+        let uids: HashSet<_> = all.iter().filter_map(|one| one.metadata.uid.as_deref()).collect();
+        self.memory.retain(|uid| uids.contains(uid));
         let attached = all.iter().filter(|one| one.is(ConditionType::Attached)).count();
         self.metrics.states(attached, all.len() - attached);
     }
