@@ -63,7 +63,19 @@ impl Sandbox {
     /// # Errors
     /// As [`Sandbox::boot`].
     pub async fn boot_as(id: &str, machine: &Machine) -> Result<Self, Error> {
-        Self::boot_with_id(&Environment::from_variables(), "default", machine, id).await
+        Self::boot_as_in(&Environment::from_variables(), id, machine).await
+    }
+
+    /// The same in the given environment.
+    ///
+    /// # Errors
+    /// As [`Sandbox::boot`].
+    pub async fn boot_as_in(
+        environment: &Environment,
+        id: &str,
+        machine: &Machine,
+    ) -> Result<Self, Error> {
+        Self::boot_with_id(environment, "default", machine, id).await
     }
 
     /// Boots the image `image` of this build (`default`, or `fault` with the plugin's fault

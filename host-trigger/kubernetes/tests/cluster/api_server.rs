@@ -134,6 +134,11 @@ impl ApiServer {
         }
     }
 
+    /// The process IDs of etcd and of the API server, which runs.
+    pub(crate) fn processes(&self) -> [u32; 2] {
+        [self.etcd.id(), self.server.as_ref().unwrap().id()]
+    }
+
     /// A client for `user`.
     pub(crate) fn client(&self, user: User) -> Client {
         let mut config = Config::new(self.url().parse().unwrap());
@@ -183,7 +188,7 @@ impl ApiServer {
 }
 
 /// Where `ci/kubernetes --build` puts the programs.
-fn programs() -> PathBuf {
+pub(crate) fn programs() -> PathBuf {
     let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let cache = std::env::var_os("VM_HARNESS_CACHE").map(PathBuf::from);
     let programs = cache.unwrap_or_else(|| tree.join("target/cache")).join("kubernetes");

@@ -22,6 +22,7 @@ struct State {
     /// Why nothing can be attached or detached.
     failure: Option<Failure>,
     calls: usize,
+    detaches: usize,
 }
 
 impl FakeHost {
@@ -36,6 +37,11 @@ impl FakeHost {
 
     pub(crate) fn fails(&self, failure: Option<Failure>) {
         self.state.lock().unwrap().failure = failure;
+    }
+
+    /// How often it was asked to detach something.
+    pub(crate) fn detaches(&self) -> usize {
+        self.state.lock().unwrap().detaches
     }
 
     /// How often something was asked of it.
@@ -62,6 +68,7 @@ impl Host for FakeHost {
         tokio::time::sleep(self.delay).await;
         let mut state = self.state.lock().unwrap();
         state.calls += 1;
+        state.detaches += 1;
         match &state.failure {
             Some(failure) if request.force.is_none() => return Err(failure.clone()),
             _ => {}

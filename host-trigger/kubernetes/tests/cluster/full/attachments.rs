@@ -10,8 +10,9 @@ use kube::{Api, ResourceExt as _, api::ListParams};
 use serde_json::json;
 
 use crate::{
-    cluster::{Cluster, NAMESPACE, Running, attachment},
+    cluster::{Cluster, NAMESPACE, Running},
     fake_host::FakeHost,
+    tenant::attachment,
     wait::until,
 };
 

@@ -1,6 +1,9 @@
 //! Each file starts API servers of its own.
 
 mod attachments;
+mod describe;
+#[cfg(feature = "fault")]
+mod killed_agent;
 mod lease;
 mod manifests;
 mod mounts;
@@ -9,4 +12,6 @@ mod rights;
 mod sandbox;
 mod scale;
 mod schema;
+mod shared_claim;
+mod transcript;
 mod trouble;

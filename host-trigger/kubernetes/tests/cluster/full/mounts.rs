@@ -10,8 +10,7 @@ use kube::ResourceExt as _;
 use serde_json::{Value, json};
 use vm_harness::FileSystem;
 
-use super::sandbox::KataNode;
-use crate::cluster::{NAMESPACE, attachment};
+use crate::{cluster::NAMESPACE, kata_node::KataNode, tenant::attachment};
 
 const MIB: u64 = 1 << 20;
 

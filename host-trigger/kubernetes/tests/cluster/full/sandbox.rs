@@ -1,110 +1,20 @@
-//! With a real sandbox: its pod is containerd's, its VM is the harness's, and the volume is in
-//! kubelet's directory as kubelet would put it there.
+//! With a real sandbox.
 
-use std::{fs, os::unix::fs::symlink, time::Duration};
-
-use block_volume_kubernetes::{
-    node::{AllowedPath, SandboxHost},
-    resource::{BlockVolumeAttachment, ConditionType, FORCE_ANNOTATION, Truth},
+use block_volume_kubernetes::resource::{
+    BlockVolumeAttachment, ConditionType, FORCE_ANNOTATION, Truth,
 };
-use kube::ResourceExt as _;
 use serde_json::json;
-use vm_harness::{
-    Container, Containerd, Environment, Machine, PodContainer, PodOptions, Sandbox, Snapshot,
-    Volume,
+use vm_harness::{Environment, Machine, Sandbox, Snapshot, Volume};
+
+use crate::{
+    cluster::NAMESPACE,
+    kata_node::{KataNode, host_path, run_pod},
+    tenant::attachment,
 };
 
-use crate::cluster::{Cluster, NAMESPACE, Running, attachment};
-
-use ConditionType::Attached;
+use ConditionType::{Accepted, Attached};
 
 const MIB: u64 = 1 << 20;
-
-/// A node with one pod of Kata's.
-pub(super) struct KataNode {
-    pub(super) cluster: Cluster,
-    pub(super) containerd: Containerd,
-    pub(super) pod: vm_harness::Pod,
-    pub(super) app: PodContainer,
-    pub(super) sandbox: Sandbox,
-    pub(super) container: Container,
-    pub(super) host: SandboxHost,
-    /// kubelet's directory.
-    kubelet: tempfile::TempDir,
-    pub(super) agent: Option<Running>,
-    _controller: Running,
-}
-
-impl KataNode {
-    pub(super) async fn new(allowed: &[&str]) -> Self {
-        let cluster = Cluster::start().await;
-        cluster.create_node("node-1").await;
-        let made = cluster.run_pod("db-0", "node-1", "c1").await;
-        let environment = Environment::from_variables();
-        let containerd = Containerd::start(&environment, "bookworm").await.unwrap();
-        let options = PodOptions {
-            runtime: "kata".to_owned(),
-            uid: made.uid().unwrap(),
-            ..PodOptions::named(NAMESPACE, "db-0")
-        };
-        let pod = containerd.run_pod(&options).await.unwrap();
-        let app = pod.start_container("app").await.unwrap();
-        cluster.container_runs("db-0", app.id()).await;
-        let sandbox = Sandbox::boot_as(pod.id(), &Machine::default()).await.unwrap();
-        let container = sandbox.start_container_as(app.id()).await;
-        let kubelet = tempfile::tempdir().unwrap();
-        let host = SandboxHost {
-            cri: Some(containerd.socket().into()),
-            run_dir: Some(sandbox.run_dir().to_owned()),
-            kubelet: kubelet.path().to_owned(),
-            mount_namespace: Some("/proc/self/ns/mnt".into()),
-            allowed: allowed.iter().map(|rule| rule.parse::<AllowedPath>().unwrap()).collect(),
-            timeout: Duration::from_secs(120),
-            audit_log: None,
-        };
-        let controller = cluster.controller();
-        let mut this = Self {
-            cluster,
-            containerd,
-            pod,
-            app,
-            sandbox,
-            container,
-            host,
-            kubelet,
-            agent: None,
-            _controller: controller,
-        };
-        this.start_agent();
-        this
-    }
-
-    pub(super) fn start_agent(&mut self) {
-        self.agent = Some(self.cluster.node_agent("node-1", self.host.clone()));
-    }
-
-    /// Creates an attachment of a claim, and does what kubelet does for its attachment pod.
-    pub(super) async fn attach(&self, name: &str, volume: &Volume) -> BlockVolumeAttachment {
-        self.cluster.claim(name, "16Mi").await;
-        let made = self.cluster.attach(name, "db-0").await;
-        self.publish(&made, volume).await;
-        made
-    }
-
-    /// kubelet and the container engine run the attachment pod: `volume` is on the node.
-    pub(super) async fn publish(&self, attachment: &BlockVolumeAttachment, volume: &Volume) {
-        let pod = self.cluster.attachment_pod(attachment).await;
-        let uid = pod.uid().unwrap();
-        let options =
-            PodOptions { uid: uid.clone(), ..PodOptions::named(NAMESPACE, &pod.name_any()) };
-        self.containerd.run_pod(&options).await.unwrap();
-        let plugin = format!("pods/{uid}/volumeDevices/kubernetes.io~csi");
-        let plugin = self.kubelet.path().join(plugin);
-        fs::create_dir_all(&plugin).unwrap();
-        symlink(volume.path(), plugin.join("pvc-1")).unwrap();
-        self.cluster.run_attachment_pod(attachment).await;
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_claim_is_a_disk_in_the_container_until_its_attachment_is_deleted() {
@@ -140,9 +50,8 @@ async fn a_claim_is_a_disk_in_the_container_until_its_attachment_is_deleted() {
                 .is_some_and(|status| status.node.observed_generation == one.metadata.generation)
         })
         .await;
-    let listed = node.sandbox.ecr_runtime().args(["block-volume", "list", "--output", "json"]);
-    let listed = listed.args(["--sandbox", node.sandbox.id()]).run().await.json();
-    assert_eq!(listed["volumes"][0]["throttle"]["iops"]["limit"], 500, "{listed:#}");
+    let listed = node.listed().await;
+    assert_eq!(listed[0]["throttle"]["iops"]["limit"], 500, "{listed:#?}");
 
     node.cluster.delete("one").await;
     node.cluster.until_gone("one").await;
@@ -162,37 +71,111 @@ async fn a_container_that_is_restarted_gets_its_volume_again() {
     node.app.start().await.unwrap();
     node.container = node.sandbox.start_container_as(node.app.id()).await;
     node.cluster.container_runs("db-0", node.app.id()).await;
-    let container = &node.container;
-    crate::wait::until("the new container has the volume", || async {
-        container
-            .try_exec(&["test", "-b", "/dev/xvda"], b"")
-            .await
-            .is_ok_and(|done| done.status == 0)
-    })
-    .await;
-    assert_eq!(container.read("/dev/xvda", 0..4096).await, volume.bytes(0..4096));
+    node.until_device("/dev/xvda", true).await;
+    assert_eq!(node.container.read("/dev/xvda", 0..4096).await, volume.bytes(0..4096));
     node.cluster.delete("one").await;
     node.cluster.until_gone("one").await;
     volume.check_claimable().unwrap();
 }
 
+/// Starts a process in the container that holds /dev/xvda, and returns its ID there. The
+/// container's own process is a sleep.
+async fn hold(node: &KataNode) -> String {
+    let hold = "tail -f /dev/null </dev/xvda >/dev/null 2>&1 & echo $!";
+    let printed = node.container.exec(&["sh", "-c", hold]).await;
+    String::from_utf8(printed).unwrap().trim().to_owned()
+}
+
+/// Deletes the attachment, and waits until its condition names the holder.
+async fn delete_while_busy(node: &KataNode, name: &str) {
+    node.cluster.delete(name).await;
+    let busy = node.cluster.until(name, "its holder is named", |one| {
+        one.condition(Attached).is_some_and(|condition| condition.message.contains("tail"))
+    });
+    assert_eq!(busy.await.condition(Attached).unwrap().status, Truth::True);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_volume_in_use_is_detached_by_force_alone_and_its_holder_is_named() {
+async fn a_volume_in_use_is_detached_when_its_holder_lets_go_or_by_force() {
     let node = KataNode::new(&[]).await;
+    let before = Snapshot::of(&node.sandbox, &[&node.container]).await;
     let volume = Volume::image(MIB);
     node.attach("one", &volume).await;
     node.cluster.until_condition("one", Attached, Truth::True, "Attached").await;
-    let hold = node.container.exec(&["sh", "-c", "sleep 100000 </dev/xvda >/dev/null 2>&1 &"]);
-    hold.await;
-    node.cluster.delete("one").await;
-    let busy = node.cluster.until("one", "its holder is named", |one| {
-        one.condition(Attached).is_some_and(|condition| condition.message.contains("sleep"))
-    });
-    let busy = busy.await;
-    assert_eq!(busy.condition(Attached).unwrap().status, Truth::True);
-    let force = json!({ "metadata": { "annotations": { FORCE_ANNOTATION: "it hangs" } } });
-    node.cluster.patch("one", force).await;
+    let holder = hold(&node).await;
+    delete_while_busy(&node, "one").await;
+    node.container.exec(&["sh", "-c", &format!("kill {holder}")]).await;
     node.cluster.until_gone("one").await;
+    before.assert_unchanged(&node.sandbox, &[&node.container]).await;
+
+    node.attach("two", &volume).await;
+    node.cluster.until_condition("two", Attached, Truth::True, "Attached").await;
+    hold(&node).await;
+    delete_while_busy(&node, "two").await;
+    let force = json!({ "metadata": { "annotations": { FORCE_ANNOTATION: "it hangs" } } });
+    node.cluster.patch("two", force).await;
+    node.cluster.until_gone("two").await;
+    volume.check_claimable().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_is_deleted_leaves_nothing_in_its_sandbox() {
+    let node = KataNode::new(&[]).await;
+    let before = Snapshot::of(&node.sandbox, &[&node.container]).await;
+    let volume = Volume::image(MIB);
+    node.attach("one", &volume).await;
+    node.cluster.until_condition("one", Attached, Truth::True, "Attached").await;
+    // kubelet has not ended its sandbox yet.
+    node.cluster.delete_pod("db-0").await;
+    node.cluster.until_condition("one", Attached, Truth::False, "Detached").await;
+    node.cluster.until_condition("one", Accepted, Truth::False, "PodNotFound").await;
+    before.assert_unchanged(&node.sandbox, &[&node.container]).await;
+    volume.check_claimable().unwrap();
+    node.cluster.delete("one").await;
+    node.cluster.until_gone("one").await;
+}
+
+/// Both pods have a sandbox of their own. Their nodes are this machine, as storage that two nodes
+/// reach.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_pods_one_has_the_volume_of_a_claim_that_both_may_use() {
+    let node = KataNode::new(&[]).await;
+    let volume = Volume::image(MIB);
+    let cluster = &node.cluster;
+    cluster.claim_with("one", "16Mi", "ReadWriteMany").await;
+    cluster.create_node("node-2").await;
+    let (pod, app) = run_pod(cluster, &node.containerd, "db-1", "node-2").await;
+    let environment = Environment::from_variables();
+    let second = Sandbox::boot_as_in(&environment, pod.id(), &Machine::default()).await.unwrap();
+    let container = second.start_container_as(app.id()).await;
+    let before = Snapshot::of(&second, &[&container]).await;
+    let mut host = node.host.clone();
+    host.run_dir = Some(second.run_dir().to_owned());
+    let _second_agent = cluster.node_agent("node-2", host);
+
+    let one = cluster.attach("one", "db-0").await;
+    node.publish(&one, &volume).await;
+    cluster.until_condition("one", Attached, Truth::True, "Attached").await;
+    let mut two = attachment("two", "db-1");
+    two["spec"]["source"] = json!({ "persistentVolumeClaim": { "claimName": "one" } });
+    let two: BlockVolumeAttachment = cluster.create(two).await;
+    cluster.until_condition("two", Accepted, Truth::True, "Given").await;
+    node.publish(&two, &volume).await;
+    let refused = cluster.until("two", "it is refused", |two| {
+        two.condition(Attached).is_some_and(|condition| condition.status == Truth::False)
+    });
+    let refused = refused.await;
+    let condition = refused.condition(Attached).unwrap();
+    assert_eq!(condition.reason, "SourceHeld", "{condition:?}");
+    before.assert_unchanged(&second, &[&container]).await;
+
+    // The second one gets it when the first one has gone.
+    cluster.delete("one").await;
+    cluster.until_gone("one").await;
+    cluster.until_condition("two", Attached, Truth::True, "Attached").await;
+    assert_eq!(container.read("/dev/xvda", 0..4096).await, volume.bytes(0..4096));
+    cluster.delete("two").await;
+    cluster.until_gone("two").await;
     volume.check_claimable().unwrap();
 }
 
@@ -201,12 +184,6 @@ async fn a_path_of_the_node_is_used_where_it_is_allowed() {
     let volume = Volume::image(MIB);
     let directory = volume.path().parent().unwrap().display().to_string();
     let node = KataNode::new(&[&format!("{NAMESPACE}={directory}")]).await;
-    let host_path = |name: &str, path: &str| {
-        let mut one = attachment(name, "db-0");
-        one["spec"]["source"] = json!({ "hostPath": { "path": path } });
-        one["spec"]["devicePath"] = format!("/dev/{name}").into();
-        one
-    };
     node.cluster.create::<BlockVolumeAttachment>(host_path("one", volume.name())).await;
     node.cluster.create::<BlockVolumeAttachment>(host_path("two", "/dev/null")).await;
     node.cluster.until_condition("one", Attached, Truth::True, "Attached").await;

@@ -4,7 +4,10 @@ use block_volume_kubernetes::resource::BlockVolumeAttachment;
 use kube::api::PostParams;
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, attachment, object};
+use crate::{
+    cluster::Cluster,
+    tenant::{attachment, object},
+};
 
 /// The attachment with a mount in place of its device.
 fn mounted(mount: Value) -> Value {

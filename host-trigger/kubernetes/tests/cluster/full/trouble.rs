@@ -1,14 +1,18 @@
 //! The API server is away, and what others do to an attachment.
 
-use block_volume_kubernetes::resource::{BlockVolumeAttachment, ConditionType, NODE_LABEL, Truth};
+use block_volume_kubernetes::resource::{
+    BlockVolumeAttachment, BlockVolumeAttachmentStatus, ConditionType, NODE_LABEL, Truth,
+};
+use kube::api::PostParams;
 use serde_json::json;
 
 use crate::{
-    cluster::{Cluster, attachment},
+    cluster::Cluster,
     fake_host::FakeHost,
+    tenant::{Tenant, attachment},
 };
 
-use ConditionType::{Accepted, Attached};
+use ConditionType::{Accepted, Attached, SourceReady};
 
 #[tokio::test]
 async fn an_api_server_that_was_away_is_no_loss() {
@@ -51,6 +55,65 @@ async fn a_label_of_a_users_leads_to_no_node() {
     cluster.run_attachment_pod(&one).await;
     cluster.until_condition("one", Attached, Truth::True, "Attached").await;
     assert_eq!(host.calls(), 1);
+}
+
+#[tokio::test]
+async fn names_lead_to_nothing_in_another_namespace() {
+    let cluster = Cluster::start().await;
+    cluster.create_node("node-1").await;
+    cluster.run_pod("db-0", "node-1", "c1").await;
+    cluster.claim("one", "1Gi").await;
+    let host = FakeHost::default();
+    let _running = (cluster.controller(), cluster.node_agent("node-1", host.clone()));
+    let shop = Tenant::create_namespace(&cluster.client, "shop").await;
+    // The pod is that of the namespace db.
+    shop.attach("one", "db-0").await;
+    shop.until_condition("one", Accepted, Truth::False, "PodNotFound").await;
+    // So is the claim.
+    shop.run_pod("db-0", "node-1", "c2").await;
+    shop.until_condition("one", Accepted, Truth::False, "ClaimNotFound").await;
+    assert_eq!(host.calls(), 0);
+    shop.delete("one").await;
+    shop.until_gone("one").await;
+}
+
+/// What another client makes of the status of an attachment that is attached.
+#[tokio::test]
+async fn a_status_that_somebody_overwrites_is_written_again_and_detaches_nothing() {
+    let cluster = Cluster::start().await;
+    cluster.create_node("node-1").await;
+    cluster.run_pod("db-0", "node-1", "c1").await;
+    let host = FakeHost::default();
+    let _running = (cluster.controller(), cluster.node_agent("node-1", host.clone()));
+    let mut path = attachment("one", "db-0");
+    path["spec"]["source"] = json!({ "hostPath": { "path": "/dev/vg/one" } });
+    let outdated: BlockVolumeAttachment = cluster.create(path).await;
+    let attached = cluster.until_condition("one", Attached, Truth::True, "Attached").await;
+    let attachments = cluster.api::<BlockVolumeAttachment>();
+    let replace = async |value: &BlockVolumeAttachment| {
+        attachments.replace_status("one", &PostParams::default(), value).await
+    };
+    // A client that has read it before is told so.
+    match replace(&outdated).await {
+        Err(kube::Error::Api(status)) => assert!(status.is_conflict(), "{status:?}"),
+        other => panic!("{other:?}"),
+    }
+
+    let wanted = attached.status.clone().unwrap();
+    let without_conditions = BlockVolumeAttachmentStatus { conditions: vec![], ..wanted.clone() };
+    for status in [Some(without_conditions), Some(BlockVolumeAttachmentStatus::default()), None] {
+        let mut taken = cluster.attachment("one").await.unwrap();
+        taken.status = status.clone();
+        replace(&taken).await.unwrap();
+        let restored = |one: &BlockVolumeAttachment| {
+            let status = one.status.clone().unwrap_or_default();
+            let [own, wanted] = [&status, &wanted];
+            (&own.controller, &own.node) == (&wanted.controller, &wanted.node)
+                && [Accepted, SourceReady, Attached].iter().all(|condition| one.is(*condition))
+        };
+        cluster.until("one", &format!("it is as it was before {status:?}"), restored).await;
+    }
+    assert_eq!((host.attached().len(), host.detaches()), (1, 0));
 }
 
 #[tokio::test]
