@@ -231,6 +231,16 @@ impl Context {
             claim_users: Vec::new(),
             attachment,
         };
+        // The attachment is what its watch has brought. If its pod is there and it is not given, it
+        // is older than the pod: taken for true, the pod would be removed again.
+        if observed.attachment.assignment().pod_uid.is_none() && observed.own_pod().is_some() {
+            let all = Api::<BlockVolumeAttachment>::namespaced(self.client.clone(), namespace);
+            let now = all.get_opt(&observed.attachment.name_any()).await?;
+            let uid = observed.attachment.uid();
+            if let Some(now) = now.filter(|now| now.uid() == uid) {
+                observed.attachment = now;
+            }
+        }
         let assignment = observed.attachment.assignment();
         if assignment.pod_uid.is_none() {
             observed.same_place = self.same_place(namespace, &observed.attachment).await?;
