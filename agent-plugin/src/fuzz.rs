@@ -114,15 +114,14 @@ pub fn identified(bytes: &[u8], requested: Option<&str>) -> Result<&'static str,
     kind.map(Kind::name).map_err(|error| error.message())
 }
 
+/// Parameters of a file system, with their values.
+pub type Parameters = Vec<(String, Option<String>)>;
+
 /// What mount options become: attributes of the mount, and parameters of the file system.
 ///
 /// # Panics
 /// The type is none of the API's.
-pub fn mount_options(
-    kind: &str,
-    options: &[String],
-    read_only: bool,
-) -> Option<(u64, Vec<(String, Option<String>)>)> {
+pub fn mount_options(kind: &str, options: &[String], read_only: bool) -> Option<(u64, Parameters)> {
     let kind = Kind::named(kind).expect("a type of the API");
     let checked = file_system::Options::new(kind, options, read_only).ok()?;
     Some((checked.attributes, checked.parameters))
