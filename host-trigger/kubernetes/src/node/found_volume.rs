@@ -33,19 +33,26 @@ pub(super) struct Place {
 pub(super) struct FoundVolume(ListedVolume);
 
 /// The volume of `place` among all of a sandbox. One that is in the same place but is not known by
-/// its ID and has another source is that of another attachment, or of a person.
+/// its ID and has another source is that of another attachment, or of a person. One that is known
+/// by its ID may be elsewhere: an API server without CEL lets the path be changed.
 pub(super) fn find(all: &[ListedVolume], place: &Place) -> Option<FoundVolume> {
-    let is_it = |listed: &&ListedVolume| {
-        let volume = &listed.volume;
-        let is_known = place.volume_id.as_deref() == Some(&volume.id);
-        let is_own = is_known || place.source.as_ref() == Some(&volume.source);
+    let is_known = |listed: &ListedVolume| place.volume_id.as_deref() == Some(&listed.volume.id);
+    let in_container = |listed: &ListedVolume| {
         let is_stale = matches!(listed.state, State::Stale { .. });
-        let in_container = is_stale || place.containers.contains(&volume.container);
-        let is_of_kind = volume.place.mount().is_some() == place.is_mount;
-        let is_at = is_of_kind && volume.place.path() == place.path;
-        is_at && is_own && in_container
+        is_stale || place.containers.contains(&listed.volume.container)
     };
-    all.iter().find(is_it).cloned().map(FoundVolume)
+    let is_at = |listed: &ListedVolume| {
+        let at = &listed.volume.place;
+        at.mount().is_some() == place.is_mount && at.path() == place.path
+    };
+    let is_own = |listed: &ListedVolume| {
+        is_known(listed) || place.source.as_ref() == Some(&listed.volume.source)
+    };
+    let there = all.iter().find(|it| is_at(it) && is_own(it) && in_container(it));
+    there
+        .or_else(|| all.iter().find(|it| is_known(it) && in_container(it)))
+        .cloned()
+        .map(FoundVolume)
 }
 
 impl FoundVolume {
@@ -156,6 +163,8 @@ mod tests {
     #[case::reported("v2", "c1", "/dev/xvda", "/other", true)]
     #[case::earlier_container("v1", "c0", "/dev/xvda", OWN, true)]
     #[case::other_path("v1", "c1", "/dev/xvdb", OWN, false)]
+    #[case::reported_and_path_changed("v2", "c1", "/dev/xvdb", "/other", true)]
+    #[case::reported_in_other_container("v2", "c9", "/dev/xvdb", OWN, false)]
     #[case::other_container("v1", "c9", "/dev/xvda", OWN, false)]
     #[case::other_source("v1", "c1", "/dev/xvda", "/dev/loop4", false)]
     fn a_volume_of_another_attachment_is_not_taken(
@@ -167,6 +176,13 @@ mod tests {
     ) {
         let all = [listed(id, container, path, source)];
         assert_eq!(find(&all, &place(Some("v2"))).is_some(), found);
+    }
+
+    #[test]
+    fn of_a_volume_at_two_paths_the_one_at_the_wanted_path_is_meant() {
+        let all = [listed("v2", "c1", "/dev/xvdb", OWN), listed("v2", "c1", "/dev/xvda", OWN)];
+        let found = find(&all, &place(Some("v2"))).unwrap();
+        assert_eq!(found.0.volume.place.path(), "/dev/xvda");
     }
 
     #[test]
