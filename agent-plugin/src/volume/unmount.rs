@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    attachment::{Attachment, Way},
+    attachment::{AccessMode, Attachment, Way},
     busy::{busy, claim, find_unexplained},
     disk_removal::within,
     failed::{Failed, OfVolume as _},
@@ -52,10 +52,11 @@ pub(super) fn write_back(
     let Some(disk) = &present.disk else { return Ok(()) };
     let (source, disk) = (source(job, disk), disk.clone());
     let kind = known_kind(job);
+    let is_written = job.attachment.access == AccessMode::ReadWrite;
     let work = move || {
         let kind = kind.map_or_else(|| Kind::of(&disk.name, disk.number), Ok)?;
         let superblock = Superblock::reach(&source, kind)?;
-        if fault::skips("write-back") {
+        if is_written && fault::skips("write-back") {
             // As where the disk is removed first: what is in memory only is lost.
             return superblock.shut_down().map(drop);
         }
