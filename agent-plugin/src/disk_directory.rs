@@ -1,6 +1,7 @@
 //! What sysfs shows of a SCSI device and of the disk that it is:
-//! [sysfs-bus-scsi and sysfs-block](https://docs.kernel.org/admin-guide/abi-testing.html). All of it
-//! is read from one directory, so that it is one device's, and its long path is walked once.
+//! [sysfs-bus-scsi and
+//! sysfs-block](https://docs.kernel.org/admin-guide/abi-testing.html). All of it is read from one
+//! directory, so that it is one device's, and its long path is walked once.
 
 use std::str::FromStr;
 
@@ -9,7 +10,7 @@ use crate::{
     disk_stats::DiskStats,
     error::{BoxedError, Error, Result},
     scsi::ScsiDevice,
-    sysfs::Directory,
+    sysfs::{self, Directory},
     text::{displayed, readable},
 };
 
@@ -38,9 +39,7 @@ impl DiskDirectory {
     /// # Errors
     /// sysfs cannot be read, or the disk is gone.
     pub(crate) fn of(disk: &BlockDevice) -> Result<DiskDirectory> {
-        let directory = Directory::open(disk.device.directory())?;
-        let directory = crate::sysfs::required(&disk.device.directory(), directory)?;
-        Ok(DiskDirectory { device: disk.device, directory })
+        sysfs::required(&disk.device.directory(), DiskDirectory::open(disk.device)?)
     }
 
     /// The serial that the device reports. `None`: it has none, or it is gone.
