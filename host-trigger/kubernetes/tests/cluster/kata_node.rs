@@ -125,6 +125,16 @@ impl KataNode {
         listed["volumes"].as_array().unwrap().clone()
     }
 
+    /// Restarts the container, as kubelet does: it gets another ID.
+    pub(crate) async fn restart_container(&mut self) {
+        self.app.stop().await.unwrap();
+        self.container.kill().await.unwrap();
+        self.app = self.pod.create_container("app", 1).await.unwrap();
+        self.app.start().await.unwrap();
+        self.container = self.sandbox.start_container_as(self.app.id()).await;
+        self.cluster.container_runs("db-0", self.app.id()).await;
+    }
+
     /// Waits until the container has a block device at `path`, or has none.
     pub(crate) async fn until_device(&self, path: &str, is_there: bool) {
         let container = &self.container;

@@ -75,12 +75,7 @@ async fn a_file_system_is_mounted_grows_with_its_claim_and_follows_its_container
     assert_eq!(i64::try_from(used.capacity_bytes).ok(), file_system(&grown).map(|now| now.size));
 
     // The container that runs next has it again.
-    node.app.stop().await.unwrap();
-    node.container.kill().await.unwrap();
-    node.app = node.pod.create_container("app", 1).await.unwrap();
-    node.app.start().await.unwrap();
-    node.container = node.sandbox.start_container_as(node.app.id()).await;
-    node.cluster.container_runs("db-0", node.app.id()).await;
+    node.restart_container().await;
     let container = &node.container;
     crate::wait::until("the new container has the file system", || async {
         let kept = container.try_exec(&["cat", "/data/new"], b"").await;

@@ -65,12 +65,7 @@ async fn a_container_that_is_restarted_gets_its_volume_again() {
     let volume = Volume::image(MIB);
     node.attach("one", &volume).await;
     node.cluster.until_condition("one", Attached, Truth::True, "Attached").await;
-    node.app.stop().await.unwrap();
-    node.container.kill().await.unwrap();
-    node.app = node.pod.create_container("app", 1).await.unwrap();
-    node.app.start().await.unwrap();
-    node.container = node.sandbox.start_container_as(node.app.id()).await;
-    node.cluster.container_runs("db-0", node.app.id()).await;
+    node.restart_container().await;
     node.until_device("/dev/xvda", true).await;
     assert_eq!(node.container.read("/dev/xvda", 0..4096).await, volume.bytes(0..4096));
     node.cluster.delete("one").await;
