@@ -1,8 +1,14 @@
 //! Whatever uses a mounted file system is named.
 
-use std::{fs, path::Path, process::Command, thread};
+use std::{
+    fs, iter,
+    path::Path,
+    process::{self, Command},
+    thread,
+};
 
 use agent_plugin::{
+    Holder, HolderKind,
     block::BlockDevice,
     file_system::{Kind, Space},
     holders::{self, OwnMount, Scope},
@@ -18,7 +24,18 @@ use super::{
     mount::{How, PATH, alone, mount, soon, unmount},
 };
 
-/// The holders of a mounted disk, in words, without those of the machine itself.
+/// Whether a process is this test, or a descendant of it. Whatever else runs on the machine opens
+/// loop devices, too, each for a moment: `losetup` while it looks for a free one, `ecr-runtime` and
+/// the plugin in other tests while they look for what is over what.
+fn is_of_this_test(pid: u32) -> bool {
+    let parent = |pid: u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+    };
+    iter::successors(Some(pid), |pid| parent(*pid)).any(|pid| pid == process::id())
+}
+
+/// The holders of a mounted disk, in words, without the processes of others.
 fn holders(container: &Fixture, disk: &Disk) -> Vec<String> {
     use std::os::linux::fs::MetadataExt as _;
     let address = ScsiAddress { target: 0, lun: 1 };
@@ -32,7 +49,9 @@ fn holders(container: &Fixture, disk: &Disk) -> Vec<String> {
     };
     let disk = holders::Disk::new("s1", PATH, &block).unwrap().mounted(mounted);
     let scan = holders::find(&[disk], &[&container.target], Scope::All, soon()).unwrap();
-    scan.certain().unwrap().into_iter().map(|found| found.holder.to_string()).collect()
+    let holders = scan.certain().unwrap().into_iter().map(|found| found.holder);
+    let is_ours = |h: &Holder| h.kind != HolderKind::Process || is_of_this_test(h.pid);
+    holders.filter(is_ours).map(|holder| holder.to_string()).collect()
 }
 
 #[rstest]
