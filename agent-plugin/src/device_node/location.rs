@@ -76,6 +76,24 @@ impl Location {
         Ok(location)
     }
 
+    /// Whether `path` is in the same directory, which exists.
+    pub(crate) fn is_beside(&self, path: &NodePath) -> bool {
+        self.missing.is_empty() && self.path.parent() == path.parent()
+    }
+
+    /// Looks at another path of the same directory, which is not resolved again.
+    pub(crate) fn turn_to(&mut self, path: &NodePath) -> Result<()> {
+        debug_assert!(self.is_beside(path), "of another directory");
+        self.found = self.stat(path.name())?;
+        self.path = path.clone();
+        Ok(())
+    }
+
+    /// What existed at the path when it was found.
+    pub(crate) fn found(&self) -> Option<Existing> {
+        self.found.as_ref().map(Existing::of)
+    }
+
     /// The path.
     pub fn path(&self) -> &NodePath {
         &self.path

@@ -16,7 +16,7 @@ use crate::{
     agent::ContainerError,
     block::{BlockDevice, DeviceNumber},
     cgroup::{self, Filter},
-    device_node::{Existing, Location},
+    device_node::{Existing, Location, NodePath},
     disk_directory::DiskDirectory,
     disk_stats::DiskStats,
     error::{Error, Result},
@@ -98,6 +98,8 @@ struct ContainerView<'a> {
     mounts: Mounts,
     mountinfo: Vec<u8>,
     filter: Filter<'a>,
+    /// That of the last device: most of them are in one directory.
+    location: Option<Location>,
 }
 
 /// The containers of a request that were read so far.
@@ -105,14 +107,14 @@ struct ContainerView<'a> {
 struct Views<'a>(Vec<(&'a Target, Result<ContainerView<'a>, String>)>);
 
 impl<'a> Views<'a> {
-    fn of(&mut self, target: &'a Target) -> &Result<ContainerView<'a>, String> {
+    fn of(&mut self, target: &'a Target) -> &mut Result<ContainerView<'a>, String> {
         let known = self.0.iter().position(|(known, _)| known.id == target.id);
         let index = known.unwrap_or_else(|| {
             let view = ContainerView::of(target).map_err(|error| error.message());
             self.0.push((target, view));
             self.0.len() - 1
         });
-        &self.0[index].1
+        &mut self.0[index].1
     }
 }
 
@@ -125,12 +127,13 @@ impl<'a> ContainerView<'a> {
             mounts: Mounts::of(&mountinfo)?,
             mountinfo,
             filter: Filter::of(target)?,
+            location: None,
         })
     }
 
     /// Reads what the container has of one attachment.
     fn read(
-        &self,
+        &mut self,
         attachment: &Attachment,
         number: Option<DeviceNumber>,
         inspected: &mut Inspected,
@@ -140,9 +143,8 @@ impl<'a> ContainerView<'a> {
             inspected.allowed = true;
             return self.read_mount(attachment, number, inspected);
         }
-        let location = Location::find(&self.root, &attachment.path, &self.mounts);
-        if let Some(location) = reachable(location)? {
-            let found = location.existing()?;
+        if let Some(location) = self.locate(&attachment.path)? {
+            let found = location.found();
             inspected.node_present =
                 matches!(found, Some(Existing::Block(found, _)) if Some(found) == number);
             inspected.leftovers.extend(location.leftover(&attachment.serial)?);
@@ -156,6 +158,16 @@ impl<'a> ContainerView<'a> {
 }
 
 impl ContainerView<'_> {
+    /// Finds a path; `None` where nothing can be.
+    fn locate(&mut self, path: &NodePath) -> Result<Option<&Location>> {
+        let location = match self.location.take() {
+            Some(mut last) if last.is_beside(path) => last.turn_to(path).map(|()| last),
+            _ => Location::find(&self.root, path, &self.mounts),
+        };
+        self.location = reachable(location)?;
+        Ok(self.location.as_ref())
+    }
+
     /// Reads what the container has of an attachment that is a mount.
     fn read_mount(
         &self,
@@ -282,7 +294,7 @@ fn inspect_one<'a>(
             }
         }
         Ok(target) => {
-            let found = views.of(target).as_ref().map_err(String::clone).and_then(|view| {
+            let found = views.of(target).as_mut().map_err(|why| why.clone()).and_then(|view| {
                 let read = view.read(attachment, number, &mut inspected);
                 read.map_err(|error| error.message())
             });
