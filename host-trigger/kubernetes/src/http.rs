@@ -30,6 +30,11 @@ const MAX_CONNECTIONS: usize = 32;
 /// The time for a request to arrive.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The time for a connection: the request, and the reply until its end.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(20);
+/// The pause after a connection that could not be accepted.
+const AFTER_ERROR: Duration = Duration::from_millis(100);
+
 /// What is served.
 #[derive(Debug, Default)]
 pub struct Served {
@@ -51,21 +56,24 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
 pub async fn serve(listener: TcpListener, served: Arc<Served>) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     while let Ok(permit) = connections.clone().acquire_owned().await {
-        // A connection that failed before it was accepted is the client's matter.
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            // The client has gone, or there are no descriptors left: then it fails until there are.
+            tokio::time::sleep(AFTER_ERROR).await;
+            continue;
+        };
         let served = served.clone();
         tokio::spawn(async move {
             let reply = service_fn(move |request| {
                 let served = served.clone();
                 async move { Ok::<_, Infallible>(reply(&request, &served)) }
             });
-            // What a client does wrong is its own matter.
-            let _ = http1::Builder::new()
+            let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
                 .keep_alive(false)
-                .serve_connection(TokioIo::new(stream), reply)
-                .await;
+                .serve_connection(TokioIo::new(stream), reply);
+            // What a client does wrong is its own matter, also one that does not read the reply.
+            let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
             drop(permit);
         });
     }
