@@ -50,6 +50,51 @@ fn exactly_one_kind_of_path_is_required() {
     }
 }
 
+/// The API server of the other tests is too old for rules in CEL, and drops them.
+#[test]
+fn nothing_but_the_limits_can_be_changed() {
+    let generated = generated();
+    let schema = &generated["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    let rules = schema["properties"]["spec"]["x-kubernetes-validations"].as_array().unwrap();
+    let [rule] = &rules[..] else { panic!("{rules:#?}") };
+    let rule = cel::Program::compile(rule["rule"].as_str().unwrap()).unwrap();
+    let is_allowed = |old: &Value, new: &Value| {
+        let mut context = cel::Context::default();
+        context.add_variable("oldSelf", old).unwrap();
+        context.add_variable("self", new).unwrap();
+        rule.execute(&context).unwrap() == cel::Value::Bool(true)
+    };
+    let claim = |name: &str| json!({ "persistentVolumeClaim": { "claimName": name } });
+    // As the API server has it, with its defaults.
+    let device = json!({ "podName": "db-0", "containerName": "app", "source": claim("one"),
+        "devicePath": "/dev/xvda", "readOnly": false });
+    let mut mount = device.clone();
+    mount.as_object_mut().unwrap().remove("devicePath");
+    mount["mount"] = json!({ "path": "/data", "options": ["noatime"] });
+
+    for spec in [&device, &mount] {
+        let mut limited = spec.clone();
+        limited["limits"] = json!({ "iops": 5 });
+        for (old, new) in [(spec, &limited), (&limited, spec), (spec, spec)] {
+            assert!(is_allowed(old, new), "{old} {new}");
+        }
+        for (field, value) in [
+            ("podName", json!("db-1")),
+            ("containerName", json!("other")),
+            ("source", claim("two")),
+            ("source", json!({ "hostPath": { "path": "/dev/vg/one" } })),
+            ("devicePath", json!("/dev/xvdb")),
+            ("mount", json!({ "path": "/data", "options": ["ro"] })),
+            ("readOnly", json!(true)),
+        ] {
+            let mut changed = spec.clone();
+            changed[field] = value;
+            assert!(!is_allowed(spec, &changed), "{changed}");
+        }
+    }
+    assert!(!is_allowed(&device, &mount) && !is_allowed(&mount, &device));
+}
+
 #[test]
 fn conditions_are_a_map_by_their_type() {
     let generated = generated();
