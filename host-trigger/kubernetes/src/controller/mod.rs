@@ -177,7 +177,7 @@ async fn reconcile(
     let plan = Plan::new(&observed);
     let work = Work { context: &context, namespace, attachment: &observed.attachment };
     work.carry_out(&plan, &observed).await?;
-    let waits_for_node = observed.attachment.assignment().pod_uid.is_some()
+    let waits_for_node = observed::is_given(&observed.attachment)
         && observed.assigned_pod().is_none()
         || observed.attachment.metadata.deletion_timestamp.is_some();
     Ok(match waits_for_node && plan.finalizer {
@@ -227,13 +227,17 @@ impl Context {
             claim: None,
             attachment_pod: pods.get_opt(&attachment_pod::name(&attachment)).await?,
             node_exists: true,
+            is_restored: false,
             same_place: Vec::new(),
             claim_users: Vec::new(),
             attachment,
         };
-        // The attachment is what its watch has brought. If its pod is there and it is not given, it
-        // is older than the pod: taken for true, the pod would be removed again.
-        if observed.attachment.assignment().pod_uid.is_none() && observed.own_pod().is_some() {
+        // The attachment is what its watch has brought. If its pod or its record is there and it is
+        // not given, it is older than what was done last, or somebody has emptied its status. Taken
+        // for true, the pod would be removed, whatever is attached.
+        let was_given =
+            observed.own_pod().is_some() || observed::record(&observed.attachment).is_some();
+        if !observed::is_given(&observed.attachment) && was_given {
             let all = Api::<BlockVolumeAttachment>::namespaced(self.client.clone(), namespace);
             let now = all.get_opt(&observed.attachment.name_any()).await?;
             let uid = observed.attachment.uid();
@@ -244,6 +248,7 @@ impl Context {
         let assignment = observed.attachment.assignment();
         if assignment.pod_uid.is_none() {
             observed.same_place = self.same_place(namespace, &observed.attachment).await?;
+            observed.restore();
         }
         if let Some(claim) = observed.claim_name() {
             let claims = Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), namespace);

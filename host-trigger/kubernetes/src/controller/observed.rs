@@ -5,13 +5,18 @@ use kube::ResourceExt as _;
 
 use crate::{
     attachment_pod,
-    resource::{BlockVolumeAttachment, Source},
+    resource::{
+        BlockVolumeAttachment, ControllerStatus, FINALIZER, NODE_LABEL, POD_UID_ANNOTATION, Source,
+    },
 };
 
 /// An attachment and what belongs to it.
 #[derive(Debug, Clone)]
 pub(super) struct Observed {
     pub(super) attachment: BlockVolumeAttachment,
+    /// Whether the attachment's status has lost to whom it was given, and has it here by its
+    /// record.
+    pub(super) is_restored: bool,
     /// The pod that is named.
     pub(super) pod: Option<Pod>,
     /// The claim, if the source is one and it exists.
@@ -48,11 +53,43 @@ impl Observed {
             .filter(|pod| assigned.is_some() && pod.metadata.uid == assigned && !has_ended(pod))
     }
 
+    /// Gives the attachment to whom it was given by its record, if its status has lost that. A user
+    /// may create an attachment with a record, but not its attachment pod: one with a claim is
+    /// believed with that pod alone. None is believed whose pod is on another node.
+    pub(super) fn restore(&mut self) {
+        let Some(record) = record(&self.attachment) else { return };
+        let pod = self.pod.as_ref().filter(|pod| pod.metadata.uid == record.pod_uid);
+        let is_elsewhere = pod.is_some_and(|pod| node(pod) != record.node_name.as_deref());
+        let lacks_pod = self.claim_name().is_some() && self.own_pod().is_none();
+        if is_given(&self.attachment) || is_elsewhere || lacks_pod {
+            return;
+        }
+        self.is_restored = true;
+        self.attachment.status.get_or_insert_default().controller = record;
+    }
+
     /// Another attachment that was given and has the same path in the same container.
     pub(super) fn rival(&self) -> Option<String> {
-        let given = self.same_place.iter().find(|other| other.assignment().pod_uid.is_some());
+        let mut others = self.same_place.iter();
+        let given = others.find(|other| is_given(other) || record(other).is_some());
         given.map(BlockVolumeAttachment::name_any)
     }
+}
+
+/// Whether an attachment was given, as its status has it.
+pub(super) fn is_given(attachment: &BlockVolumeAttachment) -> bool {
+    attachment.assignment().pod_uid.is_some()
+}
+
+/// The node and the pod that an attachment was given to, as its metadata has them: they are written
+/// before its status, and removed when it is given to nobody any more.
+pub(super) fn record(attachment: &BlockVolumeAttachment) -> Option<ControllerStatus> {
+    attachment.finalizers().iter().find(|one| *one == FINALIZER)?;
+    Some(ControllerStatus {
+        node_name: Some(attachment.labels().get(NODE_LABEL)?.clone()),
+        pod_uid: Some(attachment.annotations().get(POD_UID_ANNOTATION)?.clone()),
+        ..ControllerStatus::default()
+    })
 }
 
 /// Where the volume of an attachment is to be.

@@ -42,7 +42,7 @@ pub(super) enum PodAction {
 impl Plan {
     /// Decides.
     pub(super) fn new(observed: &Observed) -> Self {
-        let given = observed.attachment.assignment().pod_uid.is_some();
+        let given = observed::is_given(&observed.attachment);
         let is_free = !given || observed.attachment.is_released();
         if given && !is_free && !observed.node_exists {
             return Self { speaks_for_node: true, ..Self::keep(observed, node_gone(observed)) };

@@ -4,13 +4,14 @@ use serde_json::json;
 use super::*;
 use crate::{
     attachment_pod,
-    resource::{BlockVolumeAttachment, NodeStatus},
+    resource::{BlockVolumeAttachment, NODE_LABEL, NodeStatus, POD_UID_ANNOTATION},
     sample::{self, object},
 };
 
 fn observed() -> Observed {
     Observed {
         attachment: sample::attachment(),
+        is_restored: false,
         pod: Some(sample::pod()),
         claim: Some(sample::claim()),
         attachment_pod: None,
@@ -24,6 +25,9 @@ fn observed() -> Observed {
 fn carry_out(mut observed: Observed, plan: &Plan) -> Observed {
     let attachment = &mut observed.attachment;
     attachment.metadata.finalizers = plan.finalizer.then(|| vec![FINALIZER.to_owned()]);
+    attachment.metadata.labels = plan.node.clone().map(|node| [(NODE_LABEL.into(), node)].into());
+    let pod_uid = plan.status.as_ref().and_then(|(status, _)| status.pod_uid.clone());
+    attachment.metadata.annotations = pod_uid.map(|uid| [(POD_UID_ANNOTATION.into(), uid)].into());
     if let Some((controller, conditions)) = &plan.status {
         let status = attachment.status.get_or_insert_default();
         status.controller = controller.clone();
@@ -59,6 +63,13 @@ fn detached(mut observed: Observed) -> Observed {
     };
     let reason = crate::resource::DETACHED;
     status.conditions.push(Condition::new(ConditionType::Attached, Truth::False, reason, ""));
+    observed
+}
+
+/// Somebody has emptied the status.
+fn emptied(mut observed: Observed) -> Observed {
+    observed.attachment.status = None;
+    observed.restore();
     observed
 }
 
@@ -207,6 +218,49 @@ fn a_new_pod_of_the_name_gets_the_volume_when_the_old_one_has_let_it_go() {
 
     let plan = Plan::new(&carry_out(detached(replaced), &plan));
     assert_eq!((plan.node.as_deref(), accepted_reason(&plan).1), (Some("node-2"), "Given"));
+}
+
+#[test]
+fn an_attachment_whose_status_was_emptied_is_given_to_whom_it_was() {
+    let before = Plan::new(&given());
+    let after = Plan::new(&emptied(given()));
+    assert_eq!((after.node.as_deref(), &after.attachment_pod), (Some("node-1"), &PodAction::Keep));
+    assert_eq!(after.status.as_ref().unwrap().0, before.status.unwrap().0);
+    assert_eq!(accepted_reason(&after), (Truth::True, "Given"));
+
+    let mut path = observed();
+    path.attachment.spec.source = object(json!({ "hostPath": { "path": "/dev/vg/scratch" } }));
+    let path = carry_out(path.clone(), &Plan::new(&path));
+    assert!(emptied(path).is_restored);
+}
+
+#[test]
+fn what_may_be_attached_is_not_forgotten_with_the_status() {
+    let plan = Plan::new(&emptied(deleted(given())));
+    assert_eq!((plan.finalizer, plan.attachment_pod), (true, PodAction::Keep));
+    let mut replaced = given();
+    pod_of(&mut replaced).metadata.uid = Some("pod-2".to_owned());
+    let plan = Plan::new(&emptied(replaced));
+    assert_eq!(accepted_reason(&plan), (Truth::False, "PodGone"));
+    assert_eq!((plan.node.as_deref(), plan.attachment_pod), (Some("node-1"), PodAction::Keep));
+    // Its path is not free either.
+    let mut rival = rival();
+    rival.status = None;
+    let plan = Plan::new(&Observed { same_place: vec![rival], ..observed() });
+    assert_eq!(accepted_reason(&plan), (Truth::False, "DevicePathTaken"));
+}
+
+#[rstest]
+#[case::without_its_pod(|o: &mut Observed| o.attachment_pod = None)]
+#[case::pod_of_another(|o: &mut Observed| {
+    o.attachment_pod.as_mut().unwrap().metadata.owner_references = None;
+})]
+#[case::another_node(|o: &mut Observed| pod_of(o).spec.as_mut().unwrap().node_name = None)]
+#[case::no_finalizer(|o: &mut Observed| o.attachment.metadata.finalizers = None)]
+fn a_record_that_anybody_could_make_is_not_believed(#[case] change: fn(&mut Observed)) {
+    let mut forged = given();
+    change(&mut forged);
+    assert!(!emptied(forged).is_restored);
 }
 
 #[test]

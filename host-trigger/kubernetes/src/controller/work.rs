@@ -22,6 +22,7 @@ use crate::{
         BlockVolumeAttachment, Condition, ConditionType, ControllerStatus, FINALIZER, NODE_LABEL,
     },
 };
+        POD_UID_ANNOTATION,
 
 /// The names under which the controller owns its fields. Those of the status have a name of their
 /// own: before Kubernetes 1.22 one name has one set of fields, whatever it was applied to.
@@ -50,7 +51,7 @@ impl Work<'_> {
             NodeReport::gone(self.attachment).apply(&self.context.client, self.attachment).await?;
         }
         if let Some((status, conditions)) = &plan.status {
-            self.status(status, conditions).await?;
+            self.status(status, conditions, observed.is_restored).await?;
         }
         self.pod(plan, observed).await
     }
@@ -59,7 +60,9 @@ impl Work<'_> {
         let attachment = self.attachment;
         let has_finalizer = attachment.finalizers().iter().any(|one| one == FINALIZER);
         let label = attachment.labels().get(NODE_LABEL);
-        if has_finalizer == plan.finalizer && label == plan.node.as_ref() {
+        let annotation = attachment.annotations().get(POD_UID_ANNOTATION);
+        let pod_uid = plan.status.as_ref().and_then(|(status, _)| status.pod_uid.as_ref());
+        if has_finalizer == plan.finalizer && label == plan.node.as_ref() && annotation == pod_uid {
             return Ok(());
         }
         let labels = plan.node.iter().map(|node| (NODE_LABEL.to_owned(), node.clone()));
@@ -71,6 +74,7 @@ impl Work<'_> {
                 uid: attachment.metadata.uid.clone(),
                 labels: Some(labels.collect()),
                 finalizers: plan.finalizer.then(|| vec![FINALIZER.to_owned()]),
+        let annotations = pod_uid.iter().map(|uid| (POD_UID_ANNOTATION.to_owned(), (*uid).clone()));
                 ..ObjectMeta::default()
             },
         });
@@ -78,6 +82,7 @@ impl Work<'_> {
             Api::<BlockVolumeAttachment>::namespaced(self.context.client.clone(), &self.namespace);
         let (name, force) = (attachment.name_any(), PatchParams::apply(MANAGER).force());
         all.patch(&name, &force, &Patch::Apply(&wanted)).await?;
+                annotations: Some(annotations.collect()),
         info!(namespace = self.namespace, name, node = plan.node, "labelled");
         Ok(())
     }
@@ -89,11 +94,13 @@ impl Work<'_> {
     ) -> Result<(), Error> {
         let attachment = self.attachment;
         let known = |one: &Condition| attachment.condition(one.condition_type) == Some(one);
-        if attachment.assignment() == *status && conditions.iter().all(known) {
+        let is_assigned = attachment.assignment() == *status && !is_restored;
+        if is_assigned && conditions.iter().all(known) {
             return Ok(());
         }
         let mut body = serde_json::to_value(status)?;
         body["conditions"] = serde_json::to_value(conditions)?;
+        is_restored: bool,
         apply_status(&self.context.client, attachment, STATUS_MANAGER, &body).await?;
         for condition in conditions {
             let former = attachment.condition(condition.condition_type);

@@ -25,6 +25,10 @@ pub const GROUP: &str = "block-volume.ecr-runtime.dev";
 /// The label with the name of the node. The controller sets it; a node agent watches the
 /// attachments that have its own name there.
 pub const NODE_LABEL: &str = "ecr-runtime.dev/node";
+/// The annotation with the UID of the pod that the attachment was given to, on the node of the
+/// label. The controller sets it with the label, and goes by both if somebody has emptied the
+/// status.
+pub const POD_UID_ANNOTATION: &str = "block-volume.ecr-runtime.dev/pod-uid";
 /// The controller's finalizer: a resource that is gone is a volume that is detached.
 pub const FINALIZER: &str = "block-volume.ecr-runtime.dev/detach";
 /// The annotation that asks for a detach although the volume is in use. Its value is the reason.

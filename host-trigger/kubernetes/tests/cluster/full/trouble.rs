@@ -1,9 +1,15 @@
 //! The API server is away, and what others do to an attachment.
 
-use block_volume_kubernetes::resource::{
-    BlockVolumeAttachment, BlockVolumeAttachmentStatus, ConditionType, NODE_LABEL, Truth,
+use block_volume_kubernetes::{
+    node::Failure,
+    resource::{
+        BlockVolumeAttachment, BlockVolumeAttachmentStatus, ConditionType, NODE_LABEL, Truth,
+    },
 };
-use kube::api::PostParams;
+use kube::{
+    ResourceExt as _,
+    api::{Patch, PatchParams, PostParams},
+};
 use serde_json::json;
 
 use crate::{
@@ -85,16 +91,31 @@ async fn a_status_that_somebody_overwrites_is_written_again_and_detaches_nothing
     cluster.run_pod("db-0", "node-1", "c1").await;
     let host = FakeHost::default();
     let _running = (cluster.controller(), cluster.node_agent("node-1", host.clone()));
-    let mut path = attachment("one", "db-0");
+    let mut path = attachment("path", "db-0");
     path["spec"]["source"] = json!({ "hostPath": { "path": "/dev/vg/one" } });
-    let outdated: BlockVolumeAttachment = cluster.create(path).await;
-    let attached = cluster.until_condition("one", Attached, Truth::True, "Attached").await;
+    let mut claim = attachment("claim", "db-0");
+    claim["spec"]["devicePath"] = "/dev/xvdb".into();
+    cluster.claim("claim", "1Gi").await;
+    let claim: BlockVolumeAttachment = cluster.create(claim).await;
+    let pod = cluster.attachment_pod(&claim).await;
+    cluster.run_attachment_pod(&claim).await;
+    for outdated in [cluster.create(path).await, claim.clone()] {
+        overwrite_the_status_of(&cluster, &outdated).await;
+    }
+    assert_eq!((host.attached().len(), host.detaches()), (2, 0));
+    // The attachment pod is the same one.
+    assert_eq!(cluster.attachment_pod(&claim).await.uid(), pod.uid());
+}
+
+async fn overwrite_the_status_of(cluster: &Cluster, outdated: &BlockVolumeAttachment) {
+    let name = &outdated.name_any();
+    let attached = cluster.until_condition(name, Attached, Truth::True, "Attached").await;
     let attachments = cluster.api::<BlockVolumeAttachment>();
     let replace = async |value: &BlockVolumeAttachment| {
-        attachments.replace_status("one", &PostParams::default(), value).await
+        attachments.replace_status(name, &PostParams::default(), value).await
     };
     // A client that has read it before is told so.
-    match replace(&outdated).await {
+    match replace(outdated).await {
         Err(kube::Error::Api(status)) => assert!(status.is_conflict(), "{status:?}"),
         other => panic!("{other:?}"),
     }
@@ -102,7 +123,7 @@ async fn a_status_that_somebody_overwrites_is_written_again_and_detaches_nothing
     let wanted = attached.status.clone().unwrap();
     let without_conditions = BlockVolumeAttachmentStatus { conditions: vec![], ..wanted.clone() };
     for status in [Some(without_conditions), Some(BlockVolumeAttachmentStatus::default()), None] {
-        let mut taken = cluster.attachment("one").await.unwrap();
+        let mut taken = cluster.attachment(name).await.unwrap();
         taken.status = status.clone();
         replace(&taken).await.unwrap();
         let restored = |one: &BlockVolumeAttachment| {
@@ -111,9 +132,36 @@ async fn a_status_that_somebody_overwrites_is_written_again_and_detaches_nothing
             (&own.controller, &own.node) == (&wanted.controller, &wanted.node)
                 && [Accepted, SourceReady, Attached].iter().all(|condition| one.is(*condition))
         };
-        cluster.until("one", &format!("it is as it was before {status:?}"), restored).await;
+        cluster.until(name, &format!("it is as it was before {status:?}"), restored).await;
     }
-    assert_eq!((host.attached().len(), host.detaches()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_deleted_attachment_with_an_empty_status_stays_until_it_is_detached() {
+    let cluster = Cluster::start().await;
+    cluster.create_node("node-1").await;
+    cluster.run_pod("db-0", "node-1", "c1").await;
+    let host = FakeHost::default();
+    let _running = (cluster.controller(), cluster.node_agent("node-1", host.clone()));
+    let mut path = attachment("one", "db-0");
+    path["spec"]["source"] = json!({ "hostPath": { "path": "/dev/vg/one" } });
+    cluster.create::<BlockVolumeAttachment>(path).await;
+    cluster.until_condition("one", Attached, Truth::True, "Attached").await;
+
+    let (reason, message) = ("Busy".to_owned(), "the volume is in use".to_owned());
+    host.fails(Some(Failure { reason, message, passes: true }));
+    cluster.delete("one").await;
+    cluster.until_condition("one", Attached, Truth::True, "Busy").await;
+    let empty = json!({ "status": null });
+    let attachments = cluster.api::<BlockVolumeAttachment>();
+    let patch = Patch::Merge(&empty);
+    attachments.patch_status("one", &PatchParams::default(), &patch).await.unwrap();
+    // What the agent does not know any more is whether it is attached.
+    cluster.until_condition("one", Attached, Truth::Unknown, "Busy").await;
+    assert_eq!(host.attached().len(), 1);
+    host.fails(None);
+    cluster.until_gone("one").await;
+    assert_eq!(host.attached(), []);
 }
 
 #[tokio::test]
