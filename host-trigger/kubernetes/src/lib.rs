@@ -29,6 +29,7 @@ pub mod node;
 mod node_report;
 pub mod plugin;
 pub mod resource;
+mod retries;
 #[cfg(test)]
 mod sample;
 

@@ -13,7 +13,7 @@ mod work;
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::{Stream, StreamExt as _};
@@ -30,7 +30,10 @@ use kube::{
 use tokio::sync::{Mutex, MutexGuard};
 use tracing::{debug, warn};
 
-use crate::{attachment_pod, error::Error, metrics::Metrics, resource::BlockVolumeAttachment};
+use crate::{
+    attachment_pod, error::Error, metrics::Metrics, resource::BlockVolumeAttachment,
+    retries::Retries,
+};
 
 use claim_users::ClaimUsers;
 use dependents::{Dependents, Key};
@@ -44,8 +47,10 @@ const NODE_CHECK: Duration = Duration::from_secs(60);
 /// How many attachments for different places are decided about at a time, at most. An API server
 /// refuses requests when it has hundreds of them.
 const TURNS: u16 = 64;
-/// The time before an attachment is tried again after an error of the API server.
-const AFTER_ERROR: Duration = Duration::from_secs(5);
+/// The longest time before an attachment is tried again after an error of the API server.
+const AFTER_ERROR: Duration = Duration::from_secs(60);
+/// The longest time before an attachment pod is made again.
+const AFTER_POD: Duration = Duration::from_secs(300);
 
 /// What the controller works with.
 #[derive(Debug, Clone)]
@@ -62,6 +67,10 @@ struct Context {
     claim_users: ClaimUsers,
     /// Of attachments for one place, one is decided about at a time. Each place has one of these.
     turns: [Mutex<()>; TURNS as usize],
+    /// Errors of the API server.
+    errors: Retries,
+    /// Attachment pods that were made and did not run since.
+    pods_made: Retries,
 }
 
 /// Runs the controller until `shutdown` resolves. What is under way then is completed.
@@ -101,6 +110,8 @@ fn reconciliations(
         dependents,
         claim_users,
         turns,
+        errors: Retries::new(AFTER_ERROR),
+        pods_made: Retries::new(AFTER_POD),
     });
     controller
         .with_config(Config::default().concurrency(TURNS))
@@ -163,7 +174,8 @@ fn after_error(
     let (namespace, name) = (attachment.namespace().unwrap_or_default(), attachment.name_any());
     warn!(namespace, name, error = %error.chain(), "the attachment is tried again");
     context.metrics.api_error();
-    Action::requeue(AFTER_ERROR)
+    let uid = attachment.uid().unwrap_or_default();
+    Action::requeue(context.errors.note(&uid, Instant::now()))
 }
 
 async fn reconcile(
@@ -176,13 +188,19 @@ async fn reconcile(
     let observed = context.observe(&namespace, (*attachment).clone()).await?;
     let plan = Plan::new(&observed);
     let work = Work { context: &context, namespace, attachment: &observed.attachment };
-    work.carry_out(&plan, &observed).await?;
+    let later = work.carry_out(&plan, &observed).await?;
+    let uid = observed.attachment.uid().unwrap_or_default();
+    context.errors.forget(&uid);
+    if plan.node.is_none() {
+        context.pods_made.forget(&uid);
+    }
     let waits_for_node = observed::is_given(&observed.attachment)
         && observed.assigned_pod().is_none()
         || observed.attachment.metadata.deletion_timestamp.is_some();
-    Ok(match waits_for_node && plan.finalizer {
-        true => Action::requeue(NODE_CHECK),
-        false => Action::await_change(),
+    let node_check = (waits_for_node && plan.finalizer).then_some(NODE_CHECK);
+    Ok(match later.into_iter().chain(node_check).min() {
+        Some(time) => Action::requeue(time),
+        None => Action::await_change(),
     })
 }
 
@@ -223,11 +241,11 @@ impl Context {
     ) -> Result<Observed, Error> {
         let pods = Api::<Pod>::namespaced(self.client.clone(), namespace);
         let mut observed = Observed {
+            is_restored: false,
             pod: pods.get_opt(&attachment.spec.pod_name).await?,
             claim: None,
             attachment_pod: pods.get_opt(&attachment_pod::name(&attachment)).await?,
             node_exists: true,
-            is_restored: false,
             same_place: Vec::new(),
             claim_users: Vec::new(),
             attachment,
@@ -244,11 +262,11 @@ impl Context {
             if let Some(now) = now.filter(|now| now.uid() == uid) {
                 observed.attachment = now;
             }
+            observed.restore();
         }
         let assignment = observed.attachment.assignment();
         if assignment.pod_uid.is_none() {
             observed.same_place = self.same_place(namespace, &observed.attachment).await?;
-            observed.restore();
         }
         if let Some(claim) = observed.claim_name() {
             let claims = Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), namespace);

@@ -140,10 +140,12 @@ pub(super) fn why_pending(pod: &Pod) -> Option<String> {
         .iter()
         .flatten()
         .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
+    // kubelet's words about a pod that it does not run, or has evicted.
+    let ended = status.message.clone().or_else(|| status.reason.clone());
     let unscheduled = unmet.and_then(|condition| condition.message.clone());
     let waiting = status.container_statuses.iter().flatten().find_map(|container| {
         let waiting = container.state.as_ref()?.waiting.as_ref()?;
         waiting.message.clone().or_else(|| waiting.reason.clone())
     });
-    unscheduled.or(waiting)
+    unscheduled.or(ended).or(waiting)
 }

@@ -11,7 +11,12 @@ use super::{
     observed::{self, Observed},
     refusal::{self, Refusal},
 };
-use crate::resource::{Condition, ConditionType, ControllerStatus, FINALIZER, Truth};
+use crate::resource::{
+    BlockVolumeAttachment, Condition, ConditionType, ControllerStatus, FINALIZER, Truth,
+};
+
+/// The reason of `SourceReady` when the attachment pod cannot be made.
+const POD_REFUSED: &str = "AttachmentPodRefused";
 
 /// What to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -215,6 +220,11 @@ fn source_ready(observed: &Observed) -> Condition {
         return condition(Truth::True, "HostPath", message);
     }
     let Some(pod) = observed.own_pod() else {
+        // Until it can be made, the reason why not is worth more.
+        let former = observed.attachment.condition(ConditionType::SourceReady);
+        if let Some(refused) = former.filter(|one| one.reason == POD_REFUSED) {
+            return refused.clone();
+        }
         let message = "the attachment pod is not there yet".to_owned();
         return condition(Truth::False, "AttachmentPodMissing", message);
     };
@@ -237,6 +247,21 @@ fn source_ready(observed: &Observed) -> Condition {
             condition(Truth::False, "AttachmentPodPending", message)
         }
     }
+}
+
+/// The condition of an attachment whose pod the API server refuses to make.
+pub(super) fn pod_is_refused(
+    attachment: &BlockVolumeAttachment,
+    pod: &str,
+    why: &str,
+) -> Condition {
+    let message = format!(
+        "attachment pod {pod} cannot be made: {why}; it is tried again, see quotas, limit ranges \
+         and admission rules of this namespace"
+    );
+    let condition = Condition::new(ConditionType::SourceReady, Truth::False, POD_REFUSED, message);
+    let former = attachment.condition(ConditionType::SourceReady);
+    condition.since(former, attachment.metadata.generation)
 }
 
 #[cfg(test)]

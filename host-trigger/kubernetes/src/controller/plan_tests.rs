@@ -281,6 +281,29 @@ fn an_attachment_pod_that_was_removed_is_made_again() {
 }
 
 #[test]
+fn why_an_attachment_pod_was_refused_is_said_until_it_is_there() {
+    let mut refused = Observed { attachment_pod: None, ..given() };
+    let why = pod_is_refused(&refused.attachment, "scratch-bva-1", "exceeded quota");
+    let conditions = &mut refused.attachment.status.as_mut().unwrap().conditions;
+    conditions.retain(|one| one.condition_type != ConditionType::SourceReady);
+    conditions.push(why.clone());
+    let plan = Plan::new(&refused);
+    assert!(matches!(plan.attachment_pod, PodAction::Create { .. }));
+    assert_eq!(plan.status.unwrap().1[1], why);
+    let made = Observed { attachment_pod: given().attachment_pod, ..refused };
+    assert_eq!(Plan::new(&made).status.unwrap().1[1].reason, "AttachmentPodRuns");
+}
+
+#[test]
+fn what_kubelet_says_of_a_pod_that_it_evicted_is_shown() {
+    let mut evicted = given();
+    evicted.attachment_pod.as_mut().unwrap().status = object(json!({
+        "phase": "Failed", "reason": "Evicted", "message": "The node was low on memory" }));
+    let (_, conditions) = Plan::new(&evicted).status.unwrap();
+    assert!(conditions[1].message.contains("The node was low on memory"), "{conditions:?}");
+}
+
+#[test]
 fn an_attachment_pod_that_was_evicted_is_removed() {
     let mut evicted = given();
     evicted.attachment_pod.as_mut().unwrap().status = object(json!({ "phase": "Failed" }));

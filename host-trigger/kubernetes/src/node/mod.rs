@@ -47,6 +47,7 @@ use crate::{
     resource::{
         BlockVolumeAttachment, Condition, ConditionType, NODE_LABEL, NodeStatus, Truth, bounded,
     },
+    retries::Retries,
 };
 
 use memory::{Cause, Ended, Memory};
@@ -55,8 +56,8 @@ use memory::{Cause, Ended, Memory};
 const AT_A_TIME: u16 = 8;
 /// The longest note that the API server accepts in an event.
 const MAX_NOTE: usize = 1000;
-/// The time before an attachment is tried again after an error of the API server.
-const AFTER_ERROR: Duration = Duration::from_secs(5);
+/// The longest time before an attachment is tried again after an error of the API server.
+const AFTER_ERROR: Duration = Duration::from_secs(60);
 
 struct Context<H> {
     client: Client,
@@ -65,6 +66,7 @@ struct Context<H> {
     recorder: Recorder,
     metrics: Arc<Metrics>,
     memory: Memory,
+    errors: Retries,
     all: Store<BlockVolumeAttachment>,
 }
 
@@ -88,6 +90,7 @@ pub async fn run<H: Host>(
         host,
         metrics,
         memory: Memory::default(),
+        errors: Retries::new(AFTER_ERROR),
         all: controller.store(),
     });
     let results = controller
@@ -114,7 +117,8 @@ fn after_error<H: Host>(
     let (namespace, name) = (attachment.namespace().unwrap_or_default(), attachment.name_any());
     warn!(namespace, name, error = %error.chain(), "the status is written again");
     context.metrics.api_error();
-    Action::requeue(AFTER_ERROR)
+    let uid = attachment.uid().unwrap_or_default();
+    Action::requeue(context.errors.note(&uid, Instant::now()))
 }
 
 async fn reconcile<H: Host>(
@@ -143,6 +147,7 @@ async fn reconcile<H: Host>(
         return Ok(Action::await_change());
     };
     report.apply(&context.client, &attachment).await?;
+    context.errors.forget(&uid);
     if report.is_news(&attachment) {
         context.announce(&report, &attachment).await;
     }

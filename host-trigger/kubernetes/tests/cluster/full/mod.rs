@@ -1,5 +1,6 @@
 //! Each file starts API servers of its own.
 
+mod attachment_pods;
 mod attachments;
 mod describe;
 #[cfg(feature = "fault")]
