@@ -6,17 +6,25 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
     ResourceExt as _,
     runtime::reflector::{ObjectRef, Store},
 };
 
-use crate::resource::{BlockVolumeAttachment, Source};
+use super::{claim_users, observed};
+use crate::{
+    attachment_pod,
+    resource::{BlockVolumeAttachment, Source},
+};
 
 type Reference = ObjectRef<BlockVolumeAttachment>;
 
 /// How many attachments that are gone may be kept beside those that are there.
 const SLACK: usize = 1000;
+
+/// The number of attachments for one pod or claim above which it is checked which are there.
+const MANY: usize = 64;
 
 /// What an attachment depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -62,7 +70,13 @@ impl Dependents {
     pub(super) fn note(&self, attachment: &BlockVolumeAttachment) {
         let mut by_key = self.by_key();
         for key in Key::of(attachment) {
-            by_key.entry(key).or_default().insert(ObjectRef::from_obj(attachment));
+            let references = by_key.entry(key).or_default();
+            let is_new = references.insert(ObjectRef::from_obj(attachment));
+            // At each doubling, so that it costs little: a pod that stays may have had many.
+            if is_new && references.len() >= MANY && references.len().is_power_of_two() {
+                let own = ObjectRef::from_obj(attachment);
+                references.retain(|one| *one == own || self.all.get(one).is_some());
+            }
         }
         if by_key.len() > 2 * self.all.len() + SLACK {
             by_key.retain(|_, references| {
@@ -77,6 +91,19 @@ impl Dependents {
         let references = self.by_key().get(key).cloned().unwrap_or_default();
         let there = references.iter().filter_map(|one| self.all.get(one));
         there.filter(|one| Key::of(one).any(|own| own == *key)).collect()
+    }
+
+    /// The attachments that are for this pod, that it is the attachment pod of, or that may wait
+    /// for one of its claims. Those that wait for nothing are none: many pods may share a claim.
+    pub(super) fn of_pod(&self, pod: &Pod) -> Vec<Arc<BlockVolumeAttachment>> {
+        let namespace = pod.namespace().unwrap_or_default();
+        let of_claim = claim_users::claims(pod).flat_map(|claim| {
+            let all = self.of(&Key::Claim(namespace.clone(), claim.to_owned()));
+            let waits = |one: &Arc<BlockVolumeAttachment>| !observed::is_given(one);
+            all.into_iter().filter(move |one| waits(one) || attachment_pod::is_of(pod, one))
+        });
+        let for_it = self.of(&Key::Pod(namespace.clone(), pod.name_any()));
+        of_claim.chain(for_it).collect()
     }
 }
 
@@ -122,5 +149,21 @@ mod tests {
             dependents.note(&named(&number.to_string(), &format!("db-{number}")));
         }
         assert!(dependents.by_key().len() <= SLACK + 1);
+    }
+
+    #[test]
+    fn a_pod_that_stays_keeps_nothing_of_attachments_that_are_gone() {
+        let (all, mut writer) = reflector::store();
+        let dependents = Dependents::new(all);
+        let stays = named("stays", "db-0");
+        writer.apply_watcher_event(&Event::Apply(stays.clone()));
+        dependents.note(&stays);
+        for number in 0..3 * SLACK {
+            dependents.note(&named(&number.to_string(), "db-0"));
+        }
+        for references in dependents.by_key().values() {
+            assert!(references.len() <= MANY, "{}", references.len());
+            assert!(references.contains(&ObjectRef::from_obj(&stays)));
+        }
     }
 }

@@ -116,7 +116,7 @@ fn reconciliations(
     controller
         .with_config(Config::default().concurrency(TURNS))
         .watches(Api::<Pod>::all(client.clone()), everything(), move |pod: Pod| {
-            triggered_by_pod(&of_pod, &pod)
+            references(of_pod.of_pod(&pod).into_iter())
         })
         .watches(
             Api::<PersistentVolumeClaim>::all(client),
@@ -145,19 +145,6 @@ fn reconciliations(
             Ok((attachment, _)) => debug!(%attachment, "reconciled"),
             Err(e) => debug!("{e}"),
         })
-}
-
-/// The attachments that are for this pod, that it is the attachment pod of, or that may wait for
-/// one of its claims. Those that wait for nothing are none: many pods may share a claim.
-fn triggered_by_pod(dependents: &Dependents, pod: &Pod) -> Vec<ObjectRef<BlockVolumeAttachment>> {
-    let namespace = pod.namespace().unwrap_or_default();
-    let of_claim = claim_users::claims(pod).flat_map(|claim| {
-        let all = dependents.of(&Key::Claim(namespace.clone(), claim.to_owned()));
-        all.into_iter()
-            .filter(|one| one.assignment().pod_uid.is_none() || attachment_pod::is_of(pod, one))
-    });
-    let of_pod = dependents.of(&Key::Pod(namespace.clone(), pod.name_any()));
-    references(of_claim.chain(of_pod))
 }
 
 fn references(
