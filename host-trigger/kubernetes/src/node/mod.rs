@@ -12,6 +12,7 @@ mod request;
 mod sandbox_host;
 mod sandbox_volumes;
 mod statistics;
+mod turns;
 mod verb;
 mod work;
 
@@ -32,9 +33,9 @@ use kube::{
     Api, Client, Resource as _, ResourceExt as _,
     runtime::{
         Controller,
-        controller::{Action, Config},
+        controller::Action,
         events::{Event, EventType, Recorder, Reporter},
-        reflector::Store,
+        reflector::{ObjectRef, Store},
         watcher,
     },
 };
@@ -51,9 +52,8 @@ use crate::{
 };
 
 use memory::{Cause, Ended, Memory};
+use turns::Turns;
 
-/// How many volumes are worked on at a time. Each takes a thread and a few descriptors.
-const AT_A_TIME: u16 = 8;
 /// The longest note that the API server accepts in an event.
 const MAX_NOTE: usize = 1000;
 /// The longest time before an attachment is tried again after an error of the API server.
@@ -67,6 +67,7 @@ struct Context<H> {
     metrics: Arc<Metrics>,
     memory: Memory,
     errors: Retries,
+    turns: Turns,
     all: Store<BlockVolumeAttachment>,
 }
 
@@ -91,11 +92,15 @@ pub async fn run<H: Host>(
         metrics,
         memory: Memory::default(),
         errors: Retries::new(AFTER_ERROR),
+        turns: Turns::default(),
         all: controller.store(),
     });
+    let ending = context.clone();
     let results = controller
-        .with_config(Config::default().concurrency(AT_A_TIME))
-        .graceful_shutdown_on(shutdown)
+        .graceful_shutdown_on(async move {
+            shutdown.await;
+            ending.turns.close();
+        })
         .run(reconcile, after_error, context.clone());
     let work = async {
         let mut results = std::pin::pin!(results);
@@ -125,24 +130,22 @@ async fn reconcile<H: Host>(
     attachment: Arc<BlockVolumeAttachment>,
     context: Arc<Context<H>>,
 ) -> Result<Action, Error> {
-    let action = |wait: Option<Duration>| match wait {
-        Some(wait) => Action::requeue(wait),
-        None => Action::await_change(),
+    if let Err(later) = context.due(&attachment) {
+        return Ok(later);
+    }
+    let namespace = attachment.namespace().unwrap_or_default();
+    let Some(_turn) = context.turns.take(&namespace).await else {
+        return Ok(Action::await_change());
+    };
+    // It may have changed meanwhile.
+    let Some(attachment) = context.all.get(&ObjectRef::from_obj(&*attachment)) else {
+        return Ok(Action::await_change());
+    };
+    let cause = match context.due(&attachment) {
+        Ok(cause) => cause,
+        Err(later) => return Ok(later),
     };
     let uid = attachment.uid().unwrap_or_default();
-    // Anybody who creates an attachment can set the label; the status is the controller's. With the
-    // name of the node it has written its decision: if that is missing, somebody has overwritten
-    // the status. The controller writes it again, and then this agent does.
-    let is_own = attachment.assignment().node_name.as_deref() == Some(&context.node);
-    if !is_own || attachment.condition(ConditionType::Accepted).is_none() {
-        context.memory.forget(&uid);
-        return Ok(Action::await_change());
-    }
-    let cause = Cause::of(&attachment);
-    match context.memory.wait(&uid, &cause, Instant::now()) {
-        Some(Duration::ZERO) => {}
-        later => return Ok(action(later)),
-    }
     let Some((report, ended)) = context.work(&attachment).await else {
         return Ok(Action::await_change());
     };
@@ -151,10 +154,35 @@ async fn reconcile<H: Host>(
     if report.is_news(&attachment) {
         context.announce(&report, &attachment).await;
     }
-    Ok(action(context.memory.note(&uid, cause, ended, Instant::now())))
+    Ok(later(context.memory.note(&uid, cause, ended, Instant::now())))
+}
+
+fn later(wait: Option<Duration>) -> Action {
+    match wait {
+        Some(wait) => Action::requeue(wait),
+        None => Action::await_change(),
+    }
 }
 
 impl<H: Host> Context<H> {
+    /// The cause of the work that is due now, or when there may be some.
+    fn due(&self, attachment: &BlockVolumeAttachment) -> Result<Cause, Action> {
+        let uid = attachment.uid().unwrap_or_default();
+        // Anybody who creates an attachment can set the label; the status is the controller's. With
+        // the name of the node it has written its decision: if that is missing, somebody has
+        // overwritten the status. The controller writes it again, and then this agent does.
+        let is_own = attachment.assignment().node_name.as_deref() == Some(&self.node);
+        if !is_own || attachment.condition(ConditionType::Accepted).is_none() {
+            self.memory.forget(&uid);
+            return Err(Action::await_change());
+        }
+        let cause = Cause::of(attachment);
+        match self.memory.wait(&uid, &cause, Instant::now()) {
+            Some(Duration::ZERO) => Ok(cause),
+            wait => Err(later(wait)),
+        }
+    }
+
     /// Does what is asked for; `None` if its time has not come.
     async fn work(&self, attachment: &BlockVolumeAttachment) -> Option<(NodeReport, Ended)> {
         let is_wanted = attachment.metadata.deletion_timestamp.is_none()

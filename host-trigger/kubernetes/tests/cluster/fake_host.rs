@@ -21,6 +21,8 @@ struct State {
     attached: BTreeMap<(String, String), Request>,
     /// Why nothing can be attached or detached.
     failure: Option<Failure>,
+    /// The namespace whose guests do not reply.
+    hanging: Option<String>,
     calls: usize,
     detaches: usize,
 }
@@ -39,6 +41,11 @@ impl FakeHost {
         self.state.lock().unwrap().failure = failure;
     }
 
+    /// Nothing that is asked of a guest of this namespace ever ends.
+    pub(crate) fn hangs(&self, namespace: &str) {
+        self.state.lock().unwrap().hanging = Some(namespace.to_owned());
+    }
+
     /// How often it was asked to detach something.
     pub(crate) fn detaches(&self) -> usize {
         self.state.lock().unwrap().detaches
@@ -52,9 +59,16 @@ impl FakeHost {
 
 impl Host for FakeHost {
     async fn attach(&self, request: Request) -> Result<AttachedVolume, Failure> {
+        let hangs = {
+            let mut state = self.state.lock().unwrap();
+            state.calls += 1;
+            state.hanging.as_ref() == Some(&request.pod.namespace)
+        };
+        if hangs {
+            std::future::pending::<()>().await;
+        }
         tokio::time::sleep(self.delay).await;
         let mut state = self.state.lock().unwrap();
-        state.calls += 1;
         if let Some(failure) = &state.failure {
             return Err(failure.clone());
         }

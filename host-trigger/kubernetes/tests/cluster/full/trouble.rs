@@ -193,6 +193,34 @@ async fn of_many_for_one_path_exactly_one_is_given() {
 }
 
 #[tokio::test]
+async fn a_namespace_whose_guests_do_not_reply_keeps_no_other_one_waiting() {
+    let cluster = Cluster::start().await;
+    let shop = Tenant::create_namespace(&cluster.client, "shop").await;
+    cluster.create_node("node-1").await;
+    cluster.run_pod("db-0", "node-1", "c1").await;
+    shop.run_pod("shop-0", "node-1", "c2").await;
+    let host = FakeHost::default();
+    host.hangs("db");
+    let _running = (cluster.controller(), cluster.node_agent("node-1", host.clone()));
+    let path_of = |name: &str, pod: &str| {
+        let mut one = attachment(name, pod);
+        one["spec"]["source"] = json!({ "hostPath": { "path": format!("/dev/vg/{name}") } });
+        one["spec"]["devicePath"] = format!("/dev/{name}").into();
+        one
+    };
+    for number in 0..16 {
+        cluster.create::<BlockVolumeAttachment>(path_of(&format!("a{number}"), "db-0")).await;
+    }
+    for number in 0..16 {
+        cluster.until_condition(&format!("a{number}"), Accepted, Truth::True, "Given").await;
+    }
+    crate::wait::until("guests do not reply", || async { host.calls() >= 4 }).await;
+    shop.create::<BlockVolumeAttachment>(path_of("b", "shop-0")).await;
+    shop.until_condition("b", Attached, Truth::True, "Attached").await;
+    assert_eq!(host.calls(), 5);
+}
+
+#[tokio::test]
 async fn seventy_five_attachments_are_made_and_deleted_at_once() {
     const COUNT: usize = 75;
     let cluster = Cluster::start().await;
