@@ -32,5 +32,6 @@ pub mod resource;
 mod retries;
 #[cfg(test)]
 mod sample;
+mod watched;
 
 pub use error::Error;

@@ -21,7 +21,6 @@ use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use kube::{
     Api, Client, ResourceExt as _,
     runtime::{
-        Controller,
         controller::{Action, Config},
         reflector::ObjectRef,
         watcher,
@@ -32,7 +31,7 @@ use tracing::{debug, warn};
 
 use crate::{
     attachment_pod, error::Error, metrics::Metrics, resource::BlockVolumeAttachment,
-    retries::Retries,
+    retries::Retries, watched,
 };
 
 use claim_users::ClaimUsers;
@@ -99,7 +98,7 @@ fn reconciliations(
 ) -> impl Stream<Item = ()> {
     let everything = watcher::Config::default;
     let attachments = Api::<BlockVolumeAttachment>::all(client.clone());
-    let controller = Controller::new(attachments.clone(), everything());
+    let controller = watched::controller(attachments.clone(), everything());
     let dependents = Dependents::new(controller.store());
     let (of_pod, of_claim, beside) = (dependents.clone(), dependents.clone(), dependents.clone());
     let turns = std::array::from_fn(|_| Mutex::default());

@@ -32,7 +32,6 @@ use futures_util::StreamExt as _;
 use kube::{
     Api, Client, Resource as _, ResourceExt as _,
     runtime::{
-        Controller,
         controller::Action,
         events::{Event, EventType, Recorder, Reporter},
         reflector::{ObjectRef, Store},
@@ -49,6 +48,7 @@ use crate::{
         BlockVolumeAttachment, Condition, ConditionType, NODE_LABEL, NodeStatus, Truth, bounded,
     },
     retries::Retries,
+    watched,
 };
 
 use memory::{Cause, Ended, Memory};
@@ -81,7 +81,7 @@ pub async fn run<H: Host>(
 ) {
     let attachments = Api::<BlockVolumeAttachment>::all(client.clone());
     let own = watcher::Config::default().labels(&format!("{NODE_LABEL}={node}"));
-    let controller = Controller::new(attachments, own);
+    let controller = watched::controller(attachments, own);
     let reporter =
         Reporter { controller: "block-volume-node".to_owned(), instance: Some(node.to_owned()) };
     let context = Arc::new(Context {
