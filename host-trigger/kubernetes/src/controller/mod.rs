@@ -237,7 +237,7 @@ impl Context {
             attachment,
         };
         // The attachment is what its watch has brought. If its pod or its record is there and it is
-        // not given, it is older than what was done last, or somebody has emptied its status. Taken
+        // not given, it is older than what was done last, or a client has emptied its status. Taken
         // for true, the pod would be removed, whatever is attached.
         let was_given =
             observed.own_pod().is_some() || observed::record(&observed.attachment).is_some();

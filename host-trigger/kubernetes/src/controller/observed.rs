@@ -82,7 +82,7 @@ pub(super) fn is_given(attachment: &BlockVolumeAttachment) -> bool {
 }
 
 /// The node and the pod that an attachment was given to, as its metadata has them: they are written
-/// before its status, and removed when it is given to nobody any more.
+/// before its status, and removed when it is given to no pod any more.
 pub(super) fn record(attachment: &BlockVolumeAttachment) -> Option<ControllerStatus> {
     attachment.finalizers().iter().find(|one| *one == FINALIZER)?;
     Some(ControllerStatus {

@@ -66,7 +66,7 @@ fn detached(mut observed: Observed) -> Observed {
     observed
 }
 
-/// Somebody has emptied the status.
+/// A client has emptied the status.
 fn emptied(mut observed: Observed) -> Observed {
     observed.attachment.status = None;
     observed.restore();

@@ -169,7 +169,7 @@ impl<H: Host> Context<H> {
     fn due(&self, attachment: &BlockVolumeAttachment) -> Result<Cause, Action> {
         let uid = attachment.uid().unwrap_or_default();
         // Anybody who creates an attachment can set the label; the status is the controller's. With
-        // the name of the node it has written its decision: if that is missing, somebody has
+        // the name of the node it has written its decision: if that is missing, a client has
         // overwritten the status. The controller writes it again, and then this agent does.
         let is_own = attachment.assignment().node_name.as_deref() == Some(&self.node);
         if !is_own || attachment.condition(ConditionType::Accepted).is_none() {

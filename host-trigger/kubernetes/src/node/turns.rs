@@ -37,14 +37,14 @@ impl Turns {
     /// Waits for a turn; `None` after [`Self::close`].
     pub(super) async fn take(&self, namespace: &str) -> Option<Turn> {
         let of_namespace = self.of(namespace).acquire_owned().await.ok()?;
-        // In this order, so that those who wait for the first one keep nobody from the second.
+        // In this order, so that those who wait for the first one keep no other from the second.
         let all = self.all.clone().acquire_owned().await.ok()?;
         Some(Turn { _all: all, _of_namespace: of_namespace })
     }
 
     fn of(&self, namespace: &str) -> Arc<Semaphore> {
         let mut all = self.by_namespace.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that nobody has or waits for.
+        // Those without a holder or a waiter.
         all.retain(|_, semaphore| Arc::strong_count(semaphore) > 1);
         let new = || Arc::new(Semaphore::new(OF_ONE_NAMESPACE));
         all.entry(namespace.to_owned()).or_insert_with(new).clone()

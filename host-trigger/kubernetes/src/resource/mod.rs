@@ -26,7 +26,7 @@ pub const GROUP: &str = "block-volume.ecr-runtime.dev";
 /// attachments that have its own name there.
 pub const NODE_LABEL: &str = "ecr-runtime.dev/node";
 /// The annotation with the UID of the pod that the attachment was given to, on the node of the
-/// label. The controller sets it with the label, and goes by both if somebody has emptied the
+/// label. The controller sets it with the label, and goes by both if a client has emptied the
 /// status.
 pub const POD_UID_ANNOTATION: &str = "block-volume.ecr-runtime.dev/pod-uid";
 /// The controller's finalizer: a resource that is gone is a volume that is detached.
