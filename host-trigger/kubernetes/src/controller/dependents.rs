@@ -93,6 +93,21 @@ impl Dependents {
         there.filter(|one| Key::of(one).any(|own| own == *key)).collect()
     }
 
+    /// This attachment, which has changed or has gone, and those for the same place: one that goes
+    /// may make room for another one.
+    pub(super) fn with_rivals(&self, one: BlockVolumeAttachment) -> Vec<BlockVolumeAttachment> {
+        self.note(&one);
+        let place = observed::place(&one);
+        let namespace = one.namespace().unwrap_or_default();
+        let others = self.of(&Key::Pod(namespace, one.spec.pod_name.clone()));
+        let is_rival = |other: &Arc<BlockVolumeAttachment>| {
+            observed::place(other) == place && other.metadata.uid != one.metadata.uid
+        };
+        let rivals: Vec<_> =
+            others.into_iter().filter(is_rival).map(|other| (*other).clone()).collect();
+        [one].into_iter().chain(rivals).collect()
+    }
+
     /// The attachments that are for this pod, that it is the attachment pod of, or that may wait
     /// for one of its claims. Those that wait for nothing are none: many pods may share a claim.
     pub(super) fn of_pod(&self, pod: &Pod) -> Vec<Arc<BlockVolumeAttachment>> {
@@ -109,7 +124,10 @@ impl Dependents {
 
 #[cfg(test)]
 mod tests {
-    use kube::runtime::{reflector, watcher::Event};
+    use kube::{
+        ResourceExt,
+        runtime::{reflector, watcher::Event},
+    };
 
     use super::*;
     use crate::sample;
@@ -139,6 +157,30 @@ mod tests {
         writer.apply_watcher_event(&Event::Delete(a));
         assert!(dependents.of(&pod).is_empty());
         assert_eq!(dependents.of(&claim).len(), 1);
+    }
+
+    #[test]
+    fn an_attachment_comes_with_those_for_the_same_place() {
+        let (all, mut writer) = reflector::store();
+        let dependents = Dependents::new(all);
+        let [mut a, mut b, mut c] = ["a", "b", "c"].map(|name| named(name, "db-0"));
+        for one in [&mut a, &mut b, &mut c] {
+            one.metadata.uid = one.metadata.name.clone();
+        }
+        c.spec.device_path = Some("/dev/other".to_owned());
+        for one in [&a, &b, &c] {
+            writer.apply_watcher_event(&Event::Apply((*one).clone()));
+            dependents.note(one);
+        }
+        let names = |one: &BlockVolumeAttachment| {
+            let all = dependents.with_rivals(one.clone());
+            all.iter().map(ResourceExt::name_any).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&a), ["a", "b"]);
+        assert_eq!(names(&c), ["c"]);
+        writer.apply_watcher_event(&Event::Delete(b.clone()));
+        assert_eq!(names(&a), ["a"]);
+        assert_eq!(names(&b), ["b", "a"]);
     }
 
     #[test]

@@ -1,13 +1,16 @@
 //! The controller: it gives each attachment to the node of its pod, brings its claim there, and
 //! lets it go when the node agent has detached the volume. What it does is decided in `plan`; the
-//! node agents do the rest. It keeps nothing: everything is read from the API server.
+//! node agents do the rest. It stores nothing. What the watches have brought says where nothing is
+//! to be done; everything else is read from the API server before it is decided about.
 
 mod claim_users;
 mod dependents;
+mod known;
 mod observed;
 mod pause;
 mod plan;
 mod refusal;
+mod watches;
 mod work;
 
 use std::{
@@ -16,29 +19,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{Stream, StreamExt as _};
+use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use kube::{
     Api, Client, ResourceExt as _,
-    runtime::{
-        controller::{Action, Config},
-        reflector::ObjectRef,
-        watcher,
-    },
+    runtime::controller::{Action, Config},
 };
 use tokio::sync::{Mutex, MutexGuard};
 use tracing::{debug, warn};
 
 use crate::{
     attachment_pod, error::Error, metrics::Metrics, resource::BlockVolumeAttachment,
-    retries::Retries, watched,
+    retries::Retries,
 };
 
-use claim_users::ClaimUsers;
-use dependents::{Dependents, Key};
+use dependents::Key;
 use observed::Observed;
-use pause::Pause;
 use plan::Plan;
+use watches::Watches;
 use work::Work;
 
 /// How often it is checked whether a node is gone that is to detach a volume.
@@ -62,8 +60,7 @@ struct Context {
     client: Client,
     settings: Settings,
     metrics: Arc<Metrics>,
-    dependents: Dependents,
-    claim_users: ClaimUsers,
+    watches: Watches,
     /// Of attachments for one place, one is decided about at a time. Each place has one of these.
     turns: [Mutex<()>; TURNS as usize],
     /// Errors of the API server.
@@ -79,77 +76,26 @@ pub async fn run(
     metrics: Arc<Metrics>,
     shutdown: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
-    let claim_users = ClaimUsers::new();
-    let results = reconciliations(client.clone(), settings, metrics, claim_users.clone(), shutdown);
-    let mut results = std::pin::pin!(results);
-    let work = async { while let Some(()) = results.next().await {} };
-    tokio::select! {
-        () = work => {}
-        () = claim_users.follow(client) => {}
-    }
-}
-
-fn reconciliations(
-    client: Client,
-    settings: Settings,
-    metrics: Arc<Metrics>,
-    claim_users: ClaimUsers,
-    shutdown: impl Future<Output = ()> + Send + Sync + 'static,
-) -> impl Stream<Item = ()> {
-    let everything = watcher::Config::default;
-    let attachments = Api::<BlockVolumeAttachment>::all(client.clone());
-    let controller = watched::controller(attachments.clone(), everything());
-    let dependents = Dependents::new(controller.store());
-    let (of_pod, of_claim, beside) = (dependents.clone(), dependents.clone(), dependents.clone());
-    let turns = std::array::from_fn(|_| Mutex::default());
+    let (watches, controller) = Watches::new(&client);
     let context = Arc::new(Context {
-        client: client.clone(),
+        client,
         settings,
         metrics,
-        dependents,
-        claim_users,
-        turns,
+        watches,
+        turns: std::array::from_fn(|_| Mutex::default()),
         errors: Retries::new(AFTER_ERROR),
         pods_made: Retries::new(AFTER_POD),
     });
-    controller
+    let results = controller
         .with_config(Config::default().concurrency(TURNS))
-        .watches(Api::<Pod>::all(client.clone()), everything(), move |pod: Pod| {
-            references(of_pod.of_pod(&pod).into_iter())
-        })
-        .watches(
-            Api::<PersistentVolumeClaim>::all(client),
-            everything(),
-            move |claim: PersistentVolumeClaim| {
-                let namespace = claim.namespace().unwrap_or_default();
-                let claim = Key::Claim(namespace, claim.name_any());
-                references(of_claim.of(&claim).into_iter())
-            },
-        )
-        // One that goes may make room for another one at its path.
-        .watches(attachments, everything(), move |one: BlockVolumeAttachment| {
-            beside.note(&one);
-            let namespace = one.namespace().unwrap_or_default();
-            let others = beside.of(&Key::Pod(namespace, one.spec.pod_name.clone()));
-            let is_rival = |other: &Arc<BlockVolumeAttachment>| {
-                observed::place(other) == observed::place(&one)
-                    && other.metadata.uid != one.metadata.uid
-            };
-            references(others.into_iter().filter(is_rival))
-        })
-        .trigger_backoff(Pause)
         .graceful_shutdown_on(shutdown)
-        .run(reconcile, after_error, context)
-        .map(|done| match done {
+        .run(reconcile, after_error, context);
+    results
+        .for_each(async |done| match done {
             Ok((attachment, _)) => debug!(%attachment, "reconciled"),
             Err(e) => debug!("{e}"),
         })
-}
-
-fn references(
-    attachments: impl Iterator<Item = Arc<BlockVolumeAttachment>>,
-) -> Vec<ObjectRef<BlockVolumeAttachment>> {
-    attachments.map(|one| ObjectRef::from_obj(&*one)).collect()
+        .await;
 }
 
 fn after_error(
@@ -169,7 +115,10 @@ async fn reconcile(
     context: Arc<Context>,
 ) -> Result<Action, Error> {
     let namespace = attachment.namespace().unwrap_or_default();
-    context.dependents.note(&attachment);
+    context.watches.dependents.note(&attachment);
+    if !context.watches.known.is_complete().await || context.is_settled(&attachment) {
+        return Ok(Action::await_change());
+    }
     let _turn = context.turn(&attachment).await;
     let observed = context.observe(&namespace, (*attachment).clone()).await?;
     let plan = Plan::new(&observed);
@@ -191,6 +140,18 @@ async fn reconcile(
 }
 
 impl Context {
+    /// Whether nothing is to be done about this attachment, by what the watches have brought. They
+    /// bring many changes that ask for nothing; and after the API server was away, or another
+    /// controller has ended, everything.
+    fn is_settled(&self, attachment: &BlockVolumeAttachment) -> bool {
+        let observed = self.watches.known.observe(attachment);
+        let is_settled = observed.is_some_and(|observed| Plan::new(&observed).is_done(&observed));
+        if is_settled {
+            self.errors.forget(&attachment.uid().unwrap_or_default());
+        }
+        is_settled
+    }
+
     /// Waits until nothing else is decided about the place of this attachment.
     async fn turn(&self, attachment: &BlockVolumeAttachment) -> MutexGuard<'_, ()> {
         let mut hasher = DefaultHasher::new();
@@ -208,7 +169,7 @@ impl Context {
     ) -> Result<Vec<BlockVolumeAttachment>, Error> {
         let place = observed::place(own);
         let of_pod = Key::Pod(namespace.to_owned(), own.spec.pod_name.clone());
-        let known = self.dependents.of(&of_pod);
+        let known = self.watches.dependents.of(&of_pod);
         let is_other = |one: &BlockVolumeAttachment| {
             observed::place(one) == place && one.metadata.uid != own.metadata.uid
         };
@@ -282,7 +243,7 @@ impl Context {
     ) -> Result<Vec<Pod>, Error> {
         let own = attachment_pod::name(&observed.attachment);
         let Some(claim) = observed.claim_name() else { return Ok(Vec::new()) };
-        let names = self.claim_users.of(namespace, claim).await;
+        let names = self.watches.claim_users.of(namespace, claim);
         let mut found = Vec::new();
         for name in names.iter().filter(|name| **name != own) {
             found.extend(pods.get_opt(name).await?);

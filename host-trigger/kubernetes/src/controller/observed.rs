@@ -132,6 +132,9 @@ pub(super) fn running_container(pod: &Pod, name: &str) -> Option<String> {
     running.container_id.clone()
 }
 
+/// The condition of a pod by which the scheduler says why it has no node.
+pub(super) const SCHEDULED: &str = "PodScheduled";
+
 /// What a pod waits for, as the scheduler or kubelet say it.
 pub(super) fn why_pending(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
@@ -139,7 +142,7 @@ pub(super) fn why_pending(pod: &Pod) -> Option<String> {
         .conditions
         .iter()
         .flatten()
-        .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
+        .find(|condition| condition.type_ == SCHEDULED && condition.status == "False");
     // kubelet's words about a pod that it does not run, or has evicted.
     let ended = status.message.clone().or_else(|| status.reason.clone());
     let unscheduled = unmet.and_then(|condition| condition.message.clone());

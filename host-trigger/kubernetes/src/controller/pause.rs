@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use kube::runtime::utils::Backoff;
 
-/// The pause, always the same. The controller has several watches, and a pause after one of them
-/// holds up all: after the API server was away each fails more than once, and with pauses that
-/// double they would take minutes together. One process more that asks once a second is no load.
+/// The pause, always the same: with pauses that double, the controller would see changes up to half
+/// a minute after the API server is back. One process that asks once a second is no load.
 #[derive(Debug)]
 pub(super) struct Pause;
 

@@ -12,7 +12,8 @@ use super::{
     refusal::{self, Refusal},
 };
 use crate::resource::{
-    BlockVolumeAttachment, Condition, ConditionType, ControllerStatus, FINALIZER, Truth,
+    BlockVolumeAttachment, Condition, ConditionType, ControllerStatus, FINALIZER, NODE_LABEL,
+    POD_UID_ANNOTATION, Truth,
 };
 
 /// The reason of `SourceReady` when the attachment pod cannot be made.
@@ -63,6 +64,32 @@ impl Plan {
             (true, None) if !is_free => Self::keep(observed, pod_gone(observed)),
             (true | false, _) => Self::give(observed),
         }
+    }
+
+    /// Whether there is nothing to do: all is as planned.
+    pub(super) fn is_done(&self, observed: &Observed) -> bool {
+        !self.speaks_for_node
+            && self.attachment_pod == PodAction::Keep
+            && self.has_metadata(&observed.attachment)
+            && self.has_status(observed)
+    }
+
+    /// The UID of the pod that the attachment is given to.
+    pub(super) fn pod_uid(&self) -> Option<&String> {
+        self.status.as_ref()?.0.pod_uid.as_ref()
+    }
+
+    /// Whether the attachment has the finalizer, the label and the annotation as planned.
+    pub(super) fn has_metadata(&self, attachment: &BlockVolumeAttachment) -> bool {
+        attachment.finalizers().iter().any(|one| one == FINALIZER) == self.finalizer
+            && attachment.labels().get(NODE_LABEL) == self.node.as_ref()
+            && attachment.annotations().get(POD_UID_ANNOTATION) == self.pod_uid()
+    }
+
+    /// Whether the status is as planned. One that was restored is not: it is written again.
+    fn has_status(&self, observed: &Observed) -> bool {
+        let Some((status, conditions)) = &self.status else { return true };
+        !observed.is_restored && is_status(&observed.attachment, status, conditions)
     }
 
     /// The attachment may go.
@@ -147,6 +174,16 @@ impl Plan {
             }
         }
     }
+}
+
+/// Whether the controller's part of the attachment's status is this one.
+pub(super) fn is_status(
+    attachment: &BlockVolumeAttachment,
+    status: &ControllerStatus,
+    conditions: &[Condition],
+) -> bool {
+    let known = |one: &Condition| attachment.condition(one.condition_type) == Some(one);
+    attachment.assignment() == *status && conditions.iter().all(known)
 }
 
 fn assignment(observed: &Observed, pod: &Pod) -> ControllerStatus {

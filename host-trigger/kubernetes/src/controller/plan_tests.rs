@@ -52,6 +52,47 @@ fn given() -> Observed {
     given
 }
 
+/// Something happens to an attachment, or to what belongs to it.
+type Change = fn(&mut Observed);
+
+#[test]
+fn what_is_as_planned_is_done_and_nothing_else_is() {
+    let is_done = |observed: &Observed| Plan::new(observed).is_done(observed);
+    let created = observed();
+    assert!(!is_done(&created));
+    // Its attachment pod runs now, which the status does not say yet.
+    assert!(!is_done(&given()));
+    let settled = carry_out(given(), &Plan::new(&given()));
+    assert!(is_done(&settled));
+    let changes: [(&str, Change); 12] = [
+        ("no finalizer", |one| one.attachment.metadata.finalizers = None),
+        ("no label", |one| one.attachment.metadata.labels = None),
+        ("no annotation", |one| one.attachment.metadata.annotations = None),
+        ("no status", |one| one.attachment.status = None),
+        ("no conditions", |one| one.attachment.status.as_mut().unwrap().conditions.clear()),
+        ("restored", |one| one.is_restored = true),
+        ("pod gone", |one| one.pod = None),
+        ("pod replaced", |one| one.pod.as_mut().unwrap().metadata.uid = Some("new".to_owned())),
+        ("container started again", |one| {
+            let statuses = one.pod.as_mut().unwrap().status.as_mut().unwrap();
+            statuses.container_statuses.as_mut().unwrap()[0].container_id = Some("c2".to_owned());
+        }),
+        ("claim grown", |one| {
+            let status = one.claim.as_mut().unwrap().status.as_mut().unwrap();
+            status.capacity = object(json!({ "storage": "2Gi" }));
+        }),
+        ("attachment pod gone", |one| one.attachment_pod = None),
+        ("attachment pod failed", |one| {
+            one.attachment_pod.as_mut().unwrap().status = object(json!({ "phase": "Failed" }));
+        }),
+    ];
+    for (what, change) in changes {
+        let mut changed = settled.clone();
+        change(&mut changed);
+        assert!(!is_done(&changed), "{what}");
+    }
+}
+
 /// What the node agent says when nothing is attached any more.
 fn detached(mut observed: Observed) -> Observed {
     let generation = observed.attachment.metadata.generation;

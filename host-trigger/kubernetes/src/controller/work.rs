@@ -66,15 +66,12 @@ impl Work<'_> {
 
     async fn metadata(&self, plan: &Plan) -> Result<(), Error> {
         let attachment = self.attachment;
-        let has_finalizer = attachment.finalizers().iter().any(|one| one == FINALIZER);
-        let label = attachment.labels().get(NODE_LABEL);
-        let annotation = attachment.annotations().get(POD_UID_ANNOTATION);
-        let pod_uid = plan.status.as_ref().and_then(|(status, _)| status.pod_uid.as_ref());
-        if has_finalizer == plan.finalizer && label == plan.node.as_ref() && annotation == pod_uid {
+        if plan.has_metadata(attachment) {
             return Ok(());
         }
         let labels = plan.node.iter().map(|node| (NODE_LABEL.to_owned(), node.clone()));
-        let annotations = pod_uid.iter().map(|uid| (POD_UID_ANNOTATION.to_owned(), (*uid).clone()));
+        let pod_uid = plan.pod_uid().into_iter();
+        let annotations = pod_uid.map(|uid| (POD_UID_ANNOTATION.to_owned(), uid.clone()));
         let wanted = json!({
             "apiVersion": api_version(),
             "kind": "BlockVolumeAttachment",
@@ -102,9 +99,7 @@ impl Work<'_> {
         is_restored: bool,
     ) -> Result<(), Error> {
         let attachment = self.attachment;
-        let known = |one: &Condition| attachment.condition(one.condition_type) == Some(one);
-        let is_assigned = attachment.assignment() == *status && !is_restored;
-        if is_assigned && conditions.iter().all(known) {
+        if !is_restored && plan::is_status(attachment, status, conditions) {
             return Ok(());
         }
         let mut body = serde_json::to_value(status)?;

@@ -32,6 +32,7 @@ use futures_util::StreamExt as _;
 use kube::{
     Api, Client, Resource as _, ResourceExt as _,
     runtime::{
+        Controller, WatchStreamExt as _,
         controller::Action,
         events::{Event, EventType, Recorder, Reporter},
         reflector::{ObjectRef, Store},
@@ -48,7 +49,7 @@ use crate::{
         BlockVolumeAttachment, Condition, ConditionType, NODE_LABEL, NodeStatus, Truth, bounded,
     },
     retries::Retries,
-    watched,
+    watched::watched,
 };
 
 use memory::{Cause, Ended, Memory};
@@ -81,7 +82,9 @@ pub async fn run<H: Host>(
 ) {
     let attachments = Api::<BlockVolumeAttachment>::all(client.clone());
     let own = watcher::Config::default().labels(&format!("{NODE_LABEL}={node}"));
-    let controller = watched::controller(attachments, own);
+    let events = watcher::watcher(attachments, own).default_backoff();
+    let (all, changes) = watched(events);
+    let controller = Controller::for_stream(changes.map(Ok), all.clone());
     let reporter =
         Reporter { controller: "block-volume-node".to_owned(), instance: Some(node.to_owned()) };
     let context = Arc::new(Context {
@@ -93,7 +96,7 @@ pub async fn run<H: Host>(
         memory: Memory::default(),
         errors: Retries::new(AFTER_ERROR),
         turns: Turns::default(),
-        all: controller.store(),
+        all,
     });
     let ending = context.clone();
     let results = controller
