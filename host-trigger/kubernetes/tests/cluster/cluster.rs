@@ -71,6 +71,14 @@ impl Cluster {
         Self { server, tenant }
     }
 
+    /// One with the node `node-1`, on which the pod `db-0` runs with a container `c1`.
+    pub(crate) async fn with_pod() -> Self {
+        let cluster = Self::start().await;
+        cluster.create_node("node-1").await;
+        cluster.run_pod("db-0", "node-1", "c1").await;
+        cluster
+    }
+
     /// The controller, with its rights.
     pub(crate) fn controller(&self) -> Running {
         let settings = Settings { image: "image".to_owned() };

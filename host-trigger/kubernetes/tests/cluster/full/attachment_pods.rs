@@ -15,19 +15,14 @@ use kube::{
 use serde_json::json;
 
 use crate::{
-    cluster::Cluster,
-    fake_host::FakeHost,
-    tenant::object,
-    wait::{self, until},
+    api_load::ApiLoad, cluster::Cluster, fake_host::FakeHost, tenant::object, wait::until,
 };
 
 use ConditionType::{Attached, SourceReady};
 
 #[tokio::test]
 async fn why_an_attachment_pod_is_refused_is_said_and_nothing_is_written_again() {
-    let cluster = Cluster::start().await;
-    cluster.create_node("node-1").await;
-    cluster.run_pod("db-0", "node-1", "c1").await;
+    let cluster = Cluster::with_pod().await;
     cluster.claim("one", "1Gi").await;
     let limits = json!({ "limits": [{ "type": "Container", "min": { "memory": "1Gi" } }] });
     let range = json!({ "metadata": { "name": "large" }, "spec": limits });
@@ -47,8 +42,9 @@ async fn why_an_attachment_pod_is_refused_is_said_and_nothing_is_written_again()
     let said = cluster.until_condition("one", SourceReady, refused.1, refused.0).await;
     let message = &said.condition(SourceReady).unwrap().message;
     assert!(message.contains("minimum memory usage per Container is 1Gi"), "{message}");
-    // It is tried again after 5 s.
-    tokio::time::sleep(std::time::Duration::from_secs(8)).await;
+    let tries = pod_creations(&cluster).await;
+    // What the first of two more tries would write is there when the second one comes.
+    until("it is tried again", || async { pod_creations(&cluster).await >= tries + 2.0 }).await;
     let now = cluster.attachment("one").await.unwrap();
     assert_eq!(now.resource_version(), said.resource_version(), "{:#?}", now.status);
 
@@ -59,9 +55,7 @@ async fn why_an_attachment_pod_is_refused_is_said_and_nothing_is_written_again()
 
 #[tokio::test]
 async fn an_attachment_pod_that_fails_again_and_again_is_made_with_longer_pauses() {
-    let cluster = Cluster::start().await;
-    cluster.create_node("node-1").await;
-    cluster.run_pod("db-0", "node-1", "c1").await;
+    let cluster = Cluster::with_pod().await;
     cluster.claim("one", "1Gi").await;
     let _controller = cluster.controller();
     let one = cluster.attach("one", "db-0").await;
@@ -81,13 +75,17 @@ async fn an_attachment_pod_that_fails_again_and_again_is_made_with_longer_pauses
 
 /// Waits for a pod of this name that is not the former one.
 async fn next_pod(cluster: &Cluster, name: &str, former: Option<&str>) -> Pod {
-    let began = std::time::Instant::now();
-    loop {
-        let pod = cluster.api::<Pod>().get_opt(name).await.unwrap();
-        match pod {
-            Some(pod) if pod.metadata.uid.as_deref() != former => return pod,
-            _ => assert!(began.elapsed() < wait::LIMIT, "{name} is not made"),
-        }
-        tokio::time::sleep(wait::INTERVAL).await;
-    }
+    let pods = cluster.api::<Pod>();
+    let next = async || {
+        let pod = pods.get_opt(name).await.unwrap();
+        pod.filter(|pod| pod.metadata.uid.as_deref() != former)
+    };
+    until(&format!("{name} is made"), || async { next().await.is_some() }).await;
+    next().await.unwrap()
+}
+
+/// How often somebody asked for a pod to be made.
+async fn pod_creations(cluster: &Cluster) -> f64 {
+    let load = ApiLoad::now(&cluster.server, &cluster.client).await;
+    load.requests.get("POST pods").copied().unwrap_or_default()
 }

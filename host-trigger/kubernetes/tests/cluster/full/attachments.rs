@@ -28,9 +28,7 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let cluster = Cluster::start().await;
-        cluster.create_node("node-1").await;
-        cluster.run_pod("db-0", "node-1", "c1").await;
+        let cluster = Cluster::with_pod().await;
         cluster.claim("one", "1Gi").await;
         let host = FakeHost::default();
         let agent = cluster.node_agent("node-1", host.clone());

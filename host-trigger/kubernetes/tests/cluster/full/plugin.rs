@@ -47,9 +47,7 @@ async fn run(kubeconfig: &Path, words: &str) -> Ran {
 
 /// A cluster with the pod `db-0` and a claim, and who the administrator is there.
 async fn cluster() -> (Cluster, PathBuf) {
-    let cluster = Cluster::start().await;
-    cluster.create_node("node-1").await;
-    cluster.run_pod("db-0", "node-1", "c1").await;
+    let cluster = Cluster::with_pod().await;
     cluster.claim("data", "1Gi").await;
     let admin = cluster.server.kubeconfig(User::Admin);
     (cluster, admin)

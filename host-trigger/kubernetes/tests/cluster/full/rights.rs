@@ -167,9 +167,7 @@ async fn of_all_leases_the_controller_may_have_its_own() {
 
 #[tokio::test]
 async fn a_user_needs_the_right_to_create_attachments_in_a_namespace() {
-    let cluster = Cluster::start().await;
-    cluster.create_node("node-1").await;
-    cluster.run_pod("db-0", "node-1", "c1").await;
+    let cluster = Cluster::with_pod().await;
     let host = FakeHost::default();
     let _running = (cluster.controller(), cluster.node_agent("node-1", host.clone()));
     let client = cluster.server.client(User::Plain);

@@ -22,9 +22,7 @@ use ConditionType::{Accepted, Attached, SourceReady};
 
 #[tokio::test]
 async fn an_api_server_that_was_away_is_no_loss() {
-    let mut cluster = Cluster::start().await;
-    cluster.create_node("node-1").await;
-    cluster.run_pod("db-0", "node-1", "c1").await;
+    let mut cluster = Cluster::with_pod().await;
     for name in ["one", "two"] {
         cluster.claim(name, "1Gi").await;
     }
@@ -65,9 +63,7 @@ async fn a_label_of_a_users_leads_to_no_node() {
 
 #[tokio::test]
 async fn names_lead_to_nothing_in_another_namespace() {
-    let cluster = Cluster::start().await;
-    cluster.create_node("node-1").await;
-    cluster.run_pod("db-0", "node-1", "c1").await;
+    let cluster = Cluster::with_pod().await;
     cluster.claim("one", "1Gi").await;
     let host = FakeHost::default();
     let _running = (cluster.controller(), cluster.node_agent("node-1", host.clone()));
@@ -86,9 +82,7 @@ async fn names_lead_to_nothing_in_another_namespace() {
 /// What another client makes of the status of an attachment that is attached.
 #[tokio::test]
 async fn a_status_that_somebody_overwrites_is_written_again_and_detaches_nothing() {
-    let cluster = Cluster::start().await;
-    cluster.create_node("node-1").await;
-    cluster.run_pod("db-0", "node-1", "c1").await;
+    let cluster = Cluster::with_pod().await;
     let host = FakeHost::default();
     let _running = (cluster.controller(), cluster.node_agent("node-1", host.clone()));
     let mut path = attachment("path", "db-0");
@@ -138,9 +132,7 @@ async fn overwrite_the_status_of(cluster: &Cluster, outdated: &BlockVolumeAttach
 
 #[tokio::test]
 async fn a_deleted_attachment_with_an_empty_status_stays_until_it_is_detached() {
-    let cluster = Cluster::start().await;
-    cluster.create_node("node-1").await;
-    cluster.run_pod("db-0", "node-1", "c1").await;
+    let cluster = Cluster::with_pod().await;
     let host = FakeHost::default();
     let _running = (cluster.controller(), cluster.node_agent("node-1", host.clone()));
     let mut path = attachment("one", "db-0");
@@ -166,9 +158,7 @@ async fn a_deleted_attachment_with_an_empty_status_stays_until_it_is_detached() 
 
 #[tokio::test]
 async fn of_many_for_one_path_exactly_one_is_given() {
-    let cluster = Cluster::start().await;
-    cluster.create_node("node-1").await;
-    cluster.run_pod("db-0", "node-1", "c1").await;
+    let cluster = Cluster::with_pod().await;
     let host = FakeHost::default();
     let _running = (cluster.controller(), cluster.node_agent("node-1", host.clone()));
     let names: Vec<_> = (0..8).map(|number| format!("a{number}")).collect();
@@ -223,9 +213,7 @@ async fn a_namespace_whose_guests_do_not_reply_keeps_no_other_one_waiting() {
 #[tokio::test]
 async fn seventy_five_attachments_are_made_and_deleted_at_once() {
     const COUNT: usize = 75;
-    let cluster = Cluster::start().await;
-    cluster.create_node("node-1").await;
-    cluster.run_pod("db-0", "node-1", "c1").await;
+    let cluster = Cluster::with_pod().await;
     let host = FakeHost::slow(std::time::Duration::from_millis(50));
     let _running = (cluster.controller(), cluster.node_agent("node-1", host.clone()));
     for number in 0..COUNT {
