@@ -1,6 +1,11 @@
 //! The node agent: it makes true what the attachments of its own node ask for, and says in their
 //! status how it is. It watches the attachments that the controller has given to its node, and
 //! reads and writes nothing else of the cluster but events.
+//!
+//! The attachments are listed from the API server's memory: after it was away all agents list at a
+//! time, and before Kubernetes 1.31 each of them would have it read all attachments of the cluster
+//! from etcd. Such a list may be older than what this agent did last, so that an attachment is read
+//! once more before anything is done about it.
 
 mod allowed_paths;
 mod claim_device;
@@ -35,7 +40,7 @@ use kube::{
         Controller, WatchStreamExt as _,
         controller::Action,
         events::{Event, EventType, Recorder, Reporter},
-        reflector::{ObjectRef, Store},
+        reflector::Store,
         watcher,
     },
 };
@@ -81,7 +86,9 @@ pub async fn run<H: Host>(
     shutdown: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
     let attachments = Api::<BlockVolumeAttachment>::all(client.clone());
-    let own = watcher::Config::default().labels(&format!("{NODE_LABEL}={node}"));
+    let own = watcher::Config::default().labels(&format!("{NODE_LABEL}={node}")).any_semantic();
+    // A list in pages is one from etcd: kube asks for no other then.
+    let own = watcher::Config { page_size: None, ..own };
     let events = watcher::watcher(attachments, own).default_backoff();
     let (all, changes) = watched(events);
     let controller = Controller::for_stream(changes.map(Ok), all.clone());
@@ -140,8 +147,8 @@ async fn reconcile<H: Host>(
     let Some(_turn) = context.turns.take(&namespace).await else {
         return Ok(Action::await_change());
     };
-    // It may have changed meanwhile.
-    let Some(attachment) = context.all.get(&ObjectRef::from_obj(&*attachment)) else {
+    // It may have changed meanwhile, or have been old already.
+    let Some(attachment) = context.read_again(&attachment).await? else {
         return Ok(Action::await_change());
     };
     let cause = match context.due(&attachment) {
@@ -168,6 +175,17 @@ fn later(wait: Option<Duration>) -> Action {
 }
 
 impl<H: Host> Context<H> {
+    /// The attachment as the API server has it now; `None` if it is gone.
+    async fn read_again(
+        &self,
+        attachment: &BlockVolumeAttachment,
+    ) -> Result<Option<BlockVolumeAttachment>, Error> {
+        let namespace = attachment.namespace().unwrap_or_default();
+        let all = Api::<BlockVolumeAttachment>::namespaced(self.client.clone(), &namespace);
+        let now = all.get_opt(&attachment.name_any()).await?;
+        Ok(now.filter(|now| now.uid() == attachment.uid()))
+    }
+
     /// The cause of the work that is due now, or when there may be some.
     fn due(&self, attachment: &BlockVolumeAttachment) -> Result<Cause, Action> {
         let uid = attachment.uid().unwrap_or_default();

@@ -10,7 +10,7 @@ use block_volume_kubernetes::{
 };
 use k8s_openapi::api::core::v1::Node;
 use kube::{
-    Api,
+    Api, Client,
     api::{DeleteParams, PostParams},
 };
 use serde_json::json;
@@ -89,7 +89,11 @@ impl Cluster {
 
     /// The agent of a node, with its rights.
     pub(crate) fn node_agent(&self, node: &'static str, host: impl Host) -> Running {
-        let client = self.server.client(User::Node);
+        Self::node_agent_by(self.server.client(User::Node), node, host)
+    }
+
+    /// The agent of a node that uses this client.
+    pub(crate) fn node_agent_by(client: Client, node: &'static str, host: impl Host) -> Running {
         let metrics = Arc::<Metrics>::default();
         let run = async move {
             node::run(client, node, host, metrics, std::future::pending()).await;

@@ -254,6 +254,14 @@ pub(crate) fn attachment(name: &str, pod: &str) -> Value {
     })
 }
 
+/// An attachment of a path of the node, at a device path of its own.
+pub(crate) fn host_path_attachment(name: &str, pod: &str) -> Value {
+    let mut one = attachment(name, pod);
+    one["spec"]["source"] = json!({ "hostPath": { "path": format!("/dev/vg/{name}") } });
+    one["spec"]["devicePath"] = format!("/dev/{name}").into();
+    one
+}
+
 pub(crate) fn object<K: DeserializeOwned>(value: Value) -> K {
     serde_json::from_value(value).unwrap()
 }

@@ -14,5 +14,6 @@ mod sandbox;
 mod scale;
 mod schema;
 mod shared_claim;
+mod stale_list;
 mod transcript;
 mod trouble;

@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::{
     cluster::Cluster,
     fake_host::FakeHost,
-    tenant::{Tenant, attachment},
+    tenant::{Tenant, attachment, host_path_attachment},
 };
 
 use ConditionType::{Accepted, Attached, SourceReady};
@@ -192,20 +192,15 @@ async fn a_namespace_whose_guests_do_not_reply_keeps_no_other_one_waiting() {
     let host = FakeHost::default();
     host.hangs("db");
     let _running = (cluster.controller(), cluster.node_agent("node-1", host.clone()));
-    let path_of = |name: &str, pod: &str| {
-        let mut one = attachment(name, pod);
-        one["spec"]["source"] = json!({ "hostPath": { "path": format!("/dev/vg/{name}") } });
-        one["spec"]["devicePath"] = format!("/dev/{name}").into();
-        one
-    };
     for number in 0..16 {
-        cluster.create::<BlockVolumeAttachment>(path_of(&format!("a{number}"), "db-0")).await;
+        let one = host_path_attachment(&format!("a{number}"), "db-0");
+        cluster.create::<BlockVolumeAttachment>(one).await;
     }
     for number in 0..16 {
         cluster.until_condition(&format!("a{number}"), Accepted, Truth::True, "Given").await;
     }
     crate::wait::until("guests do not reply", || async { host.calls() >= 4 }).await;
-    shop.create::<BlockVolumeAttachment>(path_of("b", "shop-0")).await;
+    shop.create::<BlockVolumeAttachment>(host_path_attachment("b", "shop-0")).await;
     shop.until_condition("b", Attached, Truth::True, "Attached").await;
     assert_eq!(host.calls(), 5);
 }
@@ -217,9 +212,7 @@ async fn seventy_five_attachments_are_made_and_deleted_at_once() {
     let host = FakeHost::slow(std::time::Duration::from_millis(50));
     let _running = (cluster.controller(), cluster.node_agent("node-1", host.clone()));
     for number in 0..COUNT {
-        let mut one = attachment(&format!("a{number}"), "db-0");
-        one["spec"]["source"] = json!({ "hostPath": { "path": format!("/dev/vg/{number}") } });
-        one["spec"]["devicePath"] = format!("/dev/data{number}").into();
+        let one = host_path_attachment(&format!("a{number}"), "db-0");
         cluster.create::<BlockVolumeAttachment>(one).await;
     }
     for number in 0..COUNT {
