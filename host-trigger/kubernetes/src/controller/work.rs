@@ -87,9 +87,18 @@ impl Work<'_> {
         let all =
             Api::<BlockVolumeAttachment>::namespaced(self.context.client.clone(), &self.namespace);
         let (name, force) = (attachment.name_any(), PatchParams::apply(MANAGER).force());
-        all.patch(&name, &force, &Patch::Apply(&wanted)).await?;
-        info!(namespace = self.namespace, name, node = plan.node, "labelled");
+        match all.patch(&name, &force, &Patch::Apply(&wanted)).await {
+            Ok(_) => info!(namespace = self.namespace, name, node = plan.node, "labelled"),
+            // It was let go a moment ago, which the watch has not brought yet.
+            Err(kube::Error::Api(status)) if status.is_conflict() && self.is_gone(&all).await? => {}
+            Err(e) => return Err(e.into()),
+        }
         Ok(())
+    }
+
+    async fn is_gone(&self, all: &Api<BlockVolumeAttachment>) -> Result<bool, Error> {
+        let now = all.get_metadata_opt(&self.attachment.name_any()).await?;
+        Ok(now.is_none_or(|now| now.metadata.uid != self.attachment.metadata.uid))
     }
 
     async fn status(
