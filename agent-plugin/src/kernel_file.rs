@@ -10,8 +10,12 @@ use std::{
     path::Path,
 };
 
+use crate::text::lines;
+
 /// A page, as the kernel fills one at a time.
 const PAGE: usize = 4096;
+/// Some lines of a list: the kernel writes no more of it than a read asks for.
+const FEW: usize = 1024;
 
 /// Reads a file.
 pub(crate) fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
@@ -32,6 +36,35 @@ pub(crate) fn rest(mut file: File) -> io::Result<Vec<u8>> {
     }
     bytes.truncate(length);
     Ok(bytes)
+}
+
+/// Passes the lines of an open file to `is_last`, and reads no further than to the one for which
+/// that is true.
+#[inline(never)]
+pub(crate) fn lines_until(
+    mut file: File,
+    is_last: &mut dyn FnMut(&[u8]) -> bool,
+) -> io::Result<()> {
+    let (mut bytes, mut length) = (vec![0; FEW], 0);
+    loop {
+        let read = read_some(&mut file, &mut bytes[length..])?;
+        length += read;
+        let text = &bytes[..length];
+        // The last line may go on.
+        let whole = match text.iter().rposition(|&byte| byte == b'\n') {
+            _ if read == 0 => length,
+            Some(end) => end + 1,
+            None => 0,
+        };
+        if lines(&text[..whole]).any(&mut *is_last) || read == 0 {
+            return Ok(());
+        }
+        bytes.copy_within(whole..length, 0);
+        length -= whole;
+        if length + FEW > bytes.len() {
+            bytes.resize(2 * bytes.len(), 0);
+        }
+    }
 }
 
 /// Reads an attribute of sysfs, which the kernel hands over as a whole: at most a page.
@@ -68,6 +101,28 @@ mod tests {
         let exactly = &text.as_bytes()[..PAGE];
         fs::write(long.path(), exactly).unwrap();
         assert_eq!(read(long.path()).unwrap(), exactly);
+    }
+
+    #[test]
+    fn lines_are_read_up_to_the_last_one_that_is_wanted() {
+        let long = "x".repeat(3 * PAGE);
+        let text = format!("a\n\n{long}\nb\r\n{}end", "c\n".repeat(PAGE));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), &text).unwrap();
+        let until = |last: &str| {
+            let mut found = Vec::new();
+            let mut is_last = |line: &[u8]| {
+                found.push(String::from_utf8(line.to_vec()).unwrap());
+                line == last.as_bytes()
+            };
+            lines_until(File::open(file.path()).unwrap(), &mut is_last).unwrap();
+            found
+        };
+        assert_eq!(until("a"), ["a"]);
+        assert_eq!(until("b\r"), ["a", "", &long, "b\r"]);
+        let all: Vec<_> = text.split('\n').collect();
+        assert_eq!(until("end"), all);
+        assert_eq!(until("nothing"), all);
     }
 
     /// It has a line for each symbol of the kernel, in many reads. Those of modules and of programs

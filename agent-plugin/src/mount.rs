@@ -6,6 +6,7 @@
 //! [`/proc/PID/mountinfo`](https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html).
 
 use std::{
+    cell::Cell,
     ffi::CStr,
     os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
 };
@@ -15,7 +16,8 @@ use nix::errno::Errno;
 use crate::{
     block::DeviceNumber,
     error::Result,
-    namespace::{NamespaceTask, Root, Target, mountinfo_of_thread, own_proc},
+    inode::Inode,
+    namespace::{NamespaceTask, Root, Target, mountinfo_of_thread, mounts_of_thread, own_proc},
     procfs::mountinfo::MountLine,
 };
 
@@ -139,8 +141,40 @@ fn set_attributes(mount: &impl AsFd, attributes: libc::mount_attr) -> Result<(),
 #[derive(Debug, Default)]
 pub struct Mounts {
     in_guest: Vec<DeviceNumber>,
-    in_memory: Vec<DeviceNumber>,
-    shared: Vec<u64>,
+    inside: Inside,
+}
+
+/// The mounts of a container.
+#[derive(Debug)]
+enum Inside {
+    /// Of a list that was read as a whole: file systems in memory, and mounts that are shared.
+    Listed { in_memory: Vec<DeviceNumber>, shared: Vec<u64> },
+    /// Those of the calling thread's namespace, by the agent's own `/proc`; and the mount that was
+    /// looked at last: the paths of a request are on few mounts.
+    OfThread { proc: OwnedFd, last: Cell<Option<(Place, Around)>> },
+}
+
+impl Default for Inside {
+    fn default() -> Inside {
+        Inside::Listed { in_memory: Vec::new(), shared: Vec::new() }
+    }
+}
+
+/// A mount and a file system, as a directory shows them; the mount is 0 before Linux 5.8.
+type Place = (u64, DeviceNumber);
+
+/// What decides how a node can be made in a directory.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Around {
+    /// The file system is mounted in the guest itself, so that its files are visible outside of the
+    /// container.
+    pub(crate) is_in_guest: bool,
+    /// The file system is in the kernel's own memory. `statfs` does not answer this: Linux's 9p
+    /// reports the type of the file system on the server.
+    pub(crate) is_in_memory: bool,
+    /// A mount below the directory would propagate to other mounts. The kernel itself refuses one
+    /// below a mount that becomes shared later.
+    pub(crate) is_shared: bool,
 }
 
 impl Mounts {
@@ -153,9 +187,9 @@ impl Mounts {
         target: &Target,
         work: impl FnOnce(&Root, &Mounts) -> Result<T> + Send + 'static,
     ) -> Result<NamespaceTask<T>> {
-        target.enter_with(Outside::see, move |root, outside| {
-            let inside = mountinfo_of_thread(&outside.proc)?;
-            work(root, &outside.and(&inside))
+        target.enter_with(Outside::see, move |root, Outside { proc, in_guest }| {
+            let inside = Inside::OfThread { proc, last: Cell::default() };
+            work(root, &Mounts { in_guest, inside })
         })
     }
 
@@ -168,23 +202,43 @@ impl Mounts {
         Ok(Outside::see()?.and(inside))
     }
 
-    /// Whether a file system is mounted in the guest itself, so that its files are visible outside
-    /// of the container.
-    pub fn have_in_guest(&self, file_system: DeviceNumber) -> bool {
-        self.in_guest.contains(&file_system)
+    /// What they are around a directory.
+    pub(crate) fn around(&self, directory: &Inode) -> Result<Around> {
+        let mut around = match &self.inside {
+            Inside::Listed { in_memory, shared } => Around {
+                is_in_memory: in_memory.contains(&directory.file_system),
+                is_shared: shared.contains(&directory.mount),
+                ..Around::default()
+            },
+            Inside::OfThread { proc, last } => {
+                let place = (directory.mount, directory.file_system);
+                let known = last.get().filter(|(known, _)| *known == place);
+                let around = match known {
+                    Some((_, around)) => around,
+                    None => around_in_thread(proc, directory)?,
+                };
+                last.set(Some((place, around)));
+                around
+            }
+        };
+        around.is_in_guest = self.in_guest.contains(&directory.file_system);
+        Ok(around)
     }
+}
 
-    /// Whether a file system of the container is in the kernel's own memory. `statfs` does not
-    /// answer this: Linux's 9p reports the type of the file system on the server.
-    pub fn have_in_memory(&self, file_system: DeviceNumber) -> bool {
-        self.in_memory.contains(&file_system)
-    }
-
-    /// Whether a mount below the container's mount `id` would propagate to other mounts. The kernel
-    /// itself refuses one below a mount that becomes shared later.
-    pub fn are_shared_below(&self, id: u64) -> bool {
-        self.shared.contains(&id)
-    }
+/// Reads mountinfo as far as to the directory's own mount: those that were made later, such as
+/// those of volumes, come behind it.
+fn around_in_thread(proc: &OwnedFd, directory: &Inode) -> Result<Around> {
+    let mut around = Around::default();
+    mounts_of_thread(proc, |mount| {
+        let is_it = u64::from(mount.id) == directory.mount;
+        let is_same = mount.number == directory.file_system;
+        around.is_in_memory |= is_same && is_in_memory(mount.file_system);
+        around.is_shared |= is_it && mount.is_shared;
+        // Each mount of a file system shows its type. A file of some has another number than that.
+        is_it && is_same
+    })?;
+    Ok(around)
 }
 
 /// What a thread sees before it enters the namespace of a container.
@@ -216,7 +270,7 @@ impl Outside {
                 shared.push(mount.id.into());
             }
         }
-        Mounts { in_guest: self.in_guest, in_memory, shared }
+        Mounts { in_guest: self.in_guest, inside: Inside::Listed { in_memory, shared } }
     }
 }
 
@@ -234,6 +288,23 @@ mod tests {
     #[test]
     fn the_kernel_can_make_bind_nodes() {
         assert!(can_set_propagation() && try_tmpfs().is_ok());
+    }
+
+    #[rstest]
+    #[case("/dev")]
+    #[case("/proc")]
+    #[case("/")]
+    fn a_directory_has_the_same_mounts_around_it_in_a_list_as_in_one_that_is_read_so_far(
+        #[case] directory: &str,
+    ) {
+        let directory = Inode::of(&std::fs::File::open(directory).unwrap()).unwrap();
+        let proc = own_proc().unwrap();
+        let listed = Mounts::of(&mountinfo_of_thread(&proc).unwrap()).unwrap();
+        let inside = Inside::OfThread { proc, last: Cell::default() };
+        let mounts = Mounts { in_guest: listed.in_guest.clone(), inside };
+        let around = listed.around(&directory).unwrap();
+        // The second time without the list.
+        assert_eq!([(); 2].map(|()| mounts.around(&directory).unwrap()), [around; 2]);
     }
 
     #[rstest]

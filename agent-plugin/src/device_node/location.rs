@@ -59,17 +59,15 @@ impl Location {
         let (directory, missing) = nearest(root, path)?;
         let statfs = fstatfs(&directory).map_err(Error::system("fstatfs", &path.parent()))?;
         let inode = Inode::of(&directory).map_err(Error::system("statx", &path.parent()))?;
+        let around = mounts.around(&inode)?;
         let mut location = Location {
             directory,
             missing,
             path: path.clone(),
-            file_system: FileSystem::new(
-                statfs.filesystem_type(),
-                mounts.have_in_memory(inode.file_system),
-            ),
+            file_system: FileSystem::new(statfs.filesystem_type(), around.is_in_memory),
             flags: statfs.flags(),
-            is_in_guest: mounts.have_in_guest(inode.file_system),
-            is_shared: mounts.are_shared_below(inode.mount),
+            is_in_guest: around.is_in_guest,
+            is_shared: around.is_shared,
             found: None,
         };
         location.found = location.stat(path.name())?;

@@ -23,7 +23,7 @@ mod target;
 mod task;
 
 pub(crate) use elsewhere::Elsewhere;
-pub(crate) use pinned::{mountinfo_of_thread, own_proc};
+pub(crate) use pinned::{mountinfo_of_thread, mounts_of_thread, own_proc};
 pub use root::Root;
 pub(crate) use root::try_openat2;
 pub use target::Target;

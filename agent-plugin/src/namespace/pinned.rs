@@ -7,7 +7,7 @@
 //! `/proc/PID`, but its namespace exists as long as our handle.
 
 use std::{
-    fs,
+    fs::{self, File},
     os::{
         fd::{AsFd, OwnedFd},
         unix::fs::MetadataExt as _,
@@ -23,6 +23,7 @@ use crate::{
     fault,
     inode::Inode,
     kernel_file, named,
+    procfs::mountinfo::MountLine,
     text::displayed,
     thread::Thread,
     worker::Worker,
@@ -154,8 +155,27 @@ pub(crate) fn own_proc() -> Result<OwnedFd> {
 /// # Errors
 /// It cannot be read.
 pub(crate) fn mountinfo_of_thread(proc: &impl AsFd) -> Result<Vec<u8>> {
-    const PATH: &str = "thread-self/mountinfo";
+    kernel_file::rest(open_mountinfo(proc)?).map_err(Error::system("read", &MOUNTINFO))
+}
+
+/// Passes the mounts of [`mountinfo_of_thread`] to `is_last`, up to the one for which that is true:
+/// of hundreds of mounts, the kernel takes milliseconds to write the list.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn mounts_of_thread(
+    proc: &impl AsFd,
+    mut is_last: impl FnMut(MountLine<'_>) -> bool,
+) -> Result<()> {
+    let mut is_last = |line: &[u8]| MountLine::parse(line).is_some_and(&mut is_last);
+    let read = kernel_file::lines_until(open_mountinfo(proc)?, &mut is_last);
+    read.map_err(Error::system("read", &MOUNTINFO))
+}
+
+const MOUNTINFO: &str = "thread-self/mountinfo";
+
+fn open_mountinfo(proc: &impl AsFd) -> Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    let file = named::openat(proc, PATH, flags).map_err(Error::system("open", &PATH))?;
-    kernel_file::rest(file.into()).map_err(Error::system("read", &PATH))
+    let file = named::openat(proc, MOUNTINFO, flags).map_err(Error::system("open", &MOUNTINFO))?;
+    Ok(file.into())
 }
