@@ -65,7 +65,8 @@ impl BindNode {
     ) -> BindNode {
         if !device.guarded {
             let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
-            watch::begin(&identity, &target.id, path.as_str());
+            let inode = Inode::of(&mount).ok();
+            watch::begin(&identity, &target.id, inode.as_ref(), path.as_str());
         }
         let (target, number) = (target.clone(), device.number);
         BindNode { location, target, number, identity, mount, parents: None }

@@ -39,6 +39,11 @@ impl Identity {
         &self.name
     }
 
+    /// Where it was made.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
     /// Whether a line of mountinfo shows it.
     pub(super) fn is_shown_by(&self, mount: &MountLine<'_>) -> bool {
         let root = mount.root;

@@ -88,7 +88,11 @@ impl Unmount {
     /// The thread must have a root and a working directory of its own, and ends soon.
     pub(super) fn run(&self, roots: &[OwnedFd]) -> Result<Unmounted> {
         let mut done = Unmounted::default();
-        let mut seen = self.below_root(&mut done)?;
+        self.at_its_path(&mut done);
+        let mut seen = match done.has_ended {
+            true => None,
+            false => self.below_root(&mut done)?,
+        };
         for root in roots {
             // Reading mountinfo takes the longer the more mounts there are.
             if done.has_ended || seen.is_some() && seen == place(root) {
@@ -111,6 +115,32 @@ impl Unmount {
         }
         done.left.extend(done.mounts.drain(..).map(|(_, left)| left));
         Ok(done)
+    }
+
+    /// Unmounts the node where it was made, if it is there and is watched: then the kernel tells
+    /// that the inode is ours, and whether there is another mount of it. The list of the mounts,
+    /// which takes the longer to read the more volumes there are, is needed only if there is one.
+    fn at_its_path(&self, done: &mut Unmounted) {
+        let Some((directory, name)) = &self.file else { return };
+        let Ok(node) = reach(directory, name.as_bytes(), OFlag::O_PATH) else { return };
+        let Ok(inode) = Inode::of(&node) else { return };
+        let is_node = inode.is_mounted && inode.kind == SFlag::S_IFBLK;
+        if !is_node
+            || self.number != Some(inode.device)
+            || !watch::is_node_of(&self.identity, &inode)
+            || !self.may_change()
+        {
+            return;
+        }
+        let point = self.identity.path().as_bytes();
+        // What cannot be unmounted is reported with the list.
+        if self.unmount(node, &inode, point, done).is_err() {
+            return;
+        }
+        if let Err(left) = remove_empty(directory, name, point) {
+            done.left.push(left);
+        }
+        done.has_ended = watch::is_referenced(&self.identity) == Some(false);
     }
 
     /// Returns where the root directory is.
@@ -192,30 +222,39 @@ impl Unmount {
         if !is_node || self.number.is_some_and(|number| number != inode.device) {
             return Step::Foreign;
         }
+        let file = self.file_below(&point);
+        match self.unmount(node, &inode, &point, done) {
+            Ok(()) => {}
+            Err(errno) => return Step::Refused(errno),
+        }
+        if let Some(Err(left)) = file.map(|name| remove_empty(&directory, name, &point)) {
+            done.left.push(left);
+        }
+        Step::Progress
+    }
+
+    /// Unmounts the node, which is ours. Its file system has ended then, if nothing else has it.
+    fn unmount(
+        &self,
+        node: OwnedFd,
+        inode: &Inode,
+        point: &[u8],
+        done: &mut Unmounted,
+    ) -> Result<(), Errno> {
         done.options.get_or_insert(NodeOptions {
             uid: inode.uid,
             gid: inode.gid,
             mode: inode.permissions,
         });
-        self.watch(&node);
+        self.watch(&node, inode);
         // What was opened through this mount is opened; nothing more is.
         if let Err(errno) = mount::set_nodev(&node) {
             log::warn(format_args!(
                 "the node at {} stays usable until it is unmounted: mount_setattr: {errno}",
-                shown(&point)
+                shown(point)
             ));
         }
-        let file = self.file_below(&point);
-        match self.proc.unmount(&node) {
-            Ok(()) => {}
-            Err(errno) => return Step::Refused(errno),
-        }
-        // Its file system has ended before the event is looked for.
-        drop(node);
-        if let Some(Err(left)) = file.map(|name| remove_empty(&directory, name, &point)) {
-            done.left.push(left);
-        }
-        Step::Progress
+        self.proc.unmount(&node)
     }
 
     /// The name of the file that the node is mounted over, if that is the one that was made for it.
@@ -225,10 +264,10 @@ impl Unmount {
         (found.as_bytes() == name.as_bytes()).then_some(name)
     }
 
-    fn watch(&self, node: &OwnedFd) {
+    fn watch(&self, node: &OwnedFd, inode: &Inode) {
         let Some(container) = &self.watch_for else { return };
         match self.proc.path_of(node) {
-            Ok(path) => watch::begin(&self.identity, container, path.as_c_str()),
+            Ok(path) => watch::begin(&self.identity, container, Some(inode), path.as_c_str()),
             Err(errno) => log::warn(format_args!("a node cannot be watched: fchdir: {errno}")),
         }
     }

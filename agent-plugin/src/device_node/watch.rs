@@ -33,6 +33,7 @@ use super::identity::Identity;
 use crate::{
     block::DeviceNumber,
     error::{Error, Result},
+    inode::Inode,
     log,
     node::open_block_device,
 };
@@ -59,6 +60,8 @@ struct Node {
     container: String,
     /// `None`: it cannot be watched, and is in use until the guest ends.
     watch: Option<WatchDescriptor>,
+    /// The numbers of its file system and its inode, which are not another's while it is watched.
+    inode: Option<(DeviceNumber, u64)>,
     /// The disk of a node that was removed.
     disk: Option<File>,
 }
@@ -80,7 +83,12 @@ pub fn sweep() {
 }
 
 /// Watches a node of a container that has no device filter. `file` leads to it.
-pub(super) fn begin<P: NixPath + ?Sized>(identity: &Identity, container: &str, file: &P) {
+pub(super) fn begin<P: NixPath + ?Sized>(
+    identity: &Identity,
+    container: &str,
+    inode: Option<&Inode>,
+    file: &P,
+) {
     let mut watches = lock();
     let watch = watches.add(file);
     if let Err(errno) = watch {
@@ -96,7 +104,18 @@ pub(super) fn begin<P: NixPath + ?Sized>(identity: &Identity, container: &str, f
         return;
     }
     let (identity, container) = (identity.clone(), container.to_owned());
-    watches.nodes.push(Node { identity, container, watch, disk: None });
+    let inode = inode.map(|inode| (inode.file_system, inode.number));
+    watches.nodes.push(Node { identity, container, watch, inode, disk: None });
+}
+
+/// Whether an inode is a node of this attachment that is watched. It is compared with the kernel's
+/// numbers, and the file is not opened or asked: whatever it is.
+pub(super) fn is_node_of(identity: &Identity, inode: &Inode) -> bool {
+    let mut watches = lock();
+    // The number of a file system that has ended is free only after its event.
+    watches.sweep();
+    let found = Some((inode.file_system, inode.number));
+    watches.of(identity).any(|node| node.watch.is_some() && node.inode == found)
 }
 
 /// Whether something still refers to a node of this attachment. `None`: it was never watched.
@@ -133,7 +152,8 @@ pub(super) fn keep_unwatched(
     number: DeviceNumber,
 ) -> References {
     let (disk, container) = (open_disk(identity, number), container.to_owned());
-    lock().nodes.push(Node { identity: identity.clone(), container, watch: None, disk });
+    let (identity, watch, inode) = (identity.clone(), None, None);
+    lock().nodes.push(Node { identity, container, watch, inode, disk });
     References::Unknown
 }
 
@@ -206,4 +226,32 @@ fn try_open_disk(number: DeviceNumber) -> Result<File> {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     let opened = open_block_device(&name, number, OFlag::O_RDONLY);
     opened.map_err(|errno| Error::system("open", &name)(errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device_node::NodePath;
+
+    #[test]
+    fn a_node_is_known_by_its_inode_while_it_is_watched() {
+        let directory = tempfile::tempdir().unwrap();
+        let identity = |path: &str| Identity::new("s", "known", &NodePath::new(path).unwrap());
+        let file = |name: &str| {
+            let path = directory.path().join(name);
+            let inode = Inode::of(&File::create_new(&path).unwrap()).unwrap();
+            (path, inode)
+        };
+        let ((path, inode), (_, other)) = (file("node"), file("other"));
+        let ours = identity("/dev/x");
+        assert!(!is_node_of(&ours, &inode));
+        begin(&ours, "known", Some(&inode), &path);
+        assert!(is_node_of(&ours, &inode));
+        assert!(!is_node_of(&ours, &other) && !is_node_of(&identity("/dev/y"), &inode));
+
+        // One that cannot be watched may have ended, and its inode be another file's.
+        let lost = identity("/dev/z");
+        begin(&lost, "known", Some(&other), &directory.path().join("gone"));
+        assert!(!is_node_of(&lost, &other));
+    }
 }
