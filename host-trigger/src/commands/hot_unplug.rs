@@ -261,15 +261,17 @@ async fn prepare(
     let (connections, mut replies) = session::connect_asking(sandbox, *deadline, &users).await?;
     let Connections { mut qmp, mut inventory, guest } = connections;
     // They grow by kilobytes with each volume.
-    if select::needs_nodes(verb.selector.selection(), &inventory) {
+    let mut all = inventory.attachments();
+    if select::needs_nodes(verb.selector.selection(), &all) {
         inventory.read_nodes(&mut qmp).await?;
+        all = inventory.attachments();
     }
-    let known = match patience.find(&inventory) {
+    let known = match patience.find(&all) {
         Some(found) => found,
         None => {
             let selection = verb.selector.selection();
             let container = verb.container.as_deref();
-            match select::one(selection, container, sandbox, &inventory) {
+            match select::one_of(selection, container, sandbox, all) {
                 Err(Error::VolumeNotFound { .. }) if verb.selector.volume.is_some() => None,
                 found => Some(found?),
             }

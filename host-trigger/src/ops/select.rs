@@ -50,7 +50,19 @@ pub(crate) fn one(
     sandbox: &Sandbox,
     inventory: &Inventory,
 ) -> Result<KnownVolume, Error> {
-    let known = inventory.attachments();
+    one_of(selection, container, sandbox, inventory.attachments())
+}
+
+/// As [`one`], of all volumes.
+///
+/// # Errors
+/// As [`one`].
+pub(crate) fn one_of(
+    selection: Selection<'_>,
+    container: Option<&str>,
+    sandbox: &Sandbox,
+    known: Vec<KnownVolume>,
+) -> Result<KnownVolume, Error> {
     let containers = complete(container, sandbox, &known)?;
     let at = |path, is_mount| Path { path, is_mount };
     match selection {
@@ -60,19 +72,19 @@ pub(crate) fn one(
     }
 }
 
-/// Whether [`one`] cannot tell without the block nodes: what has no device may be a block node
+/// Whether [`one_of`] cannot tell without the block nodes: what has no device may be a block node
 /// alone, and of several volumes at one path that which is attached takes precedence.
-pub(crate) fn needs_nodes(selection: Selection<'_>, inventory: &Inventory) -> bool {
-    let mut found = inventory.attachments();
+pub(crate) fn needs_nodes(selection: Selection<'_>, known: &[KnownVolume]) -> bool {
     let most = match selection {
         Selection::Id(_) => usize::MAX,
         Selection::DevicePath(_) | Selection::MountPath(_) => 1,
     };
-    found.retain(|known| match selection {
+    let is_meant = |known: &&KnownVolume| match selection {
         Selection::Id(id) => known.id == *id,
         Selection::DevicePath(path) => Path { path, is_mount: false }.is_of(known),
         Selection::MountPath(path) => Path { path, is_mount: true }.is_of(known),
-    });
+    };
+    let found: Vec<_> = known.iter().filter(is_meant).collect();
     found.is_empty() || found.len() > most || found.iter().any(|known| !known.state.device)
 }
 

@@ -25,15 +25,33 @@ pub(super) struct DescriptorSet {
     pub(super) fds: Vec<Descriptor>,
 }
 
+/// A descriptor with its text, and the record that the text is. It is parsed once, and read several
+/// times.
 #[derive(Debug, Deserialize)]
+#[serde(from = "FoundDescriptor")]
 pub(super) struct Descriptor {
     pub(super) fd: i64,
+    opaque: String,
+    /// On the heap: QEMU may claim to have a million descriptors without one.
+    pub(super) record: Option<Box<Record>>,
+}
+
+#[derive(Deserialize)]
+struct FoundDescriptor {
+    fd: i64,
     #[serde(default)]
-    pub(super) opaque: String,
+    opaque: String,
+}
+
+impl From<FoundDescriptor> for Descriptor {
+    fn from(FoundDescriptor { fd, opaque }: FoundDescriptor) -> Self {
+        let record = Record::from_opaque(&opaque).map(Box::new);
+        Self { fd, opaque, record }
+    }
 }
 
 /// An intent record with the descriptor that carries it, and the commit records beside it.
-pub(crate) type Recorded = (PassedFd, IntentRecord, Vec<(PassedFd, CommitRecord)>);
+pub(crate) type Recorded<'a> = (PassedFd, &'a IntentRecord, Vec<(PassedFd, &'a CommitRecord)>);
 
 /// A descriptor set, or one descriptor of it.
 pub(super) type Carrier = (u64, Option<i64>);
@@ -56,17 +74,17 @@ impl DescriptorSets {
 
     /// All intent records. Two are in one set after two runs that did not lock each other out; then
     /// the commit records are those of the first one.
-    pub(super) fn records(&self, kind: Kind) -> impl Iterator<Item = Recorded> {
+    pub(super) fn records(&self, kind: Kind) -> impl Iterator<Item = Recorded<'_>> {
         self.0.iter().flat_map(move |set| {
             let (mut intents, mut commits) = (Vec::new(), Vec::new());
-            for Descriptor { fd, opaque } in &set.fds {
+            for Descriptor { fd, record, .. } in &set.fds {
                 let carrier = PassedFd { set: set.fdset_id, fd: *fd };
-                match Record::from_opaque(opaque) {
+                match record.as_deref() {
                     Some(Record::Intent(found)) if kind == Kind::Present => {
                         intents.push((carrier, found));
                     }
                     Some(Record::Abandoned(found)) if kind == Kind::Abandoned => {
-                        intents.push((carrier, found.abandoned));
+                        intents.push((carrier, &found.abandoned));
                     }
                     Some(Record::Commit(found)) => commits.push((carrier, found)),
                     Some(Record::Intent(_) | Record::Abandoned(_)) | None => {}
@@ -84,12 +102,12 @@ impl DescriptorSets {
     pub(super) fn conflict(&self, id: &VolumeId, intent: &str) -> Option<Error> {
         let set = self.0.iter().find(|set| set.fdset_id == id.set())?;
         let other = set.fds.iter().find(|descriptor| descriptor.opaque != intent)?;
-        let is_same_volume = |text: &str| match Record::from_opaque(text) {
+        let is_same_volume = match other.record.as_deref() {
             Some(Record::Intent(record)) => record.id == id.as_str(),
             _ => false,
         };
         let volume = id.to_string();
-        Some(match is_same_volume(&other.opaque) {
+        Some(match is_same_volume {
             true => Error::ConcurrentRun { volume },
             false => Error::SetTaken { volume, set: id.set() },
         })
@@ -110,12 +128,12 @@ impl DescriptorSets {
         let Some(set) = self.0.iter().find(|set| set.fdset_id == carrier.set) else {
             return Vec::new();
         };
-        let kind = |descriptor: &Descriptor| Record::from_opaque(&descriptor.opaque);
-        let first = set.fds.iter().find(|it| matches!(kind(it), Some(Record::Intent(_))));
+        let first =
+            set.fds.iter().find(|it| matches!(it.record.as_deref(), Some(Record::Intent(_))));
         let is_first = first.is_some_and(|first| first.fd == carrier.fd);
         let goes = |descriptor: &&Descriptor| {
             descriptor.fd == carrier.fd
-                || is_first && matches!(kind(descriptor), Some(Record::Commit(_)))
+                || is_first && matches!(descriptor.record.as_deref(), Some(Record::Commit(_)))
         };
         let going: Vec<_> = set.fds.iter().filter(goes).collect();
         if going.len() == set.fds.len() {
@@ -140,8 +158,9 @@ mod tests {
 
     /// One set with descriptors that have these texts, numbered from 10 on.
     fn set(texts: &[&str]) -> DescriptorSets {
-        let fds = (10..).zip(texts).map(|(fd, text)| Descriptor { fd, opaque: (*text).into() });
-        DescriptorSets(vec![DescriptorSet { fdset_id: id().set(), fds: fds.collect() }])
+        let fds = (10..).zip(texts).map(|(fd, text)| json!({"fd": fd, "opaque": text}));
+        let set = json!([{"fdset-id": id().set(), "fds": fds.collect::<Vec<_>>()}]);
+        serde_json::from_value(set).unwrap()
     }
 
     fn other_run() -> String {

@@ -108,12 +108,8 @@ impl Inventory {
     /// What is recorded of the abandoned volume `id`.
     pub fn abandoned(&self, id: &VolumeId) -> VolumeState {
         let mut state = VolumeState { is_abandoned: true, ..VolumeState::default() };
-        for (carrier, intent, commits) in self.sets.records(Kind::Abandoned) {
-            if intent.id == id.as_str() {
-                state.intents.push((carrier, intent));
-                state.commits.extend(commits);
-            }
-        }
+        let records = self.sets.records(Kind::Abandoned);
+        state.extend(records.filter(|(_, intent, _)| intent.id == id.as_str()));
         state
     }
 
@@ -136,28 +132,29 @@ impl Inventory {
         self.sets.conflict(id, "").map_or(Ok(()), Err)
     }
 
-    fn assemble(&self, id: &VolumeId, records: impl IntoIterator<Item = Recorded>) -> VolumeState {
+    fn assemble<'a>(
+        &self,
+        id: &VolumeId,
+        records: impl IntoIterator<Item = Recorded<'a>>,
+    ) -> VolumeState {
         let mut state = VolumeState {
             node: self.nodes.as_ref().and_then(|nodes| nodes.get(&id.node()).copied()),
             device: self.devices.contains_key(&id.device()),
             ..VolumeState::default()
         };
-        for (carrier, intent, commits) in records {
-            state.intents.push((carrier, intent));
-            state.commits.extend(commits);
-        }
+        state.extend(records);
         state
     }
 
     /// All intent records of volumes that QEMU has.
-    pub fn recorded(&self) -> impl Iterator<Item = Recorded> {
+    pub fn recorded(&self) -> impl Iterator<Item = Recorded<'_>> {
         self.sets.records(Kind::Present)
     }
 
     /// All volumes of which QEMU has anything but the records of abandoned ones, by ID; block nodes
     /// only after [`read_nodes`](Self::read_nodes).
     pub fn volumes(&self) -> Vec<(VolumeId, VolumeState)> {
-        let mut records: BTreeMap<VolumeId, Vec<Recorded>> = BTreeMap::new();
+        let mut records: BTreeMap<VolumeId, Vec<Recorded<'_>>> = BTreeMap::new();
         for recorded in self.recorded() {
             if let Some(id) = VolumeId::parse(&recorded.1.id) {
                 records.entry(id).or_default().push(recorded);
@@ -213,7 +210,7 @@ impl Inventory {
         let mut unused: Vec<_> = volumes.iter().flat_map(|(id, state)| state.unused(id)).collect();
         for set in &self.sets.0 {
             let number = set.fdset_id;
-            let records = || set.fds.iter().map(|fd| (fd.fd, Record::from_opaque(&fd.opaque)));
+            let records = || set.fds.iter().map(|fd| (fd.fd, fd.record.as_deref()));
             if records().any(|(_, record)| matches!(record, Some(Record::Intent(_)))) {
                 continue;
             }

@@ -92,8 +92,16 @@ struct Graph {
 struct GraphNode {
     id: u64,
     #[serde(rename = "type")]
-    kind: String,
+    kind: GraphKind,
     name: String,
+}
+
+#[derive(PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum GraphKind {
+    BlockDriver,
+    #[serde(other)]
+    Other,
 }
 
 #[derive(Deserialize)]
@@ -105,7 +113,7 @@ struct GraphEdge {
 impl Graph {
     /// What each block node is on top of, by name.
     fn below(self) -> HashMap<String, Vec<String>> {
-        let is_node = |node: &GraphNode| node.kind == "block-driver";
+        let is_node = |node: &GraphNode| node.kind == GraphKind::BlockDriver;
         let names = self.nodes.into_iter().filter(is_node).map(|node| (node.id, node.name));
         let names: HashMap<_, _> = names.collect();
         let mut below: HashMap<_, _> =

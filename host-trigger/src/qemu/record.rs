@@ -23,7 +23,7 @@ pub const PREFIX: &str = "ecrblk1:";
 const VERSION_OF_MOUNTS: u32 = 2;
 
 /// A record.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Record {
     /// What was requested.
@@ -179,7 +179,12 @@ impl Record {
 
     /// Parses a text that QEMU kept. `None` if it is not a record, or one of a later version.
     pub fn from_opaque(text: &str) -> Option<Self> {
-        let record: Self = serde_json::from_str(text.strip_prefix(PREFIX)?).ok()?;
+        let json = text.strip_prefix(PREFIX)?;
+        // There are two of these for each volume. An untagged enum would read each of them into
+        // memory first, member by member, before it tries the forms.
+        let record = serde_json::from_str(json).map(Self::Intent);
+        let record = record.or_else(|_| serde_json::from_str(json).map(Self::Commit));
+        let record = record.or_else(|_| serde_json::from_str(json).map(Self::Abandoned)).ok()?;
         (1..=VERSION_OF_MOUNTS).contains(&record.version()).then_some(record)
     }
 

@@ -7,7 +7,10 @@
 
 use block_volume_qmp::PassedFd;
 
-use super::record::{CommitRecord, IntentRecord};
+use super::{
+    descriptor_sets::Recorded,
+    record::{CommitRecord, IntentRecord},
+};
 use crate::{Error, volume_id::VolumeId};
 
 /// What QEMU has of one volume.
@@ -128,6 +131,14 @@ impl Attachment {
 }
 
 impl VolumeState {
+    /// Adds what is recorded.
+    pub(super) fn extend<'a>(&mut self, records: impl IntoIterator<Item = Recorded<'a>>) {
+        for (carrier, intent, commits) in records {
+            self.intents.push((carrier, intent.clone()));
+            self.commits.extend(commits.into_iter().map(|(fd, commit)| (fd, commit.clone())));
+        }
+    }
+
     /// Whether QEMU has nothing of the volume.
     pub fn is_absent(&self) -> bool {
         self.intents.is_empty() && self.commits.is_empty() && self.node.is_none() && !self.device

@@ -23,7 +23,7 @@ use crate::{
         volume::Volume,
     },
     output::envelope::Outcome,
-    qemu::{inventory::Inventory, volume_state::KnownVolume},
+    qemu::volume_state::KnownVolume,
 };
 
 /// The time for others to release the volume.
@@ -73,7 +73,7 @@ impl Patience {
 
     /// Finds the volume again after a wait. `None`: it has not been seen yet; `Some(None)`: it is
     /// gone.
-    pub(super) fn find(&self, inventory: &Inventory) -> Option<Option<KnownVolume>> {
+    pub(super) fn find(&self, all: &[KnownVolume]) -> Option<Option<KnownVolume>> {
         let seen = self.seen.as_ref()?;
         let place = |known: &KnownVolume| {
             let intent = known.attachment.as_ref().map(|attachment| &attachment.intent);
@@ -81,7 +81,7 @@ impl Patience {
         };
         let is_it =
             |known: &KnownVolume| known.id == seen.known.id && place(known) == place(&seen.known);
-        Some(inventory.attachments().into_iter().find(is_it))
+        Some(all.iter().find(|known| is_it(known)).cloned())
     }
 
     /// Checks that the volume is the one that was to be unplugged before the wait.
