@@ -35,7 +35,7 @@ pub fn name(attachment: &BlockVolumeAttachment) -> String {
 }
 
 /// Whether it is the pod of this attachment, and not another one of its name.
-pub fn is_of(pod: &Pod, attachment: &BlockVolumeAttachment) -> bool {
+pub fn is_of(pod: &impl kube::Resource, attachment: &BlockVolumeAttachment) -> bool {
     let uid = attachment.uid();
     uid.is_some() && pod.owner_references().iter().any(|owner| Some(&owner.uid) == uid.as_ref())
 }

@@ -1,6 +1,5 @@
 //! Objects of the API for unit tests.
 
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -35,7 +34,7 @@ pub(crate) fn mount() -> BlockVolumeAttachment {
 }
 
 /// The pod that it is for, which runs.
-pub(crate) fn pod() -> Pod {
+pub(crate) fn pod<T: DeserializeOwned>() -> T {
     object(json!({
         "metadata": { "name": "postgres-0", "namespace": "db", "uid": "pod-1" },
         "spec": { "nodeName": "node-1", "containers": [{ "name": "postgres" }] },
@@ -51,7 +50,7 @@ pub(crate) fn pod() -> Pod {
 }
 
 /// The claim.
-pub(crate) fn claim() -> PersistentVolumeClaim {
+pub(crate) fn claim<T: DeserializeOwned>() -> T {
     object(json!({
         "metadata": { "name": "scratch", "namespace": "db" },
         "spec": { "volumeMode": "Block", "accessModes": ["ReadWriteOnce"] },

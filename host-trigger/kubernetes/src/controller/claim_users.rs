@@ -6,8 +6,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use k8s_openapi::api::core::v1::Pod;
 use kube::{ResourceExt as _, runtime::watcher::Event};
+
+use super::pod::Pod;
 
 /// The names of pods by the namespace and the name of a claim.
 type Users = HashMap<(String, String), BTreeSet<String>>;
@@ -48,22 +49,15 @@ impl ClaimUsers {
     }
 }
 
-/// The names of the claims that a pod has.
-pub(super) fn claims(pod: &Pod) -> impl Iterator<Item = &str> {
-    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    let claims = volumes.filter_map(|volume| volume.persistent_volume_claim.as_ref());
-    claims.map(|one| one.claim_name.as_str())
-}
-
 fn add(users: &mut Users, pod: &Pod) {
-    for claim in claims(pod) {
+    for claim in pod.claims() {
         let key = (pod.namespace().unwrap_or_default(), claim.to_owned());
         users.entry(key).or_default().insert(pod.name_any());
     }
 }
 
 fn remove(users: &mut Users, pod: &Pod) {
-    for claim in claims(pod) {
+    for claim in pod.claims() {
         let key = (pod.namespace().unwrap_or_default(), claim.to_owned());
         if let Some(names) = users.get_mut(&key) {
             names.remove(&pod.name_any());

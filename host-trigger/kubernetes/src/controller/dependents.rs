@@ -6,13 +6,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use k8s_openapi::api::core::v1::Pod;
 use kube::{
     ResourceExt as _,
     runtime::reflector::{ObjectRef, Store},
 };
 
-use super::{claim_users, observed};
+use super::{observed, pod::Pod};
 use crate::{
     attachment_pod,
     resource::{BlockVolumeAttachment, Source},
@@ -112,7 +111,7 @@ impl Dependents {
     /// for one of its claims. Those that wait for nothing are none: many pods may share a claim.
     pub(super) fn of_pod(&self, pod: &Pod) -> Vec<Arc<BlockVolumeAttachment>> {
         let namespace = pod.namespace().unwrap_or_default();
-        let of_claim = claim_users::claims(pod).flat_map(|claim| {
+        let of_claim = pod.claims().flat_map(|claim| {
             let all = self.of(&Key::Claim(namespace.clone(), claim.to_owned()));
             let waits = |one: &Arc<BlockVolumeAttachment>| !observed::is_given(one);
             all.into_iter().filter(move |one| waits(one) || attachment_pod::is_of(pod, one))

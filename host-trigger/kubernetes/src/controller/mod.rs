@@ -3,12 +3,14 @@
 //! node agents do the rest. It stores nothing. What the watches have brought says where nothing is
 //! to be done; everything else is read from the API server before it is decided about.
 
+mod claim;
 mod claim_users;
 mod dependents;
 mod known;
 mod observed;
 mod pause;
 mod plan;
+mod pod;
 mod refusal;
 mod watches;
 mod work;
@@ -20,7 +22,7 @@ use std::{
 };
 
 use futures_util::StreamExt as _;
-use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api, Client, ResourceExt as _,
     runtime::controller::{Action, Config},
@@ -33,9 +35,11 @@ use crate::{
     retries::Retries,
 };
 
+use claim::Claim;
 use dependents::Key;
 use observed::Observed;
 use plan::Plan;
+use pod::Pod;
 use watches::Watches;
 use work::Work;
 
@@ -216,7 +220,7 @@ impl Context {
             observed.same_place = self.same_place(namespace, &observed.attachment).await?;
         }
         if let Some(claim) = observed.claim_name() {
-            let claims = Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), namespace);
+            let claims = Api::<Claim>::namespaced(self.client.clone(), namespace);
             observed.claim = claims.get_opt(claim).await?;
             if assignment.pod_uid.is_none() {
                 observed.claim_users = self.claim_users(&pods, namespace, &observed).await?;

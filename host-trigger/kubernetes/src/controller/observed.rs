@@ -1,8 +1,8 @@
 //! What the controller has read about an attachment when it decides.
 
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::ResourceExt as _;
 
+use super::{claim::Claim, pod::Pod};
 use crate::{
     attachment_pod,
     resource::{
@@ -20,7 +20,7 @@ pub(super) struct Observed {
     /// The pod that is named.
     pub(super) pod: Option<Pod>,
     /// The claim, if the source is one and it exists.
-    pub(super) claim: Option<PersistentVolumeClaim>,
+    pub(super) claim: Option<Claim>,
     /// The pod of the name that the attachment pod has.
     pub(super) attachment_pod: Option<Pod>,
     /// Whether the node exists that the attachment was given to.
@@ -42,7 +42,7 @@ impl Observed {
 
     /// The attachment pod, if it is that of this attachment.
     pub(super) fn own_pod(&self) -> Option<&Pod> {
-        self.attachment_pod.as_ref().filter(|pod| attachment_pod::is_of(pod, &self.attachment))
+        self.attachment_pod.as_ref().filter(|pod| attachment_pod::is_of(*pod, &self.attachment))
     }
 
     /// The pod that the attachment was given to, if it is still there and has not ended.
@@ -50,7 +50,7 @@ impl Observed {
         let assigned = self.attachment.assignment().pod_uid;
         self.pod
             .as_ref()
-            .filter(|pod| assigned.is_some() && pod.metadata.uid == assigned && !has_ended(pod))
+            .filter(|pod| assigned.is_some() && pod.metadata.uid == assigned && !pod.has_ended())
     }
 
     /// Gives the attachment to whom it was given by its record, if its status has lost that. A user
@@ -59,7 +59,7 @@ impl Observed {
     pub(super) fn restore(&mut self) {
         let Some(record) = record(&self.attachment) else { return };
         let pod = self.pod.as_ref().filter(|pod| pod.metadata.uid == record.pod_uid);
-        let is_elsewhere = pod.is_some_and(|pod| node(pod) != record.node_name.as_deref());
+        let is_elsewhere = pod.is_some_and(|pod| pod.node() != record.node_name.as_deref());
         let lacks_pod = self.claim_name().is_some() && self.own_pod().is_none();
         if is_given(&self.attachment) || is_elsewhere || lacks_pod {
             return;
@@ -96,59 +96,4 @@ pub(super) fn record(attachment: &BlockVolumeAttachment) -> Option<ControllerSta
 pub(super) fn place(attachment: &BlockVolumeAttachment) -> [String; 4] {
     let (namespace, spec) = (attachment.namespace().unwrap_or_default(), &attachment.spec);
     [namespace, spec.pod_name.clone(), spec.container_name.clone(), spec.path().to_owned()]
-}
-
-/// The phase of a pod.
-pub(super) fn phase(pod: &Pod) -> &str {
-    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Unknown")
-}
-
-/// Whether a pod has ended: its containers are not started again.
-pub(super) fn has_ended(pod: &Pod) -> bool {
-    matches!(phase(pod), "Succeeded" | "Failed")
-}
-
-/// The node that a pod is on.
-pub(super) fn node(pod: &Pod) -> Option<&str> {
-    pod.spec.as_ref()?.node_name.as_deref()
-}
-
-/// The names of a pod's containers, without those that are for its start alone.
-pub(super) fn containers(pod: &Pod) -> Vec<&str> {
-    let Some(spec) = &pod.spec else { return Vec::new() };
-    let starts = spec.init_containers.iter().flatten();
-    // A sidecar is an init container that goes on.
-    let sidecars = starts.filter(|one| one.restart_policy.as_deref() == Some("Always"));
-    spec.containers.iter().chain(sidecars).map(|container| container.name.as_str()).collect()
-}
-
-/// The ID of the container of this name that runs.
-pub(super) fn running_container(pod: &Pod, name: &str) -> Option<String> {
-    let status = pod.status.as_ref()?;
-    let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
-    let mut its = all.filter(|one| one.name == name);
-    let running =
-        its.find(|one| one.state.as_ref().is_some_and(|state| state.running.is_some()))?;
-    running.container_id.clone()
-}
-
-/// The condition of a pod by which the scheduler says why it has no node.
-pub(super) const SCHEDULED: &str = "PodScheduled";
-
-/// What a pod waits for, as the scheduler or kubelet say it.
-pub(super) fn why_pending(pod: &Pod) -> Option<String> {
-    let status = pod.status.as_ref()?;
-    let unmet = status
-        .conditions
-        .iter()
-        .flatten()
-        .find(|condition| condition.type_ == SCHEDULED && condition.status == "False");
-    // kubelet's words about a pod that it does not run, or has evicted.
-    let ended = status.message.clone().or_else(|| status.reason.clone());
-    let unscheduled = unmet.and_then(|condition| condition.message.clone());
-    let waiting = status.container_statuses.iter().flatten().find_map(|container| {
-        let waiting = container.state.as_ref()?.waiting.as_ref()?;
-        waiting.message.clone().or_else(|| waiting.reason.clone())
-    });
-    unscheduled.or(ended).or(waiting)
 }

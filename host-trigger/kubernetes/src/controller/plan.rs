@@ -4,11 +4,11 @@
 //! node agent has said that nothing is attached any more, or the node is gone. Only then can it be
 //! given to another pod of the same name, and only then is its attachment pod removed.
 
-use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
 use super::{
     observed::{self, Observed},
+    pod::Pod,
     refusal::{self, Refusal},
 };
 use crate::resource::{
@@ -125,10 +125,7 @@ impl Plan {
     fn serve(observed: &Observed, pod: &Pod) -> Self {
         let node = observed.attachment.assignment().node_name.unwrap_or_default();
         let status = ControllerStatus {
-            container_id: observed::running_container(
-                pod,
-                &observed.attachment.spec.container_name,
-            ),
+            container_id: pod.running_container(&observed.attachment.spec.container_name),
             ..assignment(observed, pod)
         };
         let attachment_pod = match (observed.claim_name(), observed.own_pod()) {
@@ -136,7 +133,7 @@ impl Plan {
                 PodAction::Create { node: node.clone(), claim: claim.to_owned() }
             }
             // One that was evicted does not run again.
-            (_, Some(own)) if observed::has_ended(own) => remove(observed),
+            (_, Some(own)) if own.has_ended() => remove(observed),
             _ => PodAction::Keep,
         };
         let message = format!("the pod runs on node {node}");
@@ -187,11 +184,9 @@ pub(super) fn is_status(
 }
 
 fn assignment(observed: &Observed, pod: &Pod) -> ControllerStatus {
-    let capacity = observed.claim.as_ref().and_then(|claim| {
-        claim.status.as_ref()?.capacity.as_ref()?.get("storage").map(|size| size.0.clone())
-    });
+    let capacity = observed.claim.as_ref().and_then(|claim| claim.status.capacity.storage.clone());
     ControllerStatus {
-        node_name: observed::node(pod).map(str::to_owned),
+        node_name: pod.node().map(str::to_owned),
         pod_uid: pod.metadata.uid.clone(),
         container_id: None,
         claim_capacity: capacity,
@@ -208,7 +203,7 @@ fn remove(observed: &Observed) -> PodAction {
 fn pod_gone(observed: &Observed) -> Condition {
     let name = &observed.attachment.spec.pod_name;
     let message = match &observed.pod {
-        Some(pod) if observed::has_ended(pod) => format!("pod {name} has ended"),
+        Some(pod) if pod.has_ended() => format!("pod {name} has ended"),
         Some(_) => format!("pod {name} was replaced by another one of its name"),
         None => format!("pod {name} is gone"),
     };
@@ -266,7 +261,7 @@ fn source_ready(observed: &Observed) -> Condition {
         return condition(Truth::False, "AttachmentPodMissing", message);
     };
     let name = pod.name_any();
-    match observed::phase(pod) {
+    match pod.phase() {
         "Running" if pod.metadata.deletion_timestamp.is_none() => {
             condition(Truth::True, "AttachmentPodRuns", format!("attachment pod {name} runs"))
         }
@@ -276,7 +271,7 @@ fn source_ready(observed: &Observed) -> Condition {
             condition(Truth::False, "AttachmentPodDeleted", message)
         }
         phase => {
-            let why = observed::why_pending(pod).map(|why| format!(": {why}")).unwrap_or_default();
+            let why = pod.why_pending().map(|why| format!(": {why}")).unwrap_or_default();
             let message = format!(
                 "attachment pod {name} does not run: it is {phase}{why}; kubectl describe pod \
                  {name} says more"

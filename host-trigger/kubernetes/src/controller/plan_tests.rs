@@ -37,7 +37,7 @@ fn carry_out(mut observed: Observed, plan: &Plan) -> Observed {
     match &plan.attachment_pod {
         PodAction::Create { node, claim } => {
             let pod = attachment_pod::new(&observed.attachment, claim, node, "image").unwrap();
-            observed.attachment_pod = Some(pod);
+            observed.attachment_pod = Some(object(json!(pod)));
         }
         PodAction::Delete => observed.attachment_pod = None,
         PodAction::Keep => {}
@@ -74,12 +74,13 @@ fn what_is_as_planned_is_done_and_nothing_else_is() {
         ("pod gone", |one| one.pod = None),
         ("pod replaced", |one| one.pod.as_mut().unwrap().metadata.uid = Some("new".to_owned())),
         ("container started again", |one| {
-            let statuses = one.pod.as_mut().unwrap().status.as_mut().unwrap();
-            statuses.container_statuses.as_mut().unwrap()[0].container_id = Some("c2".to_owned());
+            one.pod.as_mut().unwrap().status = object(json!({ "phase": "Running",
+                "containerStatuses": [{ "name": "postgres", "containerID": "c2",
+                    "state": { "running": {} } }] }));
         }),
         ("claim grown", |one| {
-            let status = one.claim.as_mut().unwrap().status.as_mut().unwrap();
-            status.capacity = object(json!({ "storage": "2Gi" }));
+            let status = &mut one.claim.as_mut().unwrap().status;
+            status.capacity.storage = Some("2Gi".to_owned());
         }),
         ("attachment pod gone", |one| one.attachment_pod = None),
         ("attachment pod failed", |one| {
@@ -161,7 +162,7 @@ fn a_plan_that_was_carried_out_is_the_same_again() {
 
 #[rstest]
 #[case::no_pod(|o: &mut Observed| o.pod = None, "PodNotFound")]
-#[case::not_scheduled(|o: &mut Observed| pod_of(o).spec.as_mut().unwrap().node_name = None,
+#[case::not_scheduled(|o: &mut Observed| pod_of(o).spec.node_name = None,
     "PodNotRunning")]
 #[case::ended(|o: &mut Observed| pod_of(o).status = object(json!({ "phase": "Succeeded" })),
     "PodNotRunning")]
@@ -244,7 +245,7 @@ fn a_new_pod_of_the_name_gets_the_volume_when_the_old_one_has_let_it_go() {
     let mut replaced = given();
     let pod = pod_of(&mut replaced);
     pod.metadata.uid = Some("pod-2".to_owned());
-    pod.spec.as_mut().unwrap().node_name = Some("node-2".to_owned());
+    pod.spec.node_name = Some("node-2".to_owned());
     let plan = Plan::new(&replaced);
     assert_eq!(accepted_reason(&plan), (Truth::False, "PodGone"));
     assert_eq!(plan.node.as_deref(), Some("node-1"));
@@ -296,7 +297,7 @@ fn what_may_be_attached_is_not_forgotten_with_the_status() {
 #[case::pod_of_another(|o: &mut Observed| {
     o.attachment_pod.as_mut().unwrap().metadata.owner_references = None;
 })]
-#[case::another_node(|o: &mut Observed| pod_of(o).spec.as_mut().unwrap().node_name = None)]
+#[case::another_node(|o: &mut Observed| pod_of(o).spec.node_name = None)]
 #[case::no_finalizer(|o: &mut Observed| o.attachment.metadata.finalizers = None)]
 fn a_record_that_anybody_could_make_is_not_believed(#[case] change: fn(&mut Observed)) {
     let mut forged = given();

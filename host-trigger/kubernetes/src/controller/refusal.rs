@@ -1,9 +1,8 @@
 //! Why an attachment is not given to a node. Each message says what is wrong, and what to do.
 
-use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
-use super::observed::{self, Observed};
+use super::{observed::Observed, pod::Pod};
 use crate::attachment_pod;
 
 /// Why an attachment is not given to a node: a reason for programs, and for people.
@@ -32,20 +31,20 @@ pub(super) fn acceptable(observed: &Observed) -> Result<&Pod, Refusal> {
             format!("pod {name} is being deleted; the next pod of this name gets the volume");
         return Err(Refusal("PodNotRunning", message));
     }
-    let (Some(node), "Running") = (observed::node(pod), observed::phase(pod)) else {
+    let (Some(node), "Running") = (pod.node(), pod.phase()) else {
         let message = format!(
             "pod {name} does not run: its phase is {}; the volume is attached when it runs \
              (kubectl describe pod {name})",
-            observed::phase(pod)
+            pod.phase()
         );
         return Err(Refusal("PodNotRunning", message));
     };
-    if !observed::containers(pod).contains(&spec.container_name.as_str()) {
+    if !pod.containers().contains(&spec.container_name.as_str()) {
         let message = format!(
             "pod {name} has no container {}, but {}; delete this attachment and create one that \
              names one of them",
             spec.container_name,
-            observed::containers(pod).join(", ")
+            pod.containers().join(", ")
         );
         return Err(Refusal("ContainerNotFound", message));
     }
@@ -79,8 +78,7 @@ fn claim_fits(observed: &Observed, node: &str) -> Result<(), Refusal> {
         );
         return Err(Refusal("ClaimNotFound", message));
     };
-    let spec = claim.spec.as_ref();
-    if spec.and_then(|spec| spec.volume_mode.as_deref()) != Some("Block") {
+    if claim.spec.volume_mode.as_deref() != Some("Block") {
         let message = format!(
             "claim {name} is a file system (volumeMode: Filesystem), which the node would mount; \
              use a claim with volumeMode: Block, also where its file system is to be mounted in the \
@@ -88,23 +86,24 @@ fn claim_fits(observed: &Observed, node: &str) -> Result<(), Refusal> {
         );
         return Err(Refusal("ClaimNotBlock", message));
     }
-    if claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Lost") {
+    if claim.status.phase.as_deref() == Some("Lost") {
         let message = format!(
             "claim {name} has lost its volume (phase Lost); restore its persistent volume, or use \
              another claim"
         );
         return Err(Refusal("ClaimLost", message));
     }
-    let modes: Vec<_> = spec.and_then(|spec| spec.access_modes.clone()).unwrap_or_default();
-    if modes.iter().any(|mode| mode == "ReadWriteMany" || mode == "ReadOnlyMany") {
+    let mut modes = claim.spec.access_modes.iter();
+    if modes.any(|mode| mode == "ReadWriteMany" || mode == "ReadOnlyMany") {
         return Ok(());
     }
-    let elsewhere = observed.claim_users.iter().find(|user| {
-        !observed::has_ended(user) && observed::node(user).is_some_and(|other| other != node)
-    });
+    let elsewhere = observed
+        .claim_users
+        .iter()
+        .find(|user| !user.has_ended() && user.node().is_some_and(|other| other != node));
     match elsewhere {
         Some(user) => {
-            let (pod, other) = (user.name_any(), observed::node(user).unwrap_or_default());
+            let (pod, other) = (user.name_any(), user.node().unwrap_or_default());
             let message = format!(
                 "claim {name} is in use by pod {pod} on node {other}, and its access modes allow \
                  one node alone; delete that pod, or use a claim with ReadWriteMany"

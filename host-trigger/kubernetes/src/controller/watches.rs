@@ -1,17 +1,18 @@
 //! What the controller watches, and which attachments a change of it concerns.
 
 use futures_util::{StreamExt as _, stream};
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::{
     Api, Client, ResourceExt as _,
     runtime::{Controller, WatchStreamExt as _, reflector::ObjectRef, watcher},
 };
 
 use super::{
+    claim::Claim,
     claim_users::ClaimUsers,
     dependents::{Dependents, Key},
-    known::{self, Known},
+    known::Known,
     pause::Pause,
+    pod::Pod,
 };
 use crate::{resource::BlockVolumeAttachment, watched::watched};
 
@@ -31,7 +32,8 @@ impl Watches {
         let everything = watcher::Config::default;
         let events =
             watcher::watcher(Api::<BlockVolumeAttachment>::all(client.clone()), everything());
-        let (store, attachments) = watched(events.modify(known::without_managers).backoff(Pause));
+        let (store, attachments) =
+            watched(events.modify(|one| one.metadata.managed_fields = None).backoff(Pause));
         let dependents = Dependents::new(store.clone());
         let beside = dependents.clone();
         let attachments = attachments.flat_map(move |one| stream::iter(beside.with_rivals(one)));
@@ -39,7 +41,7 @@ impl Watches {
         let claim_users = ClaimUsers::default();
         let users = claim_users.clone();
         let events = watcher::watcher(Api::<Pod>::all(client.clone()), everything());
-        let events = events.modify(known::reduce).backoff(Pause).inspect(move |event| {
+        let events = events.modify(Pod::reduce).backoff(Pause).inspect(move |event| {
             if let Ok(event) = event {
                 users.see(event);
             }
@@ -47,10 +49,8 @@ impl Watches {
         let (pods, changed_pods) = watched(events);
         let of_pod = dependents.clone();
 
-        let events =
-            watcher::watcher(Api::<PersistentVolumeClaim>::all(client.clone()), everything());
-        let (claims, changed_claims) =
-            watched(events.modify(known::without_managers).backoff(Pause));
+        let events = watcher::watcher(Api::<Claim>::all(client.clone()), everything());
+        let (claims, changed_claims) = watched(events.modify(Claim::reduce).backoff(Pause));
         let of_claim = dependents.clone();
 
         let controller = Controller::for_stream(attachments.map(Ok), store)

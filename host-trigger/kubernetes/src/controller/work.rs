@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::{
     Context,
-    observed::{self, Observed},
+    observed::Observed,
     plan::{self, Plan, PodAction},
 };
 use crate::{
@@ -131,7 +131,7 @@ impl Work<'_> {
     async fn pod(&self, plan: &Plan, observed: &Observed) -> Result<Option<Duration>, Error> {
         let pods = Api::<Pod>::namespaced(self.context.client.clone(), &self.namespace);
         let (made, uid) = (&self.context.pods_made, observed.attachment.uid().unwrap_or_default());
-        if observed.own_pod().is_some_and(|pod| observed::phase(pod) == "Running") {
+        if observed.own_pod().is_some_and(|pod| pod.phase() == "Running") {
             made.forget(&uid);
         }
         match &plan.attachment_pod {
