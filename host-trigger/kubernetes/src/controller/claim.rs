@@ -35,12 +35,3 @@ pub(super) struct Capacity {
     /// A quantity, such as `10Gi`.
     pub(super) storage: Option<String>,
 }
-
-impl Claim {
-    /// Leaves of the metadata what is asked for.
-    pub(super) fn reduce(&mut self) {
-        let metadata = &mut self.metadata;
-        (metadata.annotations, metadata.labels) = (None, None);
-        (metadata.managed_fields, metadata.finalizers) = (None, None);
-    }
-}

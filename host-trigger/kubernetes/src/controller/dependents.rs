@@ -96,15 +96,16 @@ impl Dependents {
     /// may make room for another one.
     pub(super) fn with_rivals(&self, one: BlockVolumeAttachment) -> Vec<BlockVolumeAttachment> {
         self.note(&one);
-        let place = observed::place(&one);
-        let namespace = one.namespace().unwrap_or_default();
-        let others = self.of(&Key::Pod(namespace, one.spec.pod_name.clone()));
-        let is_rival = |other: &Arc<BlockVolumeAttachment>| {
-            observed::place(other) == place && other.metadata.uid != one.metadata.uid
-        };
-        let rivals: Vec<_> =
-            others.into_iter().filter(is_rival).map(|other| (*other).clone()).collect();
+        let rivals: Vec<_> = self.rivals(&one).iter().map(|other| (**other).clone()).collect();
         [one].into_iter().chain(rivals).collect()
+    }
+
+    /// The other attachments for the place of this one.
+    pub(super) fn rivals(&self, own: &BlockVolumeAttachment) -> Vec<Arc<BlockVolumeAttachment>> {
+        let namespace = own.namespace().unwrap_or_default();
+        let mut all = self.of(&Key::Pod(namespace, own.spec.pod_name.clone()));
+        all.retain(|other| observed::is_rival(other, own));
+        all
     }
 
     /// The attachments that are for this pod, that it is the attachment pod of, or that may wait

@@ -62,6 +62,13 @@ impl Known {
     }
 }
 
+/// Leaves of the metadata of a pod or a claim what is asked for.
+pub(super) fn reduce(object: &mut impl kube::Resource) {
+    let metadata = object.meta_mut();
+    (metadata.annotations, metadata.labels) = (None, None);
+    (metadata.managed_fields, metadata.finalizers) = (None, None);
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;

@@ -36,7 +36,6 @@ use crate::{
 };
 
 use claim::Claim;
-use dependents::Key;
 use observed::Observed;
 use plan::Plan;
 use pod::Pod;
@@ -171,16 +170,11 @@ impl Context {
         namespace: &str,
         own: &BlockVolumeAttachment,
     ) -> Result<Vec<BlockVolumeAttachment>, Error> {
-        let place = observed::place(own);
-        let of_pod = Key::Pod(namespace.to_owned(), own.spec.pod_name.clone());
-        let known = self.watches.dependents.of(&of_pod);
-        let is_other = |one: &BlockVolumeAttachment| {
-            observed::place(one) == place && one.metadata.uid != own.metadata.uid
-        };
         let all = Api::<BlockVolumeAttachment>::namespaced(self.client.clone(), namespace);
         let mut found = Vec::new();
-        for other in known.iter().filter(|one| is_other(one)) {
-            found.extend(all.get_opt(&other.name_any()).await?.filter(is_other));
+        for other in self.watches.dependents.rivals(own) {
+            let now = all.get_opt(&other.name_any()).await?;
+            found.extend(now.filter(|now| observed::is_rival(now, own)));
         }
         Ok(found)
     }

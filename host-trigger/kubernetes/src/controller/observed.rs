@@ -92,6 +92,11 @@ pub(super) fn record(attachment: &BlockVolumeAttachment) -> Option<ControllerSta
     })
 }
 
+/// Whether another attachment is for the same place as `own`.
+pub(super) fn is_rival(other: &BlockVolumeAttachment, own: &BlockVolumeAttachment) -> bool {
+    place(other) == place(own) && other.metadata.uid != own.metadata.uid
+}
+
 /// Where the volume of an attachment is to be.
 pub(super) fn place(attachment: &BlockVolumeAttachment) -> [String; 4] {
     let (namespace, spec) = (attachment.namespace().unwrap_or_default(), &attachment.spec);

@@ -88,13 +88,6 @@ struct Waiting {
 }
 
 impl Pod {
-    /// Leaves of the metadata what is asked for.
-    pub(super) fn reduce(&mut self) {
-        let metadata = &mut self.metadata;
-        (metadata.annotations, metadata.labels) = (None, None);
-        (metadata.managed_fields, metadata.finalizers) = (None, None);
-    }
-
     /// Its phase.
     pub(super) fn phase(&self) -> &str {
         self.status.phase.as_deref().unwrap_or("Unknown")
@@ -157,7 +150,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{attachment_pod, sample};
+    use crate::{attachment_pod, controller::known, sample};
 
     /// A pod as an API server sends it.
     fn pod(status: &Value) -> Pod {
@@ -197,7 +190,7 @@ mod tests {
             "containerStatuses": [container("main", started.clone()), container("x", json!({}))],
             "initContainerStatuses": [container("sidecar", started)],
         }));
-        pod.reduce();
+        known::reduce(&mut pod);
         assert_eq!((pod.phase(), pod.has_ended(), pod.node()), ("Running", false, Some("node-1")));
         assert_eq!(pod.containers(), ["main", "sidecar"]);
         assert_eq!(pod.claims().collect::<Vec<_>>(), ["scratch"]);

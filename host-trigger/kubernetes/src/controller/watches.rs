@@ -10,7 +10,7 @@ use super::{
     claim::Claim,
     claim_users::ClaimUsers,
     dependents::{Dependents, Key},
-    known::Known,
+    known::{self, Known},
     pause::Pause,
     pod::Pod,
 };
@@ -41,7 +41,7 @@ impl Watches {
         let claim_users = ClaimUsers::default();
         let users = claim_users.clone();
         let events = watcher::watcher(Api::<Pod>::all(client.clone()), everything());
-        let events = events.modify(Pod::reduce).backoff(Pause).inspect(move |event| {
+        let events = events.modify(known::reduce).backoff(Pause).inspect(move |event| {
             if let Ok(event) = event {
                 users.see(event);
             }
@@ -50,7 +50,7 @@ impl Watches {
         let of_pod = dependents.clone();
 
         let events = watcher::watcher(Api::<Claim>::all(client.clone()), everything());
-        let (claims, changed_claims) = watched(events.modify(Claim::reduce).backoff(Pause));
+        let (claims, changed_claims) = watched(events.modify(known::reduce).backoff(Pause));
         let of_claim = dependents.clone();
 
         let controller = Controller::for_stream(attachments.map(Ok), store)

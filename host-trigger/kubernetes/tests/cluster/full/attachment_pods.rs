@@ -84,7 +84,7 @@ async fn next_pod(cluster: &Cluster, name: &str, former: Option<&str>) -> Pod {
     next().await.unwrap()
 }
 
-/// How often somebody asked for a pod to be made.
+/// How often a pod was asked for.
 async fn pod_creations(cluster: &Cluster) -> f64 {
     let load = ApiLoad::now(&cluster.server, &cluster.client).await;
     load.requests.get("POST pods").copied().unwrap_or_default()
